@@ -1,0 +1,161 @@
+"""The encoded layer: tokenised pairs as uncompressed Arrow IPC parts, memory-mapped and read by index.
+
+One part per record shard, in shard order, so that row order is record order. Written once in bulk (`prepare`), keyed
+by everything that decides token ids; the step path reads rows and lengths without tokenising.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pft_core.artifacts import digest, file_sha256, read_json, write_json
+from pft_core.encoding import Branch, BranchedExample, EncodingSpec, encode_pairs
+from pft_core.errors import UserError
+from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.records import Form, PairedExample
+
+LAYER_NAME = "layer.json"
+_FORMAT = 1
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prefix_ids", pa.list_(pa.int32())),
+        ("branch_ids", pa.list_(pa.list_(pa.int32()))),
+        ("label_mask", pa.list_(pa.list_(pa.bool_()))),
+        ("prefix_length", pa.int32()),
+        ("branch_lengths", pa.list_(pa.int32())),
+        ("num_labels", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """One Arrow file of a layer: path relative to the layer's folder, sha256, rows, pairs rejected as too long."""
+
+    path: str
+    sha256: str
+    rows: int
+    rejected: int
+
+
+def layer_key(*, data_digest: str, tokenizer_digest: str, spec: EncodingSpec, space: PreferenceSpace) -> str:
+    """Return the digest over all that decides token ids and masks: layers with equal keys hold equal rows."""
+    return digest([_FORMAT, data_digest, tokenizer_digest, asdict(spec), space.to_dict()])
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest of a fast tokenizer's whole definition and its special tokens."""
+    specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
+    return digest([tokenizer.backend_tokenizer.to_str(), specials])
+
+
+def encode_part(
+    records_parquet: Path,
+    part: Path,
+    *,
+    forms: Sequence[Form],
+    spec: EncodingSpec,
+    space: PreferenceSpace,
+    tokenizer: Any,
+) -> LayerPart:
+    """Encode one record shard into one Arrow file; overlong pairs are left out and counted."""
+    records = [PairedExample.from_row(row) for row in pq.read_table(records_parquet).to_pylist()]
+    items = [(record, form) for record in records for form in forms]
+    examples, rejects = encode_pairs(items, spec=spec, space=space, tokenizer=tokenizer)
+    table = pa.Table.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA)
+    temporary = part.with_name(f".{part.name}.{os.getpid()}.tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        writer.write_table(table, max_chunksize=1024)
+    os.replace(temporary, part)
+    return LayerPart(part.name, file_sha256(part), len(examples), len(rejects))
+
+
+def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str) -> Path:
+    """Write layer.json, last: a folder without it is not a layer."""
+    content = {
+        "key": key,
+        "parts": [asdict(p) for p in parts],
+        "rows": sum(p.rows for p in parts),
+        "rejected": sum(p.rejected for p in parts),
+    }
+    write_json(folder / LAYER_NAME, content)
+    return folder / LAYER_NAME
+
+
+def layer_is_complete(folder: Path, *, key: str) -> bool:
+    """Return whether the folder holds a finished layer with this key."""
+    path = folder / LAYER_NAME
+    return path.is_file() and read_json(path, what="an encoded layer")["key"] == key
+
+
+def _to_row(example: BranchedExample) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "prefix_ids": example.prefix_ids,
+        "branch_ids": [b.input_ids for b in example.branches],
+        "label_mask": [b.label_mask for b in example.branches],
+        "prefix_length": len(example.prefix_ids),
+        "branch_lengths": [len(b.input_ids) for b in example.branches],
+        "num_labels": [b.num_labels for b in example.branches],
+    }
+
+
+class EncodedLayer:
+    """Read access to a layer: rows by index, and the counts that plan a step, without reading the rows."""
+
+    def __init__(self, folder: Path):
+        """Map the parts into memory. Raises UserError for a damaged layer or one without rows."""
+        manifest = read_json(folder / LAYER_NAME, what="an encoded layer")
+        tables = [pa.ipc.open_file(pa.memory_map(str(folder / p["path"]))).read_all() for p in manifest["parts"]]
+        self._table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
+        if self._table.num_rows != manifest["rows"]:
+            raise UserError(
+                f"{folder}: {self._table.num_rows} rows, layer.json says {manifest['rows']}: "
+                "delete the folder and encode again"
+            )
+        if not self._table.num_rows:
+            raise UserError(
+                f"{folder}: no pair is left ({manifest['rejected']} longer than encoding.max_length): "
+                "raise it, or set encoding.overlong=cut_prompt"
+            )
+        self.rejected: int = manifest["rejected"]
+        self.num_labels_E2 = self._per_side("num_labels")
+        self.branch_lengths_E2 = self._per_side("branch_lengths")
+        self.prefix_lengths_E: NDArray[np.int64] = self._table["prefix_length"].to_numpy().astype(np.int64)
+
+    def _per_side(self, column: str) -> NDArray[np.int64]:
+        flat = self._table[column].combine_chunks().flatten().to_numpy()
+        return flat.reshape(-1, len(SIDES)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def num_labels(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Label tokens per example and side [E, 2]."""
+        return self.num_labels_E2[list(indices)]
+
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int]) -> list[int]:
+        """Tokens per example when each of these sides is run with its own copy of the prefix."""
+        rows = list(indices)
+        tokens = self.branch_lengths_E2[rows][:, list(sides)].sum(axis=1) + len(sides) * self.prefix_lengths_E[rows]
+        return [int(t) for t in tokens]
+
+    def read(self, indices: Sequence[int]) -> list[BranchedExample]:
+        """Return the examples at these indices."""
+        return [_from_row(row) for row in self._table.take(list(indices)).to_pylist()] if len(indices) else []
+
+
+def _from_row(row: dict[str, Any]) -> BranchedExample:
+    branches = tuple(
+        Branch(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool), side)
+        for side, (ids, mask) in enumerate(zip(row["branch_ids"], row["label_mask"], strict=True))
+    )
+    return BranchedExample(row["id"], np.asarray(row["prefix_ids"], dtype=np.int32), branches)

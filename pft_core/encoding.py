@@ -1,0 +1,208 @@
+"""Views: a record becomes a BranchedExample, a shared prefix and one branch per side.
+
+Prompt and answer are rendered once and tokenised together; label masks come from the tokens' character spans, so a
+token that holds any character of the answer carries loss. The prefix is the longest common *token-id* prefix of the
+prompts: strings would not do, as merges cross boundaries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pft_core.errors import UserError
+from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
+from pft_core.records import Form, PairedExample, Reject
+
+Mask = Literal["exact", "paper"]
+OverlongPolicy = Literal["reject", "cut_prompt"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One continuation of the prefix: token ids [T], label mask [T] (True where the token carries loss), its side."""
+
+    input_ids: NDArray[np.int32]
+    label_mask: NDArray[np.bool_]
+    side: int
+
+    @property
+    def num_labels(self) -> int:
+        return int(self.label_mask.sum())
+
+
+@dataclass(frozen=True)
+class BranchedExample:
+    """A small tree: token ids of the shared prefix [S] and the branches that follow it.
+
+    Invariant: with an empty prefix no branch starts with a label, as nothing would predict it.
+    """
+
+    id: str
+    prefix_ids: NDArray[np.int32]
+    branches: tuple[Branch, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the tree: prefix once, each branch once."""
+        return len(self.prefix_ids) + sum(len(b.input_ids) for b in self.branches)
+
+    @property
+    def num_tokens_separate(self) -> int:
+        """Tokens when each branch is run with its own copy of the prefix."""
+        return sum(len(self.prefix_ids) + len(b.input_ids) for b in self.branches)
+
+
+@dataclass(frozen=True)
+class TokenizedAnswer:
+    """Prompt and answer tokenised as one text: ids [T], where the answer starts, and which tokens a cut may drop."""
+
+    ids: NDArray[np.int32]
+    answer_start: int
+    scenario_tokens: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EncodingSpec:
+    """What decides token ids and masks, besides the tokenizer and the records."""
+
+    style: PromptStyle
+    max_length: int
+    mask: Mask = "exact"
+    overlong: OverlongPolicy = "reject"
+
+
+def branched_example(
+    example_id: str, prompts: Sequence[NDArray[np.int32]], answers: Sequence[NDArray[np.int32]], sides: Sequence[int]
+) -> BranchedExample:
+    """Build the tree from prompt and answer ids of each branch: labels are exactly the answer tokens."""
+    shared = common_prefix_length(prompts)
+    branches = []
+    for prompt, answer, side in zip(prompts, answers, sides, strict=True):
+        context = prompt[shared:]
+        mask = np.concatenate([np.zeros(len(context), dtype=bool), np.ones(len(answer), dtype=bool)])
+        branches.append(Branch(np.concatenate([context, answer]).astype(np.int32), mask, side))
+    return BranchedExample(example_id, np.asarray(prompts[0][:shared], dtype=np.int32), tuple(branches))
+
+
+def common_prefix_length(sequences: Sequence[NDArray[np.int32]]) -> int:
+    """Return the length of the longest common prefix of integer sequences."""
+    shortest = min(len(s) for s in sequences)
+    equal = np.ones(shortest, dtype=bool)
+    for other in sequences[1:]:
+        equal &= np.asarray(sequences[0][:shortest]) == np.asarray(other[:shortest])
+    return int(shortest if equal.all() else equal.argmin())
+
+
+def select_sides(example: BranchedExample, sides: Sequence[int]) -> BranchedExample:
+    """Keep only the branches of these sides (the `one_sided` view, or one phase of the asynchronous update)."""
+    return BranchedExample(example.id, example.prefix_ids, tuple(b for b in example.branches if b.side in sides))
+
+
+def without_first_label(branch: Branch) -> Branch:
+    """Drop the first label: `mask="paper"` (the released trainer's mask is one token too long)."""
+    mask = branch.label_mask.copy()
+    mask[mask.argmax()] = False
+    return Branch(branch.input_ids, mask, branch.side)
+
+
+def tokenize(
+    texts: Sequence[str], prompt_lengths: Sequence[int], spans: Sequence[tuple[int, int]], tokenizer: Any
+) -> list[TokenizedAnswer]:
+    """Tokenise prompt + answer texts in one call.
+
+    texts: prompt and answer as one string; prompt_lengths: characters of the prompt; spans: characters of the scenario.
+    A BOS token is prepended where the tokenizer uses one, EOS ends every answer. Raises UserError for a tokenizer
+    that has no character offsets or no EOS.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} gives no character offsets: use a fast tokenizer (tokenizer.json)"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in tokenizer_config.json"
+        )
+    bos = leading_bos(tokenizer)
+    encodings = tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+    )
+    rows = zip(encodings["input_ids"], encodings["offset_mapping"], prompt_lengths, spans, texts, strict=True)
+    return [
+        _tokenized(ids, offsets, n, span, bos if not _starts_with_bos(text, tokenizer) else [], tokenizer.eos_token_id)
+        for ids, offsets, n, span, text in rows
+    ]
+
+
+def leading_bos(tokenizer: Any) -> list[int]:
+    """Return the BOS id as a list where the tokenizer prepends one, else an empty list."""
+    probe = tokenizer("x", add_special_tokens=True)["input_ids"]
+    return probe[:1] if tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id] else []
+
+
+def _starts_with_bos(text: str, tokenizer: Any) -> bool:
+    # Chat templates write BOS themselves; a second one would be a prompt the model has never seen.
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+
+
+def _tokenized(
+    ids: list[int], offsets: list[tuple[int, int]], prompt_length: int, span: tuple[int, int], bos: list[int], eos: int
+) -> TokenizedAnswer:
+    starts = np.fromiter((o[0] for o in offsets), dtype=np.int64, count=len(offsets))
+    ends = np.fromiter((o[1] for o in offsets), dtype=np.int64, count=len(offsets))
+    answer_start = int(np.searchsorted(ends, prompt_length, side="right"))
+    first = int(np.searchsorted(starts, span[0], side="left"))
+    last = int(np.searchsorted(ends, span[1], side="right"))
+    shift = len(bos)
+    all_ids = np.asarray([*bos, *ids, eos], dtype=np.int32)
+    return TokenizedAnswer(all_ids, answer_start + shift, (first + shift, max(first, last) + shift))
+
+
+def encode_pairs(
+    items: Sequence[tuple[PairedExample, Form]], *, spec: EncodingSpec, space: PreferenceSpace, tokenizer: Any
+) -> tuple[list[BranchedExample], list[Reject]]:
+    """Encode the `pft` view: per item a prefix and two branches, the demonstrations of both poles.
+
+    Items longer than `spec.max_length` on either side are rejected, or lose tokens from the head of the scenario
+    (never of the answer, and the same tokens on both sides). Example ids are `record id:form`.
+    """
+    texts, prompt_lengths, spans = [], [], []
+    for record, form in items:
+        for side in SIDES:
+            prompt = render_prompt(record, side=side, form=form, style=spec.style, space=space)
+            answer = render_answer(record, target_options(record, side=side, form=form), form=form, style=spec.style)
+            texts.append(prompt.text + answer)
+            prompt_lengths.append(len(prompt.text))
+            spans.append(prompt.scenario_span)
+    rows = tokenize(texts, prompt_lengths, spans, tokenizer) if texts else []
+    examples: list[BranchedExample] = []
+    rejects: list[Reject] = []
+    for i, (record, form) in enumerate(items):
+        outcome = _pair(f"{record.id}:{form}", rows[2 * i : 2 * i + 2], spec)
+        (examples if isinstance(outcome, BranchedExample) else rejects).append(outcome)  # type: ignore[arg-type]
+    return examples, rejects
+
+
+def _pair(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec) -> BranchedExample | Reject:
+    excess = max(len(r.ids) for r in rows) - spec.max_length
+    if excess > 0:
+        cuttable = min(r.scenario_tokens[1] - r.scenario_tokens[0] for r in rows)
+        if spec.overlong == "reject" or excess > cuttable:
+            longest = max(len(r.ids) for r in rows)
+            return Reject(example_id, "scenario", "overlong", f"{longest} tokens, max_length is {spec.max_length}")
+        rows = [_without_scenario_head(r, excess) for r in rows]
+    prompts = [r.ids[: r.answer_start] for r in rows]
+    answers = [r.ids[r.answer_start :] for r in rows]
+    example = branched_example(example_id, prompts, answers, SIDES)
+    if spec.mask == "paper":
+        return BranchedExample(example.id, example.prefix_ids, tuple(without_first_label(b) for b in example.branches))
+    return example
+
+
+def _without_scenario_head(row: TokenizedAnswer, count: int) -> TokenizedAnswer:
+    start, end = row.scenario_tokens
+    ids = np.concatenate([row.ids[:start], row.ids[start + count :]])
+    return TokenizedAnswer(ids, row.answer_start - count, (start, end - count))

@@ -1,0 +1,68 @@
+"""Small hand-made inputs that several tests share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pft_core.encoding import BranchedExample, branched_example
+from pft_core.preferences import Axis, Pole, PreferenceSpace
+from pft_core.records import Option, PairedExample, paired_example
+
+SPACE = PreferenceSpace(
+    "tiny",
+    (
+        Axis("Risk", Pole("Bold", "Takes chances."), Pole("Careful", "Avoids chances.")),
+        Axis("Pace", Pole("Fast", "Acts now."), Pole("Slow", "Waits.")),
+    ),
+)
+
+
+def record(number: int = 0, *, axis: str = "Risk", num_options: int = 3) -> PairedExample:
+    """A record whose options alternate between the sides."""
+    options = [Option(f"{'go' if i % 2 == 0 else 'stay'} {number} way {i}", i % 2) for i in range(num_options)]
+    return paired_example(axis, f"The town has plan {number} . What now ?", options)
+
+
+def tree(
+    example_id: str, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], sides: Sequence[int] = (0, 1)
+) -> BranchedExample:
+    """A BranchedExample from plain lists of token ids."""
+    as_ids = [[np.asarray(ids, dtype=np.int32) for ids in group] for group in (prompts, answers)]
+    return branched_example(example_id, as_ids[0], as_ids[1], sides)
+
+
+def random_trees(count: int, *, seed: int = 0, vocabulary: int = 600) -> list[BranchedExample]:
+    """Pairs with unequal prefix, context and answer lengths."""
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [int(t) for t in rng.integers(3, vocabulary, rng.integers(low, high))]
+
+    trees = []
+    for i in range(count):
+        prefix = ids(3, 12)
+        trees.append(tree(f"pair-{i}", [prefix + ids(1, 4), prefix + ids(1, 4)], [ids(1, 9), ids(1, 9)]))
+    return trees
+
+
+class MemoryStore:
+    """An ExampleStore over a list, as the loop reads it."""
+
+    def __init__(self, examples: list[BranchedExample]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def num_labels(self, indices: Sequence[int]) -> Any:
+        counts = [[b.num_labels for b in self.examples[i].branches] for i in indices]
+        return np.array(counts, dtype=np.int64).reshape(-1, 2)
+
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int]) -> list[int]:
+        chosen = [[b for b in self.examples[i].branches if b.side in sides] for i in indices]
+        prefixes = [len(self.examples[i].prefix_ids) for i in indices]
+        return [sum(p + len(b.input_ids) for b in bs) for p, bs in zip(prefixes, chosen, strict=True)]
+
+    def read(self, indices: Sequence[int]) -> list[BranchedExample]:
+        return [self.examples[i] for i in indices]

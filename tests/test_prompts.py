@@ -1,0 +1,83 @@
+import pytest
+
+from pft_core.errors import UserError
+from pft_core.preferences import load_space
+from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options, template_digest
+from pft_core.records import Option, PairedExample
+from tests.builders import SPACE
+
+RECORD = PairedExample("id0", "Risk", "A gap.", (Option("jump", 0), Option("walk round", 1), Option("run", 0)))
+
+
+def text(position="before", answer="letter", *, side=0, form="one") -> str:
+    return render_prompt(RECORD, side=side, form=form, style=PromptStyle(position, answer), space=SPACE).text
+
+
+def test_the_condition_stands_before_or_after_the_scenario() -> None:
+    condition = "Preference (Risk): Bold. Takes chances."
+    assert text("before").startswith(condition + "\nA gap.\n(A) jump\n(B) walk round\n(C) run\n")
+    after = text("after")
+    assert after.startswith("A gap.\n(A) jump")
+    assert after.index("(C) run") < after.index(condition) < after.index("Answer:")
+
+
+def test_without_a_condition_nothing_is_said_of_preferences() -> None:
+    assert "Preference" not in text(side=None)
+    assert text(side=None).startswith("A gap.")
+
+
+def test_both_poles_share_everything_but_the_condition() -> None:
+    assert text(side=0).split("\n")[1:] == text(side=1).split("\n")[1:]
+
+
+def test_the_span_of_the_scenario_is_exact() -> None:
+    for position in ("before", "after"):
+        prompt = render_prompt(RECORD, side=1, form="one", style=PromptStyle(position), space=SPACE)
+        assert prompt.text[slice(*prompt.scenario_span)] == "A gap."
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "want"),
+    [
+        ("one", "letter", ' {"choice": "A"}'),
+        ("all", "letter", ' {"choices": ["A", "C"]}'),
+        ("one", "option", " jump"),
+        ("all", "option", " jump\nrun"),
+    ],
+)
+def test_answers(form, answer, want) -> None:
+    chosen = (0,) if form == "one" else (0, 2)
+    assert render_answer(RECORD, chosen, form=form, style=PromptStyle(answer=answer)) == want
+
+
+def test_free_responses_list_no_options() -> None:
+    record = PairedExample("id1", "Risk", "A gap.", (Option("jump", 0), Option("walk", 1)), "response")
+    prompt = render_prompt(record, side=1, form="one", style=PromptStyle(), space=SPACE)
+    assert prompt.text == "Preference (Risk): Careful. Avoids chances.\nA gap.\nAnswer:"
+    assert render_answer(record, (1,), form="one", style=PromptStyle()) == " walk"
+
+
+def test_the_demonstration_is_one_option_of_the_pole_and_always_the_same() -> None:
+    assert target_options(RECORD, side=0, form="all") == (0, 2)
+    (picked,) = target_options(RECORD, side=0, form="one")
+    assert picked in (0, 2)
+    assert target_options(RECORD, side=0, form="one") == (picked,)
+
+
+def test_the_template_digest_follows_style_and_wording() -> None:
+    digests = {
+        template_digest(PromptStyle(), SPACE),
+        template_digest(PromptStyle("after"), SPACE),
+        template_digest(PromptStyle(), load_space("vcd")),
+    }
+    assert len(digests) == 3
+
+
+def test_shipped_spaces_load_and_unknown_names_get_a_hint() -> None:
+    assert [len(load_space(name).axes) for name in ("vcd", "bqd")] == [6, 7]
+    with pytest.raises(UserError, match="Did you mean 'vcd'"):
+        load_space("vdc")
+    with pytest.raises(UserError, match="Did you mean 'Risk Orientation'"):
+        load_space("vcd").axis("Risk orientation")
+    with pytest.raises(UserError, match="Did you mean 'Risk-averse'"):
+        load_space("vcd").axis("Risk Orientation").side("Risk averse")

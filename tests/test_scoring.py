@@ -1,0 +1,65 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pft_core.batching import collate, empty_example
+from pft_core.encoding import BranchedExample
+from pft_core.errors import UserError
+from pft_core.scoring import BranchScorer, refuse_scaled_logits
+from tests.builders import random_trees, tree
+
+
+@pytest.fixture(params=["tiny_qwen2", "tiny_llama"])
+def model(request):
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), dtype=torch.float64)
+
+
+def reference_logps(model, example: BranchedExample) -> list[float]:
+    """One branch at a time, full logits, no batch: what the scorer must equal."""
+    rows = []
+    for branch in example.branches:
+        ids = torch.tensor([[*example.prefix_ids.tolist(), *branch.input_ids.tolist()]])
+        logps = model(input_ids=ids).logits.double().log_softmax(-1)[0]
+        start = len(example.prefix_ids)
+        labels = [start + i for i, is_label in enumerate(branch.label_mask) if is_label]
+        rows.append(sum(logps[i - 1, ids[0, i]].item() for i in labels))
+    return rows
+
+
+def test_scores_equal_one_branch_at_a_time(model) -> None:
+    examples = [*random_trees(4), tree("empty prefix", [[5, 6], [7, 6]], [[8], [9, 10]])]
+    with torch.no_grad():
+        scored = BranchScorer(model)(collate(examples))
+        want = torch.tensor([v for e in examples for v in reference_logps(model, e)])
+    # float64 weights, but RMSNorm computes in float32: 1e-5 is that norm's rounding.
+    assert torch.allclose(scored.double(), want.double(), atol=1e-5)
+
+
+def test_branches_cannot_see_each_other(model) -> None:
+    scorer = BranchScorer(model)
+    first = tree("x", [[5, 6], [5, 7]], [[8, 9], [10, 11]])
+    other = tree("x", [[5, 6], [5, 7]], [[8, 9], [12, 13]])
+    with torch.no_grad():
+        assert scorer(collate([first]))[0] == scorer(collate([other]))[0]
+
+
+def test_an_answer_right_after_the_shared_prefix_is_predicted_by_its_last_token(model) -> None:
+    example = tree("x", [[5, 6], [5, 6]], [[8], [9]])
+    with torch.no_grad():
+        want = reference_logps(model, example)
+        assert BranchScorer(model)(collate([example])).tolist() == pytest.approx(want, abs=1e-5)
+
+
+def test_a_bin_without_labels_scores_zero_and_reaches_every_weight(model) -> None:
+    scorer = BranchScorer(model)
+    logps = scorer(collate([empty_example()]))
+    logps.sum().backward()
+    assert logps.tolist() == [0.0]
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_architectures_that_change_logits_are_refused() -> None:
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        refuse_scaled_logits(SimpleNamespace(model_type="gemma2", final_logit_softcapping=30.0))
