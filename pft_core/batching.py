@@ -5,7 +5,7 @@ them without a word exchanged (gathers under ZeRO are collectives).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class BranchedBatch:
         return labels.index_add_(0, rows, self.label_mask.long())
 
     def to(self, device: torch.device | str) -> "BranchedBatch":
-        tensors = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return BranchedBatch(**tensors)
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "example_ids"}
+        return replace(self, **moved)
 
 
 def collate(examples: Sequence[BranchedExample]) -> BranchedBatch:

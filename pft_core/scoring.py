@@ -23,9 +23,8 @@ class BranchScorer(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
-        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        refuse_scaled_logits(causal_lm.config)
+        self.model: Any = model
+        refuse_scaled_logits(self._causal_lm().config)
 
     def forward(self, batch: BranchedBatch) -> Tensor:
         return separate_logps(self._causal_lm(), batch)
@@ -48,10 +47,8 @@ def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:
     # A token is predicted by the position before it.
     row_N, position_N = labels_RL[:, 1:].nonzero(as_tuple=True)
     logps_N = label_logps(causal_lm, hidden_RLD[row_N, position_N], ids_RL[row_N, position_N + 1])
-    if not len(row_N):
-        # An idle rank's bin: its zero still depends on every weight, so that backward enters every collective.
-        logps_N = causal_lm.get_output_embeddings()(hidden_RLD[:, 0]).float().mean(-1) * 0.0
-        row_N = torch.arange(len(rows), device=ids_RL.device)
+    # With no labels at all (an idle rank's bin) zero rows still tie the sum to every weight. Under ZeRO-3 all ranks must
+    # call the modules in one order: a second call of the head here would leave the other ranks waiting for ever.
     return torch.zeros(batch.num_branches, device=ids_RL.device).index_add(0, row_N, logps_N)
 
 

@@ -1,0 +1,164 @@
+"""Replay the paper's released trainer: `python -m tests.parity.golden DIR`.
+
+DIR holds a base model, LoRA weights before step 1, tokenised pairs, and what the reference did (`expected.json`).
+The replay goes through the product's own loop, engine and scorer with `normalization: micro_batch`. The last line is
+one JSON object with the largest deviations; the exit code is 0 only within the reference's stated tolerances.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from pft_core.batching import collate
+from pft_core.encoding import BranchedExample, branched_example
+from pft_core.engine import Engine, EngineSettings, build_engine
+from pft_core.local_context import LocalContext
+from pft_core.loop import LoopSettings, StepOutcome, train_step
+from pft_core.objectives import paired_nll
+from pft_core.scoring import BranchScorer
+from tests.builders import MemoryStore
+
+TOLERANCES = {"loss": 1e-4, "grad_norm_rel": 1e-3, "final_weights": 1e-4, "initial_ce": 1e-4}
+
+
+class ReferenceOrder:
+    """File order, cut as the reference cuts it: micro-batches end with the epoch, steps hold whole micro-batches."""
+
+    def __init__(self, num_pairs: int, batch_size: int, microbatches_per_step: list[int]):
+        epoch = [list(range(i, min(i + batch_size, num_pairs))) for i in range(0, num_pairs, batch_size)]
+        self.steps: list[list[int]] = []
+        position = 0
+        for count in microbatches_per_step:
+            self.steps.append([i for m in range(position, position + count) for i in epoch[m % len(epoch)]])
+            position += count
+
+    def step_indices(self, step: int, *, pairs_per_step: int, total_pairs: int) -> list[int]:
+        return self.steps[step]
+
+
+def load_pairs(folder: Path) -> list[BranchedExample]:
+    """Pairs as trees; a row longer than `max_length` loses its right end, as in the reference (its answer, that is)."""
+    raw = json.loads((folder / "pairs_tokenized.json").read_text())
+    return [_pair(f"pair-{i}", pair, raw["max_length"]) for i, pair in enumerate(raw["pairs"])]
+
+
+def _pair(example_id: str, pair: dict[str, Any], max_length: int) -> BranchedExample:
+    prompts = [np.asarray(pair[side]["prompt_ids"][:max_length], dtype=np.int32) for side in "ab"]
+    room = [max_length - len(prompt) for prompt in prompts]
+    answers = [
+        np.asarray(pair[side]["response_ids"][:left], dtype=np.int32) for side, left in zip("ab", room, strict=True)
+    ]
+    return branched_example(example_id, prompts, answers, (0, 1))
+
+
+def load_scorer(folder: Path) -> BranchScorer:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    return BranchScorer(PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True))
+
+
+def initial_ce(scorer: BranchScorer, examples: list[BranchedExample]) -> np.ndarray:
+    """Token-mean cross-entropy per pair and side, each pair alone [pairs, 2]."""
+    scorer.eval()
+    with torch.no_grad():
+        rows = [-scorer(batch := collate([e])) / batch.num_labels_R for e in examples]
+    scorer.train()
+    return torch.stack(rows).numpy()
+
+
+def replay(
+    folder: Path, expected: dict[str, Any], scorer: BranchScorer, examples: list[BranchedExample]
+) -> list[StepOutcome]:
+    trajectory = expected["trajectory"]
+    order = ReferenceOrder(len(examples), expected["batch_size"], [len(t["micro_losses"]) for t in trajectory])
+    pairs_per_step = expected["batch_size"] * expected["gradient_accumulation_steps"]
+    settings = LoopSettings(
+        objective=paired_nll(alpha=expected["alpha"], beta=expected["beta"]),
+        order=order,  # type: ignore[arg-type]
+        total_pairs=pairs_per_step * len(trajectory),
+        pairs_per_step=pairs_per_step,
+        tokens_per_microbatch=10**9,
+        pairs_per_microbatch=expected["batch_size"],
+        lr=expected["learning_rate"],
+        schedule="linear",
+        warmup_steps=expected["warmup_steps"],
+        schedule_steps=expected["scheduler_total_steps"],
+        seed=0,
+    )
+    engine = reference_engine(scorer, expected)
+    with tempfile.TemporaryDirectory() as scratch:
+        context = LocalContext(Path(scratch), device=torch.device("cpu"))
+        return [
+            train_step(s, settings=settings, store=MemoryStore(examples), engine=engine, context=context)
+            for s in range(len(trajectory))
+        ]
+
+
+def reference_engine(scorer: BranchScorer, expected: dict[str, Any]) -> Engine:
+    settings = EngineSettings(
+        name="torch",
+        zero_stage=0,
+        weight_decay=expected["weight_decay"],
+        max_grad_norm=expected["max_grad_norm"],
+        precision="fp32",
+    )
+    return build_engine(scorer, settings, device=torch.device("cpu"))
+
+
+def weight_deviation(folder: Path, scorer: BranchScorer) -> float:
+    """Largest absolute difference of the trained LoRA weights to the reference's; every reference weight must exist."""
+    ours = dict(scorer.model.named_parameters())
+    reference = load_file(folder / "final_lora.safetensors")
+    trainable = {name for name, p in ours.items() if p.requires_grad}
+    assert trainable == set(reference), sorted(trainable ^ set(reference))[:4]
+    return max(float((ours[name].detach() - weight).abs().max()) for name, weight in reference.items())
+
+
+def largest_difference(ours: np.ndarray, reference: list[list[float | None]]) -> float:
+    """Largest absolute difference; a side without any token has no mean on either hand, and only then may be NaN."""
+    want = np.array(reference, dtype=np.float64)
+    difference = np.where(np.isnan(ours) & np.isnan(want), 0.0, np.abs(ours - want))
+    return float(difference.max())
+
+
+def deviations(folder: Path) -> dict[str, float]:
+    """Run the whole comparison; NaN never counts as agreement."""
+    expected = json.loads((folder / "expected.json").read_text())
+    examples, scorer = load_pairs(folder), load_scorer(folder)
+    found = {"initial_ce": largest_difference(initial_ce(scorer, examples), expected["initial_mean_ce_per_pair"])}
+    outcomes = replay(folder, expected, scorer, examples)
+    losses, norms = [], []
+    for outcome, reference in zip(outcomes, expected["trajectory"], strict=True):
+        count = len(reference["micro_losses"])
+        losses += [
+            abs(loss * count - want) for loss, want in zip(outcome.bin_losses, reference["micro_losses"], strict=True)
+        ]
+        norms.append(abs(outcome.grad_norm / reference["grad_norm_before_clip"] - 1))
+    return found | {"loss": max(losses), "grad_norm_rel": max(norms), "final_weights": weight_deviation(folder, scorer)}
+
+
+def within_tolerance(found: dict[str, float]) -> bool:
+    return all(math.isfinite(found[key]) and found[key] <= limit for key, limit in TOLERANCES.items())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Replay the paper's trainer and print the largest deviations.")
+    parser.add_argument("folder", type=Path)
+    torch.set_num_threads(1)
+    found = deviations(parser.parse_args().folder)
+    print(json.dumps(found))
+    return 0 if within_tolerance(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
