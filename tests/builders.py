@@ -1,13 +1,17 @@
 """Small hand-made inputs that several tests share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from pft_core.artifacts import DatasetManifest, Shard, file_sha256
 from pft_core.encoding import BranchedExample, branched_example
 from pft_core.preferences import Axis, Pole, PreferenceSpace
-from pft_core.records import Option, PairedExample, paired_example
+from pft_core.records import RECORD_SCHEMA, Option, PairedExample, paired_example
 
 SPACE = PreferenceSpace(
     "tiny",
@@ -66,3 +70,26 @@ class MemoryStore:
 
     def read(self, indices: Sequence[int]) -> list[BranchedExample]:
         return [self.examples[i] for i in indices]
+
+
+def write_dataset(folder: Path, records: Sequence[PairedExample], *, forms: tuple[str, ...] = ("one",)) -> Path:
+    """A prepared folder with one shard, as `pft prepare` would write it."""
+    folder.mkdir(parents=True)
+    shard = folder / "records-00000.parquet"
+    pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), shard)
+    sha256 = file_sha256(shard)
+    DatasetManifest(
+        source="json",
+        forms=forms,
+        space=SPACE,
+        shards=(Shard(shard.name, sha256, len(records)),),
+        rows_in=len(records),
+        rows_out=len(records),
+        pairs_out=len(records) * len(forms),
+        rejected=0,
+        rejected_by_reason={},
+        length_quantiles={},
+        config_digest="c",
+        data_digest=sha256[:16],
+    ).save(folder)
+    return folder

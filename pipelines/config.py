@@ -1,0 +1,218 @@
+"""What a run is made of: strict models, read from a recipe and dotted overrides.
+
+A default is the paper's value or the safe one; the comment says which where it matters.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from pft_core.errors import UserError, did_you_mean
+from pipelines.strict import apply_override, build, read_yaml
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PromptConfig(Section):
+    """How a record becomes text."""
+
+    condition_position: Literal["before", "after"] = "before"  # the paper's prompt
+    answer: Literal["letter", "option"] = "letter"
+    template: Literal["plain", "chat"] = "plain"
+
+
+class EncodingConfig(Section):
+    """Token budget and masks of one side of a pair."""
+
+    max_length: PositiveInt = 1024  # tokens; the paper's 512 cuts about half of the VCD answers
+    mask: Literal["exact", "paper"] = "exact"
+    overlong: Literal["reject", "cut_prompt"] = "reject"
+
+
+class LoraConfig(Section):
+    """Low-rank adapter; the defaults are the paper's."""
+
+    r: PositiveInt = 8
+    alpha: PositiveInt = 32
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+class TrainConfig(Section):
+    """The objective and the optimisation; lr, epochs, pairs_per_step and warm-up are the paper's."""
+
+    objective: Literal["pft", "one_sided:first", "one_sided:second", "mixed"] = "pft"
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    update: Literal["synchronous", "asynchronous"] = "synchronous"
+    normalization: Literal["step", "micro_batch"] = "step"
+    pairs_per_step: PositiveInt = 16
+    pairs_per_microbatch: PositiveInt | None = None  # only with normalization=micro_batch
+    tokens_per_microbatch: PositiveInt = 8192
+    epochs: PositiveFloat = 3
+    max_steps: PositiveInt | None = None
+    lr: PositiveFloat = 5e-5
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    validate_every: int = Field(0, ge=0)  # steps; 0: never
+    checkpoint_every: int = Field(50, ge=0)  # steps; 0: at the end only
+
+    @model_validator(mode="after")
+    def _microbatches_fit_the_normalization(self) -> Self:
+        if (self.normalization == "micro_batch") != (self.pairs_per_microbatch is not None):
+            raise ValueError(
+                "pairs_per_microbatch and normalization=micro_batch go together: set both, or neither "
+                "(normalization=step cuts a step by tokens_per_microbatch)"
+            )
+        if self.pairs_per_microbatch is not None and self.pairs_per_step % self.pairs_per_microbatch:
+            raise ValueError(
+                f"pairs_per_step={self.pairs_per_step} is not a multiple of "
+                f"pairs_per_microbatch={self.pairs_per_microbatch}: change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if self.objective == "pft" and self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: give at least one side a weight")
+        if self.update == "asynchronous" and self.objective != "pft":
+            raise ValueError(f"update=asynchronous needs objective=pft, not {self.objective}")
+        return self
+
+
+class EngineConfig(Section):
+    """Plain torch, or DeepSpeed at a ZeRO stage; DeepSpeed's JSON is derived from this."""
+
+    name: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+
+
+class ScalingConfig(Section):
+    """Mirrors ray.train.ScalingConfig."""
+
+    num_workers: PositiveInt = 1
+    use_gpu: bool = False
+    resources_per_worker: dict[str, float] | None = None
+    threads_per_worker: PositiveInt = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps the run; None: the environment's MLFLOW_TRACKING_URI, else SQLite in the storage folder."""
+
+    uri: str | None = None
+    experiment: str = "pft"
+
+
+class RunConfig(Section):
+    """A training run: the whole of it, as `pft show config` prints it."""
+
+    name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: str | None = None  # a folder written by `pft prepare`
+    validation_data: str | None = None
+    model: str | None = None  # a local folder, or a hub name
+    storage: str = "runs"
+    seed: int = Field(0, ge=0)
+    prompt: PromptConfig = PromptConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    lora: LoraConfig | None = LoraConfig()  # None: full fine-tuning
+    train: TrainConfig = TrainConfig()
+    engine: EngineConfig = EngineConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    max_reject_fraction: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _storage_is_a_folder(self) -> Self:
+        if "://" in self.storage:
+            raise ValueError(f"storage={self.storage!r} is a URL: give a folder on a file system that all nodes see")
+        return self
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a shipped recipe by its bare name, or a YAML file, and apply `train.lr=1e-4`-like overrides.
+
+    Raises UserError with place, value and what to do.
+    """
+    path = recipe_path(recipe)
+    raw = read_yaml(path)
+    given = [apply_override(raw, override) for override in overrides]
+
+    def source(key: str) -> str:
+        on_the_command_line = any(f"{g}.".startswith(f"{key}.") or key.startswith(f"{g}.") for g in given)
+        return "" if on_the_command_line else f"{path.name}: "
+
+    return build(RunConfig, raw, source=source)
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """Return the file of a recipe: a bare name is a shipped one, anything else a path. Raises UserError."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"{path}: no such recipe file")
+        return path
+    shipped = {file.stem: file for file in RECIPES.glob("*.yaml")}
+    if str(recipe) not in shipped:
+        raise UserError(f"recipe {str(recipe)!r} does not exist.{did_you_mean(str(recipe), shipped)}")
+    return shipped[str(recipe)]
+
+
+def total_pairs(config: RunConfig, num_examples: int) -> int:
+    """Positions of the whole run: `max_steps` whole steps where it is given, else `epochs` over the examples."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps * config.train.pairs_per_step
+    return max(1, round(config.train.epochs * num_examples))
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """Return the whole config and, under `derived`, the numbers that follow from it.
+
+    They need no model: `pairs` is what the data holds before pairs beyond encoding.max_length are rejected.
+    Raises UserError where `data` is a folder that was not prepared.
+    """
+    train, scaling = config.train, config.scaling
+    sides = 1 if train.objective.startswith("one_sided") else 2
+    pair_tokens = sides * config.encoding.max_length
+    pairs_per_bin = train.pairs_per_microbatch or train.tokens_per_microbatch // pair_tokens
+    pairs_per_worker = math.ceil(train.pairs_per_step / scaling.num_workers)
+    derived: dict[str, Any] = {
+        "longest_pair_tokens": pair_tokens,
+        "longest_pair_fits_a_microbatch": pair_tokens <= train.tokens_per_microbatch,
+        "pairs_per_step_and_worker": pairs_per_worker,
+        "microbatches_per_step_at_most": math.ceil(pairs_per_worker / max(1, pairs_per_bin)),
+        "lora_scale": config.lora.alpha / config.lora.r if config.lora else None,
+    }
+    return config.model_dump() | {"derived": derived | _schedule(config)}
+
+
+def _schedule(config: RunConfig) -> dict[str, Any]:
+    train = config.train
+    pairs = None
+    if config.data is not None and Path(config.data).is_dir():  # it may be on the cluster only
+        from pft_core.artifacts import DatasetManifest
+
+        pairs = DatasetManifest.load(Path(config.data)).pairs_out
+    if pairs is None and train.max_steps is None:
+        return {"pairs": None, "steps": None, "warmup_share": None}
+    total = total_pairs(config, pairs or 0)
+    steps = math.ceil(total / train.pairs_per_step)
+    return {
+        "pairs": pairs,
+        "pairs_seen": total,
+        "epochs": round(total / pairs, 3) if pairs else None,
+        "steps": steps,
+        "warmup_share": round(min(1.0, train.warmup_steps / steps), 3),
+    }

@@ -1,0 +1,63 @@
+"""What a person reads goes to stderr; stdout is kept for one JSON result, its last line."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(stderr=True)
+
+
+def reserve_stdout() -> Callable[[dict[str, Any]], None]:
+    """Point fd 1 at stderr for the rest of the process and return the function that writes the result.
+
+    It is done on the file descriptor, since libraries, C++ and child processes print past `sys.stdout`; it is never
+    undone, since Ray prints once more while the process exits, and the result must stay the last line.
+    """
+    sys.stdout.flush()
+    result_fd = os.dup(1)  # not inheritable: a process that outlives us does not keep the reader of a pipe waiting
+    os.dup2(2, 1)
+
+    def write_result(result: dict[str, Any]) -> None:
+        with os.fdopen(result_fd, "w", encoding="utf-8") as stdout:
+            print(json.dumps(result, ensure_ascii=False), file=stdout)
+
+    return write_result
+
+
+def one_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Lay the *One* rows of a report out: a line per axis and pole, a column per policy, 95 % intervals in brackets.
+
+    Bold marks a pole that the policy was trained on.
+    """
+    rows = [row for row in rows if row["metric"] == "one" and row["pole"] is not None]
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    table = Table(title="One: the chosen option shows the target pole", caption="bold: trained on this pole")
+    for heading in ("axis", "pole", "n", *policies, "position"):
+        table.add_column(heading, justify="left" if heading in ("axis", "pole") else "right")
+    cells = {(row["axis"], row["pole"], row["policy"]): row for row in rows}
+    for axis, pole in dict.fromkeys((row["axis"], row["pole"]) for row in rows):
+        present = {policy: cells[axis, pole, policy] for policy in policies if (axis, pole, policy) in cells}
+        any_row = next(iter(present.values()))
+        table.add_row(
+            Text(axis),
+            Text(pole),
+            str(any_row["n"]),
+            *(_cell(present[policy]) if policy in present else "" for policy in policies),
+            _number(any_row["position_baseline"]),
+        )
+    return table
+
+
+def _cell(row: dict[str, Any]) -> Text:
+    text = f"{_number(row['value'])} ({_number(row['low'])}-{_number(row['high'])})"
+    return Text(text, style="bold" if row["trained_pole"] else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,222 @@
+"""Paired fine-tuning as a Ray Train job: a TorchTrainer around `pft_core.loop.fit`."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pft_core import checkpoint
+from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
+from pft_core.errors import UserError
+from pft_core.model import load_tokenizer
+from pft_core.prompts import template_digest
+from pipelines.config import RunConfig
+from pipelines.console import console
+from pipelines.embedded import with_embedded
+from pipelines.encode import ensure_layer, prompt_style
+from pipelines.jobs import ensure_ray, run_job
+from pipelines.tracking import Tracker
+from pipelines.train_worker import Mailbox, Payload, train_worker
+
+CHECKPOINTS = "checkpoints"
+MAX_FAILURES = 3
+
+
+def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) -> dict[str, Any]:
+    """Train a policy, or return the finished run with the same config, data and code.
+
+    Result: run_dir, model_ref, adapter (None after full fine-tuning), steps, pairs, resumed_from.
+    """
+    ensure_ray()
+    config = with_embedded(config)
+    refuse_missing_inputs(config)
+    refuse_missing_resources(config)
+    return run_job(config, lambda folder, key: execute(config, folder, key), fresh=fresh, kind="train", run_dir=run_dir)
+
+
+def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
+    """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
+    payload = make_payload(config)
+    with tracked(config, run_dir, key) as tracker:
+        result = fit_on_ray(payload, run_dir, tracker)
+        outcome = result.return_value
+        if "error" in outcome:
+            raise UserError(outcome["error"])
+        publish(config, result, run_dir)
+        tracker.artifact(run_dir / MODEL_REF_NAME)
+        if config.lora is not None:
+            tracker.artifact(run_dir / "adapter")
+    adapter = str(run_dir / "adapter") if config.lora is not None else None
+    return {"run_dir": str(run_dir), "model_ref": str(run_dir / MODEL_REF_NAME), "adapter": adapter, **outcome}
+
+
+def refuse_missing_inputs(config: RunConfig) -> None:
+    if config.data is None:
+        raise UserError("data is not set: give data=DIR, a folder written by `pft prepare`")
+    if config.model is None:
+        raise UserError("model is not set: give model=DIR_OR_NAME, a Hugging Face causal language model")
+    if config.train.validate_every and config.validation_data is None:
+        raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
+
+
+def refuse_missing_resources(config: RunConfig) -> None:
+    """Say before waiting that the cluster is too small. Raises UserError."""
+    have = ray.cluster_resources()
+    for name, amount in worker_resources(config).items():
+        needed = amount * config.scaling.num_workers
+        if needed > have.get(name, 0):
+            raise UserError(
+                f"scaling.num_workers={config.scaling.num_workers} needs {needed:g} {name}, the cluster has "
+                f"{have.get(name, 0):g}: lower scaling.num_workers, or join a larger cluster with RAY_ADDRESS"
+            )
+
+
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """Logical resources of one worker: what the config says, else one CPU, and one GPU where they are used."""
+    default = {"CPU": 1.0} | ({"GPU": 1.0} if config.scaling.use_gpu else {})
+    return config.scaling.resources_per_worker or default
+
+
+def make_payload(config: RunConfig) -> Payload:
+    """Make sure that the data sets are encoded for this tokenizer and wording."""
+
+    def layer(data: str) -> str:
+        return str(
+            ensure_layer(
+                Path(data).resolve(),
+                model=str(config.model),
+                prompt=config.prompt,
+                encoding=config.encoding,
+                max_reject_fraction=config.max_reject_fraction,
+                concurrency=config.scaling.num_workers,
+            )
+        )
+
+    validation = layer(config.validation_data) if config.validation_data and config.train.validate_every else None
+    return Payload(config, layer(str(config.data)), validation)
+
+
+@contextmanager
+def tracked(config: RunConfig, run_dir: Path, key: str) -> Iterator[Tracker]:
+    """An MLflow run that ends as the job does: FINISHED, FAILED, or KILLED by the user."""
+    tracker = Tracker.start(
+        uri=config.tracking.uri,
+        storage=Path(config.storage),
+        experiment=config.tracking.experiment,
+        run_name=run_dir.name,
+        run_key=key,
+        run_dir=run_dir,
+        params=config.model_dump(),
+        inputs=[Path(d) for d in (config.data, config.validation_data) if d],
+    )
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
+    """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
+    config = payload.config
+    mailbox = Mailbox.remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"payload": payload, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.scaling.num_workers,
+            use_gpu=config.scaling.use_gpu,
+            resources_per_worker=worker_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=str(run_dir.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=checkpoint_config(config),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scaling.threads_per_worker)}},
+        ),
+    )
+    with pumping(mailbox, tracker):
+        return trainer.fit()
+
+
+def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
+    """Keep the last checkpoint and, where there is validation, the best (Ray never deletes the last)."""
+    if not config.train.validate_every:
+        return ray.train.CheckpointConfig(num_to_keep=2)
+    return ray.train.CheckpointConfig(
+        num_to_keep=2, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
+    )
+
+
+@contextmanager
+def pumping(mailbox: Any, tracker: Tracker, *, period_s: float = 0.5) -> Iterator[None]:
+    """Drain the mailbox into the tracker from a thread of the driver, and once more at the end."""
+    done = threading.Event()
+
+    def drain() -> None:
+        for step, metrics in ray.get(mailbox.drain.remote()):
+            tracker.log(step, metrics)
+            console.print(progress_line(step, metrics), highlight=False)
+
+    def pump() -> None:
+        while not done.wait(period_s):
+            drain()
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        drain()
+
+
+def progress_line(step: int, metrics: dict[str, float]) -> str:
+    shown = ("loss", "loss_first", "loss_second", "val_loss", "grad_norm", "lr", "pairs_per_s", "tokens_per_s")
+    return f"step {step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
+
+
+def publish(config: RunConfig, result: ray.train.Result, run_dir: Path) -> ModelRef:
+    """Copy the last policy (and the best one by validation) out of the checkpoints and write the reference to it."""
+    kind = "adapter" if config.lora is not None else "weights"
+    copy_policy(result.checkpoint, run_dir / kind)
+    if config.train.validate_every:
+        copy_policy(result.get_best_checkpoint("val_loss", "min"), run_dir / f"{kind}_best")
+    manifest = DatasetManifest.load(Path(str(config.data)))
+    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
+    ref = ModelRef(
+        base=str(config.model),
+        adapter=kind if config.lora is not None else None,
+        weights=kind if config.lora is None else None,
+        style=style,
+        space=manifest.space,
+        template_digest=template_digest(style, manifest.space),
+        data_digest=manifest.data_digest,
+        config_digest=digest(config.model_dump()),
+        adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
+    )
+    ref.save(run_dir)
+    return ref
+
+
+def copy_policy(saved: ray.train.Checkpoint, target: Path) -> None:
+    """Copy the policy of a checkpoint; the target appears whole or not at all."""
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with saved.as_directory() as folder:
+        shutil.copytree(checkpoint.policy_folder(Path(folder)), unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)

@@ -1,0 +1,156 @@
+"""What runs on every training worker: build the policy, then `pft_core.loop.fit`, reporting through Ray Train.
+
+`build_and_fit` knows nothing of Ray, so a bare run (tests, torchrun) and a Ray run are the same code.
+"""
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from torch import Tensor
+
+from pft_core import checkpoint
+from pft_core.encoded_layer import EncodedLayer
+from pft_core.engine import EngineSettings, NonFiniteError, build_engine
+from pft_core.errors import UserError
+from pft_core.loop import FitResult, LoopSettings, TrainContext, fit
+from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter, save_full
+from pft_core.objectives import build_objective
+from pft_core.order import Order
+from pft_core.scoring import BranchScorer
+from pipelines.config import RunConfig, total_pairs
+
+
+@dataclass(frozen=True)
+class Payload:
+    """All a worker needs: the resolved config, and the folders of the encoded layers (validation: None)."""
+
+    config: RunConfig
+    layer: str
+    validation_layer: str | None
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Carries metrics from rank 0 to the driver, so that the step path neither waits nor touches a tracker."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[int, dict[str, float]]] = []
+
+    def put(self, step: int, metrics: dict[str, float]) -> None:
+        self._items.append((step, metrics))
+
+    def drain(self) -> list[tuple[int, dict[str, float]]]:
+        items, self._items = self._items, []
+        return items
+
+
+class RayContext:
+    """A TrainContext on Ray Train: checkpoints go through `ray.train.report`, metrics to the driver's mailbox."""
+
+    def __init__(self, mailbox: Any):
+        from ray.train.torch import get_device
+
+        self.rank = ray.train.get_context().get_world_rank()
+        self.world_size = ray.train.get_context().get_world_size()
+        self.device = get_device()
+        self._mailbox = mailbox
+        self._open = ExitStack()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._mailbox.put.remote(step, metrics)
+
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f"pft-checkpoint-{step}-"))
+
+    def commit(self, folder: Path, metrics: dict[str, float]) -> None:
+        saved = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, saved, delete_local_checkpoint_after_upload=True)
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest reported checkpoint, downloaded where storage is remote. Raises CheckpointError."""
+        saved = ray.train.get_checkpoint()
+        if saved is None:
+            return None
+        folder = Path(self._open.enter_context(saved.as_directory()))
+        checkpoint.verify(folder)
+        return folder
+
+
+def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Entry point on a Ray Train worker. A user's mistake is returned, not raised: Ray would retry it in vain."""
+    try:
+        result = build_and_fit(inputs["payload"], RayContext(inputs["mailbox"]))
+    except (UserError, NonFiniteError, checkpoint.CheckpointError) as error:
+        return {"error": str(error)}
+    return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}
+
+
+def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
+    """Load model and data, wrap the scorer into the engine, train."""
+    config = payload.config
+    torch.set_num_threads(config.scaling.threads_per_worker)
+    store = EncodedLayer(Path(payload.layer))
+    validation = EncodedLayer(Path(payload.validation_layer)) if payload.validation_layer else None
+    model = build_model(config, context.device)
+    engine = build_engine(BranchScorer(model), engine_settings(config), device=context.device)
+    tokenizer = load_tokenizer(str(config.model))
+
+    def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
+        if config.lora is None:
+            save_full(model, tokenizer, state, folder)
+        else:
+            # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
+            save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
+
+    settings = loop_settings(config, num_examples=len(store))
+    return fit(settings, store=store, engine=engine, context=context, save_policy=save_policy, validation=validation)
+
+
+def build_model(config: RunConfig, device: torch.device) -> Any:
+    """Load the base and, unless it is fully fine-tuned, add the adapter, its first weights drawn from the seed."""
+    base = load_base(
+        str(config.model),
+        # Weights that are trained stay float32; a frozen base may be rounded.
+        precision=config.train.precision if config.lora else "fp32",
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        device=device,
+    )
+    if config.lora is None:
+        return base
+    return add_lora(base, LoraSettings(**config.lora.model_dump()), seed=config.seed)
+
+
+def engine_settings(config: RunConfig) -> EngineSettings:
+    return EngineSettings(
+        name=config.engine.name,
+        zero_stage=config.engine.zero_stage,
+        weight_decay=config.train.weight_decay,
+        max_grad_norm=config.train.max_grad_norm,
+        precision=config.train.precision,
+    )
+
+
+def loop_settings(config: RunConfig, *, num_examples: int) -> LoopSettings:
+    train = config.train
+    pairs = total_pairs(config, num_examples)
+    return LoopSettings(
+        objective=build_objective(train.objective, alpha=train.alpha, beta=train.beta, update=train.update),
+        order=Order(num_examples, config.seed),
+        total_pairs=pairs,
+        pairs_per_step=train.pairs_per_step,
+        tokens_per_microbatch=train.tokens_per_microbatch,
+        pairs_per_microbatch=train.pairs_per_microbatch if train.normalization == "micro_batch" else None,
+        lr=train.lr,
+        schedule=train.schedule,
+        warmup_steps=train.warmup_steps,
+        schedule_steps=-(-pairs // train.pairs_per_step),
+        seed=config.seed,
+        checkpoint_every=train.checkpoint_every,
+        validate_every=train.validate_every,
+    )

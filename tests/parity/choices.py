@@ -1,0 +1,55 @@
+"""`python -m tests.parity.choices FILE`: our parser and metrics against what the paper's evaluation made of outputs.
+
+Every case is counted once. *agree*: well formed, and we read the same choice and give the same score. *unparsed*: not
+well formed, and we say so instead of guessing. *disagree*: all else, be it a well-formed case that we do not parse,
+another choice or score, or a case that is not well formed in which we see a choice. Exit 0 only without any.
+"""
+
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pft_core.evaluation.choices import parse_choice, parse_choices, score_all, score_one
+from pft_core.prompts import LETTERS
+
+
+def main(path: str) -> int:
+    cases = json.loads(Path(path).read_text(encoding="utf-8"))
+    verdicts = [(verdict(case), case) for case in cases]
+    for outcome, case in verdicts:
+        if outcome == "disagree":
+            print(f"disagree: {case['mode']} {case['output']!r} with {len(case['labels'])} options")
+    counts = Counter(outcome for outcome, _ in verdicts)
+    print(json.dumps({name: counts[name] for name in ("agree", "disagree", "unparsed")}))
+    return 1 if counts["disagree"] else 0
+
+
+def verdict(case: dict[str, Any]) -> str:
+    choice, score = read(case)
+    if not case["well_formed"]:
+        return "unparsed" if choice is None else "disagree"
+    same_score = math.isclose(score, case["score"], abs_tol=1e-12)
+    return "agree" if choice == expected(case) and same_score else "disagree"
+
+
+def read(case: dict[str, Any]) -> tuple[frozenset[int] | None, float]:
+    """Return our choice, as a set of option indices (None: unparsed), and its score."""
+    num_options = len(case["labels"])
+    gold = frozenset(i for i, label in enumerate(case["labels"]) if label == case["target"])
+    if case["mode"] == "all":
+        choices = parse_choices(case["output"], num_options)
+        return choices, score_all(choices, gold)
+    choice = parse_choice(case["output"], num_options)
+    return None if choice is None else frozenset({choice}), score_one(choice, gold)
+
+
+def expected(case: dict[str, Any]) -> frozenset[int]:
+    letters = case["choices"] if case["mode"] == "all" else [case["choice"]]
+    return frozenset(LETTERS.index(letter) for letter in letters)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

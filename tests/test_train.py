@@ -1,0 +1,104 @@
+"""Training through Ray Train, on tiny models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pft_core.artifacts import ModelRef, file_sha256
+from pft_core.errors import UserError
+from pft_core.local_context import LocalContext
+from pipelines import train
+from pipelines.config import RunConfig
+from pipelines.train_worker import build_and_fit
+from tests.builders import record, write_dataset
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("train") / "data", [record(n) for n in range(12)])
+
+
+def config(model: Path, data: Path, storage: Path, **sections) -> RunConfig:
+    settings = {
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+        "train": {
+            "pairs_per_step": 4, "epochs": 2, "lr": 1e-2, "warmup_steps": 1, "precision": "fp32", "checkpoint_every": 2,
+        },
+        "engine": {"name": "torch"},
+        "scaling": {"num_workers": 1},
+    }  # fmt: skip
+    for name, values in sections.items():
+        settings[name] = settings.get(name, {}) | values if isinstance(values, dict) else values
+    return RunConfig(name="t", data=str(data), model=str(model), storage=str(storage), **settings)
+
+
+def losses(run_dir: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["loss_first"], row["loss_second"]) for row in rows if "loss_first" in row]
+
+
+def test_a_ray_run_is_the_plain_run(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    chosen = config(tiny_qwen2, data, tmp_path)
+    result = train.run(chosen)
+    plain: list[tuple[float, float]] = []
+    context = LocalContext(
+        tmp_path / "plain",
+        device=torch.device("cpu"),
+        log=lambda s, m: plain.append((m["loss_first"], m["loss_second"])),
+    )
+    build_and_fit(train.make_payload(chosen), context)
+    assert losses(Path(result["run_dir"])) == plain
+    assert (result["steps"], result["pairs"], result["resumed_from"]) == (6, 24, None)
+    ref = ModelRef.load(Path(result["model_ref"]))
+    assert ref.adapter_sha256 == file_sha256(Path(result["adapter"]) / "adapter_model.safetensors")
+    whole = tmp_path / "plain" / "checkpoint-00000006" / "rank-00000" / "policy" / "adapter_model.safetensors"
+    assert ref.adapter_sha256 == file_sha256(whole)
+
+
+def test_a_finished_run_is_used_again(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    chosen = config(tiny_qwen2, data, tmp_path, train={"max_steps": 1})
+    first = train.run(chosen)
+    written = (Path(first["run_dir"]) / "job.json").stat().st_mtime_ns
+    assert train.run(chosen) == first
+    assert (Path(first["run_dir"]) / "job.json").stat().st_mtime_ns == written
+
+
+def test_zero_3_on_two_workers_trains_a_llama_and_validates(ray_cluster, tiny_llama, data, tmp_path) -> None:
+    validation = write_dataset(tmp_path / "validation", [record(n) for n in range(20, 25)])
+    chosen = config(
+        tiny_llama, data, tmp_path, engine={"name": "deepspeed", "zero_stage": 3}, scaling={"num_workers": 2},
+        train={"validate_every": 3}, validation_data=str(validation),
+    )  # fmt: skip
+    result = train.run(chosen)
+    run_dir = Path(result["run_dir"])
+    assert all(first > 0 and second > 0 for first, second in losses(run_dir))
+    assert (run_dir / "adapter_best" / "adapter_model.safetensors").is_file()
+    assert any("val_loss" in line for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+
+
+def test_full_fine_tuning_keeps_a_loadable_model(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    result = train.run(config(tiny_qwen2, data, tmp_path, lora=None, train={"max_steps": 2, "lr": 1e-3}))
+    ref = ModelRef.load(Path(result["model_ref"]))
+    assert result["adapter"] is None
+    assert (Path(ref.weights) / "model.safetensors").is_file()
+    assert (Path(ref.weights) / "tokenizer.json").is_file()
+
+
+def test_more_workers_than_the_cluster_has_is_said_before_waiting(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"scaling.num_workers=99 needs 99 CPU, the cluster has 6"):
+        train.run(config(tiny_qwen2, data, tmp_path, scaling={"num_workers": 99}))
+    assert not list(tmp_path.glob("t-*"))
+
+
+def test_target_modules_that_match_nothing_are_a_users_mistake(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match="q_porj"):
+        train.run(config(tiny_qwen2, data, tmp_path, lora={"target_modules": ["q_porj"]}))
+
+
+def test_data_without_a_pair_that_fits_is_refused(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match="encoding.max_length=16 leaves 0 of 12 pairs"):
+        train.run(config(tiny_qwen2, data, tmp_path, encoding={"max_length": 16}))
