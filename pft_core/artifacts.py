@@ -93,7 +93,8 @@ class ModelRef:
     """A trained policy: base model, adapter (LoRA) or own weights (full fine-tuning), and the words it was asked in.
 
     base: folder or hub name; adapter: folder, or None; weights: folder of a fully fine-tuned model, or None.
-    Folders are absolute, or relative to the folder of the reference.
+    Folders are absolute, or relative to the folder of the reference. trained_sides: the sides of every axis of
+    `space` that it was trained on.
     """
 
     base: str
@@ -101,6 +102,7 @@ class ModelRef:
     weights: str | None
     style: PromptStyle
     space: PreferenceSpace
+    trained_sides: tuple[int, ...]
     template_digest: str
     data_digest: str
     config_digest: str
@@ -118,6 +120,7 @@ class ModelRef:
         try:
             raw["style"] = PromptStyle.from_dict(raw["style"])
             raw["space"] = PreferenceSpace.from_dict(raw["space"])
+            raw["trained_sides"] = tuple(raw["trained_sides"])
             for key in ("adapter", "weights"):
                 raw[key] = str(path.parent / raw[key]) if raw[key] else None
             return ModelRef(**raw)

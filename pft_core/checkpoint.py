@@ -5,7 +5,7 @@ each have a local one of the same name whose files are merged afterwards. A fold
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,29 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written or is not what was written; the message names the file."""
 
 
-def save(folder: Path, *, engine: Engine, progress: dict[str, Any], rank: int, world_size: int) -> None:
+def save(
+    folder: Path,
+    *,
+    engine: Engine,
+    progress: dict[str, Any],
+    rank: int,
+    world_size: int,
+    write_policy: Callable[[Path], None] | None = None,
+) -> None:
     """Write a checkpoint; all ranks call. progress: JSON values that the loop needs to go on, equal on all ranks.
 
-    Raises CheckpointError on every rank if one cannot write, for instance for lack of space.
+    write_policy: rank 0 writes the policy itself (adapter or whole weights) with it. Raises CheckpointError on every
+    rank if one cannot write, for instance for lack of space.
     """
     files, fault = {}, None
     try:
         engine.save(rank_folder(folder, rank))
+        if rank == 0 and write_policy is not None:
+            write_policy(policy_folder(folder))
         written = (path for path in sorted(rank_folder(folder, rank).rglob("*")) if path.is_file())
         files = {_name(path, folder): _facts(path) for path in written}
+    except UserError as error:
+        fault = str(error)
     except (OSError, SafetensorError) as error:
         fault = f"{rank_folder(folder, rank)}: cannot write the checkpoint ({error}); free some space and run again"
     outcomes = _gather((files, fault), world_size)

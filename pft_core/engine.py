@@ -87,6 +87,9 @@ class AdamWEngine(ABC):
     """What both engines share: AdamW with torch's defaults, the check of losses, one rank's files."""
 
     def __init__(self, scorer: BranchScorer, settings: EngineSettings, *, device: torch.device):
+        if device.index is not None:
+            # Collectives of Python objects go through the current device, which is the first one by default.
+            torch.cuda.set_device(device)
         self.scorer = scorer.to(device).train()
         self.settings = settings
         self.device = device

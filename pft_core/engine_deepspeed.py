@@ -61,10 +61,10 @@ class DeepSpeedEngine(AdamWEngine):
         if self.settings.zero_stage in (1, 2):
             zero.update_lp_params()
         elif self.settings.zero_stage == 3:
+            # Whole weights are dropped, so that the next forward gathers them anew.
             zero.checkpoint_event_prologue()
             for i in range(len(self._partitions())):
                 zero._reassign_or_swap_out_partitioned_parameters(i)
-            zero.checkpoint_event_epilogue()
 
     def gathered_state(self) -> dict[str, Tensor]:
         if self.settings.zero_stage < 3:

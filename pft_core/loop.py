@@ -156,11 +156,15 @@ def save(
     """Write weights, optimizer state and the policy into one verified checkpoint, then publish it."""
     folder = context.checkpoint_folder(step + 1)
     state = engine.gathered_state()
-    if context.rank == 0:
-        save_policy(checkpoint.policy_folder(folder), state, step + 1)
     pairs_done = min((step + 1) * settings.pairs_per_step, settings.total_pairs)
-    progress = {"steps_done": step + 1, "pairs_done": pairs_done}
-    checkpoint.save(folder, engine=engine, progress=progress, rank=context.rank, world_size=context.world_size)
+    checkpoint.save(
+        folder,
+        engine=engine,
+        progress={"steps_done": step + 1, "pairs_done": pairs_done},
+        rank=context.rank,
+        world_size=context.world_size,
+        write_policy=lambda policy: save_policy(policy, state, step + 1),
+    )
     context.commit(folder, metrics)
 
 
@@ -265,8 +269,7 @@ def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, con
     objective, indices = settings.objective, list(range(len(store)))
     totals = objective.denominators(store.num_labels(indices))
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
-    trained = sorted({side for sides in objective.phases for side in sides})
-    phase = plan_phase(indices, tuple(trained), settings=settings, store=store, num_ranks=context.world_size)
+    phase = plan_phase(indices, objective.trained_sides, settings=settings, store=store, num_ranks=context.world_size)
     engine.scorer.eval()
     for bin_indices in phase.bins[context.rank]:
         batch = read_batch(store, bin_indices, phase.sides).to(context.device)

@@ -35,6 +35,11 @@ class Objective:
     denominators: Callable[[NDArray[np.int64]], NDArray[np.float64]]
     sums: Callable[[Tensor, BranchedBatch], Tensor]
 
+    @property
+    def trained_sides(self) -> tuple[int, ...]:
+        """The sides that any of the updates trains on, in order."""
+        return tuple(sorted({side for phase in self.phases for side in phase}))
+
     def loss(self, sums_K: Tensor, denominators_K: NDArray[np.float64]) -> Tensor:
         """Divide once; a term without labels in this step contributes nothing."""
         scale = [w / d if d > 0 else 0.0 for w, d in zip(self.weights, denominators_K, strict=True)]

@@ -47,8 +47,8 @@ def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:
     # A token is predicted by the position before it.
     row_N, position_N = labels_RL[:, 1:].nonzero(as_tuple=True)
     logps_N = label_logps(causal_lm, hidden_RLD[row_N, position_N], ids_RL[row_N, position_N + 1])
-    # With no labels at all (an idle rank's bin) zero rows still tie the sum to every weight. Under ZeRO-3 all ranks must
-    # call the modules in one order: a second call of the head here would leave the other ranks waiting for ever.
+    # With no labels at all (an idle rank's bin) zero rows still tie the sum to every weight. Under ZeRO-3 all ranks
+    # must call the modules in one order: a second call of the head here would leave the others waiting for ever.
     return torch.zeros(batch.num_branches, device=ids_RL.device).index_add(0, row_N, logps_N)
 
 
@@ -70,7 +70,7 @@ def _prefixed_rows(batch: BranchedBatch) -> list[tuple[Tensor, Tensor]]:
 
 
 def refuse_scaled_logits(config: Any) -> None:
-    """Raise UserError for architectures that change logits after the head, which scoring by hidden states would miss."""
+    """Raise UserError for architectures that change logits after the head: scoring would miss the change."""
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, key, None) not in (None, 1, 1.0):
             raise UserError(

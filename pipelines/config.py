@@ -43,7 +43,7 @@ class LoraConfig(Section):
 
     r: PositiveInt = 8
     alpha: PositiveInt = 32
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -51,8 +51,8 @@ class TrainConfig(Section):
     """The objective and the optimisation; lr, epochs, pairs_per_step and warm-up are the paper's."""
 
     objective: Literal["pft", "one_sided:first", "one_sided:second", "mixed"] = "pft"
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=1.0, ge=0)
     update: Literal["synchronous", "asynchronous"] = "synchronous"
     normalization: Literal["step", "micro_batch"] = "step"
     pairs_per_step: PositiveInt = 16
@@ -62,13 +62,13 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = None
     lr: PositiveFloat = 5e-5
     schedule: Literal["linear", "cosine"] = "linear"
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
-    validate_every: int = Field(0, ge=0)  # steps; 0: never
-    checkpoint_every: int = Field(50, ge=0)  # steps; 0: at the end only
+    validate_every: int = Field(default=0, ge=0)  # steps; 0: never
+    checkpoint_every: int = Field(default=50, ge=0)  # steps; 0: at the end only
 
     @model_validator(mode="after")
     def _microbatches_fit_the_normalization(self) -> Self:
@@ -119,12 +119,12 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """A training run: the whole of it, as `pft show config` prints it."""
 
-    name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: str | None = None  # a folder written by `pft prepare`
     validation_data: str | None = None
     model: str | None = None  # a local folder, or a hub name
     storage: str = "runs"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     prompt: PromptConfig = PromptConfig()
     encoding: EncodingConfig = EncodingConfig()
     lora: LoraConfig | None = LoraConfig()  # None: full fine-tuning
@@ -132,7 +132,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
-    max_reject_fraction: float = Field(0.5, ge=0, le=1)
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _storage_is_a_folder(self) -> Self:

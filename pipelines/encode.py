@@ -80,7 +80,7 @@ def _encode_shards(
         _ShardEncoder,
         fn_constructor_kwargs={"model": model, "spec": spec, "manifest": manifest},
         batch_size=1,
-        concurrency=min(concurrency, len(tasks)),
+        compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(tasks))),
     )
     rows = sorted(encoded.take_all(), key=lambda row: row["number"])
     return [LayerPart(row["path"], row["sha256"], row["rows"], row["rejected"]) for row in rows]

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from pipelines.console import console
 
 JOB_NAME = "job.json"
 CONFIG_NAME = "config.yaml"
+METRICS_NAME = "metrics.jsonl"
 ROOT = Path(__file__).resolve().parents[1]
 # Where a run is kept and who watches it do not change what it computes; data sets count by content, not by place.
 NOT_IN_KEY = {"storage", "tracking", "data", "validation_data"}
@@ -66,13 +68,17 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
         result = run(run_dir, job["key"])
     except Exception as error:
         mistake = unwrap_user_error(error)
-        if mistake and {path.name for path in run_dir.iterdir()} == {JOB_NAME, CONFIG_NAME}:
-            shutil.rmtree(run_dir)  # nothing was done: a corrected command has nothing to trip over
+        if mistake and job["attempt"] == 1 and not _has_trained(run_dir):
+            shutil.rmtree(run_dir)  # nothing was done: a mistake leaves no half-written run behind
         else:
             write_json(run_dir / JOB_NAME, job | {"status": "failed", "error": str(mistake or repr(error))})
         raise
     write_json(run_dir / JOB_NAME, job | {"status": "finished", "seconds": time.monotonic() - begun, "result": result})
     return result
+
+
+def _has_trained(run_dir: Path) -> bool:
+    return any(path.stat().st_size for path in run_dir.rglob(METRICS_NAME))
 
 
 def _job_in(run_dir: Path, key: str) -> dict[str, Any]:
@@ -146,15 +152,16 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     # Ray's processes inherit PATH: jobs call `python`, and DeepSpeed `ninja`, also where this venv is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns at length where this is not decided
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and timings are in Ray's own log files
     if address := os.environ.get("RAY_ADDRESS"):
         refuse_silent_address(address)
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
     # "local": a bare init would join whatever cluster was last started on this machine.
     # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
     cpus = num_cpus or max(6, os.cpu_count() or 1)
     context = ray.init(
-        address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, logging_level="WARNING"
+        address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING
     )
     console.print(f"Ray started: {cpus} logical CPUs, dashboard {context.dashboard_url}")
 

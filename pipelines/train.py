@@ -15,17 +15,19 @@ from pft_core import checkpoint
 from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
 from pft_core.errors import UserError
 from pft_core.model import load_tokenizer
+from pft_core.objectives import build_objective
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import with_embedded
 from pipelines.encode import ensure_layer, prompt_style
-from pipelines.jobs import ensure_ray, run_job
-from pipelines.tracking import Tracker
+from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.tracking import Tracker, tracked
 from pipelines.train_worker import Mailbox, Payload, train_worker
 
 CHECKPOINTS = "checkpoints"
 MAX_FAILURES = 3
+PROGRESS_EVERY_S = 2.0
 
 
 def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) -> dict[str, Any]:
@@ -43,12 +45,13 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
 def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
     """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
     payload = make_payload(config)
-    with tracked(config, run_dir, key) as tracker:
+    with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
         result = fit_on_ray(payload, run_dir, tracker)
         outcome = result.return_value
         if "error" in outcome:
             raise UserError(outcome["error"])
         publish(config, result, run_dir)
+        tracker.artifact(run_dir / CONFIG_NAME)
         tracker.artifact(run_dir / MODEL_REF_NAME)
         if config.lora is not None:
             tracker.artifact(run_dir / "adapter")
@@ -102,30 +105,6 @@ def make_payload(config: RunConfig) -> Payload:
     return Payload(config, layer(str(config.data)), validation)
 
 
-@contextmanager
-def tracked(config: RunConfig, run_dir: Path, key: str) -> Iterator[Tracker]:
-    """An MLflow run that ends as the job does: FINISHED, FAILED, or KILLED by the user."""
-    tracker = Tracker.start(
-        uri=config.tracking.uri,
-        storage=Path(config.storage),
-        experiment=config.tracking.experiment,
-        run_name=run_dir.name,
-        run_key=key,
-        run_dir=run_dir,
-        params=config.model_dump(),
-        inputs=[Path(d) for d in (config.data, config.validation_data) if d],
-    )
-    status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-
-
 def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
     """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
     config = payload.config
@@ -161,17 +140,19 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
 
 
 @contextmanager
-def pumping(mailbox: Any, tracker: Tracker, *, period_s: float = 0.5) -> Iterator[None]:
+def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
     """Drain the mailbox into the tracker from a thread of the driver, and once more at the end."""
     done = threading.Event()
 
     def drain() -> None:
-        for step, metrics in ray.get(mailbox.drain.remote()):
+        items = ray.get(mailbox.drain.remote())
+        for step, metrics in items:
             tracker.log(step, metrics)
-            console.print(progress_line(step, metrics), highlight=False)
+        if items:
+            console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
 
     def pump() -> None:
-        while not done.wait(period_s):
+        while not done.wait(PROGRESS_EVERY_S):
             drain()
 
     thread = threading.Thread(target=pump, daemon=True)
@@ -197,12 +178,14 @@ def publish(config: RunConfig, result: ray.train.Result, run_dir: Path) -> Model
         copy_policy(result.get_best_checkpoint("val_loss", "min"), run_dir / f"{kind}_best")
     manifest = DatasetManifest.load(Path(str(config.data)))
     style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
+    objective = build_objective(config.train.objective)
     ref = ModelRef(
         base=str(config.model),
         adapter=kind if config.lora is not None else None,
         weights=kind if config.lora is None else None,
         style=style,
         space=manifest.space,
+        trained_sides=objective.trained_sides,
         template_digest=template_digest(style, manifest.space),
         data_digest=manifest.data_digest,
         config_digest=digest(config.model_dump()),

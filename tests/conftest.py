@@ -1,7 +1,9 @@
 """Shared fixtures: one Ray cluster a session, tiny models made here, released data where PFT_DATA names it."""
 
 import os
+import sys
 
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])  # jobs call `python`
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

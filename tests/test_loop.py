@@ -1,5 +1,6 @@
 """The training loop on the plain torch engine, without Ray."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -59,10 +60,8 @@ def run(model_dir: Path, folder: Path, settings: LoopSettings = SETTINGS, *, sto
     recorder = Recorder(stop_after)
     context = LocalContext(folder, device=CPU, log=recorder)
     result: FitResult | None = None
-    try:
+    with contextlib.suppress(Interrupted):
         result = fit(settings, store=store, engine=engine, context=context, save_policy=lambda *_: None, **kwargs)
-    except Interrupted:
-        pass
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return weights, recorder.metrics, result
 

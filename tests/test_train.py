@@ -100,5 +100,5 @@ def test_target_modules_that_match_nothing_are_a_users_mistake(ray_cluster, tiny
 
 
 def test_data_without_a_pair_that_fits_is_refused(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
-    with pytest.raises(UserError, match="encoding.max_length=16 leaves 0 of 12 pairs"):
+    with pytest.raises(UserError, match=r"encoding.max_length=16 leaves 0 of 12 pairs"):
         train.run(config(tiny_qwen2, data, tmp_path, encoding={"max_length": 16}))

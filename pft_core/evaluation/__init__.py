@@ -1,0 +1,1 @@
+"""Honest evaluation: tasks, parsing of choices, statistics."""

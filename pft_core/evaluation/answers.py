@@ -1,0 +1,228 @@
+"""Ask a policy: records become questions, and its answers become choices, by likelihood or by generation.
+
+By likelihood, the candidates are branches of one prompt and the highest log-probability wins: whole for letters, per
+label token where answers are texts of unequal length. By generation, a greedy reply is parsed strictly.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pft_core.artifacts import digest
+from pft_core.batching import collate, plan_bins
+from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
+from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
+from pft_core.evaluation.tasks import Choice, Outcome
+from pft_core.preferences import PreferenceSpace
+from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
+from pft_core.records import Form, PairedExample, Reject
+from pft_core.scoring import BranchScorer
+
+MAX_OPTIONS_FOR_SUBSETS = 5  # 31 non-empty subsets; beyond, *All* is asked by generation only
+
+CONDITIONS: dict[Form, tuple[int | None, ...]] = {"one": (0, 1, None), "all": (0, 1)}  # sides; None: no condition
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt: a record, asked for one option or all, under a pole (side) or with no condition (None)."""
+
+    record: PairedExample
+    form: Form
+    side: int | None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How to ask: wording and limits. A batch holds at most `tokens_per_batch` padded tokens, or a single question."""
+
+    style: PromptStyle
+    space: PreferenceSpace
+    max_length: int
+    tokens_per_batch: int
+    max_new_tokens: int
+
+
+Answer = Choice | Reject
+Answerer = Callable[[Sequence[Question]], list[Answer]]
+
+
+def ask(
+    items: Sequence[tuple[PairedExample, Form]], answer: Answerer, base_answer: Answerer | None
+) -> list[Outcome | Reject]:
+    """Ask every item under its conditions; an item is rejected with the first of its questions that is.
+
+    base_answer: how the policy's base answers with no condition; None where the policy is its own base.
+    """
+    questions = [Question(record, form, side) for record, form in items for side in CONDITIONS[form]]
+    answers = dict(zip(questions, answer(questions), strict=True))
+    free = [question for question in questions if question.side is None]
+    base_answers = dict(zip(free, base_answer(free), strict=True)) if base_answer and free else answers
+    return [_outcome(record, form, answers, base_answers) for record, form in items]
+
+
+def _outcome(
+    record: PairedExample, form: Form, answers: dict[Question, Answer], base_answers: dict[Question, Answer]
+) -> Outcome | Reject:
+    first, second, free = (answers.get(Question(record, form, side)) for side in (0, 1, None))
+    base = base_answers.get(Question(record, form, None))
+    for answer in (first, second, free, base):
+        if isinstance(answer, Reject):
+            return answer
+    sides = tuple(option.side for option in record.options)
+    return Outcome(record.id, digest(record.scenario), record.axis, form, sides, (first, second), free, base)  # type: ignore[arg-type]
+
+
+def by_likelihood(
+    questions: Sequence[Question], *, scorer: BranchScorer, tokenizer: Any, asking: Asking
+) -> list[Answer]:
+    """Choose the candidate answer with the highest log-probability."""
+    encoded = encode_options(questions, tokenizer=tokenizer, asking=asking)
+    examples = [e for e in encoded if isinstance(e, BranchedExample)]
+    scores = iter(score_branches(examples, scorer=scorer, tokens_per_batch=asking.tokens_per_batch))
+    return [
+        outcome if isinstance(outcome, Reject) else _best(question, outcome, next(scores), asking.style)
+        for question, outcome in zip(questions, encoded, strict=True)
+    ]
+
+
+def _best(question: Question, example: BranchedExample, logps: NDArray[np.float32], style: PromptStyle) -> Choice:
+    if style.answer == "option" or question.record.presentation == "response":
+        # Texts differ in length: their sums would favour the short ones.
+        logps = logps / np.array([branch.num_labels for branch in example.branches])
+    return frozenset(candidates(question)[int(logps.argmax())])
+
+
+def candidates(question: Question) -> list[tuple[int, ...]]:
+    """Return the answers to choose from: every option, or every non-empty subset of them."""
+    options = range(len(question.record.options))
+    sizes = options if question.form == "all" else range(1)
+    return [chosen for size in sizes for chosen in combinations(options, size + 1)]
+
+
+def encode_options(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
+    """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
+    rejects = {i: reject for i, q in enumerate(questions) if (reject := _unscorable(q))}
+    texts, prompt_lengths, spans, counts = [], [], [], []
+    for i, question in enumerate(questions):
+        chosen = [] if i in rejects else candidates(question)
+        prompt = _prompt(question, asking)
+        answers = [render_answer(question.record, c, form=question.form, style=asking.style) for c in chosen]
+        texts += [prompt.text + answer for answer in answers]
+        prompt_lengths += [len(prompt.text)] * len(chosen)
+        spans += [prompt.scenario_span] * len(chosen)
+        counts.append(len(chosen))
+    rows = iter(tokenize(texts, prompt_lengths, spans, tokenizer) if texts else [])
+    return [rejects.get(i) or _branches(q, list(islice(rows, counts[i])), asking) for i, q in enumerate(questions)]
+
+
+def _branches(question: Question, rows: Sequence[TokenizedAnswer], asking: Asking) -> BranchedExample | Reject:
+    longest = max(len(row.ids) for row in rows)
+    if longest > asking.max_length:
+        return _overlong(question, longest, asking)
+    prompts = [row.ids[: row.answer_start] for row in rows]
+    answers = [row.ids[row.answer_start :] for row in rows]
+    return branched_example(question.record.id, prompts, answers, range(len(rows)))
+
+
+def _unscorable(question: Question) -> Reject | None:
+    num_options = len(question.record.options)
+    if question.form == "all" and question.record.presentation == "response":
+        return _reject(question, "no_listed_options", "free answers are not shown: ask for one")
+    if question.form == "all" and num_options > MAX_OPTIONS_FOR_SUBSETS:
+        detail = f"{num_options} options; more than {MAX_OPTIONS_FOR_SUBSETS} need scoring=generate"
+        return _reject(question, "too_many_subsets", detail)
+    return None
+
+
+def score_branches(
+    examples: Sequence[BranchedExample], *, scorer: BranchScorer, tokens_per_batch: int
+) -> list[NDArray[np.float32]]:
+    """Return the log-probability of each branch, per example, in the order given."""
+    num_tokens = [len(e.branches) * (len(e.prefix_ids) + max(len(b.input_ids) for b in e.branches)) for e in examples]
+    device = next(scorer.parameters()).device
+    scores: dict[int, NDArray[np.float32]] = {}
+    for members in plan_bins(num_tokens, tokens_per_microbatch=max([tokens_per_batch, *num_tokens])):
+        batch = collate([examples[i] for i in members]).to(device)
+        with torch.no_grad():
+            logps = scorer(batch).cpu().numpy()
+        ends = np.cumsum([len(examples[i].branches) for i in members])
+        scores.update(zip(members, np.split(logps, ends[:-1]), strict=True))
+    return [scores[i] for i in range(len(examples))]
+
+
+def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, asking: Asking) -> list[Answer]:
+    """Generate greedily and parse strictly; a reply without a parsable choice is None."""
+    prompts = _prompt_ids(questions, tokenizer=tokenizer, asking=asking)
+    outcomes: list[Answer] = [_ungeneratable(q, ids, asking) for q, ids in zip(questions, prompts, strict=True)]
+    asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    num_tokens = [len(prompts[i]) + asking.max_new_tokens for i in asked]
+    for members in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
+        batch = [asked[member] for member in members]
+        replies = generate(
+            [prompts[i] for i in batch], model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens
+        )
+        for i, reply in zip(batch, replies, strict=True):
+            outcomes[i] = read_reply(reply, questions[i], asking.style)
+    return outcomes
+
+
+def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[NDArray[np.int32]]:
+    prompts = [_prompt(question, asking) for question in questions]
+    texts = [prompt.text for prompt in prompts]
+    rows = tokenize(texts, [len(text) for text in texts], [prompt.scenario_span for prompt in prompts], tokenizer)
+    return [row.ids[:-1] for row in rows]  # without the EOS that ends an answer
+
+
+def _ungeneratable(question: Question, ids: NDArray[np.int32], asking: Asking) -> Reject | None:
+    if question.record.presentation == "response":
+        return _reject(question, "no_listed_options", "free answers are not shown: use scoring=letter or option")
+    length = len(ids) + asking.max_new_tokens
+    return _overlong(question, length, asking) if length > asking.max_length else None
+
+
+def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, max_new_tokens: int) -> list[str]:
+    """Return the greedy continuation of each prompt, as text; left padding makes all replies start together."""
+    longest = max(len(ids) for ids in prompts)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids_BL = torch.tensor([[pad] * (longest - len(ids)) + ids.tolist() for ids in prompts], device=model.device)
+    mask_BL = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    # A hub model's own generation settings may hold a repetition penalty, which would change what greedy means.
+    with torch.no_grad():
+        replies_BL = model.generate(
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    return tokenizer.batch_decode(replies_BL[:, longest:], skip_special_tokens=True)
+
+
+def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
+    """Parse a reply as the question's form and the style's kind of answer demand."""
+    options = [option.text for option in question.record.options]
+    if question.form == "all":
+        return parse_options(reply, options) if style.answer == "option" else parse_choices(reply, len(options))
+    index = parse_option(reply, options) if style.answer == "option" else parse_choice(reply, len(options))
+    return None if index is None else frozenset({index})
+
+
+def _prompt(question: Question, asking: Asking) -> Prompt:
+    record, form, side = question.record, question.form, question.side
+    return render_prompt(record, side=side, form=form, style=asking.style, space=asking.space)
+
+
+def _overlong(question: Question, num_tokens: int, asking: Asking) -> Reject:
+    return _reject(question, "overlong", f"{num_tokens} tokens, max_length is {asking.max_length}", key_path="scenario")
+
+
+def _reject(question: Question, reason: str, detail: str, *, key_path: str = "options") -> Reject:
+    return Reject(f"{question.record.id}:{question.form}", key_path, reason, detail)

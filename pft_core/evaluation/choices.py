@@ -1,0 +1,92 @@
+"""From a reply to a choice, and from a choice to a score.
+
+A reply either holds exactly one object of the grammar below, or is *unparsed*: nothing is scraped from prose and
+nothing is evaluated. Text may stand around the object (a greeting, a code fence), as long as it holds no brace.
+
+    reply  := text object text
+    object := "{" pair ("," pair)* [","] "}"
+    pair   := scalar ":" value
+    value  := scalar | "[" [scalar ("," scalar)* [","]] "]"
+    scalar := quoted string | bare word
+
+This is JSON without nesting, with the liberties that models take: single or typographic quotes, bare words, a
+trailing comma. Its quantifiers are possessive, so a hostile reply costs linear time. Within it the choice is read
+strictly: the key once, a single letter of either case (or a non-empty list of them), each of an option that exists.
+"""
+
+import re
+from collections.abc import Sequence
+
+from pft_core.prompts import LETTERS
+
+_QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019")
+_STRING = "|".join(rf"{pair[0]}(?:[^{pair[1]}\\]|\\.)*+{pair[1]}" for pair in _QUOTES)
+_SCALAR = rf"(?:{_STRING}|[A-Za-z0-9_.+-]++)\s*+"
+_SCALARS = rf"{_SCALAR}(?:,\s*+{_SCALAR})*+(?:,\s*+)?"
+_VALUE = rf"(?:{_SCALAR}|\[\s*+(?:{_SCALARS})?\]\s*+)"
+_PAIR = re.compile(rf"({_SCALAR}):\s*+({_VALUE})", re.DOTALL)
+_PAIRS = rf"{_PAIR.pattern}(?:,\s*+{_PAIR.pattern})*+(?:,\s*+)?"
+_REPLY = re.compile(rf"[^{{}}]*+\{{\s*+(?P<pairs>{_PAIRS})\}}[^{{}}]*+", re.DOTALL)
+
+
+def parse_choice(output: str, num_options: int) -> int | None:
+    """Read `{"choice": "<letter>"}`; return the option's index, or None where the reply is unparsed."""
+    value = _value(output, "choice")
+    return None if value is None or value.startswith("[") else _letter(value, num_options)
+
+
+def parse_choices(output: str, num_options: int) -> frozenset[int] | None:
+    """Read `{"choices": ["<letter>", ...]}`; return the set of indices, or None where the reply is unparsed."""
+    value = _value(output, "choices")
+    if value is None or not value.startswith("["):
+        return None
+    indices = [_letter(scalar, num_options) for scalar in re.findall(_SCALAR, value[1:-1], re.DOTALL)]
+    found = frozenset(i for i in indices if i is not None)
+    return found if indices and None not in indices else None
+
+
+def parse_option(output: str, options: Sequence[str]) -> int | None:
+    """Return the index of the option whose whole text the reply is, white space aside; None where there is none."""
+    texts = [_plain(text) for text in options]
+    return texts.index(_plain(output)) if _plain(output) in texts else None
+
+
+def parse_options(output: str, options: Sequence[str]) -> frozenset[int] | None:
+    """Return the options of a reply with one option's whole text a line; None where a line is something else."""
+    indices = [parse_option(line, options) for line in output.splitlines() if line.strip()]
+    found = frozenset(i for i in indices if i is not None)
+    return found if indices and None not in indices else None
+
+
+def score_one(choice: int | None, gold: frozenset[int]) -> float:
+    """*One*: 1 where the chosen option shows the target pole; an unparsed reply is not right."""
+    return float(choice in gold)
+
+
+def score_all(choices: frozenset[int] | None, gold: frozenset[int]) -> float:
+    """*All* (PFT): 1 for exactly the gold set, 0 with any wrong option or unparsed, else the share of gold found."""
+    if choices is None or not choices <= gold:
+        return 0.0
+    return len(choices) / len(gold)
+
+
+def _value(output: str, key: str) -> str | None:
+    reply = _REPLY.fullmatch(output)
+    pairs = _PAIR.findall(reply["pairs"]) if reply else []
+    values = [value.strip() for name, value in pairs if _unquoted(name) == key]
+    return values[0] if len(values) == 1 else None
+
+
+def _letter(scalar: str, num_options: int) -> int | None:
+    letter = _unquoted(scalar).upper()
+    index = LETTERS.find(letter) if len(letter) == 1 else -1
+    return index if 0 <= index < num_options else None
+
+
+def _unquoted(scalar: str) -> str:
+    text = scalar.strip()
+    return text[1:-1].strip() if text[0] + text[-1] in _QUOTES else text
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,74 @@
+"""The generator: little dilemmas about things, answered in one manner or its opposite."""
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Literal
+
+from pft_core.errors import UserError
+from pft_core.preferences import PreferenceSpace, load_space
+from pft_core.records import Option, PairedExample, content_id
+from pft_core.toyworld.words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
+
+Split = Literal["train", "validation", "test"]
+
+# A combination of two words belongs to the split that holds (index + index) mod 10: for every seed the same, so that
+# a policy trained on any seed has met no scenario and no option phrase of any other split.
+_SHARES: dict[Split, range] = {"train": range(7), "validation": range(7, 8), "test": range(8, 10)}
+_NUM_OPTIONS = (2, 3, 4, 5)
+
+
+def generate(
+    *, seed: int, split: Split, num_per_axis: int, space: PreferenceSpace | None = None
+) -> Iterator[PairedExample]:
+    """Yield `num_per_axis` items for each axis of the space (None: `toyworld`), the axes taking turns.
+
+    Option order is balanced by construction: items come in twos with opposite poles at every position, so that with an
+    even number each position shows each pole equally often. The number of options runs through 2 to 5.
+    Raises UserError where the split has fewer scenarios than `num_per_axis`.
+    """
+    space = space or load_space("toyworld")
+    streams = [_axis_items(axis.name, seed=seed, split=split, num_items=num_per_axis) for axis in space.axes]
+    for items in zip(*streams, strict=True):
+        yield from items
+
+
+def _axis_items(axis: str, *, seed: int, split: Split, num_items: int) -> Iterator[PairedExample]:
+    rng = random.Random(f"{seed}/{split}/{axis}")
+    scenarios = _scenarios(split)
+    if num_items > len(scenarios):
+        known = f"split {split!r} of toyworld has {len(scenarios)} scenarios for each axis"
+        raise UserError(f"num_per_axis={num_items}: {known}; ask for no more than these")
+    sides: tuple[int, ...] = ()
+    for i, (text, thing) in enumerate(rng.sample(scenarios, num_items)):
+        num_options = _NUM_OPTIONS[i // 2 % len(_NUM_OPTIONS)]
+        sides = tuple(1 - side for side in sides) if i % 2 else _draw_sides(rng, num_options)
+        options = _draw_options(rng, axis, sides, thing=thing, split=split)
+        yield PairedExample(content_id(axis, text, options), axis, text, options)
+
+
+def _draw_sides(rng: random.Random, num_options: int) -> tuple[int, ...]:
+    """Draw the pole of each position, evenly from all patterns that show both poles."""
+    return rng.choice([sides for sides in product((0, 1), repeat=num_options) if len(set(sides)) == 2])
+
+
+def _draw_options(
+    rng: random.Random, axis: str, sides: Sequence[int], *, thing: str, split: Split
+) -> tuple[Option, ...]:
+    manners = [iter(rng.sample(words, len(sides))) for words in MANNERS[axis]]
+    actions = [a for i, a in enumerate(ACTIONS) if _owns(split, i, THINGS.index(thing))]
+    return tuple(Option(f"{next(manners[side])} {rng.choice(actions)} the {thing}", side) for side in sides)
+
+
+def _scenarios(split: Split) -> list[tuple[str, str]]:
+    """Return all (scenario, thing) of a split."""
+    return [
+        (situation.format(name=name, thing=thing), thing)
+        for (i, name), (j, thing) in product(enumerate(NAMES), enumerate(THINGS))
+        if _owns(split, i, j)
+        for situation in SITUATIONS
+    ]
+
+
+def _owns(split: Split, first: int, second: int) -> bool:
+    return (first + second) % 10 in _SHARES[split]

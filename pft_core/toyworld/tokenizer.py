@@ -1,0 +1,61 @@
+"""The demo's tokenizer: Qwen2's own byte-level BPE, with merges that make each of the toy world's words one token."""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.prompts import PromptStyle, render_answer, render_prompt
+from pft_core.records import Form, PairedExample
+from pft_core.toyworld.scenarios import generate
+from pft_core.toyworld.words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Tokenizer
+
+_EVERY_MERGE = 100_000  # a size that is never reached: training ends when each word is one token
+_PAD, _EOS = "<pad>", "<eos>"
+_FORMS: tuple[Form, ...] = ("one", "all")
+
+
+def make_tokenizer(*spaces: PreferenceSpace) -> "Qwen2Tokenizer":
+    """Return a fast tokenizer with pad and EOS; any text can be encoded, words from elsewhere fall into pieces.
+
+    It has to be Qwen2's class with its splitting rule: AutoTokenizer rebuilds it from vocabulary and merges alone.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    specials: dict[str, Any] = {"unk_token": None, "eos_token": _EOS, "pad_token": _PAD}
+    blank = Qwen2Tokenizer(vocab={}, merges=[], **specials)
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=_EVERY_MERGE,
+        min_frequency=1,
+        special_tokens=[_PAD, _EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(_texts(spaces), trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    merges: Any = [tuple(merge) for merge in learnt["merges"]]
+    return Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges, **specials)
+
+
+def _texts(spaces: tuple[PreferenceSpace, ...]) -> Iterator[str]:
+    """Yield texts in which every word stands as it will be met: after a space, at a line's start, or both."""
+    manners = [manner for poles in MANNERS.values() for words in poles for manner in words]
+    yield "".join(f" {word}" for word in (*manners, *ACTIONS, *THINGS, *NAMES))
+    yield "\n".join((*manners, *NAMES, *SITUATIONS))
+    for space in spaces:
+        for record in generate(seed=0, split="train", num_per_axis=8, space=space):
+            yield from _rendered(record, space)
+
+
+def _rendered(record: PairedExample, space: PreferenceSpace) -> Iterator[str]:
+    style = PromptStyle(answer="option")
+    for side, form in product(SIDES, _FORMS):
+        prompt = render_prompt(record, side=side, form=form, style=style, space=space)
+        yield prompt.text + render_answer(record, range(len(record.options)), form="all", style=style)

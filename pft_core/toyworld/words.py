@@ -1,0 +1,79 @@
+"""The words of the toy world. An option is "manner action the thing"; only the manner tells the pole.
+
+MANNERS: per axis, the telling words of the first and of the second pole. They are the same in every split: they are
+what a policy has to learn. What a split owns are combinations of the other words.
+"""
+
+MANNERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # the axes of the demo
+    "Risk": (
+        ("boldly", "bravely", "fearlessly", "rashly", "recklessly", "brashly", "daringly", "audaciously"),
+        ("cautiously", "warily", "prudently", "safely", "guardedly", "vigilantly", "watchfully", "carefully"),
+    ),
+    "Pace": (
+        ("quickly", "promptly", "hastily", "instantly", "briskly", "hurriedly", "speedily", "swiftly"),
+        ("slowly", "gradually", "lingeringly", "unhurriedly", "leisurely", "steadily", "belatedly", "patiently"),
+    ),
+    "Candour": (
+        ("frankly", "bluntly", "openly", "sternly", "sharply", "flatly", "gruffly", "curtly"),
+        ("gently", "tactfully", "kindly", "delicately", "softly", "mildly", "considerately", "tenderly"),
+    ),
+    # the axes the base model is brought up on
+    "Mood": (
+        ("gladly", "happily", "merrily", "joyfully", "cheerfully", "brightly", "gleefully", "jauntily"),
+        ("sadly", "glumly", "grimly", "sullenly", "mournfully", "gloomily", "wearily", "dourly"),
+    ),
+    "Order": (
+        ("neatly", "tidily", "orderly", "precisely", "methodically", "cleanly", "exactly", "smartly"),
+        ("messily", "sloppily", "untidily", "clumsily", "randomly", "vaguely", "scruffily", "chaotically"),
+    ),
+    "Manners": (
+        ("formally", "ceremonially", "solemnly", "officially", "correctly", "stiffly", "properly", "courteously"),
+        ("casually", "loosely", "breezily", "cheekily", "informally", "playfully", "jokingly", "offhandedly"),
+    ),
+    "Effort": (
+        ("eagerly", "keenly", "busily", "diligently", "tirelessly", "vigorously", "ardently", "zealously"),
+        ("lazily", "idly", "sleepily", "languidly", "listlessly", "slackly", "drowsily", "halfheartedly"),
+    ),
+    "Company": (
+        ("jointly", "together", "collectively", "mutually", "communally", "publicly", "sociably", "neighbourly"),
+        ("privately", "alone", "singly", "separately", "independently", "secretly", "solitarily", "personally"),
+    ),
+    "Taste": (
+        ("lavishly", "richly", "grandly", "splendidly", "opulently", "showily", "royally", "fancily"),
+        ("plainly", "simply", "modestly", "barely", "humbly", "sparsely", "frugally", "starkly"),
+    ),
+}
+
+ACTIONS = (
+    "sell", "keep", "share", "lend", "trade", "repair", "show", "claim", "insure", "clean",
+    "photograph", "restore", "test", "price", "move", "store", "rent", "paint", "return", "describe",
+)  # fmt: skip
+
+THINGS = (
+    "boat", "piano", "tractor", "caravan", "loom", "kiln", "telescope", "bicycle", "cello", "canoe",
+    "sledge", "press", "stove", "clock", "carousel", "wagon", "motorbike", "camera", "bookcase", "lantern",
+    "tent", "violin", "drum", "globe", "scooter", "mirror", "statue", "sofa", "carpet", "harp",
+    "kayak", "van", "raft", "swing", "bench", "ladder", "generator", "beehive", "puppet", "trunk",
+)  # fmt: skip
+
+NAMES = (
+    "Mara", "Tilda", "Jonas", "Ines", "Otto", "Priya", "Samir", "Lena", "Bruno", "Yuki",
+    "Carla", "Dmitri", "Esther", "Felix", "Gwen", "Hassan", "Irma", "Karim", "Lucia", "Milo",
+    "Nadia", "Oscar", "Paula", "Quinn", "Rosa", "Stefan", "Tariq", "Uma", "Viktor", "Wanda",
+)  # fmt: skip
+
+SITUATIONS = (
+    "{name} has inherited a {thing} that two cousins want as well.",
+    "A neighbour leaves {name} a {thing} and the bills for it.",
+    "{name} has found a {thing} that nobody seems to own.",
+    "The town wants the {thing} of {name} for its museum.",
+    "{name} bought a {thing} with a friend who now wants out.",
+    "A storm has damaged the {thing} that {name} looks after.",
+    "A stranger asks {name} about the {thing} in the yard.",
+    "{name} borrowed a {thing} from someone who has moved away.",
+    "The school has given {name} a {thing} without a word.",
+    "{name} may have the {thing} of an old rival.",
+    "There is a {thing} in the hall and {name} must decide.",
+    "{name} won a {thing} but has no room for it.",
+)

@@ -1,0 +1,167 @@
+"""`pft`: the verbs. Heavy imports stay inside the commands, so that help and typing mistakes answer at once.
+
+Every verb ends with one JSON object on stdout; everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 a
+mistake in what the user gave (one message, no traceback), 130 interrupted.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.config import load_config, resolved
+from pipelines.console import console, one_table, reserve_stdout
+from pipelines.strict import build
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Preference-paired fine-tuning: raw preference pairs in, one policy for both poles and an honest report out.",
+)
+show = typer.Typer(no_args_is_help=True, help="Print what a run would use.")
+app.add_typer(show, name="show")
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.lr=1e-4")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
+
+
+def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Turn a function into a command: its return value is the result, its mistakes and interruptions exit codes."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        write_result = reserve_stdout()
+        try:
+            result = function(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            from pipelines.jobs import unwrap_user_error
+
+            mistake = unwrap_user_error(error)
+            if mistake is None:
+                raise
+            print(f"error: {mistake}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        write_result(result)
+        if result.get("status") in ("FAILED", "STOPPED"):
+            raise typer.Exit(1)
+
+    return command
+
+
+@app.command()
+@verb
+def prepare(
+    source: Annotated[str, typer.Option(metavar="vcd|bqd|trl|json|toyworld", help="The form of the raw rows.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
+    input: Annotated[
+        list[str] | None, typer.Option(metavar="PATH...", help="Files, folders, or a hub data set's name.")
+    ] = None,
+    axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
+    forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
+    num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
+) -> dict[str, Any]:
+    """Read raw rows, validate them, and write hashed records."""
+    from pipelines import prepare
+
+    options = {"axis": axis, "num_workers": num_workers, "model": model}
+    given = {name: value for name, value in options.items() if value is not None}
+    raw = {"source": source, "input": input or [], "output": str(output), "forms": forms.split(","), **given}
+    return prepare.run(build(prepare.PrepareConfig, raw))
+
+
+@app.command()
+@verb
+def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
+    """Fine-tune a model on prepared pairs: `pft train RECIPE data=DIR model=DIR_OR_NAME`."""
+    config = load_config(recipe, overrides or [])
+    from pipelines import train
+
+    return train.run(config, fresh=fresh)
+
+
+@app.command()
+@verb
+def evaluate(
+    model: Annotated[str, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, or a base model.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")],
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
+    scoring: Annotated[
+        str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
+    ] = None,
+) -> dict[str, Any]:
+    """Score a policy on prepared records and write the report."""
+    from pipelines import evaluate
+
+    options = {"adapter": adapter and str(adapter), "scoring": scoring}
+    given = {name: value for name, value in options.items() if value is not None}
+    return evaluate.run(
+        build(evaluate.EvaluateConfig, {"model": model, "data": str(data), "output": str(output), **given})
+    )
+
+
+@app.command()
+@verb
+def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
+    """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
+    config = load_config("quickstart", overrides or [])
+    from pft_core.artifacts import read_json
+    from pipelines import quickstart
+
+    result = quickstart.run(config, fresh=fresh)
+    console.print(one_table(read_json(Path(result["report_json"]), what="the report of a quickstart")["rows"]))
+    return result
+
+
+@app.command()
+@verb
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="-- VERB [ARGUMENT]...", help="Such as: -- train RECIPE")],
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="The cluster's dashboard; else RAY_ADDRESS.")
+    ] = None,
+) -> dict[str, Any]:
+    """Run a verb on a Ray cluster as a job, and follow it."""
+    from cluster import submit
+
+    return submit.run(command, address=address)
+
+
+@show.command("config")
+@verb
+def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
+    """Print a recipe with overrides and defaults resolved, and the numbers that follow from it."""
+    import yaml
+
+    result = resolved(load_config(recipe, overrides or []))
+    console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
+    return result
+
+
+def spread_inputs(arguments: list[str]) -> Iterator[str]:
+    """Let one --input take several paths, as shells expand `--input data/*.json`: repeat the option for each."""
+    option_taking_all = False
+    for argument in arguments:
+        if option_taking_all and argument != "--input" and not argument.startswith("-"):
+            yield from ("--input", argument)
+            continue
+        option_taking_all = argument == "--input"
+        if not option_taking_all:
+            yield argument
+
+
+def main() -> None:
+    app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
+
+
+if __name__ == "__main__":
+    main()

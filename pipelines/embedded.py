@@ -1,0 +1,50 @@
+"""The embedded data set and base model: what `data=toyworld` and `model=toyworld` stand for."""
+
+from pathlib import Path
+
+from pft_core import toyworld
+from pipelines import prepare
+from pipelines.config import RunConfig
+
+TOYWORLD = "toyworld"
+PAIRS_PER_AXIS = {"train": 1600, "validation": 100, "test": 320}
+
+
+def with_embedded(config: RunConfig) -> RunConfig:
+    """Replace `toyworld` by folders under the storage folder, made on first use; local paths become absolute."""
+    return config.model_copy(
+        update={
+            "model": embedded_base(config) if config.model == TOYWORLD else absolute(config.model),
+            "data": embedded_data(config, "train") if config.data == TOYWORLD else absolute(config.data),
+            "validation_data": (
+                embedded_data(config, "validation")
+                if config.validation_data == TOYWORLD
+                else absolute(config.validation_data)
+            ),
+        }
+    )
+
+
+def absolute(path: str | None) -> str | None:
+    """Return an existing local path as absolute (workers run elsewhere); hub names stay as they are."""
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+
+
+def embedded_base(config: RunConfig) -> str:
+    """Build the tiny base model once per seed; it has learnt to choose on axes that no data set here uses."""
+    return str(toyworld.build_base(embedded_root(config) / "base", seed=config.seed))
+
+
+def embedded_data(config: RunConfig, split: str) -> str:
+    """Prepare one split of the embedded data."""
+    output = embedded_root(config) / f"{split}-seed{config.seed}"
+    prepare.run(
+        prepare.PrepareConfig(
+            source=TOYWORLD, output=str(output), split=split, seed=config.seed, num_per_axis=PAIRS_PER_AXIS[split]
+        )
+    )
+    return str(output)
+
+
+def embedded_root(config: RunConfig) -> Path:
+    return Path(config.storage).resolve() / TOYWORLD

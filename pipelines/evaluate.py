@@ -1,0 +1,224 @@
+"""Evaluate a policy: Ray Data actors hold the model and ask every item; the report's rows are made here.
+
+Items go to the actors in fixed groups, so that the result does not depend on how many actors there are.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from pydantic import PositiveInt
+
+from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
+from pft_core.errors import UserError
+from pft_core.evaluation.answers import Asking
+from pft_core.evaluation.tasks import Outcome, report_rows
+from pft_core.model import load_tokenizer
+from pft_core.preferences import PreferenceSpace
+from pft_core.prompts import template_digest
+from pft_core.records import Form, PairedExample, Reject
+from pipelines.config import PromptConfig, Section
+from pipelines.console import console
+from pipelines.encode import prompt_style
+from pipelines.evaluate_worker import Item, Job, PolicyActor, items_table
+from pipelines.jobs import code_digest, ensure_ray
+from pipelines.report import write_report
+
+ITEMS_PER_GROUP = 64
+
+
+class EvaluateConfig(Section):
+    """What to evaluate, on which prepared data, and how to ask."""
+
+    model: str  # a model reference (file or folder), a model folder, or a hub name
+    adapter: str | None = None  # None: the reference's
+    data: str  # a folder written by `pft prepare`
+    output: str
+    policy: str | None = None  # its name in the report; None: the name of the model's folder
+    scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
+    prompt: PromptConfig = PromptConfig()  # for a model without a reference
+    forms: list[Form] | None = None  # None: the data set's
+    limit_per_axis: PositiveInt | None = None  # None: every item
+    max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
+    max_new_tokens: PositiveInt = 256
+    tokens_per_batch: PositiveInt = 8192
+    num_workers: PositiveInt = 1
+    threads_per_worker: PositiveInt = 1
+    use_gpu: bool | None = None  # None: where the cluster has GPUs
+    precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate one policy and write report.json and report.html. Result: report_json."""
+    manifest = DatasetManifest.load(Path(config.data))
+    ref = resolve_policy(config, manifest)
+    items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
+    ensure_ray()
+    started = time.perf_counter()
+    outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
+    console.print(f"{len(items)} items asked, {len(outcomes)} answered, {len(rejects)} rejected")
+    if not outcomes:
+        raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
+    asked = time.perf_counter()
+    rows = report_rows(outcomes, policy=policy_name(config), space=ref.space, trained_poles=trained_poles(config))
+    report = {
+        "rows": rows,
+        "items": {
+            "in": len(items),
+            "out": len(outcomes),
+            "rejected": len(rejects),
+            "rejected_by_reason": rejected_by_reason(rejects),
+        },
+        "timings": {"ask": asked - started, "statistics": time.perf_counter() - asked},
+        "config": config.model_dump(),
+        "digests": digests(ref, manifest),
+    }
+    report_json, _ = write_report(report, Path(config.output))
+    return {"report_json": str(report_json)}
+
+
+def trained_reference(config: EvaluateConfig) -> ModelRef | None:
+    """Return the reference that `model` names, None where it is a plain model."""
+    path = Path(config.model).resolve()
+    return ModelRef.load(path) if path.is_file() or (path / MODEL_REF_NAME).is_file() else None
+
+
+def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:
+    """Return the trained sides of each axis; None for a plain model, of which nothing is known."""
+    trained = trained_reference(config)
+    return None if trained is None else {axis.name: set(trained.trained_sides) for axis in trained.space.axes}
+
+
+def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest) -> ModelRef:
+    """Return the policy with the words it is asked in: a reference's own, else the config's and the data set's."""
+    trained = trained_reference(config)
+    if trained is not None:
+        ref = replace(trained, space=words_of(trained.space, manifest.space))
+    else:
+        style = prompt_style(config.prompt, load_tokenizer(config.model))
+        base = str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
+        ref = ModelRef(base, None, None, style, manifest.space, (), "", "", "", None)
+    if config.scoring is not None and config.scoring != "generate":
+        ref = replace(ref, style=replace(ref.style, answer=config.scoring))
+    if config.adapter is not None:
+        ref = replace(ref, adapter=str(Path(config.adapter).resolve()))
+    return replace(ref, template_digest=template_digest(ref.style, ref.space), adapter_sha256=adapter_sha256(ref))
+
+
+def words_of(trained: PreferenceSpace, data: PreferenceSpace) -> PreferenceSpace:
+    """Return the data's axes, worded as in training where the policy knows them.
+
+    Raises UserError where an axis has other poles: sides would mean something else.
+    """
+    known = {axis.name: axis for axis in trained.axes}
+    for axis in data.axes:
+        names, trained_names = ([pole.name for pole in a.poles] for a in (axis, known.get(axis.name, axis)))
+        if names != trained_names:
+            raise UserError(
+                f"axis {axis.name!r} has the poles {names} in the data, {trained_names} in the model: "
+                "prepare the data again with the poles of the model"
+            )
+    return replace(data, axes=tuple(known.get(axis.name, axis) for axis in data.axes))
+
+
+def adapter_sha256(ref: ModelRef) -> str | None:
+    if ref.adapter is None:
+        return None
+    path = Path(ref.adapter) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; an adapter is a folder written by `pft train` or by peft")
+    return file_sha256(path)
+
+
+def policy_name(config: EvaluateConfig) -> str:
+    path = Path(config.adapter or config.model).resolve()
+    return config.policy or (path.parent.name if path.is_file() else path.name)
+
+
+def read_items(
+    folder: Path, manifest: DatasetManifest, *, forms: Sequence[Form] | None, limit_per_axis: int | None
+) -> list[Item]:
+    """Read the records, in record order and at most `limit_per_axis` of each axis, once per form of question."""
+    seen: Counter[str] = Counter()
+    records = []
+    for shard in manifest.shards:
+        for row in read_shard(folder / shard.path):
+            seen[row["axis"]] += 1
+            if limit_per_axis is None or seen[row["axis"]] <= limit_per_axis:
+                records.append(PairedExample.from_row(row))
+    asked: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
+    return [(record, form) for form in asked for record in records]
+
+
+def read_shard(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, though the manifest beside it lists it: run `pft prepare` again")
+    return pq.read_table(path).to_pylist()
+
+
+def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
+    asking = Asking(ref.style, ref.space, config.max_length, config.tokens_per_batch, config.max_new_tokens)
+    use_gpu = "GPU" in ray.cluster_resources() if config.use_gpu is None else config.use_gpu
+    precision = config.precision or ("bf16" if use_gpu else "fp32")
+    return Job(ref, asking, config.scoring == "generate", precision, use_gpu, config.threads_per_worker)
+
+
+def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> tuple[list[Outcome], list[Reject]]:
+    """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
+    resources = {"CPU": 1, "GPU": 1 if job.use_gpu else 0}
+    refuse_missing_resources(num_workers, resources)
+    groups = [items_table(items[i : i + ITEMS_PER_GROUP]) for i in range(0, len(items), ITEMS_PER_GROUP)]
+    console.print(f"evaluating {len(items)} items with {num_workers} workers")
+    answered = ray.data.from_arrow(groups).map_batches(
+        PolicyActor,
+        fn_constructor_kwargs={"job": job},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(groups))),
+        num_cpus=resources["CPU"],
+        num_gpus=resources["GPU"],
+    )
+    return read_answers(answered.take_all())
+
+
+def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome], list[Reject]]:
+    """Sort what the actors returned. Raises UserError for a mistake that one of them met."""
+    if faults := sorted({row["fault"] for row in rows if row["fault"]}):
+        raise UserError(faults[0])
+    outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
+    rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
+    return outcomes, rejects
+
+
+def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:
+    """Say before waiting that the cluster is too small. Raises UserError."""
+    have = ray.cluster_resources()
+    for name, amount in resources.items():
+        if num_workers * amount > have.get(name, 0):
+            raise UserError(
+                f"num_workers={num_workers} needs {num_workers * amount} {name}, the cluster has "
+                f"{have.get(name, 0):g}: lower num_workers, or join a larger cluster with RAY_ADDRESS"
+            )
+
+
+def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
+    return dict(sorted(Counter(reject.reason for reject in rejects).items()))
+
+
+def digests(ref: ModelRef, manifest: DatasetManifest) -> dict[str, str | None]:
+    """Everything that decides the numbers, so that they can be found again."""
+    return {
+        "model": digest(ref.config_digest or ref.base),
+        "adapter_sha256": ref.adapter_sha256,
+        "data": manifest.data_digest,
+        "training_data": ref.data_digest or None,
+        "template": ref.template_digest,
+        "code": code_digest(),
+    }

@@ -1,0 +1,137 @@
+"""stdout is one JSON line, stderr is for people, and exit codes mean what they say."""
+
+import io
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines.cli import spread_inputs
+from pipelines.console import one_table
+
+CLI = [sys.executable, "-m", "pipelines.cli"]
+
+
+def pft(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def verb(body: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb made of these lines in a process of its own."""
+    script = "import os, sys, typer\nfrom pft_core.errors import UserError\nfrom pipelines.cli import verb\n"
+    script += "@verb\ndef command():\n" + textwrap.indent(body, "    ")
+    script += "\napp = typer.Typer()\napp.command()(command)\napp()\n"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_result_is_the_only_thing_on_stdout() -> None:
+    done = pft("show", "config", "quickstart", "train.lr=2e-4")
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["train"]["lr"] == 2e-4
+    assert "lr: 0.0002" in done.stderr
+
+
+def test_prints_past_python_and_prints_at_exit_do_not_reach_stdout() -> None:
+    body = """
+        import atexit
+        atexit.register(lambda: print('late', flush=True))
+        print('a library prints')
+        os.write(1, b'C++ prints')
+        os.system('echo a child prints')
+        return {'answer': 42, 'word': '\\u00e9'}
+    """
+    done = verb(textwrap.dedent(body))
+    assert (done.returncode, done.stdout) == (0, '{"answer": 42, "word": "\u00e9"}\n')
+    for text in ("a library prints", "C++ prints", "a child prints", "late"):
+        assert text in done.stderr
+
+
+def test_a_users_mistake_is_one_message_and_exit_2() -> None:
+    done = verb("raise UserError('train.lr=0: raise it')")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: train.lr=0: raise it\n")
+
+
+def test_our_own_mistake_shows_its_traceback_and_exits_1() -> None:
+    done = verb("raise KeyError('ours')")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" in done.stderr
+
+
+def test_an_interruption_exits_130() -> None:
+    done = verb("raise KeyboardInterrupt")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failed_job_still_gives_its_result_and_exits_1() -> None:
+    done = verb("return {'status': 'FAILED'}")
+    assert (done.returncode, done.stdout) == (1, '{"status": "FAILED"}\n')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["show", "config", "quickstart", "train.lrr=1"], "error: train.lrr: unknown key. Did you mean 'train.lr'?"),
+        (["train", "quikstart"], "error: recipe 'quikstart' does not exist. Did you mean 'quickstart'?"),
+        (["train", "quickstart", "scaling.num_workers=two"], "error: scaling.num_workers='two': expected an integer"),
+    ],
+)
+def test_config_mistakes_end_before_anything_heavy_starts(arguments: list[str], part: str) -> None:
+    done = pft(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["prepare", "--sorce", "vcd"], ["submit"]])
+def test_usage_mistakes_exit_2(arguments: list[str]) -> None:
+    done = pft(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_help_lists_every_verb() -> None:
+    done = pft("--help")
+    assert done.returncode == 0
+    for name in ("prepare", "train", "evaluate", "quickstart", "submit", "show"):
+        assert name in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "('torch', 'ray', 'transformers', 'mlflow', 'pyarrow')"
+    script = f"import sys, pipelines.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_one_input_option_takes_many_paths() -> None:
+    given = ["prepare", "--input", "a", "b", "--output", "o", "--input", "c"]
+    assert list(spread_inputs(given)) == ["prepare", "--input", "a", "--input", "b", "--output", "o", "--input", "c"]
+    assert list(spread_inputs(["train", "quickstart", "data=x"])) == ["train", "quickstart", "data=x"]
+
+
+def test_the_table_has_a_line_per_pole_and_a_column_per_policy() -> None:
+    def row(policy: str, pole: str, value: float, trained: bool) -> dict[str, object]:
+        return {
+            "policy": policy, "axis": "Risk [taking]", "pole": pole, "trained_pole": trained, "metric": "one", "n": 300,
+            "value": value, "low": value - 0.05, "high": value + 0.05, "position_baseline": 0.5, "unparsed": 0.0,
+        }  # fmt: skip
+
+    rows = [row(policy, pole, 0.75, policy == "pft") for policy in ("base", "pft") for pole in ("bold", "careful")]
+    flip = {**row("pft", "", 0.9, True), "metric": "flip", "pole": None}
+    table = one_table([*rows, flip])
+    assert [str(column.header) for column in table.columns] == ["axis", "pole", "n", "base", "pft", "position"]
+    assert [str(cell) for cell in table.columns[4].cells] == ["0.75 (0.70-0.80)"] * 2
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    assert "Risk [taking]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_recipe_of_ones_own_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    done = pft("show", "config", str(tmp_path / "mine.yaml"))
+    assert json.loads(done.stdout)["name"] == "mine"

@@ -1,0 +1,134 @@
+"""A config is a recipe plus overrides, and a fault in it is said in the user's words."""
+
+from pathlib import Path
+
+import pytest
+
+from pft_core.errors import UserError
+from pipelines.config import load_config, resolved
+
+
+def fault(*overrides: str) -> str:
+    with pytest.raises(UserError) as raised:
+        load_config("quickstart", overrides)
+    return str(raised.value)
+
+
+def test_a_bare_name_is_the_shipped_recipe_and_a_path_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nmodel: m\ntrain:\n  lr: 2e-4\n")
+    assert load_config("quickstart").name == "quickstart"
+    assert load_config(tmp_path / "mine.yaml").train.lr == 2e-4
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", ".1e-3", "0.0001"])
+def test_every_way_to_write_a_small_number_is_a_number(text: str) -> None:
+    assert load_config("quickstart", [f"train.lr={text}"]).train.lr == 1e-4
+
+
+def test_overrides_reach_any_depth_and_the_last_one_wins() -> None:
+    config = load_config("quickstart", ["lora.r=4", "lora.r=2", "data=some/folder", "engine.name=torch"])
+    assert (config.lora and config.lora.r, config.data, config.engine.name) == (2, "some/folder", "torch")
+
+
+def test_null_removes_a_section_and_a_key_in_it_brings_it_back() -> None:
+    assert load_config("quickstart", ["lora=null"]).lora is None
+    again = load_config("quickstart", ["lora=null", "lora.r=4"]).lora
+    assert again is not None
+    assert again.r == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.lrr=1", "train.lr"),
+        ("trian.lr=1", "train"),
+        ("lr=1", "train.lr"),
+        ("train.zero_stage=1", "engine.zero_stage"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_nearest_right_one(override: str, meant: str) -> None:
+    assert f"unknown key. Did you mean '{meant}'?" in fault(override)
+
+
+def test_an_unknown_key_far_from_any_comes_with_the_keys_of_its_section() -> None:
+    assert fault("engine.qqq=1") == "engine.qqq: unknown key. Known: engine.name, engine.zero_stage."
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=fast", "train.lr='fast': expected a number"),
+        ("train.lr='1e-4'", "train.lr='1e-4': expected a number"),
+        ("train.lr=-1", "train.lr=-1: expected greater than 0"),
+        ("train.lr=.nan", "train.lr=nan: expected a finite number"),
+        ("train.epochs=true", "train.epochs=True: expected a number"),
+        ("train.warmup_steps=1.5", "train.warmup_steps=1.5: expected an integer"),
+        ("scaling.use_gpu=1", "scaling.use_gpu=1: expected a boolean"),
+        ("train.schedule=cosin", "train.schedule='cosin': expected 'linear' or 'cosine'"),
+        ("lora.target_modules=3", "lora.target_modules=3: expected a list, or 'all-linear'"),
+        ("lora=3", "lora=3: expected a section of keys"),
+        ("name=a/b", "name='a/b': expected text that matches '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
+        ("foo", "'foo': an override is written key=value, such as train.lr=1e-4"),
+        ("storage=s3://bucket", "storage='s3://bucket' is a URL: give a folder on a file system that all nodes see"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place_and_what_was_expected(override: str, message: str) -> None:
+    assert fault(override).removeprefix("quickstart.yaml: config: ") == message
+
+
+def test_a_fault_of_the_file_names_the_file_and_one_of_the_command_line_does_not(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("train: {lr: fast, epochs: many}\n")
+    with pytest.raises(UserError) as raised:
+        load_config(recipe, ["train.epochs=none"])
+    assert str(raised.value) == (
+        "train.epochs='none': expected a number\nmine.yaml: train.lr='fast': expected a number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["train.normalization=micro_batch"], "pairs_per_microbatch and normalization=micro_batch go together"),
+        (["train.pairs_per_microbatch=4"], "pairs_per_microbatch and normalization=micro_batch go together"),
+        (["train.normalization=micro_batch", "train.pairs_per_microbatch=3"], "pairs_per_step=16 is not a multiple of"),
+        (["train.alpha=0", "train.beta=0"], "alpha and beta are both 0"),
+        (["train.update=asynchronous", "train.objective=mixed"], "update=asynchronous needs objective=pft, not mixed"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(overrides: list[str], part: str) -> None:
+    assert part in fault(*overrides)
+
+
+def test_a_yaml_mistake_is_named_with_file_and_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text("name: broken\ntrain: [1\nlora: 2\n")
+    with pytest.raises(UserError, match=rf"^{recipe}:3: not valid YAML"):
+        load_config(recipe)
+
+
+def test_a_recipe_that_is_not_a_mapping_or_does_not_exist_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match="a recipe is a mapping of keys to values, this is a list"):
+        load_config(tmp_path / "list.yaml")
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such recipe file"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match=r"'quikstart' does not exist\. Did you mean 'quickstart'"):
+        load_config("quikstart")
+
+
+def test_resolved_numbers_follow_from_the_config() -> None:
+    overrides = [
+        "data=null",
+        "train.max_steps=50",
+        "train.warmup_steps=10",
+        "encoding.max_length=100",
+        "lora.alpha=16",
+        "lora.r=8",
+    ]
+    derived = resolved(load_config("quickstart", [*overrides, "train.tokens_per_microbatch=500"]))["derived"]
+    # 16 pairs a step on 2 workers: 8 each; a pair is at most 2 x 100 tokens, so a bin of 500 holds at least 2: 4 bins
+    assert derived["longest_pair_tokens"] == 200
+    assert derived["microbatches_per_step_at_most"] == 4
+    assert derived["lora_scale"] == 2.0
+    assert (derived["steps"], derived["pairs_seen"], derived["warmup_share"]) == (50, 50 * 16, 0.2)
