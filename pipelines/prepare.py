@@ -66,11 +66,11 @@ class PrepareConfig(Section):
     output: str
     input: list[str] = Field(default_factory=list)  # files, folders, or hub data sets as owner/name; none for toyworld
     axis: str | None = None  # where rows do not name theirs; for bqd the parent folder's name unless it is given
-    forms: list[Literal["one", "all"]] = Field(["one"], min_length=1)  # the paper trains on single choice
+    forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
     split: Literal["train", "validation", "test"] = "train"  # of toyworld, or of a hub data set
     seed: NonNegativeInt = 0  # of toyworld
     num_per_axis: PositiveInt = 400  # of toyworld
-    max_reject_fraction: float = Field(0.5, ge=0, le=1)
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
     num_workers: PositiveInt | None = None  # tasks at once; None: as many as the cluster has CPUs
     model: str | None = None  # encode for this model too, as prompt and encoding say
     prompt: PromptConfig = PromptConfig()

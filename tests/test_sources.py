@@ -355,8 +355,8 @@ def test_a_row_may_say_which_pole_is_the_first() -> None:
 
 
 def test_a_shipped_axis_keeps_its_order_and_wording() -> None:
-    row = own("Stability-seeking", "Innovation-seeking", axis="Change Preference")
-    assert own_row(row, HERE, None).axis == load_space("vcd").axis("Change Preference")
+    row = own("Collaborative", "Competitive", axis="Social Strategy")  # the alphabet would turn it round
+    assert own_row(row, HERE, None).axis == load_space("vcd").axis("Social Strategy")
 
 
 def test_free_responses_are_not_shown_as_options() -> None:

@@ -238,7 +238,7 @@ class _ListText:
             fault = "the list is not closed"
             try:
                 value, end = self._decode(self._text, self._at)
-                if end < len(self._text):  # else it may be the first half of a number
+                if self._text[end : end + 1] not in ("", ".", "e", "E"):  # else a number may go on
                     break
             except RecursionError:
                 fault = "nested too deep to be read"

@@ -56,8 +56,8 @@ def _draw_options(
     rng: random.Random, axis: str, sides: Sequence[int], *, thing: str, split: Split
 ) -> tuple[Option, ...]:
     manners = [iter(rng.sample(words, len(sides))) for words in MANNERS[axis]]
-    actions = [a for i, a in enumerate(ACTIONS) if _owns(split, i, THINGS.index(thing))]
-    return tuple(Option(f"{next(manners[side])} {rng.choice(actions)} the {thing}", side) for side in sides)
+    action = rng.choice([a for i, a in enumerate(ACTIONS) if _owns(split, i, THINGS.index(thing))])
+    return tuple(Option(f"{next(manners[side])} {action} the {thing}", side) for side in sides)
 
 
 def _scenarios(split: Split) -> list[tuple[str, str]]:
