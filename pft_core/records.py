@@ -67,7 +67,7 @@ class PairedExample:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that was not accepted: `row` is file:line (or file:index), `reason` a short code, `detail` what was found."""
+    """A row that was not accepted: where it is (file:line or file:row N), a short reason code, what was found."""
 
     row: str
     key_path: str

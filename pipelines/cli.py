@@ -68,11 +68,14 @@ def prepare(
     forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
     num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
     model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
+    max_reject_fraction: Annotated[
+        float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
+    ] = None,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
     from pipelines import prepare
 
-    options = {"axis": axis, "num_workers": num_workers, "model": model}
+    options = {"axis": axis, "num_workers": num_workers, "model": model, "max_reject_fraction": max_reject_fraction}
     given = {name: value for name, value in options.items() if value is not None}
     raw = {"source": source, "input": input or [], "output": str(output), "forms": forms.split(","), **given}
     return prepare.run(build(prepare.PrepareConfig, raw))
@@ -98,11 +101,18 @@ def evaluate(
     scoring: Annotated[
         str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
     ] = None,
+    forms: Annotated[str | None, typer.Option(metavar="one,all", help="Questions to ask; else the data's.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Ray Data actors, each with the model.")] = None,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
     from pipelines import evaluate
 
-    options = {"adapter": adapter and str(adapter), "scoring": scoring}
+    options = {
+        "adapter": adapter and str(adapter),
+        "scoring": scoring,
+        "forms": forms and forms.split(","),
+        "num_workers": num_workers,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     return evaluate.run(
         build(evaluate.EvaluateConfig, {"model": model, "data": str(data), "output": str(output), **given})

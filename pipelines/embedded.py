@@ -7,7 +7,7 @@ from pipelines import prepare
 from pipelines.config import RunConfig
 
 TOYWORLD = "toyworld"
-PAIRS_PER_AXIS = {"train": 1600, "validation": 100, "test": 320}
+NUM_PER_AXIS: dict[toyworld.Split, int] = {"train": 1000, "validation": 100, "test": 320}
 
 
 def with_embedded(config: RunConfig) -> RunConfig:
@@ -35,12 +35,12 @@ def embedded_base(config: RunConfig) -> str:
     return str(toyworld.build_base(embedded_root(config) / "base", seed=config.seed))
 
 
-def embedded_data(config: RunConfig, split: str) -> str:
+def embedded_data(config: RunConfig, split: toyworld.Split) -> str:
     """Prepare one split of the embedded data."""
     output = embedded_root(config) / f"{split}-seed{config.seed}"
     prepare.run(
         prepare.PrepareConfig(
-            source=TOYWORLD, output=str(output), split=split, seed=config.seed, num_per_axis=PAIRS_PER_AXIS[split]
+            source="toyworld", output=str(output), split=split, seed=config.seed, num_per_axis=NUM_PER_AXIS[split]
         )
     )
     return str(output)

@@ -108,7 +108,7 @@ def make_payload(config: RunConfig) -> Payload:
 def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
     """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
     config = payload.config
-    mailbox = Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"payload": payload, "mailbox": mailbox},

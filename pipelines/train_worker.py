@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from torch import Tensor
@@ -35,9 +34,8 @@ class Payload:
     validation_layer: str | None
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
-    """Carries metrics from rank 0 to the driver, so that the step path neither waits nor touches a tracker."""
+    """An actor that carries metrics from rank 0 to the driver: the step path neither waits nor touches a tracker."""
 
     def __init__(self) -> None:
         self._items: list[tuple[int, dict[str, float]]] = []

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DEMO, _BASE = load_space("toyworld"), load_space("toyworld-base")
 _STYLE = PromptStyle(answer="option")
 _MAX_LENGTH = 256  # tokens; the longest pair has about 90
-_NUM_PER_AXIS = 480  # with 6 + 3 axes and 32 pairs a step: 135 steps, each example once
+_NUM_PER_AXIS = 640  # with 6 + 3 axes and 32 pairs a step: 180 steps, each example once
 _PAIRS_PER_STEP = 32
 _PEAK_LR = 3e-3
 _WARMUP_STEPS = 20
