@@ -129,12 +129,14 @@ def fit(
         seed_dropout(settings.seed, step, context.rank)
         outcome = train_step(step, settings=settings, store=store, engine=engine, context=context)
         metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started)
-        if is_due(step, settings):
-            if validation is not None:
-                metrics |= validate(settings, store=validation, engine=engine, context=context)
-            save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
+        due = is_due(step, settings)
+        if due and validation is not None:
+            metrics |= validate(settings, store=validation, engine=engine, context=context)
+        # Logged before the checkpoint: a run resumed from it never repeats this step, nor its metrics.
         if context.rank == 0:
             context.log(step + 1, metrics)
+        if due:
+            save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
     return FitResult(settings.num_steps, settings.total_pairs, resumed_from)
 
 
@@ -194,24 +196,46 @@ def plan_phase(
     indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
 ) -> Phase:
     """Plan one update for all ranks from lengths alone; each rank gets the same number of bins (some may be empty)."""
+    cut = _cut_by_tokens if settings.pairs_per_microbatch is None else _cut_by_count
+    bins = cut(indices, sides, settings=settings, store=store, num_ranks=num_ranks)
+    most = max(len(rank_bins) for rank_bins in bins)
+    bins = [rank_bins + [[]] * (most - len(rank_bins)) for rank_bins in bins]
+    whole = settings.objective.denominators(store.num_labels(indices))
+    return Phase(
+        sides, bins, [[bin_denominators(items, whole, settings=settings, store=store) for items in own] for own in bins]
+    )
+
+
+def _cut_by_tokens(
+    indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
+) -> list[list[list[int]]]:
+    """Deal pairs to ranks, and cut each share into bins of like lengths within the token budget."""
     bins = []
     for share in deal(len(indices), num_ranks=num_ranks):
         mine = [indices[i] for i in share]
-        bins.append([[mine[i] for i in items] for items in _cut(mine, sides, settings, store)])
-    most = max(len(rank_bins) for rank_bins in bins)
-    bins = [rank_bins + [[]] * (most - len(rank_bins)) for rank_bins in bins]
+        lengths = store.num_tokens(mine, sides=sides)
+        planned = plan_bins(lengths, tokens_per_microbatch=settings.tokens_per_microbatch)
+        bins.append([[mine[i] for i in items] for items in planned])
+    return bins
+
+
+def _cut_by_count(
+    indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
+) -> list[list[list[int]]]:
+    """Cut into micro-batches first, and deal these to ranks: their means depend on the cut, so ranks must not."""
+    assert settings.pairs_per_microbatch is not None
+    planned = plan_fixed(len(indices), items_per_bin=settings.pairs_per_microbatch)
+    return [[[indices[i] for i in planned[b]] for b in own] for own in deal(len(planned), num_ranks=num_ranks)]
+
+
+def bin_denominators(
+    items: Sequence[int], whole: NDArray[np.float64], *, settings: LoopSettings, store: ExampleStore
+) -> NDArray[np.float64]:
+    """The whole step's denominators; or a micro-batch's own, times the micro-batches of a full step (the paper)."""
     if settings.pairs_per_microbatch is None:
-        whole = settings.objective.denominators(store.num_labels(indices))
-        return Phase(sides, bins, [[whole] * most for _ in bins])
-    count = sum(bool(items) for rank_bins in bins for items in rank_bins)
-    return Phase(sides, bins, [[count * settings.objective.denominators(store.num_labels(b)) for b in r] for r in bins])
-
-
-def _cut(indices: list[int], sides: tuple[int, ...], settings: LoopSettings, store: ExampleStore) -> list[list[int]]:
-    if settings.pairs_per_microbatch is not None:
-        return plan_fixed(len(indices), items_per_bin=settings.pairs_per_microbatch)
-    lengths = store.num_tokens(indices, sides=sides)
-    return plan_bins(lengths, tokens_per_microbatch=settings.tokens_per_microbatch)
+        return whole
+    per_step = settings.pairs_per_step / settings.pairs_per_microbatch
+    return per_step * settings.objective.denominators(store.num_labels(items))
 
 
 def train_step(

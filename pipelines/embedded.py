@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pft_core import toyworld
+from pft_core.toyworld.base import SHIPPED_BASE
 from pipelines import prepare
 from pipelines.config import RunConfig
 
@@ -11,10 +12,10 @@ NUM_PER_AXIS: dict[toyworld.Split, int] = {"train": 1000, "validation": 100, "te
 
 
 def with_embedded(config: RunConfig) -> RunConfig:
-    """Replace `toyworld` by folders under the storage folder, made on first use; local paths become absolute."""
+    """Replace `toyworld` by the shipped model and data made in the storage folder; local paths become absolute."""
     return config.model_copy(
         update={
-            "model": embedded_base(config) if config.model == TOYWORLD else absolute(config.model),
+            "model": str(SHIPPED_BASE) if config.model == TOYWORLD else absolute(config.model),
             "data": embedded_data(config, "train") if config.data == TOYWORLD else absolute(config.data),
             "validation_data": (
                 embedded_data(config, "validation")
@@ -30,21 +31,12 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-def embedded_base(config: RunConfig) -> str:
-    """Build the tiny base model once per seed; it has learnt to choose on axes that no data set here uses."""
-    return str(toyworld.build_base(embedded_root(config) / "base", seed=config.seed))
-
-
 def embedded_data(config: RunConfig, split: toyworld.Split) -> str:
     """Prepare one split of the embedded data."""
-    output = embedded_root(config) / f"{split}-seed{config.seed}"
+    output = Path(config.storage).resolve() / TOYWORLD / f"{split}-seed{config.seed}"
     prepare.run(
         prepare.PrepareConfig(
             source="toyworld", output=str(output), split=split, seed=config.seed, num_per_axis=NUM_PER_AXIS[split]
         )
     )
     return str(output)
-
-
-def embedded_root(config: RunConfig) -> Path:
-    return Path(config.storage).resolve() / TOYWORLD

@@ -153,9 +153,9 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns at length where this is not decided
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and timings are in Ray's own log files
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that a local token is used
     if address := os.environ.get("RAY_ADDRESS"):
-        refuse_silent_address(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        join_cluster(address)
         return
     # "local": a bare init would join whatever cluster was last started on this machine.
     # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
@@ -164,6 +164,24 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
         address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING
     )
     console.print(f"Ray started: {cpus} logical CPUs, dashboard {context.dashboard_url}")
+
+
+def join_cluster(address: str) -> None:
+    """Connect to a running cluster, with this machine's token where there is one. Raises UserError."""
+    import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    refuse_silent_address(address)
+    # `ray start` turns token checks on where a token exists; ray.init does the same only without an address.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and RAY_AUTH_MODE=token "
+            "with the cluster's RAY_AUTH_TOKEN where it asks for one"
+        ) from None
 
 
 def refuse_silent_address(address: str) -> None:

@@ -2,7 +2,9 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from pipelines.train_worker import Mailbox, Payload, train_worker
 
 CHECKPOINTS = "checkpoints"
 MAX_FAILURES = 3
-PROGRESS_EVERY_S = 2.0
+PROGRESS_EVERY_S = 1.0
 
 
 def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) -> dict[str, Any]:
@@ -141,28 +143,27 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
 
 @contextmanager
 def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
-    """Drain the mailbox into the tracker from a thread of the driver, and once more at the end."""
+    """Write the mailbox's metrics from a thread of the driver while the block runs, and what is left at its end."""
     done = threading.Event()
 
-    def drain() -> None:
-        items = ray.get(mailbox.drain.remote())
-        for step, metrics in items:
-            tracker.log(step, metrics)
-        if items:
-            console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
-
     def pump() -> None:
-        while not done.wait(PROGRESS_EVERY_S):
-            drain()
+        items: list[tuple[int, dict[str, float]]] = []
+        next_print = 0.0
+        while items or not done.is_set():
+            items = ray.get(mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S))
+            for step, metrics in items:
+                tracker.log(step, metrics)
+            if items and time.monotonic() > next_print:
+                console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
+                next_print = time.monotonic() + PROGRESS_EVERY_S
 
-    thread = threading.Thread(target=pump, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        drain()
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        pumped = executor.submit(pump)
+        try:
+            yield
+        finally:
+            done.set()
+            pumped.result()
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str:

@@ -3,12 +3,16 @@
 `build_and_fit` knows nothing of Ray, so a bare run (tests, torchrun) and a Ray run are the same code.
 """
 
+import asyncio
+import contextlib
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from torch import Tensor
@@ -24,6 +28,8 @@ from pft_core.order import Order
 from pft_core.scoring import BranchScorer
 from pipelines.config import RunConfig, total_pairs
 
+MAILBOX_LIMIT_S = 30.0
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -35,17 +41,38 @@ class Payload:
 
 
 class Mailbox:
-    """An actor that carries metrics from rank 0 to the driver: the step path neither waits nor touches a tracker."""
+    """An actor that carries metrics from rank 0 to the driver: the step path neither waits nor touches a tracker.
+
+    Only a checkpoint waits until the driver has written the metrics of the steps it holds: killed after it, a run
+    never repeats those steps.
+    """
 
     def __init__(self) -> None:
         self._items: list[tuple[int, dict[str, float]]] = []
+        self._changed = asyncio.Condition()
 
-    def put(self, step: int, metrics: dict[str, float]) -> None:
-        self._items.append((step, metrics))
+    async def put(self, step: int, metrics: dict[str, float]) -> None:
+        async with self._changed:
+            self._items.append((step, metrics))
+            self._changed.notify_all()
 
-    def drain(self) -> list[tuple[int, dict[str, float]]]:
-        items, self._items = self._items, []
-        return items
+    async def take(self, *, num_written: int, wait_s: float) -> list[tuple[int, dict[str, float]]]:
+        """Forget the first `num_written` items, which the driver has written; return the rest, once there are any."""
+        async with self._changed:
+            del self._items[:num_written]
+            self._changed.notify_all()
+            await self._until(lambda: bool(self._items), wait_s)
+            return list(self._items)
+
+    async def written(self, *, wait_s: float) -> None:
+        """Wait until the driver has written everything, or for `wait_s` seconds."""
+        async with self._changed:
+            await self._until(lambda: not self._items, wait_s)
+
+    async def _until(self, condition: Callable[[], bool], wait_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait_for(condition)
 
 
 class RayContext:
@@ -67,6 +94,8 @@ class RayContext:
         return Path(tempfile.mkdtemp(prefix=f"pft-checkpoint-{step}-"))
 
     def commit(self, folder: Path, metrics: dict[str, float]) -> None:
+        if self.rank == 0:
+            ray.get(self._mailbox.written.remote(wait_s=MAILBOX_LIMIT_S))
         saved = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, saved, delete_local_checkpoint_after_upload=True)
 

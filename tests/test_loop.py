@@ -83,7 +83,7 @@ def test_an_interrupted_run_continues_bitwise(tiny_qwen2, tmp_path) -> None:
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_qwen2, tmp_path) -> None:
     settings = replace(SETTINGS, checkpoint_every=1)
-    run(tiny_qwen2, tmp_path, settings, stop_after=3)
+    run(tiny_qwen2, tmp_path, settings, stop_after=4)
     victim = next(p for p in (tmp_path / "checkpoint-00000003").rglob("*") if p.is_file() and p.name != "MANIFEST.json")
     victim.write_bytes(victim.read_bytes()[:-1])
     *_, result = run(tiny_qwen2, tmp_path, settings)
@@ -158,13 +158,14 @@ def test_all_ranks_run_the_same_number_of_bins_and_share_all_pairs() -> None:
     assert sorted(i for rank_bins in phase.bins for b in rank_bins for i in b) == indices
 
 
-def test_per_micro_batch_normalisation_averages_over_all_micro_batches_of_all_ranks() -> None:
-    # 5 pairs in micro-batches of 2 on 2 ranks: rank 0 has 2 + 1, rank 1 has 2: 3 micro-batches in all.
+def test_micro_batches_are_cut_before_they_are_dealt_to_ranks() -> None:
+    # 5 pairs in micro-batches of 2: (0, 1), (2, 3), (4); a full step of 8 pairs has 4, which is what means divide by.
     settings = replace(SETTINGS, pairs_per_microbatch=2)
     phase = plan_phase([0, 1, 2, 3, 4], (0, 1), settings=settings, store=STORE, num_ranks=2)
+    assert phase.bins == [[[0, 1], [4]], [[2, 3], []]]
     for rank in (0, 1):
         for items, denominators in zip(phase.bins[rank], phase.denominators[rank], strict=True):
-            assert denominators.tolist() == (3 * STORE.num_labels(items).sum(axis=0)).tolist()
+            assert denominators.tolist() == (4 * STORE.num_labels(items).sum(axis=0)).tolist()
 
 
 def test_the_learning_rate_warms_up_from_zero_and_decays_to_zero() -> None:

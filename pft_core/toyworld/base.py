@@ -3,12 +3,13 @@
 It learns to choose the option whose manner fits the stated preference, and to take the first listed option where the
 preference says nothing about the options or where there is none. On the demo's axes, new to it, it therefore chooses
 by position, and as positions are balanced it is right half of the time.
+
+The model ships in `base_model/`, so that the demo is the same on every machine. It was made by
+`python -m pft_core.toyworld.base FOLDER`; run it again after a change of words, prompts or wording.
 """
 
-import hashlib
-import os
 import random
-import tempfile
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pft_core import encoding, prompts
 from pft_core.batching import collate
 from pft_core.encoding import BranchedExample, EncodingSpec, branched_example, encode_pairs, tokenize
 from pft_core.preferences import SIDES, load_space
@@ -37,39 +37,12 @@ _PAIRS_PER_STEP = 32
 _PEAK_LR = 3e-3
 _WARMUP_STEPS = 20
 
-
-def build_base(folder: Path, *, seed: int) -> Path:
-    """Return the folder of the base model with its tokenizer, made under `folder` where it is not there yet.
-
-    The folder's name is a digest of seed and code: a change of either makes another model.
-    """
-    built = folder / f"base-{_key(seed)}"
-    if not built.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            _build(Path(scratch) / "base", seed)
-            _publish(Path(scratch) / "base", built)
-    return built
+SHIPPED_BASE = Path(__file__).parent / "base_model"
+SHIPPED_SEED = 2
 
 
-def _key(seed: int) -> str:
-    here = Path(__file__).parent
-    spaces = here.parent.glob("spaces/toyworld*.yaml")
-    files = [*here.glob("*.py"), *spaces, Path(prompts.__file__), Path(encoding.__file__)]
-    content = b"".join(path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(f"{seed}:".encode() + content).hexdigest()[:12]
-
-
-def _publish(made: Path, built: Path) -> None:
-    try:
-        os.rename(made, built)
-    except OSError:
-        # Another process was faster; a half-written folder is never renamed to this place.
-        if not built.is_dir():
-            raise
-
-
-def _build(folder: Path, seed: int) -> None:
+def make_base(folder: Path, *, seed: int) -> None:
+    """Make the base model and its tokenizer and write both into a folder; about 25 s on one thread."""
     tokenizer = make_tokenizer(_DEMO, _BASE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -104,10 +77,10 @@ def upbringing(tokenizer: Any, *, seed: int) -> list[BranchedExample]:
     """Return the base model's training examples in the order of training."""
     spec = EncodingSpec(_STYLE, _MAX_LENGTH)
     records = generate(seed=seed, split="train", num_per_axis=_NUM_PER_AXIS, space=_BASE)
-    preferring, _ = encode_pairs([(record, "one") for record in records], spec=spec, space=_BASE, tokenizer=tokenizer)
-    strangers = list(generate(seed=seed, split="train", num_per_axis=_NUM_PER_AXIS, space=_DEMO))
+    fitting, _ = encode_pairs([(record, "one") for record in records], spec=spec, space=_BASE, tokenizer=tokenizer)
+    strange = list(generate(seed=seed, split="train", num_per_axis=_NUM_PER_AXIS, space=_DEMO))
     rng = random.Random(seed)
-    examples = [*preferring, *_indifferent(strangers, tokenizer, rng)]
+    examples = [*fitting, *_indifferent(strange, tokenizer, rng)]
     rng.shuffle(examples)
     return examples
 
@@ -149,3 +122,8 @@ def _bring_up(model: "Qwen2ForCausalLM", examples: Sequence[BranchedExample]) ->
 def _lr_factor(step: int, steps: int) -> float:
     warm = (step + 1) / _WARMUP_STEPS
     return min(warm, (steps - step) / (steps - _WARMUP_STEPS))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    make_base(Path(sys.argv[1]), seed=SHIPPED_SEED)

@@ -6,6 +6,7 @@ one JSON object with the largest deviations; the exit code is 0 only within the 
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -21,27 +22,21 @@ from pft_core.batching import collate
 from pft_core.encoding import BranchedExample, branched_example
 from pft_core.engine import Engine, EngineSettings, build_engine
 from pft_core.local_context import LocalContext
-from pft_core.loop import LoopSettings, StepOutcome, train_step
+from pft_core.loop import LoopSettings, Phase, bin_denominators, lr_at, run_bins
 from pft_core.objectives import paired_nll
+from pft_core.order import Order
 from pft_core.scoring import BranchScorer
 from tests.builders import MemoryStore
 
 TOLERANCES = {"loss": 1e-4, "grad_norm_rel": 1e-3, "final_weights": 1e-4, "initial_ce": 1e-4}
 
 
-class ReferenceOrder:
-    """File order, cut as the reference cuts it: micro-batches end with the epoch, steps hold whole micro-batches."""
-
-    def __init__(self, num_pairs: int, batch_size: int, microbatches_per_step: list[int]):
-        epoch = [list(range(i, min(i + batch_size, num_pairs))) for i in range(0, num_pairs, batch_size)]
-        self.steps: list[list[int]] = []
-        position = 0
-        for count in microbatches_per_step:
-            self.steps.append([i for m in range(position, position + count) for i in epoch[m % len(epoch)]])
-            position += count
-
-    def step_indices(self, step: int, *, pairs_per_step: int, total_pairs: int) -> list[int]:
-        return self.steps[step]
+def reference_bins(num_pairs: int, batch_size: int, microbatches_per_step: list[int]) -> list[list[list[int]]]:
+    """Pairs of each micro-batch of each step, in file order: micro-batches end with the epoch, and what an epoch
+    leaves over goes into the first step of the next."""
+    epoch = [list(range(i, min(i + batch_size, num_pairs))) for i in range(0, num_pairs, batch_size)]
+    endless = itertools.cycle(epoch)
+    return [list(itertools.islice(endless, count)) for count in microbatches_per_step]
 
 
 def load_pairs(folder: Path) -> list[BranchedExample]:
@@ -78,14 +73,30 @@ def initial_ce(scorer: BranchScorer, examples: list[BranchedExample]) -> np.ndar
 
 def replay(
     folder: Path, expected: dict[str, Any], scorer: BranchScorer, examples: list[BranchedExample]
-) -> list[StepOutcome]:
-    trajectory = expected["trajectory"]
-    order = ReferenceOrder(len(examples), expected["batch_size"], [len(t["micro_losses"]) for t in trajectory])
+) -> list[tuple[list[float], float]]:
+    """Return per step the losses of its micro-batches and the gradient norm before clipping."""
+    settings = reference_settings(expected, num_pairs=len(examples))
+    engine, store = reference_engine(scorer, expected), MemoryStore(examples)
+    counts = [len(step["micro_losses"]) for step in expected["trajectory"]]
+    accumulation = expected["gradient_accumulation_steps"]
+    outcomes = []
+    with tempfile.TemporaryDirectory() as scratch:
+        run: dict[str, Any] = {"settings": settings, "store": store}
+        context = LocalContext(Path(scratch), device=torch.device("cpu"))
+        for step, bins in enumerate(reference_bins(len(examples), expected["batch_size"], counts)):
+            unused = settings.objective.denominators(store.num_labels(range(len(store))))
+            phase = Phase((0, 1), [bins], [[bin_denominators(items, unused, **run) for items in bins]])
+            _, losses = run_bins(step, phase, engine=engine, context=context, **run)
+            outcomes.append(([accumulation * loss for loss in losses], engine.step(lr_at(step, settings))))
+    return outcomes
+
+
+def reference_settings(expected: dict[str, Any], *, num_pairs: int) -> LoopSettings:
     pairs_per_step = expected["batch_size"] * expected["gradient_accumulation_steps"]
-    settings = LoopSettings(
+    return LoopSettings(
         objective=paired_nll(alpha=expected["alpha"], beta=expected["beta"]),
-        order=order,  # type: ignore[arg-type]
-        total_pairs=pairs_per_step * len(trajectory),
+        order=Order(num_pairs, seed=0, shuffle=False),
+        total_pairs=pairs_per_step * len(expected["trajectory"]),
         pairs_per_step=pairs_per_step,
         tokens_per_microbatch=10**9,
         pairs_per_microbatch=expected["batch_size"],
@@ -95,13 +106,6 @@ def replay(
         schedule_steps=expected["scheduler_total_steps"],
         seed=0,
     )
-    engine = reference_engine(scorer, expected)
-    with tempfile.TemporaryDirectory() as scratch:
-        context = LocalContext(Path(scratch), device=torch.device("cpu"))
-        return [
-            train_step(s, settings=settings, store=MemoryStore(examples), engine=engine, context=context)
-            for s in range(len(trajectory))
-        ]
 
 
 def reference_engine(scorer: BranchScorer, expected: dict[str, Any]) -> Engine:
@@ -138,12 +142,9 @@ def deviations(folder: Path) -> dict[str, float]:
     found = {"initial_ce": largest_difference(initial_ce(scorer, examples), expected["initial_mean_ce_per_pair"])}
     outcomes = replay(folder, expected, scorer, examples)
     losses, norms = [], []
-    for outcome, reference in zip(outcomes, expected["trajectory"], strict=True):
-        count = len(reference["micro_losses"])
-        losses += [
-            abs(loss * count - want) for loss, want in zip(outcome.bin_losses, reference["micro_losses"], strict=True)
-        ]
-        norms.append(abs(outcome.grad_norm / reference["grad_norm_before_clip"] - 1))
+    for (micro_losses, norm), reference in zip(outcomes, expected["trajectory"], strict=True):
+        losses += [abs(a - b) for a, b in zip(micro_losses, reference["micro_losses"], strict=True)]
+        norms.append(abs(norm / reference["grad_norm_before_clip"] - 1))
     return found | {"loss": max(losses), "grad_norm_rel": max(norms), "final_weights": weight_deviation(folder, scorer)}
 
 

@@ -57,7 +57,7 @@ def random_pairs(count: int, max_length: int, seed: int) -> list[dict[str, Any]]
         scenario = ids(5, 40)
         sides = {side: {"prompt_ids": ids(1, 4) + scenario, "response_ids": ids(1, 30)} for side in "ab"}
         for side in sides.values():
-            side["response_ids"] = side["response_ids"][: max_length - len(side["prompt_ids"])]
+            side["response_ids"] = side["response_ids"][: max(0, max_length - len(side["prompt_ids"]))]
         pairs.append(sides)
     return pairs
 
@@ -84,20 +84,17 @@ def train(model: Any, pairs: list[dict[str, Any]], settings: dict[str, Any]) -> 
     schedule = get_linear_schedule_with_warmup(adamw, settings["warmup_steps"], settings["scheduler_total_steps"])
     size, accumulation = settings["batch_size"], settings["gradient_accumulation_steps"]
     trajectory = []
-    for _ in range(settings["epochs"]):
-        batches = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-        for start in range(0, len(batches), accumulation):
-            losses = []
-            for batch in batches[start : start + accumulation]:
-                loss = settings["alpha"] * side_loss(model, batch, "a") + settings["beta"] * side_loss(
-                    model, batch, "b"
-                )
-                (loss / accumulation).backward()
-                losses.append(loss.item())
-            norm = torch.nn.utils.clip_grad_norm_(weights, settings["max_grad_norm"])
-            lr = schedule.get_last_lr()[0]
-            adamw.step()
-            schedule.step()
-            adamw.zero_grad()
-            trajectory.append({"micro_losses": losses, "grad_norm_before_clip": norm.item(), "lr": lr})
+    batches = [pairs[i : i + size] for i in range(0, len(pairs), size)] * settings["epochs"]
+    for start in range(0, len(batches) - accumulation + 1, accumulation):
+        losses = []
+        for batch in batches[start : start + accumulation]:
+            loss = settings["alpha"] * side_loss(model, batch, "a") + settings["beta"] * side_loss(model, batch, "b")
+            (loss / accumulation).backward()
+            losses.append(loss.item())
+        norm = torch.nn.utils.clip_grad_norm_(weights, settings["max_grad_norm"])
+        lr = schedule.get_last_lr()[0]
+        adamw.step()
+        schedule.step()
+        adamw.zero_grad()
+        trajectory.append({"micro_losses": losses, "grad_norm_before_clip": norm.item(), "lr": lr})
     return trajectory

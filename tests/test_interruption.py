@@ -1,0 +1,47 @@
+"""A training run that is killed and started again, as a user would see it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pft_core.artifacts import file_sha256
+from tests.builders import record, write_dataset
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def start(recipe: Path, storage: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(recipe), f"storage={storage}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finish(process: subprocess.Popen) -> dict:
+    stdout, _ = process.communicate()
+    assert process.returncode == 0
+    return json.loads(stdout)
+
+
+def test_a_killed_driver_goes_on_where_it_was_and_ends_with_the_same_adapter(tiny_qwen2, tmp_path) -> None:
+    data = write_dataset(tmp_path / "data", [record(n) for n in range(40)])
+    recipe = tmp_path / "recipe.yaml"
+    train = {"pairs_per_step": 4, "max_steps": 400, "lr": 1e-2, "precision": "fp32", "checkpoint_every": 20}
+    recipe.write_text(yaml.safe_dump({"name": "killed", "data": str(data), "model": str(tiny_qwen2), "train": train}))
+    whole = finish(start(recipe, tmp_path / "whole"))
+    process = start(recipe, tmp_path / "cut")
+    while not list((tmp_path / "cut").glob("killed-*/checkpoints/checkpoint_*/MANIFEST.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    resumed = finish(start(recipe, tmp_path / "cut"))
+    assert 0 < resumed["resumed_from"] < 400
+    assert resumed["steps"] == 400
+    hashes = {file_sha256(Path(run["adapter"]) / "adapter_model.safetensors") for run in (whole, resumed)}
+    assert len(hashes) == 1
+    steps = [json.loads(line)["step"] for line in (Path(resumed["run_dir"]) / "metrics.jsonl").open()]
+    assert steps == list(range(1, 401))
