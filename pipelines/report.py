@@ -115,7 +115,7 @@ class PolicyCard:
 
 def headline_metric(rows: Sequence[Row]) -> str:
     present = {row["metric"] for row in rows}
-    return next(metric for metric in POLE_METRICS if metric in present)
+    return next((metric for metric in POLE_METRICS if metric in present), "one")
 
 
 def policy_cards(rows: Sequence[Row], headline: str) -> list[PolicyCard]:

@@ -24,7 +24,8 @@ from pipelines.console import console
 from pipelines.embedded import with_embedded
 from pipelines.encode import ensure_layer, prompt_style
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
-from pipelines.tracking import Tracker, tracked
+from pipelines.report import write_report
+from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train_worker import Mailbox, Payload, train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -46,15 +47,17 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
 
 def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
     """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
+    started = time.perf_counter()
     payload = make_payload(config)
     with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
         result = fit_on_ray(payload, run_dir, tracker)
         outcome = result.return_value
         if "error" in outcome:
             raise UserError(outcome["error"])
-        publish(config, result, run_dir)
-        tracker.artifact(run_dir / CONFIG_NAME)
-        tracker.artifact(run_dir / MODEL_REF_NAME)
+        ref = publish(config, result, run_dir)
+        report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
+        for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
+            tracker.artifact(path)
         if config.lora is not None:
             tracker.artifact(run_dir / "adapter")
     adapter = str(run_dir / "adapter") if config.lora is not None else None
@@ -164,6 +167,23 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
         finally:
             done.set()
             pumped.result()
+
+
+def training_report(config: RunConfig, ref: ModelRef, run_dir: Path, *, seconds: float) -> dict[str, Any]:
+    """The report of a training run: its curves, config and digests; rows come with an evaluation."""
+    return {
+        "title": f"Training of {config.name}",
+        "rows": [],
+        "timings": {"train": seconds},
+        "config": config.model_dump(),
+        "digests": {
+            "data": ref.data_digest,
+            "template": ref.template_digest,
+            "config": ref.config_digest,
+            "adapter_sha256": ref.adapter_sha256,
+        },
+        "training": {config.name: read_metrics(run_dir)},
+    }
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str:

@@ -223,3 +223,12 @@ def test_durations_are_written_for_reading(value: float, text: str) -> None:
 
 def test_a_missing_number_is_empty() -> None:
     assert (number(None), number(0.126)) == ("", "0.13")
+
+
+def test_a_training_run_without_rows_shows_its_curves_and_no_empty_table() -> None:
+    steps = [{"step": s, "loss_first": 1.0 / s, "grad_norm": 1.0, "lr": 0.1} for s in (1, 2, 3)]
+    report = small_report(title="Training of t", training={"t": steps}) | {"rows": []}
+    text = Page(render(report)).all_text()
+    assert "Training of t" in text
+    assert "first pole" in text
+    assert "All numbers" not in text

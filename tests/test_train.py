@@ -53,6 +53,7 @@ def test_a_ray_run_is_the_plain_run(ray_cluster, tiny_qwen2, data, tmp_path) -> 
     build_and_fit(train.make_payload(chosen), context)
     assert losses(Path(result["run_dir"])) == plain
     assert (result["steps"], result["pairs"], result["resumed_from"]) == (6, 24, None)
+    assert "first pole" in (Path(result["run_dir"]) / "report.html").read_text()
     ref = ModelRef.load(Path(result["model_ref"]))
     assert ref.adapter_sha256 == file_sha256(Path(result["adapter"]) / "adapter_model.safetensors")
     whole = tmp_path / "plain" / "checkpoint-00000006" / "rank-00000" / "policy" / "adapter_model.safetensors"
