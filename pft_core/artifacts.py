@@ -37,7 +37,7 @@ def read_json(path: Path, *, what: str) -> Any:
     """Read JSON. Raises UserError that names the file and what it should have been."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"{path}: no such file; expected {what}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pft_core.artifacts import read_json
 from pft_core.errors import UserError
 
 Precision = Literal["bf16", "fp32"]
@@ -208,13 +209,25 @@ def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _local_folder(name_or_path: str) -> Path | None:
-    """Return the folder, or None for a hub name. Raises UserError for a path that leads nowhere."""
+    """Return the folder, or None for a hub name. Raises UserError for a path that leads nowhere, or to code."""
     path = Path(name_or_path).expanduser()
     if path.is_dir():
+        _refuse_own_code(path)
         return path
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
         raise UserError(f"model={name_or_path!r}: no such folder")
     return None
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Raise UserError for a model folder that names code of its own, also where transformers could do without."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file() and "auto_map" in read_json(file, what="a model's config"):
+            raise UserError(
+                f"model={str(folder)!r}: it names its own code (auto_map in {name}), which is never run: use a model "
+                "that transformers knows; where it knows this one, delete auto_map"
+            )
 
 
 @contextmanager

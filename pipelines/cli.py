@@ -77,7 +77,7 @@ def prepare(
 
     options = {"axis": axis, "num_workers": num_workers, "model": model, "max_reject_fraction": max_reject_fraction}
     given = {name: value for name, value in options.items() if value is not None}
-    raw = {"source": source, "input": input or [], "output": str(output), "forms": forms.split(","), **given}
+    raw = {"source": source, "input": input or [], "output": str(output), "forms": split_list(forms), **given}
     return prepare.run(build(prepare.PrepareConfig, raw))
 
 
@@ -110,7 +110,7 @@ def evaluate(
     options = {
         "adapter": adapter and str(adapter),
         "scoring": scoring,
-        "forms": forms and forms.split(","),
+        "forms": forms and split_list(forms),
         "num_workers": num_workers,
     }
     given = {name: value for name, value in options.items() if value is not None}
@@ -155,6 +155,10 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     result = resolved(load_config(recipe, overrides or []))
     console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
     return result
+
+
+def split_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def spread_inputs(arguments: list[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pipelines import prepare
 from pipelines.config import RunConfig
 
 TOYWORLD = "toyworld"
-NUM_PER_AXIS: dict[toyworld.Split, int] = {"train": 1000, "validation": 100, "test": 320}
+NUM_PER_AXIS: dict[toyworld.Split, int] = {"train": 1600, "validation": 100, "test": 320}
 
 
 def with_embedded(config: RunConfig) -> RunConfig:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -108,20 +108,34 @@ def remove_run(run_dir: Path) -> None:
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run against other processes; the lock goes with the process, however it ends. Raises UserError."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with run_dir.with_name(f".{run_dir.name}.lock").open("a+") as file:
+    path = run_dir.with_name(f".{run_dir.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock_file(path, run_dir) as file:
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock_file(path: Path, run_dir: Path) -> TextIO:
+    while True:
+        file = path.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(
-                f"{run_dir}: another process ({file.read().strip()}) is writing this run: "
-                "wait for it, or stop it and start again to continue its work"
-            ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
+            with file:
+                raise UserError(
+                    f"{run_dir}: another process ({file.read().strip()}) is writing this run: "
+                    "wait for it, or stop it and start again to continue its work"
+                ) from None
+        # Between opening and locking, the holder may have finished and removed the file: then this is nobody's lock.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
 
 
 def run_key(config: RunConfig, *, kind: str) -> str:

@@ -378,9 +378,10 @@ def test_free_responses_are_not_shown_as_options() -> None:
         (own("Fast", "Slow", poles="Fast"), "poles", "wrong_type"),
         (own("Fast", "Slwo", poles=["Fast", "Slow"]), "options[1].pole", "unknown_pole"),
         (own("Fast", "Slow", options=None), "options", "missing_key"),
-        (own("Fast", "Slow", responses={"Fast": 1, "Slow": "Wait."}), "responses.Fast", "wrong_type"),
-        (own("Fast", "Slow", responses={"Fast": "Jump."}), "responses", "pole_without_option"),
-        (own("Fast", "Slow", responses={}), "responses", "pole_without_option"),
+        (own(options=None, responses={"Fast": 1, "Slow": "Wait."}), "responses.Fast", "wrong_type"),
+        (own(options=None, responses={"Fast": "Jump."}), "responses", "pole_without_option"),
+        (own(options=None, responses={}), "responses", "pole_without_option"),
+        (own("Fast", "Slow", responses={"Fast": "Jump."}), "responses", "ambiguous_row"),
     ],
 )
 def test_a_faulty_row_of_our_own_schema_says_where_and_why(row: Any, key_path: str, reason: str) -> None:
@@ -477,7 +478,7 @@ def test_a_json_list_gives_the_line_on_which_each_row_starts(tmp_path: Path) -> 
         ("rows.json:3", ""),
         ("rows.json:5", ""),
         ("rows.json:6", "oversized_row"),
-        ("rows.json:6", ""),
+        ("rows.json:6 (row 5)", ""),
     ]
 
 

@@ -35,6 +35,8 @@ def own_row(row: dict[str, Any], axis: str | None) -> Accepted:
     name = axis_name(row, "axis", default=axis)
     scenario = text_of(row, "scenario")
     free = row.get("responses") is not None
+    if free and row.get("options") is not None:
+        raise RowFault("responses", "ambiguous_row", "holds options as well: keep one of the two")
     answers, path = (_responses if free else _options)(row)
     value_axis = axis_between(name, [pole for _, pole, _ in answers], _stated_poles(row), path)
     options = [Option(answer, side_of(value_axis, pole, here)) for answer, pole, here in answers]

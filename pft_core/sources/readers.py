@@ -142,7 +142,8 @@ def _refuse_extension_types(field: pa.Field, name: str) -> None:
 def read_rows(part: Part) -> Iterator[Located]:
     """Yield (where, raw row), with a Reject in the row's place where it cannot be read.
 
-    where: `file:line`, in a JSON list the line on which the row starts; `file:row N` for Parquet (from 1).
+    where: `file:line`, in a JSON list the line on which the row starts, with ` (row N)` where it is not the line's
+    first; `file:row N` for Parquet. Both count from 1.
     Raises UserError where the rest of a file cannot be read: a JSON list with a syntax error.
     """
     return {"json": _read_list, "jsonl": _read_lines, "parquet": _read_parquet}[part.format](part)
@@ -215,6 +216,8 @@ class _ListText:
         self._text = ""
         self._at = 0
         self._line = 1
+        self._num_rows = 0
+        self._last_row_line = 0
         self._decode = json.JSONDecoder().raw_decode
 
     def next_character(self) -> str:
@@ -233,7 +236,7 @@ class _ListText:
     def element(self) -> tuple[str, Any, int]:
         """Read an element: where it starts, its value, its length in bytes."""
         self.next_character()
-        where = f"{self._name}:{self._line}"
+        where = self._place()
         while True:
             fault = "the list is not closed"
             try:
@@ -249,6 +252,13 @@ class _ListText:
         length = len(self._text[self._at : end].encode(errors="replace"))
         self.skip(end - self._at)
         return where, value, length
+
+    def _place(self) -> str:
+        """Name the element that follows: its line, and its number where a line holds several."""
+        self._num_rows += 1
+        shared = self._line == self._last_row_line
+        self._last_row_line = self._line
+        return f"{self._name}:{self._line}" + (f" (row {self._num_rows})" if shared else "")
 
     def separator(self) -> str:
         """Read the comma after an element or the end of the list."""
