@@ -121,8 +121,10 @@ def fit(
     """Run the updates that are still to do and return what was done.
 
     save_policy(folder, whole trainable weights, steps done) writes and checks the policy; rank 0 calls it inside
-    every checkpoint. Raises NonFiniteError, naming step and examples, before a bad gradient reaches the weights.
+    every checkpoint. Raises NonFiniteError, naming step and examples, before a bad gradient reaches the weights, and
+    UserError for a pair that exceeds the token budget.
     """
+    refuse_pairs_over_budget(settings, store)
     resumed_from = resume(engine, context)
     for step in range(resumed_from or 0, settings.num_steps):
         started = time.perf_counter()
@@ -138,6 +140,14 @@ def fit(
         if due:
             save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
     return FitResult(settings.num_steps, settings.total_pairs, resumed_from)
+
+
+def refuse_pairs_over_budget(settings: LoopSettings, store: ExampleStore) -> None:
+    """Say before the first step that the longest pair fits no bin. Raises UserError."""
+    if settings.pairs_per_microbatch is None:
+        for sides in settings.objective.phases:
+            longest = max(store.num_tokens(range(len(store)), sides=sides))
+            plan_bins([longest], tokens_per_microbatch=settings.tokens_per_microbatch)
 
 
 def resume(engine: Engine, context: TrainContext) -> int | None:

@@ -111,6 +111,17 @@ def _require_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
             )
 
 
+def refuse_foreign_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the tokenizer knows tokens that the model has no embedding for."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if tokenizer.vocab_size > num_embeddings or (tokenizer.eos_token_id or 0) >= num_embeddings:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens and EOS id "
+            f"{tokenizer.eos_token_id}, the model {num_embeddings} embeddings: use the model's own tokenizer, with an "
+            "eos_token of its vocabulary"
+        )
+
+
 def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, updated: bool = True) -> None:
     """Write an adapter that peft can load, then reopen and check it.
 

@@ -66,6 +66,10 @@ def prepare(
     ] = None,
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
     forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
+    split: Annotated[
+        str | None, typer.Option(metavar="train|validation|test", help="Of toyworld, or of a hub data set.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
     model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
     max_reject_fraction: Annotated[
@@ -75,7 +79,14 @@ def prepare(
     """Read raw rows, validate them, and write hashed records."""
     from pipelines import prepare
 
-    options = {"axis": axis, "num_workers": num_workers, "model": model, "max_reject_fraction": max_reject_fraction}
+    options = {
+        "axis": axis,
+        "split": split,
+        "seed": seed,
+        "num_workers": num_workers,
+        "model": model,
+        "max_reject_fraction": max_reject_fraction,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     raw = {"source": source, "input": input or [], "output": str(output), "forms": split_list(forms), **given}
     return prepare.run(build(prepare.PrepareConfig, raw))

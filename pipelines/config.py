@@ -6,7 +6,7 @@ A default is the paper's value or the safe one; the comment says which where it 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -44,7 +44,12 @@ class LoraConfig(Section):
     r: PositiveInt = 8
     alpha: PositiveInt = 32
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
 
 
 class TrainConfig(Section):

@@ -13,7 +13,7 @@ from pft_core.artifacts import ModelRef
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Answer, Answerer, Asking, Question, ask, by_generation, by_likelihood
 from pft_core.evaluation.tasks import Outcome
-from pft_core.model import load_policy, load_tokenizer
+from pft_core.model import load_policy, load_tokenizer, refuse_foreign_tokenizer
 from pft_core.records import RECORD_SCHEMA, Form, PairedExample, Reject
 from pft_core.scoring import BranchScorer
 
@@ -65,6 +65,7 @@ class PolicyActor:
         load = partial(load_policy, ref.base, precision=self._job.precision, device=device)
         tokenizer = load_tokenizer(ref.weights or ref.base)
         policy = load(adapter=ref.adapter, weights=ref.weights)
+        refuse_foreign_tokenizer(policy, tokenizer)
         answer = self._answerer(policy, tokenizer)
         if ref.weights is not None:
             return answer, self._answerer(load(adapter=None, weights=None), tokenizer)

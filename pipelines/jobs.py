@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Where a run is kept and who watches it do not change what it computes; data sets count by content, not by place.
 NOT_IN_KEY = {"storage", "tracking", "data", "validation_data"}
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+# What a path or a disk can refuse; a missing file is not among them, since that may as well be our mistake.
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.EBUSY, errno.EXDEV,
+}  # fmt: skip
 
 Result = dict[str, Any]
 
@@ -160,6 +164,7 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     Raises UserError when no cluster answers at RAY_ADDRESS.
     """
     import ray
+    import ray.data  # sets its loggers up, which are quietened below
 
     if ray.is_initialized():
         return
@@ -234,7 +239,8 @@ def _raised(error: BaseException) -> UserError | None:
     if isinstance(error, UserError) and not isinstance(getattr(error, "cause", None), BaseException):
         return error
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return UserError(f"{error.filename or 'disk'}: {error.strerror}: make room there, or choose another folder")
+        advice = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path"
+        return UserError(f"{error.filename or 'disk'}: {error.strerror}: {advice}, or choose another folder")
     return None
 
 

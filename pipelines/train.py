@@ -21,7 +21,7 @@ from pft_core.objectives import build_objective
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.embedded import with_embedded
+from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.encode import ensure_layer, prompt_style
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
 from pipelines.report import write_report
@@ -38,9 +38,9 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
 
     Result: run_dir, model_ref, adapter (None after full fine-tuning), steps, pairs, resumed_from.
     """
+    refuse_missing_inputs(config)
     ensure_ray()
     config = with_embedded(config)
-    refuse_missing_inputs(config)
     refuse_missing_resources(config)
     return run_job(config, lambda folder, key: execute(config, folder, key), fresh=fresh, kind="train", run_dir=run_dir)
 
@@ -65,12 +65,18 @@ def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
 
 
 def refuse_missing_inputs(config: RunConfig) -> None:
+    """Say before Ray starts that data or model are not there. Raises UserError."""
     if config.data is None:
         raise UserError("data is not set: give data=DIR, a folder written by `pft prepare`")
     if config.model is None:
         raise UserError("model is not set: give model=DIR_OR_NAME, a Hugging Face causal language model")
     if config.train.validate_every and config.validation_data is None:
         raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
+    for data in (config.data, config.validation_data):
+        if data not in (None, TOYWORLD):
+            DatasetManifest.load(Path(str(data)))
+    if config.model != TOYWORLD:
+        load_tokenizer(config.model)
 
 
 def refuse_missing_resources(config: RunConfig) -> None:

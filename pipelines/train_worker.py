@@ -22,7 +22,15 @@ from pft_core.encoded_layer import EncodedLayer
 from pft_core.engine import EngineSettings, NonFiniteError, build_engine
 from pft_core.errors import UserError
 from pft_core.loop import FitResult, LoopSettings, TrainContext, fit
-from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter, save_full
+from pft_core.model import (
+    LoraSettings,
+    add_lora,
+    load_base,
+    load_tokenizer,
+    refuse_foreign_tokenizer,
+    save_adapter,
+    save_full,
+)
 from pft_core.objectives import build_objective
 from pft_core.order import Order
 from pft_core.scoring import BranchScorer
@@ -124,9 +132,10 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
     torch.set_num_threads(config.scaling.threads_per_worker)
     store = EncodedLayer(Path(payload.layer))
     validation = EncodedLayer(Path(payload.validation_layer)) if payload.validation_layer else None
-    model = build_model(config, context.device)
-    engine = build_engine(BranchScorer(model), engine_settings(config), device=context.device)
     tokenizer = load_tokenizer(str(config.model))
+    model = build_model(config, context.device)
+    refuse_foreign_tokenizer(model, tokenizer)
+    engine = build_engine(BranchScorer(model), engine_settings(config), device=context.device)
 
     def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
         if config.lora is None:

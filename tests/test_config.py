@@ -91,7 +91,7 @@ def test_a_fault_of_the_file_names_the_file_and_one_of_the_command_line_does_not
     [
         (["train.normalization=micro_batch"], "pairs_per_microbatch and normalization=micro_batch go together"),
         (["train.pairs_per_microbatch=4"], "pairs_per_microbatch and normalization=micro_batch go together"),
-        (["train.normalization=micro_batch", "train.pairs_per_microbatch=3"], "pairs_per_step=16 is not a multiple of"),
+        (["train.normalization=micro_batch", "train.pairs_per_microbatch=3"], "pairs_per_step=32 is not a multiple of"),
         (["train.alpha=0", "train.beta=0"], "alpha and beta are both 0"),
         (["train.update=asynchronous", "train.objective=mixed"], "update=asynchronous needs objective=pft, not mixed"),
     ],
@@ -127,8 +127,8 @@ def test_resolved_numbers_follow_from_the_config() -> None:
         "lora.r=8",
     ]
     derived = resolved(load_config("quickstart", [*overrides, "train.tokens_per_microbatch=500"]))["derived"]
-    # 16 pairs a step on 2 workers: 8 each; a pair is at most 2 x 100 tokens, so a bin of 500 holds at least 2: 4 bins
+    # 32 pairs a step on 2 workers: 16 each; a pair is at most 2 x 100 tokens, so a bin of 500 holds at least 2: 8 bins
     assert derived["longest_pair_tokens"] == 200
-    assert derived["microbatches_per_step_at_most"] == 4
+    assert derived["microbatches_per_step_at_most"] == 8
     assert derived["lora_scale"] == 2.0
-    assert (derived["steps"], derived["pairs_seen"], derived["warmup_share"]) == (50, 50 * 16, 0.2)
+    assert (derived["steps"], derived["pairs_seen"], derived["warmup_share"]) == (50, 50 * 32, 0.2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pft_core.engine import EngineSettings, NonFiniteError, build_engine
+from pft_core.errors import UserError
 from pft_core.local_context import LocalContext
 from pft_core.loop import FitResult, LoopSettings, fit, lr_at, plan_phase
 from pft_core.model import LoraSettings, add_lora, load_base
@@ -173,3 +174,10 @@ def test_the_learning_rate_warms_up_from_zero_and_decays_to_zero() -> None:
     assert [lr_at(s, settings) for s in range(7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     cosine = replace(settings, schedule="cosine")
     assert [round(lr_at(s, cosine), 6) for s in (2, 4, 6)] == [1.0, 0.5, 0.0]
+
+
+def test_a_pair_over_the_token_budget_is_refused_before_the_first_step(tiny_qwen2, tmp_path) -> None:
+    longest = max(STORE.num_tokens(range(len(STORE)), sides=(0, 1)))
+    settings = replace(SETTINGS, tokens_per_microbatch=longest - 1)
+    with pytest.raises(UserError, match=rf"tokens_per_microbatch={longest - 1} .* raise it to {longest}"):
+        run(tiny_qwen2, tmp_path, settings)

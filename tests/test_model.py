@@ -19,6 +19,7 @@ from pft_core.model import (
     load_base,
     load_policy,
     load_tokenizer,
+    refuse_foreign_tokenizer,
     save_adapter,
     save_full,
     trained_shapes,
@@ -241,3 +242,22 @@ def test_a_model_of_another_kind_is_refused(tiny_qwen2: Path, tmp_path: Path) ->
     (other / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(UserError, match="causal language model"):
         base(other)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_have_is_refused(tiny_qwen2: Path) -> None:
+    model, tokenizer = base(tiny_qwen2), load_tokenizer(str(tiny_qwen2))
+    refuse_foreign_tokenizer(model, tokenizer)
+    model.resize_token_embeddings(100)
+    with pytest.raises(UserError, match="the model 100 embeddings"):
+        refuse_foreign_tokenizer(model, tokenizer)
+
+
+def test_a_model_that_transformers_knows_is_refused_too_when_it_names_its_own_code(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    folder = Path(folder_without(tiny_qwen2, tmp_path / "m"))
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(known | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    for load in (base, lambda path: load_tokenizer(str(path))):
+        with pytest.raises(UserError, match=r"auto_map in config\.json"):
+            load(folder)

@@ -189,7 +189,8 @@ def _ungeneratable(question: Question, ids: NDArray[np.int32], asking: Asking) -
 def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, max_new_tokens: int) -> list[str]:
     """Return the greedy continuation of each prompt, as text; left padding makes all replies start together."""
     longest = max(len(ids) for ids in prompts)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # Not the tokenizer's own pad token, which may lie beyond the model's embeddings; padding is masked anyway.
+    pad = tokenizer.eos_token_id
     ids_BL = torch.tensor([[pad] * (longest - len(ids)) + ids.tolist() for ids in prompts], device=model.device)
     mask_BL = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     # A hub model's own generation settings may hold a repetition penalty, which would change what greedy means.
