@@ -49,7 +49,7 @@ class TrainContext(Protocol):
         """Publish a whole checkpoint; every rank calls it."""
 
     def latest_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that verifies, or None."""
+        """Return the newest whole checkpoint, or None."""
 
 
 @dataclass(frozen=True)

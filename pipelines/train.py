@@ -24,6 +24,7 @@ from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.encode import ensure_layer, prompt_style
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.ray_checkpoints import mend_snapshot
 from pipelines.report import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train_worker import Mailbox, Payload, train_worker
@@ -119,6 +120,9 @@ def make_payload(config: RunConfig) -> Payload:
 def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
     """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
     config = payload.config
+    if (run_dir / CHECKPOINTS).exists():
+        metrics = {row["step"]: row for row in read_metrics(run_dir)}
+        mend_snapshot(run_dir / CHECKPOINTS, metrics, score="val_loss" if config.train.validate_every else None)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = TorchTrainer(
         train_worker,

@@ -60,6 +60,37 @@ def test_a_ray_run_is_the_plain_run(ray_cluster, tiny_qwen2, data, tmp_path) -> 
     assert ref.adapter_sha256 == file_sha256(whole)
 
 
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_torn_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last_whole_one(
+    ray_cluster, tiny_qwen2, data, tmp_path, validates
+) -> None:
+    extra = {"validation_data": str(data), "train": {"validate_every": 2}} if validates else {}
+    chosen = config(tiny_qwen2, data, tmp_path, **extra)
+    first = train.run(chosen)
+    run_dir = Path(first["run_dir"])
+    metrics = (run_dir / "metrics.jsonl").read_text().splitlines()
+    policies = {path.parent.name: file_sha256(path) for path in run_dir.glob("adapter*/adapter_model.safetensors")}
+    assert set(policies) == ({"adapter", "adapter_best"} if validates else {"adapter"})
+    job = json.loads((run_dir / "job.json").read_text())
+    (run_dir / "job.json").write_text(json.dumps(job | {"status": "running"}))
+    (run_dir / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("")  # a full disk leaves it like this
+    (run_dir / "checkpoints" / "checkpoint_unfinished" / "rank-00000").mkdir(parents=True)
+    newest = max((run_dir / "checkpoints").glob("checkpoint_*/MANIFEST.json"), key=steps_done).parent
+    damaged = newest / "rank-00000" / "policy" / "adapter_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    again = train.run(chosen)
+    assert (again["resumed_from"], again["steps"]) == (4, 6)
+    assert policies == {name: file_sha256(run_dir / name / "adapter_model.safetensors") for name in policies}
+    assert file_sha256(damaged) not in policies.values()
+    assert [json.loads(line)["step"] for line in metrics] == list(range(1, 7))
+    assert losses(run_dir) == [(row["loss_first"], row["loss_second"]) for row in map(json.loads, metrics)]
+    assert not (run_dir / "checkpoints" / "checkpoint_unfinished").exists()
+
+
+def steps_done(manifest: Path) -> int:
+    return json.loads(manifest.read_text())["progress"]["steps_done"]
+
+
 def test_a_finished_run_is_used_again(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     chosen = config(tiny_qwen2, data, tmp_path, train={"max_steps": 1})
     first = train.run(chosen)
