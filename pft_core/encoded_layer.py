@@ -4,6 +4,7 @@ One part per record shard, in shard order, so that row order is record order. Wr
 by everything that decides token ids; the step path reads rows and lengths without tokenising.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -142,20 +144,29 @@ class EncodedLayer:
         """Label tokens per example and side [E, 2]."""
         return self.num_labels_E2[list(indices)]
 
-    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int]) -> list[int]:
-        """Tokens per example when each of these sides is run with its own copy of the prefix."""
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
+        """Tokens per example when these sides are run, each with its own copy of the prefix or all with one."""
         rows = list(indices)
-        tokens = self.branch_lengths_E2[rows][:, list(sides)].sum(axis=1) + len(sides) * self.prefix_lengths_E[rows]
+        copies = 1 if shares_prefix else len(sides)
+        tokens = self.branch_lengths_E2[rows][:, list(sides)].sum(axis=1) + copies * self.prefix_lengths_E[rows]
         return [int(t) for t in tokens]
 
     def read(self, indices: Sequence[int]) -> list[BranchedExample]:
         """Return the examples at these indices."""
-        return [_from_row(row) for row in self._table.take(list(indices)).to_pylist()] if len(indices) else []
+        return _examples(self._table.take(list(indices))) if len(indices) else []
 
 
-def _from_row(row: dict[str, Any]) -> BranchedExample:
-    branches = tuple(
-        Branch(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool), side)
-        for side, (ids, mask) in enumerate(zip(row["branch_ids"], row["label_mask"], strict=True))
-    )
-    return BranchedExample(row["id"], np.asarray(row["prefix_ids"], dtype=np.int32), branches)
+def _examples(table: pa.Table) -> list[BranchedExample]:
+    """Cut the examples out of flat columns: a conversion row by row would cost more than the encoding did."""
+    prefixes = _ragged(table["prefix_ids"])
+    ids, masks = (table[name].combine_chunks().flatten() for name in ("branch_ids", "label_mask"))
+    branches = [Branch(*parts) for parts in zip(_ragged(ids), _ragged(masks), itertools.cycle(SIDES))]
+    pairs = zip(branches[::2], branches[1::2], strict=True)
+    return [BranchedExample(*parts) for parts in zip(table["id"].to_pylist(), prefixes, pairs, strict=True)]
+
+
+def _ragged(column: pa.Array | pa.ChunkedArray) -> list[NDArray[Any]]:
+    """Return the rows of a column of lists as views of one array."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    ends = np.cumsum(pa.compute.list_value_length(array).to_numpy(zero_copy_only=False))
+    return np.split(array.flatten().to_numpy(zero_copy_only=False), ends[:-1])

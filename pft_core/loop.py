@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,20 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pft_core import checkpoint
-from pft_core.batching import BranchedBatch, collate, deal, empty_example, plan_bins, plan_fixed
-from pft_core.encoding import BranchedExample, select_sides
 from pft_core.engine import Engine, NonFiniteError
 from pft_core.objectives import Objective
-from pft_core.order import Order
-
-
-class ExampleStore(Protocol):
-    """Encoded examples by index; counts come without reading rows (see EncodedLayer)."""
-
-    def __len__(self) -> int: ...
-    def num_labels(self, indices: Sequence[int]) -> NDArray[np.int64]: ...
-    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int]) -> list[int]: ...
-    def read(self, indices: Sequence[int]) -> list[BranchedExample]: ...
+from pft_core.planning import (
+    ExampleStore,
+    LoopSettings,
+    Update,
+    plan_phase,
+    read_ahead,
+    read_batch,
+    refuse_pairs_over_budget,
+    step_updates,
+)
 
 
 class TrainContext(Protocol):
@@ -53,34 +52,6 @@ class TrainContext(Protocol):
 
 
 @dataclass(frozen=True)
-class LoopSettings:
-    """Everything that decides the sequence of updates.
-
-    total_pairs: positions of the whole run, over all epochs. pairs_per_microbatch: None cuts a step by
-    tokens_per_microbatch and normalises over the step; a number cuts by count and normalises per micro-batch, as the
-    paper's code does. Steps are optimizer steps, a period of 0 means never; schedule_steps: where the lr reaches 0.
-    """
-
-    objective: Objective
-    order: Order
-    total_pairs: int
-    pairs_per_step: int
-    tokens_per_microbatch: int
-    pairs_per_microbatch: int | None
-    lr: float
-    schedule: Literal["linear", "cosine"]
-    warmup_steps: int
-    schedule_steps: int
-    seed: int
-    checkpoint_every: int = 0
-    validate_every: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        return math.ceil(self.total_pairs / self.pairs_per_step)
-
-
-@dataclass(frozen=True)
 class FitResult:
     """steps and pairs done over the whole run, and the step a checkpoint was resumed from (None: from the start)."""
 
@@ -90,23 +61,24 @@ class FitResult:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One update of a step, planned for every rank: example indices per rank and bin, and the denominators [K] of
-    each bin (equal for all bins unless normalisation is per micro-batch)."""
+class BinsOutcome:
+    """sums_K: loss sums over all ranks; losses: this rank's bins, each as it entered backward. Token counts are over
+    all ranks: those of the pairs, and those that ran through the layers, padding included."""
 
-    sides: tuple[int, ...]
-    bins: list[list[list[int]]]
-    denominators: list[list[NDArray[np.float64]]]
+    sums_K: Tensor
+    losses: list[float]
+    num_tokens: int
+    num_tokens_run: int
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """terms: mean loss per objective term over the step; bin_losses: this rank's bins, each as it entered backward."""
+    """terms: mean loss per objective term over the step; token counts as in BinsOutcome, over all updates."""
 
     terms: dict[str, float]
     grad_norm: float
-    bin_losses: list[float]
     num_tokens: int
+    num_tokens_run: int
 
 
 def fit(
@@ -126,10 +98,11 @@ def fit(
     """
     refuse_pairs_over_budget(settings, store)
     resumed_from = resume(engine, context)
-    for step in range(resumed_from or 0, settings.num_steps):
-        started = time.perf_counter()
+    started = time.perf_counter()
+    read = partial(step_updates, settings=settings, store=store, rank=context.rank, num_ranks=context.world_size)
+    for step, updates in read_ahead(read, range(resumed_from or 0, settings.num_steps)):
         seed_dropout(settings.seed, step, context.rank)
-        outcome = train_step(step, settings=settings, store=store, engine=engine, context=context)
+        outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
         metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started)
         due = is_due(step, settings)
         if due and validation is not None:
@@ -139,15 +112,8 @@ def fit(
             context.log(step + 1, metrics)
         if due:
             save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
+        started = time.perf_counter()
     return FitResult(settings.num_steps, settings.total_pairs, resumed_from)
-
-
-def refuse_pairs_over_budget(settings: LoopSettings, store: ExampleStore) -> None:
-    """Say before the first step that the longest pair fits no bin. Raises UserError."""
-    if settings.pairs_per_microbatch is None:
-        for sides in settings.objective.phases:
-            longest = max(store.num_tokens(range(len(store)), sides=sides))
-            plan_bins([longest], tokens_per_microbatch=settings.tokens_per_microbatch)
 
 
 def resume(engine: Engine, context: TrainContext) -> int | None:
@@ -202,99 +168,40 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def plan_phase(
-    indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
-) -> Phase:
-    """Plan one update for all ranks from lengths alone; each rank gets the same number of bins (some may be empty)."""
-    cut = _cut_by_tokens if settings.pairs_per_microbatch is None else _cut_by_count
-    bins = cut(indices, sides, settings=settings, store=store, num_ranks=num_ranks)
-    most = max(len(rank_bins) for rank_bins in bins)
-    bins = [rank_bins + [[]] * (most - len(rank_bins)) for rank_bins in bins]
-    whole = settings.objective.denominators(store.num_labels(indices))
-    return Phase(
-        sides, bins, [[bin_denominators(items, whole, settings=settings, store=store) for items in own] for own in bins]
-    )
-
-
-def _cut_by_tokens(
-    indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
-) -> list[list[list[int]]]:
-    """Deal pairs to ranks, and cut each share into bins of like lengths within the token budget."""
-    bins = []
-    for share in deal(len(indices), num_ranks=num_ranks):
-        mine = [indices[i] for i in share]
-        lengths = store.num_tokens(mine, sides=sides)
-        planned = plan_bins(lengths, tokens_per_microbatch=settings.tokens_per_microbatch)
-        bins.append([[mine[i] for i in items] for items in planned])
-    return bins
-
-
-def _cut_by_count(
-    indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
-) -> list[list[list[int]]]:
-    """Cut into micro-batches first, and deal these to ranks: their means depend on the cut, so ranks must not."""
-    assert settings.pairs_per_microbatch is not None
-    planned = plan_fixed(len(indices), items_per_bin=settings.pairs_per_microbatch)
-    return [[[indices[i] for i in planned[b]] for b in own] for own in deal(len(planned), num_ranks=num_ranks)]
-
-
-def bin_denominators(
-    items: Sequence[int], whole: NDArray[np.float64], *, settings: LoopSettings, store: ExampleStore
-) -> NDArray[np.float64]:
-    """The whole step's denominators; or a micro-batch's own, times the micro-batches of a full step (the paper)."""
-    if settings.pairs_per_microbatch is None:
-        return whole
-    per_step = settings.pairs_per_step / settings.pairs_per_microbatch
-    return per_step * settings.objective.denominators(store.num_labels(items))
-
-
 def train_step(
-    step: int, *, settings: LoopSettings, store: ExampleStore, engine: Engine, context: TrainContext
+    step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine, context: TrainContext
 ) -> StepOutcome:
     """One step of `pairs_per_step` pairs: one update, or one per side when the objective is asynchronous."""
-    indices = settings.order.step_indices(
-        step, pairs_per_step=settings.pairs_per_step, total_pairs=settings.total_pairs
-    )
+    objective = settings.objective
     terms: dict[str, float] = {}
-    bin_losses: list[float] = []
-    num_tokens = 0
-    for sides in settings.objective.phases:
-        phase = plan_phase(indices, sides, settings=settings, store=store, num_ranks=context.world_size)
-        sums_K, losses = run_bins(step, phase, settings=settings, store=store, engine=engine, context=context)
-        totals = settings.objective.denominators(store.num_labels(indices))
-        terms |= term_means(settings.objective, sums_K, totals, sides)
+    done = []
+    for update in updates:
+        done.append(run_bins(step, update, objective=objective, engine=engine, context=context))
+        terms |= term_means(objective, done[-1].sums_K, update.whole_step, update.sides)
         grad_norm = engine.step(lr_at(step, settings))
-        bin_losses += losses
-        num_tokens += sum(store.num_tokens(indices, sides=sides))
-    return StepOutcome(terms, grad_norm, bin_losses, num_tokens)
+    return StepOutcome(terms, grad_norm, sum(d.num_tokens for d in done), sum(d.num_tokens_run for d in done))
 
 
-def run_bins(
-    step: int, phase: Phase, *, settings: LoopSettings, store: ExampleStore, engine: Engine, context: TrainContext
-) -> tuple[Tensor, list[float]]:
-    """Forward and backward over this rank's bins; return loss sums [K] over all ranks and this rank's bin losses."""
-    mine = list(zip(phase.bins[context.rank], phase.denominators[context.rank], strict=True))
-    sums_K = torch.zeros(len(settings.objective.terms), device=context.device, dtype=torch.float64)
+def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine, context: TrainContext) -> BinsOutcome:
+    """Forward and backward over this rank's bins."""
+    sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
+    tokens = [0, 0]
     losses, bad_ids = [], []
-    for i, (indices, denominators_K) in enumerate(mine):
-        batch = read_batch(store, indices, phase.sides).to(context.device)
-        bin_sums_K = settings.objective.sums(engine(batch), batch)
-        loss = settings.objective.loss(bin_sums_K, denominators_K)
-        engine.backward(loss, is_last=i == len(mine) - 1)
+    for i, (batch, denominators_K) in enumerate(zip(update.batches, update.denominators, strict=True)):
+        tokens = [t + n for t, n in zip(tokens, engine.scorer.count_tokens(batch), strict=True)]
+        on_device = batch.to(context.device)
+        bin_sums_K = objective.sums(engine(on_device), on_device)
+        loss = objective.loss(bin_sums_K, denominators_K)
+        engine.backward(loss, is_last=i == len(update.batches) - 1)
         sums_K += bin_sums_K.detach().double()
         losses.append(loss.detach().item())
         bad_ids += [] if math.isfinite(losses[-1]) else list(batch.example_ids)
-    sums_K = all_reduce_sum(sums_K)
-    if not torch.isfinite(sums_K).all():
+    totals = all_reduce_sum(torch.cat([sums_K, torch.tensor(tokens, device=context.device)]))
+    if not torch.isfinite(totals).all():
         raise NonFiniteError(
             f"step {step + 1}: the loss is not finite; examples {gather(bad_ids)}; no weight was changed"
         )
-    return sums_K, losses
-
-
-def read_batch(store: ExampleStore, indices: Sequence[int], sides: Sequence[int]) -> BranchedBatch:
-    # An empty bin still runs a forward without labels: gathers under ZeRO-3 are collectives.
-    return collate([select_sides(e, sides) for e in store.read(indices)] or [empty_example()])
+    return BinsOutcome(totals[:-2], losses, int(totals[-2]), int(totals[-1]))
 
 
 @torch.no_grad()
@@ -326,13 +233,15 @@ def term_means(
 def step_metrics(
     step: int, outcome: StepOutcome, settings: LoopSettings, context: TrainContext, *, seconds: float
 ) -> dict[str, float]:
-    """What is reported of a step: losses, gradient norm before clipping, lr, rates over all ranks, peak memory."""
+    """What is reported of a step: losses, gradient norm before clipping, lr, rates over all ranks (of tokens of the
+    pairs, not of padding), the share of padding among the tokens that ran, peak memory."""
     pairs = min((step + 1) * settings.pairs_per_step, settings.total_pairs) - step * settings.pairs_per_step
     return outcome.terms | {
         "grad_norm": outcome.grad_norm,
         "lr": lr_at(step, settings),
         "pairs_per_s": pairs / seconds,
         "tokens_per_s": outcome.num_tokens / seconds,
+        "padding_share": 1 - outcome.num_tokens / outcome.num_tokens_run,
         "peak_memory_mb": peak_memory_mb(context.device),
     }
 

@@ -2,36 +2,102 @@
 
 The only place that runs the model for likelihoods. Engines wrap *it*: under ZeRO-3 the hooks of the root module must
 fire, so nothing outside calls the model's parts. Back-ends say how branches are laid out; `separate` (every branch
-with its own copy of the prefix) is the reference that the others must equal.
+with its own copy of the prefix) is the reference that the shared-prefix ones equal.
 """
 
-from typing import Any
+import logging
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from pft_core.attention import SharedAttention, carry_layouts, run_decoder, supports_shared_prefix, tree_layout
 from pft_core.batching import BranchedBatch
 from pft_core.errors import UserError
+from pft_core.label_head import label_logps
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["auto", "separate", "split", "flex"]
 
 
 class BranchScorer(nn.Module):
     """Base model (with or without LoRA) that scores branches.
 
-    forward(batch) -> log-probabilities [R], float32: per branch the sum over its label tokens.
+    forward(batch) -> log-probabilities [R], float32 or wider: per branch the sum over its label tokens.
+    backend: "auto" shares prefixes wherever that is exact. Raises UserError for a back-end that the model cannot run.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, *, backend: Backend = "auto"):
         super().__init__()
         self.model: Any = model
-        refuse_scaled_logits(self._causal_lm().config)
+        config = self._causal_lm().config
+        refuse_scaled_logits(config)
+        self.backend: Literal["separate"] | SharedAttention = resolve_backend(backend, config)
+        if self.shares_prefix:
+            carry_layouts(config)
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the tokens of a prefix run once for all its branches."""
+        return self.backend != "separate"
 
     def forward(self, batch: BranchedBatch) -> Tensor:
-        return separate_logps(self._causal_lm(), batch)
+        if self.backend == "separate":
+            return separate_logps(self._causal_lm(), batch)
+        return shared_logps(self._causal_lm(), batch, self.backend)
+
+    def count_tokens(self, batch: BranchedBatch) -> tuple[int, int]:
+        """Return the tokens of a batch that have to run (prefixes as often as this back-end runs them), and those that
+        do run, padding included."""
+        if self.shares_prefix:
+            num_tokens = len(batch.prefix_ids) + len(batch.branch_ids)
+            return num_tokens, num_tokens
+        lengths_R = batch.prefix_lengths[batch.branch_example] + batch.branch_lengths
+        return int(lengths_R.sum()), len(lengths_R) * int(lengths_R.max())
 
     def _causal_lm(self) -> Any:
         # Looked up at call time: stored, it would be registered as a second child and its weights saved twice.
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+
+def resolve_backend(backend: Backend, config: Any) -> Literal["separate"] | SharedAttention:
+    """Return the back-end to run. "auto" is `split` for the architectures it is proven on, else `separate`, and says
+    so. Raises UserError where a shared-prefix back-end is asked for and the architecture has none.
+    """
+    if backend == "separate" or supports_shared_prefix(config):
+        return "split" if backend == "auto" else backend
+    if backend == "auto":
+        log.warning(
+            "prefixes are not shared: model type %r is not known to be exact, so it runs `separate`", config.model_type
+        )
+        return "separate"
+    raise UserError(
+        f"attention_backend={backend!r} does not know model type {config.model_type!r} with these layers: "
+        "use auto, or separate"
+    )
+
+
+def shared_logps(causal_lm: Any, batch: BranchedBatch, attention: SharedAttention) -> Tensor:
+    """Score all branches in one pass over flat tokens [1, P + T], each prefix once. Returns [R]."""
+    layout = tree_layout(batch, attention)
+    ids_N = torch.cat([batch.prefix_ids, batch.branch_ids])
+    hidden_ND = run_decoder(causal_lm.get_decoder(), ids_N, layout)
+    label_K = batch.label_mask.nonzero().squeeze(1)
+    logps_K = label_logps(
+        causal_lm.get_output_embeddings(), hidden_ND[_predictors(batch)[label_K]], batch.branch_ids[label_K]
+    )
+    branch_K = layout.branch_N[len(batch.prefix_ids) + label_K]
+    return logps_K.new_zeros(batch.num_branches).index_add(0, branch_K, logps_K)
+
+
+def _predictors(batch: BranchedBatch) -> Tensor:
+    """Return for each branch token the flat token that predicts it [T]: the one before, or its prefix's last."""
+    predictors_T = torch.arange(len(batch.branch_ids), device=batch.branch_ids.device) + len(batch.prefix_ids) - 1
+    starts_R = batch.branch_lengths.cumsum(0) - batch.branch_lengths
+    predictors_T[starts_R] = batch.prefix_lengths.cumsum(0)[batch.branch_example] - 1
+    return predictors_T
 
 
 def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:
@@ -46,16 +112,12 @@ def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:
     ).last_hidden_state
     # A token is predicted by the position before it.
     row_N, position_N = labels_RL[:, 1:].nonzero(as_tuple=True)
-    logps_N = label_logps(causal_lm, hidden_RLD[row_N, position_N], ids_RL[row_N, position_N + 1])
+    logps_N = label_logps(
+        causal_lm.get_output_embeddings(), hidden_RLD[row_N, position_N], ids_RL[row_N, position_N + 1]
+    )
     # With no labels at all (an idle rank's bin) zero rows still tie the sum to every weight. Under ZeRO-3 all ranks
     # must call the modules in one order: a second call of the head here would leave the others waiting for ever.
-    return torch.zeros(batch.num_branches, device=ids_RL.device).index_add(0, row_N, logps_N)
-
-
-def label_logps(causal_lm: Any, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
-    """Return the float32 log-probability [N] of each token given the hidden state before it."""
-    logits_NV = causal_lm.get_output_embeddings()(hidden_ND).float()
-    return logits_NV.log_softmax(-1).gather(-1, token_N[:, None]).squeeze(-1)
+    return logps_N.new_zeros(batch.num_branches).index_add(0, row_N, logps_N)
 
 
 def _prefixed_rows(batch: BranchedBatch) -> list[tuple[Tensor, Tensor]]:

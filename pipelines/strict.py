@@ -17,7 +17,16 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string)."""
+    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string), and a key that
+    stands twice is a mistake (the last would silently win)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -81,7 +90,8 @@ def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any])
         elif key in faults:  # one fault for each branch of a union
             faults[key] += f", or {_expected(fault['msg'])}"
         else:
-            faults[key] = f"{key}={_short(fault['input'])}: expected {_expected(fault['msg'])}"
+            value = "" if fault["type"] == "invalid_key" else f"={_short(fault['input'])}"
+            faults[key] = f"{key}{value}: expected {_expected(fault['msg'])}"
     return faults
 
 

@@ -8,7 +8,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pft_core import checkpoint
 from pft_core.encoded_layer import EncodedLayer
 from pft_core.engine import EngineSettings, NonFiniteError, build_engine
 from pft_core.errors import UserError
-from pft_core.loop import FitResult, LoopSettings, TrainContext, fit
+from pft_core.loop import FitResult, TrainContext, fit
 from pft_core.model import (
     LoraSettings,
     add_lora,
@@ -33,6 +33,7 @@ from pft_core.model import (
 )
 from pft_core.objectives import build_objective
 from pft_core.order import Order
+from pft_core.planning import LoopSettings
 from pft_core.scoring import BranchScorer
 from pipelines.config import RunConfig, total_pairs
 
@@ -131,7 +132,8 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
     tokenizer = load_tokenizer(str(config.model))
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, tokenizer)
-    engine = build_engine(BranchScorer(model), engine_settings(config), device=context.device)
+    scorer = BranchScorer(model, backend=config.train.attention_backend)
+    engine = build_engine(scorer, engine_settings(config), device=context.device)
 
     def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
         if config.lora is None:
@@ -140,7 +142,7 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
             # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
             save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
-    settings = loop_settings(config, num_examples=len(store))
+    settings = replace(loop_settings(config, num_examples=len(store)), shares_prefix=scorer.shares_prefix)
     return fit(settings, store=store, engine=engine, context=context, save_policy=save_policy, validation=validation)
 
 

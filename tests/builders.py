@@ -63,10 +63,12 @@ class MemoryStore:
         counts = [[b.num_labels for b in self.examples[i].branches] for i in indices]
         return np.array(counts, dtype=np.int64).reshape(-1, 2)
 
-    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int]) -> list[int]:
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
         chosen = [[b for b in self.examples[i].branches if b.side in sides] for i in indices]
         prefixes = [len(self.examples[i].prefix_ids) for i in indices]
-        return [sum(p + len(b.input_ids) for b in bs) for p, bs in zip(prefixes, chosen, strict=True)]
+        copies = [1 if shares_prefix else len(bs) for bs in chosen]
+        rows = zip(prefixes, copies, chosen, strict=True)
+        return [p * n + sum(len(b.input_ids) for b in bs) for p, n, bs in rows]
 
     def read(self, indices: Sequence[int]) -> list[BranchedExample]:
         return [self.examples[i] for i in indices]

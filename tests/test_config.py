@@ -107,6 +107,13 @@ def test_a_yaml_mistake_is_named_with_file_and_line(tmp_path: Path) -> None:
         load_config(recipe)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text("name: t\ntrain:\n  lr: 1e-3\n  lr: 1e-4\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"^{recipe}:4: .*the key 'lr' stands twice"):
+        load_config(recipe)
+
+
 def test_a_recipe_that_is_not_a_mapping_or_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="a recipe is a mapping of keys to values, this is a list"):

@@ -57,8 +57,10 @@ def test_counts_are_known_without_reading_rows(tokenizer, tmp_path) -> None:
     layer = write_layer(tmp_path, tokenizer)
     examples = layer.read([4, 1])
     assert layer.num_labels([4, 1]).tolist() == [[b.num_labels for b in e.branches] for e in examples]
-    assert layer.num_tokens([4, 1], sides=(0, 1)) == [e.num_tokens_separate for e in examples]
-    assert layer.num_tokens([4], sides=(1,)) == [len(examples[0].prefix_ids) + len(examples[0].branches[1].input_ids)]
+    assert layer.num_tokens([4, 1], sides=(0, 1), shares_prefix=False) == [e.num_tokens_separate for e in examples]
+    assert layer.num_tokens([4, 1], sides=(0, 1), shares_prefix=True) == [e.num_tokens for e in examples]
+    alone = len(examples[0].prefix_ids) + len(examples[0].branches[1].input_ids)
+    assert layer.num_tokens([4], sides=(1,), shares_prefix=True) == [alone]
 
 
 def test_overlong_pairs_are_counted_and_a_layer_without_pairs_says_why(tokenizer, tmp_path) -> None:

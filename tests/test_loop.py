@@ -11,10 +11,11 @@ import torch
 from pft_core.engine import EngineSettings, NonFiniteError, build_engine
 from pft_core.errors import UserError
 from pft_core.local_context import LocalContext
-from pft_core.loop import FitResult, LoopSettings, fit, lr_at, plan_phase
+from pft_core.loop import FitResult, fit, lr_at
 from pft_core.model import LoraSettings, add_lora, load_base
 from pft_core.objectives import mixed_nll, one_sided_nll, paired_nll
 from pft_core.order import Order
+from pft_core.planning import LoopSettings, plan_phase
 from pft_core.scoring import BranchScorer
 from tests.builders import MemoryStore, random_trees
 
@@ -32,6 +33,7 @@ SETTINGS = LoopSettings(
     warmup_steps=1,
     schedule_steps=4,
     seed=5,
+    shares_prefix=True,
 )
 
 
@@ -177,7 +179,7 @@ def test_the_learning_rate_warms_up_from_zero_and_decays_to_zero() -> None:
 
 
 def test_a_pair_over_the_token_budget_is_refused_before_the_first_step(tiny_qwen2, tmp_path) -> None:
-    longest = max(STORE.num_tokens(range(len(STORE)), sides=(0, 1)))
+    longest = max(STORE.num_tokens(range(len(STORE)), sides=(0, 1), shares_prefix=True))
     settings = replace(SETTINGS, tokens_per_microbatch=longest - 1)
     with pytest.raises(UserError, match=rf"tokens_per_microbatch={longest - 1} .* raise it to {longest}"):
         run(tiny_qwen2, tmp_path, settings)

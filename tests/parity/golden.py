@@ -22,9 +22,10 @@ from pft_core.batching import collate
 from pft_core.encoding import BranchedExample, branched_example
 from pft_core.engine import Engine, EngineSettings, build_engine
 from pft_core.local_context import LocalContext
-from pft_core.loop import LoopSettings, Phase, bin_denominators, lr_at, run_bins
+from pft_core.loop import lr_at, run_bins
 from pft_core.objectives import paired_nll
 from pft_core.order import Order
+from pft_core.planning import LoopSettings, Update, bin_denominators, read_batch
 from pft_core.scoring import BranchScorer
 from tests.builders import MemoryStore
 
@@ -85,9 +86,10 @@ def replay(
         context = LocalContext(Path(scratch), device=torch.device("cpu"))
         for step, bins in enumerate(reference_bins(len(examples), expected["batch_size"], counts)):
             unused = settings.objective.denominators(store.num_labels(range(len(store))))
-            phase = Phase((0, 1), [bins], [[bin_denominators(items, unused, **run) for items in bins]])
-            _, losses = run_bins(step, phase, engine=engine, context=context, **run)
-            outcomes.append(([accumulation * loss for loss in losses], engine.step(lr_at(step, settings))))
+            denominators = [bin_denominators(items, unused, **run) for items in bins]
+            update = Update((0, 1), [read_batch(store, items, (0, 1)) for items in bins], denominators, unused)
+            done = run_bins(step, update, objective=settings.objective, engine=engine, context=context)
+            outcomes.append(([accumulation * loss for loss in done.losses], engine.step(lr_at(step, settings))))
     return outcomes
 
 
