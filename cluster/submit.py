@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -27,13 +28,15 @@ VERBS = ("prepare", "train", "evaluate", "quickstart", "show")
 # Only code travels: data and results live on storage that every node sees.
 EXCLUDES = ["/runs", "/data", "/build", "/dist", ".*_cache", "__pycache__", "*.egg-info", "mlruns", "*.db"]
 POLL_SECONDS = 0.5
+AGENT_SECONDS = 60.0
 SHOWN_LINES = 20
 
 
 def run(command: list[str], *, address: str | None) -> dict[str, Any]:
     """Submit `pft <command>` and follow it. Result: submission_id, status, and the command's own result.
 
-    address: the dashboard's URL; None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS. A token in RAY_AUTH_TOKEN is sent along.
+    address: the dashboard's URL; None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS. A token is sent along where this machine
+    has one: RAY_AUTH_TOKEN, or the file that a local Ray keeps.
     Raises UserError when the command is no verb, no cluster answers, or the recipe would not be uploaded.
     """
     if command[0] not in VERBS:
@@ -54,11 +57,14 @@ def connect(address: str | None) -> JobSubmissionClient:
     """Return a client whose cluster answers. Raises UserError."""
     if address is not None:
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment win over the argument
+    # `ray start` turns token checks on where a token exists; a client does so only when it is told.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
         raise UserError(
-            f"cluster at {address or 'RAY_ADDRESS'}: refuses the token: put its own in RAY_AUTH_TOKEN"
+            f"cluster at {address or 'RAY_ADDRESS'}: refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
+            "the cluster's own"
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         shown = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
@@ -122,23 +128,41 @@ def submit_once(client: JobSubmissionClient, command: list[str]) -> str:
 
 
 def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -> str:
-    entrypoint = shlex.join(["python", "-m", "pipelines.cli", *command])
+    # This very interpreter where the cluster has it too (one machine, or a shared disk), else the one on its PATH.
+    python = f"$(command -v {shlex.quote(sys.executable)} || echo python)"
+    entrypoint = f"{python} {shlex.join(['-m', 'pipelines.cli', *command])}"
     try:
-        client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=submission_id,
-            runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
-        )
+        _submit(client, entrypoint, submission_id, deadline=time.monotonic() + AGENT_SECONDS)
         print(f"{submission_id}: {entrypoint}", file=sys.stderr)
     except RuntimeError as error:
         if "already exists" not in str(error):  # else another process was faster, and its job is the one to follow
-            raise
+            raise UserError(f"the cluster does not take the job: {str(error).splitlines()[0]}") from None
     return submission_id
 
 
+def _submit(client: JobSubmissionClient, entrypoint: str, submission_id: str, *, deadline: float) -> None:
+    """Submit, and wait where a cluster has only just started and its agent has not."""
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
+            )
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
 def job_name(command: list[str]) -> str:
-    """Return an id that says the verb and the recipe, and ends with the digest of command and code."""
+    """Return an id that says the verb and the recipe, and ends with the digest of command, code, recipe and data."""
     sha = hashlib.sha256(json.dumps(command).encode())
+    for word in command:
+        place = ROOT / word.rpartition("=")[2]
+        for path in (place, place / "manifest.json"):
+            sha.update(path.read_bytes() if path.is_file() else b"")
     for path in sorted(p for pattern in ("pft_core/**/*", "pipelines/**/*") for p in ROOT.glob(pattern)):
         if path.suffix in (".py", ".yaml"):
             sha.update(path.read_bytes())

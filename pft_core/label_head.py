@@ -1,7 +1,8 @@
 """The language-model head on label positions: log-probabilities of tokens, without a matrix [labels, vocabulary].
 
-With a frozen head (LoRA) the gradient of each log-probability with respect to its hidden state is a row of the same
-width, W[token] - softmax(W h) W: it is computed chunk by chunk in the forward, and the backward only scales it.
+Where the head is not trained (LoRA, evaluation), the gradient of each log-probability with respect to its hidden state
+is a row of the same width, W[token] - softmax(W h) W: it is computed chunk by chunk in the forward, and the backward
+only scales it.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +18,12 @@ LOGITS_PER_CHUNK = 2**25  # 128 MB in float32; smaller chunks read the weight mo
 
 def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
     """Return the log-probability [N] of each token given the hidden state before it, in float32 or wider."""
-    if any(weight.requires_grad for weight in head.parameters()):
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters()):
         logits_NV = _widened(head(hidden_ND))
         return logits_NV.log_softmax(-1).gather(-1, token_N[:, None]).squeeze(-1)
 
     def chunked(hidden: Tensor) -> Tensor:
-        logps: Tensor = _FrozenHeadLogps.apply(hidden, head.weight, head.bias, token_N)
+        logps: Tensor = _LabelLogps.apply(hidden, head.weight, head.bias, token_N)
         return logps
 
     # Under ZeRO-3 the weight is whole only inside the module's own call.
@@ -31,7 +32,7 @@ def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
     return logps_N
 
 
-class _FrozenHeadLogps(torch.autograd.Function):
+class _LabelLogps(torch.autograd.Function):
     """hidden [N, D], weight [V, D], bias [V] or None, token [N] -> log-probabilities [N]."""
 
     @staticmethod

@@ -196,7 +196,7 @@ def load_policy(
 ) -> PreTrainedModel | PeftModel:
     """Load a policy for scoring: fully fine-tuned weights if given, else the base, with or without an adapter.
 
-    Raises UserError where a folder is missing or the adapter was trained on another model.
+    Raises UserError where a folder is missing or the adapter does not fit the model.
     """
     model = load_base(weights or base, precision=precision, gradient_checkpointing=False, device=device)
     if adapter is None:

@@ -130,7 +130,7 @@ class RunConfig(Section):
     validation_data: str | None = None
     model: str | None = None  # a local folder, or a hub name
     storage: str = "runs"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     prompt: PromptConfig = PromptConfig()
     encoding: EncodingConfig = EncodingConfig()
     lora: LoraConfig | None = LoraConfig()  # None: full fine-tuning

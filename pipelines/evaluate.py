@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ from pipelines.jobs import code_digest, ensure_ray
 from pipelines.report import write_report
 
 ITEMS_PER_GROUP = 64
+OUTCOMES_NAME = "outcomes.jsonl"  # what was chosen, item by item: every figure of the report follows from it
+REJECTS_NAME = "rejects.jsonl"
 
 
 class EvaluateConfig(Section):
@@ -56,7 +58,7 @@ class EvaluateConfig(Section):
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate one policy and write report.json and report.html. Result: report_json."""
+    """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json."""
     manifest = DatasetManifest.load(Path(config.data))
     ref = resolve_policy(config, manifest)
     items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
@@ -81,7 +83,16 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "digests": digests(ref, manifest),
     }
     report_json, _ = write_report(report, Path(config.output))
+    write_lines(Path(config.output) / OUTCOMES_NAME, [outcome.to_json() for outcome in outcomes])
+    write_lines(Path(config.output) / REJECTS_NAME, [json.dumps(asdict(reject)) for reject in rejects])
     return {"report_json": str(report_json)}
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write one JSON object a line; the file appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def trained_reference(config: EvaluateConfig) -> ModelRef | None:

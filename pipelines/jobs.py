@@ -113,7 +113,10 @@ def remove_run(run_dir: Path) -> None:
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run against other processes; the lock goes with the process, however it ends. Raises UserError."""
     path = run_dir.with_name(f".{run_dir.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror}): give a folder that can") from None
     with _lock_file(path, run_dir) as file:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {os.uname().nodename}")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from pft_core.artifacts import MANIFEST_NAME, DatasetManifest, Shard, digest, file_sha256
 from pft_core.encoded_layer import EncodedLayer
@@ -68,7 +68,7 @@ class PrepareConfig(Section):
     axis: str | None = None  # where rows do not name theirs; for bqd the parent folder's name unless it is given
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
     split: Literal["train", "validation", "test"] = "train"  # of toyworld, or of a hub data set
-    seed: NonNegativeInt = 0  # of toyworld
+    seed: int = Field(default=0, ge=0, lt=2**63)  # of toyworld
     num_per_axis: PositiveInt = 400  # of toyworld
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
     num_workers: PositiveInt | None = None  # tasks at once; None: as many as the cluster has CPUs

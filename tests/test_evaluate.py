@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pft_core.artifacts import DatasetManifest, ModelRef, Shard, file_sha256, read_json
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
-from pft_core.evaluation.tasks import report_rows
+from pft_core.evaluation.tasks import Outcome, report_rows
 from pft_core.model import LoraSettings, add_lora, load_base, save_adapter
 from pft_core.preferences import Axis, Pole, PreferenceSpace
 from pft_core.prompts import PromptStyle
@@ -128,6 +128,12 @@ def test_rejected_items_are_counted_and_a_base_model_does_not_leak(in_process, t
     assert items["in"] == 2 * 4 * 2
     assert items["in"] == items["out"] + items["rejected"]
     assert 0 < items["rejected"] == items["rejected_by_reason"]["overlong"]
+    outcomes = [Outcome.from_json(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    space = DatasetManifest.load(data).space
+    rows = report_rows(outcomes, policy="p", space=space, trained_poles=None)
+    assert report["rows"] == json.loads(json.dumps(rows))  # every figure follows from what is kept
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [r["reason"] for r in rejects] == ["overlong"] * items["rejected"]
     assert {row["value"] for row in report["rows"] if row["metric"] == "leak"} == {0}
     assert {row["trained_pole"] for row in report["rows"]} == {None}
 

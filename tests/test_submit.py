@@ -70,8 +70,25 @@ def test_losing_a_race_follows_the_winner(job_id: str) -> None:
     client.refusal = "Job with submission_id pft-job already exists."
     assert submit.submit_once(client, COMMAND) == "pft-job"
     client.refusal = "disk full"
-    with pytest.raises(RuntimeError, match="disk full"):
+    with pytest.raises(UserError, match="does not take the job: disk full"):
         submit.submit_once(client, COMMAND)
+
+
+def test_a_cluster_whose_agent_is_late_is_waited_for(job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client: Any = FakeClient()
+    client.refusal = "Request failed with status code 500: No available agent to submit job"
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: setattr(client, "refusal", ""))
+    assert submit.submit_once(client, COMMAND) == "pft-job"
+    assert client.submitted == ["pft-job"]
+
+
+def test_another_recipe_or_data_set_behind_the_same_words_is_another_job(tmp_path: Path) -> None:
+    command = ["train", "quickstart", f"data={tmp_path}"]
+    names = set()
+    for content in ("1", "2"):
+        (tmp_path / "manifest.json").write_text(content)
+        names.add(submit.job_name(command))
+    assert len(names) == 2
 
 
 def test_the_id_names_verb_and_recipe_and_follows_the_whole_command() -> None:

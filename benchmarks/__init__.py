@@ -1,0 +1,1 @@
+"""Side-by-side measurements: ratios of CPU time, variants in turn, medians. RESULTS.md holds what was measured."""

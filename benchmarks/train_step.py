@@ -1,0 +1,205 @@
+"""One training step on one thread: the paper's scheme, TRL, and ours, side by side.
+
+`python -m benchmarks.train_step --shape vcd --json`. All variants get the same weights, pairs, loss, clipping and
+AdamW; a step is collation, forward, backward and update.
+
+- padded: the paper's scheme: one pass per side, logits of the whole vocabulary for every token, rows padded to 512
+  (long shapes: to the longest row).
+- trl: TRL's trainer of the same loss (see trl_step.py).
+- ours: `after` shares the scenario, `before` (the paper's prompt) the preamble only; `separate` is ours unshared.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks import harness, trl_step
+from benchmarks.shapes import Shape, examples, shape
+from pft_core.batching import BranchedBatch, collate
+from pft_core.encoding import BranchedExample
+from pft_core.scoring import Backend, BranchScorer
+
+SHAPES = ("vcd", "bqd", "dpo1500", "alignx", "vcd_real")
+BETA = 0.1
+LIMIT_S = 200.0
+FLOAT32_LIMIT = 1e-5
+
+Loss = Callable[[], Tensor]
+
+
+def tiny_model(vocabulary: int) -> nn.Module:
+    """A Qwen2 of 8 layers of width 256 with the paper's LoRA: rank 8 on q, k, v and o; no dropout, to be compared."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
+    )  # fmt: skip
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = LoraConfig(r=8, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(Qwen2ForCausalLM(config), lora)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.02)  # zero would hide half of the gradient from the comparison
+    return model.train()
+
+
+def loss_of(kind: str, logps_R: Tensor, labels_R: Tensor, reference_R: Tensor) -> Tensor:
+    """The two losses on branch log-probabilities, sides in turn: paired cross-entropy halved (so that it is the mean
+    over sides, as one batch of both sides gives), or DPO."""
+    if kind == "pft":
+        return -sum(logps_R[side::2].sum() / labels_R[side::2].sum() for side in (0, 1)) / 2
+    margins = (logps_R - reference_R).view(-1, 2)
+    return -F.logsigmoid(BETA * (margins[:, 0] - margins[:, 1])).mean()
+
+
+def ours(
+    model: nn.Module, pairs: Sequence[BranchedExample], chosen: Shape, reference: Tensor, *, backend: Backend
+) -> Loss:
+    scorer = BranchScorer(model, backend=backend)
+
+    def loss() -> Tensor:
+        batch = collate(pairs)
+        return loss_of(chosen.loss, scorer(batch), batch.num_labels_R, reference)
+
+    return loss
+
+
+def padded(model: nn.Module, pairs: Sequence[BranchedExample], chosen: Shape, reference: Tensor) -> Loss:
+    """Two passes with the whole vocabulary's logits for every padded token."""
+    width = chosen.padded_to or max(len(e.prefix_ids) + len(b.input_ids) for e in pairs for b in e.branches)
+
+    def side_logps(side: int) -> tuple[Tensor, Tensor]:
+        ids, labels = torch.zeros(len(pairs), width, dtype=torch.long), torch.zeros(len(pairs), width, dtype=torch.bool)
+        mask = torch.zeros(len(pairs), width, dtype=torch.long)
+        for row, example in enumerate(pairs):
+            branch = example.branches[side]
+            end = len(example.prefix_ids) + len(branch.input_ids)
+            ids[row, : len(example.prefix_ids)] = torch.from_numpy(example.prefix_ids)
+            ids[row, len(example.prefix_ids) : end] = torch.from_numpy(branch.input_ids)
+            labels[row, end - branch.num_labels : end] = True
+            mask[row, :end] = 1
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        targets = ids[:, 1:].masked_fill(~labels[:, 1:], -100)
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
+        return -nll.view(len(pairs), -1).sum(1), labels.sum(1)
+
+    def loss() -> Tensor:
+        sides = [side_logps(0), side_logps(1)]
+        logps, counts = (torch.stack([s[i] for s in sides], dim=1).flatten() for i in (0, 1))
+        return loss_of(chosen.loss, logps, counts, reference)
+
+    return loss
+
+
+def step_of(model: nn.Module, loss: Loss) -> Callable[[], None]:
+    weights = [w for w in model.parameters() if w.requires_grad]
+    adamw = torch.optim.AdamW(weights, lr=1e-6)
+
+    def step() -> None:
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        adamw.step()
+        adamw.zero_grad()
+
+    return step
+
+
+def loss_and_gradient(model: nn.Module, loss: Loss) -> tuple[Tensor, Tensor]:
+    model.zero_grad()
+    value = loss()
+    value.backward()
+    gradient = torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad and w.grad is not None])
+    model.zero_grad()
+    return value.detach(), gradient
+
+
+def reference_logps(model: nn.Module, batch: BranchedBatch) -> Tensor:
+    with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+        return BranchScorer(model, backend="separate")(batch).detach()
+
+
+def measure(name: str, vocabulary: int) -> dict[str, Any]:
+    """Build the variants of a shape, check that they compute the same, time them in turn."""
+    chosen = shape(name)
+    model = tiny_model(vocabulary)
+    after = examples(chosen, condition_position="after", vocabulary=vocabulary)
+    before = examples(chosen, condition_position="before", vocabulary=vocabulary)
+    references = {id(pairs): reference_logps(model, collate(pairs)) for pairs in (after, before)}
+
+    def variant(make: Callable[..., Loss], pairs: list[BranchedExample], **options: Any) -> tuple[nn.Module, Loss]:
+        own = copy.deepcopy(model)
+        return own, make(own, pairs, chosen, references[id(pairs)], **options)
+
+    variants = {
+        "padded": variant(padded, after),
+        "padded_before": variant(padded, before),
+        "trl": variant(trl, after),
+        "separate": variant(ours, after, backend="separate"),
+        "ours": variant(ours, after, backend="auto"),
+        "before": variant(ours, before, backend="auto"),
+    }
+    found = {key: loss_and_gradient(*variants[key]) for key in ("padded", "trl", "ours")}
+    harness.say(f"{name}: losses { {key: round(float(value), 6) for key, (value, _) in found.items()} }")
+    if chosen.padded_to or not chosen.preamble:
+        variants.pop("padded_before")  # as many tokens as after the scenario, or the same prompt: measured already
+    times = harness.interleave({k: step_of(*v) for k, v in variants.items()}, rounds=9, limit_s=LIMIT_S)
+    return figures(chosen, vocabulary, times, found)
+
+
+def trl(model: nn.Module, pairs: Sequence[BranchedExample], chosen: Shape, reference: Tensor) -> Loss:
+    if chosen.loss == "pft":
+        return trl_step.sft_loss(model, pairs, use_cpu=True)
+    return trl_step.dpo_loss(model, pairs, reference=reference.tolist(), beta=BETA, use_cpu=True)
+
+
+def figures(
+    chosen: Shape, vocabulary: int, times: harness.Times, found: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    def deviation(other: str) -> tuple[float, float]:
+        (loss, gradient), (other_loss, other_gradient) = found["ours"], found[other]
+        return float((loss / other_loss - 1).abs()), float((gradient - other_gradient).norm() / other_gradient.norm())
+
+    loss_padded, gradient_padded = deviation("padded")
+    loss_trl, gradient_trl = deviation("trl")
+    limit = chosen.sharing_limit
+    return {
+        "shape": chosen.name,
+        "vocab": vocabulary,
+        "vs_padded": round(harness.ratio(times, "padded", "ours"), 3),
+        "vs_trl": round(harness.ratio(times, "trl", "ours"), 3),
+        "vs_padded_before": round(
+            harness.ratio(times, "padded_before" if "padded_before" in times else "padded", "before"), 3
+        ),
+        "sharing_limit": round(limit, 3),
+        "sharing_fraction": round(harness.ratio(times, "separate", "ours") / limit, 3),
+        "equal_loss": max(loss_padded, loss_trl) <= FLOAT32_LIMIT,
+        "equal_grad": max(gradient_padded, gradient_trl) <= FLOAT32_LIMIT,
+        "deviations": {
+            "loss_padded": loss_padded, "gradient_padded": gradient_padded,
+            "loss_trl": loss_trl, "gradient_trl": gradient_trl,
+        },
+        "cpu_ms": {key: round(1000 * sorted(values)[len(values) // 2], 1) for key, values in times.items()},
+        "rounds": len(times["ours"]),
+        "machine": harness.machine(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--vocab", type=int, default=8192, help="size of the vocabulary (Qwen2.5: 151936)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    harness.finish(measure(chosen.shape, chosen.vocab), as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()

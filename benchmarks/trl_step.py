@@ -1,0 +1,65 @@
+"""The opponent: TRL's own trainers on our pairs, collation and loss theirs, settings at their best on this device.
+
+Both trainers compute the head on label positions only (their fused head); padding goes to the longest row of a batch,
+as padding-free batches need a varlen kernel, which CPUs lack. DPO gets its reference log-probabilities precomputed.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from pft_core.encoding import BranchedExample
+
+COMMON: dict[str, Any] = {"report_to": "none", "max_length": None, "bf16": False, "gradient_checkpointing": False}
+
+
+def sft_loss(model: nn.Module, examples: Sequence[BranchedExample], *, use_cpu: bool) -> Callable[[], Tensor]:
+    """Return a function that collates all sides into one batch and returns SFTTrainer's loss: the mean over labels."""
+    rows = [
+        {
+            "input_ids": [*e.prefix_ids.tolist(), *b.input_ids.tolist()],
+            "labels": [-100] * (len(e.prefix_ids) + len(b.input_ids) - b.num_labels)
+            + b.input_ids[b.label_mask].tolist(),
+        }
+        for e in examples
+        for b in e.branches
+    ]
+    config = SFTConfig(
+        tempfile.mkdtemp(), dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=use_cpu,
+        remove_unused_columns=False, **COMMON,
+    )  # fmt: skip
+    trainer = SFTTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer())
+    return lambda: trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+
+
+def dpo_loss(
+    model: nn.Module, examples: Sequence[BranchedExample], *, reference: Sequence[float], beta: float, use_cpu: bool
+) -> Callable[[], Tensor]:
+    """Return a function that collates the pairs and returns DPOTrainer's loss. reference: log-probabilities [2 E]."""
+    rows = [
+        {
+            "prompt_ids": e.prefix_ids.tolist(),
+            "chosen_ids": e.branches[0].input_ids.tolist(),
+            "rejected_ids": e.branches[1].input_ids.tolist(),
+            "ref_chosen_logps": reference[2 * i],
+            "ref_rejected_logps": reference[2 * i + 1],
+        }
+        for i, e in enumerate(examples)
+    ]
+    config = DPOConfig(tempfile.mkdtemp(), beta=beta, precompute_ref_log_probs=False, use_cpu=use_cpu, **COMMON)
+    text = Dataset.from_list([{"prompt": "w", "chosen": "w", "rejected": "w"}])
+    trainer = DPOTrainer(model, args=config, train_dataset=text, processing_class=_tokenizer())
+    trainer.precompute_ref_logps = True  # the rows bring theirs
+    return lambda: trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, "w": 2}, unk_token="w"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="w")
