@@ -197,7 +197,17 @@ def training_report(config: RunConfig, ref: ModelRef, run_dir: Path, *, seconds:
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str:
-    shown = ("loss", "loss_first", "loss_second", "val_loss", "grad_norm", "lr", "pairs_per_s", "tokens_per_s")
+    shown = (
+        "loss",
+        "loss_first",
+        "loss_second",
+        "val_loss",
+        "grad_norm",
+        "lr",
+        "pairs_per_s",
+        "tokens_per_s",
+        "padding_share",
+    )
     return f"step {step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
 
 

@@ -32,6 +32,7 @@ LAYERS = [
     "engine_deepspeed",
     "checkpoint",
     "loop",
+    "reference",
     "local_context",
     "inference",
     "evaluation",

@@ -144,7 +144,7 @@ def score_branches(
     examples: Sequence[BranchedExample], *, scorer: BranchScorer, tokens_per_batch: int
 ) -> list[NDArray[np.float32]]:
     """Return the log-probability of each branch, per example, in the order given."""
-    num_tokens = [len(e.branches) * (len(e.prefix_ids) + max(len(b.input_ids) for b in e.branches)) for e in examples]
+    num_tokens = [e.num_tokens if scorer.shares_prefix else _padded_tokens(e) for e in examples]
     device = next(scorer.parameters()).device
     scores: dict[int, NDArray[np.float32]] = {}
     for members in plan_bins(num_tokens, tokens_per_microbatch=max([tokens_per_batch, *num_tokens])):
@@ -154,6 +154,11 @@ def score_branches(
         ends = np.cumsum([len(examples[i].branches) for i in members])
         scores.update(zip(members, np.split(logps, ends[:-1]), strict=True))
     return [scores[i] for i in range(len(examples))]
+
+
+def _padded_tokens(example: BranchedExample) -> int:
+    """Tokens of the rows that each hold the prefix and one branch, all as long as the longest."""
+    return len(example.branches) * (len(example.prefix_ids) + max(len(b.input_ids) for b in example.branches))
 
 
 def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, asking: Asking) -> list[Answer]:
