@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pft_core.attention import SharedAttention, carry_layouts, run_decoder, supports_shared_prefix, tree_layout
+from pft_core.attention import SharedAttention, plant
 from pft_core.batching import BranchedBatch
 from pft_core.errors import UserError
 from pft_core.label_head import label_logps
+from pft_core.tree_decoder import prepare_decoder, run_decoder, supports_trees
+from pft_core.tree_layout import tree_layout
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class BranchScorer(nn.Module):
         refuse_scaled_logits(config)
         self.backend: Literal["separate"] | SharedAttention = resolve_backend(backend, config)
         if self.shares_prefix:
-            carry_layouts(config)
+            prepare_decoder(self._causal_lm().get_decoder())
 
     @property
     def shares_prefix(self) -> bool:
@@ -66,7 +68,7 @@ def resolve_backend(backend: Backend, config: Any) -> Literal["separate"] | Shar
     """Return the back-end to run. "auto" is `split` for the architectures it is proven on, else `separate`, and says
     so. Raises UserError where a shared-prefix back-end is asked for and the architecture has none.
     """
-    if backend == "separate" or supports_shared_prefix(config):
+    if backend == "separate" or supports_trees(config):
         return "split" if backend == "auto" else backend
     if backend == "auto":
         log.warning(
@@ -80,24 +82,11 @@ def resolve_backend(backend: Backend, config: Any) -> Literal["separate"] | Shar
 
 
 def shared_logps(causal_lm: Any, batch: BranchedBatch, attention: SharedAttention) -> Tensor:
-    """Score all branches in one pass over flat tokens [1, P + T], each prefix once. Returns [R]."""
-    layout = tree_layout(batch, attention)
-    ids_N = torch.cat([batch.prefix_ids, batch.branch_ids])
-    hidden_ND = run_decoder(causal_lm.get_decoder(), ids_N, layout)
-    label_K = batch.label_mask.nonzero().squeeze(1)
-    logps_K = label_logps(
-        causal_lm.get_output_embeddings(), hidden_ND[_predictors(batch)[label_K]], batch.branch_ids[label_K]
-    )
-    branch_K = layout.branch_N[len(batch.prefix_ids) + label_K]
-    return logps_K.new_zeros(batch.num_branches).index_add(0, branch_K, logps_K)
-
-
-def _predictors(batch: BranchedBatch) -> Tensor:
-    """Return for each branch token the flat token that predicts it [T]: the one before, or its prefix's last."""
-    predictors_T = torch.arange(len(batch.branch_ids), device=batch.branch_ids.device) + len(batch.prefix_ids) - 1
-    starts_R = batch.branch_lengths.cumsum(0) - batch.branch_lengths
-    predictors_T[starts_R] = batch.prefix_lengths.cumsum(0)[batch.branch_example] - 1
-    return predictors_T
+    """Score all branches in one pass over flat tokens, each prefix once. Returns [R]."""
+    layout = tree_layout(batch)
+    hidden_KD = run_decoder(causal_lm.get_decoder(), plant(layout, attention))
+    logps_K = label_logps(causal_lm.get_output_embeddings(), hidden_KD, layout.label_ids_K)
+    return logps_K.new_zeros(batch.num_branches).index_add(0, layout.label_branch_K, logps_K)
 
 
 def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:

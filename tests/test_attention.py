@@ -11,12 +11,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from pft_core.attention import supports_shared_prefix
 from pft_core.batching import BranchedBatch, collate, empty_example
 from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.model import LoraSettings, add_lora
 from pft_core.scoring import BranchScorer
+from pft_core.tree_decoder import supports_trees
 from tests.builders import random_trees, tree
 
 MODELS = {
@@ -170,5 +170,5 @@ def test_an_unknown_architecture_runs_separate_and_says_so(caplog: pytest.LogCap
 
 def test_sliding_windows_are_not_shared() -> None:
     windowed = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    assert not supports_shared_prefix(windowed)
-    assert supports_shared_prefix(Qwen2Config(num_hidden_layers=2))
+    assert not supports_trees(windowed)
+    assert supports_trees(Qwen2Config(num_hidden_layers=2))
