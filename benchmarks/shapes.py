@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from pft_core.encoding import BranchedExample, branched_example, common_prefix_length
+from pft_core.errors import UserError
 from pft_core.preferences import SIDES, load_space
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
 from pft_core.records import PairedExample
-from pft_core.sources import SOURCES
+from pft_core.sources import SOURCES, Accepted
 
 CHARACTERS_PER_TOKEN = 4.6  # of English text under the Qwen and Llama tokenizers, which are not at hand here
 
@@ -46,7 +47,7 @@ class Shape:
 
 
 def shape(name: str) -> Shape:
-    """Return a shape by name. Raises FileNotFoundError where its lengths come from data that is not there."""
+    """Return a shape by name. Raises UserError where its lengths come from data that is not there."""
     if name == "vcd":
         return Shape(name, (PairLengths(300, 15, (45, 45)),) * 4, "pft", 512, preamble=30)
     if name == "bqd":
@@ -62,13 +63,12 @@ def shape(name: str) -> Shape:
 
 def real_vcd_lengths() -> list[PairLengths]:
     """Lengths of the released VCD pairs under the project's own prompt: characters over CHARACTERS_PER_TOKEN."""
-    folder = Path(os.environ.get("PFT_DATA", "")) / "vcd"
-    files = sorted(folder.glob("*train*.json"))
-    if not files:
-        raise FileNotFoundError("shape vcd_real needs the released VCD files: set PFT_DATA to their folder")
-    rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
-    records = [SOURCES["vcd"](row, "", None) for row in rows]
-    chosen = [r for r in records if isinstance(r, PairedExample)]
+    file = Path(os.environ.get("PFT_DATA", "")) / "vcd" / "train.json"
+    if not file.is_file():
+        raise UserError("shape vcd_real needs the released VCD files: set PFT_DATA to the folder that holds vcd/")
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    outcomes = [SOURCES["vcd"](row, "", None) for row in rows]
+    chosen = [outcome.record for outcome in outcomes if isinstance(outcome, Accepted)]
     return [_lengths(chosen[i]) for i in np.random.default_rng(0).permutation(len(chosen))]
 
 

@@ -24,6 +24,7 @@ from benchmarks import harness, trl_step
 from benchmarks.shapes import Shape, examples, shape
 from pft_core.batching import BranchedBatch, collate
 from pft_core.encoding import BranchedExample
+from pft_core.errors import UserError
 from pft_core.scoring import Backend, BranchScorer
 
 SHAPES = ("vcd", "bqd", "dpo1500", "alignx", "vcd_real")
@@ -198,7 +199,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    harness.finish(measure(chosen.shape, chosen.vocab), as_json=chosen.json)
+    try:
+        result = measure(chosen.shape, chosen.vocab)
+    except UserError as error:
+        parser.error(str(error))
+    harness.finish(result, as_json=chosen.json)
 
 
 if __name__ == "__main__":

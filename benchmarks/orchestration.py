@@ -1,0 +1,122 @@
+"""What the machinery around a step costs: Ray Train against the bare loop, two workers against one, ZeRO stages.
+
+`python -m benchmarks.orchestration --json`. Wall-clock seconds of a step (start-up, checkpoints and the first steps
+left out), the embedded data, a Qwen2 of 8 layers of width 256, rank-8 LoRA, one thread a worker. Compared runs are
+made in turn, and a ratio is the median over the rounds. Two workers need two idle cores.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks import harness
+from pft_core.local_context import LocalContext
+from pft_core.toyworld.base import SHIPPED_BASE
+from pipelines import train
+from pipelines.config import RunConfig
+from pipelines.embedded import with_embedded
+from pipelines.jobs import ensure_ray
+from pipelines.train_worker import build_and_fit
+
+STEPS = 16
+FIRST_STEPS = 4
+ROUNDS = 3
+PAIRS_PER_STEP = 16
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+def save_model(folder: Path) -> Path:
+    """Write a random model of the training benchmark's size, with the embedded data's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_BASE)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def config(folder: Path, *, num_workers: int, engine: dict[str, Any]) -> RunConfig:
+    settings = {
+        "prompt": {"answer": "option", "condition_position": "after"},
+        "lora": {"r": 8, "alpha": 16, "dropout": 0.0},
+        "train": {"pairs_per_step": PAIRS_PER_STEP, "max_steps": STEPS, "precision": "fp32", "checkpoint_every": 0},
+        "engine": engine,
+        "scaling": {"num_workers": num_workers},
+    }
+    model = str(folder / "model")
+    return with_embedded(
+        RunConfig(name="orchestration", data="toyworld", model=model, storage=str(folder / "runs"), **settings)
+    )
+
+
+def seconds_of(pairs_per_s: list[float]) -> float:
+    """Median seconds of a step, without the first ones."""
+    return statistics.median(PAIRS_PER_STEP / rate for rate in pairs_per_s[FIRST_STEPS:])
+
+
+def under_ray(chosen: RunConfig) -> float:
+    run_dir = Path(train.run(chosen, fresh=True)["run_dir"])
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return seconds_of([row["pairs_per_s"] for row in rows])
+
+
+def bare(chosen: RunConfig) -> float:
+    rates: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        context = LocalContext(
+            Path(folder), device=torch.device("cpu"), log=lambda _, metrics: rates.append(metrics["pairs_per_s"])
+        )
+        build_and_fit(train.make_payload(chosen), context)
+    return seconds_of(rates)
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Run everything in turn and return ratios, with the seconds behind them."""
+    save_model(folder / "model")
+    ensure_ray()
+    torch_engine = {"name": "torch"}
+    one = config(folder, num_workers=1, engine=torch_engine)
+    two = config(folder, num_workers=2, engine=torch_engine)
+    seconds: dict[str, list[float]] = {"bare": [], "one worker": [], "two workers": []}
+    for number in range(ROUNDS):
+        for name, made in (("bare", lambda: bare(one)), ("one worker", lambda: under_ray(one)),
+                           ("two workers", lambda: under_ray(two))):  # fmt: skip
+            seconds[name].append(made())
+            harness.say(f"round {number + 1}, {name}: {1000 * seconds[name][-1]:.0f} ms a step")
+    zero = {}
+    for stage in ZERO_STAGES:
+        staged = under_ray(config(folder, num_workers=2, engine={"name": "deepspeed", "zero_stage": stage}))
+        zero[str(stage)] = round(staged / statistics.median(seconds["two workers"]), 3)
+        harness.say(f"ZeRO {stage}: {1000 * staged:.0f} ms a step")
+    return {
+        "ray_overhead": round(harness.ratio(seconds, "one worker", "bare") - 1, 4),
+        "speedup_2_workers": round(harness.ratio(seconds, "one worker", "two workers"), 3),
+        "zero": zero,
+        "step_ms": {name: [round(1000 * s, 1) for s in values] for name, values in seconds.items()},
+        "machine": harness.machine(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder))
+        ray.shutdown()
+    harness.finish(result, as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()
