@@ -15,20 +15,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import harness, trl_step
 from benchmarks.shapes import Shape, examples, shape
+from benchmarks.variants import BETA, loss_of, padded_logps
 from pft_core.batching import BranchedBatch, collate
 from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.scoring import Backend, BranchScorer
 
 SHAPES = ("vcd", "bqd", "dpo1500", "alignx", "vcd_real")
-BETA = 0.1
 LIMIT_S = 200.0
 FLOAT32_LIMIT = 1e-5
 
@@ -51,15 +50,6 @@ def tiny_model(vocabulary: int) -> nn.Module:
     return model.train()
 
 
-def loss_of(kind: str, logps_R: Tensor, labels_R: Tensor, reference_R: Tensor) -> Tensor:
-    """The two losses on branch log-probabilities, sides in turn: paired cross-entropy halved (so that it is the mean
-    over sides, as one batch of both sides gives), or DPO."""
-    if kind == "pft":
-        return -sum(logps_R[side::2].sum() / labels_R[side::2].sum() for side in (0, 1)) / 2
-    margins = (logps_R - reference_R).view(-1, 2)
-    return -F.logsigmoid(BETA * (margins[:, 0] - margins[:, 1])).mean()
-
-
 def ours(
     model: nn.Module, pairs: Sequence[BranchedExample], chosen: Shape, reference: Tensor, *, backend: Backend
 ) -> Loss:
@@ -73,27 +63,8 @@ def ours(
 
 
 def padded(model: nn.Module, pairs: Sequence[BranchedExample], chosen: Shape, reference: Tensor) -> Loss:
-    """Two passes with the whole vocabulary's logits for every padded token."""
-    width = chosen.padded_to or max(len(e.prefix_ids) + len(b.input_ids) for e in pairs for b in e.branches)
-
-    def side_logps(side: int) -> tuple[Tensor, Tensor]:
-        ids, labels = torch.zeros(len(pairs), width, dtype=torch.long), torch.zeros(len(pairs), width, dtype=torch.bool)
-        mask = torch.zeros(len(pairs), width, dtype=torch.long)
-        for row, example in enumerate(pairs):
-            branch = example.branches[side]
-            end = len(example.prefix_ids) + len(branch.input_ids)
-            ids[row, : len(example.prefix_ids)] = torch.from_numpy(example.prefix_ids)
-            ids[row, len(example.prefix_ids) : end] = torch.from_numpy(branch.input_ids)
-            labels[row, end - branch.num_labels : end] = True
-            mask[row, :end] = 1
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        targets = ids[:, 1:].masked_fill(~labels[:, 1:], -100)
-        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-        return -nll.view(len(pairs), -1).sum(1), labels.sum(1)
-
     def loss() -> Tensor:
-        sides = [side_logps(0), side_logps(1)]
-        logps, counts = (torch.stack([s[i] for s in sides], dim=1).flatten() for i in (0, 1))
+        logps, counts = padded_logps(model, pairs, padded_to=chosen.padded_to, device=reference.device)
         return loss_of(chosen.loss, logps, counts, reference)
 
     return loss

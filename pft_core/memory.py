@@ -7,6 +7,7 @@ counted at two sizes: what grows with the tokens and what does not. Nothing is k
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from pft_core.scoring import BranchScorer
 
 BYTES_PER_TRAINED_WEIGHT = 12  # a gradient and AdamW's two moments in float32; a shard of them is counted as the whole
 # Above what is kept for the backward: a layer's gradients while they are made, the head's chunk of logits, workspaces
-# of kernels, and the gaps that an allocator leaves between blocks.
+# of kernels, masks (they grow with the square of a pair's length), gaps that an allocator leaves between blocks.
 MARGIN = 1.25
 
 
@@ -79,9 +80,8 @@ def probe_batch(num_pairs: int) -> BranchedBatch:
 
 def _probe_pair(*, prefix: int, branches: tuple[int, int]) -> BranchedExample:
     # Token 0 is in every vocabulary; lengths alone decide what is kept.
-    ids = torch.zeros(max(prefix, *branches), dtype=torch.int32).numpy()
-    labels = torch.ones(max(branches), dtype=torch.bool).numpy()
-    return BranchedExample("", ids[:prefix], tuple(Branch(ids[:n], labels[:n], i) for i, n in enumerate(branches)))
+    branch = [Branch(np.zeros(n, np.int32), np.ones(n, bool), side) for side, n in enumerate(branches)]
+    return BranchedExample("", np.zeros(prefix, np.int32), tuple(branch))
 
 
 def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: Precision) -> int:

@@ -58,10 +58,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 def load_base(
     name_or_path: str, *, precision: Precision, gradient_checkpointing: bool, device: torch.device
 ) -> PreTrainedModel:
-    """Load a causal language model in the given precision. Raises UserError for a folder that cannot be one.
-
-    Gradient checkpointing is the non-reentrant kind, which works with frozen embeddings and under ZeRO.
-    """
+    """Load a causal language model in the given precision. Raises UserError for a folder that cannot be one."""
     _local_folder(name_or_path)
     with _load_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -72,9 +69,18 @@ def load_base(
     if missing:
         raise UserError(f"model={name_or_path!r} lacks {len(missing)} weights, such as {missing[0]}: copy it again")
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     base: PreTrainedModel = model.to(device)
     return base
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep each layer's input only, and compute the rest again in the backward; with or without an adapter.
+
+    The non-reentrant kind works with frozen embeddings and under ZeRO.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:

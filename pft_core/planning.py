@@ -111,9 +111,23 @@ def read_ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[tuple
 def refuse_pairs_over_budget(settings: LoopSettings, store: ExampleStore) -> None:
     """Say before the first step that the longest pair fits no bin. Raises UserError."""
     if settings.pairs_per_microbatch is None:
-        for sides in settings.objective.phases:
-            longest = max(store.num_tokens(range(len(store)), sides=sides, shares_prefix=settings.shares_prefix))
-            plan_bins([longest], tokens_per_microbatch=settings.tokens_per_microbatch)
+        plan_bins([longest_pair(settings, store)], tokens_per_microbatch=settings.tokens_per_microbatch)
+
+
+def longest_pair(settings: LoopSettings, store: ExampleStore) -> int:
+    """Return the tokens of the longest pair, of the sides that run together."""
+    return max(
+        max(store.num_tokens(range(len(store)), sides=sides, shares_prefix=settings.shares_prefix))
+        for sides in settings.objective.phases
+    )
+
+
+def largest_bin(settings: LoopSettings, store: ExampleStore, *, num_ranks: int) -> int:
+    """Return how many tokens one forward runs at most."""
+    longest = longest_pair(settings, store)
+    if settings.pairs_per_microbatch is not None:
+        return longest * settings.pairs_per_microbatch
+    return min(settings.tokens_per_microbatch, longest * math.ceil(settings.pairs_per_step / num_ranks))
 
 
 def plan_phase(

@@ -6,20 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
-
 Presentation = Literal["choice", "response"]
 Form = Literal["one", "all"]
-
-RECORD_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("axis", pa.string()),
-        ("scenario", pa.string()),
-        ("options", pa.list_(pa.struct([("text", pa.string()), ("side", pa.int8())]))),
-        ("presentation", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: only where activations would not fit into memory
     attention_backend: Literal["auto", "separate", "split", "flex"] = "auto"  # how the sides of a pair share its prefix
     validate_every: int = Field(default=0, ge=0)  # steps; 0: never
     checkpoint_every: int = Field(default=50, ge=0)  # steps; 0: at the end only

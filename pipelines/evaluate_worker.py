@@ -14,7 +14,8 @@ from pft_core.errors import UserError
 from pft_core.evaluation.answers import Answer, Answerer, Asking, Question, ask, by_generation, by_likelihood
 from pft_core.evaluation.tasks import Outcome
 from pft_core.model import load_policy, load_tokenizer, refuse_foreign_tokenizer
-from pft_core.records import RECORD_SCHEMA, Form, PairedExample, Reject
+from pft_core.record_schema import RECORD_SCHEMA
+from pft_core.records import Form, PairedExample, Reject
 from pft_core.scoring import BranchScorer
 
 Item = tuple[PairedExample, Form]

@@ -19,7 +19,8 @@ from rich.progress import track
 from pft_core.artifacts import file_sha256
 from pft_core.errors import UserError
 from pft_core.preferences import load_space
-from pft_core.records import RECORD_SCHEMA, Reject
+from pft_core.record_schema import RECORD_SCHEMA
+from pft_core.records import Reject
 from pft_core.sources import Accepted, Outcome, Part, join_prompt_completions, parse_rows, read_rows
 from pipelines.console import console
 from pipelines.jobs import unwrap_user_error

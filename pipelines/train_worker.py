@@ -22,9 +22,12 @@ from pft_core.encoded_layer import EncodedLayer
 from pft_core.engine import EngineSettings, NonFiniteError, build_engine
 from pft_core.errors import UserError
 from pft_core.loop import FitResult, TrainContext, fit
+from pft_core.memory import plan_memory
 from pft_core.model import (
     LoraSettings,
+    Precision,
     add_lora,
+    checkpoint_activations,
     load_base,
     load_tokenizer,
     refuse_foreign_tokenizer,
@@ -33,9 +36,10 @@ from pft_core.model import (
 )
 from pft_core.objectives import build_objective
 from pft_core.order import Order
-from pft_core.planning import LoopSettings
+from pft_core.planning import LoopSettings, largest_bin
 from pft_core.scoring import BranchScorer
 from pipelines.config import RunConfig, total_pairs
+from pipelines.console import console
 
 MAILBOX_LIMIT_S = 30.0
 
@@ -133,6 +137,10 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, tokenizer)
     scorer = BranchScorer(model, backend=config.train.attention_backend)
+    settings = replace(loop_settings(config, num_examples=len(store)), shares_prefix=scorer.shares_prefix)
+    if config.train.gradient_checkpointing == "auto":
+        num_tokens = largest_bin(settings, store, num_ranks=context.world_size)
+        checkpoint_where_memory_is_short(scorer, num_tokens, precision=config.train.precision, context=context)
     engine = build_engine(scorer, engine_settings(config), device=context.device)
 
     def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
@@ -142,7 +150,6 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
             # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
             save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
-    settings = replace(loop_settings(config, num_examples=len(store)), shares_prefix=scorer.shares_prefix)
     return fit(settings, store=store, engine=engine, context=context, save_policy=save_policy, validation=validation)
 
 
@@ -152,12 +159,26 @@ def build_model(config: RunConfig, device: torch.device) -> Any:
         str(config.model),
         # Weights that are trained stay float32; a frozen base may be rounded.
         precision=config.train.precision if config.lora else "fp32",
-        gradient_checkpointing=config.train.gradient_checkpointing,
+        gradient_checkpointing=config.train.gradient_checkpointing is True,
         device=device,
     )
     if config.lora is None:
         return base
     return add_lora(base, LoraSettings(**config.lora.model_dump()), seed=config.seed)
+
+
+def checkpoint_where_memory_is_short(
+    scorer: BranchScorer, num_tokens: int, *, precision: Precision, context: TrainContext
+) -> None:
+    """Compute activations twice if those of a bin of `num_tokens` do not fit; every rank decides alike."""
+    plan = plan_memory(scorer, num_tokens=num_tokens, precision=precision, device=context.device)
+    if not plan.fits:
+        checkpoint_activations(scorer.model)
+    if context.rank == 0:
+        console.print(
+            f"activation checkpointing {'off' if plan.fits else 'on'}: up to {num_tokens} tokens at once need "
+            f"{plan.needed / 1e9:.3g} GB beside the weights, {plan.free / 1e9:.3g} GB are free"
+        )
 
 
 def engine_settings(config: RunConfig) -> EngineSettings:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from pft_core.artifacts import DatasetManifest, Shard, file_sha256
 from pft_core.encoding import BranchedExample, branched_example
 from pft_core.preferences import Axis, Pole, PreferenceSpace
-from pft_core.records import RECORD_SCHEMA, Option, PairedExample, paired_example
+from pft_core.record_schema import RECORD_SCHEMA
+from pft_core.records import Option, PairedExample, paired_example
 
 SPACE = PreferenceSpace(
     "tiny",

@@ -95,12 +95,12 @@ def assert_equal_to_separate(model, batch: BranchedBatch, backend: str, *, limit
     assert (gradient - want_gradient).norm().item() <= limit * want_gradient.norm().item()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", MODELS)
-def test_loss_and_gradient_equal_separate_in_float64(kind: str, case: str, backend: str, exact_norms) -> None:
+def test_loss_and_gradient_equal_separate_in_float64(kind: str, case: str, exact_norms) -> None:
+    # Only `split`: FlexAttention keeps its row sums in float32 whatever the model's precision.
     model = small_model(kind, dtype=torch.float64)
-    assert_equal_to_separate(model, collate(CASES[case]()).to(DEVICE), backend, limit=1e-12)
+    assert_equal_to_separate(model, collate(CASES[case]()).to(DEVICE), "split", limit=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -110,9 +110,8 @@ def test_loss_and_gradient_equal_separate_in_float32(kind: str, backend: str) ->
     assert_equal_to_separate(model, collate([*random_trees(6), *bushes()]).to(DEVICE), backend, limit=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_get_the_same_gradient(backend: str, checkpointing: bool, exact_norms) -> None:
+def test_adapters_get_the_same_gradient(checkpointing: bool, exact_norms) -> None:
     model = small_model("qwen2", dtype=torch.float64)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -121,17 +120,17 @@ def test_adapters_get_the_same_gradient(backend: str, checkpointing: bool, exact
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
     adapted.double().train()
-    assert_equal_to_separate(adapted, collate(random_trees(5)).to(DEVICE), backend, limit=1e-12)
+    assert_equal_to_separate(adapted, collate(random_trees(5)).to(DEVICE), "split", limit=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["split", "flex"])
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_every_back_end_scores_as_separate_does(backend: str, exact_norms) -> None:
-    model = small_model("llama", dtype=torch.float64)
+def test_flex_scores_as_separate_does(kind: str) -> None:
+    model = small_model(kind, dtype=torch.float32)
     batch = collate([*random_trees(4), *bushes()]).to(DEVICE)
     with torch.no_grad():
         want = BranchScorer(model, backend="separate")(batch)
-        assert torch.allclose(BranchScorer(model, backend=backend)(batch), want, rtol=1e-12, atol=0)
+        assert torch.allclose(BranchScorer(model, backend="flex")(batch), want, rtol=1e-5, atol=0)
 
 
 def test_branches_are_blind_to_each_other_and_to_other_examples() -> None:
@@ -142,9 +141,10 @@ def test_branches_are_blind_to_each_other_and_to_other_examples() -> None:
     sibling = tree(trees[0].id, [[5, 6], [5, 7]], [[8, 9], [11]])
     other_sibling = tree(trees[0].id, [[5, 6], [5, 30]], [[8, 9], [12]])
     with torch.no_grad():
-        first, second = scorer(collate(trees)), scorer(collate(changed))
-        assert torch.equal(first[[0, 1, 4, 5]], second[[0, 1, 4, 5]])
-        assert scorer(collate([sibling]))[0] == scorer(collate([other_sibling]))[0]
+        first, second = (scorer(collate(trees_).to(DEVICE)) for trees_ in (trees, changed))
+        assert torch.allclose(first[[0, 1, 4, 5]], second[[0, 1, 4, 5]], rtol=1e-6)  # another shape, another rounding
+        first, second = (scorer(collate([tree_]).to(DEVICE)) for tree_ in (sibling, other_sibling))
+        assert first[0] == second[0]
 
 
 def test_the_model_still_runs_as_it_did_before() -> None:

@@ -17,7 +17,7 @@ from pft_core.encoded_layer import (
 from pft_core.encoding import EncodingSpec, encode_pairs
 from pft_core.errors import UserError
 from pft_core.prompts import PromptStyle
-from pft_core.records import RECORD_SCHEMA
+from pft_core.record_schema import RECORD_SCHEMA
 from tests.builders import SPACE, record
 
 SPEC = EncodingSpec(PromptStyle(), max_length=512)

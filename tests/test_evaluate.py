@@ -14,7 +14,7 @@ from pft_core.evaluation.tasks import Outcome, report_rows
 from pft_core.model import LoraSettings, add_lora, load_base, save_adapter
 from pft_core.preferences import Axis, Pole, PreferenceSpace
 from pft_core.prompts import PromptStyle
-from pft_core.records import RECORD_SCHEMA
+from pft_core.record_schema import RECORD_SCHEMA
 from pipelines import evaluate
 from pipelines.evaluate import (
     EvaluateConfig,

@@ -3,7 +3,8 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.records import RECORD_SCHEMA, Option, PairedExample, content_id, counterbalanced, paired_example
+from pft_core.record_schema import RECORD_SCHEMA
+from pft_core.records import Option, PairedExample, content_id, counterbalanced, paired_example
 
 OPTIONS = [Option("go", 0), Option("stay", 1), Option("ask", 0)]
 

@@ -1,0 +1,13 @@
+"""Records as rows of Parquet. Apart from `records.py`, so that training code loads without Arrow."""
+
+import pyarrow as pa
+
+RECORD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("axis", pa.string()),
+        ("scenario", pa.string()),
+        ("options", pa.list_(pa.struct([("text", pa.string()), ("side", pa.int8())]))),
+        ("presentation", pa.string()),
+    ]
+)
