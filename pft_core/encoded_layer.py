@@ -25,6 +25,8 @@ from pft_core.records import Form, PairedExample
 
 LAYER_NAME = "layer.json"
 _FORMAT = 1
+# Large enough to keep the tokenizer busy, small enough that memory does not follow the shard's size.
+RECORDS_PER_BATCH = 512
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -68,16 +70,17 @@ def encode_part(
     space: PreferenceSpace,
     tokenizer: Any,
 ) -> LayerPart:
-    """Encode one record shard into one Arrow file; overlong pairs are left out and counted."""
-    records = [PairedExample.from_row(row) for row in pq.read_table(records_parquet).to_pylist()]
-    items = [(record, form) for record in records for form in forms]
-    examples, rejects = encode_pairs(items, spec=spec, space=space, tokenizer=tokenizer)
-    table = pa.Table.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA)
+    """Encode one record shard into one Arrow file, a batch at a time; overlong pairs are left out and counted."""
+    rows = rejected = 0
     temporary = part.with_name(f".{part.name}.{os.getpid()}.tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        writer.write_table(table, max_chunksize=1024)
+        for batch in pq.ParquetFile(records_parquet).iter_batches(RECORDS_PER_BATCH):
+            items = [(PairedExample.from_row(row), form) for row in batch.to_pylist() for form in forms]
+            examples, rejects = encode_pairs(items, spec=spec, space=space, tokenizer=tokenizer)
+            writer.write_batch(pa.RecordBatch.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA))
+            rows, rejected = rows + len(examples), rejected + len(rejects)
     os.replace(temporary, part)
-    return LayerPart(part.name, file_sha256(part), len(examples), len(rejects))
+    return LayerPart(part.name, file_sha256(part), rows, rejected)
 
 
 def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str) -> Path:

@@ -16,6 +16,7 @@ from pft_core.errors import UserError
 from pft_core.preferences import SIDES, PreferenceSpace
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
 from pft_core.records import Form, PairedExample, Reject
+from pft_core.token_places import PlacedTokens, place_tokens
 
 Mask = Literal["exact", "paper"]
 OverlongPolicy = Literal["reject", "cut_prompt"]
@@ -31,7 +32,7 @@ class Branch:
 
     @property
     def num_labels(self) -> int:
-        return int(self.label_mask.sum())
+        return int(np.count_nonzero(self.label_mask))
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ def branched_example(
     shared = common_prefix_length(prompts)
     branches = []
     for prompt, answer, side in zip(prompts, answers, sides, strict=True):
-        context = prompt[shared:]
-        mask = np.concatenate([np.zeros(len(context), dtype=bool), np.ones(len(answer), dtype=bool)])
-        branches.append(Branch(np.concatenate([context, answer]).astype(np.int32), mask, side))
+        ids = np.concatenate([prompt[shared:], answer]).astype(np.int32, copy=False)
+        branches.append(Branch(ids, np.arange(len(ids)) >= len(prompt) - shared, side))
     return BranchedExample(example_id, np.asarray(prompts[0][:shared], dtype=np.int32), tuple(branches))
 
 
@@ -126,14 +126,11 @@ def tokenize(
         raise UserError(
             f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in tokenizer_config.json"
         )
-    bos = leading_bos(tokenizer)
-    encodings = tokenizer(
-        list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
-    )
-    rows = zip(encodings["input_ids"], encodings["offset_mapping"], prompt_lengths, spans, texts, strict=True)
+    bos, bos_token, eos = leading_bos(tokenizer), tokenizer.bos_token, tokenizer.eos_token_id
+    # Chat templates write BOS themselves; a second one would be a prompt the model has never seen.
     return [
-        _tokenized(ids, offsets, n, span, bos if not _starts_with_bos(text, tokenizer) else [], tokenizer.eos_token_id)
-        for ids, offsets, n, span, text in rows
+        _tokenized(tokens, n, span, [] if bos_token and text.startswith(bos_token) else bos, eos)
+        for tokens, n, span, text in zip(place_tokens(texts, tokenizer), prompt_lengths, spans, texts, strict=True)
     ]
 
 
@@ -143,22 +140,13 @@ def leading_bos(tokenizer: Any) -> list[int]:
     return probe[:1] if tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id] else []
 
 
-def _starts_with_bos(text: str, tokenizer: Any) -> bool:
-    # Chat templates write BOS themselves; a second one would be a prompt the model has never seen.
-    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-
 def _tokenized(
-    ids: list[int], offsets: list[tuple[int, int]], prompt_length: int, span: tuple[int, int], bos: list[int], eos: int
+    tokens: PlacedTokens, prompt_length: int, span: tuple[int, int], bos: list[int], eos: int
 ) -> TokenizedAnswer:
-    starts = np.fromiter((o[0] for o in offsets), dtype=np.int64, count=len(offsets))
-    ends = np.fromiter((o[1] for o in offsets), dtype=np.int64, count=len(offsets))
-    answer_start = int(np.searchsorted(ends, prompt_length, side="right"))
-    first = int(np.searchsorted(starts, span[0], side="left"))
-    last = int(np.searchsorted(ends, span[1], side="right"))
+    first, last = tokens.starting_before(span[0]), tokens.ending_by(span[1])
     shift = len(bos)
-    all_ids = np.asarray([*bos, *ids, eos], dtype=np.int32)
-    return TokenizedAnswer(all_ids, answer_start + shift, (first + shift, max(first, last) + shift))
+    ids = np.concatenate([bos, tokens.ids, [eos]], dtype=np.int32, casting="unsafe")
+    return TokenizedAnswer(ids, tokens.ending_by(prompt_length) + shift, (first + shift, max(first, last) + shift))
 
 
 def encode_pairs(

@@ -1,5 +1,6 @@
 """The encoded layer of a prepared data set: reused where a matching one exists, else encoded in bulk with Ray Data."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ class _ShardEncoder:
     """A Ray Data actor that keeps the tokenizer and encodes one shard a call."""
 
     def __init__(self, *, model: str, spec: EncodingSpec, manifest: DatasetManifest):
+        # An actor has one CPU; the tokenizer would start a thread on every core.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         from pft_core.model import load_tokenizer
 
         self._tokenizer = load_tokenizer(model)

@@ -18,6 +18,7 @@ LAYERS = [
     "prompts",
     "artifacts",
     "sources",
+    "token_places",
     "encoding",
     "encoded_layer",
     "order",
