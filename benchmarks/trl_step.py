@@ -43,6 +43,20 @@ def dpo_loss(
     model: nn.Module, examples: Sequence[BranchedExample], *, reference: Sequence[float], beta: float, use_cpu: bool
 ) -> Callable[[], Tensor]:
     """Return a function that collates the pairs and returns DPOTrainer's loss. reference: log-probabilities [2 E]."""
+    trainer, rows = dpo_trainer(model, examples, reference=reference, beta=beta, use_cpu=use_cpu)
+    return lambda: trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+
+
+def dpo_trainer(
+    model: nn.Module,
+    examples: Sequence[BranchedExample],
+    *,
+    reference: Sequence[float],
+    beta: float,
+    use_cpu: bool,
+    loss_type: str = "sigmoid",
+) -> tuple[DPOTrainer, list[dict[str, Any]]]:
+    """Return a trainer, and the rows that its collator takes. examples: chosen and rejected under one prompt."""
     rows = [
         {
             "prompt_ids": e.prefix_ids.tolist(),
@@ -53,11 +67,13 @@ def dpo_loss(
         }
         for i, e in enumerate(examples)
     ]
-    config = DPOConfig(tempfile.mkdtemp(), beta=beta, precompute_ref_log_probs=False, use_cpu=use_cpu, **COMMON)
+    config = DPOConfig(
+        tempfile.mkdtemp(), beta=beta, loss_type=loss_type, precompute_ref_log_probs=False, use_cpu=use_cpu, **COMMON
+    )
     text = Dataset.from_list([{"prompt": "w", "chosen": "w", "rejected": "w"}])
     trainer = DPOTrainer(model, args=config, train_dataset=text, processing_class=_tokenizer())
     trainer.precompute_ref_logps = True  # the rows bring theirs
-    return lambda: trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+    return trainer, rows
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -19,18 +19,21 @@ from pft_core.errors import UserError
 class BranchedBatch:
     """E examples with R branches in all, flat. Shapes: P prefix tokens and T branch tokens in total.
 
-    prefix_ids [P], prefix_lengths [E]; branch_ids [T], label_mask [T], branch_lengths [R]; branch_example [R] says
-    which example a branch continues, branch_side [R] its side.
+    prefix_ids [P], prefix_lengths [E], example_axis [E]; branch_ids [T], label_mask [T], branch_lengths [R];
+    branch_example [R] says which example a branch continues, branch_side [R] the side that its prompt asks for,
+    reference_R the log-probability of its labels under a reference policy (0 where none is used).
     """
 
     example_ids: tuple[str, ...]
     prefix_ids: Tensor
     prefix_lengths: Tensor
+    example_axis: Tensor
     branch_ids: Tensor
     label_mask: Tensor
     branch_lengths: Tensor
     branch_example: Tensor
     branch_side: Tensor
+    reference_R: Tensor
 
     @property
     def num_branches(self) -> int:
@@ -55,11 +58,13 @@ def collate(examples: Sequence[BranchedExample]) -> BranchedBatch:
         example_ids=tuple(e.id for e in examples),
         prefix_ids=_flat([e.prefix_ids for e in examples], torch.long),
         prefix_lengths=torch.tensor([len(e.prefix_ids) for e in examples]),
+        example_axis=torch.tensor([e.axis for e in examples]),
         branch_ids=_flat([b.input_ids for _, b in branches], torch.long),
         label_mask=_flat([b.label_mask for _, b in branches], torch.bool),
         branch_lengths=torch.tensor([len(b.input_ids) for _, b in branches]),
         branch_example=torch.tensor([i for i, _ in branches]),
         branch_side=torch.tensor([b.side for _, b in branches]),
+        reference_R=torch.tensor([b.reference_logp for _, b in branches]),
     )
 
 
@@ -68,9 +73,12 @@ def _flat(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
 
 
 def empty_example() -> BranchedExample:
-    """An example without labels: what a rank with nothing to do runs, so that it enters every collective."""
+    """An example without labels: what a rank with nothing to do runs, so that it enters every collective.
+
+    It has two branches, as objectives on pairs of answers expect an even number.
+    """
     token = np.zeros(1, dtype=np.int32)
-    return BranchedExample("", token, (Branch(token, np.zeros(1, dtype=bool), 0),))
+    return BranchedExample("", token, (Branch(token, np.zeros(1, dtype=bool), 0),) * 2)
 
 
 def plan_bins(num_tokens: Sequence[int], *, tokens_per_microbatch: int) -> list[list[int]]:

@@ -18,18 +18,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pft_core.artifacts import digest, file_sha256, read_json, write_json
-from pft_core.encoding import Branch, BranchedExample, EncodingSpec, encode_pairs
+from pft_core.encoding import VIEWS, Branch, BranchedExample, EncodingSpec, LabelCounts, View, encode_pairs
 from pft_core.errors import UserError
-from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.preferences import PreferenceSpace
 from pft_core.records import Form, PairedExample
 
 LAYER_NAME = "layer.json"
-_FORMAT = 1
+_FORMAT = 2
 # Large enough to keep the tokenizer busy, small enough that memory does not follow the shard's size.
 RECORDS_PER_BATCH = 512
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("axis", pa.int32()),
         ("prefix_ids", pa.list_(pa.int32())),
         ("branch_ids", pa.list_(pa.list_(pa.int32()))),
         ("label_mask", pa.list_(pa.list_(pa.bool_()))),
@@ -83,10 +84,11 @@ def encode_part(
     return LayerPart(part.name, file_sha256(part), rows, rejected)
 
 
-def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str) -> Path:
+def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str, view: View = "pft") -> Path:
     """Write layer.json, last: a folder without it is not a layer."""
     content = {
         "key": key,
+        "view": view,
         "parts": [asdict(p) for p in parts],
         "rows": sum(p.rows for p in parts),
         "rejected": sum(p.rejected for p in parts),
@@ -104,6 +106,7 @@ def layer_is_complete(folder: Path, *, key: str) -> bool:
 def _to_row(example: BranchedExample) -> dict[str, Any]:
     return {
         "id": example.id,
+        "axis": example.axis,
         "prefix_ids": example.prefix_ids,
         "branch_ids": [b.input_ids for b in example.branches],
         "label_mask": [b.label_mask for b in example.branches],
@@ -132,40 +135,44 @@ class EncodedLayer:
                 "raise it, or set encoding.overlong=cut_prompt"
             )
         self.rejected: int = manifest["rejected"]
-        self.num_labels_E2 = self._per_side("num_labels")
-        self.branch_lengths_E2 = self._per_side("branch_lengths")
+        self._side_B = np.array([asked for asked, _ in VIEWS[manifest["view"]]])
+        self._num_labels_EB = self._per_branch("num_labels")
+        self._axis_E = self._table["axis"].to_numpy().astype(np.int64)
+        self.branch_lengths_EB = self._per_branch("branch_lengths")
         self.prefix_lengths_E: NDArray[np.int64] = self._table["prefix_length"].to_numpy().astype(np.int64)
 
-    def _per_side(self, column: str) -> NDArray[np.int64]:
+    def _per_branch(self, column: str) -> NDArray[np.int64]:
         flat = self._table[column].combine_chunks().flatten().to_numpy()
-        return flat.reshape(-1, len(SIDES)).astype(np.int64)
+        return flat.reshape(-1, len(self._side_B)).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    def num_labels(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Label tokens per example and side [E, 2]."""
-        return self.num_labels_E2[list(indices)]
+    def label_counts(self, indices: Sequence[int]) -> LabelCounts:
+        """Label tokens per branch, and axes, of these examples."""
+        rows = list(indices)
+        return LabelCounts(self._num_labels_EB[rows], self._side_B, self._axis_E[rows])
 
     def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
         """Tokens per example when these sides are run, each with its own copy of the prefix or all with one."""
         rows = list(indices)
-        copies = 1 if shares_prefix else len(sides)
-        tokens = self.branch_lengths_E2[rows][:, list(sides)].sum(axis=1) + copies * self.prefix_lengths_E[rows]
+        chosen = np.isin(self._side_B, sides)
+        copies = 1 if shares_prefix else chosen.sum()
+        tokens = self.branch_lengths_EB[rows][:, chosen].sum(axis=1) + copies * self.prefix_lengths_E[rows]
         return [int(t) for t in tokens]
 
     def read(self, indices: Sequence[int]) -> list[BranchedExample]:
         """Return the examples at these indices."""
-        return _examples(self._table.take(list(indices))) if len(indices) else []
+        return _examples(self._table.take(list(indices)), self._side_B.tolist()) if len(indices) else []
 
 
-def _examples(table: pa.Table) -> list[BranchedExample]:
+def _examples(table: pa.Table, sides: Sequence[int]) -> list[BranchedExample]:
     """Cut the examples out of flat columns: a conversion row by row would cost more than the encoding did."""
-    prefixes = _ragged(table["prefix_ids"])
     ids, masks = (table[name].combine_chunks().flatten() for name in ("branch_ids", "label_mask"))
-    branches = [Branch(*parts) for parts in zip(_ragged(ids), _ragged(masks), itertools.cycle(SIDES))]
-    pairs = zip(branches[::2], branches[1::2], strict=True)
-    return [BranchedExample(*parts) for parts in zip(table["id"].to_pylist(), prefixes, pairs, strict=True)]
+    branches = iter([Branch(*parts) for parts in zip(_ragged(ids), _ragged(masks), itertools.cycle(sides))])
+    trees = zip(*[branches] * len(sides), strict=True)
+    columns = table["id"].to_pylist(), _ragged(table["prefix_ids"]), trees, table["axis"].to_pylist()
+    return [BranchedExample(*parts) for parts in zip(*columns, strict=True)]
 
 
 def _ragged(column: pa.Array | pa.ChunkedArray) -> list[NDArray[Any]]:

@@ -6,7 +6,7 @@ prompts: strings would not do, as merges cross boundaries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,15 +20,25 @@ from pft_core.token_places import PlacedTokens, place_tokens
 
 Mask = Literal["exact", "paper"]
 OverlongPolicy = Literal["reject", "cut_prompt"]
+View = Literal["pft", "preference"]
+
+# A view's branches: the side that the prompt asks for, and the side that the answer shows. Those of "preference"
+# alternate, chosen and rejected.
+VIEWS: dict[View, tuple[tuple[int, int], ...]] = {
+    "pft": ((0, 0), (1, 1)),
+    "preference": ((0, 0), (0, 1), (1, 1), (1, 0)),
+}
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One continuation of the prefix: token ids [T], label mask [T] (True where the token carries loss), its side."""
+    """One continuation of the prefix: token ids [T], label mask [T] (True where the token carries loss), the side that
+    its prompt asks for, and the log-probability of its labels under a reference policy, where one is used."""
 
     input_ids: NDArray[np.int32]
     label_mask: NDArray[np.bool_]
     side: int
+    reference_logp: float = 0.0
 
     @property
     def num_labels(self) -> int:
@@ -37,7 +47,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class BranchedExample:
-    """A small tree: token ids of the shared prefix [S] and the branches that follow it.
+    """A small tree: token ids of the shared prefix [S] and the branches that follow it; axis: its place in the space.
 
     Invariant: with an empty prefix no branch starts with a label, as nothing would predict it.
     """
@@ -45,6 +55,7 @@ class BranchedExample:
     id: str
     prefix_ids: NDArray[np.int32]
     branches: tuple[Branch, ...]
+    axis: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +66,21 @@ class BranchedExample:
     def num_tokens_separate(self) -> int:
         """Tokens when each branch is run with its own copy of the prefix."""
         return sum(len(self.prefix_ids) + len(b.input_ids) for b in self.branches)
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What is known of E examples before a forward: label tokens per branch [E, B], the side that each branch is asked
+    under [B], and the axis of each example [E]."""
+
+    num_labels_EB: NDArray[np.int64]
+    side_B: NDArray[np.int64]
+    axis_E: NDArray[np.int64]
+
+    def per_side(self) -> NDArray[np.int64]:
+        """Label tokens per example and side [E, 2]."""
+        columns = [self.num_labels_EB[:, self.side_B == side].sum(axis=1) for side in SIDES]
+        return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,7 @@ class EncodingSpec:
     max_length: int
     mask: Mask = "exact"
     overlong: OverlongPolicy = "reject"
+    view: View = "pft"
 
 
 def branched_example(
@@ -98,15 +125,15 @@ def common_prefix_length(sequences: Sequence[NDArray[np.int32]]) -> int:
 
 
 def select_sides(example: BranchedExample, sides: Sequence[int]) -> BranchedExample:
-    """Keep only the branches of these sides (the `one_sided` view, or one phase of the asynchronous update)."""
-    return BranchedExample(example.id, example.prefix_ids, tuple(b for b in example.branches if b.side in sides))
+    """Keep only the branches of these sides (one-sided training, or one phase of the asynchronous update)."""
+    return replace(example, branches=tuple(b for b in example.branches if b.side in sides))
 
 
 def without_first_label(branch: Branch) -> Branch:
     """Drop the first label: `mask="paper"` (the released trainer's mask is one token too long)."""
     mask = branch.label_mask.copy()
     mask[mask.argmax()] = False
-    return Branch(branch.input_ids, mask, branch.side)
+    return replace(branch, label_mask=mask)
 
 
 def tokenize(
@@ -152,29 +179,31 @@ def _tokenized(
 def encode_pairs(
     items: Sequence[tuple[PairedExample, Form]], *, spec: EncodingSpec, space: PreferenceSpace, tokenizer: Any
 ) -> tuple[list[BranchedExample], list[Reject]]:
-    """Encode the `pft` view: per item a prefix and two branches, the demonstrations of both poles.
+    """Encode the spec's view: per item a prefix, and a branch for each prompt and answer that the view names.
 
-    Items longer than `spec.max_length` on either side are rejected, or lose tokens from the head of the scenario
-    (never of the answer, and the same tokens on both sides). Example ids are `record id:form`.
+    Items longer than `spec.max_length` in any branch are rejected, or lose tokens from the head of the scenario
+    (never of the answer, and the same tokens in every branch). Example ids are `record id:form`.
     """
     texts, prompt_lengths, spans = [], [], []
     for record, form in items:
-        for side in SIDES:
-            prompt = render_prompt(record, side=side, form=form, style=spec.style, space=space)
-            answer = render_answer(record, target_options(record, side=side, form=form), form=form, style=spec.style)
+        for asked, shown in VIEWS[spec.view]:
+            prompt = render_prompt(record, side=asked, form=form, style=spec.style, space=space)
+            answer = render_answer(record, target_options(record, side=shown, form=form), form=form, style=spec.style)
             texts.append(prompt.text + answer)
             prompt_lengths.append(len(prompt.text))
             spans.append(prompt.scenario_span)
     rows = tokenize(texts, prompt_lengths, spans, tokenizer) if texts else []
     examples: list[BranchedExample] = []
     rejects: list[Reject] = []
+    count = len(VIEWS[spec.view])
     for i, (record, form) in enumerate(items):
-        outcome = _pair(f"{record.id}:{form}", rows[2 * i : 2 * i + 2], spec)
+        axis = space.axes.index(space.axis(record.axis))
+        outcome = _tree(f"{record.id}:{form}", rows[count * i : count * (i + 1)], spec, axis)
         (examples if isinstance(outcome, BranchedExample) else rejects).append(outcome)  # type: ignore[arg-type]
     return examples, rejects
 
 
-def _pair(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec) -> BranchedExample | Reject:
+def _tree(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec, axis: int) -> BranchedExample | Reject:
     excess = max(len(r.ids) for r in rows) - spec.max_length
     if excess > 0:
         cuttable = min(r.scenario_tokens[1] - r.scenario_tokens[0] for r in rows)
@@ -184,9 +213,10 @@ def _pair(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec) 
         rows = [_without_scenario_head(r, excess) for r in rows]
     prompts = [r.ids[: r.answer_start] for r in rows]
     answers = [r.ids[r.answer_start :] for r in rows]
-    example = branched_example(example_id, prompts, answers, SIDES)
+    sides = [asked for asked, _ in VIEWS[spec.view]]
+    example = replace(branched_example(example_id, prompts, answers, sides), axis=axis)
     if spec.mask == "paper":
-        return BranchedExample(example.id, example.prefix_ids, tuple(without_first_label(b) for b in example.branches))
+        return replace(example, branches=tuple(without_first_label(b) for b in example.branches))
     return example
 
 

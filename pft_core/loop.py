@@ -4,7 +4,7 @@ under torchrun and under Ray Train.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pft_core import checkpoint
-from pft_core.engine import Engine, NonFiniteError
-from pft_core.objectives import Objective
+from pft_core.diagnostics import gradient_cosine
+from pft_core.engine import Engine, NonFiniteError, TorchEngine
+from pft_core.objectives import SIDE_NAMES, Objective
 from pft_core.planning import (
     ExampleStore,
     LoopSettings,
@@ -101,9 +102,10 @@ def fit(
     started = time.perf_counter()
     read = partial(step_updates, settings=settings, store=store, rank=context.rank, num_ranks=context.world_size)
     for step, updates in read_ahead(read, range(resumed_from or 0, settings.num_steps)):
+        conflict = diagnose(step, updates, settings=settings, engine=engine)
         seed_dropout(settings.seed, step, context.rank)
         outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
-        metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started)
+        metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started) | conflict
         due = is_due(step, settings)
         if due and validation is not None:
             metrics |= validate(settings, store=validation, engine=engine, context=context)
@@ -168,6 +170,15 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
+def diagnose(step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine) -> dict[str, float]:
+    """The cosine between the two sides' gradients, at the steps that are asked for (torch engine only)."""
+    if not settings.diagnostics_every or step % settings.diagnostics_every:
+        return {}
+    assert isinstance(engine, TorchEngine), "partitioned gradients have no cosine: the config refuses this"
+    cosine = gradient_cosine(updates, objective=settings.objective, engine=engine)
+    return {} if cosine is None else {"gradient_cosine": cosine}
+
+
 def train_step(
     step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine, context: TrainContext
 ) -> StepOutcome:
@@ -208,7 +219,7 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
 def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, context: TrainContext) -> dict[str, float]:
     """Mean loss per term, and their weighted sum `val_loss`, over a whole validation store."""
     objective, indices = settings.objective, list(range(len(store)))
-    totals = objective.denominators(store.num_labels(indices))
+    totals = objective.denominators(store.label_counts(indices))
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
     phase = plan_phase(indices, objective.trained_sides, settings=settings, store=store, num_ranks=context.world_size)
     engine.scorer.eval()
@@ -225,9 +236,8 @@ def term_means(
     objective: Objective, sums_K: Tensor, totals_K: NDArray[np.float64], sides: Sequence[int]
 ) -> dict[str, float]:
     """Mean loss of the terms that these sides have trained, by name."""
-    names = objective.terms if len(objective.terms) == 1 else [objective.terms[side] for side in sides]
-    positions = [objective.terms.index(name) for name in names]
-    return {n: float(sums_K[k]) / totals_K[k] for n, k in zip(names, positions, strict=True) if totals_K[k] > 0}
+    trained = [(k, term) for k, term in enumerate(objective.terms) if term.side is None or term.side in sides]
+    return {term.name: float(sums_K[k]) / totals_K[k] for k, term in trained if totals_K[k] > 0}
 
 
 def step_metrics(
@@ -236,14 +246,24 @@ def step_metrics(
     """What is reported of a step: losses, gradient norm before clipping, lr, rates over all ranks (of tokens of the
     pairs, not of padding), the share of padding among the tokens that ran, peak memory."""
     pairs = min((step + 1) * settings.pairs_per_step, settings.total_pairs) - step * settings.pairs_per_step
-    return outcome.terms | {
-        "grad_norm": outcome.grad_norm,
-        "lr": lr_at(step, settings),
-        "pairs_per_s": pairs / seconds,
-        "tokens_per_s": outcome.num_tokens / seconds,
-        "padding_share": 1 - outcome.num_tokens / outcome.num_tokens_run,
-        "peak_memory_mb": peak_memory_mb(context.device),
-    }
+    return (
+        outcome.terms
+        | gap(outcome.terms)
+        | {
+            "grad_norm": outcome.grad_norm,
+            "lr": lr_at(step, settings),
+            "pairs_per_s": pairs / seconds,
+            "tokens_per_s": outcome.num_tokens / seconds,
+            "padding_share": 1 - outcome.num_tokens / outcome.num_tokens_run,
+            "peak_memory_mb": peak_memory_mb(context.device),
+        }
+    )
+
+
+def gap(terms: Mapping[str, float]) -> dict[str, float]:
+    """How much more the first side still loses than the second."""
+    sides = [terms.get(f"loss_{name}") for name in SIDE_NAMES]
+    return {} if None in sides else {"gap": sides[0] - sides[1]}  # type: ignore[operator]
 
 
 def peak_memory_mb(device: torch.device) -> float:

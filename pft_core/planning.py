@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.batching import BranchedBatch, collate, deal, empty_example, plan_bins, plan_fixed
-from pft_core.encoding import BranchedExample, select_sides
+from pft_core.encoding import BranchedExample, LabelCounts, select_sides
 from pft_core.objectives import Objective
 from pft_core.order import Order
 
@@ -26,7 +26,7 @@ class ExampleStore(Protocol):
     """Encoded examples by index; counts come without reading rows (see EncodedLayer)."""
 
     def __len__(self) -> int: ...
-    def num_labels(self, indices: Sequence[int]) -> NDArray[np.int64]: ...
+    def label_counts(self, indices: Sequence[int]) -> LabelCounts: ...
     def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]: ...
     def read(self, indices: Sequence[int]) -> list[BranchedExample]: ...
 
@@ -54,6 +54,7 @@ class LoopSettings:
     seed: int
     checkpoint_every: int = 0
     validate_every: int = 0
+    diagnostics_every: int = 0
     shares_prefix: bool = False
 
     @property
@@ -86,7 +87,7 @@ def step_updates(step: int, *, settings: LoopSettings, store: ExampleStore, rank
     indices = settings.order.step_indices(
         step, pairs_per_step=settings.pairs_per_step, total_pairs=settings.total_pairs
     )
-    whole = settings.objective.denominators(store.num_labels(indices))
+    whole = settings.objective.denominators(store.label_counts(indices))
     updates = []
     for sides in settings.objective.phases:
         phase = plan_phase(indices, sides, settings=settings, store=store, num_ranks=num_ranks)
@@ -138,7 +139,7 @@ def plan_phase(
     bins = cut(indices, sides, settings=settings, store=store, num_ranks=num_ranks)
     most = max(len(rank_bins) for rank_bins in bins)
     bins = [rank_bins + [[]] * (most - len(rank_bins)) for rank_bins in bins]
-    whole = settings.objective.denominators(store.num_labels(indices))
+    whole = settings.objective.denominators(store.label_counts(indices))
     return Phase(
         sides, bins, [[bin_denominators(items, whole, settings=settings, store=store) for items in own] for own in bins]
     )
@@ -173,7 +174,7 @@ def bin_denominators(
     if settings.pairs_per_microbatch is None:
         return whole
     per_step = settings.pairs_per_step / settings.pairs_per_microbatch
-    return per_step * settings.objective.denominators(store.num_labels(items))
+    return per_step * settings.objective.denominators(store.label_counts(items))
 
 
 def read_batch(store: ExampleStore, indices: Sequence[int], sides: Sequence[int]) -> BranchedBatch:

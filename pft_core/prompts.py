@@ -16,6 +16,7 @@ from pft_core.records import Form, PairedExample
 
 ConditionPosition = Literal["before", "after"]
 AnswerStyle = Literal["letter", "option"]
+ConditionStyle = Literal["description", "control_token"]
 
 LETTERS = "ABCDEFGHIJ"
 _SENTINEL = "<<content>>"
@@ -36,18 +37,20 @@ class PromptStyle:
 
     `condition_position`: `before` the scenario is the paper's prompt; `after` lets both poles share the scenario.
     `answer`: reply with the letter as JSON, or with the option's whole text.
+    `condition`: state the preference in words, or as a control token (Controllable Preference Optimization).
     """
 
     condition_position: ConditionPosition = "before"
     answer: AnswerStyle = "letter"
     frame: Frame = Frame()
+    condition: ConditionStyle = "description"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "PromptStyle":
-        return PromptStyle(raw["condition_position"], raw["answer"], Frame(**raw["frame"]))
+        return PromptStyle(raw["condition_position"], raw["answer"], Frame(**raw["frame"]), raw["condition"])
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,15 @@ def chat_frame(tokenizer: Any) -> Frame:
     return Frame(opening, closing, answer_lead="")
 
 
-def condition_text(space: PreferenceSpace, axis: str, side: int | None) -> str:
+def condition_text(
+    space: PreferenceSpace, axis: str, side: int | None, *, condition: ConditionStyle = "description"
+) -> str:
     """Return the line that states a preference; empty when there is none (side None)."""
     if side is None:
         return ""
     pole = space.axis(axis).poles[side]
+    if condition == "control_token":
+        return f"<{axis}: {pole.name}>"
     return f"Preference ({axis}): {pole.name}. {pole.description}".rstrip()
 
 
@@ -96,7 +103,7 @@ def render_prompt(
     record: PairedExample, *, side: int | None, form: Form, style: PromptStyle, space: PreferenceSpace
 ) -> Prompt:
     """Render the prompt under the pole `side` of the record's axis, or with no condition (None)."""
-    condition = condition_text(space, record.axis, side)
+    condition = condition_text(space, record.axis, side, condition=style.condition)
     head = condition if style.condition_position == "before" else ""
     tail = condition if style.condition_position == "after" else ""
     opening = style.frame.opening + (head + "\n" if head else "")

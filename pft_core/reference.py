@@ -5,7 +5,11 @@ adapter off, so no second copy of the weights is loaded, and later runs over the
 """
 
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from pft_core.artifacts import digest, file_sha256
 from pft_core.batching import plan_bins
+from pft_core.encoding import BranchedExample
 from pft_core.engine import num_ranks, this_rank
 from pft_core.loop import gather
+from pft_core.model import Precision
 from pft_core.planning import ExampleStore, read_batch
 from pft_core.preferences import SIDES
 from pft_core.scoring import BranchScorer
@@ -37,24 +43,32 @@ def base_digest(name_or_path: str) -> str:
 
 
 def reference_logps(
-    store: ExampleStore, scorer: BranchScorer, *, file: Path, tokens_per_batch: int, device: torch.device
+    store: ExampleStore,
+    scorer: BranchScorer,
+    *,
+    file: Path,
+    tokens_per_batch: int,
+    precision: Precision,
+    device: torch.device,
 ) -> NDArray[np.float32]:
-    """Return the log-probability of each side of each example under the model without its adapter [E, 2].
+    """Return the log-probability of each branch of each example before training [E, B], adapter off where there is one.
 
     All ranks call: each scores a share where there is no file yet, and rank 0 writes it. The scorer must not be wrapped
-    by a partitioning engine yet.
+    by an engine yet, nor trained.
     """
     if file.is_file():
         return load_file(file)["logps"]
     mine = range(this_rank(), len(store), num_ranks())
-    logps_E2 = np.zeros((len(store), len(SIDES)), dtype=np.float32)
-    for indices, rows in gather([_score(store, list(mine), scorer, tokens_per_batch=tokens_per_batch, device=device)]):
-        logps_E2[indices] = rows
+    logps_EB = np.zeros((len(store), len(store.label_counts([]).side_B)), dtype=np.float32)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        share = _score(store, list(mine), scorer, tokens_per_batch=tokens_per_batch, device=device)
+    for indices, rows in gather([share]):
+        logps_EB[indices] = rows
     if this_rank() == 0:
         unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        save_file({"logps": logps_E2}, unfinished)
+        save_file({"logps": logps_EB}, unfinished)
         unfinished.replace(file)
-    return logps_E2
+    return logps_EB
 
 
 def _score(
@@ -62,15 +76,43 @@ def _score(
 ) -> tuple[list[int], NDArray[np.float32]]:
     """Score these examples in bins of like lengths, dropout and adapter off; return indices in the order scored."""
     lengths = store.num_tokens(indices, sides=SIDES, shares_prefix=scorer.shares_prefix)
+    num_branches = len(store.label_counts([]).side_B)
     order: list[int] = []
-    rows = [np.zeros((0, len(SIDES)), dtype=np.float32)]
+    rows = [np.zeros((0, num_branches), dtype=np.float32)]
     was_training = scorer.training
     scorer.eval()
-    with torch.no_grad(), scorer.model.disable_adapter():
+    with torch.no_grad(), _without_adapter(scorer.model):
         for members in plan_bins(lengths, tokens_per_microbatch=max([tokens_per_batch, *lengths])):
             chosen = [indices[m] for m in members]
             batch = read_batch(store, chosen, SIDES).to(device)
-            rows.append(scorer(batch).float().cpu().numpy().reshape(-1, len(SIDES)))
+            rows.append(scorer(batch).float().cpu().numpy().reshape(-1, num_branches))
             order += chosen
     scorer.train(was_training)
     return order, np.concatenate(rows)
+
+
+def _without_adapter(model: Any) -> AbstractContextManager[None]:
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+
+
+class ReferencedStore:
+    """A store whose examples carry the log-probabilities of a reference policy."""
+
+    def __init__(self, store: ExampleStore, logps_EB: NDArray[np.float32]):
+        self._store = store
+        self._logps_EB = logps_EB
+        self.label_counts = store.label_counts
+        self.num_tokens = store.num_tokens
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def read(self, indices: Sequence[int]) -> list[BranchedExample]:
+        """Return the examples at these indices, each branch with its reference log-probability."""
+        pairs = zip(self._store.read(indices), self._logps_EB[list(indices)].tolist(), strict=True)
+        return [_with_references(example, logps) for example, logps in pairs]
+
+
+def _with_references(example: BranchedExample, logps: Sequence[float]) -> BranchedExample:
+    branches = (replace(b, reference_logp=logp) for b, logp in zip(example.branches, logps, strict=True))
+    return replace(example, branches=tuple(branches))

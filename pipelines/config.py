@@ -16,6 +16,9 @@ from pipelines.strict import apply_override, build, read_yaml
 RECIPES = Path(__file__).parent / "recipes"
 
 
+UNWEIGHTED = ("one_sided:first", "one_sided:second", "mixed")  # objectives that alpha and beta do not reach
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values do not change."""
 
@@ -28,6 +31,7 @@ class PromptConfig(Section):
     condition_position: Literal["before", "after"] = "before"  # the paper's prompt
     answer: Literal["letter", "option"] = "letter"
     template: Literal["plain", "chat"] = "plain"
+    condition: Literal["description", "control_token"] = "description"  # control_token: Controllable PO
 
 
 class EncodingConfig(Section):
@@ -55,10 +59,17 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """The objective and the optimisation; lr, epochs, pairs_per_step and warm-up are the paper's."""
 
-    objective: Literal["pft", "one_sided:first", "one_sided:second", "mixed"] = "pft"
+    objective: Literal[
+        "pft", "k_way", "one_sided:first", "one_sided:second", "mixed",
+        "dpo", "dpo:first", "dpo:second", "dpo_nll", "ipo", "simpo",
+    ] = "pft"  # fmt: skip
     alpha: float = Field(default=1.0, ge=0)
     beta: float = Field(default=1.0, ge=0)
     update: Literal["synchronous", "asynchronous"] = "synchronous"
+    preference_beta: PositiveFloat = 0.1  # of dpo, ipo and simpo; the paper's for DPO, SimPO's authors take 2.0 to 2.5
+    simpo_gamma: float = Field(default=1.0, ge=0)  # SimPO's target margin; its authors take half of beta
+    nll_weight: float = Field(default=1.0, ge=0)  # of dpo_nll
+    diagnostics_every: int = Field(default=0, ge=0)  # steps; gradient cosines, and displacement at every step; 0: never
     normalization: Literal["step", "micro_batch"] = "step"
     pairs_per_step: PositiveInt = 16
     pairs_per_microbatch: PositiveInt | None = None  # only with normalization=micro_batch
@@ -92,7 +103,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
-        if self.objective == "pft" and self.alpha == 0 and self.beta == 0:
+        if self.objective not in UNWEIGHTED and self.alpha == 0 and self.beta == 0:
             raise ValueError("alpha and beta are both 0: give at least one side a weight")
         if self.update == "asynchronous" and self.objective != "pft":
             raise ValueError(f"update=asynchronous needs objective=pft, not {self.objective}")
@@ -139,6 +150,14 @@ class RunConfig(Section):
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _diagnostics_see_whole_gradients(self) -> Self:
+        if self.train.diagnostics_every and self.engine.name != "torch":
+            raise ValueError(
+                "train.diagnostics_every needs whole gradients on every worker: set engine.name=torch, or leave it at 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _storage_is_a_folder(self) -> Self:

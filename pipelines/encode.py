@@ -13,7 +13,7 @@ from pft_core.encoded_layer import (
     layer_key,
     tokenizer_digest,
 )
-from pft_core.encoding import EncodingSpec
+from pft_core.encoding import EncodingSpec, View
 from pft_core.errors import UserError
 from pft_core.prompts import PromptStyle, chat_frame
 from pipelines.config import EncodingConfig, PromptConfig
@@ -23,16 +23,18 @@ from pipelines.console import console
 def prompt_style(config: PromptConfig, tokenizer: Any) -> PromptStyle:
     """Resolve the prompt section; a chat frame is cut out of the tokenizer's own template."""
     if config.template == "plain":
-        return PromptStyle(config.condition_position, config.answer)
+        return PromptStyle(config.condition_position, config.answer, condition=config.condition)
     if not tokenizer.chat_template:
         raise UserError(
             f"prompt.template=chat, but tokenizer {tokenizer.name_or_path!r} has no chat template: use plain"
         )
-    return PromptStyle(config.condition_position, config.answer, chat_frame(tokenizer))
+    return PromptStyle(config.condition_position, config.answer, chat_frame(tokenizer), config.condition)
 
 
-def encoding_spec(prompt: PromptConfig, encoding: EncodingConfig, tokenizer: Any) -> EncodingSpec:
-    return EncodingSpec(prompt_style(prompt, tokenizer), encoding.max_length, encoding.mask, encoding.overlong)
+def encoding_spec(
+    prompt: PromptConfig, encoding: EncodingConfig, tokenizer: Any, *, view: View = "pft"
+) -> EncodingSpec:
+    return EncodingSpec(prompt_style(prompt, tokenizer), encoding.max_length, encoding.mask, encoding.overlong, view)
 
 
 def ensure_layer(
@@ -43,8 +45,9 @@ def ensure_layer(
     encoding: EncodingConfig,
     max_reject_fraction: float,
     concurrency: int,
+    view: View = "pft",
 ) -> Path:
-    """Return the folder of the layer for this data set, tokenizer and wording, encoding it first where it is missing.
+    """Return the folder of the layer for this data set, tokenizer, wording and view, encoded first where it is missing.
 
     Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length`.
     """
@@ -52,7 +55,7 @@ def ensure_layer(
 
     tokenizer = load_tokenizer(model)
     manifest = DatasetManifest.load(data)
-    spec = encoding_spec(prompt, encoding, tokenizer)
+    spec = encoding_spec(prompt, encoding, tokenizer, view=view)
     key = layer_key(
         data_digest=manifest.data_digest, tokenizer_digest=tokenizer_digest(tokenizer), spec=spec, space=manifest.space
     )
@@ -64,7 +67,7 @@ def ensure_layer(
     folder.mkdir(parents=True, exist_ok=True)
     parts = _encode_shards(data, folder, manifest, spec=spec, model=model, concurrency=concurrency)
     _refuse_if_mostly_overlong(parts, encoding.max_length, max_reject_fraction)
-    finish_layer(folder, parts, key=key)
+    finish_layer(folder, parts, key=key, view=view)
     return folder
 
 

@@ -314,7 +314,7 @@ def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> Dat
         concurrency=tasks_at_once(config),
     )
     layer = EncodedLayer(folder)
-    tokens = (layer.prefix_lengths_E[:, None] + layer.branch_lengths_E2).ravel()
+    tokens = (layer.prefix_lengths_E[:, None] + layer.branch_lengths_EB).ravel()
     manifest = replace(manifest, length_quantiles={**manifest.length_quantiles, "tokens": quantiles(tokens)})
     manifest.save(data)
     return manifest

@@ -17,13 +17,13 @@ from pft_core import checkpoint
 from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
 from pft_core.errors import UserError
 from pft_core.model import load_tokenizer
-from pft_core.objectives import build_objective
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.encode import ensure_layer, prompt_style
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.objective import objective_of
 from pipelines.ray_checkpoints import mend_snapshot
 from pipelines.report import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
@@ -99,7 +99,9 @@ def worker_resources(config: RunConfig) -> dict[str, float]:
 
 
 def make_payload(config: RunConfig) -> Payload:
-    """Make sure that the data sets are encoded for this tokenizer and wording."""
+    """Make sure that the data sets are encoded for this tokenizer, wording and objective."""
+    axes = axis_names(DatasetManifest.load(Path(str(config.data))))
+    view = objective_of(config.train, axes).view
 
     def layer(data: str) -> str:
         return str(
@@ -108,13 +110,18 @@ def make_payload(config: RunConfig) -> Payload:
                 model=str(config.model),
                 prompt=config.prompt,
                 encoding=config.encoding,
+                view=view,
                 max_reject_fraction=config.max_reject_fraction,
                 concurrency=config.scaling.num_workers,
             )
         )
 
     validation = layer(config.validation_data) if config.validation_data and config.train.validate_every else None
-    return Payload(config, layer(str(config.data)), validation)
+    return Payload(config, axes, layer(str(config.data)), validation)
+
+
+def axis_names(manifest: DatasetManifest) -> tuple[str, ...]:
+    return tuple(axis.name for axis in manifest.space.axes)
 
 
 def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
@@ -219,7 +226,7 @@ def publish(config: RunConfig, result: ray.train.Result, run_dir: Path) -> Model
         copy_policy(result.get_best_checkpoint("val_loss", "min"), run_dir / f"{kind}_best")
     manifest = DatasetManifest.load(Path(str(config.data)))
     style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
-    objective = build_objective(config.train.objective)
+    objective = objective_of(config.train, axis_names(manifest))
     ref = ModelRef(
         base=str(config.model),
         adapter=kind if config.lora is not None else None,

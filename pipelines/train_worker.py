@@ -6,9 +6,10 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,23 @@ from pft_core.model import (
     save_adapter,
     save_full,
 )
-from pft_core.objectives import build_objective
 from pft_core.order import Order
-from pft_core.planning import LoopSettings, largest_bin
+from pft_core.planning import ExampleStore, LoopSettings, largest_bin
+from pft_core.reference import ReferencedStore, reference_file, reference_logps
 from pft_core.scoring import BranchScorer
 from pipelines.config import RunConfig, total_pairs
 from pipelines.console import console
+from pipelines.objective import objective_of
 
 MAILBOX_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Payload:
-    """All a worker needs: the resolved config, and the folders of the encoded layers (validation: None)."""
+    """All a worker needs: the resolved config, the data's axes, and the encoded layers' folders (validation: None)."""
 
     config: RunConfig
+    axes: tuple[str, ...]
     layer: str
     validation_layer: str | None
 
@@ -131,16 +134,20 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
     """Load model and data, wrap the scorer into the engine, train."""
     config = payload.config
     torch.set_num_threads(config.scaling.threads_per_worker)
-    store = EncodedLayer(Path(payload.layer))
-    validation = EncodedLayer(Path(payload.validation_layer)) if payload.validation_layer else None
+    store: ExampleStore = EncodedLayer(Path(payload.layer))
+    validation: ExampleStore | None = EncodedLayer(Path(payload.validation_layer)) if payload.validation_layer else None
     tokenizer = load_tokenizer(str(config.model))
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, tokenizer)
     scorer = BranchScorer(model, backend=config.train.attention_backend)
-    settings = replace(loop_settings(config, num_examples=len(store)), shares_prefix=scorer.shares_prefix)
+    settings = loop_settings(config, axes=payload.axes, num_examples=len(store), shares_prefix=scorer.shares_prefix)
     if config.train.gradient_checkpointing == "auto":
         num_tokens = largest_bin(settings, store, num_ranks=context.world_size)
         checkpoint_where_memory_is_short(scorer, num_tokens, precision=config.train.precision, context=context)
+    if settings.objective.uses_reference:
+        referenced = partial(with_references, scorer=scorer, config=config, device=context.device)
+        store = referenced(store, Path(payload.layer))
+        validation = validation and referenced(validation, Path(str(payload.validation_layer)))
     engine = build_engine(scorer, engine_settings(config), device=context.device)
 
     def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
@@ -181,6 +188,22 @@ def checkpoint_where_memory_is_short(
         )
 
 
+def with_references(
+    store: ExampleStore, layer: Path, *, scorer: BranchScorer, config: RunConfig, device: torch.device
+) -> ReferencedStore:
+    """Give every branch its log-probability under the policy before training, from disk where it is known."""
+    precision = config.train.precision
+    logps_EB = reference_logps(
+        store,
+        scorer,
+        file=reference_file(layer, base=str(config.model), precision=precision),
+        tokens_per_batch=config.train.tokens_per_microbatch,
+        precision=precision,
+        device=device,
+    )
+    return ReferencedStore(store, logps_EB)
+
+
 def engine_settings(config: RunConfig) -> EngineSettings:
     return EngineSettings(
         name=config.engine.name,
@@ -191,11 +214,13 @@ def engine_settings(config: RunConfig) -> EngineSettings:
     )
 
 
-def loop_settings(config: RunConfig, *, num_examples: int) -> LoopSettings:
+def loop_settings(
+    config: RunConfig, *, axes: Sequence[str], num_examples: int, shares_prefix: bool = False
+) -> LoopSettings:
     train = config.train
     pairs = total_pairs(config, num_examples)
     return LoopSettings(
-        objective=build_objective(train.objective, alpha=train.alpha, beta=train.beta, update=train.update),
+        objective=objective_of(train, axes),
         order=Order(num_examples, config.seed),
         total_pairs=pairs,
         pairs_per_step=train.pairs_per_step,
@@ -208,4 +233,6 @@ def loop_settings(config: RunConfig, *, num_examples: int) -> LoopSettings:
         seed=config.seed,
         checkpoint_every=train.checkpoint_every,
         validate_every=train.validate_every,
+        diagnostics_every=train.diagnostics_every,
+        shares_prefix=shares_prefix,
     )

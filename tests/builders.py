@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pft_core.artifacts import DatasetManifest, Shard, file_sha256
-from pft_core.encoding import BranchedExample, branched_example
+from pft_core.encoding import BranchedExample, LabelCounts, branched_example
 from pft_core.preferences import Axis, Pole, PreferenceSpace
 from pft_core.record_schema import RECORD_SCHEMA
 from pft_core.records import Option, PairedExample, paired_example
@@ -60,9 +59,11 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def num_labels(self, indices: Sequence[int]) -> Any:
+    def label_counts(self, indices: Sequence[int]) -> LabelCounts:
+        sides = [b.side for b in self.examples[0].branches]
         counts = [[b.num_labels for b in self.examples[i].branches] for i in indices]
-        return np.array(counts, dtype=np.int64).reshape(-1, 2)
+        axes = np.array([self.examples[i].axis for i in indices], dtype=np.int64)
+        return LabelCounts(np.array(counts, dtype=np.int64).reshape(-1, len(sides)), np.array(sides), axes)
 
     def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
         chosen = [[b for b in self.examples[i].branches if b.side in sides] for i in indices]

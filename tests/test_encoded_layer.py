@@ -56,7 +56,7 @@ def test_a_layer_gives_back_what_was_encoded_in_record_order(tokenizer, tmp_path
 def test_counts_are_known_without_reading_rows(tokenizer, tmp_path) -> None:
     layer = write_layer(tmp_path, tokenizer)
     examples = layer.read([4, 1])
-    assert layer.num_labels([4, 1]).tolist() == [[b.num_labels for b in e.branches] for e in examples]
+    assert layer.label_counts([4, 1]).num_labels_EB.tolist() == [[b.num_labels for b in e.branches] for e in examples]
     assert layer.num_tokens([4, 1], sides=(0, 1), shares_prefix=False) == [e.num_tokens_separate for e in examples]
     assert layer.num_tokens([4, 1], sides=(0, 1), shares_prefix=True) == [e.num_tokens for e in examples]
     alone = len(examples[0].prefix_ids) + len(examples[0].branches[1].input_ids)

@@ -168,7 +168,7 @@ def test_micro_batches_are_cut_before_they_are_dealt_to_ranks() -> None:
     assert phase.bins == [[[0, 1], [4]], [[2, 3], []]]
     for rank in (0, 1):
         for items, denominators in zip(phase.bins[rank], phase.denominators[rank], strict=True):
-            assert denominators.tolist() == (4 * STORE.num_labels(items).sum(axis=0)).tolist()
+            assert denominators.tolist() == (4 * STORE.label_counts(items).num_labels_EB.sum(axis=0)).tolist()
 
 
 def test_the_learning_rate_warms_up_from_zero_and_decays_to_zero() -> None:

@@ -3,19 +3,21 @@ import pytest
 import torch
 
 from pft_core.batching import collate
+from pft_core.encoding import LabelCounts
 from pft_core.errors import UserError
-from pft_core.objectives import build_objective, mixed_nll, one_sided_nll, paired_nll
+from pft_core.objectives import ObjectiveSettings, build_objective
+from pft_core.objectives.nll import mixed_nll, one_sided_nll, paired_nll
 from tests.builders import tree
 
 BATCH = collate([tree("a", [[5, 6], [5, 7]], [[8, 9], [8]]), tree("b", [[5, 6], [5, 7]], [[8], [8, 9, 10]])])
 LOGPS_R = torch.tensor([-2.0, -1.0, -0.5, -6.0])  # first side: -2.0 and -0.5, second side: -1.0 and -6.0
-NUM_LABELS_E2 = np.array([[2, 1], [1, 3]])
+COUNTS = LabelCounts(np.array([[2, 1], [1, 3]]), np.array([0, 1]), np.array([0, 0]))
 
 
 def test_paired_loss_is_alpha_and_beta_times_the_token_means_of_the_sides() -> None:
     # first: (2.0 + 0.5) / 3 tokens, second: (1.0 + 6.0) / 4 tokens; 2 * 0.8333 + 0.5 * 1.75 = 2.541667
     objective = paired_nll(alpha=2.0, beta=0.5)
-    loss = objective.loss(objective.sums(LOGPS_R, BATCH), objective.denominators(NUM_LABELS_E2))
+    loss = objective.loss(objective.sums(LOGPS_R, BATCH), objective.denominators(COUNTS))
     assert loss.item() == pytest.approx(2 * 2.5 / 3 + 0.5 * 7 / 4, abs=1e-6)
 
 
@@ -28,13 +30,13 @@ def test_swapping_the_sides_swaps_the_terms() -> None:
 def test_mixed_loss_is_one_mean_over_all_label_tokens() -> None:
     # (2.0 + 1.0 + 0.5 + 6.0) / 7 tokens
     objective = mixed_nll()
-    loss = objective.loss(objective.sums(LOGPS_R, BATCH), objective.denominators(NUM_LABELS_E2))
+    loss = objective.loss(objective.sums(LOGPS_R, BATCH), objective.denominators(COUNTS))
     assert loss.item() == pytest.approx(9.5 / 7, abs=1e-6)
 
 
 def test_one_sided_training_never_runs_the_other_side() -> None:
     assert one_sided_nll(side=1).phases == ((1,),)
-    assert one_sided_nll(side=1).weights == (0.0, 1.0)
+    assert [term.weight for term in one_sided_nll(side=1).terms] == [0.0, 1.0]
 
 
 def test_the_asynchronous_update_has_one_phase_per_side() -> None:
@@ -48,4 +50,4 @@ def test_a_term_without_labels_adds_nothing_instead_of_nan() -> None:
 
 def test_an_unknown_objective_names_the_nearest_one() -> None:
     with pytest.raises(UserError, match="Did you mean 'mixed'"):
-        build_objective("mixd")
+        build_objective(ObjectiveSettings("mixd"))

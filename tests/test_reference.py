@@ -28,7 +28,7 @@ def scorer(folder: Path) -> BranchScorer:
 def test_they_are_the_scores_of_the_bare_base_in_the_order_of_the_store(tiny_qwen2, tmp_path) -> None:
     trained = scorer(tiny_qwen2)
     file = tmp_path / "reference.safetensors"
-    got = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, device=CPU)
+    got = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, precision="fp32", device=CPU)
     base = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
     with torch.no_grad():
         want = BranchScorer(base)(collate(TREES)).numpy().reshape(-1, 2)
@@ -39,16 +39,18 @@ def test_they_are_the_scores_of_the_bare_base_in_the_order_of_the_store(tiny_qwe
 
 def test_a_second_run_reads_the_file_and_runs_no_model(tiny_qwen2, tmp_path) -> None:
     trained, file = scorer(tiny_qwen2), tmp_path / "reference.safetensors"
-    first = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, device=CPU)
+    first = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, precision="fp32", device=CPU)
     trained.model = None
-    again = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, device=CPU)
+    again = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, precision="fp32", device=CPU)
     assert np.array_equal(first, again)
     assert [p.name for p in tmp_path.iterdir()] == ["reference.safetensors"]
 
 
 def test_training_mode_is_left_as_it_was(tiny_qwen2, tmp_path) -> None:
     trained = scorer(tiny_qwen2)
-    reference_logps(MemoryStore(TREES), trained, file=tmp_path / "r.safetensors", tokens_per_batch=60, device=CPU)
+    reference_logps(
+        MemoryStore(TREES), trained, file=tmp_path / "r.safetensors", tokens_per_batch=60, precision="fp32", device=CPU
+    )
     assert trained.training
 
 

@@ -36,6 +36,7 @@ LAYERS = [
     "engine_deepspeed",
     "memory",
     "checkpoint",
+    "diagnostics",
     "loop",
     "reference",
     "local_context",

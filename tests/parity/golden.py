@@ -85,7 +85,7 @@ def replay(
         run: dict[str, Any] = {"settings": settings, "store": store}
         context = LocalContext(Path(scratch), device=torch.device("cpu"))
         for step, bins in enumerate(reference_bins(len(examples), expected["batch_size"], counts)):
-            unused = settings.objective.denominators(store.num_labels(range(len(store))))
+            unused = settings.objective.denominators(store.label_counts(range(len(store))))
             denominators = [bin_denominators(items, unused, **run) for items in bins]
             update = Update((0, 1), [read_batch(store, items, (0, 1)) for items in bins], denominators, unused)
             done = run_bins(step, update, objective=settings.objective, engine=engine, context=context)

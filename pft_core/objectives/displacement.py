@@ -1,0 +1,64 @@
+"""What is reported beside a loss, without weight: how far the answers' log-probabilities have moved from a reference.
+
+A preference loss can fall while chosen and rejected answers both lose probability (likelihood displacement): the
+difference that it looks at does not show that.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pft_core.batching import BranchedBatch
+from pft_core.encoding import LabelCounts
+from pft_core.objectives.nll import side_terms
+from pft_core.objectives.objective import Objective, add_terms, per_side
+from pft_core.objectives.preference import AnswerPairs, answer_pairs, pairs_per_side
+from pft_core.preferences import SIDES
+
+MEASURES: dict[str, Callable[[AnswerPairs], Tensor]] = {
+    "log_ratio": lambda pairs: pairs.log_ratio,  # DPO's reward margin is beta times it
+    "ratio_accuracy": lambda pairs: (pairs.log_ratio > 0).to(pairs.chosen.dtype),
+    "displacement": lambda pairs: pairs.chosen - pairs.chosen_reference,
+    "rejected_displacement": lambda pairs: pairs.rejected - pairs.rejected_reference,
+}
+
+
+def with_displacement(objective: Objective) -> Objective:
+    """Report the mean of each measure over the pairs of either side; the objective then reads references."""
+    add = _answers_and_rejected if objective.view == "preference" else _answers
+    return add(objective)
+
+
+def _answers_and_rejected(objective: Objective) -> Objective:
+    def denominators(counts: LabelCounts) -> NDArray[np.float64]:
+        return np.tile(pairs_per_side(counts), len(MEASURES))
+
+    def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
+        pairs = answer_pairs(logps_R.detach(), batch)
+        return torch.cat([per_side(measure(pairs), pairs.side) for measure in MEASURES.values()])
+
+    return _reading_references(objective, tuple(MEASURES), denominators, sums)
+
+
+def _answers(objective: Objective) -> Objective:
+    def denominators(counts: LabelCounts) -> NDArray[np.float64]:
+        return np.full(len(SIDES), float(len(counts.num_labels_EB)))
+
+    def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
+        return per_side(logps_R.detach() - batch.reference_R.to(logps_R.dtype), batch.branch_side)
+
+    return _reading_references(objective, ("displacement",), denominators, sums)
+
+
+def _reading_references(
+    objective: Objective,
+    names: tuple[str, ...],
+    denominators: Callable[[LabelCounts], NDArray[np.float64]],
+    sums: Callable[[Tensor, BranchedBatch], Tensor],
+) -> Objective:
+    terms = tuple(term for name in names for term in side_terms(0.0, 0.0, name=name))
+    return replace(add_terms(objective, terms, denominators, sums), uses_reference=True)

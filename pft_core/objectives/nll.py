@@ -1,0 +1,76 @@
+"""Objectives on the log-likelihood of demonstrations: paired, one-sided, mixed, and several axes side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pft_core.batching import BranchedBatch
+from pft_core.encoding import LabelCounts
+from pft_core.objectives.objective import SIDE_NAMES, Objective, Term, per_side
+from pft_core.preferences import SIDES
+
+
+def label_tokens_per_side(counts: LabelCounts) -> NDArray[np.float64]:
+    return counts.per_side().sum(axis=0).astype(np.float64)
+
+
+def nll_per_side(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
+    """Return the negative log-likelihood summed per side [2]."""
+    return per_side(-logps_R, batch.branch_side)
+
+
+def paired_nll(*, alpha: float, beta: float, update: str = "synchronous") -> Objective:
+    """Preference-paired fine-tuning: `alpha * CE(y+ | x, p+) + beta * CE(y- | x, p-)`.
+
+    Synchronous: one update from both sides (PFT, App. D, eq. 9-11). Asynchronous: an update for the first side with
+    weight alpha, then one for the second with weight beta at the moved parameters (eq. 7-8).
+    """
+    phases = (SIDES,) if update == "synchronous" else tuple((side,) for side in SIDES)
+    return Objective(side_terms(alpha, beta), phases, label_tokens_per_side, nll_per_side)
+
+
+def side_terms(first: float, second: float, *, name: str = "loss") -> tuple[Term, ...]:
+    """One term for each side, with these weights: `<name>_first` and `<name>_second`."""
+    weights = enumerate(zip(SIDE_NAMES, (first, second), strict=True))
+    return tuple(Term(f"{name}_{side_name}", weight, side) for side, (side_name, weight) in weights)
+
+
+def one_sided_nll(*, side: int) -> Objective:
+    """Supervised fine-tuning on one pole of every axis: the other pole's branch is never run."""
+    terms = side_terms(1.0, 0.0) if side == 0 else side_terms(0.0, 1.0)
+    return Objective(terms, ((side,),), label_tokens_per_side, nll_per_side)
+
+
+def mixed_nll() -> Objective:
+    """Supervised fine-tuning on both poles' demonstrations as one pile: a mean over all label tokens."""
+
+    def denominators(counts: LabelCounts) -> NDArray[np.float64]:
+        return np.array([counts.num_labels_EB.sum()], dtype=np.float64)
+
+    def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
+        return -logps_R.sum(dim=0, keepdim=True)
+
+    return Objective((Term("loss", 1.0),), (SIDES,), denominators, sums)
+
+
+def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
+    """Paired fine-tuning on k axes at once: the mean over axes of each axis's own paired loss.
+
+    Each axis and side is divided by its own label tokens of the step, so that an axis with longer answers, or more of
+    the pairs, weighs no more than another.
+    """
+    num_axes = len(axes)
+    terms = tuple(t for axis in axes for t in side_terms(alpha / num_axes, beta / num_axes, name=f"{axis}/loss"))
+
+    def denominators(counts: LabelCounts) -> NDArray[np.float64]:
+        labels_A2 = np.zeros((num_axes, len(SIDES)))
+        np.add.at(labels_A2, counts.axis_E, counts.per_side())
+        return labels_A2.reshape(-1)
+
+    def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
+        term_R = len(SIDES) * batch.example_axis[batch.branch_example] + batch.branch_side
+        return logps_R.new_zeros(len(terms)).index_add(0, term_R, -logps_R)
+
+    return Objective(terms, (SIDES,), denominators, sums)

@@ -1,0 +1,81 @@
+"""What a training objective is: named terms, each a sum over branches and a denominator known before any forward.
+
+The loop divides once. So nothing is an average of averages, and how a step is cut into bins or ranks never changes the
+update.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pft_core.batching import BranchedBatch
+from pft_core.encoding import LabelCounts, View
+from pft_core.preferences import SIDES
+
+SIDE_NAMES = ("first", "second")
+
+# R branches of a batch, K loss terms.
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss. side: the side whose branches it is made of, None for both; a weight of 0 only reports."""
+
+    name: str
+    weight: float
+    side: int | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss `sum_k weight[k] * sums[k] / denominators[k]` over K terms.
+
+    phases: the sides each update of a step trains on, one tuple per update. Two phases are the asynchronous update:
+    the second side's gradient is taken at the parameters that the first side has moved.
+    denominators(counts of the step) -> [K]; sums(logps [R], batch) -> [K].
+    view: the branches that it needs of a record; uses_reference: whether it reads `BranchedBatch.reference_R`.
+    """
+
+    terms: tuple[Term, ...]
+    phases: tuple[tuple[int, ...], ...]
+    denominators: Callable[[LabelCounts], NDArray[np.float64]]
+    sums: Callable[[Tensor, BranchedBatch], Tensor]
+    view: View = "pft"
+    uses_reference: bool = False
+
+    @property
+    def trained_sides(self) -> tuple[int, ...]:
+        """The sides that any of the updates trains on, in order."""
+        return tuple(sorted({side for phase in self.phases for side in phase}))
+
+    def loss(self, sums_K: Tensor, denominators_K: NDArray[np.float64]) -> Tensor:
+        """Divide once; a term without labels in this step contributes nothing."""
+        scale = [t.weight / d if d > 0 else 0.0 for t, d in zip(self.terms, denominators_K, strict=True)]
+        kept = [k for k, factor in enumerate(scale) if factor]
+        weighed = sums_K[kept] * sums_K.new_tensor([scale[k] for k in kept])
+        # A step may leave no term, and its loss must still hang on the weights for the engine's backward.
+        return weighed.sum() if kept else sums_K.sum() * 0.0
+
+
+def add_terms(
+    objective: Objective,
+    terms: tuple[Term, ...],
+    denominators: Callable[[LabelCounts], NDArray[np.float64]],
+    sums: Callable[[Tensor, BranchedBatch], Tensor],
+) -> Objective:
+    """Return the objective with more terms at its end."""
+    return replace(
+        objective,
+        terms=(*objective.terms, *terms),
+        denominators=lambda counts: np.concatenate([objective.denominators(counts), denominators(counts)]),
+        sums=lambda logps_R, batch: torch.cat([objective.sums(logps_R, batch), sums(logps_R, batch)]),
+    )
+
+
+def per_side(values_R: Tensor, sides_R: Tensor) -> Tensor:
+    """Sum values by side [2]."""
+    return values_R.new_zeros(len(SIDES)).index_add(0, sides_R, values_R)
