@@ -146,7 +146,8 @@ def test_loss_gradients_and_margins_are_those_of_trl_on_the_same_batch(tiny_qwen
     from benchmarks.trl_step import dpo_trainer
 
     scorer = policy(tiny_qwen2)
-    pairs = [select_sides(record_tree(number), (0,)) for number in range(4)]
+    # TRL takes all after the prompt for labels, so the whole prompt has to be the prefix.
+    pairs = [tree("r", [[5, 6]] * 2, [[8 + n, 9], [10 + n]], sides=(0, 0)) for n in range(4)]
     with torch.no_grad(), scorer.model.disable_adapter():
         reference = scorer(collate(pairs)).numpy().reshape(-1, 2)
     trainer, rows = dpo_trainer(
@@ -158,7 +159,7 @@ def test_loss_gradients_and_margins_are_those_of_trl_on_the_same_batch(tiny_qwen
 
     store = ReferencedStore(MemoryStore(pairs), reference)
     batch: BranchedBatch = collate(store.read(range(4)))
-    objective = build_objective(ObjectiveSettings(f"{name}", preference_beta=0.3))
+    objective = build_objective(ObjectiveSettings(name, preference_beta=0.3))
     counts = store.label_counts(range(4))
     ours = gradients(
         scorer, lambda: objective.loss(objective.sums(scorer(batch), batch), objective.denominators(counts))
