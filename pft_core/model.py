@@ -5,6 +5,7 @@ loaded with precision="fp32". Code that ships inside a model folder is never run
 """
 
 import copy
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,6 +209,23 @@ def load_policy(
     if adapter is None:
         return model.eval()
     return _with_adapter(model, Path(adapter)).to(device).eval()
+
+
+def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
+    """Write the base with the adapter's weights added to its own, and its tokenizer; return the folder.
+
+    A policy that starts there has the trained one as its reference. Raises UserError where the adapter does not fit.
+    """
+    if folder.is_dir():
+        return folder
+    device = torch.device("cpu")
+    model: Any = load_policy(base, str(adapter), None, precision="fp32", device=device)
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.merge_and_unload().save_pretrained(unfinished)
+    load_tokenizer(base).save_pretrained(unfinished)
+    unfinished.rename(folder)
+    return folder
 
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

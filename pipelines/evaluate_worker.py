@@ -60,22 +60,27 @@ class PolicyActor:
 
     @cached_property
     def _policy_and_base(self) -> tuple[Answerer, Answerer | None]:
-        """How the policy answers, and how its base does (None: it is its own base)."""
-        ref = self._job.ref
-        device = torch.device("cuda" if self._job.use_gpu else "cpu")
-        load = partial(load_policy, ref.base, precision=self._job.precision, device=device)
-        tokenizer = load_tokenizer(ref.weights or ref.base)
-        policy = load(adapter=ref.adapter, weights=ref.weights)
-        refuse_foreign_tokenizer(policy, tokenizer)
-        answer = self._answerer(policy, tokenizer)
-        if ref.weights is not None:
-            return answer, self._answerer(load(adapter=None, weights=None), tokenizer)
-        return answer, None if ref.adapter is None else partial(without_adapter, policy, answer)
+        return answerers(self._job)
 
-    def _answerer(self, model: Any, tokenizer: Any) -> Answerer:
-        if self._job.generate:
-            return partial(by_generation, model=model, tokenizer=tokenizer, asking=self._job.asking)
-        return partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=self._job.asking)
+
+def answerers(job: Job) -> tuple[Answerer, Answerer | None]:
+    """Load a policy; return how it answers, and how its base does (None: it is its own base). Raises UserError."""
+    ref = job.ref
+    device = torch.device("cuda" if job.use_gpu else "cpu")
+    load = partial(load_policy, ref.base, precision=job.precision, device=device)
+    tokenizer = load_tokenizer(ref.weights or ref.base)
+    policy = load(adapter=ref.adapter, weights=ref.weights)
+    refuse_foreign_tokenizer(policy, tokenizer)
+    answer = _answerer(job, policy, tokenizer)
+    if ref.weights is not None:
+        return answer, _answerer(job, load(adapter=None, weights=None), tokenizer)
+    return answer, None if ref.adapter is None else partial(without_adapter, policy, answer)
+
+
+def _answerer(job: Job, model: Any, tokenizer: Any) -> Answerer:
+    if job.generate:
+        return partial(by_generation, model=model, tokenizer=tokenizer, asking=job.asking)
+    return partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=job.asking)
 
 
 def without_adapter(policy: Any, answer: Answerer, questions: Sequence[Question]) -> list[Answer]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pft_core.objectives import Objective, ObjectiveSettings, build_objective
+from pft_core.preferences import PreferenceSpace
 from pipelines.config import TrainConfig
 
 
@@ -20,3 +21,7 @@ def objective_of(train: TrainConfig, axes: Sequence[str]) -> Objective:
         reports_displacement=train.diagnostics_every > 0,
     )
     return build_objective(settings)
+
+
+def axis_names(space: PreferenceSpace) -> tuple[str, ...]:
+    return tuple(axis.name for axis in space.axes)

@@ -1,6 +1,5 @@
 """Paired fine-tuning as a Ray Train job: a TorchTrainer around `pft_core.loop.fit`."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,17 +12,16 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pft_core import checkpoint
-from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
+from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef
 from pft_core.errors import UserError
 from pft_core.model import load_tokenizer
-from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.encode import ensure_layer, prompt_style
+from pipelines.encode import ensure_layer
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
-from pipelines.objective import objective_of
+from pipelines.objective import axis_names, objective_of
+from pipelines.publish import copy_policy, policy_kind, publish_policy
 from pipelines.ray_checkpoints import mend_snapshot
 from pipelines.report import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
@@ -55,7 +53,7 @@ def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
         outcome = result.return_value
         if "error" in outcome:
             raise UserError(outcome["error"])
-        ref = publish(config, result, run_dir)
+        ref = publish(config, run_dir, last=result.checkpoint, best=best_checkpoint(config, result))
         report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
@@ -100,7 +98,7 @@ def worker_resources(config: RunConfig) -> dict[str, float]:
 
 def make_payload(config: RunConfig) -> Payload:
     """Make sure that the data sets are encoded for this tokenizer, wording and objective."""
-    axes = axis_names(DatasetManifest.load(Path(str(config.data))))
+    axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
     view = objective_of(config.train, axes).view
 
     def layer(data: str) -> str:
@@ -118,10 +116,6 @@ def make_payload(config: RunConfig) -> Payload:
 
     validation = layer(config.validation_data) if config.validation_data and config.train.validate_every else None
     return Payload(config, axes, layer(str(config.data)), validation)
-
-
-def axis_names(manifest: DatasetManifest) -> tuple[str, ...]:
-    return tuple(axis.name for axis in manifest.space.axes)
 
 
 def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
@@ -218,36 +212,16 @@ def progress_line(step: int, metrics: dict[str, float]) -> str:
     return f"step {step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
 
 
-def publish(config: RunConfig, result: ray.train.Result, run_dir: Path) -> ModelRef:
+def best_checkpoint(config: RunConfig, result: ray.train.Result) -> ray.train.Checkpoint | None:
+    return result.get_best_checkpoint("val_loss", "min") if config.train.validate_every else None
+
+
+def publish(
+    config: RunConfig, run_dir: Path, *, last: ray.train.Checkpoint, best: ray.train.Checkpoint | None
+) -> ModelRef:
     """Copy the last policy (and the best one by validation) out of the checkpoints and write the reference to it."""
-    kind = "adapter" if config.lora is not None else "weights"
-    copy_policy(result.checkpoint, run_dir / kind)
-    if config.train.validate_every:
-        copy_policy(result.get_best_checkpoint("val_loss", "min"), run_dir / f"{kind}_best")
-    manifest = DatasetManifest.load(Path(str(config.data)))
-    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
-    objective = objective_of(config.train, axis_names(manifest))
-    ref = ModelRef(
-        base=str(config.model),
-        adapter=kind if config.lora is not None else None,
-        weights=kind if config.lora is None else None,
-        style=style,
-        space=manifest.space,
-        trained_sides=objective.trained_sides,
-        template_digest=template_digest(style, manifest.space),
-        data_digest=manifest.data_digest,
-        config_digest=digest(config.model_dump()),
-        adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
-    )
-    ref.save(run_dir)
-    return ref
-
-
-def copy_policy(saved: ray.train.Checkpoint, target: Path) -> None:
-    """Copy the policy of a checkpoint; the target appears whole or not at all."""
-    unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with saved.as_directory() as folder:
-        shutil.copytree(checkpoint.policy_folder(Path(folder)), unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    if best is not None:
+        with best.as_directory() as folder:
+            copy_policy(Path(folder), run_dir / f"{policy_kind(config)}_best")
+    with last.as_directory() as folder:
+        return publish_policy(config, Path(folder), run_dir)

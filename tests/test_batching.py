@@ -30,5 +30,5 @@ def test_ranks_share_a_step_in_turn() -> None:
 def test_collate_counts_labels_per_branch() -> None:
     batch = collate([tree("a", [[1, 2], [1, 3]], [[7, 8], [9]]), empty_example()])
     assert batch.num_labels_R.tolist() == [2, 1, 0, 0]
-    assert batch.branch_example.tolist() == [0, 0, 1]
-    assert batch.branch_side.tolist() == [0, 1, 0]
+    assert batch.branch_example.tolist() == [0, 0, 1, 1]
+    assert batch.branch_side.tolist() == [0, 1, 0, 0]

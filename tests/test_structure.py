@@ -42,6 +42,8 @@ LAYERS = [
     "local_context",
     "inference",
     "evaluation",
+    "steering",
+    "history",
 ]
 FIRST_WITH_TORCH = "batching"
 TORCH = {"torch", "transformers", "peft", "deepspeed", "accelerate"}

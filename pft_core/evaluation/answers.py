@@ -30,11 +30,15 @@ CONDITIONS: dict[Form, tuple[int | None, ...]] = {"one": (0, 1, None), "all": (0
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt: a record, asked for one option or all, under a pole (side) or with no condition (None)."""
+    """One prompt: a record, asked for one option or all, under a pole (side) or with no condition (None).
+
+    history: text that stands before it in the user's message.
+    """
 
     record: PairedExample
     form: Form
     side: int | None
+    history: str = ""
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,10 @@ def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
 
 def _prompt(question: Question, asking: Asking) -> Prompt:
     record, form, side = question.record, question.form, question.side
-    return render_prompt(record, side=side, form=form, style=asking.style, space=asking.space)
+    prompt = render_prompt(record, side=side, form=form, style=asking.style, space=asking.space)
+    opening, added = len(asking.style.frame.opening), len(question.history)
+    start, end = prompt.scenario_span
+    return Prompt(prompt.text[:opening] + question.history + prompt.text[opening:], (start + added, end + added))
 
 
 def _overlong(question: Question, num_tokens: int, asking: Asking) -> Reject:

@@ -1,0 +1,164 @@
+"""One cell of a comparison: a method with one seed and variant, trained and asked by a warm one-thread actor.
+
+Every cell is a job of its own (`run_job`): an identical one is not run again, and a killed comparison goes on.
+"""
+
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pft_core.artifacts import DatasetManifest, ModelRef, digest
+from pft_core.evaluation.answers import Asking, ask
+from pft_core.evaluation.tasks import Outcome
+from pft_core.local_context import LocalContext
+from pft_core.model import load_tokenizer, merge_adapter
+from pft_core.preferences import PreferenceSpace
+from pft_core.prompts import template_digest
+from pft_core.records import Form, Reject
+from pipelines.compare.methods import Method
+from pipelines.compare.suite import Variant
+from pipelines.config import RunConfig
+from pipelines.encode import prompt_style
+from pipelines.evaluate import read_items
+from pipelines.evaluate_worker import Job, answerers
+from pipelines.jobs import run_job, unwrap_user_error
+from pipelines.publish import publish_policy
+from pipelines.tracking import Tracker, read_metrics, tracked
+from pipelines.train_worker import Payload, build_and_fit
+
+OUTCOMES_NAME = "outcomes.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What an actor needs. stages: the run config of each training in turn, with the folder of its encoded layer; a
+    method that is not trained has one config, and no layers."""
+
+    name: str
+    method: Method
+    seed: int
+    variant: Variant | None
+    stages: tuple[RunConfig, ...]
+    layers: tuple[str, ...]
+    validation: str
+    test: str
+    forms: tuple[Form, ...]
+    test_per_axis: int | None
+    use_gpu: bool
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.use_gpu else "cpu")
+
+    @property
+    def kind(self) -> str:
+        """What decides a cell's result besides its last run config and training data."""
+        earlier = [stage.model_dump(exclude={"storage", "tracking"}) for stage in self.stages[:-1]]
+        test = DatasetManifest.load(Path(self.test)).data_digest
+        return f"cell:{self.name}:{digest([self.method, earlier, test, self.forms, self.test_per_axis])}"
+
+
+class CellActor:
+    """A Ray actor with one thread that runs cells; what goes wrong in one is its result."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Return run_cell's result, or `error` with what a user reads of it."""
+        try:
+            return run_cell(cell)
+        except Exception as error:  # one seed must not take the others with it
+            mistake = unwrap_user_error(error)
+            return {"error": str(mistake) if mistake else f"{type(error).__name__}: {error}"}
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train and ask, or return what an identical cell found.
+
+    Result: run_id, run_dir, outcomes (a file), rejected, data_digest, test_digest, template_digest, seconds_training,
+    pairs_per_s (None where nothing is trained).
+    """
+    config = cell.stages[-1]
+
+    def execute(run_dir: Path, key: str) -> dict[str, Any]:
+        with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
+            ref = train_stages(cell, run_dir, tracker)
+            outcomes, rejects = ask_policy(cell, ref)
+        (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
+        return {
+            "run_id": run_dir.name,
+            "run_dir": str(run_dir),
+            "outcomes": str(run_dir / OUTCOMES_NAME),
+            "rejected": len(rejects),
+            "data_digest": DatasetManifest.load(Path(str(config.data))).data_digest,
+            "test_digest": DatasetManifest.load(Path(cell.test)).data_digest,
+            "template_digest": ref.template_digest,
+            "pairs_per_s": median_rate(run_dir) if cell.layers else None,
+        }
+
+    return run_job(config, execute, fresh=False, kind=cell.kind)
+
+
+def train_stages(cell: Cell, run_dir: Path, tracker: Tracker) -> ModelRef:
+    """Train each stage from the policy of the one before; return the last policy, or the base with its words."""
+    base, first_step = str(cell.stages[0].model), 0
+    for number, (config, layer) in enumerate(zip(cell.stages, cell.layers, strict=False), start=1):
+        config = config.model_copy(update={"model": base})
+        folder = run_dir if number == len(cell.layers) else run_dir / f"stage{number}"
+        ref, steps = train_stage(config, layer, folder, tracker, first_step=first_step, device=cell.device)
+        first_step += steps
+        if number < len(cell.layers):
+            base = str(merge_adapter(base, folder / str(ref.adapter), run_dir / f"stage{number}" / "merged"))
+    return ref if cell.layers else untrained(cell.stages[0], cell.test)
+
+
+def train_stage(
+    config: RunConfig, layer: str, folder: Path, tracker: Tracker, *, first_step: int, device: torch.device
+) -> tuple[ModelRef, int]:
+    """Train in this process and publish the policy in the folder; return it and the number of steps."""
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        tracker.log(first_step + step, metrics)
+
+    axes = tuple(axis.name for axis in DatasetManifest.load(Path(str(config.data))).space.axes)
+    context = LocalContext(folder / "checkpoints", device=device, log=log)
+    result = build_and_fit(Payload(config, axes, layer, None), context)
+    saved = context.latest_checkpoint()
+    assert saved is not None, "a run ends with a checkpoint"
+    return publish_policy(config, saved, folder), result.steps
+
+
+def untrained(config: RunConfig, data: str) -> ModelRef:
+    """A reference to the base model, asked in the words of the config and the data."""
+    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
+    space = DatasetManifest.load(Path(data)).space
+    return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
+
+
+def ask_policy(cell: Cell, ref: ModelRef) -> tuple[list[Outcome], list[Reject]]:
+    """Ask every test item under its conditions; the base that `leak` compares with is the suite's, before any stage."""
+    test = Path(cell.test)
+    manifest = DatasetManifest.load(test)
+    answer, base_answer = answerers(evaluation_job(cell, ref, manifest.space))
+    if ref.base != cell.stages[0].model:
+        base_answer, _ = answerers(
+            evaluation_job(cell, replace(ref, base=str(cell.stages[0].model), adapter=None), manifest.space)
+        )
+    items = read_items(test, manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
+    answered = ask(items, answer, base_answer)
+    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
+
+
+def evaluation_job(cell: Cell, ref: ModelRef, space: PreferenceSpace) -> Job:
+    config = cell.stages[-1]
+    asking = Asking(ref.style, space, config.encoding.max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
+    return Job(ref, asking, generate=False, precision=config.train.precision, use_gpu=cell.use_gpu, num_threads=1)
+
+
+def median_rate(run_dir: Path) -> float:
+    """Pairs per second of the median step; the first steps are slower than the rest."""
+    return statistics.median(row["pairs_per_s"] for row in read_metrics(run_dir) if "pairs_per_s" in row)

@@ -1,0 +1,114 @@
+"""The data of a suite: prepared once, cut to the axes and the number of records that a variant asks for."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pft_core.artifacts import DatasetManifest, Shard, digest, file_sha256
+from pft_core.errors import UserError
+from pft_core.record_schema import RECORD_SCHEMA
+from pft_core.records import PairedExample
+from pipelines.compare.suite import SuiteSize
+from pipelines.embedded import NUM_PER_AXIS
+from pipelines.prepare import PrepareConfig, prepare
+
+SPLITS = ("train", "validation", "test")
+# File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
+FILES = {
+    "vcd": {"train": "vcd/train.json", "validation": "vcd/val.json", "test": "vcd/test.json"},
+    "bqd": {"train": "bqd/*/train.json", "test": "bqd/*/test_ab.json"},
+}
+
+
+@dataclass(frozen=True)
+class SuiteData:
+    """Folders of prepared records. name: what they are (`toyworld` also where released files were not at hand)."""
+
+    name: str
+    train: Path
+    validation: Path
+    test: Path
+
+
+def suite_data(size: SuiteSize, storage: Path, *, seed: int) -> SuiteData:
+    """Prepare train, validation and test records, or find them prepared. Raises UserError."""
+    name = size.data if size.data == "toyworld" or _released(size.data) else "toyworld"
+    folders = {
+        split: storage / name / f"{split}-seed{seed}" if name == "toyworld" else storage / name / split
+        for split in SPLITS
+    }
+    for split in SPLITS:
+        if name == "toyworld":
+            _prepare(
+                {"source": name, "split": split, "seed": seed, "num_per_axis": NUM_PER_AXIS[split]},
+                folders[split],
+                size,
+            )
+        elif split in FILES[name]:
+            _prepare({"source": name, "input": _files(name, split)}, folders[split], size)
+    validation = folders["validation"] if name == "toyworld" or "validation" in FILES[name] else folders["train"]
+    return SuiteData(name, folders["train"], validation, folders["test"])
+
+
+def _prepare(source: dict[str, object], output: Path, size: SuiteSize) -> None:
+    prepare(PrepareConfig(**source, output=str(output), forms=size.forms), output)  # type: ignore[arg-type]
+
+
+def _released(name: str) -> bool:
+    return bool(os.environ.get("PFT_DATA")) and bool(_files(name, "train"))
+
+
+def _files(name: str, split: str) -> list[str]:
+    return [str(path) for path in sorted(Path(os.environ["PFT_DATA"]).glob(FILES[name][split]))]
+
+
+def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records: int | None) -> Path:
+    """Return a prepared folder with only these axes and so many records, drawn by a hash of their ids.
+
+    The hash makes a smaller subset part of a larger one. Raises UserError for an unknown axis, or too few records.
+    """
+    if axes is None and num_records is None:
+        return data
+    manifest = DatasetManifest.load(data)
+    for axis in axes or ():
+        manifest.space.axis(axis)
+    space = manifest.space.restricted_to(axes) if axes else manifest.space
+    records = [r for r in read_records(data) if any(axis.name == r.axis for axis in space.axes)]
+    if num_records is not None and num_records > len(records):
+        raise UserError(f"train_size={num_records}, and {data} has {len(records)} records: ask for fewer")
+    kept = set(sorted((_hash(r.id), r.id) for r in records)[: num_records or len(records)])
+    return _write(folder, [r for r in records if (_hash(r.id), r.id) in kept], replace(manifest, space=space))
+
+
+def _hash(record_id: str) -> str:
+    return hashlib.sha256(f"subset:{record_id}".encode()).hexdigest()
+
+
+def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetManifest) -> Path:
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    path = folder / "records" / "part-00000.parquet"
+    pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), path, compression="zstd")
+    shard = Shard("records/part-00000.parquet", file_sha256(path), len(records))
+    replace(
+        manifest,
+        shards=(shard,),
+        rows_in=len(records),
+        rows_out=len(records),
+        pairs_out=len(records) * len(manifest.forms),
+        rejected=0,
+        rejected_by_reason={},
+        data_digest=digest([[shard.sha256], manifest.forms, manifest.space.to_dict()]),
+    ).save(folder)
+    return folder
+
+
+def read_records(data: Path) -> Iterable[PairedExample]:
+    """The records of a prepared folder, in order."""
+    for shard in DatasetManifest.load(data).shards:
+        for row in pq.read_table(data / shard.path).to_pylist():
+            yield PairedExample.from_row(row)

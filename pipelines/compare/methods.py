@@ -1,0 +1,63 @@
+"""The methods that a suite can name: how each is trained, and how it is asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pft_core.errors import UserError, did_you_mean
+
+Asked = Literal["condition", "history", "steering", "position", "bag_of_words"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """stages: for each training in turn, what it changes in the suite's run config (none: nothing is trained); a later
+    stage starts from the policy of the one before. asked: how the policy is told the preference, or the yardstick that
+    answers in its place. says: what it is, for the reader of a table. seeded: whether a seed changes what it does.
+    """
+
+    says: str
+    stages: tuple[Mapping[str, Any], ...] = ()
+    asked: Asked = "condition"
+
+    @property
+    def seeded(self) -> bool:
+        return bool(self.stages) or self.asked == "history"
+
+
+def _trained(says: str, objective: str, **changes: Any) -> Method:
+    return Method(says, ({"train.objective": objective, **changes},))
+
+
+_CONTROL = {"prompt.condition": "control_token"}
+
+METHODS: dict[str, Method] = {
+    "position": Method("always the first option for the first pole, the second for the second", asked="position"),
+    "bag_of_words": Method("a linear probe on the words of single options", asked="bag_of_words"),
+    "prompt_only": Method("the base model, told the preference"),
+    "history": Method("the base model, shown solved examples of the preference", asked="history"),
+    "caa": Method("the base model, steered by the mean difference of its activations", asked="steering"),
+    "sft:first": _trained("supervised on the first pole of every axis", "one_sided:first"),
+    "sft:second": _trained("supervised on the second pole of every axis", "one_sided:second"),
+    "sft:mixed": _trained("supervised on both poles as one pile", "mixed"),
+    "dpo:first": _trained("DPO on the first pole of every axis", "dpo:first"),
+    "dpo:second": _trained("DPO on the second pole of every axis", "dpo:second"),
+    "dpo": _trained("DPO on both poles", "dpo"),
+    "dpo_nll": _trained("DPO on both poles, and their likelihood", "dpo_nll"),
+    "ipo": _trained("IPO on both poles", "ipo"),
+    "simpo": _trained("SimPO on both poles", "simpo", **{"train.preference_beta": 2.0, "train.simpo_gamma": 1.0}),
+    "controllable_po": Method(
+        "Controllable Preference Optimization: supervised on control tokens, then DPO under them",
+        ({"train.objective": "mixed", **_CONTROL}, {"train.objective": "dpo", **_CONTROL}),
+    ),
+    "pft": _trained("paired fine-tuning, both sides in one update", "pft"),
+    "pft_async": _trained("paired fine-tuning, one update for each side", "pft", **{"train.update": "asynchronous"}),
+    "k_way": _trained("paired fine-tuning, every axis with its own mean", "k_way"),
+}
+
+
+def method(name: str) -> Method:
+    """Look a method up. Raises UserError with the nearest known name."""
+    if name not in METHODS:
+        raise UserError(f"method {name!r} does not exist.{did_you_mean(name, METHODS)}")
+    return METHODS[name]

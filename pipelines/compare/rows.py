@@ -1,0 +1,211 @@
+"""From the outcomes of all cells to the rows of a comparison: means over seeds with intervals, and tests.
+
+Every value is a ratio of sums over items, so an interval draws scenarios, for all seeds and both poles together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pft_core.errors import UserError
+from pft_core.evaluation.significance import holm, interval_over_seeds, mcnemar, paired_t, sign_flip
+from pft_core.evaluation.statistics import ratio
+from pft_core.evaluation.tasks import Outcome, always_by_position, both_right, flip, leak, right, subset_score
+from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.records import Form
+
+Counts = tuple[float, float]  # numerator and denominator of one outcome
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the finished seeds of one method and variant chose, on the same items in the same order.
+
+    by_seed: per finished seed its run id and outcomes. num_seeds: how many were to run.
+    """
+
+    method: str
+    variant: Mapping[str, Any] | None
+    by_seed: Mapping[int, tuple[str, Sequence[Outcome]]]
+    num_seeds: int
+
+    @property
+    def runs(self) -> list[Sequence[Outcome]]:
+        return [outcomes for _, outcomes in self.by_seed.values()]
+
+
+def unparsed(outcome: Outcome, side: int) -> Counts:
+    """The reply under this pole names no option."""
+    return float(outcome.chosen[side] is None), 1.0
+
+
+POLE_MEASURES: dict[str, tuple[Form, Callable[[Outcome, int], Counts]]] = {
+    "one": ("one", right),
+    "all": ("all", subset_score),
+    "unparsed": ("one", unparsed),
+}
+PAIR_MEASURES: dict[str, Callable[[Outcome], Counts]] = {"both_right": both_right, "flip": flip, "leak": leak}
+
+
+def measured(metric: str, outcome: Outcome, side: int | None) -> Counts | None:
+    """One outcome's counts of a metric, under one pole or (None) over both; None where the metric does not ask it."""
+    if metric in PAIR_MEASURES:
+        return PAIR_MEASURES[metric](outcome) if outcome.form == "one" else None
+    form, measure = POLE_MEASURES[metric]
+    if outcome.form != form:
+        return None
+    counts = [measure(outcome, s) for s in ((side,) if side is not None else SIDES)]
+    return sum(n for n, _ in counts), sum(d for _, d in counts)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Counts of one metric for every seed S and item N, with each item's scenario and axis."""
+
+    numerators_SN: NDArray[np.float64]
+    denominators_SN: NDArray[np.float64]
+    scenarios: tuple[str, ...]
+    axes: tuple[str, ...]
+
+    def values(self, *, absolute: bool) -> list[float]:
+        """Per seed: the mean over axes of the ratio on each axis."""
+        axes_N = np.array(self.axes)
+        parts = [axes_N == axis for axis in dict.fromkeys(self.axes)]
+        seeds = zip(self.numerators_SN, self.denominators_SN, strict=True)
+        return [float(np.mean([ratio(n[part], d[part], absolute=absolute) for part in parts])) for n, d in seeds]
+
+
+def table(runs: Sequence[Sequence[Outcome]], metric: str, *, axis: str | None, side: int | None) -> Table | None:
+    """Count a metric on one axis or (None) on all; None where no item asks for it."""
+    kept = [i for i, o in enumerate(runs[0]) if (axis is None or o.axis == axis) and measured(metric, o, side)]
+    if not kept:
+        return None
+    counts_SN2 = np.array([[measured(metric, run[i], side) for i in kept] for run in runs], dtype=np.float64)
+    items = [runs[0][i] for i in kept]
+    return Table(counts_SN2[..., 0], counts_SN2[..., 1], tuple(o.scenario for o in items), tuple(o.axis for o in items))
+
+
+def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
+    runs = found.runs
+    places: list[tuple[str | None, int | None]] = [(None, None)]
+    for axis in space.axes:
+        places += [(axis.name, None), (axis.name, 0), (axis.name, 1)]
+    rows = []
+    for metric in (m for m in metrics if m in POLE_MEASURES or m in PAIR_MEASURES):
+        for name, side in places:
+            if side is not None and metric in PAIR_MEASURES:
+                continue
+            counted = table(runs, metric, axis=name, side=side)
+            if counted is None:
+                continue
+            baseline = table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
+            pole = None if name is None or side is None else space.axis(name).poles[side].name
+            rows.append(_row(found, metric, name, pole, counted, baseline))
+    return rows
+
+
+def _row(
+    found: Found, metric: str, axis: str | None, pole: str | None, counted: Table, baseline: Table | None
+) -> dict[str, Any]:
+    absolute = metric == "leak"
+    values = counted.values(absolute=absolute)
+    low, high = interval_over_seeds(
+        counted.numerators_SN, counted.denominators_SN, counted.scenarios, groups=counted.axes, absolute=absolute
+    )
+    has_baseline = baseline is not None and metric not in ("leak", "unparsed")
+    return {
+        "method": found.method,
+        "axis": axis,
+        "pole": pole,
+        "metric": metric,
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "low": low,
+        "high": high,
+        "n_items": len(counted.scenarios),
+        "n_seeds": len(values),
+        "run_ids": [run_id for run_id, _ in found.by_seed.values()],
+        "position_baseline": baseline.values(absolute=False)[0] if baseline and has_baseline else None,
+        "variant": found.variant,
+    }
+
+
+def tests_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[dict[str, Any]]:
+    """Test the reference against each other method on `both_right` and `one`, over the seeds that both finished.
+
+    One common seed: McNemar on the items of `both_right`. Two and more: paired t and sign flips over seeds. Holm's
+    correction runs over all tests of one kind in the suite; the caller makes it (`corrected`).
+    """
+    axes: list[str | None] = [None, *(axis.name for axis in space.axes)]
+    return [
+        test
+        for other in others
+        for metric in ("both_right", "one")
+        for axis in axes
+        for test in _tests(reference, other, metric, axis)
+    ]
+
+
+def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[dict[str, Any]]:
+    seeds = [seed for seed in reference.by_seed if seed in other.by_seed]
+    pairs = [
+        (reference.by_seed[a][1], other.by_seed[b][1])
+        for a, b in (zip(seeds, seeds, strict=True) if seeds else _crossed(reference, other))
+    ]
+    if not pairs:
+        return []
+    ours, theirs = (table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
+    if ours is None or theirs is None:
+        return []
+    differences = np.subtract(ours.values(absolute=False), theirs.values(absolute=False))
+    head = {
+        "metric": metric,
+        "axis": axis,
+        "pole": None,
+        "variant": reference.variant,
+        "a": reference.method,
+        "b": other.method,
+        "difference": float(differences.mean()),
+        "n": len(differences),
+    }
+    if len(differences) == 1:
+        if metric != "both_right":
+            return []  # an item's `one` is two answers, which are not independent
+        p = mcnemar(ours.numerators_SN[0] > 0, theirs.numerators_SN[0] > 0)
+        return [{**head, "n": len(ours.scenarios), "test": "mcnemar", "p": p}]
+    return [
+        {**head, "test": "paired_t", "p": paired_t(differences)},
+        {**head, "test": "permutation", "p": sign_flip(differences)},
+    ]
+
+
+def _crossed(reference: Found, other: Found) -> list[tuple[int, int]]:
+    """A yardstick has no seeds: each of the reference's is held against its one run."""
+    lone = list(other.by_seed)
+    return [(seed, lone[0]) for seed in reference.by_seed] if len(lone) == 1 else []
+
+
+def corrected(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add `p_holm`, over all tests of the same kind."""
+    adjusted: dict[int, float] = {}
+    for kind in {test["test"] for test in tests}:
+        places = [i for i, test in enumerate(tests) if test["test"] == kind]
+        adjusted |= dict(zip(places, holm([tests[i]["p"] for i in places]), strict=True))
+    return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
+
+
+def refuse_other_items(found: Sequence[Found]) -> None:
+    """Raise UserError where runs were not asked the same items in the same order: their rows could not be compared."""
+    for variant in {str(f.variant): f.variant for f in found}.values():
+        group = [(f.method, run) for f in found if f.variant == variant for run in f.runs]
+        asked = [[(o.item_id, o.form, o.sides) for o in run] for _, run in group]
+        for (method, _), items in zip(group, asked, strict=True):
+            if items != asked[0]:
+                raise UserError(
+                    f"{method} was asked {len(items)} items that are not the {len(asked[0])} of {group[0][0]}: the rows "
+                    "cannot be compared; raise encoding.max_length so that no item is rejected, and run again"
+                )

@@ -1,0 +1,114 @@
+"""What a suite compares: methods, seeds, variants and data, at each of two sizes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from pft_core.errors import UserError, did_you_mean
+from pipelines.compare.methods import method
+from pipelines.config import RunConfig, Section
+from pipelines.strict import apply_override, build, read_yaml
+
+SUITES = Path(__file__).parents[1] / "suites"
+METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s", "capability")
+Size = Literal["tiny", "paper"]
+
+
+class Variant(Section):
+    """One value of what a suite varies: its name in the report, and what it changes."""
+
+    value: str | int | float
+    set: dict[str, Any] = Field(default_factory=dict)  # in the run config, such as train.max_steps: 50
+    train_size: PositiveInt | None = None  # training records; None: all
+    axes: list[str] | None = Field(default=None, min_length=1)  # of training and test; None: all
+
+
+class SuiteSize(Section):
+    """The scale of a suite: data, base model, seeds, and the run config that every method starts from."""
+
+    data: Literal["toyworld", "vcd", "bqd"]  # vcd and bqd are read from the folder PFT_DATA; without it, toyworld
+    base: str  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
+    seeds: list[int] = Field(min_length=1)
+    run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
+    of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method: changes, such as train.lr: 1e-4
+    forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
+    test_per_axis: PositiveInt | None = None  # None: every test item
+    resources: dict[str, float] = {"CPU": 1.0}  # of one cell; with a GPU it trains and asks there
+    capability: str | None = None  # a two-choice file under PFT_DATA, asked before and after
+
+
+class Suite(Section):
+    """A comparison."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    title: str
+    methods: list[str] = Field(min_length=1)
+    reference: str = "pft"  # the method that the others are tested against
+    metrics: list[str] = Field(default=["one", "all", "both_right", "flip", "leak", "unparsed"], min_length=1)
+    varies: str | None = None  # the name of what the variants change
+    variants: list[Variant] = Field(default_factory=list)
+    sizes: dict[Size, SuiteSize] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name in self.methods:
+            _known(method, name)
+        if self.reference not in self.methods:
+            raise ValueError(f"reference={self.reference!r} is not among the methods {self.methods}")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(f"metric {metric!r} does not exist.{did_you_mean(metric, METRICS)}")
+        if (self.varies is None) != (not self.variants):
+            raise ValueError("varies and variants go together: name what the variants change, or leave both out")
+        return self
+
+
+def _known(look_up: Any, name: str) -> None:
+    try:
+        look_up(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
+    """Read a shipped suite by its bare name, or a YAML file, with dotted overrides. Raises UserError."""
+    path = suite_path(name)
+    raw = read_yaml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    return build(Suite, raw, source=lambda _: f"{path.name}: ")
+
+
+def suite_path(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"{path}: no such suite file")
+        return path
+    shipped = shipped_suites()
+    if name not in shipped:
+        raise UserError(f"suite {name!r} does not exist.{did_you_mean(name, shipped)} See `pft compare --list`.")
+    return shipped[name]
+
+
+def shipped_suites() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
+
+
+def run_config(base: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """Build a run config from sections and dotted changes, the later ones winning. Raises UserError."""
+    raw: dict[str, Any] = _copied(base)
+    for change in changes:
+        for key, value in change.items():
+            *sections, last = key.split(".")
+            place = raw
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+    return build(RunConfig, raw, source=lambda _: "suite: ")
+
+
+def _copied(raw: Any) -> Any:
+    return {key: _copied(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
