@@ -14,9 +14,10 @@ BETA = 0.1
 
 
 def loss_of(kind: str, logps_R: Tensor, labels_R: Tensor, reference_R: Tensor) -> Tensor:
-    """The two losses on branch log-probabilities, sides in turn: paired cross-entropy, the mean over sides; or DPO."""
+    """The two losses on branch log-probabilities, sides in turn: cross-entropy, the mean over both sides' labels, which
+    every opponent computes too (half the paired loss where the sides have equally many); or DPO."""
     if kind == "pft":
-        return -sum((logps_R[side::2].sum() / labels_R[side::2].sum() for side in SIDES), logps_R.new_zeros(())) / 2
+        return -logps_R.sum() / labels_R.sum()
     margins = (logps_R - reference_R).view(-1, 2)
     return -F.logsigmoid(BETA * (margins[:, 0] - margins[:, 1])).mean()
 

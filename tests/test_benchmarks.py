@@ -20,6 +20,7 @@ from benchmarks.gpu import (
     warm_up,
     works_of,
 )
+from benchmarks.prepare import FEW, MANY, slopes
 from benchmarks.shapes import shape
 from pft_core.engine import TorchEngine
 from pft_core.scoring import BranchScorer
@@ -69,3 +70,8 @@ def test_needed_operations_are_those_of_the_real_tokens() -> None:
     work = Work([([pair], np.zeros(2))], True, lambda *_: None)  # type: ignore[arg-type,return-value,list-item]
     assert needed_flops(TINY, work, training="lora") == 2 * 2 * products + 12 * 64 * (24 + 8)
     assert needed_flops(TINY, work, training="full") == pytest.approx(2 * 3 * products + 12 * 64 * (24 + 8))
+
+
+def test_a_rate_without_start_up_is_what_more_rows_cost() -> None:
+    # 7 s of start-up, then 2,000 rows a second
+    assert slopes([7 + FEW / 2000], [7 + MANY / 2000]) == [2000]
