@@ -52,7 +52,9 @@ class SteeringVectors:
     def direction(self, axis: str, layer: int) -> Tensor:
         """Return the direction [D] of an axis. Raises UserError for an axis or a layer that was not read."""
         if axis not in self.by_axis:
-            raise UserError(f"axis {axis!r} has no steering vector: no record shows it.{did_you_mean(axis, self.by_axis)}")
+            raise UserError(
+                f"axis {axis!r} has no steering vector: no record shows it.{did_you_mean(axis, self.by_axis)}"
+            )
         if layer not in self.layers:
             raise UserError(f"layer={layer} has no steering vector: layers {list(self.layers)} were read")
         return self.by_axis[axis][self.layers.index(layer)]
@@ -73,14 +75,16 @@ class SteeringVectors:
                 header = json.loads(opened.metadata()[_HEADER])
                 by_axis = {axis: opened.get_tensor(axis) for axis in header.pop("axes")}
                 made = SteeringVectors(tuple(header.pop("layers")), by_axis, **header)
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"{file}: no steering vectors there ({error}); compute them again") from None
         for what, found, wanted in (
             ("wording (template digest)", made.template_digest, template_digest),
             ("base model (digest)", made.base_digest, base_digest),
         ):
             if found != wanted:
-                raise UserError(f"{file}: steering vectors of another {what}: {found}, not {wanted}; compute them again")
+                raise UserError(
+                    f"{file}: steering vectors of another {what}: {found}, not {wanted}; compute them again"
+                )
         return made
 
 

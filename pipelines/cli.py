@@ -145,6 +145,29 @@ def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, A
 
 @app.command()
 @verb
+def compare(
+    suite: Annotated[str | None, typer.Argument(help="A shipped suite's name, or a YAML file.")] = None,
+    overrides: Overrides = None,
+    size: Annotated[str, typer.Option(metavar="tiny|paper", help="Two cores, or the paper's models on GPUs.")] = "tiny",
+    storage: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and reports are kept.")] = Path("runs"),
+    list_suites: Annotated[bool, typer.Option("--list", help="List the shipped suites.")] = False,
+) -> dict[str, Any]:
+    """Compare methods over seeds, with intervals, tests and yardsticks: `pft compare SUITE`."""
+    from pipelines.compare.suite import load_suite, shipped_suites
+
+    if list_suites or suite is None:
+        suites = {name: load_suite(name).title for name in shipped_suites()}
+        for name, title in suites.items():
+            console.print(f"{name:20} {title}", highlight=False)
+        return {"suites": list(suites)}
+    chosen = load_suite(suite, overrides or [])
+    from pipelines.compare import job
+
+    return job.run(chosen, size=size, storage=storage)  # type: ignore[arg-type]
+
+
+@app.command()
+@verb
 def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- VERB [ARGUMENT]...", help="Such as: -- train RECIPE")],
     address: Annotated[

@@ -1,6 +1,5 @@
 """The encoded layer of a prepared data set: reused where a matching one exists, else encoded in bulk with Ray Data."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,9 @@ from pft_core.errors import UserError
 from pft_core.prompts import PromptStyle, chat_frame
 from pipelines.config import EncodingConfig, PromptConfig
 from pipelines.console import console
+
+# Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.
+PAIRS_ENCODED_HERE = 10_000
 
 
 def prompt_style(config: PromptConfig, tokenizer: Any) -> PromptStyle:
@@ -65,52 +67,65 @@ def ensure_layer(
         return folder
     console.print(f"encoding {manifest.pairs_out} pairs into layer {key}")
     folder.mkdir(parents=True, exist_ok=True)
-    parts = _encode_shards(data, folder, manifest, spec=spec, model=model, concurrency=concurrency)
+    here = manifest.pairs_out <= PAIRS_ENCODED_HERE
+    encode = _encode_here if here else _encode_on_ray
+    parts = encode(data, folder, manifest, spec=spec, model=model, concurrency=concurrency)
     _refuse_if_mostly_overlong(parts, encoding.max_length, max_reject_fraction)
     finish_layer(folder, parts, key=key, view=view)
     return folder
 
 
-def _encode_shards(
+def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
+    """What is to be encoded: for each shard its number, its file, and the file of its encoded part."""
+    return [
+        {"number": i, "records": str(data / shard.path), "part": str(folder / f"part-{i:05d}.arrow")}
+        for i, shard in enumerate(manifest.shards)
+    ]
+
+
+def _encode_here(
+    data: Path, folder: Path, manifest: DatasetManifest, *, spec: EncodingSpec, model: str, concurrency: int
+) -> list[LayerPart]:
+    encoder = _ShardEncoder(model=model, spec=spec, manifest=manifest)
+    return [encoder.encode(Path(task["records"]), Path(task["part"])) for task in _tasks(data, folder, manifest)]
+
+
+def _encode_on_ray(
     data: Path, folder: Path, manifest: DatasetManifest, *, spec: EncodingSpec, model: str, concurrency: int
 ) -> list[LayerPart]:
     import ray
 
-    tasks = [
-        {"number": i, "records": str(data / shard.path), "part": str(folder / f"part-{i:05d}.arrow")}
-        for i, shard in enumerate(manifest.shards)
-    ]
+    tasks = _tasks(data, folder, manifest)
     encoded = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _ShardEncoder,
         fn_constructor_kwargs={"model": model, "spec": spec, "manifest": manifest},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(tasks))),
+        # An actor has one CPU; its tokenizer would start a thread on every core.
+        ray_remote_args={"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}},
     )
     rows = sorted(encoded.take_all(), key=lambda row: row["number"])
     return [LayerPart(row["path"], row["sha256"], row["rows"], row["rejected"]) for row in rows]
 
 
 class _ShardEncoder:
-    """A Ray Data actor that keeps the tokenizer and encodes one shard a call."""
+    """Keeps the tokenizer and encodes one shard a call; as a Ray Data actor, a shard a batch."""
 
     def __init__(self, *, model: str, spec: EncodingSpec, manifest: DatasetManifest):
-        # An actor has one CPU; the tokenizer would start a thread on every core.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         from pft_core.model import load_tokenizer
 
         self._tokenizer = load_tokenizer(model)
         self._spec = spec
         self._manifest = manifest
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        part = encode_part(
-            Path(batch["records"][0]),
-            Path(batch["part"][0]),
-            forms=self._manifest.forms,  # type: ignore[arg-type]
-            spec=self._spec,
-            space=self._manifest.space,
-            tokenizer=self._tokenizer,
+    def encode(self, records: Path, part: Path) -> LayerPart:
+        forms: Any = self._manifest.forms
+        return encode_part(
+            records, part, forms=forms, spec=self._spec, space=self._manifest.space, tokenizer=self._tokenizer
         )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        part = self.encode(Path(batch["records"][0]), Path(batch["part"][0]))
         row = {"number": int(batch["number"][0]), **part.__dict__}
         return {key: [value] for key, value in row.items()}
 

@@ -2,7 +2,14 @@ import pytest
 
 from pft_core.errors import UserError
 from pft_core.preferences import load_space
-from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options, template_digest
+from pft_core.prompts import (
+    PromptStyle,
+    condition_text,
+    render_answer,
+    render_prompt,
+    target_options,
+    template_digest,
+)
 from pft_core.records import Option, PairedExample
 from tests.builders import SPACE
 
@@ -71,6 +78,29 @@ def test_the_template_digest_follows_style_and_wording() -> None:
         template_digest(PromptStyle(), load_space("vcd")),
     }
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("position", "side", "token"), [("before", 0, "<Risk: Bold>"), ("after", 1, "<Risk: Careful>")]
+)
+def test_a_control_token_stands_where_the_description_would(position, side, token) -> None:
+    style = PromptStyle(position, condition="control_token")
+    prompt = render_prompt(RECORD, side=side, form="one", style=style, space=SPACE).text
+    described = condition_text(SPACE, "Risk", side)
+    assert prompt == text(position, side=side).replace(described, token)
+    assert prompt.count(token) == 1
+    assert not any(pole.description in prompt for pole in SPACE.axis("Risk").poles)
+
+
+def test_without_a_condition_there_is_no_control_token_and_the_wording_of_both_styles_is_one() -> None:
+    style = PromptStyle(condition="control_token")
+    assert render_prompt(RECORD, side=None, form="one", style=style, space=SPACE).text == text(side=None)
+
+
+def test_a_control_token_changes_the_template_digest_and_survives_saving() -> None:
+    style = PromptStyle(condition="control_token")
+    assert template_digest(style, SPACE) != template_digest(PromptStyle(), SPACE)
+    assert PromptStyle.from_dict(style.to_dict()) == style
 
 
 def test_shipped_spaces_load_and_unknown_names_get_a_hint() -> None:

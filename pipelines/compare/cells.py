@@ -30,6 +30,7 @@ from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train_worker import Payload, build_and_fit
 
 OUTCOMES_NAME = "outcomes.jsonl"
+NO_SEED = -1  # of methods that a seed does not change
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def train_stages(cell: Cell, run_dir: Path, tracker: Tracker) -> ModelRef:
         ref, steps = train_stage(config, layer, folder, tracker, first_step=first_step, device=cell.device)
         first_step += steps
         if number < len(cell.layers):
-            base = str(merge_adapter(base, folder / str(ref.adapter), run_dir / f"stage{number}" / "merged"))
+            base = str(merge_adapter(base, Path(str(ref.adapter)), run_dir / f"stage{number}" / "merged"))
     return ref if cell.layers else untrained(cell.stages[0], cell.test)
 
 
@@ -129,7 +130,8 @@ def train_stage(
     result = build_and_fit(Payload(config, axes, layer, None), context)
     saved = context.latest_checkpoint()
     assert saved is not None, "a run ends with a checkpoint"
-    return publish_policy(config, saved, folder), result.steps
+    publish_policy(config, saved, folder)
+    return ModelRef.load(folder), result.steps  # with the adapter's place in it
 
 
 def untrained(config: RunConfig, data: str) -> ModelRef:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +15,12 @@ from pft_core.artifacts import DatasetManifest, Shard, digest, file_sha256
 from pft_core.errors import UserError
 from pft_core.record_schema import RECORD_SCHEMA
 from pft_core.records import PairedExample
+from pft_core.toyworld import Split
+from pipelines import prepare
 from pipelines.compare.suite import SuiteSize
 from pipelines.embedded import NUM_PER_AXIS
-from pipelines.prepare import PrepareConfig, prepare
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 # File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
 FILES = {
     "vcd": {"train": "vcd/train.json", "validation": "vcd/val.json", "test": "vcd/test.json"},
@@ -35,28 +38,21 @@ class SuiteData:
     test: Path
 
 
-def suite_data(size: SuiteSize, storage: Path, *, seed: int) -> SuiteData:
+def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
     """Prepare train, validation and test records, or find them prepared. Raises UserError."""
-    name = size.data if size.data == "toyworld" or _released(size.data) else "toyworld"
-    folders = {
-        split: storage / name / f"{split}-seed{seed}" if name == "toyworld" else storage / name / split
-        for split in SPLITS
-    }
+    name = size.data if size.data != "toyworld" and _released(size.data) else "toyworld"
+    folders = {split: storage / name / split for split in SPLITS}
     for split in SPLITS:
         if name == "toyworld":
-            _prepare(
-                {"source": name, "split": split, "seed": seed, "num_per_axis": NUM_PER_AXIS[split]},
-                folders[split],
-                size,
-            )
+            _prepare({"split": split, "num_per_axis": NUM_PER_AXIS[split]}, name, folders[split], size)
         elif split in FILES[name]:
-            _prepare({"source": name, "input": _files(name, split)}, folders[split], size)
-    validation = folders["validation"] if name == "toyworld" or "validation" in FILES[name] else folders["train"]
-    return SuiteData(name, folders["train"], validation, folders["test"])
+            _prepare({"input": _files(name, split)}, name, folders[split], size)
+    has_validation = name == "toyworld" or "validation" in FILES[name]
+    return SuiteData(name, folders["train"], folders["validation" if has_validation else "train"], folders["test"])
 
 
-def _prepare(source: dict[str, object], output: Path, size: SuiteSize) -> None:
-    prepare(PrepareConfig(**source, output=str(output), forms=size.forms), output)  # type: ignore[arg-type]
+def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -> None:
+    prepare.run(prepare.PrepareConfig(source=source, output=str(output), forms=list(size.forms), **rows))
 
 
 def _released(name: str) -> bool:
@@ -107,7 +103,16 @@ def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetMani
     return folder
 
 
-def read_records(data: Path) -> Iterable[PairedExample]:
+def limited(records: Iterable[PairedExample], per_axis: int | None) -> Iterator[PairedExample]:
+    """The first records of each axis."""
+    seen: Counter[str] = Counter()
+    for record in records:
+        seen[record.axis] += 1
+        if per_axis is None or seen[record.axis] <= per_axis:
+            yield record
+
+
+def read_records(data: Path) -> Iterator[PairedExample]:
     """The records of a prepared folder, in order."""
     for shard in DatasetManifest.load(data).shards:
         for row in pq.read_table(data / shard.path).to_pylist():

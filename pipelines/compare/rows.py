@@ -24,13 +24,18 @@ Counts = tuple[float, float]  # numerator and denominator of one outcome
 class Found:
     """What the finished seeds of one method and variant chose, on the same items in the same order.
 
-    by_seed: per finished seed its run id and outcomes. num_seeds: how many were to run.
+    by_seed: per finished seed its run id and outcomes. num_seeds: how many were to run. is_yardstick: whether it is
+    asked under conditions only, and always answers.
     """
 
     method: str
     variant: Mapping[str, Any] | None
     by_seed: Mapping[int, tuple[str, Sequence[Outcome]]]
     num_seeds: int
+    is_yardstick: bool = False
+
+    def answers(self, metric: str) -> bool:
+        return not (self.is_yardstick and metric in ("leak", "unparsed"))
 
     @property
     def runs(self) -> list[Sequence[Outcome]]:
@@ -95,7 +100,7 @@ def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> lis
     for axis in space.axes:
         places += [(axis.name, None), (axis.name, 0), (axis.name, 1)]
     rows = []
-    for metric in (m for m in metrics if m in POLE_MEASURES or m in PAIR_MEASURES):
+    for metric in (m for m in metrics if (m in POLE_MEASURES or m in PAIR_MEASURES) and found.answers(m)):
         for name, side in places:
             if side is not None and metric in PAIR_MEASURES:
                 continue
@@ -116,16 +121,18 @@ def _row(
     low, high = interval_over_seeds(
         counted.numerators_SN, counted.denominators_SN, counted.scenarios, groups=counted.axes, absolute=absolute
     )
+    mean = float(np.mean(values))
     has_baseline = baseline is not None and metric not in ("leak", "unparsed")
     return {
         "method": found.method,
         "axis": axis,
         "pole": pole,
         "metric": metric,
-        "mean": float(np.mean(values)),
+        "mean": mean,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "low": low,
-        "high": high,
+        # The size of a mean near zero is larger in resamples than in the sample.
+        "low": min(low, mean),
+        "high": max(high, mean),
         "n_items": len(counted.scenarios),
         "n_seeds": len(values),
         "run_ids": [run_id for run_id, _ in found.by_seed.values()],
@@ -198,6 +205,25 @@ def corrected(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
 
 
+def rate_rows(pairs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a method and variant: pairs a second of training, the mean over seeds of each run's median step."""
+    rates: dict[tuple[str, Any], list[tuple[str, float]]] = {}
+    for cell, result in pairs:
+        if result.get("pairs_per_s") is not None:
+            value = None if cell.variant is None else cell.variant.value
+            rates.setdefault((cell.name, value), []).append((result["run_id"], result["pairs_per_s"]))
+    return [
+        {
+            "method": method, "axis": None, "pole": None, "metric": "pairs_per_s",
+            "mean": float(np.mean([rate for _, rate in found])),
+            "sd": float(np.std([rate for _, rate in found], ddof=1)) if len(found) > 1 else None,
+            "low": None, "high": None, "n_items": None, "n_seeds": len(found), "run_ids": [run for run, _ in found],
+            "position_baseline": None, "variant": value,
+        }
+        for (method, value), found in rates.items()
+    ]  # fmt: skip
+
+
 def refuse_other_items(found: Sequence[Found]) -> None:
     """Raise UserError where runs were not asked the same items in the same order: their rows could not be compared."""
     for variant in {str(f.variant): f.variant for f in found}.values():
@@ -206,6 +232,6 @@ def refuse_other_items(found: Sequence[Found]) -> None:
         for (method, _), items in zip(group, asked, strict=True):
             if items != asked[0]:
                 raise UserError(
-                    f"{method} was asked {len(items)} items that are not the {len(asked[0])} of {group[0][0]}: the rows "
-                    "cannot be compared; raise encoding.max_length so that no item is rejected, and run again"
+                    f"{method} answered {len(items)} items, {group[0][0]} other ones ({len(asked[0])}): their rows "
+                    "cannot be compared; raise encoding.max_length so that no item is rejected"
                 )

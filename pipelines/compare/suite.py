@@ -35,7 +35,9 @@ class SuiteSize(Section):
     of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method: changes, such as train.lr: 1e-4
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
     test_per_axis: PositiveInt | None = None  # None: every test item
-    resources: dict[str, float] = {"CPU": 1.0}  # of one cell; with a GPU it trains and asks there
+    resources: dict[str, float] = Field(
+        default_factory=lambda: {"CPU": 1.0}
+    )  # of one cell; with a GPU it trains and asks there
     capability: str | None = None  # a two-choice file under PFT_DATA, asked before and after
 
 

@@ -1,0 +1,118 @@
+"""What a suite runs: for each variant its data, cut and prepared, and a cell for each method and seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pft_core.artifacts import DatasetManifest, digest
+from pft_core.preferences import PreferenceSpace
+from pft_core.toyworld.base import SHIPPED_BASE
+from pipelines.compare.cells import NO_SEED, Cell
+from pipelines.compare.data import SuiteData, subset
+from pipelines.compare.methods import METHODS
+from pipelines.compare.suite import Suite, SuiteSize, Variant, run_config
+from pipelines.config import RunConfig
+from pipelines.encode import ensure_layer
+from pipelines.objective import axis_names, objective_of
+
+YARDSTICKS = ("position", "bag_of_words")  # asked of the records alone: no cell
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """One variant (None: the suite has none) with its folders of records, and the cells to run."""
+
+    variant: Variant | None
+    data: SuiteData
+    cells: tuple[Cell, ...]
+
+    @property
+    def space(self) -> PreferenceSpace:
+        return DatasetManifest.load(self.data.test).space
+
+
+def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) -> list[VariantPlan]:
+    """Cut the data of each variant, encode it for each method, and list the cells."""
+    base = base_model(size, data, storage)
+    plans = []
+    variants: list[Variant | None] = [*suite.variants] or [None]
+    for variant in variants:
+        cut = variant_data(variant, data, storage / "data")
+        plans.append(VariantPlan(variant, cut, tuple(cells_of(suite, size, variant, cut, base, storage))))
+    return plans
+
+
+def cells_of(
+    suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path
+) -> Iterator[Cell]:
+    for name in suite.methods:
+        method = METHODS[name]
+        if method.asked in YARDSTICKS:
+            continue
+        for seed in size.seeds if method.seeded else [NO_SEED]:
+            fixed = {
+                "name": f"{name.replace(':', '-')}",
+                "data": str(data.train),
+                "model": base,
+                "seed": max(seed, 0),
+                "storage": str(storage / "cells"),
+                "tracking.experiment": f"compare/{suite.name}",
+            }
+            stages = stage_configs(size, name, variant, fixed)
+            yield Cell(
+                name=name,
+                method=method,
+                seed=seed,
+                variant=variant,
+                stages=stages,
+                layers=tuple(layer_of(config) for config in stages) if method.stages else (),
+                validation=str(data.validation),
+                test=str(data.test),
+                forms=tuple(size.forms),
+                test_per_axis=size.test_per_axis,
+                use_gpu=size.resources.get("GPU", 0) > 0,
+            )
+
+
+def stage_configs(
+    size: SuiteSize, name: str, variant: Variant | None, fixed: dict[str, object]
+) -> tuple[RunConfig, ...]:
+    """The run config of each stage: the size's, changed by the stage, by the size for this method, by the variant."""
+    own = size.of_method.get(name, {})
+    varied = variant.set if variant else {}
+    return tuple(run_config(size.run, [stage, own, varied, fixed]) for stage in METHODS[name].stages or ({},))
+
+
+def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> SuiteData:
+    """Cut the records of a variant: its axes everywhere, its number of records in training."""
+    if variant is None:
+        return data
+    key = digest([DatasetManifest.load(data.train).data_digest, variant.axes, variant.train_size])
+    return SuiteData(
+        data.name,
+        subset(data.train, storage / f"train-{key}", axes=variant.axes, num_records=variant.train_size),
+        subset(data.validation, storage / f"validation-{key}", axes=variant.axes, num_records=None),
+        subset(data.test, storage / f"test-{key}", axes=variant.axes, num_records=None),
+    )
+
+
+def layer_of(config: RunConfig) -> str:
+    """Encode the training data for this run, or find it encoded."""
+    axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
+    layer = ensure_layer(
+        Path(str(config.data)),
+        model=str(config.model),
+        prompt=config.prompt,
+        encoding=config.encoding,
+        max_reject_fraction=config.max_reject_fraction,
+        concurrency=1,
+        view=objective_of(config.train, axes).view,
+    )
+    return str(layer)
+
+
+def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
+    """The model that every method starts from."""
+    if size.base == "toyworld" or (size.base == "text" and data.name == "toyworld"):
+        return str(SHIPPED_BASE)
+    return size.base

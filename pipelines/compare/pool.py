@@ -1,0 +1,62 @@
+"""Cells on warm Ray actors: as many at once as the resources allow; one that fails does not stop the others."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from pft_core.errors import UserError
+from pipelines.compare.cells import NO_SEED, Cell, CellActor
+from pipelines.compare.suite import SuiteSize
+from pipelines.console import console
+
+Result = dict[str, Any]
+
+
+def cells_at_once(size: SuiteSize) -> int:
+    """As many as the cluster's resources allow; on this machine's own Ray, whose CPUs are logical, one a core."""
+    have = dict(ray.cluster_resources())
+    if not os.environ.get("RAY_ADDRESS"):
+        have["CPU"] = min(have["CPU"], os.cpu_count() or 1)
+    fits = [int(have.get(name, 0) // amount) for name, amount in size.resources.items() if amount]
+    if min(fits, default=1) < 1:
+        raise UserError(f"a cell needs {size.resources}, the cluster has {have}: join a larger one with RAY_ADDRESS")
+    return min(fits, default=1)
+
+
+def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float]) -> list[Result]:
+    """Run the cells on warm actors; return their results in the order of the cells, `error` for one that failed."""
+    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    make = ray.remote(
+        num_cpus=resources.get("CPU", 1), num_gpus=resources.get("GPU", 0), resources=others
+    )(CellActor).remote  # fmt: skip
+    idle = [make() for _ in range(min(at_once, len(cells)))]
+    results: list[Result] = [{} for _ in cells]
+    waiting = list(enumerate(cells))
+    running: dict[Any, tuple[int, Any]] = {}
+    while waiting or running:
+        while waiting and idle:
+            number, cell = waiting.pop(0)
+            actor = idle.pop()
+            running[actor.run.remote(cell)] = (number, actor)
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        number, actor = running.pop(done)
+        results[number], alive = outcome_of(done)
+        idle.append(actor if alive else make())
+        console.print(progress_line(cells[number], results[number], left=len(waiting) + len(running)), highlight=False)
+    return results
+
+
+def outcome_of(done: Any) -> tuple[Result, bool]:
+    """The result of a finished call, and whether its actor can go on."""
+    try:
+        return ray.get(done), True
+    except ray.exceptions.RayActorError as error:
+        return {"error": f"the worker died: {str(error).splitlines()[0]}"}, False
+
+
+def progress_line(cell: Cell, result: Result, *, left: int) -> str:
+    variant = "" if cell.variant is None else f" {cell.variant.value}"
+    seed = "" if cell.seed == NO_SEED else f" seed {cell.seed}"
+    return f"{cell.name}{variant}{seed}: {result.get('error', 'finished')} ({left} to go)"
