@@ -75,7 +75,7 @@ class SteeringVectors:
                 header = json.loads(opened.metadata()[_HEADER])
                 by_axis = {axis: opened.get_tensor(axis) for axis in header.pop("axes")}
                 made = SteeringVectors(tuple(header.pop("layers")), by_axis, **header)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"{file}: no steering vectors there ({error}); compute them again") from None
         for what, found, wanted in (
             ("wording (template digest)", made.template_digest, template_digest),
@@ -192,8 +192,7 @@ def _labels_of_rows(batch: BranchedBatch) -> Tensor:
 
 
 def _layer(scorer: BranchScorer, layer: int) -> nn.Module:
-    model = scorer.model.get_base_model() if hasattr(scorer.model, "get_base_model") else scorer.model
-    layers: nn.ModuleList = model.get_decoder().layers
+    layers: nn.ModuleList = scorer.model.get_decoder().layers  # also of a model with an adapter
     if not 0 <= layer < len(layers):
         raise UserError(f"layer={layer} does not exist: the model has layers 0 to {len(layers) - 1}")
     return layers[layer]

@@ -46,16 +46,18 @@ class BarPanel:
     x: Scale
 
 
-def bar_panels(rows: Iterable[Row], metric: str, *, width: float = 340.0) -> list[BarPanel]:
+def bar_panels(
+    rows: Iterable[Row], metric: str, *, width: float = 340.0, label_width: float = 88.0
+) -> list[BarPanel]:
     """Lay out one panel per axis for a metric that has poles; rows of other metrics are left out."""
     by_axis: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         if row["metric"] == metric and row["pole"] is not None:
             by_axis.setdefault(row["axis"], {}).setdefault(row["pole"], []).append(row)
-    return [_bar_panel(axis, poles, width) for axis, poles in by_axis.items()]
+    return [_bar_panel(axis, poles, width, label_width) for axis, poles in by_axis.items()]
 
 
-def _bar_panel(axis: str, poles: Mapping[str, list[Row]], width: float) -> BarPanel:
+def _bar_panel(axis: str, poles: Mapping[str, list[Row]], width: float, label_width: float) -> BarPanel:
     groups, y = [], 0.0
     for pole, rows in poles.items():
         top = y + 26  # the pole's name
@@ -63,7 +65,7 @@ def _bar_panel(axis: str, poles: Mapping[str, list[Row]], width: float) -> BarPa
         bottom = top + 24 * len(rows)
         groups.append(BarGroup(pole, top, bottom, bars))
         y = bottom + 10
-    return BarPanel(axis, groups, width, y + 18, Scale(0.0, 1.0, 88.0, width - 44.0))
+    return BarPanel(axis, groups, width, y + 18, Scale(0.0, 1.0, label_width, width - 44.0))
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def curve_panel(
     rows: Sequence[Row], names: Sequence[str], *, width: float = 460.0, height: float = 210.0, right: float = 96.0
 ) -> CurvePanel | None:
     """Lay out some metrics of a training run; None where no row has one of them."""
-    series = {name: smoothed([(row["step"], row[name]) for row in rows if _drawable(row, name)]) for name in names}
+    series = {name: smoothed([(row["step"], row[name]) for row in rows if drawable(row, name)]) for name in names}
     series = {name: points for name, points in series.items() if points}
     if not series:
         return None
@@ -110,7 +112,8 @@ def curve_panel(
     return CurvePanel(apart(curves), math.ceil(len(rows) / MAX_POINTS), width, height, x, y, x_ticks, y_ticks)
 
 
-def _drawable(row: Row, name: str) -> bool:
+def drawable(row: Row, name: str) -> bool:
+    """Whether a row holds a number of this name."""
     return name in row and math.isfinite(row[name])
 
 
@@ -139,6 +142,6 @@ def ticks(high: float, *, at_most: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(math.floor(high / step) + 1)]
 
 
-def short(text: str) -> str:
+def short(text: str, length: int = LABEL_LENGTH) -> str:
     """Cut a label to what fits beside a bar."""
-    return text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "\u2026"
+    return text if len(text) <= length else text[: length - 1] + "\u2026"

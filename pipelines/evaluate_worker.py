@@ -35,6 +35,10 @@ class Job:
     use_gpu: bool
     num_threads: int
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.use_gpu else "cpu")
+
 
 def items_table(items: Sequence[Item]) -> pa.Table:
     rows = [{**record.to_row(), "form": form} for record, form in items]
@@ -66,8 +70,7 @@ class PolicyActor:
 def answerers(job: Job) -> tuple[Answerer, Answerer | None]:
     """Load a policy; return how it answers, and how its base does (None: it is its own base). Raises UserError."""
     ref = job.ref
-    device = torch.device("cuda" if job.use_gpu else "cpu")
-    load = partial(load_policy, ref.base, precision=job.precision, device=device)
+    load = partial(load_policy, ref.base, precision=job.precision, device=job.device)
     tokenizer = load_tokenizer(ref.weights or ref.base)
     policy = load(adapter=ref.adapter, weights=ref.weights)
     refuse_foreign_tokenizer(policy, tokenizer)

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pft_core.encoding import tokenize
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, Question, ask, by_generation, by_likelihood, encode_options
 from pft_core.evaluation.tasks import Outcome
@@ -132,9 +133,25 @@ def test_the_oldest_items_are_left_out_until_the_prompt_fits_and_this_is_counted
 
 def test_a_question_that_fits_with_no_item_is_rejected() -> None:
     shown: Counter[int] = Counter()
-    (answer,) = asked([Question(ITEM, "one", 0)], Heard(most=0), shown=shown)
+    heard = Heard(most=0)
+    (answer,) = asked([Question(ITEM, "one", 0)], heard, shown=shown)
     assert answer.reason == "overlong"
+    assert [len(shown_in(q.history)) for q in heard.questions] == [3, 2, 1]
     assert not +shown
+
+
+def test_the_span_of_the_scenario_is_that_of_the_question(tiny_qwen2, monkeypatch) -> None:
+    seen = []
+
+    def noting(texts, prompt_lengths, spans, tokenizer):
+        seen.extend(text[slice(*span)] for text, span in zip(texts, spans, strict=True))
+        return tokenize(texts, prompt_lengths, spans, tokenizer)
+
+    monkeypatch.setattr("pft_core.evaluation.answers.tokenize", noting)
+    asking = Asking(STYLE, SPACE, max_length=1024, tokens_per_batch=4096, max_new_tokens=1)
+    question = Question(ITEM, "one", None, history="Something before.\n\n")
+    encode_options([question], tokenizer=AutoTokenizer.from_pretrained(tiny_qwen2), asking=asking)
+    assert seen == [ITEM.scenario] * len(ITEM.options)
 
 
 def test_in_a_chat_the_history_stands_inside_the_users_message(tiny_qwen2) -> None:

@@ -320,7 +320,7 @@ def test_with_a_model_the_layer_comes_with_the_records(tmp_path: Path, tiny_qwen
     (folder,) = (tmp_path / "out" / "encoded").iterdir()
     layer = EncodedLayer(folder)
     assert len(layer) == 5
-    longest = max(int(p + b.max()) for p, b in zip(layer.prefix_lengths_E, layer.branch_lengths_E2, strict=True))
+    longest = max(int(p + b.max()) for p, b in zip(layer.prefix_lengths_E, layer.branch_lengths_EB, strict=True))
     assert DatasetManifest.load(tmp_path / "out").length_quantiles["tokens"]["max"] == longest
 
 

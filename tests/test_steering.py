@@ -1,5 +1,6 @@
 """Steering: directions equal plain hidden states, and are added where the docstring says, and nowhere else."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -186,6 +187,15 @@ def test_each_side_is_the_unconditioned_question_steered_its_way(scorer, tokeniz
     assert by_side[0] != by_side[1] != by_side[2] != by_side[0]
 
 
+def test_no_question_states_its_condition(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(steering, "steered", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(steering, "by_likelihood", lambda questions, **_: asked.extend(questions) or questions)
+    questions = [Question(RECORDS[0], "one", side) for side in (0, 1, None)]
+    steering_answers(questions, None, None, vectors(0, Risk=direction()[None]))
+    assert asked == [QUESTIONS[0]] * 3
+
+
 def test_exchanging_the_poles_exchanges_the_answers(scorer, tokenizer) -> None:
     items = [(r, "one") for r in RECORDS[:4]]
     made, mirrored = (vectors(0, Risk=sign * direction()[None]) for sign in (1, -1))
@@ -240,7 +250,7 @@ def test_a_file_without_vectors_is_refused(tmp_path, content) -> None:
 
 def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_layer(monkeypatch) -> None:
     # Right answers among the first pole's three questions; the second pole's are always wrong.
-    right = {(0, 1.0): 1, (0, 2.0): 3, (1, 1.0): 2, (1, 2.0): 3, (0, 0.5): 2, (1, 0.5): 2}
+    right = {(0, 0.5): 1, (1, 0.5): 2, (0, 1.0): 2, (1, 1.0): 2, (0, 2.0): 3, (1, 2.0): 3}
 
     def answers(questions, *, layer, multiplier, **_):
         assert [q.side for q in questions] == [0, 1] * 3
@@ -254,24 +264,27 @@ def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_lay
 
     monkeypatch.setattr(steering, "by_steering", answers)
 
-    def best(multipliers, layers=(1, 0)):
+    def found(*multipliers):
         return sweep(
             [record(i) for i in range(3)],
             scorer=None,
             tokenizer=None,
             asking=ASKING,
-            vectors=vectors(*layers),
+            vectors=vectors(1, 0),
             multipliers=multipliers,
         )
 
-    # 3 of 6 questions at multiplier 2, at both layers: the earlier one.
-    assert best([1.0, 2.0]) == (
+    # 3 of 6 questions are right with multiplier 2, in both layers: the earlier one.
+    best, table = found(1.0, 2.0)
+    assert best == SweepPoint(0, 2.0, 0.5)
+    assert table == [
+        SweepPoint(1, 1.0, 1 / 3),
+        SweepPoint(1, 2.0, 0.5),
+        SweepPoint(0, 1.0, 1 / 3),
         SweepPoint(0, 2.0, 0.5),
-        [SweepPoint(1, 1.0, 1 / 3), SweepPoint(1, 2.0, 0.5), SweepPoint(0, 1.0, 1 / 6), SweepPoint(0, 2.0, 0.5)],
-    )
-    # 2 of 6 at (1, 1.0), (1, 0.5) and (0, 0.5): the smaller multiplier, then the earlier layer.
-    assert best([1.0, 0.5])[0] == SweepPoint(0, 0.5, 1 / 3)
-    assert best([1.0, 0.5], layers=(1,))[0] == SweepPoint(1, 0.5, 1 / 3)
+    ]
+    # 2 of 6 with multiplier 1 in both layers, and with 0.5 in the later one: the smaller multiplier.
+    assert found(1.0, 0.5)[0] == SweepPoint(1, 0.5, 1 / 3)
 
 
 def test_the_mean_is_over_axes_and_rejected_questions_do_not_count() -> None:

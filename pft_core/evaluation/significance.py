@@ -114,10 +114,10 @@ def interval_over_seeds(
 
 def _refuse_lone_cluster(clusters_N: NDArray[np.int64], group: Hashable) -> None:
     if (found := len(np.unique(clusters_N))) < 2:
-        where = "" if group is None else f"{group!r} has "
+        where = "" if group is None else f"{group!r}: "
         raise UserError(
-            f"{where}{found} scenario{'s' * (found != 1)} with {len(clusters_N)} items: an interval needs at least "
-            "2 scenarios; test on more data"
+            f"{where}an interval needs at least 2 scenarios, and there is {found} (items: {len(clusters_N)}): "
+            "test on more data"
         )
 
 

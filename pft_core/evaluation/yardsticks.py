@@ -50,8 +50,8 @@ def fit_probe(records: Sequence[PairedExample], axis: str, *, seed: int) -> Any:
     num_poles = len({is_first for _, is_first, _ in rows})
     if num_scenarios < 2 or num_poles < 2:
         raise UserError(
-            f"axis {axis!r}: the training records hold {num_scenarios} scenarios with options of {num_poles} poles; "
-            "bag_of_words needs at least 2 of each: add records of this axis, or leave this method out"
+            f"axis {axis!r}: bag_of_words needs training records of 2 scenarios and both poles, and finds "
+            f"scenarios: {num_scenarios}, poles: {num_poles}: add records of this axis, or leave this method out"
         )
     # As objects: an array of strings takes the room of the longest for each.
     texts_N, is_first_N, scenarios_N = np.array(rows, dtype=object).T

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from pft_core.artifacts import DatasetManifest, ModelRef, digest
-from pft_core.evaluation.answers import Asking, ask
+from pft_core.evaluation.answers import Answerer, Asking, ask
 from pft_core.evaluation.tasks import Outcome
 from pft_core.local_context import LocalContext
 from pft_core.model import load_tokenizer, merge_adapter
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import template_digest
 from pft_core.records import Form, Reject
+from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
@@ -88,7 +89,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
             ref = train_stages(cell, run_dir, tracker)
-            outcomes, rejects = ask_policy(cell, ref)
+            outcomes, rejects = ask_policy(cell, ref, run_dir)
         (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
         return {
             "run_id": run_dir.name,
@@ -141,18 +142,26 @@ def untrained(config: RunConfig, data: str) -> ModelRef:
     return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
 
 
-def ask_policy(cell: Cell, ref: ModelRef) -> tuple[list[Outcome], list[Reject]]:
+def ask_policy(cell: Cell, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome], list[Reject]]:
     """Ask every test item under its conditions; the base that `leak` compares with is the suite's, before any stage."""
-    test = Path(cell.test)
-    manifest = DatasetManifest.load(test)
-    answer, base_answer = answerers(evaluation_job(cell, ref, manifest.space))
+    manifest = DatasetManifest.load(Path(cell.test))
+    answer, base_answer = ways_to_answer(cell, evaluation_job(cell, ref, manifest.space), run_dir)
     if ref.base != cell.stages[0].model:
-        base_answer, _ = answerers(
-            evaluation_job(cell, replace(ref, base=str(cell.stages[0].model), adapter=None), manifest.space)
-        )
-    items = read_items(test, manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
+        first = replace(ref, base=str(cell.stages[0].model), adapter=None)
+        base_answer, _ = answerers(evaluation_job(cell, first, manifest.space))
+    items = read_items(Path(cell.test), manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
     answered = ask(items, answer, base_answer)
     return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
+
+
+def ways_to_answer(cell: Cell, job: Job, run_dir: Path) -> tuple[Answerer, Answerer | None]:
+    """How the method's policy answers, and how its base does (None: it is its own base)."""
+    train = Path(str(cell.stages[-1].data))
+    if cell.method.asked == "history":
+        return asked_after_history(job, train=train, seed=cell.seed, run_dir=run_dir)
+    if cell.method.asked == "steering":
+        return asked_steered(job, train=train, validation=Path(cell.validation), run_dir=run_dir)
+    return answerers(job)
 
 
 def evaluation_job(cell: Cell, ref: ModelRef, space: PreferenceSpace) -> Job:

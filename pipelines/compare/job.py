@@ -15,7 +15,7 @@ from pipelines.compare.methods import METHODS
 from pipelines.compare.plan import YARDSTICKS, VariantPlan, plan_suite
 from pipelines.compare.pool import Result, cells_at_once, run_cells
 from pipelines.compare.report import write_comparison
-from pipelines.compare.rows import Found, corrected, rate_rows, refuse_other_items, rows_of, tests_against
+from pipelines.compare.rows import Found, corrected, rate_rows, refuse_other_items, rows_of, significance_against
 from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.console import console
 from pipelines.jobs import ROOT, code_digest, ensure_ray, locked
@@ -118,7 +118,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
 def tests_of(suite: Suite, found: Sequence[Found], plan: VariantPlan) -> list[dict[str, Any]]:
     reference = next((f for f in found if f.method == suite.reference), None)
     others = [f for f in found if f.method != suite.reference]
-    return tests_against(reference, others, plan.space) if reference else []
+    return significance_against(reference, others, plan.space) if reference else []
 
 
 def refuse_mixed_results(results: Sequence[Result]) -> None:

@@ -141,7 +141,7 @@ def _row(
     }
 
 
-def tests_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[dict[str, Any]]:
+def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[dict[str, Any]]:
     """Test the reference against each other method on `both_right` and `one`, over the seeds that both finished.
 
     One common seed: McNemar on the items of `both_right`. Two and more: paired t and sign flips over seeds. Holm's

@@ -1,0 +1,62 @@
+"""How a method's policy is asked: under a condition in words, after solved examples, or steered."""
+
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pft_core.artifacts import write_json
+from pft_core.evaluation.answers import Answerer
+from pft_core.history import by_history
+from pft_core.model import load_policy, load_tokenizer
+from pft_core.reference import base_digest
+from pft_core.scoring import BranchScorer
+from pft_core.steering import SteeringVectors, by_steering, contrast_vectors, sweep
+from pipelines.compare.data import limited, read_records
+from pipelines.evaluate_worker import Job, answerers
+
+HISTORY_LENGTH = 3  # solved examples, as many as the paper infers a preference from
+SWEEP_PER_AXIS = 20  # validation records that choose layer and multiplier
+MULTIPLIERS = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+def asked_after_history(job: Job, *, train: Path, seed: int, run_dir: Path) -> tuple[Answerer, Answerer | None]:
+    """The policy shown solved training examples of the preference; history.json counts how many each question got."""
+    answer, base = answerers(job)
+    examples = list(read_records(train))
+
+    def counted(questions: Any) -> Any:
+        shown: Counter[int] = Counter()
+        found = by_history(
+            questions, answer=answer, style=job.asking.style, space=job.asking.space, examples=examples,
+            num_examples=HISTORY_LENGTH, seed=seed, shown=shown,
+        )  # fmt: skip
+        write_json(run_dir / "history.json", {"questions_by_examples_shown": shown})
+        return found
+
+    return counted, base
+
+
+def asked_steered(job: Job, *, train: Path, validation: Path, run_dir: Path) -> tuple[Answerer, Answerer | None]:
+    """The base with its activations shifted; steering.safetensors keeps the vectors, sweep.json what chose the setting.
+
+    Layer and multiplier are those that do best on validation records.
+    """
+    tokenizer = load_tokenizer(job.ref.base)
+    model = load_policy(job.ref.base, None, None, precision=job.precision, device=job.device)
+    layers = tuple(range(model.config.num_hidden_layers))
+    directions = contrast_vectors(
+        list(read_records(train)), model=model, tokenizer=tokenizer, asking=job.asking, layers=layers
+    )
+    vectors = SteeringVectors(layers, directions, job.ref.template_digest, base_digest(job.ref.base))
+    vectors.save(run_dir / "steering.safetensors")
+    how: dict[str, Any] = {
+        "scorer": BranchScorer(model, backend="separate"),
+        "tokenizer": tokenizer,
+        "asking": job.asking,
+        "vectors": vectors,
+    }
+    best, tried = sweep(list(limited(read_records(validation), SWEEP_PER_AXIS)), multipliers=MULTIPLIERS, **how)
+    write_json(run_dir / "sweep.json", {"chosen": asdict(best), "tried": [asdict(point) for point in tried]})
+    return partial(by_steering, layer=best.layer, multiplier=best.multiplier, **how), None

@@ -1,0 +1,359 @@
+"""A comparison's tables as Markdown and LaTeX, in the layout of the PFT paper's Tables 2 and 3.
+
+Methods are rows, the axes with their poles and an average are columns, One and All are blocks; yardsticks stand below
+a rule. Everything is computed from the report.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.charts import Row
+from pipelines.compare_findings import (
+    BELOW,
+    MISSING,
+    NAMES,
+    PLUS_MINUS,
+    RATES,
+    REACHES,
+    YARDSTICKS,
+    Comparison,
+    against_position,
+    against_words,
+    basis,
+    differences,
+    failures,
+    position_mark,
+    shown,
+    spread,
+    standing,
+)
+
+POLE_METRICS = ("one", "all")
+BLOCK_TITLES = {"one": "Multi-choice One", "all": "Multi-choice All"}
+BEST = {"one": max, "all": max, "both_right": max, "flip": max, "leak": min, "unparsed": min}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column shows, below the heading that it shares with its neighbours."""
+
+    group: str
+    name: str
+    metric: str | None  # None: that of the block
+    axis: str | None
+    pole: str | None
+    variant: Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """row: None where there is no number. note: its number of seeds, where the line does not say it."""
+
+    row: Row | None
+    best: bool = False
+    note: str = ""
+
+    @property
+    def value(self) -> str:
+        return shown(self.row["metric"], self.row["mean"]) if self.row else MISSING
+
+    @property
+    def suffix(self) -> str:
+        """What follows the value: standard deviation, number of seeds, mark."""
+        if self.row is None:
+            return ""
+        deviation = f" {PLUS_MINUS} {spread(self.row)}" if spread(self.row) else ""
+        return deviation + (f" ({self.note})" if self.note else "") + position_mark(self.row)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method. note: its number of seeds, where that differs from the others'."""
+
+    method: str
+    note: str
+    cells: list[Cell]
+
+    @property
+    def label(self) -> str:
+        return YARDSTICKS.get(self.method, self.method) + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lines of one metric (title: empty where a table has but one block)."""
+
+    title: str
+    methods: list[Line]
+    yardsticks: list[Line]
+
+
+@dataclass(frozen=True)
+class Table:
+    """name: for a label. caption: sentences."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    blocks: list[Block]
+    caption: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.columns and self.blocks)
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """The shared headings, with the number of columns below each."""
+        found: list[tuple[str, int]] = []
+        for column in self.columns:
+            if found and found[-1][0] == column.group:
+                found[-1] = (column.group, found[-1][1] + 1)
+            else:
+                found.append((column.group, 1))
+        return found
+
+
+def tables_of(view: Comparison) -> list[Table]:
+    """Over what varies, if something does; then for each variant its poles, and its metrics over all axes."""
+    tables = [across_variants(view)] if len(view.variants) > 1 else []
+    for variant in view.variants:
+        tables += [by_pole(view, variant), by_metric(view, variant)]
+    return [table for table in tables if not table.is_empty]
+
+
+def by_pole(view: Comparison, variant: Any) -> Table:
+    """The layout of the paper: per axis and pole, with the average over all; a block each for One and All."""
+    rows = [row for row in view.of_variant(variant) if row["metric"] in POLE_METRICS]
+    places = dict.fromkeys((row["axis"], row["pole"]) for row in rows if row["pole"] is not None)
+    columns = [Column(axis, pole, None, axis, pole, variant) for axis, pole in places]
+    columns.append(Column("", "Average", None, None, None, variant))
+    metrics = [metric for metric in POLE_METRICS if any(row["metric"] == metric for row in rows)]
+    blocks = [Block(block_title(m), *lines_of(view, columns, m)) for m in metrics]
+    return Table("poles", titled(view, "each pole", variant), columns, blocks, caption(view, metrics, variant))
+
+
+def by_metric(view: Comparison, variant: Any) -> Table:
+    """The other metrics as columns, each the mean over axes."""
+    rows = [row for row in view.of_variant(variant) if row["axis"] is None and row["metric"] not in POLE_METRICS]
+    metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
+    columns = [Column("Mean over axes", NAMES[m], m, None, None, variant) for m in metrics]
+    blocks = [Block("", *lines_of(view, columns, None))]
+    return Table("metrics", titled(view, "means over axes", variant), columns, blocks, caption(view, metrics, variant))
+
+
+def across_variants(view: Comparison) -> Table:
+    """The means over axes, with a column for each value of what varies."""
+    columns = [Column(view.varies, str(variant), None, None, None, variant) for variant in view.variants]
+    metrics = [metric for metric in view.metrics if any(_is_mean(row, metric) for row in view.rows)]
+    blocks = [Block(block_title(metric), *lines_of(view, columns, metric)) for metric in metrics]
+    said = [f"{view.report['title']}: means over axes by {view.varies}.", *reading(view, metrics)]
+    return Table("variants", f"Means over axes by {view.varies}", columns, blocks, said + _notes(view, metrics))
+
+
+def _is_mean(row: Row, metric: str) -> bool:
+    return row["metric"] == metric and row["axis"] is None
+
+
+def _notes(view: Comparison, metrics: Sequence[str]) -> list[str]:
+    return [*view.report["captions"], *basis(view, metrics, view.variants), *failures(view)]
+
+
+def lines_of(view: Comparison, columns: Sequence[Column], metric: str | None) -> tuple[list[Line], list[Line]]:
+    """The lines of the methods, the best of each column marked, and those of the yardsticks, which do not compete."""
+    found = {
+        method: [view.row(method, c.metric or str(metric), c.axis, c.pole, c.variant) for c in columns]
+        for method in view.methods
+    }
+    best = [best_shown([found[method][i] for method in view.opponents]) for i in range(len(columns))]
+    methods = [line_of(view, method, columns, found[method], best) for method in view.opponents]
+    yardsticks = [line_of(view, method, columns, found[method], []) for method in view.yardsticks]
+    return methods, [line for line in yardsticks if any(cell.row for cell in line.cells)]
+
+
+def line_of(
+    view: Comparison, method: str, columns: Sequence[Column], rows: Sequence[Row | None], best: Sequence[str | None]
+) -> Line:
+    notes = [view.seeds_note(method, column.variant) for column in columns]
+    common = notes[0] if len(set(notes)) == 1 else ""
+    cells = [
+        Cell(row, bool(row and best and shown(row["metric"], row["mean"]) == best[i]), "" if common else notes[i])
+        for i, row in enumerate(rows)
+    ]
+    return Line(method, common, cells)
+
+
+def best_shown(rows: Sequence[Row | None]) -> str | None:
+    """The best value of a column as it is shown, so that all that look the same are marked; None without a contest."""
+    held = [row for row in rows if row]
+    if len(held) < 2 or held[0]["metric"] not in BEST:
+        return None
+    metric = held[0]["metric"]
+    return shown(metric, BEST[metric](row["mean"] for row in held))
+
+
+def caption(view: Comparison, metrics: Sequence[str], variant: Any) -> list[str]:
+    """What the table is, what it shows, and what it rests on."""
+    where = "" if variant is None else f", {view.varies} {variant}"
+    said = [f"{view.report['title']}{where}.", *view.report["captions"], *reading(view, metrics)]
+    for metric in (m for m in metrics if m in view.right_metrics):
+        said += standing(view, metric, variant) + differences(view, metric, variant)
+        said += against_words(view, metric, variant) + against_position(view, metric, variant)
+    return said + basis(view, metrics, [variant]) + failures(view)
+
+
+def reading(view: Comparison, metrics: Sequence[str]) -> list[str]:
+    """How to read the cells."""
+    lowest = [NAMES[metric] for metric in metrics if BEST.get(metric) is min]
+    best = "Bold: the highest mean" + (f" (of {' and '.join(lowest)} the lowest)" if lowest else "")
+    shares = ["Shares in %."] if any(metric not in RATES for metric in metrics) else []
+    yardsticks = ["Below the rule: yardsticks, which train nothing."] if view.yardsticks else []
+    return [*shares, f"{best}, significant or not.", *yardsticks]
+
+
+def block_title(metric: str) -> str:
+    return BLOCK_TITLES.get(metric, NAMES[metric]) + ("" if metric in RATES else " (%)")
+
+
+def titled(view: Comparison, what: str, variant: Any) -> str:
+    return what.capitalize() + ("" if variant is None else f", {view.varies} {variant}")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Return all tables, each with its caption below it."""
+    view = Comparison(report)
+    parts = [f"# {markdown_text(str(report['title']))}\n"]
+    for table in tables_of(view):
+        parts.append(f"## {markdown_text(table.title)}\n")
+        parts += [f"{_markdown_block(table, block)}\n" for block in table.blocks]
+        parts.append(markdown_text(" ".join(table.caption)) + "\n")
+    return "\n".join(parts)
+
+
+def _markdown_block(table: Table, block: Block) -> str:
+    names = [f"{c.group}: {c.name}" if c.axis is not None else c.name for c in table.columns]
+    head = [block.title or "Method", *names]
+    lines = [[markdown_text(text) for text in head], ["---", *(["---:"] * len(names))]]
+    lines += [_markdown_line(line) for line in block.methods]
+    if block.yardsticks:
+        lines.append(["*yardsticks*", *[""] * len(names)])
+    lines += [_markdown_line(line) for line in block.yardsticks]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _markdown_line(line: Line) -> list[str]:
+    values = [
+        (f"**{markdown_text(cell.value)}**" if cell.best else markdown_text(cell.value)) + markdown_text(cell.suffix)
+        for cell in line.cells
+    ]
+    return [markdown_text(line.label), *values]
+
+
+def markdown_text(text: str) -> str:
+    """Escape what Markdown, or the HTML within it, would read as more than text."""
+    text = re.sub(r"([\\`*_{}\[\]<>|~$#])", r"\\\1", one_line(text))
+    return text.replace("&", "&amp;")
+
+
+PREAMBLE = r"""% Needs booktabs and graphicx. To look at it alone, put this beside it and compile it:
+% \documentclass{article}
+% \usepackage[a4paper,landscape,margin=15mm]{geometry}
+% \usepackage{booktabs,graphicx}
+% \begin{document}
+% \input{tables}
+% \end{document}
+"""
+# A table wider than the page is scaled down to it; a narrow one keeps its size.
+FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # a line that starts with it would be an option of the line break before
+    "]": "{]}",
+    "*": "{*}",
+    PLUS_MINUS: r"$\pm$",
+    REACHES: r"\textdagger{}",
+    BELOW: r"\textdaggerdbl{}",
+    MISSING: "--",
+} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+def latex(report: Mapping[str, Any]) -> str:
+    """Return all tables as floats for a document that loads booktabs and graphicx."""
+    view = Comparison(report)
+    tables = tables_of(view)
+    label = re.sub(r"[^a-z0-9]+", "-", str(report["suite"]).lower())
+    labels = [f"tab:{label}-{table.name}-{number}" for number, table in enumerate(tables, start=1)]
+    return "\n".join([PREAMBLE, *(_latex_table(table, at) for table, at in zip(tables, labels, strict=True))])
+
+
+def _latex_table(table: Table, label: str) -> str:
+    width = 1 + len(table.columns)
+    body = [*_latex_head(table), r"\midrule"]
+    for number, block in enumerate(table.blocks):
+        if number:
+            body.append(r"\midrule")
+        body += _latex_block(block, width)
+    lines = [
+        r"\begin{table*}[tp]",
+        r"\centering",
+        rf"\caption{{{latex_text(' '.join(table.caption))}}}",
+        rf"\label{{{label}}}",
+        FIT,
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_head(table: Table) -> Iterator[str]:
+    groups, rules, start = [], [], 2
+    for name, span in table.groups:
+        groups.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_text(name)}}}" if name else "")
+        if name:
+            rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
+        start += span
+    yield _latex_row(["", *groups])
+    yield " ".join(rules)
+    yield _latex_row(["Method", *(latex_text(column.name) for column in table.columns)])
+
+
+def _latex_block(block: Block, width: int) -> Iterator[str]:
+    if block.title:
+        yield rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_text(block.title)}}}}} \\"
+    yield from (_latex_line(line) for line in block.methods)
+    if block.yardsticks:
+        yield rf"\cmidrule(lr){{1-{width}}}"
+    yield from (_latex_line(line) for line in block.yardsticks)
+
+
+def _latex_line(line: Line) -> str:
+    values = [
+        (rf"\textbf{{{latex_text(cell.value)}}}" if cell.best else latex_text(cell.value)) + latex_text(cell.suffix)
+        for cell in line.cells
+    ]
+    return _latex_row([latex_text(line.label), *values])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def latex_text(text: str) -> str:
+    """Escape what LaTeX would read as more than text."""
+    return "".join(LATEX.get(character, character) for character in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """A line's end would end a table's row, or its caption."""
+    return re.sub(r"\s+", " ", text)

@@ -1,0 +1,91 @@
+"""Rows and tests of a comparison, from hand-made outcomes."""
+
+import pytest
+
+from pft_core.errors import UserError
+from pft_core.evaluation.tasks import Outcome
+from pipelines.compare.rows import Found, corrected, rate_rows, refuse_other_items, rows_of, significance_against
+from tests.builders import SPACE
+
+
+def outcome(number: int, axis: str, first: int, second: int) -> Outcome:
+    """Options show sides 0, 1; `first` and `second` are the options chosen under either pole."""
+    return Outcome(
+        f"{axis}-{number}", f"s{axis}{number}", axis, "one", (0, 1), (frozenset({first}), frozenset({second})),
+        frozenset({0}), frozenset({0}),
+    )  # fmt: skip
+
+
+def run(risk_right: int, pace_right: int) -> list[Outcome]:
+    """Four items of each axis; so many of them right under both poles, the others always choose the first option."""
+    counts = {"Risk": risk_right, "Pace": pace_right}
+    return [outcome(n, axis, 0, int(n < right)) for axis, right in counts.items() for n in range(4)]
+
+
+def found(method: str, runs: dict[int, list[Outcome]]) -> Found:
+    return Found(method, None, {seed: (f"{method}-{seed}", outcomes) for seed, outcomes in runs.items()}, len(runs))
+
+
+def only(rows, **keys):
+    (row,) = [r for r in rows if all(r[k] == v for k, v in keys.items())]
+    return row
+
+
+def test_a_row_is_the_mean_over_seeds_and_the_mean_over_axes() -> None:
+    rows = rows_of(found("pft", {0: run(4, 2), 1: run(2, 0)}), SPACE, ["one", "both_right"])
+    # Risk, second pole: 4 / 4 and 2 / 4; Pace: 2 / 4 and 0.
+    assert only(rows, metric="one", axis="Risk", pole="Careful")["mean"] == 0.75
+    assert only(rows, metric="one", axis="Pace", pole="Slow")["mean"] == 0.25
+    assert only(rows, metric="one", axis="Risk", pole="Bold")["mean"] == 1.0
+    # both right: (1 + 0.5) / 2 and (0.5 + 0) / 2: mean 0.5, sd = |0.75 - 0.25| / sqrt 2
+    both = only(rows, metric="both_right", axis=None)
+    assert both["mean"] == 0.5
+    assert both["sd"] == pytest.approx(0.5 / 2**0.5)
+    assert (both["n_items"], both["n_seeds"], both["run_ids"]) == (8, 2, ["pft-0", "pft-1"])
+    assert both["low"] <= both["mean"] <= both["high"]
+    # Always the first option, then the second: right under both poles here, where sides stand in that order.
+    assert both["position_baseline"] == 1.0
+
+
+def test_one_seed_has_no_standard_deviation_and_is_tested_item_by_item() -> None:
+    ours, theirs = found("pft", {0: run(4, 4)}), found("dpo", {0: run(0, 4)})
+    assert only(rows_of(ours, SPACE, ["one"]), axis=None)["sd"] is None
+    tests = significance_against(ours, [theirs], SPACE)
+    # 4 of 8 items differ, all in our favour: 2 * 0.5^4
+    assert only(tests, axis=None)["p"] == pytest.approx(0.125)
+    assert {t["test"] for t in tests} == {"mcnemar"}
+
+
+def test_seeds_are_paired_and_a_yardstick_is_held_against_each() -> None:
+    ours = found("pft", {0: run(4, 4), 1: run(4, 3), 2: run(3, 4)})
+    theirs = found("dpo", {0: run(2, 2), 1: run(2, 1)})
+    yardstick = Found("position", None, {-1: ("", run(1, 1))}, 1, is_yardstick=True)
+    tests = significance_against(ours, [theirs, yardstick], SPACE)
+    paired = only(tests, b="dpo", metric="both_right", axis=None, test="paired_t")
+    # seed 0: 1 - 0.5, seed 1: 0.875 - 0.375
+    assert (paired["n"], paired["difference"]) == (2, 0.5)
+    assert only(tests, b="position", metric="both_right", axis=None, test="permutation")["n"] == 3
+
+
+def test_correction_runs_over_all_tests_of_a_kind() -> None:
+    tests = [{"test": "mcnemar", "p": 0.01}, {"test": "paired_t", "p": 0.04}, {"test": "mcnemar", "p": 0.04}]
+    assert [t["p_holm"] for t in corrected(tests)] == [0.02, 0.04, 0.04]
+
+
+def test_runs_on_other_items_are_refused() -> None:
+    with pytest.raises(UserError, match="dpo answered 7 items, pft other ones \\(8\\)"):
+        refuse_other_items([found("pft", {0: run(4, 4)}), found("dpo", {0: run(4, 4)[1:]})])
+
+
+def test_yardsticks_have_no_leak_and_always_answer() -> None:
+    yardstick = Found("position", None, {-1: ("", run(1, 1))}, 1, is_yardstick=True)
+    assert {row["metric"] for row in rows_of(yardstick, SPACE, ["one", "leak", "unparsed"])} == {"one"}
+
+
+def test_rates_are_means_of_each_runs_median_step() -> None:
+    class Cell:
+        name, variant = "pft", None
+
+    rows = rate_rows([(Cell, {"run_id": "a", "pairs_per_s": 10.0}), (Cell, {"run_id": "b", "pairs_per_s": 14.0})])
+    assert rows[0]["mean"] == 12.0
+    assert rows[0]["n_seeds"] == 2
