@@ -46,9 +46,7 @@ class BarPanel:
     x: Scale
 
 
-def bar_panels(
-    rows: Iterable[Row], metric: str, *, width: float = 340.0, label_width: float = 88.0
-) -> list[BarPanel]:
+def bar_panels(rows: Iterable[Row], metric: str, *, width: float = 340.0, label_width: float = 88.0) -> list[BarPanel]:
     """Lay out one panel per axis for a metric that has poles; rows of other metrics are left out."""
     by_axis: dict[str, dict[str, list[Row]]] = {}
     for row in rows:

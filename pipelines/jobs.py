@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +160,13 @@ def code_digest() -> str:
         for path in sorted((ROOT / package).rglob(pattern)):
             sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return sha.hexdigest()[:16]
+
+
+def commit() -> str | None:
+    """The commit that the code stands at, marked where files differ from it; None outside of a repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def ensure_ray(*, num_cpus: int | None = None) -> None:

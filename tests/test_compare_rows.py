@@ -4,6 +4,7 @@ import pytest
 
 from pft_core.errors import UserError
 from pft_core.evaluation.tasks import Outcome
+from pipelines.compare.area import area_rows
 from pipelines.compare.rows import Found, corrected, rate_rows, refuse_other_items, rows_of, significance_against
 from tests.builders import SPACE
 
@@ -58,18 +59,35 @@ def test_one_seed_has_no_standard_deviation_and_is_tested_item_by_item() -> None
 
 def test_seeds_are_paired_and_a_yardstick_is_held_against_each() -> None:
     ours = found("pft", {0: run(4, 4), 1: run(4, 3), 2: run(3, 4)})
-    theirs = found("dpo", {0: run(2, 2), 1: run(2, 1)})
+    theirs = found("dpo", {0: run(2, 2), 1: run(1, 1)})
     yardstick = Found("position", None, {-1: ("", run(1, 1))}, 1, is_yardstick=True)
     tests = significance_against(ours, [theirs, yardstick], SPACE)
     paired = only(tests, b="dpo", metric="both_right", axis=None, test="paired_t")
-    # seed 0: 1 - 0.5, seed 1: 0.875 - 0.375
-    assert (paired["n"], paired["difference"]) == (2, 0.5)
+    # seed 0: 1 - 0.5, seed 1: 0.875 - 0.25
+    assert (paired["n"], paired["difference"]) == (2, 0.5625)
     assert only(tests, b="position", metric="both_right", axis=None, test="permutation")["n"] == 3
 
 
-def test_correction_runs_over_all_tests_of_a_kind() -> None:
-    tests = [{"test": "mcnemar", "p": 0.01}, {"test": "paired_t", "p": 0.04}, {"test": "mcnemar", "p": 0.04}]
-    assert [t["p_holm"] for t in corrected(tests)] == [0.02, 0.04, 0.04]
+def test_seeds_that_all_differ_by_the_same_are_tested_item_by_item() -> None:
+    ours = found("pft", {0: run(4, 4), 1: run(4, 4), 2: run(4, 4)})
+    theirs = found("dpo", {0: run(2, 0), 1: run(2, 0), 2: run(2, 0)})
+    tests = significance_against(ours, [theirs], SPACE)
+    # 6 of 8 items differ, all in our favour: 2 * 0.5^6. No spread over seeds, so no t; `one` is not for McNemar.
+    assert only(tests, axis=None) == {
+        "metric": "both_right", "axis": None, "pole": None, "variant": None, "a": "pft", "b": "dpo", "test": "mcnemar",
+        "difference": 0.75, "n": 8, "p": pytest.approx(0.03125),
+    }  # fmt: skip
+
+
+def test_correction_runs_over_tests_of_one_kind_and_metric_and_single_axes_apart() -> None:
+    def test(kind: str, p: float, *, metric: str = "one", axis: str | None = None) -> dict[str, object]:
+        return {"test": kind, "metric": metric, "axis": axis, "p": p}
+
+    tests = [
+        test("mcnemar", 0.01), test("paired_t", 0.04), test("mcnemar", 0.04),
+        test("mcnemar", 0.03, axis="Risk"), test("mcnemar", 0.03, metric="both_right"),
+    ]  # fmt: skip
+    assert [t["p_holm"] for t in corrected(tests)] == [0.02, 0.04, 0.04, 0.03, 0.03]
 
 
 def test_runs_on_other_items_are_refused() -> None:
@@ -83,9 +101,36 @@ def test_yardsticks_have_no_leak_and_always_answer() -> None:
 
 
 def test_rates_are_means_of_each_runs_median_step() -> None:
-    class Cell:
-        name, variant = "pft", None
+    ours = found("pft", {0: run(1, 1), 1: run(1, 1)})
+    (row,) = rate_rows([(ours, [10.0, 14.0]), (found("position", {0: run(1, 1)}), [])])
+    assert (row["mean"], row["n_seeds"], row["run_ids"]) == (12.0, 2, ["pft-0", "pft-1"])
 
-    rows = rate_rows([(Cell, {"run_id": "a", "pairs_per_s": 10.0}), (Cell, {"run_id": "b", "pairs_per_s": 14.0})])
-    assert rows[0]["mean"] == 12.0
-    assert rows[0]["n_seeds"] == 2
+
+def curve(method: str, runs: dict[float, dict[int, list[Outcome]]]) -> list[Found]:
+    def ran(value: float, by_seed: dict[int, list[Outcome]]) -> Found:
+        named = {seed: (f"{method}-{value}-{seed}", outcomes) for seed, outcomes in by_seed.items()}
+        return Found(method, {"name": "budget", "value": value}, named, 2)
+
+    return [ran(value, by_seed) for value, by_seed in runs.items()]
+
+
+def test_the_area_is_the_mean_over_what_varies_at_its_true_distances() -> None:
+    none, half, full = run(0, 0), run(2, 2), run(4, 4)
+    ours = curve("pft", {30: {0: none, 1: none}, 10: {0: full, 1: half}, 60: {0: full, 1: full}})
+    theirs = curve("dpo", {value: {0: none, 1: none} for value in (10, 30, 60)})
+    rows, tests = area_rows([*ours, *theirs], "pft")
+    # Seed 0: (1 + 0) / 2 * 20 + (0 + 1) / 2 * 30 = 25 of 50; seed 1: 0.25 * 20 + 0.5 * 30 = 20 of 50.
+    ours_row = only(rows, method="pft")
+    assert ours_row["mean"] == pytest.approx((0.5 + 0.4) / 2)
+    assert ours_row["sd"] == pytest.approx(0.1 / 2**0.5)
+    assert (ours_row["n_seeds"], len(ours_row["run_ids"]), ours_row["variant"]) == (2, 6, None)
+    assert only(tests, test="paired_t")["difference"] == pytest.approx(0.45)
+
+
+def test_the_area_counts_only_seeds_that_finished_everywhere() -> None:
+    ours = curve("pft", {10: {0: run(4, 4), 1: run(0, 0)}, 30: {0: run(4, 4)}})
+    rows, _ = area_rows(ours, "pft")
+    assert (only(rows, method="pft")["mean"], only(rows, method="pft")["n_seeds"]) == (1.0, 1)
+    assert area_rows(ours[:1], "pft") == ([], [])
+    words = [Found("pft", {"name": "place", "value": v}, {0: ("a", run(1, 1))}, 1) for v in ("before", "after")]
+    assert area_rows(words, "pft") == ([], [])

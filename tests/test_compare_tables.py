@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.compare_findings import Comparison, differences, headline, listed, position_mark
-from pipelines.compare_tables import by_metric, by_pole, latex, latex_text, markdown, markdown_text
+from pipelines.compare.findings import Comparison, differences, headline, listed, position_mark
+from pipelines.compare.latex import latex, latex_text
+from pipelines.compare.markdown import markdown, markdown_text
+from pipelines.compare.tables import by_metric, by_pole
 
 AXES = {"Risk": ("Daring", "Careful"), "Time": ("Now", "Later")}
 MEANS = {
@@ -206,7 +208,9 @@ def test_methods_that_look_equal_are_both_bold() -> None:
 def test_of_leak_and_unparsed_the_lowest_is_best() -> None:
     table = by_metric(Comparison(comparison()), None)
     assert [column.name for column in table.columns] == ["Both right", "Flip", "Leak", "Unparsed"]
-    best = {c.name: [ln.method for ln in table.blocks[0].methods if ln.cells[i].best] for i, c in enumerate(table.columns)}
+    best = {
+        c.name: [ln.method for ln in table.blocks[0].methods if ln.cells[i].best] for i, c in enumerate(table.columns)
+    }
     assert best["Leak"] == ["prompt_only"]  # 0.1 x 0.5134 is the smallest of the four
     assert best["Flip"] == ["pft"]
     assert len(best["Unparsed"]) == 4  # all are 0
@@ -283,8 +287,8 @@ def test_the_tests_decide_what_is_above_below_and_open() -> None:
     said = differences(Comparison(comparison()), "one", None)
     # sft:mixed: 0.2 after Holm; the row of Risk is no mean over axes; 2 / 2^3 = 0.25
     assert said == [
-        "After Holm's correction (paired t over 3 seeds, McNemar on 400 items), pft is above sft:first and prompt_only; "
-        "not shown to differ from sft:mixed.",
+        "After Holm's correction (paired t over 3 seeds, McNemar on 400 items), pft is above sft:first and "
+        "prompt_only; not shown to differ from sft:mixed.",
         "Sign flips over 3 seeds cannot give less than p = 0.25, so they confirm none of it.",
     ]
     below = comparison(tests=[verdict("sft:mixed", -0.05, 0.01)])

@@ -4,6 +4,7 @@ Every cell is a job of its own (`run_job`): an identical one is not run again, a
 """
 
 import statistics
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Cell:
     forms: tuple[Form, ...]
     test_per_axis: int | None
     use_gpu: bool
+    commit: str | None  # of the driver's code; a cluster's workers have no repository
 
     @property
     def device(self) -> torch.device:
@@ -81,12 +83,13 @@ class CellActor:
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train and ask, or return what an identical cell found.
 
-    Result: run_id, run_dir, outcomes (a file), rejected, data_digest, test_digest, template_digest, seconds_training,
+    Result: run_id, run_dir, outcomes (a file), rejected, data_digest, test_digest, template_digest, commit, seconds,
     pairs_per_s (None where nothing is trained).
     """
     config = cell.stages[-1]
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
+        begun = time.monotonic()
         with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
@@ -99,6 +102,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             "data_digest": DatasetManifest.load(Path(str(config.data))).data_digest,
             "test_digest": DatasetManifest.load(Path(cell.test)).data_digest,
             "template_digest": ref.template_digest,
+            "commit": cell.commit,
+            "seconds": time.monotonic() - begun,
             "pairs_per_s": median_rate(run_dir) if cell.layers else None,
         }
 

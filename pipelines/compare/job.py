@@ -1,6 +1,5 @@
 """`compare`: run a suite's cells within the cluster's resources, and write one report of them."""
 
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,16 +8,17 @@ from typing import Any
 from pft_core.errors import UserError
 from pft_core.evaluation.tasks import Outcome
 from pft_core.evaluation.yardsticks import bag_of_words, position_only
+from pipelines.compare.area import area_rows
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import limited, read_records, suite_data
 from pipelines.compare.methods import METHODS
 from pipelines.compare.plan import YARDSTICKS, VariantPlan, plan_suite
 from pipelines.compare.pool import Result, cells_at_once, run_cells
 from pipelines.compare.report import write_comparison
-from pipelines.compare.rows import Found, corrected, rate_rows, refuse_other_items, rows_of, significance_against
+from pipelines.compare.rows import Found, Row, corrected, rate_rows, refuse_other_items, rows_of, significance_against
 from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.console import console
-from pipelines.jobs import ROOT, code_digest, ensure_ray, locked
+from pipelines.jobs import code_digest, commit, ensure_ray, locked
 from pipelines.tracking import read_metrics
 
 
@@ -49,30 +49,42 @@ def assemble(
     suite: Suite, size: Size, plans: Sequence[VariantPlan], results: Sequence[Result], *, seconds: float
 ) -> dict[str, Any]:
     """Put what the cells found into one report. Raises UserError where nothing finished, or results do not fit."""
-    refuse_mixed_results(results)
+    refuse_nothing_finished(results)
     left = iter(results)
     done = [(plan, [(cell, next(left)) for cell in plan.cells]) for plan in plans]
-    rows: list[dict[str, Any]] = []
-    tests: list[dict[str, Any]] = []
+    found: list[Found] = []
+    rows: list[Row] = []
+    tests: list[Row] = []
     for plan, pairs in done:
-        found = list(found_of(suite, suite.sizes[size], plan, pairs))
-        refuse_other_items(found)
-        rows += [row for f in found for row in rows_of(f, plan.space, suite.metrics)]
-        tests += tests_of(suite, found, plan)
+        refuse_mixed_digests(pairs)
+        of_plan = list(found_of(suite, suite.sizes[size], plan, pairs))
+        refuse_other_items(of_plan)
+        rows += [row for f in of_plan for row in rows_of(f, plan.space, suite.metrics)]
+        tests += tests_of(suite, of_plan, plan)
+        if "pairs_per_s" in suite.metrics:
+            rows += rate_rows([(f, rates_of(f, pairs)) for f in of_plan])
+        found += of_plan
+    area, area_tests = area_rows(found, suite.reference)
     every = [pair for _, pairs in done for pair in pairs]
     return {
         "suite": suite.name,
         "title": suite.title,
         "size": size,
         "captions": captions(suite, size, plans),
-        "rows": rows + (rate_rows(every) if "pairs_per_s" in suite.metrics else []),
-        "tests": corrected(tests),
+        "rows": rows + area,
+        "tests": corrected(tests + area_tests),
         "curves": [curve(cell, result) for cell, result in every if cell.layers and "error" not in result],
         "runs": [run_line(cell, result) for cell, result in every],
         "timings": {"total": seconds},
         "config": suite.model_dump(),
         "digests": {"code": code_digest(), "commit": commit()},
     }
+
+
+def rates_of(found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
+    """Pairs a second of each finished seed of a method; none where nothing is trained."""
+    mine = [result for cell, result in pairs if cell.name == found.method]
+    return [result["pairs_per_s"] for result in mine if result.get("pairs_per_s") is not None]
 
 
 def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Found]:
@@ -121,11 +133,26 @@ def tests_of(suite: Suite, found: Sequence[Found], plan: VariantPlan) -> list[di
     return significance_against(reference, others, plan.space) if reference else []
 
 
-def refuse_mixed_results(results: Sequence[Result]) -> None:
-    """Raise UserError where nothing has finished."""
+def refuse_nothing_finished(results: Sequence[Result]) -> None:
     errors = [result["error"] for result in results if "error" in result]
     if len(errors) == len(results):
         raise UserError(f"no cell has finished; the first error: {errors[0] if errors else 'no cell was planned'}")
+
+
+def refuse_mixed_digests(pairs: Sequence[tuple[Cell, Result]]) -> None:
+    """Raise UserError where runs of one variant stand on other data, or seeds of one method on other wording."""
+    for key, per_method in (("data_digest", False), ("test_digest", False), ("template_digest", True)):
+        first: dict[str, tuple[Cell, Result]] = {}
+        for cell, result in pairs:
+            if "error" in result:
+                continue
+            before, earlier = first.setdefault(cell.name if per_method else "", (cell, result))
+            if result[key] != earlier[key]:
+                raise UserError(
+                    f"{key} differs between rows: {earlier[key]} in {earlier['run_dir']} ({before.name}), "
+                    f"{result[key]} in {result['run_dir']} ({cell.name}): remove the folder that is out of date, "
+                    "and run it again"
+                )
 
 
 def run_line(cell: Cell, result: Result) -> dict[str, Any]:
@@ -137,7 +164,7 @@ def run_line(cell: Cell, result: Result) -> dict[str, Any]:
         "data_digest": result.get("data_digest"),
         "test_digest": result.get("test_digest"),
         "template_digest": result.get("template_digest"),
-        "commit": commit(),
+        "commit": result.get("commit"),
         "status": "failed" if "error" in result else "finished",
         "error": result.get("error"),
         "seconds": result.get("seconds"),
@@ -149,9 +176,3 @@ def curve(cell: Cell, result: Result) -> dict[str, Any]:
     steps = [{key: row[key] for key in kept if key in row} for row in read_metrics(Path(result["run_dir"]))]
     variant = None if cell.variant is None else cell.variant.value
     return {"method": cell.name, "seed": cell.seed, "variant": variant, "steps": steps}
-
-
-def commit() -> str | None:
-    """The commit that the code stands at, None outside of a repository."""
-    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

@@ -13,6 +13,7 @@ from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant, run_config
 from pipelines.config import RunConfig
 from pipelines.encode import ensure_layer
+from pipelines.jobs import commit
 from pipelines.objective import axis_names, objective_of
 
 YARDSTICKS = ("position", "bag_of_words")  # asked of the records alone: no cell
@@ -45,6 +46,7 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
 def cells_of(
     suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path
 ) -> Iterator[Cell]:
+    code_commit = commit()
     for name in suite.methods:
         method = METHODS[name]
         if method.asked in YARDSTICKS:
@@ -71,6 +73,7 @@ def cells_of(
                 forms=tuple(size.forms),
                 test_per_axis=size.test_per_axis,
                 use_gpu=size.resources.get("GPU", 0) > 0,
+                commit=code_commit,
             )
 
 

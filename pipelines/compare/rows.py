@@ -3,7 +3,7 @@
 Every value is a ratio of sums over items, so an interval draws scenarios, for all seeds and both poles together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from pft_core.evaluation.tasks import Outcome, always_by_position, both_right, f
 from pft_core.preferences import SIDES, PreferenceSpace
 from pft_core.records import Form
 
+Row = dict[str, Any]  # of a report
 Counts = tuple[float, float]  # numerator and denominator of one outcome
+ROUNDING = 1e-9  # differences between seeds below it are none
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Found:
 
     def answers(self, metric: str) -> bool:
         return not (self.is_yardstick and metric in ("leak", "unparsed"))
+
+    @property
+    def head(self) -> Row:
+        """What its rows begin with; a yardstick has no runs."""
+        run_ids = [run_id for run_id, _ in self.by_seed.values() if run_id]
+        return {"method": self.method, "variant": self.variant, "run_ids": run_ids}
 
     @property
     def runs(self) -> list[Sequence[Outcome]]:
@@ -74,13 +82,14 @@ class Table:
     denominators_SN: NDArray[np.float64]
     scenarios: tuple[str, ...]
     axes: tuple[str, ...]
+    absolute: bool = False  # whether the size of a ratio counts, and not its sign
 
-    def values(self, *, absolute: bool) -> list[float]:
+    def values(self) -> list[float]:
         """Per seed: the mean over axes of the ratio on each axis."""
         axes_N = np.array(self.axes)
         parts = [axes_N == axis for axis in dict.fromkeys(self.axes)]
         seeds = zip(self.numerators_SN, self.denominators_SN, strict=True)
-        return [float(np.mean([ratio(n[part], d[part], absolute=absolute) for part in parts])) for n, d in seeds]
+        return [float(np.mean([ratio(n[part], d[part], absolute=self.absolute) for part in parts])) for n, d in seeds]
 
 
 def table(runs: Sequence[Sequence[Outcome]], metric: str, *, axis: str | None, side: int | None) -> Table | None:
@@ -90,10 +99,11 @@ def table(runs: Sequence[Sequence[Outcome]], metric: str, *, axis: str | None, s
         return None
     counts_SN2 = np.array([[measured(metric, run[i], side) for i in kept] for run in runs], dtype=np.float64)
     items = [runs[0][i] for i in kept]
-    return Table(counts_SN2[..., 0], counts_SN2[..., 1], tuple(o.scenario for o in items), tuple(o.axis for o in items))
+    scenarios, axes = tuple(o.scenario for o in items), tuple(o.axis for o in items)
+    return Table(counts_SN2[..., 0], counts_SN2[..., 1], scenarios, axes, absolute=metric == "leak")
 
 
-def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[Row]:
     """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
     runs = found.runs
     places: list[tuple[str | None, int | None]] = [(None, None)]
@@ -107,27 +117,27 @@ def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> lis
             counted = table(runs, metric, axis=name, side=side)
             if counted is None:
                 continue
-            baseline = table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
+            by_position = table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
+            baseline = None if metric in ("leak", "unparsed") or by_position is None else by_position.values()[0]
             pole = None if name is None or side is None else space.axis(name).poles[side].name
-            rows.append(_row(found, metric, name, pole, counted, baseline))
+            place = {"axis": name, "pole": pole, "metric": metric, "position_baseline": baseline}
+            rows.append(row_of(counted, **found.head, **place))
     return rows
 
 
-def _row(
-    found: Found, metric: str, axis: str | None, pole: str | None, counted: Table, baseline: Table | None
-) -> dict[str, Any]:
-    absolute = metric == "leak"
-    values = counted.values(absolute=absolute)
+def row_of(counted: Table, **head: Any) -> Row:
+    """One row of a report; head: method, variant, run_ids, axis, pole, metric, position_baseline."""
+    values = counted.values()
     low, high = interval_over_seeds(
-        counted.numerators_SN, counted.denominators_SN, counted.scenarios, groups=counted.axes, absolute=absolute
+        counted.numerators_SN,
+        counted.denominators_SN,
+        counted.scenarios,
+        groups=counted.axes,
+        absolute=counted.absolute,
     )
     mean = float(np.mean(values))
-    has_baseline = baseline is not None and metric not in ("leak", "unparsed")
     return {
-        "method": found.method,
-        "axis": axis,
-        "pole": pole,
-        "metric": metric,
+        **head,
         "mean": mean,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         # The size of a mean near zero is larger in resamples than in the sample.
@@ -135,18 +145,11 @@ def _row(
         "high": max(high, mean),
         "n_items": len(counted.scenarios),
         "n_seeds": len(values),
-        "run_ids": [run_id for run_id, _ in found.by_seed.values()],
-        "position_baseline": baseline.values(absolute=False)[0] if baseline and has_baseline else None,
-        "variant": found.variant,
     }
 
 
-def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[dict[str, Any]]:
-    """Test the reference against each other method on `both_right` and `one`, over the seeds that both finished.
-
-    One common seed: McNemar on the items of `both_right`. Two and more: paired t and sign flips over seeds. Holm's
-    correction runs over all tests of one kind in the suite; the caller makes it (`corrected`).
-    """
+def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[Row]:
+    """Test the reference against each other method on `both_right` and `one`, over the seeds that both finished."""
     axes: list[str | None] = [None, *(axis.name for axis in space.axes)]
     return [
         test
@@ -157,31 +160,29 @@ def significance_against(reference: Found, others: Sequence[Found], space: Prefe
     ]
 
 
-def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[dict[str, Any]]:
-    seeds = [seed for seed in reference.by_seed if seed in other.by_seed]
-    pairs = [
-        (reference.by_seed[a][1], other.by_seed[b][1])
-        for a, b in (zip(seeds, seeds, strict=True) if seeds else _crossed(reference, other))
-    ]
+def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[Row]:
+    pairs = [(reference.by_seed[a][1], other.by_seed[b][1]) for a, b in paired_seeds(reference, other)]
     if not pairs:
         return []
     ours, theirs = (table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
     if ours is None or theirs is None:
         return []
-    differences = np.subtract(ours.values(absolute=False), theirs.values(absolute=False))
-    head = {
-        "metric": metric,
-        "axis": axis,
-        "pole": None,
-        "variant": reference.variant,
-        "a": reference.method,
-        "b": other.method,
-        "difference": float(differences.mean()),
-        "n": len(differences),
-    }
-    if len(differences) == 1:
-        if metric != "both_right":
-            return []  # an item's `one` is two answers, which are not independent
+    head = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
+    # An item's `one` is two answers, which are not independent: McNemar's test is not for them.
+    return compared(ours, theirs, items_decide=metric == "both_right", a=reference.method, b=other.method, **head)
+
+
+def compared(ours: Table, theirs: Table, *, items_decide: bool, **head: Any) -> list[Row]:
+    """Test two methods on the same seeds: paired t and sign flips over them.
+
+    With one seed, or where all seeds differ by the same, seeds say nothing of chance: McNemar on the items of the first
+    pair of runs, if items_decide, else no test.
+    """
+    differences = np.subtract(ours.values(), theirs.values())
+    head |= {"difference": float(differences.mean()), "n": len(differences)}
+    if np.ptp(differences) < ROUNDING and (len(differences) == 1 or abs(differences[0]) > ROUNDING):
+        if not items_decide:
+            return []
         p = mcnemar(ours.numerators_SN[0] > 0, theirs.numerators_SN[0] > 0)
         return [{**head, "n": len(ours.scenarios), "test": "mcnemar", "p": p}]
     return [
@@ -190,38 +191,45 @@ def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> lis
     ]
 
 
-def _crossed(reference: Found, other: Found) -> list[tuple[int, int]]:
-    """A yardstick has no seeds: each of the reference's is held against its one run."""
-    lone = list(other.by_seed)
-    return [(seed, lone[0]) for seed in reference.by_seed] if len(lone) == 1 else []
+def paired_seeds(reference: Found, other: Found) -> list[tuple[int, int]]:
+    """The seeds that both finished; a method without seeds is held against each of the reference's."""
+    common = [(seed, seed) for seed in reference.by_seed if seed in other.by_seed]
+    if common or len(other.by_seed) != 1:
+        return common
+    (lone,) = other.by_seed
+    return [(seed, lone) for seed in reference.by_seed]
 
 
-def corrected(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add `p_holm`, over all tests of the same kind."""
+def corrected(tests: Sequence[Row]) -> list[Row]:
+    """Add `p_holm`: over the tests of the same kind and metric, those of means over axes apart from single axes'."""
+    families: dict[Hashable, list[int]] = {}
+    for i, test in enumerate(tests):
+        families.setdefault((test["test"], test["metric"], test["axis"] is None), []).append(i)
     adjusted: dict[int, float] = {}
-    for kind in {test["test"] for test in tests}:
-        places = [i for i, test in enumerate(tests) if test["test"] == kind]
+    for places in families.values():
         adjusted |= dict(zip(places, holm([tests[i]["p"] for i in places]), strict=True))
     return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
 
 
-def rate_rows(pairs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def rate_rows(found: Sequence[tuple[Found, Sequence[float]]]) -> list[Row]:
     """One row a method and variant: pairs a second of training, the mean over seeds of each run's median step."""
-    rates: dict[tuple[str, Any], list[tuple[str, float]]] = {}
-    for cell, result in pairs:
-        if result.get("pairs_per_s") is not None:
-            value = None if cell.variant is None else cell.variant.value
-            rates.setdefault((cell.name, value), []).append((result["run_id"], result["pairs_per_s"]))
     return [
         {
-            "method": method, "axis": None, "pole": None, "metric": "pairs_per_s",
-            "mean": float(np.mean([rate for _, rate in found])),
-            "sd": float(np.std([rate for _, rate in found], ddof=1)) if len(found) > 1 else None,
-            "low": None, "high": None, "n_items": None, "n_seeds": len(found), "run_ids": [run for run, _ in found],
-            "position_baseline": None, "variant": value,
+            **f.head,
+            "axis": None,
+            "pole": None,
+            "metric": "pairs_per_s",
+            "position_baseline": None,
+            "mean": float(np.mean(rates)),
+            "sd": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
+            "low": None,
+            "high": None,
+            "n_items": None,
+            "n_seeds": len(rates),
         }
-        for (method, value), found in rates.items()
-    ]  # fmt: skip
+        for f, rates in found
+        if rates
+    ]
 
 
 def refuse_other_items(found: Sequence[Found]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.charts import Row
+from pipelines.compare.area import AREA
 from pipelines.report import METRICS
 
 POSITION, BAG_OF_WORDS = "position", "bag_of_words"
@@ -14,6 +15,7 @@ NAMES = {metric: name for metric, (name, _) in METRICS.items()} | {
     "unparsed": "Unparsed",
     "capability": "Capability",
     "pairs_per_s": "Pairs/s",
+    AREA: "Area under both right",
 }
 RATES = ("pairs_per_s",)  # not shares: not shown in percent
 PLUS_MINUS, REACHES, BELOW, MISSING = "\u00b1", "\u2020", "\u2021", "\u2013"
@@ -36,7 +38,8 @@ class Comparison:
         self.rows: list[Row] = report["rows"]
         self.runs: list[Row] = report["runs"]
         self.methods = _distinct(row["method"] for row in [*self.rows, *self.runs])
-        self.variants = _distinct(value_of(row["variant"]) for row in [*self.rows, *self.runs]) or [None]
+        of_one = [row for row in self.rows if row["metric"] != AREA]
+        self.variants = _distinct(value_of(row["variant"]) for row in [*of_one, *self.runs]) or [None]
         self.varies = next((r["variant"]["name"] for r in self.rows if isinstance(r["variant"], Mapping)), "variant")
         self.metrics = [m for m in NAMES if any(row["metric"] == m for row in self.rows)]
         self.reference: str = report["config"].get("reference", "pft")
@@ -143,9 +146,7 @@ def standing(view: Comparison, metric: str, variant: Any) -> list[str]:
             f"{in_words(others[0])}; {reference} has {in_words(own)}, place {rank} of {len(rows)}."
         ]
     if equal:
-        return [
-            f"{reference} shares the highest {name} of {len(rows)} methods, {in_words(own)}, with {listed(equal)}."
-        ]
+        return [f"{reference} shares the highest {name} of {len(rows)} methods, {in_words(own)}, with {listed(equal)}."]
     return [
         f"{reference} has the highest {name} of {len(rows)} methods, {in_words(own)} as the mean over axes; next is "
         f"{others[0]['method']} with {in_words(others[0])}."

@@ -1,22 +1,21 @@
-"""A comparison's tables as Markdown and LaTeX, in the layout of the PFT paper's Tables 2 and 3.
+"""A comparison's tables, in the layout of the PFT paper's Tables 2 and 3; `markdown` and `latex` write them out.
 
 Methods are rows, the axes with their poles and an average are columns, One and All are blocks; yardsticks stand below
 a rule. Everything is computed from the report.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.charts import Row
-from pipelines.compare_findings import (
-    BELOW,
+from pipelines.compare.area import AREA
+from pipelines.compare.findings import (
     MISSING,
     NAMES,
     PLUS_MINUS,
     RATES,
-    REACHES,
     YARDSTICKS,
     Comparison,
     against_position,
@@ -32,7 +31,7 @@ from pipelines.compare_findings import (
 
 POLE_METRICS = ("one", "all")
 BLOCK_TITLES = {"one": "Multi-choice One", "all": "Multi-choice All"}
-BEST = {"one": max, "all": max, "both_right": max, "flip": max, "leak": min, "unparsed": min}
+BEST = {"one": max, "all": max, "both_right": max, "flip": max, "leak": min, "unparsed": min, AREA: max}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Table:
 
 def tables_of(view: Comparison) -> list[Table]:
     """Over what varies, if something does; then for each variant its poles, and its metrics over all axes."""
-    tables = [across_variants(view)] if len(view.variants) > 1 else []
+    tables = [across_variants(view), area(view)] if len(view.variants) > 1 else []
     for variant in view.variants:
         tables += [by_pole(view, variant), by_metric(view, variant)]
     return [table for table in tables if not table.is_empty]
@@ -147,10 +146,23 @@ def by_metric(view: Comparison, variant: Any) -> Table:
 def across_variants(view: Comparison) -> Table:
     """The means over axes, with a column for each value of what varies."""
     columns = [Column(view.varies, str(variant), None, None, None, variant) for variant in view.variants]
-    metrics = [metric for metric in view.metrics if any(_is_mean(row, metric) for row in view.rows)]
+    metrics = [m for m in view.metrics if m != AREA and any(_is_mean(row, m) for row in view.rows)]
     blocks = [Block(block_title(metric), *lines_of(view, columns, metric)) for metric in metrics]
     said = [f"{view.report['title']}: means over axes by {view.varies}.", *reading(view, metrics)]
     return Table("variants", f"Means over axes by {view.varies}", columns, blocks, said + _notes(view, metrics))
+
+
+def area(view: Comparison) -> Table:
+    """The area under the curve over what varies."""
+    columns = [Column(f"By {view.varies}", NAMES[AREA], AREA, None, None, None)]
+    blocks = [Block("", *lines_of(view, columns, AREA))] if AREA in view.metrics else []
+    said = [
+        f"{view.report['title']}: the mean of both right from {view.varies} {view.variants[0]} to "
+        f"{view.variants[-1]}, by the trapezoid rule.",
+        *standing(view, AREA, None),
+        *differences(view, AREA, None),
+    ]
+    return Table("area", f"Area under both right, by {view.varies}", columns, blocks, said + _notes(view, [AREA]))
 
 
 def _is_mean(row: Row, metric: str) -> bool:
@@ -219,139 +231,6 @@ def block_title(metric: str) -> str:
 
 def titled(view: Comparison, what: str, variant: Any) -> str:
     return what.capitalize() + ("" if variant is None else f", {view.varies} {variant}")
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """Return all tables, each with its caption below it."""
-    view = Comparison(report)
-    parts = [f"# {markdown_text(str(report['title']))}\n"]
-    for table in tables_of(view):
-        parts.append(f"## {markdown_text(table.title)}\n")
-        parts += [f"{_markdown_block(table, block)}\n" for block in table.blocks]
-        parts.append(markdown_text(" ".join(table.caption)) + "\n")
-    return "\n".join(parts)
-
-
-def _markdown_block(table: Table, block: Block) -> str:
-    names = [f"{c.group}: {c.name}" if c.axis is not None else c.name for c in table.columns]
-    head = [block.title or "Method", *names]
-    lines = [[markdown_text(text) for text in head], ["---", *(["---:"] * len(names))]]
-    lines += [_markdown_line(line) for line in block.methods]
-    if block.yardsticks:
-        lines.append(["*yardsticks*", *[""] * len(names)])
-    lines += [_markdown_line(line) for line in block.yardsticks]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _markdown_line(line: Line) -> list[str]:
-    values = [
-        (f"**{markdown_text(cell.value)}**" if cell.best else markdown_text(cell.value)) + markdown_text(cell.suffix)
-        for cell in line.cells
-    ]
-    return [markdown_text(line.label), *values]
-
-
-def markdown_text(text: str) -> str:
-    """Escape what Markdown, or the HTML within it, would read as more than text."""
-    text = re.sub(r"([\\`*_{}\[\]<>|~$#])", r"\\\1", one_line(text))
-    return text.replace("&", "&amp;")
-
-
-PREAMBLE = r"""% Needs booktabs and graphicx. To look at it alone, put this beside it and compile it:
-% \documentclass{article}
-% \usepackage[a4paper,landscape,margin=15mm]{geometry}
-% \usepackage{booktabs,graphicx}
-% \begin{document}
-% \input{tables}
-% \end{document}
-"""
-# A table wider than the page is scaled down to it; a narrow one keeps its size.
-FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # a line that starts with it would be an option of the line break before
-    "]": "{]}",
-    "*": "{*}",
-    PLUS_MINUS: r"$\pm$",
-    REACHES: r"\textdagger{}",
-    BELOW: r"\textdaggerdbl{}",
-    MISSING: "--",
-} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
-
-
-def latex(report: Mapping[str, Any]) -> str:
-    """Return all tables as floats for a document that loads booktabs and graphicx."""
-    view = Comparison(report)
-    tables = tables_of(view)
-    label = re.sub(r"[^a-z0-9]+", "-", str(report["suite"]).lower())
-    labels = [f"tab:{label}-{table.name}-{number}" for number, table in enumerate(tables, start=1)]
-    return "\n".join([PREAMBLE, *(_latex_table(table, at) for table, at in zip(tables, labels, strict=True))])
-
-
-def _latex_table(table: Table, label: str) -> str:
-    width = 1 + len(table.columns)
-    body = [*_latex_head(table), r"\midrule"]
-    for number, block in enumerate(table.blocks):
-        if number:
-            body.append(r"\midrule")
-        body += _latex_block(block, width)
-    lines = [
-        r"\begin{table*}[tp]",
-        r"\centering",
-        rf"\caption{{{latex_text(' '.join(table.caption))}}}",
-        rf"\label{{{label}}}",
-        FIT,
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        r"\toprule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\end{table*}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_head(table: Table) -> Iterator[str]:
-    groups, rules, start = [], [], 2
-    for name, span in table.groups:
-        groups.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_text(name)}}}" if name else "")
-        if name:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
-        start += span
-    yield _latex_row(["", *groups])
-    yield " ".join(rules)
-    yield _latex_row(["Method", *(latex_text(column.name) for column in table.columns)])
-
-
-def _latex_block(block: Block, width: int) -> Iterator[str]:
-    if block.title:
-        yield rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_text(block.title)}}}}} \\"
-    yield from (_latex_line(line) for line in block.methods)
-    if block.yardsticks:
-        yield rf"\cmidrule(lr){{1-{width}}}"
-    yield from (_latex_line(line) for line in block.yardsticks)
-
-
-def _latex_line(line: Line) -> str:
-    values = [
-        (rf"\textbf{{{latex_text(cell.value)}}}" if cell.best else latex_text(cell.value)) + latex_text(cell.suffix)
-        for cell in line.cells
-    ]
-    return _latex_row([latex_text(line.label), *values])
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def latex_text(text: str) -> str:
-    """Escape what LaTeX would read as more than text."""
-    return "".join(LATEX.get(character, character) for character in one_line(text))
 
 
 def one_line(text: str) -> str:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pipelines.charts import MAX_POINTS, BarPanel, Row, Scale, bar_panels, drawable, smoothed, ticks
-from pipelines.compare_findings import YARDSTICKS, Comparison, value_of
+from pipelines.compare.findings import YARDSTICKS, Comparison, value_of
 from pipelines.report import CURVE_NAMES
 
 LOGARITHMIC_FROM = 8  # times that the largest value is the smallest
@@ -114,7 +115,7 @@ def apart(ys: Sequence[float], *, bottom: float, distance: float = LABEL_DISTANC
     """Move labels apart so that they can be read: down first, and back up from the bottom. Order is kept."""
     order = sorted(range(len(ys)), key=lambda i: ys[i])
     placed = list(ys)
-    for above, i in zip(order, order[1:], strict=False):
+    for above, i in pairwise(order):
         placed[i] = max(placed[i], placed[above] + distance)
     limit = bottom
     for i in reversed(order):
@@ -178,7 +179,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def line_styles(view: Comparison) -> dict[str, tuple[int, int]]:
-    """A colour and a dash for the line of each method; the reference has the first colour, yardsticks share grey (-1)."""
+    """A colour and a dash for the line of each method; the reference has the first colour, yardsticks are grey (-1)."""
     others = [method for method in view.opponents if method != view.reference]
     styles = {view.reference: (0, 0)}
     styles |= {m: (1 + i % (NUM_COLOURS - 1), i // (NUM_COLOURS - 1) % NUM_DASHES) for i, m in enumerate(others)}
