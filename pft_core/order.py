@@ -33,10 +33,10 @@ class Order:
         epoch, within = divmod(position, self.num_examples)
         return int(epoch_order(self, epoch)[within]) if self.shuffle else within
 
-    def step_indices(self, step: int, *, pairs_per_step: int, total_pairs: int) -> list[int]:
-        """Return the example indices of an optimizer step; the last step of a run may hold fewer pairs."""
-        start = step * pairs_per_step
-        return [self.example_index(p) for p in range(start, min(start + pairs_per_step, total_pairs))]
+    def step_indices(self, step: int, *, examples_per_step: int, total_examples: int) -> list[int]:
+        """Return the example indices of an optimizer step; the last step of a run may hold fewer examples."""
+        start = step * examples_per_step
+        return [self.example_index(p) for p in range(start, min(start + examples_per_step, total_examples))]
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ from pft_core.batching import BranchedBatch, collate, deal, empty_example, plan_
 from pft_core.encoding import BranchedExample, LabelCounts, select_sides
 from pft_core.objectives import Objective
 from pft_core.order import Order
+from pft_core.preferences import SIDES
 
 T = TypeVar("T")
 STEPS_AHEAD = 2
@@ -35,9 +36,10 @@ class ExampleStore(Protocol):
 class LoopSettings:
     """Everything that decides the sequence of updates.
 
-    total_pairs: positions of the whole run, over all epochs. pairs_per_microbatch: None cuts a step by
-    tokens_per_microbatch and normalises over the step; a number cuts by count and normalises per micro-batch, as the
-    paper's code does. Steps are optimizer steps, a period of 0 means never; schedule_steps: where the lr reaches 0.
+    total_pairs: over all epochs. order: of the store's examples, which are two a pair where the objective takes pairs
+    apart. pairs_per_microbatch: None cuts a step by tokens_per_microbatch and normalises over the step; a number cuts
+    by count and normalises per micro-batch, as the paper's code does. Steps are optimizer steps, a period of 0 means
+    never; schedule_steps: where the lr reaches 0.
     shares_prefix: whether the prefix of a pair counts once against the token budget (see BranchScorer).
     """
 
@@ -56,6 +58,10 @@ class LoopSettings:
     validate_every: int = 0
     diagnostics_every: int = 0
     shares_prefix: bool = False
+
+    @property
+    def examples_per_pair(self) -> int:
+        return len(SIDES) if self.objective.takes_pairs_apart else 1
 
     @property
     def num_steps(self) -> int:
@@ -85,7 +91,9 @@ class Update:
 def step_updates(step: int, *, settings: LoopSettings, store: ExampleStore, rank: int, num_ranks: int) -> list[Update]:
     """Plan and read what a rank runs at a step: one update, or one per side when the objective is asynchronous."""
     indices = settings.order.step_indices(
-        step, pairs_per_step=settings.pairs_per_step, total_pairs=settings.total_pairs
+        step,
+        examples_per_step=settings.pairs_per_step * settings.examples_per_pair,
+        total_examples=settings.total_pairs * settings.examples_per_pair,
     )
     whole = settings.objective.denominators(store.label_counts(indices))
     updates = []
@@ -125,7 +133,7 @@ def longest_pair(settings: LoopSettings, store: ExampleStore) -> int:
 
 def largest_bin(settings: LoopSettings, store: ExampleStore, *, num_ranks: int) -> int:
     """Return how many tokens one forward runs at most."""
-    longest = longest_pair(settings, store)
+    longest = longest_pair(settings, store) * settings.examples_per_pair
     if settings.pairs_per_microbatch is not None:
         return longest * settings.pairs_per_microbatch
     return min(settings.tokens_per_microbatch, longest * math.ceil(settings.pairs_per_step / num_ranks))
@@ -163,7 +171,8 @@ def _cut_by_count(
 ) -> list[list[list[int]]]:
     """Cut into micro-batches first, and deal these to ranks: their means depend on the cut, so ranks must not."""
     assert settings.pairs_per_microbatch is not None
-    planned = plan_fixed(len(indices), items_per_bin=settings.pairs_per_microbatch)
+    items_per_bin = settings.pairs_per_microbatch * settings.examples_per_pair
+    planned = plan_fixed(len(indices), items_per_bin=items_per_bin)
     return [[[indices[i] for i in planned[b]] for b in own] for own in deal(len(planned), num_ranks=num_ranks)]
 
 

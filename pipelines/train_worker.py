@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pft_core import checkpoint
+from pft_core.demonstrations import examples_for
 from pft_core.encoded_layer import EncodedLayer
 from pft_core.engine import EngineSettings, NonFiniteError, build_engine
 from pft_core.errors import UserError
@@ -37,6 +38,7 @@ from pft_core.model import (
 )
 from pft_core.order import Order
 from pft_core.planning import ExampleStore, LoopSettings, largest_bin
+from pft_core.preferences import SIDES
 from pft_core.reference import ReferencedStore, reference_file, reference_logps
 from pft_core.scoring import BranchScorer
 from pipelines.config import RunConfig, total_pairs
@@ -140,9 +142,9 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, tokenizer)
     scorer = BranchScorer(model, backend=config.train.attention_backend)
-    settings = loop_settings(config, axes=payload.axes, num_examples=len(store), shares_prefix=scorer.shares_prefix)
+    settings = loop_settings(config, axes=payload.axes, num_pairs=len(store), shares_prefix=scorer.shares_prefix)
     if config.train.gradient_checkpointing == "auto":
-        num_tokens = largest_bin(settings, store, num_ranks=context.world_size)
+        num_tokens = largest_bin(settings, examples_for(settings.objective, store), num_ranks=context.world_size)
         checkpoint_where_memory_is_short(scorer, num_tokens, precision=config.train.precision, context=context)
     if settings.objective.uses_reference:
         referenced = partial(with_references, scorer=scorer, config=config, device=context.device)
@@ -157,6 +159,7 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
             # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
             save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
+    store = examples_for(settings.objective, store)
     return fit(settings, store=store, engine=engine, context=context, save_policy=save_policy, validation=validation)
 
 
@@ -215,13 +218,14 @@ def engine_settings(config: RunConfig) -> EngineSettings:
 
 
 def loop_settings(
-    config: RunConfig, *, axes: Sequence[str], num_examples: int, shares_prefix: bool = False
+    config: RunConfig, *, axes: Sequence[str], num_pairs: int, shares_prefix: bool = False
 ) -> LoopSettings:
     train = config.train
-    pairs = total_pairs(config, num_examples)
+    pairs = total_pairs(config, num_pairs)
+    objective = objective_of(train, axes)
     return LoopSettings(
-        objective=objective_of(train, axes),
-        order=Order(num_examples, config.seed),
+        objective=objective,
+        order=Order(num_pairs * (len(SIDES) if objective.takes_pairs_apart else 1), config.seed),
         total_pairs=pairs,
         pairs_per_step=train.pairs_per_step,
         tokens_per_microbatch=train.tokens_per_microbatch,

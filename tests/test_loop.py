@@ -150,7 +150,7 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_step_and_examples(tin
         run(tiny_qwen2, tmp_path, replace(SETTINGS, objective=replace(objective, sums=poisoned)))
 
 
-STEP_INDICES = [SETTINGS.order.step_indices(s, pairs_per_step=8, total_pairs=30) for s in range(4)]
+STEP_INDICES = [SETTINGS.order.step_indices(s, examples_per_step=8, total_examples=30) for s in range(4)]
 
 
 def test_all_ranks_run_the_same_number_of_bins_and_share_all_pairs() -> None:

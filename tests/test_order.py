@@ -60,5 +60,5 @@ def test_rows_stay_inside_their_window_of_blocks() -> None:
 
 def test_steps_run_on_through_epochs_and_the_last_one_may_be_short() -> None:
     order = Order(5, 0, shuffle=False)
-    steps = [order.step_indices(s, pairs_per_step=4, total_pairs=10) for s in range(3)]
+    steps = [order.step_indices(s, examples_per_step=4, total_examples=10) for s in range(3)]
     assert steps == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4]]

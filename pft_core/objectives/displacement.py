@@ -17,7 +17,6 @@ from pft_core.encoding import LabelCounts
 from pft_core.objectives.nll import side_terms
 from pft_core.objectives.objective import Objective, add_terms, per_side
 from pft_core.objectives.preference import AnswerPairs, answer_pairs, pairs_per_side
-from pft_core.preferences import SIDES
 
 MEASURES: dict[str, Callable[[AnswerPairs], Tensor]] = {
     "log_ratio": lambda pairs: pairs.log_ratio,  # DPO's reward margin is beta times it
@@ -46,7 +45,7 @@ def _answers_and_rejected(objective: Objective) -> Objective:
 
 def _answers(objective: Objective) -> Objective:
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
-        return np.full(len(SIDES), float(len(counts.num_labels_EB)))
+        return (counts.per_side() > 0).sum(axis=0).astype(np.float64)
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return per_side(logps_R.detach() - batch.reference_R.to(logps_R.dtype), batch.branch_side)

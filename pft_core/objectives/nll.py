@@ -44,7 +44,10 @@ def one_sided_nll(*, side: int) -> Objective:
 
 
 def mixed_nll() -> Objective:
-    """Supervised fine-tuning on both poles' demonstrations as one pile: a mean over all label tokens."""
+    """Supervised fine-tuning on both poles' demonstrations as one shuffled pile: the mean over a step's label tokens.
+
+    What a pair's two sides have in common stays unused: as a rule they meet in different updates.
+    """
 
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
         return np.array([counts.num_labels_EB.sum()], dtype=np.float64)
@@ -52,7 +55,7 @@ def mixed_nll() -> Objective:
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return -logps_R.sum(dim=0, keepdim=True)
 
-    return Objective((Term("loss", 1.0),), (SIDES,), denominators, sums)
+    return Objective((Term("loss", 1.0),), (SIDES,), denominators, sums, takes_pairs_apart=True)
 
 
 def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:

@@ -38,6 +38,7 @@ class Objective:
     the second side's gradient is taken at the parameters that the first side has moved.
     denominators(counts of the step) -> [K]; sums(logps [R], batch) -> [K].
     view: the branches that it needs of a record; uses_reference: whether it reads `BranchedBatch.reference_R`.
+    takes_pairs_apart: whether the two sides of a pair are examples of their own (see Demonstrations).
     """
 
     terms: tuple[Term, ...]
@@ -46,6 +47,7 @@ class Objective:
     sums: Callable[[Tensor, BranchedBatch], Tensor]
     view: View = "pft"
     uses_reference: bool = False
+    takes_pairs_apart: bool = False
 
     @property
     def trained_sides(self) -> tuple[int, ...]:

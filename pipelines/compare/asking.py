@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import write_json
+from pft_core.artifacts import read_json, write_json
 from pft_core.evaluation.answers import Answerer
 from pft_core.history import by_history
 from pft_core.model import load_policy, load_tokenizer
@@ -18,7 +18,8 @@ from pipelines.evaluate_worker import Job, answerers
 
 HISTORY_LENGTH = 3  # solved examples, as many as the paper infers a preference from
 SWEEP_PER_AXIS = 20  # validation records that choose layer and multiplier
-MULTIPLIERS = (0.5, 1.0, 2.0, 4.0, 8.0)
+MULTIPLIERS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+HISTORY_NAME, SWEEP_NAME = "history.json", "sweep.json"
 
 
 def asked_after_history(job: Job, *, train: Path, seed: int, run_dir: Path) -> tuple[Answerer, Answerer | None]:
@@ -32,7 +33,7 @@ def asked_after_history(job: Job, *, train: Path, seed: int, run_dir: Path) -> t
             questions, answer=answer, style=job.asking.style, space=job.asking.space, examples=examples,
             num_examples=HISTORY_LENGTH, seed=seed, shown=shown,
         )  # fmt: skip
-        write_json(run_dir / "history.json", {"questions_by_examples_shown": shown})
+        write_json(run_dir / HISTORY_NAME, {"questions_by_examples_shown": shown})
         return found
 
     return counted, base
@@ -58,5 +59,27 @@ def asked_steered(job: Job, *, train: Path, validation: Path, run_dir: Path) -> 
         "vectors": vectors,
     }
     best, tried = sweep(list(limited(read_records(validation), SWEEP_PER_AXIS)), multipliers=MULTIPLIERS, **how)
-    write_json(run_dir / "sweep.json", {"chosen": asdict(best), "tried": [asdict(point) for point in tried]})
+    write_json(run_dir / SWEEP_NAME, {"chosen": asdict(best), "tried": [asdict(point) for point in tried]})
     return partial(by_steering, layer=best.layer, multiplier=best.multiplier, **how), None
+
+
+def notes_on(run_dir: Path) -> list[str]:
+    """What a reader has to know of how this run was asked, in sentences."""
+    notes = []
+    if (run_dir / SWEEP_NAME).is_file():
+        chosen = read_json(run_dir / SWEEP_NAME, what="a sweep of steering")["chosen"]
+        edge = ", the largest tried" if chosen["multiplier"] == max(MULTIPLIERS) else ""
+        notes.append(
+            f"steered at layer {chosen['layer']} with multiplier {chosen['multiplier']:g}{edge}, chosen on validation "
+            "records for right choices alone: whether the steered model still writes well was not asked"
+        )
+    if (run_dir / HISTORY_NAME).is_file():
+        counts = {
+            int(n): num
+            for n, num in read_json(run_dir / HISTORY_NAME, what="a count of examples shown")[
+                "questions_by_examples_shown"
+            ].items()
+        }
+        if few := sum(num for n, num in counts.items() if n < HISTORY_LENGTH):
+            notes.append(f"{few} of {sum(counts.values())} questions had room for fewer than {HISTORY_LENGTH} examples")
+    return notes

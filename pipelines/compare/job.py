@@ -9,6 +9,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation.tasks import Outcome
 from pft_core.evaluation.yardsticks import bag_of_words, position_only
 from pipelines.compare.area import area_rows
+from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import limited, read_records, suite_data
 from pipelines.compare.methods import METHODS
@@ -70,7 +71,7 @@ def assemble(
         "suite": suite.name,
         "title": suite.title,
         "size": size,
-        "captions": captions(suite, size, plans),
+        "captions": captions(suite, size, plans, every),
         "rows": rows + area,
         "tests": corrected(tests + area_tests),
         "curves": [curve(cell, result) for cell, result in every if cell.layers and "error" not in result],
@@ -112,15 +113,21 @@ def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
     return [outcome for form in size.forms for outcome in bag_of_words(train, test, seed=0, form=form)]
 
 
-def captions(suite: Suite, size: Size, plans: Sequence[VariantPlan]) -> list[str]:
-    """What a reader has to know of the data and the models, in sentences."""
+def captions(suite: Suite, size: Size, plans: Sequence[VariantPlan], pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
+    """What a reader has to know of the data, the models and how they were asked, in sentences."""
     chosen, data = suite.sizes[size], plans[0].data
     lines = []
     if data.name != chosen.data:
         lines.append(f"Data: the embedded {data.name}, since PFT_DATA names no folder with {chosen.data}.")
     if size == "tiny":
         lines.append("Tiny models: these numbers compare methods under small means, not policies for use.")
-    return lines
+    notes = [
+        f"{cell.name}: {note}."
+        for cell, done in pairs
+        if "error" not in done
+        for note in notes_on(Path(done["run_dir"]))
+    ]
+    return lines + list(dict.fromkeys(notes))
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

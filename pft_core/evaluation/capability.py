@@ -1,0 +1,162 @@
+"""General capability: two-choice questions, asked before and after a training, and the drop with its interval.
+
+A policy is asked in the frame that it was trained in (a chat template, or plain text) but under no condition. Its
+answer is the letter that it holds more likely. Letters are of one length, so their log-probabilities compare as they
+are; what would follow the letter does not count, as in lm-eval.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pft_core.artifacts import digest
+from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
+from pft_core.errors import UserError
+from pft_core.evaluation.answers import Asking, score_branches
+from pft_core.evaluation.significance import interval_over_seeds
+from pft_core.records import Reject
+from pft_core.scoring import BranchScorer
+from pft_core.sources import file_parts, files_in, read_rows
+from pft_core.sources.checks import RowFault, row_parser, text_of
+
+_LETTER = re.compile(r"\([A-Z]\)")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question whose text lists its lettered answers; correct and incorrect are two of the letters, such as "(A)"."""
+
+    id: str
+    prompt: str
+    correct: str
+    incorrect: str
+    category: str | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How one item was answered. score: 1 right, 0 wrong, 0.5 undecided, or what the item's own task gives.
+
+    correct_is_first: whether the correct letter comes first; None where answers have no order.
+    """
+
+    item_id: str
+    category: str | None
+    score: float
+    correct_is_first: bool | None = None
+
+
+def read_items(path: Path) -> list[Item | Reject]:
+    """Read `{"prompt", "correct": "(A)", "incorrect": "(B)", "category"}` from a JSON list, JSON lines or Parquet.
+
+    A bad row is a Reject in its place. Raises UserError for a file that cannot be read, or holds no item.
+    """
+    rows = (row for file in files_in(str(path)) for part in file_parts(file, str(file)) for row in read_rows(part))
+    items = [row if isinstance(row, Reject) else two_choice_item(row, where, None) for where, row in rows]
+    if not any(isinstance(item, Item) for item in items):
+        first = next((f"; {r.row}: {r.key_path}: {r.detail}" for r in items if isinstance(r, Reject)), "")
+        raise UserError(
+            f'{path}: none of its {len(items)} rows is a question with keys "prompt", "correct": "(A)" and '
+            f'"incorrect": "(B)"{first}'
+        )
+    return items
+
+
+@row_parser
+def two_choice_item(row: dict[str, Any], _: str | None) -> Item:
+    """Read one row. The prompt has to list both letters: else there is nothing to choose from."""
+    prompt = text_of(row, "prompt")
+    correct, incorrect = (_listed_letter(text_of(row, key), prompt, key) for key in ("correct", "incorrect"))
+    if correct == incorrect:
+        raise RowFault("incorrect", "answers_overlap", f"{incorrect} is also the correct answer")
+    category = None if row.get("category") is None else text_of(row, "category")
+    return Item(digest([prompt, correct, incorrect]), prompt, correct, incorrect, category)
+
+
+def _listed_letter(letter: str, prompt: str, key: str) -> str:
+    if not _LETTER.fullmatch(letter):
+        raise RowFault(key, "not_a_letter", f'expected a letter such as "(A)", found {letter!r}')
+    if letter not in prompt:
+        raise RowFault(key, "letter_not_listed", f"the prompt lists no {letter}")
+    return letter
+
+
+def ask_items(
+    items: Sequence[Item], *, scorer: BranchScorer, tokenizer: Any, asking: Asking
+) -> list[Answered | Reject]:
+    """Answer every item by likelihood, in order; one longer than `asking.max_length` tokens is rejected."""
+    encoded = encode_items(items, tokenizer=tokenizer, asking=asking)
+    examples = [e for e in encoded if isinstance(e, BranchedExample)]
+    logps = iter(score_branches(examples, scorer=scorer, tokens_per_batch=asking.tokens_per_batch))
+    return [
+        found if isinstance(found, Reject) else _answered(item, next(logps))
+        for item, found in zip(items, encoded, strict=True)
+    ]
+
+
+def encode_items(items: Sequence[Item], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
+    """Encode each item as a prompt and two branches: the correct letter, and the incorrect one."""
+    frame = asking.style.frame
+    prompts = [frame.opening + item.prompt + frame.closing for item in items for _ in range(2)]
+    answers = [frame.answer_lead + letter for item in items for letter in (item.correct, item.incorrect)]
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    lengths = [len(prompt) for prompt in prompts]
+    rows = iter(tokenize(texts, lengths, [(0, 0)] * len(texts), tokenizer) if texts else [])
+    return [_branches(item, list(islice(rows, 2)), asking) for item in items]
+
+
+def _branches(item: Item, rows: Sequence[TokenizedAnswer], asking: Asking) -> BranchedExample | Reject:
+    rows_ids = [row.ids[:-1] for row in rows]  # without the EOS that ends an answer
+    longest = max(len(ids) for ids in rows_ids)
+    if longest > asking.max_length:
+        return Reject(item.id, "prompt", "overlong", f"{longest} tokens, max_length is {asking.max_length}")
+    starts = [row.answer_start for row in rows]
+    prompts = [ids[:start] for ids, start in zip(rows_ids, starts, strict=True)]
+    answers = [ids[start:] for ids, start in zip(rows_ids, starts, strict=True)]
+    return branched_example(item.id, prompts, answers, range(2))
+
+
+def _answered(item: Item, logps: NDArray[np.float32]) -> Answered:
+    correct, incorrect = logps
+    score = float(1 + np.sign(correct - incorrect)) / 2
+    return Answered(item.id, item.category, score, item.correct < item.incorrect)
+
+
+def position_baseline(answered: Sequence[Answered]) -> float | None:
+    """The share of items that always taking the first letter gets right; None where answers have no order."""
+    if any(a.correct_is_first is None for a in answered):
+        return None
+    return float(np.mean([a.correct_is_first for a in answered]))
+
+
+def scores(runs: Sequence[Sequence[Answered]]) -> NDArray[np.float64]:
+    """Scores of S runs on the same N items [S, N]. Raises UserError where runs answered other items."""
+    asked = [[a.item_id for a in run] for run in runs]
+    for ids in asked:
+        if ids != asked[0]:
+            raise UserError(
+                f"one run answered {len(asked[0])} capability items, another one other items ({len(ids)}): ask both "
+                "with the same file, tokenizer and max_length"
+            )
+    return np.array([[a.score for a in run] for run in runs])
+
+
+def mean_with_interval(values_SN: NDArray[np.float64], item_ids: Sequence[str]) -> tuple[float, float, float]:
+    """The mean over seeds S and items N, and its 95 % bootstrap interval (low, high): see `interval_over_seeds`."""
+    return float(values_SN.mean()), *interval_over_seeds(values_SN, np.ones_like(values_SN), item_ids)
+
+
+def drop(before: Sequence[Answered], after: Sequence[Sequence[Answered]]) -> tuple[float, float, float]:
+    """Return how much the mean score over the after-runs is below that of before, and its 95 % interval (low, high).
+
+    Paired: each item's own difference is what is drawn, with all its seeds. Raises UserError where runs answered other
+    items, or there are fewer than two.
+    """
+    before_SN, *after_SN = scores([before, *after])
+    return mean_with_interval(before_SN - np.array(after_SN), [a.item_id for a in before])
