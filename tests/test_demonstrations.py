@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pft_core.batching import BranchedBatch
 from pft_core.demonstrations import Demonstrations, examples_for
 from pft_core.objectives import ObjectiveSettings, build_objective, paired_nll
 from pft_core.order import Order
@@ -35,6 +36,10 @@ def settings(num_pairs: int, **changes: object) -> LoopSettings:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+def answers_of(batch: BranchedBatch) -> list[tuple[str, int]]:
+    return list(zip(batch.example_ids, batch.branch_side.tolist(), strict=True))  # one branch an example
+
+
 def test_each_side_is_an_example_with_its_own_tokens_and_labels() -> None:
     store = Demonstrations(PAIRS)
     assert len(store) == 4
@@ -51,9 +56,7 @@ def test_an_epoch_draws_every_side_of_every_pair_once_and_a_step_as_many_answers
     drawn: Counter[tuple[str, int]] = Counter()
     for step in range(settings(10).num_steps):
         (update,) = step_updates(step, settings=settings(10), store=store, rank=0, num_ranks=1)
-        answers = [
-            (b.example_ids[e], s) for b in update.batches for e, s in zip(b.branch_example, b.branch_side.tolist())
-        ]
+        answers = [answer for batch in update.batches for answer in answers_of(batch)]
         assert len(answers) == (8 if step < 2 else 4)  # 10 pairs: 4 + 4 + 2, each with two answers
         drawn.update(answers)
     assert set(drawn.values()) == {1}

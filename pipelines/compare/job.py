@@ -121,12 +121,8 @@ def captions(suite: Suite, size: Size, plans: Sequence[VariantPlan], pairs: Sequ
         lines.append(f"Data: the embedded {data.name}, since PFT_DATA names no folder with {chosen.data}.")
     if size == "tiny":
         lines.append("Tiny models: these numbers compare methods under small means, not policies for use.")
-    notes = [
-        f"{cell.name}: {note}."
-        for cell, done in pairs
-        if "error" not in done
-        for note in notes_on(Path(done["run_dir"]))
-    ]
+    finished = [(cell.name, Path(done["run_dir"])) for cell, done in pairs if "error" not in done]
+    notes = [f"{name}: {note}." for name, run_dir in finished for note in notes_on(run_dir)]
     return lines + list(dict.fromkeys(notes))
 
 
