@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pft_core.errors import UserError
 from pft_core.evaluation.capability import (
@@ -16,6 +17,7 @@ from pft_core.evaluation.capability import (
     Item,
     ask_items,
     drop,
+    losses,
     mean_with_interval,
     position_baseline,
     read_items,
@@ -53,23 +55,27 @@ def _policy(job: Job) -> tuple[Any, Any]:
 def ask_lm_eval(job: Job, tasks: Sequence[str]) -> list[Answered]:
     """Let lm-eval ask a policy its tasks, by name or by the path of a YAML file, and score every item itself.
 
-    A policy that was trained in a chat template is asked in it. Raises UserError where the package, a task or its data
-    is not at hand, and for a task without a score of single items.
+    A policy that was trained in a chat template is asked in it. Sets the process's random seeds, as lm-eval does.
+    Raises UserError where the package, a task or its data is not at hand, and for a task without a score of single
+    items.
     """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError(f"lm-eval tasks need a package that is not installed ({error}): pip install 'pft[lm-eval]'") \
-            from None  # fmt: skip
-    loaded = [task for name in tasks for task in _loaded(TaskManager(), name)]
+        raise UserError(f"lm-eval is not installed ({error}): pip install -e '.[lm-eval]'") from None
+    # Its own tasks are a long list of files to read, which tasks given by path do not need.
+    manager = TaskManager(include_defaults=not all(Path(task).is_file() for task in tasks))
+    loaded = _loaded(manager, tasks)
     model, tokenizer = _policy(job)
-    # The same limit of padded tokens as elsewhere, were every item as long as a question may be.
+    # The same limit of padded tokens as elsewhere, were every item as long as a question may be. Log-probabilities in
+    # float32, as elsewhere: rounded to bfloat16 they would often tie, and lm-eval takes the first of equals.
     batch_size = max(1, job.asking.tokens_per_batch // job.asking.max_length)
     found: Any = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32),
         tasks=loaded,
+        task_manager=manager,
         apply_chat_template=job.asking.style.frame != Frame(),
         bootstrap_iters=0,  # the interval is that of the paired drop
     )
@@ -116,7 +122,7 @@ def capability_rows(
     row = partial(_row, method, variant, [run_id for run_id, _ in by_seed.values()])
     rows = [row("capability", values_SN, mean_with_interval(values_SN, ids), position_baseline(runs[0]))]
     if before is not None:
-        rows.append(row("capability_drop", scores([before])[0] - values_SN, drop(before, runs), None))
+        rows.append(row("capability_drop", losses(before, runs), drop(before, runs), None))
     return rows
 
 

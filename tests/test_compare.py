@@ -102,6 +102,26 @@ def test_too_few_items_for_an_interval_are_refused(ray_cluster, storage) -> None
         job.run(small, size="tiny", storage=storage)
 
 
+def test_results_that_stand_on_other_data_or_wording_are_refused(ray_cluster, storage) -> None:
+    chosen = suite(["sft:mixed", "pft"])
+    job.run(chosen, size="tiny", storage=storage)
+    (folder, *_) = sorted((storage / "compare" / "cells").glob("pft-*"))
+    found = json.loads((folder / "job.json").read_text())
+    for key in ("data_digest", "test_digest", "template_digest"):
+        other = found | {"result": found["result"] | {key: "0123"}}
+        (folder / "job.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"{key} differs between rows: .*0123"):
+            job.run(chosen, size="tiny", storage=storage)
+
+
+def test_a_suites_file_says_only_where_it_differs(tmp_path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\ntitle: own\nmethods: [pft]\nsizes: {tiny: {run: {train: {max_steps: 7}}}}\n")
+    size = load_suite(str(path), ["sizes.tiny.seeds=[4]"]).sizes["tiny"]
+    assert (size.data, size.seeds) == ("toyworld", [4])
+    assert (size.run["train"]["max_steps"], size.run["train"]["pairs_per_step"]) == (7, 32)
+
+
 def test_shipped_suites_load() -> None:
     names = ["budget", "condition_position", "multi_axis", "normalization", "size_ablation", "table2_vcd", "table3_bqd"]
     assert sorted(shipped_suites()) == names

@@ -152,11 +152,16 @@ def mean_with_interval(values_SN: NDArray[np.float64], item_ids: Sequence[str]) 
     return float(values_SN.mean()), *interval_over_seeds(values_SN, np.ones_like(values_SN), item_ids)
 
 
-def drop(before: Sequence[Answered], after: Sequence[Sequence[Answered]]) -> tuple[float, float, float]:
-    """Return how much the mean score over the after-runs is below that of before, and its 95 % interval (low, high).
+def losses(before: Sequence[Answered], after: Sequence[Sequence[Answered]]) -> NDArray[np.float64]:
+    """What each item lost in each of S after-runs [S, N]. Raises UserError where runs answered other items."""
+    before_SN, after_SN = np.split(scores([before, *after]), [1])
+    return before_SN - after_SN
 
-    Paired: each item's own difference is what is drawn, with all its seeds. Raises UserError where runs answered other
-    items, or there are fewer than two.
+
+def drop(before: Sequence[Answered], after: Sequence[Sequence[Answered]]) -> tuple[float, float, float]:
+    """Return how far the mean score over the after-runs is below that of before, and its 95 % interval (low, high).
+
+    Paired: what is drawn is an item's own loss, with all its seeds. Raises UserError where runs answered other items,
+    or fewer than two.
     """
-    before_SN, *after_SN = scores([before, *after])
-    return mean_with_interval(before_SN - np.array(after_SN), [a.item_id for a in before])
+    return mean_with_interval(losses(before, after), [a.item_id for a in before])

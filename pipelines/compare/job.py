@@ -1,26 +1,17 @@
 """`compare`: run a suite's cells within the cluster's resources, and write one report of them."""
 
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks import Outcome
-from pft_core.evaluation.yardsticks import bag_of_words, position_only
-from pipelines.compare.area import area_rows
-from pipelines.compare.asking import notes_on
-from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import limited, read_records, suite_data
-from pipelines.compare.methods import METHODS
-from pipelines.compare.plan import YARDSTICKS, VariantPlan, plan_suite
+from pipelines.compare.assembly import assemble
+from pipelines.compare.data import suite_data
+from pipelines.compare.plan import plan_suite
 from pipelines.compare.pool import Result, cells_at_once, run_cells
 from pipelines.compare.report import write_comparison
-from pipelines.compare.rows import Found, Row, corrected, rate_rows, refuse_other_items, rows_of, significance_against
-from pipelines.compare.suite import Size, Suite, SuiteSize
+from pipelines.compare.suite import Size, Suite
 from pipelines.console import console
-from pipelines.jobs import code_digest, commit, ensure_ray, locked
-from pipelines.tracking import read_metrics
+from pipelines.jobs import ensure_ray, locked
 
 
 def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
@@ -44,138 +35,3 @@ def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
         paths = write_comparison(report, folder)
     failed = sum("error" in result for result in results)
     return {name: str(path) for name, path in paths.items()} | {"cells": len(cells), "failed": failed}
-
-
-def assemble(
-    suite: Suite, size: Size, plans: Sequence[VariantPlan], results: Sequence[Result], *, seconds: float
-) -> dict[str, Any]:
-    """Put what the cells found into one report. Raises UserError where nothing finished, or results do not fit."""
-    refuse_nothing_finished(results)
-    left = iter(results)
-    done = [(plan, [(cell, next(left)) for cell in plan.cells]) for plan in plans]
-    found: list[Found] = []
-    rows: list[Row] = []
-    tests: list[Row] = []
-    for plan, pairs in done:
-        refuse_mixed_digests(pairs)
-        of_plan = list(found_of(suite, suite.sizes[size], plan, pairs))
-        refuse_other_items(of_plan)
-        rows += [row for f in of_plan for row in rows_of(f, plan.space, suite.metrics)]
-        tests += tests_of(suite, of_plan, plan)
-        if "pairs_per_s" in suite.metrics:
-            rows += rate_rows([(f, rates_of(f, pairs)) for f in of_plan])
-        found += of_plan
-    area, area_tests = area_rows(found, suite.reference)
-    every = [pair for _, pairs in done for pair in pairs]
-    return {
-        "suite": suite.name,
-        "title": suite.title,
-        "size": size,
-        "captions": captions(suite, size, plans, every),
-        "rows": rows + area,
-        "tests": corrected(tests + area_tests),
-        "curves": [curve(cell, result) for cell, result in every if cell.layers and "error" not in result],
-        "runs": [run_line(cell, result) for cell, result in every],
-        "timings": {"total": seconds},
-        "config": suite.model_dump(),
-        "digests": {"code": code_digest(), "commit": commit()},
-    }
-
-
-def rates_of(found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
-    """Pairs a second of each finished seed of a method; none where nothing is trained."""
-    mine = [result for cell, result in pairs if cell.name == found.method]
-    return [result["pairs_per_s"] for result in mine if result.get("pairs_per_s") is not None]
-
-
-def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Found]:
-    """What each method chose under one variant; a method of which no seed has finished is left out."""
-    for name in suite.methods:
-        mine = [(cell, result) for cell, result in pairs if cell.name == name and "error" not in result]
-        variant = describe(suite, plan)
-        if METHODS[name].asked in YARDSTICKS:
-            yield Found(name, variant, {NO_SEED: ("", yardstick(name, size, plan))}, 1, is_yardstick=True)
-        elif mine:
-            by_seed = {cell.seed: (result["run_id"], read_outcomes(Path(result["outcomes"]))) for cell, result in mine}
-            yield Found(name, variant, by_seed, len(size.seeds) if METHODS[name].seeded else 1)
-
-
-def describe(suite: Suite, plan: VariantPlan) -> dict[str, Any] | None:
-    return None if plan.variant is None else {"name": suite.varies, "value": plan.variant.value}
-
-
-def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
-    """What position alone, or the words of the options alone, would choose."""
-    test = list(limited(read_records(plan.data.test), size.test_per_axis))
-    if name == "position":
-        return [outcome for form in size.forms for outcome in position_only(test, form)]
-    train = list(read_records(plan.data.train))
-    return [outcome for form in size.forms for outcome in bag_of_words(train, test, seed=0, form=form)]
-
-
-def captions(suite: Suite, size: Size, plans: Sequence[VariantPlan], pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
-    """What a reader has to know of the data, the models and how they were asked, in sentences."""
-    chosen, data = suite.sizes[size], plans[0].data
-    lines = []
-    if data.name != chosen.data:
-        lines.append(f"Data: the embedded {data.name}, since PFT_DATA names no folder with {chosen.data}.")
-    if size == "tiny":
-        lines.append("Tiny models: these numbers compare methods under small means, not policies for use.")
-    finished = [(cell.name, Path(done["run_dir"])) for cell, done in pairs if "error" not in done]
-    notes = [f"{name}: {note}." for name, run_dir in finished for note in notes_on(run_dir)]
-    return lines + list(dict.fromkeys(notes))
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    return [Outcome.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def tests_of(suite: Suite, found: Sequence[Found], plan: VariantPlan) -> list[dict[str, Any]]:
-    reference = next((f for f in found if f.method == suite.reference), None)
-    others = [f for f in found if f.method != suite.reference]
-    return significance_against(reference, others, plan.space) if reference else []
-
-
-def refuse_nothing_finished(results: Sequence[Result]) -> None:
-    errors = [result["error"] for result in results if "error" in result]
-    if len(errors) == len(results):
-        raise UserError(f"no cell has finished; the first error: {errors[0] if errors else 'no cell was planned'}")
-
-
-def refuse_mixed_digests(pairs: Sequence[tuple[Cell, Result]]) -> None:
-    """Raise UserError where runs of one variant stand on other data, or seeds of one method on other wording."""
-    for key, per_method in (("data_digest", False), ("test_digest", False), ("template_digest", True)):
-        first: dict[str, tuple[Cell, Result]] = {}
-        for cell, result in pairs:
-            if "error" in result:
-                continue
-            before, earlier = first.setdefault(cell.name if per_method else "", (cell, result))
-            if result[key] != earlier[key]:
-                raise UserError(
-                    f"{key} differs between rows: {earlier[key]} in {earlier['run_dir']} ({before.name}), "
-                    f"{result[key]} in {result['run_dir']} ({cell.name}): remove the folder that is out of date, "
-                    "and run it again"
-                )
-
-
-def run_line(cell: Cell, result: Result) -> dict[str, Any]:
-    return {
-        "run_id": result.get("run_id"),
-        "method": cell.name,
-        "seed": None if cell.seed == NO_SEED else cell.seed,
-        "variant": None if cell.variant is None else cell.variant.value,
-        "data_digest": result.get("data_digest"),
-        "test_digest": result.get("test_digest"),
-        "template_digest": result.get("template_digest"),
-        "commit": result.get("commit"),
-        "status": "failed" if "error" in result else "finished",
-        "error": result.get("error"),
-        "seconds": result.get("seconds"),
-    }
-
-
-def curve(cell: Cell, result: Result) -> dict[str, Any]:
-    kept = ("step", "loss", "loss_first", "loss_second", "gradient_cosine")
-    steps = [{key: row[key] for key in kept if key in row} for row in read_metrics(Path(result["run_dir"]))]
-    variant = None if cell.variant is None else cell.variant.value
-    return {"method": cell.name, "seed": cell.seed, "variant": variant, "steps": steps}

@@ -12,6 +12,7 @@ from pipelines.config import RunConfig, Section
 from pipelines.strict import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parents[1] / "suites"
+SIZES = Path(__file__).with_name("sizes.yaml")
 METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s", "capability")
 Size = Literal["tiny", "paper"]
 
@@ -48,6 +49,7 @@ class Suite(Section):
     title: str
     methods: list[str] = Field(min_length=1)
     reference: str = "pft"  # the method that the others are tested against
+    notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
     metrics: list[str] = Field(default=["one", "all", "both_right", "flip", "leak", "unparsed"], min_length=1)
     varies: str | None = None  # the name of what the variants change
     variants: list[Variant] = Field(default_factory=list)
@@ -77,10 +79,25 @@ def _known(look_up: Any, name: str) -> None:
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
     """Read a shipped suite by its bare name, or a YAML file, with dotted overrides. Raises UserError."""
     path = suite_path(name)
-    raw = read_yaml(path)
+    raw = with_defaults(read_yaml(path))
     for override in overrides:
         apply_override(raw, override)
     return build(Suite, raw, source=lambda _: f"{path.name}: ")
+
+
+def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
+    """Fill each of the suite's sizes with what sizes.yaml says and the suite does not."""
+    sizes = raw.get("sizes")
+    if not isinstance(sizes, Mapping):
+        return raw
+    defaults = read_yaml(SIZES)
+    return raw | {"sizes": {size: _merged(defaults.get(size, {}), own) for size, own in sizes.items()}}
+
+
+def _merged(defaults: Any, own: Any) -> Any:
+    if not (isinstance(defaults, Mapping) and isinstance(own, Mapping)):
+        return own
+    return {**defaults, **{key: _merged(defaults.get(key), value) for key, value in own.items()}}
 
 
 def suite_path(name: str) -> Path:
