@@ -4,12 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pft_core.artifacts import read_json
 from pft_core.errors import UserError
+from pft_core.evaluation.capability import Answered
 from pft_core.evaluation.tasks import Outcome
 from pft_core.evaluation.yardsticks import bag_of_words, position_only
+from pipelines.capability import capability_rows
 from pipelines.compare.area import area_rows
 from pipelines.compare.asking import notes_on
-from pipelines.compare.cells import NO_SEED, Cell
+from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
 from pipelines.compare.data import limited, read_records
 from pipelines.compare.methods import METHODS
 from pipelines.compare.plan import YARDSTICKS, VariantPlan
@@ -39,6 +42,7 @@ def assemble(
         if "pairs_per_s" in suite.metrics:
             rows += rate_rows([(f, rates_of(f, pairs)) for f in of_plan])
         found += of_plan
+    rows += [row for plan, pairs in done for row in capability_of(suite, plan, pairs)]
     area, area_tests = area_rows(found, suite.reference)
     every = [pair for _, pairs in done for pair in pairs]
     return {
@@ -54,6 +58,25 @@ def assemble(
         "config": suite.model_dump(),
         "digests": {"code": code_digest(), "commit": commit()},
     }
+
+
+def capability_of(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Row]:
+    """The rows of general capability of each method that was asked for it, and of its drop where it was trained."""
+    for name in suite.methods:
+        found = {
+            cell.seed: (result["run_id"], read_json(path, what="answers to general questions"))
+            for cell, result in pairs
+            if cell.name == name and "error" not in result
+            if (path := Path(result["run_dir"]) / CAPABILITY_NAME).is_file()
+        }
+        if found:
+            after = {seed: (run_id, answers(told["after"])) for seed, (run_id, told) in found.items()}
+            before = [answers(told["before"]) for _, told in found.values() if "before" in told]
+            yield from capability_rows(name, describe(suite, plan), before=next(iter(before), None), by_seed=after)
+
+
+def answers(told: dict[str, Any]) -> list[Answered]:
+    return [Answered(**answer) for answer in told["answers"]]
 
 
 def rates_of(found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:

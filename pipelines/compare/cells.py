@@ -5,20 +5,22 @@ Every cell is a job of its own (`run_job`): an identical one is not run again, a
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pft_core.artifacts import DatasetManifest, ModelRef, digest
+from pft_core.artifacts import DatasetManifest, ModelRef, digest, file_sha256, write_json
 from pft_core.evaluation.answers import Answerer, Asking, ask
+from pft_core.evaluation.capability import Answered
 from pft_core.evaluation.tasks import Outcome
 from pft_core.local_context import LocalContext
 from pft_core.model import load_tokenizer, merge_adapter
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import template_digest
 from pft_core.records import Form, Reject
+from pipelines.capability import ask_capability, ask_lm_eval
 from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
@@ -32,6 +34,8 @@ from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train_worker import Payload, build_and_fit
 
 OUTCOMES_NAME = "outcomes.jsonl"
+CAPABILITY_NAME = "capability.json"
+CAPABILITY_MAX_LENGTH = 1024  # tokens; general questions are longer than scenarios
 NO_SEED = -1  # of methods that a seed does not change
 
 
@@ -51,6 +55,8 @@ class Cell:
     forms: tuple[Form, ...]
     test_per_axis: int | None
     use_gpu: bool
+    capability: str | None  # a two-choice file
+    lm_eval: tuple[str, ...]
     commit: str | None  # of the driver's code; a cluster's workers have no repository
 
     @property
@@ -62,7 +68,9 @@ class Cell:
         """What decides a cell's result besides its last run config and training data."""
         earlier = [stage.model_dump(exclude={"storage", "tracking"}) for stage in self.stages[:-1]]
         test = DatasetManifest.load(Path(self.test)).data_digest
-        return f"cell:{self.name}:{digest([self.method, earlier, test, self.forms, self.test_per_axis])}"
+        capability = [self.capability and file_sha256(Path(self.capability)), self.lm_eval]
+        parts = [self.method, earlier, test, self.forms, self.test_per_axis, capability]
+        return f"cell:{self.name}:{digest(parts)}"
 
 
 class CellActor:
@@ -93,6 +101,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
+            write_capability(cell, ref, run_dir)
         (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
         return {
             "run_id": run_dir.name,
@@ -157,6 +166,33 @@ def ask_policy(cell: Cell, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome],
     items = read_items(Path(cell.test), manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
     answered = ask(items, answer, base_answer)
     return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
+
+
+def write_capability(cell: Cell, ref: ModelRef, run_dir: Path) -> None:
+    """Ask the policy general questions, and the suite's base before any training: capability.json, where asked for.
+
+    A policy that is not one to keep (steered, or shown examples) is not asked.
+    """
+    if cell.method.asked != "condition" or not (cell.capability or cell.lm_eval):
+        return
+    space = DatasetManifest.load(Path(cell.test)).space
+    after = evaluation_job(cell, ref, space)
+    first = replace(ref, base=str(cell.stages[0].model), adapter=None, weights=None)
+    found = {"after": ask_general(cell, after)}
+    if cell.layers:
+        found["before"] = ask_general(cell, evaluation_job(cell, first, space))
+    write_json(run_dir / CAPABILITY_NAME, found)
+
+
+def ask_general(cell: Cell, job: Job) -> dict[str, Any]:
+    """Answers to the two-choice file and to lm-eval's tasks, and how many items were rejected."""
+    asking = replace(job.asking, max_length=max(job.asking.max_length, CAPABILITY_MAX_LENGTH))
+    job = replace(job, asking=asking)
+    found = ask_capability(job, Path(cell.capability)) if cell.capability else []
+    answers = [asdict(a) for a in found if isinstance(a, Answered)]
+    if cell.lm_eval:
+        answers += [asdict(a) for a in ask_lm_eval(job, cell.lm_eval)]
+    return {"answers": answers, "rejected": sum(isinstance(a, Reject) for a in found)}
 
 
 def ways_to_answer(cell: Cell, job: Job, run_dir: Path) -> tuple[Answerer, Answerer | None]:

@@ -19,7 +19,7 @@ NUM_DASHES = 3
 def bars_of(view: Comparison, metric: str, variant: Any) -> list[BarPanel]:
     """A panel per axis, methods in order, yardsticks last."""
     rows = sorted(view.of_variant(variant), key=lambda row: row["method"] in YARDSTICKS)
-    return bar_panels(rows, metric, width=360.0, label_width=124.0)
+    return bar_panels(rows, metric, width=360.0, label_width=136.0)
 
 
 @dataclass(frozen=True)

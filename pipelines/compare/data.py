@@ -63,6 +63,12 @@ def _files(name: str, split: str) -> list[str]:
     return [str(path) for path in sorted(Path(os.environ["PFT_DATA"]).glob(FILES[name][split]))]
 
 
+def released_file(name: str) -> str | None:
+    """The place of a file below PFT_DATA; None where it is not at hand."""
+    path = Path(os.environ.get("PFT_DATA") or os.devnull) / name
+    return str(path) if path.is_file() else None
+
+
 def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records: int | None) -> Path:
     """Return a prepared folder with only these axes and so many records, drawn by a hash of their ids.
 

@@ -14,6 +14,7 @@ RIGHT = ("one", "all", "both_right")  # shares of right answers: what position a
 NAMES = {metric: name for metric, (name, _) in METRICS.items()} | {
     "unparsed": "Unparsed",
     "capability": "Capability",
+    "capability_drop": "Capability drop",
     "pairs_per_s": "Pairs/s",
     AREA: "Area under both right",
 }

@@ -8,7 +8,7 @@ from pft_core.artifacts import DatasetManifest, digest
 from pft_core.preferences import PreferenceSpace
 from pft_core.toyworld.base import SHIPPED_BASE
 from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import SuiteData, subset
+from pipelines.compare.data import SuiteData, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant, run_config
 from pipelines.config import RunConfig
@@ -46,7 +46,7 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
 def cells_of(
     suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path
 ) -> Iterator[Cell]:
-    code_commit = commit()
+    code_commit, capability = commit(), released_file(size.capability) if size.capability else None
     for name in suite.methods:
         method = METHODS[name]
         if method.asked in YARDSTICKS:
@@ -73,6 +73,8 @@ def cells_of(
                 forms=tuple(size.forms),
                 test_per_axis=size.test_per_axis,
                 use_gpu=size.resources.get("GPU", 0) > 0,
+                capability=capability,
+                lm_eval=tuple(size.lm_eval),
                 commit=code_commit,
             )
 

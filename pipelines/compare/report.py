@@ -41,6 +41,7 @@ TEST_NAMES = {"paired_t": "paired t over seeds", "permutation": "sign flips over
 MEANINGS = {metric: meaning for metric, (_, meaning) in METRICS.items()} | {
     "unparsed": "share of the answers that name no option; they count as not right",
     "capability": "share of right answers to general questions that name no preference",
+    "capability_drop": "capability of the base minus that after training, item by item: positive is a loss",
     "pairs_per_s": "pairs trained on in a second: the mean over seeds of each run's median step",
     AREA: "mean both right over what varies, from its smallest value to its largest, by the trapezoid rule",
 }

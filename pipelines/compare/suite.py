@@ -13,7 +13,7 @@ from pipelines.strict import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parents[1] / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
-METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s", "capability")
+METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s")
 Size = Literal["tiny", "paper"]
 
 
@@ -39,7 +39,8 @@ class SuiteSize(Section):
     resources: dict[str, float] = Field(
         default_factory=lambda: {"CPU": 1.0}
     )  # of one cell; with a GPU it trains and asks there
-    capability: str | None = None  # a two-choice file under PFT_DATA, asked before and after
+    capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after where it is at hand
+    lm_eval: list[str] = Field(default_factory=list)  # tasks of lm-eval, by name or YAML file, before and after
 
 
 class Suite(Section):

@@ -31,7 +31,17 @@ from pipelines.compare.findings import (
 
 POLE_METRICS = ("one", "all")
 BLOCK_TITLES = {"one": "Multi-choice One", "all": "Multi-choice All"}
-BEST = {"one": max, "all": max, "both_right": max, "flip": max, "leak": min, "unparsed": min, AREA: max}
+BEST = {
+    "one": max,
+    "all": max,
+    "both_right": max,
+    "flip": max,
+    "leak": min,
+    "unparsed": min,
+    "capability": max,
+    "capability_drop": min,
+    AREA: max,
+}
 
 
 @dataclass(frozen=True)
