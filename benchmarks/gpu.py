@@ -44,6 +44,7 @@ from benchmarks.variants import loss_of, padded_logps
 from pft_core.batching import collate, plan_bins
 from pft_core.encoding import BranchedExample
 from pft_core.engine import EngineSettings, TorchEngine
+from pft_core.errors import UserError
 from pft_core.model import LoraSettings, add_lora, checkpoint_activations
 from pft_core.scoring import Backend, BranchScorer
 
@@ -244,7 +245,7 @@ def attempt(run: Callable[[], object], engine: TorchEngine) -> str | None:
     try:
         run()
         return None
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         reason = "out of memory" if isinstance(error, torch.OutOfMemoryError) else f"not measured: {first_line(error)}"
     engine.adamw.zero_grad()
     engine.adamw.state.clear()  # it may be half made
@@ -358,7 +359,7 @@ def deviation(
 ) -> dict[str, Any]:
     try:
         value, gradient = loss_and_gradient(model, loss, pairs, reference_R)
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         return {"measured": f"not measured: {first_line(error)}"}
     deviations = float((value / want[0] - 1).abs()), float((gradient - want[1]).norm() / want[1].norm())
     return {"loss": deviations[0], "gradient": deviations[1], "equal": max(deviations) <= FLOAT32_LIMIT}

@@ -1,5 +1,6 @@
 """Fair timing: variants run in turn, round after round, so that a machine's moods hit all of them alike."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -15,7 +16,7 @@ Times = dict[str, list[float]]
 def interleave(variants: Mapping[str, Callable[[], object]], *, rounds: int, limit_s: float = float("inf")) -> Times:
     """Run every variant once per round after a warm-up round; return their CPU seconds of this process, by round.
 
-    limit_s: wall-clock seconds after which no further round is begun (three rounds are always run).
+    limit_s: wall-clock seconds after which no further round is begun (two rounds are always run).
     """
     begun = time.monotonic()
     times: Times = {name: [] for name in variants}
@@ -25,7 +26,7 @@ def interleave(variants: Mapping[str, Callable[[], object]], *, rounds: int, lim
             run()
             if number:
                 times[name].append(time.process_time() - started)
-        if number >= 3 and time.monotonic() - begun > limit_s:
+        if number >= 2 and time.monotonic() - begun > limit_s:
             break
     return times
 
@@ -50,6 +51,17 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """Return a type for argparse: an integer that is not smaller."""
+
+    def integer(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text} is less than {smallest}")
+        return int(text)
+
+    return integer
 
 
 def say(text: str) -> None:

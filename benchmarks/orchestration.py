@@ -9,6 +9,8 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +89,20 @@ def measure(folder: Path) -> dict[str, Any]:
     torch_engine = {"name": "torch"}
     one = config(folder, num_workers=1, engine=torch_engine)
     two = config(folder, num_workers=2, engine=torch_engine)
-    seconds: dict[str, list[float]] = {"bare": [], "one worker": [], "two workers": []}
-    for number in range(ROUNDS):
-        for name, made in (("bare", lambda: bare(one)), ("one worker", lambda: under_ray(one)),
-                           ("two workers", lambda: under_ray(two))):  # fmt: skip
-            seconds[name].append(made())
-            harness.say(f"round {number + 1}, {name}: {1000 * seconds[name][-1]:.0f} ms a step")
-    zero = {}
+    variants: dict[str, Callable[[], float]] = {
+        "bare": lambda: bare(one),
+        "one worker": lambda: under_ray(one),
+        "two workers": lambda: under_ray(two),
+    }
     for stage in ZERO_STAGES:
-        staged = under_ray(config(folder, num_workers=2, engine={"name": "deepspeed", "zero_stage": stage}))
-        zero[str(stage)] = round(staged / statistics.median(seconds["two workers"]), 3)
-        harness.say(f"ZeRO {stage}: {1000 * staged:.0f} ms a step")
+        staged = config(folder, num_workers=2, engine={"name": "deepspeed", "zero_stage": stage})
+        variants[f"ZeRO {stage}"] = partial(under_ray, staged)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(ROUNDS):
+        for name, run in variants.items():
+            seconds[name].append(run())
+            harness.say(f"round {number + 1}, {name}: {1000 * seconds[name][-1]:.0f} ms a step")
+    zero = {str(stage): round(harness.ratio(seconds, f"ZeRO {stage}", "two workers"), 3) for stage in ZERO_STAGES}
     return {
         "ray_overhead": round(harness.ratio(seconds, "one worker", "bare") - 1, 4),
         "speedup_2_workers": round(harness.ratio(seconds, "one worker", "two workers"), 3),

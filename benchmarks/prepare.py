@@ -28,7 +28,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.harness import finish, machine, say
+from benchmarks.harness import at_least, finish, machine, say
 from pft_core.artifacts import DatasetManifest, Shard, file_sha256
 from pft_core.preferences import SIDES, PreferenceSpace
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
@@ -48,7 +48,7 @@ WORDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

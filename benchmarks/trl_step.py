@@ -1,11 +1,13 @@
 """The opponent: TRL's own trainers on our pairs, collation and loss theirs, settings at their best on this device.
 
-Both trainers compute the head on label positions only (their fused head); padding goes to the longest row of a batch,
-as padding-free batches need a varlen kernel, which CPUs lack. DPO gets its reference log-probabilities precomputed.
+Padding goes to the longest row of a batch, as padding-free batches need a varlen kernel, which CPUs lack. DPO gets its
+reference log-probabilities precomputed. On a CPU both trainers' heads score every position and not the labels alone,
+which no setting changes; `head_on_labels` does, so that a comparison can be made with what TRL does on a GPU.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset
@@ -14,6 +16,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer import utils as trl_utils
 
 from pft_core.encoding import BranchedExample
 
@@ -74,6 +77,17 @@ def dpo_trainer(
     trainer = DPOTrainer(model, args=config, train_dataset=text, processing_class=_tokenizer())
     trainer.precompute_ref_logps = True  # the rows bring theirs
     return trainer, rows
+
+
+@contextmanager
+def head_on_labels() -> Iterator[None]:
+    """Let TRL's head score label positions only, as it does where it has its Triton kernel."""
+    asked = trl_utils._use_triton
+    trl_utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = asked
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

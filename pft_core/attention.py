@@ -113,11 +113,15 @@ def tree_or_sdpa_attention(
     return flex_tree_attention(query, key, value, trees.block_mask, scale=scale), None
 
 
+def can_follow_trees(config: Any) -> bool:
+    """Whether a model attends by scaled dot-product (None: transformers' own choice, which is that)."""
+    return config._attn_implementation in (None, "sdpa", _IMPLEMENTATION)
+
+
 def follow_trees(config: Any) -> None:
     """Make a model's attention layers attend over trees where its forward is given some."""
-    if config._attn_implementation != _IMPLEMENTATION:
-        assert config._attn_implementation == "sdpa", config._attn_implementation
-        config._attn_implementation = _IMPLEMENTATION
+    assert can_follow_trees(config), config._attn_implementation
+    config._attn_implementation = _IMPLEMENTATION
 
 
 _IMPLEMENTATION = "pft_tree"

@@ -1,8 +1,8 @@
 """The language-model head on label positions: log-probabilities of tokens, without a matrix [labels, vocabulary].
 
-Where the head is not trained (LoRA, evaluation), the gradient of each log-probability with respect to its hidden state
-is a row of the same width, W[token] - softmax(W h) W: it is computed chunk by chunk in the forward, and the backward
-only scales it.
+Logits exist a chunk of labels at a time. Where the head is not trained (LoRA, evaluation), the gradient of each
+log-probability with respect to its hidden state is a row of the same width, W[token] - softmax(W h) W: it is computed
+in the forward, and the backward only scales it. Where it is trained, the backward computes each chunk's logits again.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,21 +18,23 @@ LOGITS_PER_CHUNK = 2**25  # 128 MB in float32; smaller chunks read the weight mo
 
 def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
     """Return the log-probability [N] of each token given the hidden state before it, in float32 or wider."""
-    if torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters()):
+    if type(head) is not nn.Linear:
+        # An adapter on the head, or another kind of layer: only its own call knows what it computes.
         logits_NV = _widened(head(hidden_ND))
         return logits_NV.log_softmax(-1).gather(-1, token_N[:, None]).squeeze(-1)
+    of_chunks = _TrainedHead if head.weight.requires_grad else _FrozenHead
 
     def chunked(hidden: Tensor) -> Tensor:
-        logps: Tensor = _LabelLogps.apply(hidden, head.weight, head.bias, token_N)
+        logps: Tensor = of_chunks.apply(hidden, head.weight, head.bias, token_N)
         return logps
 
-    # Under ZeRO-3 the weight is whole only inside the module's own call.
+    # Under ZeRO-3 the weight is whole only inside the module's own call, and all ranks have to make as many calls.
     with _calling(head, chunked):
         logps_N: Tensor = head(hidden_ND)
     return logps_N
 
 
-class _LabelLogps(torch.autograd.Function):
+class _FrozenHead(torch.autograd.Function):
     """hidden [N, D], weight [V, D], bias [V] or None, token [N] -> log-probabilities [N]."""
 
     @staticmethod
@@ -54,10 +56,46 @@ class _LabelLogps(torch.autograd.Function):
         return (grad_outputs[0][:, None] * gradient_ND).to(gradient_ND.dtype), None, None, None
 
 
+class _TrainedHead(torch.autograd.Function):
+    """As _FrozenHead, with gradients of weight and bias too."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor) -> Tensor:
+        device = hidden.device.type
+        ctx.autocast = {"device_type": device, "dtype": torch.get_autocast_dtype(device),
+                        "enabled": torch.is_autocast_enabled(device)}  # fmt: skip
+        ctx.save_for_backward(hidden, weight, bias, token)
+        chunks = _chunks(hidden, token, width=len(weight))
+        return torch.cat([_logps_and_probabilities(F.linear(h, weight, bias), t)[0] for h, t in chunks])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        hidden, weight, bias, token = ctx.saved_tensors
+        to_weight = torch.zeros_like(weight)
+        to_bias = None if bias is None else torch.zeros_like(bias)
+        to_hidden = []
+        size = _labels_per_chunk(len(weight))
+        with torch.autocast(**ctx.autocast):
+            for rows, tokens, grad in zip(
+                hidden.split(size), token.split(size), grad_outputs[0].split(size), strict=True
+            ):
+                to_logits = -_logps_and_probabilities(F.linear(rows, weight, bias), tokens)[1]
+                to_logits[torch.arange(len(tokens), device=tokens.device), tokens] += 1.0
+                to_logits = (to_logits * grad[:, None]).to(weight.dtype)
+                to_hidden.append((to_logits @ weight).to(hidden.dtype))
+                to_weight += to_logits.T @ rows.to(weight.dtype)
+                if to_bias is not None:
+                    to_bias += to_logits.sum(0)
+        return torch.cat(to_hidden), to_weight, to_bias, None
+
+
 def _chunks(hidden: Tensor, token: Tensor, *, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    # At least one chunk, also of no rows.
-    size = max(1, LOGITS_PER_CHUNK // width)
+    size = _labels_per_chunk(width)
     yield from zip(hidden.split(size), token.split(size), strict=True)
+
+
+def _labels_per_chunk(width: int) -> int:
+    return max(1, LOGITS_PER_CHUNK // width)
 
 
 def _logps_and_probabilities(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

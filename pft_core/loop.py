@@ -197,7 +197,7 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
     """Forward and backward over this rank's bins."""
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
     tokens = [0, 0]
-    losses, bad_ids = [], []
+    losses: list[Tensor] = []
     for i, (batch, denominators_K) in enumerate(zip(update.batches, update.denominators, strict=True)):
         tokens = [t + n for t, n in zip(tokens, engine.scorer.count_tokens(batch), strict=True)]
         on_device = batch.to(context.device)
@@ -205,14 +205,17 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
         loss = objective.loss(bin_sums_K, denominators_K)
         engine.backward(loss, is_last=i == len(update.batches) - 1)
         sums_K += bin_sums_K.detach().double()
-        losses.append(loss.detach().item())
-        bad_ids += [] if math.isfinite(losses[-1]) else list(batch.example_ids)
+        losses.append(loss.detach())
+    # Read once, after the last bin: on a GPU each look at a loss would wait for it.
+    values = torch.stack(losses).tolist()
+    bad = [batch for batch, value in zip(update.batches, values, strict=True) if not math.isfinite(value)]
+    bad_ids = [example_id for batch in bad for example_id in batch.example_ids]
     totals = all_reduce_sum(torch.cat([sums_K, torch.tensor(tokens, device=context.device)]))
     if not torch.isfinite(totals).all():
         raise NonFiniteError(
             f"step {step + 1}: the loss is not finite; examples {gather(bad_ids)}; no weight was changed"
         )
-    return BinsOutcome(totals[:-2], losses, int(totals[-2]), int(totals[-1]))
+    return BinsOutcome(totals[:-2], values, int(totals[-2]), int(totals[-1]))
 
 
 @torch.no_grad()

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pft_core.artifacts import digest, file_sha256
@@ -34,11 +36,12 @@ def reference_file(layer: Path, *, base: str, precision: str) -> Path:
 
 
 def base_digest(name_or_path: str) -> str:
-    """Return the digest of a model folder's weights and config; of a hub model, of its name."""
-    folder = Path(name_or_path)
+    """Return the digest of a model folder's weights and config; of a hub model, of its name and revision."""
+    folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
-        return digest(name_or_path)
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+        # Loaded before it is asked for: its snapshot in the cache is named after the revision.
+        return digest([name_or_path, str(try_to_load_from_cache(name_or_path, "config.json"))])
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"])
     return digest({file.name: file_sha256(file) for file in files})
 
 
@@ -56,8 +59,10 @@ def reference_logps(
     All ranks call: each scores a share where there is no file yet, and rank 0 writes it. The scorer must not be wrapped
     by an engine yet, nor trained.
     """
-    if file.is_file():
-        return load_file(file)["logps"]
+    known = _known(file, len(store))
+    # Decided together: ranks that see a shared folder at different times must not part ways.
+    if all(found is not None for found in gather([known])) and known is not None:
+        return known
     mine = range(this_rank(), len(store), num_ranks())
     logps_EB = np.zeros((len(store), len(store.label_counts([]).side_B)), dtype=np.float32)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -69,6 +74,15 @@ def reference_logps(
         save_file({"logps": logps_EB}, unfinished)
         unfinished.replace(file)
     return logps_EB
+
+
+def _known(file: Path, num_examples: int) -> NDArray[np.float32] | None:
+    """What is kept on disk; None where there is no such file, or a damaged one, which is then made again."""
+    try:
+        logps_E2 = load_file(file)["logps"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return logps_E2 if logps_E2.shape == (num_examples, len(SIDES)) else None
 
 
 def _score(

@@ -16,7 +16,7 @@ from pft_core.attention import SharedAttention, plant
 from pft_core.batching import BranchedBatch
 from pft_core.errors import UserError
 from pft_core.label_head import label_logps
-from pft_core.tree_decoder import prepare_decoder, run_decoder, supports_trees
+from pft_core.tree_decoder import prepare_decoder, run_decoder, why_no_trees
 from pft_core.tree_layout import tree_layout
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class BranchScorer(nn.Module):
         self.model: Any = model
         config = self._causal_lm().config
         refuse_scaled_logits(config)
+        if why_no_trees(config):
+            refuse_unlike_logits(self._causal_lm())
         self.backend: Literal["separate"] | SharedAttention = resolve_backend(backend, config)
         if self.shares_prefix:
             prepare_decoder(self._causal_lm().get_decoder())
@@ -48,6 +50,10 @@ class BranchScorer(nn.Module):
     def forward(self, batch: BranchedBatch) -> Tensor:
         if self.backend == "separate":
             return separate_logps(self._causal_lm(), batch)
+        if self.backend == "flex" and torch.is_grad_enabled() and not batch.prefix_ids.is_cuda:
+            raise UserError(
+                "attention_backend='flex' trains on CUDA only, torch has no backward for it on CPU: use split"
+            )
         return shared_logps(self._causal_lm(), batch, self.backend)
 
     def count_tokens(self, batch: BranchedBatch) -> tuple[int, int]:
@@ -65,20 +71,19 @@ class BranchScorer(nn.Module):
 
 
 def resolve_backend(backend: Backend, config: Any) -> Literal["separate"] | SharedAttention:
-    """Return the back-end to run. "auto" is `split` for the architectures it is proven on, else `separate`, and says
-    so. Raises UserError where a shared-prefix back-end is asked for and the architecture has none.
+    """Return the back-end to run. "auto" is `split` where it is proven, on any device, else `separate`, and says why.
+
+    Raises UserError where a shared-prefix back-end is asked for and the model has none.
     """
-    if backend == "separate" or supports_trees(config):
+    reason = why_no_trees(config)
+    if backend == "flex" and reason is None and getattr(config, "attention_dropout", None):
+        raise UserError("attention_backend='flex' has no attention dropout: use split, or set the model's to 0")
+    if backend == "separate" or reason is None:
         return "split" if backend == "auto" else backend
     if backend == "auto":
-        log.warning(
-            "prefixes are not shared: model type %r is not known to be exact, so it runs `separate`", config.model_type
-        )
+        log.warning("prefixes are not shared: %s, so it runs `separate`", reason)
         return "separate"
-    raise UserError(
-        f"attention_backend={backend!r} does not know model type {config.model_type!r} with these layers: "
-        "use auto, or separate"
-    )
+    raise UserError(f"attention_backend={backend!r}: {reason}: use auto, or separate")
 
 
 def shared_logps(causal_lm: Any, batch: BranchedBatch, attention: SharedAttention) -> Tensor:
@@ -127,3 +132,24 @@ def refuse_scaled_logits(config: Any) -> None:
             raise UserError(
                 f"model type {config.model_type!r} changes its logits after the head ({key}); it is not supported yet"
             )
+
+
+@torch.no_grad()
+def refuse_unlike_logits(causal_lm: Any) -> None:
+    """Raise UserError where an architecture's own logits are not its head on its decoder's hidden states.
+
+    Asked of the model itself, on a few tokens: no list of config keys names every change to come.
+    """
+    ids = torch.arange(4, device=next(causal_lm.parameters()).device)[None]
+    was_training = causal_lm.training
+    causal_lm.eval()
+    hidden = getattr(causal_lm.get_decoder()(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    own = causal_lm(input_ids=ids, use_cache=False).logits
+    causal_lm.train(was_training)
+    # Rounding of the weights' type; what an architecture adds to its logits is larger.
+    tolerance = 16 * torch.finfo(own.dtype).eps
+    head = causal_lm.get_output_embeddings()
+    if hidden is None or not torch.allclose(head(hidden), own, rtol=tolerance, atol=tolerance * float(own.abs().max())):
+        raise UserError(
+            f"model type {causal_lm.config.model_type!r} computes its logits in a way that is not supported yet"
+        )

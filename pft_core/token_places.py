@@ -79,7 +79,13 @@ def _token_bytes(tokenizer: Any, vocab_size: int) -> NDArray[np.int64] | None:
     byte_level = [s for s in _steps(definition["pre_tokenizer"], "pretokenizers") if s["type"] == "ByteLevel"]
     rewrites = any(step["type"] != "NFC" for step in _steps(definition["normalizer"], "normalizers"))
     trims = any(step.get("trim_offsets") for step in _steps(definition["post_processor"], "processors"))
-    if len(byte_level) != 1 or byte_level[0]["add_prefix_space"] or rewrites or trims:
+    if (
+        definition["model"]["type"] != "BPE"
+        or len(byte_level) != 1
+        or byte_level[0]["add_prefix_space"]
+        or rewrites
+        or trims
+    ):
         return None
     lengths = np.zeros(vocab_size, dtype=np.int64)
     for token, number in definition["model"]["vocab"].items():

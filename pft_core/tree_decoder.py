@@ -11,16 +11,21 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
 
-from pft_core.attention import TREES, Trees, follow_trees, label_attention
+from pft_core.attention import TREES, Trees, can_follow_trees, follow_trees, label_attention
 
 # Decoders whose parts have the names and the order that `_last_layer` relies on; a test holds each of them.
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
 
 
-def supports_trees(config: Any) -> bool:
-    """Return whether trees are exact for this architecture: a tested type, every layer attending in full."""
+def why_no_trees(config: Any) -> str | None:
+    """Return why trees are not known to be exact for a model, None where they are: a tested type, every layer attending
+    in full by scaled dot-product."""
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return config.model_type in SUPPORTED_MODEL_TYPES and layer_types == {"full_attention"}
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        return f"model type {config.model_type!r} is not among {', '.join(SUPPORTED_MODEL_TYPES)}"
+    if layer_types != {"full_attention"}:
+        return f"this {config.model_type} has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    return None if can_follow_trees(config) else f"its attention is {config._attn_implementation!r}, not 'sdpa'"
 
 
 def prepare_decoder(decoder: Any) -> None:

@@ -16,7 +16,7 @@ from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.model import LoraSettings, add_lora
 from pft_core.scoring import BranchScorer
-from pft_core.tree_decoder import supports_trees
+from pft_core.tree_decoder import why_no_trees
 from tests.builders import random_trees, tree
 
 MODELS = {
@@ -164,11 +164,13 @@ def test_an_unknown_architecture_runs_separate_and_says_so(caplog: pytest.LogCap
     assert BranchScorer(model).backend == "separate"
     assert len([r for r in caplog.records if r.name == "pft_core.scoring"]) == 1
     assert "gpt2" in caplog.text
-    with pytest.raises(UserError, match="attention_backend='split' does not know model type 'gpt2'"):
+    with pytest.raises(
+        UserError, match="attention_backend='split': model type 'gpt2' is not among llama, qwen2, qwen3"
+    ):
         BranchScorer(model, backend="split")
 
 
 def test_sliding_windows_are_not_shared() -> None:
     windowed = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    assert not supports_trees(windowed)
-    assert supports_trees(Qwen2Config(num_hidden_layers=2))
+    assert why_no_trees(windowed) == "this qwen2 has layers of type sliding_attention"
+    assert why_no_trees(Qwen2Config(num_hidden_layers=2)) is None

@@ -18,6 +18,7 @@ from pft_core import checkpoint
 from pft_core.batching import collate, empty_example
 from pft_core.encoding import BranchedExample
 from pft_core.engine import AdamWEngine, EngineSettings, NonFiniteError, build_engine
+from pft_core.engine_deepspeed import deepspeed_config
 from pft_core.errors import UserError
 from pft_core.model import LoraSettings, add_lora, load_base, save_adapter
 from pft_core.scoring import BranchScorer
@@ -295,3 +296,15 @@ def test_two_ranks_resume_bitwise(two_ranks: Path, name: str, stage: int) -> Non
 @pytest.mark.parametrize(("name", "stage"), ENGINES)
 def test_a_bad_loss_on_one_rank_stops_both(two_ranks: Path, name: str, stage: int) -> None:
     assert [result["stopped"] for result in results(two_ranks, name, stage)] == [True, True]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_adapter_weights_stay_whole_under_zero_3_and_those_of_a_full_training_do_not(tiny_qwen2, lora: bool) -> None:
+    model = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
+    scorer = BranchScorer(add_lora(model, LORA, seed=1) if lora else model)
+    trained = [w for w in scorer.parameters() if w.requires_grad]
+    settings = EngineSettings("deepspeed", 3, weight_decay=0.0, max_grad_norm=1.0, precision="fp32")
+    zero = deepspeed_config(settings, trained=trained, scorer=scorer)["zero_optimization"]
+    # DeepSpeed partitions weights of at least so many elements.
+    threshold = zero.get("stage3_param_persistence_threshold", 0)
+    assert all(w.numel() < threshold for w in trained) == lora

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from pft_core.batching import collate
 from pft_core.model import LoraSettings, add_lora, load_base
@@ -74,3 +75,27 @@ def test_the_file_is_named_after_weights_and_precision(tiny_qwen2, tmp_path, cha
 
 def test_a_hub_model_is_known_by_its_name() -> None:
     assert base_digest("org/name") != base_digest("org/other")
+
+
+def test_a_folder_is_known_by_its_weights_in_either_format(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"one")
+    before = base_digest(str(folder))
+    assert base_digest("~/base") == before
+    (folder / "pytorch_model.bin").write_bytes(b"two")
+    assert base_digest(str(folder)) != before
+
+
+@pytest.mark.parametrize("damage", ["cut", "of other pairs"])
+def test_a_file_that_does_not_fit_is_made_again(tiny_qwen2, tmp_path, damage: str) -> None:
+    trained, file = scorer(tiny_qwen2), tmp_path / "reference.safetensors"
+    first = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, device=CPU)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-5])
+    else:
+        save_file({"logps": np.zeros((3, 2), dtype=np.float32)}, file)
+    again = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, device=CPU)
+    assert np.array_equal(first, again)

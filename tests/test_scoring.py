@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pft_core.batching import collate, empty_example
 from pft_core.encoding import BranchedExample
@@ -63,3 +63,34 @@ def test_a_bin_without_labels_scores_zero_and_reaches_every_weight(model) -> Non
 def test_architectures_that_change_logits_are_refused() -> None:
     with pytest.raises(UserError, match="final_logit_softcapping"):
         refuse_scaled_logits(SimpleNamespace(model_type="gemma2", final_logit_softcapping=30.0))
+
+
+def test_an_architecture_whose_logits_are_not_its_heads_is_refused_whatever_its_keys_say() -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, attn_pdrop=0.1)
+    BranchScorer(GPT2LMHeadModel(config))
+
+    class Scaled(GPT2LMHeadModel):
+        def forward(self, **inputs):
+            out = super().forward(**inputs)
+            out.logits = 1.01 * out.logits
+            return out
+
+    with pytest.raises(UserError, match="model type 'gpt2' computes its logits in a way that is not supported"):
+        BranchScorer(Scaled(config))
+
+
+def test_a_model_that_does_not_attend_by_sdpa_runs_separate_and_says_why(tiny_qwen2, caplog) -> None:
+    eager = AutoModelForCausalLM.from_pretrained(tiny_qwen2, attn_implementation="eager")
+    assert not BranchScorer(eager).shares_prefix
+    assert "its attention is 'eager', not 'sdpa'" in caplog.text
+    with pytest.raises(UserError, match="attention_backend='split': its attention is 'eager'"):
+        BranchScorer(eager, backend="split")
+
+
+def test_flex_says_where_it_cannot_train(tiny_qwen2) -> None:
+    scorer = BranchScorer(AutoModelForCausalLM.from_pretrained(tiny_qwen2), backend="flex")
+    with pytest.raises(UserError, match="'flex' trains on CUDA only"):
+        scorer(collate([tree("x", [[5, 6], [5, 7]], [[8], [9]])]))
+    dropping = AutoModelForCausalLM.from_pretrained(tiny_qwen2, attention_dropout=0.1)
+    with pytest.raises(UserError, match="'flex' has no attention dropout"):
+        BranchScorer(dropping, backend="flex")

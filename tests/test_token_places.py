@@ -57,6 +57,14 @@ def test_the_table_serves_plain_text_and_not_text_that_the_tokenizer_rewrites(mo
     assert len(asked) == 1
 
 
+def test_a_vocabulary_that_is_no_table_is_not_read_as_one() -> None:
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("T", -1.0), ("a", -1.0), ("k", -1.0), ("e", -1.0)], unk_id=0))
+    unigram.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, eos_token="<eos>")
+    (tokens,) = place_tokens(["Take"], tokenizer)
+    assert tokens.ending_by(2) == 2
+
+
 @pytest.mark.parametrize(
     "tokenizer",
     [
