@@ -61,7 +61,7 @@ def reference_logps(
     """
     known = _known(file, len(store))
     # Decided together: ranks that see a shared folder at different times must not part ways.
-    if all(found is not None for found in gather([known])) and known is not None:
+    if all(gather([known is not None])) and known is not None:
         return known
     mine = range(this_rank(), len(store), num_ranks())
     logps_EB = np.zeros((len(store), len(store.label_counts([]).side_B)), dtype=np.float32)
