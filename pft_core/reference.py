@@ -59,12 +59,13 @@ def reference_logps(
     All ranks call: each scores a share where there is no file yet, and rank 0 writes it. The scorer must not be wrapped
     by an engine yet, nor trained.
     """
-    known = _known(file, len(store))
+    shape = len(store), len(store.label_counts([]).side_B)
+    known = _known(file, shape)
     # Decided together: ranks that see a shared folder at different times must not part ways.
     if all(gather([known is not None])) and known is not None:
         return known
     mine = range(this_rank(), len(store), num_ranks())
-    logps_EB = np.zeros((len(store), len(store.label_counts([]).side_B)), dtype=np.float32)
+    logps_EB = np.zeros(shape, dtype=np.float32)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         share = _score(store, list(mine), scorer, tokens_per_batch=tokens_per_batch, device=device)
     for indices, rows in gather([share]):
@@ -76,13 +77,13 @@ def reference_logps(
     return logps_EB
 
 
-def _known(file: Path, num_examples: int) -> NDArray[np.float32] | None:
+def _known(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
     """What is kept on disk; None where there is no such file, or a damaged one, which is then made again."""
     try:
-        logps_E2 = load_file(file)["logps"]
+        logps_EB = load_file(file)["logps"]
     except (OSError, SafetensorError, KeyError):
         return None
-    return logps_E2 if logps_E2.shape == (num_examples, len(SIDES)) else None
+    return logps_EB if logps_EB.shape == shape else None
 
 
 def _score(
