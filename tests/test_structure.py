@@ -31,6 +31,7 @@ LAYERS = [
     "toyworld",
     "objectives",
     "planning",
+    "demonstrations",
     "model",
     "engine",
     "engine_deepspeed",

@@ -1,10 +1,12 @@
 """Training through Ray Train, on tiny models."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from pft_core.artifacts import ModelRef, file_sha256
 from pft_core.errors import UserError
@@ -58,6 +60,28 @@ def test_a_ray_run_is_the_plain_run(ray_cluster, tiny_qwen2, data, tmp_path) -> 
     assert ref.adapter_sha256 == file_sha256(Path(result["adapter"]) / "adapter_model.safetensors")
     whole = tmp_path / "plain" / "checkpoint-00000006" / "rank-00000" / "policy" / "adapter_model.safetensors"
     assert ref.adapter_sha256 == file_sha256(whole)
+
+
+def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_diagnostics(
+    ray_cluster, tiny_qwen2, data, tmp_path
+) -> None:
+    chosen = config(tiny_qwen2, data, tmp_path, train={"objective": "dpo", "diagnostics_every": 2})
+    run_dir = Path(train.run(chosen)["run_dir"])
+    plain: list[tuple[float, float]] = []
+    context = LocalContext(
+        tmp_path / "plain",
+        device=torch.device("cpu"),
+        log=lambda s, m: plain.append((m["loss_first"], m["loss_second"])),
+    )
+    build_and_fit(train.make_payload(chosen), context)
+    assert losses(run_dir) == plain
+    # Before the first update the policy is its own reference: log 2 for each side.
+    assert plain[0] == pytest.approx((math.log(2), math.log(2)), abs=1e-5)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    measured = {"gap", "displacement_first", "rejected_displacement_second", "log_ratio_first", "gradient_cosine"}
+    assert measured <= set(run.data.metrics)
+    assert len(client.get_metric_history(run.info.run_id, "gradient_cosine")) == 3  # 6 steps, every second
 
 
 @pytest.mark.parametrize("validates", [False, True])

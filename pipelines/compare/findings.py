@@ -126,6 +126,7 @@ def headline(view: Comparison) -> list[str]:
             lines = [*standing(view, metric, variant), *differences(view, metric, variant)]
             prefix = "" if variant is None else f"{view.varies} {variant}: "
             said.append(prefix + " ".join([*lines, *against_words(view, metric, variant)]))
+    said.append(" ".join([*standing(view, AREA, None), *differences(view, AREA, None)]))
     return [line for line in said if line] + failures(view)
 
 
