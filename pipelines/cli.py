@@ -156,9 +156,11 @@ def compare(
     from pipelines.compare.suite import load_suite, shipped_suites
 
     if list_suites or suite is None:
-        suites = {name: load_suite(name).title for name in shipped_suites()}
-        for name, title in suites.items():
-            console.print(f"{name:20} {title}", highlight=False)
+        suites = {name: load_suite(name) for name in shipped_suites()}
+        for name, shipped in suites.items():
+            console.print(f"{name:20} {shipped.title}", highlight=False, soft_wrap=True)
+            for at, chosen_size in shipped.sizes.items():
+                console.print(f"{'':20}   {at}: {chosen_size.summary}", highlight=False, soft_wrap=True)
         return {"suites": list(suites)}
     chosen = load_suite(suite, overrides or [])
     from pipelines.compare import job

@@ -1,4 +1,4 @@
-"""A training run that is killed and started again, as a user would see it."""
+"""A training run and a comparison that are killed and started again, as a user would see it."""
 
 import json
 import subprocess
@@ -46,3 +46,34 @@ def test_a_killed_driver_goes_on_where_it_was_and_ends_with_the_same_adapter(tin
     assert len(hashes) == 1
     steps = [json.loads(line)["step"] for line in (Path(resumed["run_dir"]) / "metrics.jsonl").open()]
     assert steps == list(range(1, 401))
+
+
+def compare(suite: Path, storage: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "compare", str(suite), "--storage", str(storage)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finished_cells(storage: Path) -> dict[str, dict]:
+    jobs = {path.parent.name: json.loads(path.read_text()) for path in storage.glob("compare/cells/*/job.json")}
+    return {name: job for name, job in jobs.items() if job["status"] == "finished"}
+
+
+def test_a_killed_comparison_goes_on_and_runs_no_finished_cell_again(tmp_path) -> None:
+    suite = tmp_path / "suite.yaml"
+    size = {"seeds": [0, 1, 2, 3], "test_per_axis": 20, "run": {"train": {"max_steps": 40}}}
+    suite.write_text(yaml.safe_dump({"name": "cut", "title": "cut", "methods": ["pft"], "sizes": {"tiny": size}}))
+    process = compare(suite, tmp_path)
+    while not finished_cells(tmp_path):
+        assert process.poll() is None, "the comparison ended before it could be killed"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    before = finished_cells(tmp_path)
+    assert 0 < len(before) < 4
+    result = finish(compare(suite, tmp_path))
+    assert (result["cells"], result["failed"]) == (4, 0)
+    after = finished_cells(tmp_path)
+    assert len(after) == 4
+    assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
+    rows = json.loads(Path(result["report_json"]).read_text())["rows"]
+    assert {row["n_seeds"] for row in rows} == {4}

@@ -29,6 +29,7 @@ LAYERS = [
     "label_head",
     "scoring",
     "toyworld",
+    "text_base",
     "objectives",
     "planning",
     "demonstrations",

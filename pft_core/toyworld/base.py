@@ -52,8 +52,11 @@ def make_base(folder: Path, *, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def new_model(vocabulary: int, *, eos: int, pad: int) -> "Qwen2ForCausalLM":
-    """Return an untrained 2-layer Qwen2 of half a million weights, two fifths of them embeddings."""
+def new_model(vocabulary: int, *, eos: int, pad: int, heads: int = 4, positions: int = 512) -> "Qwen2ForCausalLM":
+    """Return an untrained 2-layer Qwen2 of a third of a million weights beside its embeddings.
+
+    heads: of queries, an even number; there are two of keys and values. positions: the longest text, in tokens.
+    """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -61,9 +64,9 @@ def new_model(vocabulary: int, *, eos: int, pad: int) -> "Qwen2ForCausalLM":
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         bos_token_id=None,
         eos_token_id=eos,
         pad_token_id=pad,

@@ -1,7 +1,7 @@
 """The demo's tokenizer: Qwen2's own byte-level BPE, with merges that make each of the toy world's words one token."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,15 @@ _FORMS: tuple[Form, ...] = ("one", "all")
 
 
 def make_tokenizer(*spaces: PreferenceSpace) -> "Qwen2Tokenizer":
-    """Return a fast tokenizer with pad and EOS; any text can be encoded, words from elsewhere fall into pieces.
+    """Return the demo's tokenizer: each of the toy world's words is one token."""
+    return learnt_tokenizer(_texts(spaces), size=_EVERY_MERGE)
 
-    It has to be Qwen2's class with its splitting rule: AutoTokenizer rebuilds it from vocabulary and merges alone.
+
+def learnt_tokenizer(texts: Iterable[str], *, size: int) -> "Qwen2Tokenizer":
+    """Return a fast tokenizer of at most `size` tokens, with pad and EOS, learnt from texts.
+
+    Any text can be encoded; words from elsewhere fall into pieces. It has to be Qwen2's class with its splitting rule:
+    AutoTokenizer rebuilds it from vocabulary and merges alone.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -32,13 +38,13 @@ def make_tokenizer(*spaces: PreferenceSpace) -> "Qwen2Tokenizer":
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=_EVERY_MERGE,
+        vocab_size=size,
         min_frequency=1,
         special_tokens=[_PAD, _EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    learner.train_from_iterator(_texts(spaces), trainer)
+    learner.train_from_iterator(texts, trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges: Any = [tuple(merge) for merge in learnt["merges"]]
     return Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges, **specials)

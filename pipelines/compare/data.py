@@ -40,7 +40,7 @@ class SuiteData:
 
 def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
     """Prepare train, validation and test records, or find them prepared. Raises UserError."""
-    name = size.data if size.data != "toyworld" and _released(size.data) else "toyworld"
+    name = size.data
     folders = {split: storage / name / split for split in SPLITS}
     for split in SPLITS:
         if name == "toyworld":
@@ -55,8 +55,9 @@ def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -
     prepare.run(prepare.PrepareConfig(source=source, output=str(output), forms=list(size.forms), **rows))
 
 
-def _released(name: str) -> bool:
-    return bool(os.environ.get("PFT_DATA")) and bool(_files(name, "train"))
+def is_at_hand(name: str) -> bool:
+    """Whether a data set is embedded, or its released files are in the folder that PFT_DATA names."""
+    return name == "toyworld" or bool(os.environ.get("PFT_DATA") and _files(name, "train"))
 
 
 def _files(name: str, split: str) -> list[str]:

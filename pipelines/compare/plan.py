@@ -1,17 +1,22 @@
 """What a suite runs: for each variant its data, cut and prepared, and a cell for each method and seed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from pft_core.artifacts import DatasetManifest, digest
 from pft_core.preferences import PreferenceSpace
+from pft_core.prompts import PromptStyle
+from pft_core.text_base import Effort, make_text_base
 from pft_core.toyworld.base import SHIPPED_BASE
 from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import SuiteData, released_file, subset
+from pipelines.compare.data import SuiteData, read_records, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant, run_config
-from pipelines.config import RunConfig
+from pipelines.config import PromptConfig, RunConfig
+from pipelines.console import console
 from pipelines.encode import ensure_layer
 from pipelines.jobs import commit
 from pipelines.objective import axis_names, objective_of
@@ -117,7 +122,18 @@ def layer_of(config: RunConfig) -> str:
 
 
 def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
-    """The model that every method starts from."""
-    if size.base == "toyworld" or (size.base == "text" and data.name == "toyworld"):
+    """The model that every method starts from; one of the training texts is made here, where it is not there yet."""
+    if size.base == "toyworld":
         return str(SHIPPED_BASE)
-    return size.base
+    if size.base != "text":
+        return size.base
+    prompt = PromptConfig(**size.run.get("prompt", {}))
+    style = PromptStyle(prompt.condition_position, prompt.answer)
+    key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), asdict(Effort())])
+    folder = storage / "bases" / f"text-{key}"
+    if not folder.is_dir():
+        console.print(f"making a tiny base model of the texts of {data.name}: about two minutes")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(1)
+        make_text_base(list(read_records(data.train)), folder, seed=0, style=style)
+    return str(folder)

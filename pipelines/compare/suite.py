@@ -42,6 +42,12 @@ class SuiteSize(Section):
     capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after where it is at hand
     lm_eval: list[str] = Field(default_factory=list)  # tasks of lm-eval, by name or YAML file, before and after
 
+    @property
+    def summary(self) -> str:
+        """What it asks of a cluster, in a line."""
+        resources = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
+        return f"{self.data}, {self.base}, {len(self.seeds)} seeds, a cell needs {resources}"
+
 
 class Suite(Section):
     """A comparison."""
@@ -115,6 +121,16 @@ def suite_path(name: str) -> Path:
 
 def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
+
+
+def embedded(size: SuiteSize, name: Size) -> SuiteSize:
+    """The size on the embedded data, with the settings that sizes.yaml has for it. Raises UserError if it has none."""
+    defaults = read_yaml(SIZES)[name]
+    if defaults["data"] != "toyworld":
+        raise UserError(f"size {name} is for {size.data}, and PFT_DATA names no folder with it: set PFT_DATA")
+    return size.model_copy(
+        update={key: getattr(SuiteSize(**defaults), key) for key in ("data", "base", "run", "of_method")}
+    )
 
 
 def run_config(base: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
