@@ -76,10 +76,10 @@ def make_text_base(
         )
     _bring_up(model, upbringing(items, tokenizer, style=style, seed=seed, effort=effort), effort)
     unfinished = folder.with_name(f".{folder.name}.tmp")
-    for place in (unfinished, folder):
-        shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pft_core.artifacts import DatasetManifest, digest
+from pft_core.encoding import View
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle
 from pft_core.text_base import Effort, make_text_base
@@ -41,15 +42,16 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
     """Cut the data of each variant, encode it for each method, and list the cells."""
     base = base_model(size, data, storage)
     plans = []
+    layers = Layers()
     variants: list[Variant | None] = [*suite.variants] or [None]
     for variant in variants:
         cut = variant_data(variant, data, storage / "data")
-        plans.append(VariantPlan(variant, cut, tuple(cells_of(suite, size, variant, cut, base, storage))))
+        plans.append(VariantPlan(variant, cut, tuple(cells_of(suite, size, variant, cut, base, storage, layers))))
     return plans
 
 
 def cells_of(
-    suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path
+    suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path, layers: "Layers"
 ) -> Iterator[Cell]:
     code_commit, capability = commit(), released_file(size.capability) if size.capability else None
     for name in suite.methods:
@@ -72,7 +74,7 @@ def cells_of(
                 seed=seed,
                 variant=variant,
                 stages=stages,
-                layers=tuple(layer_of(config) for config in stages) if method.stages else (),
+                layers=tuple(layers.of(config) for config in stages) if method.stages else (),
                 validation=str(data.validation),
                 test=str(data.test),
                 forms=tuple(size.forms),
@@ -106,19 +108,32 @@ def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> Sui
     )
 
 
-def layer_of(config: RunConfig) -> str:
-    """Encode the training data for this run, or find it encoded."""
-    axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
-    layer = ensure_layer(
+class Layers:
+    """The encoded layers of a suite's runs, each looked for once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+
+    def of(self, config: RunConfig) -> str:
+        """Encode the training data for this run, or find it encoded."""
+        axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
+        view = objective_of(config.train, axes).view
+        key = digest([config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction, view])
+        if key not in self._found:
+            self._found[key] = str(encoded_for(config, view))
+        return self._found[key]
+
+
+def encoded_for(config: RunConfig, view: View) -> Path:
+    return ensure_layer(
         Path(str(config.data)),
         model=str(config.model),
         prompt=config.prompt,
         encoding=config.encoding,
         max_reject_fraction=config.max_reject_fraction,
         concurrency=1,
-        view=objective_of(config.train, axes).view,
+        view=view,
     )
-    return str(layer)
 
 
 def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
