@@ -29,7 +29,7 @@ from pft_core.errors import UserError
 from pft_core.scoring import Backend, BranchScorer
 
 SHAPES = ("vcd", "bqd", "dpo1500", "alignx", "vcd_real")
-LIMIT_S = 200.0
+LIMIT_S = 150.0
 FLOAT32_LIMIT = 1e-5
 
 Loss = Callable[[], Tensor]
