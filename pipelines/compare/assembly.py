@@ -113,7 +113,7 @@ def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
 def captions(suite: Suite, size: Size, plans: Sequence[VariantPlan], pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
     """What a reader has to know of the data, the models and how they were asked, in sentences."""
     chosen, data = suite.sizes[size], plans[0].data
-    lines = list(suite.notes)
+    lines = [*suite.notes, *chosen.notes]
     if data.name != chosen.data:
         lines.append(f"Data: the embedded {data.name}, since PFT_DATA names no folder with {chosen.data}.")
     if size == "tiny":

@@ -32,6 +32,7 @@ class SuiteSize(Section):
     data: Literal["toyworld", "vcd", "bqd"]  # vcd and bqd are read from the folder PFT_DATA; without it, toyworld
     base: str  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
     seeds: list[int] = Field(min_length=1)
+    notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
     run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
     of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method: changes, such as train.lr: 1e-4
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
@@ -56,7 +57,7 @@ class Suite(Section):
     title: str
     methods: list[str] = Field(min_length=1)
     reference: str = "pft"  # the method that the others are tested against
-    notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
+    notes: list[str] = Field(default_factory=list)  # the same, for every size
     metrics: list[str] = Field(default=["one", "all", "both_right", "flip", "leak", "unparsed"], min_length=1)
     varies: str | None = None  # the name of what the variants change
     variants: list[Variant] = Field(default_factory=list)
@@ -129,7 +130,7 @@ def embedded(size: SuiteSize, name: Size) -> SuiteSize:
     if defaults["data"] != "toyworld":
         raise UserError(f"size {name} is for {size.data}, and PFT_DATA names no folder with it: set PFT_DATA")
     return size.model_copy(
-        update={key: getattr(SuiteSize(**defaults), key) for key in ("data", "base", "run", "of_method")}
+        update={key: getattr(SuiteSize(**defaults), key) for key in ("data", "base", "run", "of_method", "notes")}
     )
 
 
