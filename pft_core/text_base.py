@@ -4,6 +4,7 @@ It first repeats passages, which is how a model of this size learns to copy, the
 words of one listed option. It never sees which pole an option shows, nor the order in which a record lists them.
 """
 
+import os
 import random
 import re
 import shutil
@@ -75,7 +76,7 @@ def make_text_base(
             len(tokenizer), eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, heads=_HEADS, positions=_POSITIONS
         )
     _bring_up(model, upbringing(items, tokenizer, style=style, seed=seed, effort=effort), effort)
-    unfinished = folder.with_name(f".{folder.name}.tmp")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)

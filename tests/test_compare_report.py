@@ -54,7 +54,7 @@ def test_every_number_links_to_runs_that_say_data_wording_and_commit() -> None:
     for run in report["runs"]:
         line = re.search(rf'<tr id="run-{places[run["run_id"]]}">.*?</tr>', text, re.DOTALL)
         assert line is not None
-        assert all(run[key] in line[0] for key in ("run_id", "data_digest", "template_digest", "commit"))
+        assert all(run[key] in line[0] for key in ("run_id", "data_digest", "test_digest", "template_digest", "commit"))
     found = next(r for r in report["rows"] if (r["method"], r["metric"], r["pole"]) == ("pft", "one", "Daring"))
     cell = next(line for line in text.split("<tr>") if f'<data value="{found["mean"]}">' in line)
     assert [int(place) for place in re.findall(r'href="#run-(\d+)"', cell)] == [places[run] for run in found["run_ids"]]

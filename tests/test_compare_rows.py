@@ -5,7 +5,7 @@ import pytest
 from pft_core.errors import UserError
 from pft_core.evaluation.tasks import Outcome
 from pipelines.compare.area import area_rows
-from pipelines.compare.rows import Found, corrected, rate_rows, refuse_other_items, rows_of, significance_against
+from pipelines.compare.rows import Found, corrected, on_common_items, rate_rows, rows_of, significance_against
 from tests.builders import SPACE
 
 
@@ -76,23 +76,32 @@ def test_seeds_that_all_differ_by_the_same_are_tested_item_by_item() -> None:
     assert only(tests, axis=None) == {
         "metric": "both_right", "axis": None, "pole": None, "variant": None, "a": "pft", "b": "dpo", "test": "mcnemar",
         "difference": 0.75, "n": 8, "p": pytest.approx(0.03125),
+        "run_ids": ["pft-0", "dpo-0", "pft-1", "dpo-1", "pft-2", "dpo-2"],
     }  # fmt: skip
 
 
-def test_correction_runs_over_tests_of_one_kind_and_metric_and_single_axes_apart() -> None:
-    def test(kind: str, p: float, *, metric: str = "one", axis: str | None = None) -> dict[str, object]:
-        return {"test": kind, "metric": metric, "axis": axis, "p": p}
+def test_correction_runs_over_the_tests_of_one_metric_and_single_axes_and_sign_flips_apart() -> None:
+    def test(
+        kind: str, p: float, *, metric: str = "one", axis: str | None = None, variant: int = 1
+    ) -> dict[str, object]:
+        return {"test": kind, "metric": metric, "axis": axis, "p": p, "variant": variant}
 
     tests = [
-        test("mcnemar", 0.01), test("paired_t", 0.04), test("mcnemar", 0.04),
+        test("mcnemar", 0.01), test("paired_t", 0.04), test("mcnemar", 0.03, variant=2), test("permutation", 0.03),
         test("mcnemar", 0.03, axis="Risk"), test("mcnemar", 0.03, metric="both_right"),
     ]  # fmt: skip
-    assert [t["p_holm"] for t in corrected(tests)] == [0.02, 0.04, 0.04, 0.03, 0.03]
+    # 3 x 0.01; 2 x 0.03; 0.04, but not below the one before.
+    assert [t["p_holm"] for t in corrected(tests)] == pytest.approx([0.03, 0.06, 0.06, 0.03, 0.03, 0.03])
 
 
-def test_runs_on_other_items_are_refused() -> None:
-    with pytest.raises(UserError, match="dpo answered 7 items, pft other ones \\(8\\)"):
-        refuse_other_items([found("pft", {0: run(4, 4)}), found("dpo", {0: run(4, 4)[1:]})])
+def test_only_items_that_every_run_answered_count_and_the_others_are_named() -> None:
+    both = [found("pft", {0: run(4, 4), 1: run(4, 4)}), found("dpo", {0: run(4, 4)[1:], 1: run(4, 4)[1:]})]
+    kept, notes = on_common_items(both)
+    assert [[len(outcomes) for outcomes in f.runs] for f in kept] == [[7, 7], [7, 7]]
+    assert notes == ["1 of 8 questions are in no number, as they are too long: dpo could not be asked 1."]
+    assert on_common_items(both[:1]) == (both[:1], [])
+    with pytest.raises(UserError, match="no test item was answered by every method"):
+        on_common_items([found("pft", {0: run(4, 4)[:1]}), found("dpo", {0: run(4, 4)[1:]})])
 
 
 def test_yardsticks_have_no_leak_and_always_answer() -> None:

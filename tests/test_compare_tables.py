@@ -63,6 +63,7 @@ def run(method: str, seed: int | None, **changes: Any) -> dict[str, Any]:
         "seed": seed,
         "variant": None,
         "data_digest": "da7a" * 4,
+        "test_digest": "7e57" * 4,
         "template_digest": "7e3b" * 4,
         "commit": "c0ffee" * 6 + "c0de",
         "status": "finished",
@@ -312,11 +313,11 @@ def test_a_probe_of_words_above_all_methods_is_said_in_words() -> None:
     def said(probe: float) -> str:
         return " ".join(by_pole(Comparison(comparison(MEANS | {"bag_of_words": probe})), None).caption)
 
-    assert "No method is above the bag-of-words probe (90.0 %) on One: none is shown to have learnt more" in said(0.9)
-    assert "Every method is above the bag-of-words probe (40.0 %) on One." in said(0.4)
+    assert "No method's interval is above the bag-of-words probe (90.0 %) on One: none is shown to have" in said(0.9)
+    assert "Every method's interval is above the bag-of-words probe (40.0 %) on One." in said(0.4)
     assert (
-        "Above the bag-of-words probe (77.1 %) on One: sft:mixed and pft; not above it: prompt_only and sft:first."
-        in said(0.7712)
+        "Above the bag-of-words probe (77.1 %) on One, with their intervals: sft:mixed and pft; not shown to be: "
+        "prompt_only and sft:first." in said(0.7712)
     )
 
 
@@ -326,7 +327,8 @@ def test_the_caption_says_what_the_numbers_rest_on() -> None:
     assert "Test items: 400 for One, 400 for All." in caption
     assert "Mean \u00b1 standard deviation over 3 seeds." in caption
     assert "Intervals: 95 %, bootstrap clustered by scenario, over the mean of the seeds" in caption
-    assert "Digests: data da7ada7ada7a; prompt template 7e3b7e3b7e3b; commit c0ffeec0ffee." in caption
+    assert "Digests: training data da7ada7ada7a; test data 7e577e577e57; prompt template 7e3b7e3b7e3b;" in caption
+    assert caption.endswith("commit c0ffeec0ffee.")
 
 
 def test_what_varies_becomes_columns() -> None:

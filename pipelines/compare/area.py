@@ -42,7 +42,7 @@ def _seeds(curve: Sequence[Found]) -> list[int]:
 
 def _row(curve: Sequence[Found]) -> Row:
     seeds = _seeds(curve)
-    run_ids = [run_id for f in curve for seed in seeds if (run_id := f.by_seed[seed][0])]
+    run_ids = [f.by_seed[seed][0] for f in curve for seed in seeds]
     head = {"method": curve[0].method, "variant": None, "run_ids": run_ids, "axis": None, "pole": None, "metric": AREA}
     return row_of(area_of(curve, seeds), **head, position_baseline=None)
 
@@ -72,4 +72,5 @@ def _tests(own: Sequence[Found], other: Sequence[Found]) -> list[Row]:
         return []
     ours, theirs = area_of(own, [a for a, _ in pairs]), area_of(other, [b for _, b in pairs])
     head = {"metric": AREA, "axis": None, "pole": None, "variant": None, "a": own[0].method, "b": other[0].method}
-    return compared(ours, theirs, items_decide=False, **head)
+    run_ids = [found.by_seed[seed][0] for a, b in pairs for curve, seed in ((own, a), (other, b)) for found in curve]
+    return compared(ours, theirs, items_decide=False, run_ids=list(dict.fromkeys(run_ids)), **head)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import read_json
+from pft_core.artifacts import DatasetManifest, digest, read_json
 from pft_core.errors import UserError
 from pft_core.evaluation.capability import Answered
 from pft_core.evaluation.tasks import Outcome
@@ -13,14 +13,20 @@ from pipelines.capability import capability_rows
 from pipelines.compare.area import area_rows
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
-from pipelines.compare.data import limited, read_records
+from pipelines.compare.data import limited, read_records, released_file
 from pipelines.compare.methods import METHODS
 from pipelines.compare.plan import YARDSTICKS, VariantPlan
 from pipelines.compare.pool import Result
-from pipelines.compare.rows import Found, Row, corrected, rate_rows, refuse_other_items, rows_of, significance_against
+from pipelines.compare.rows import Found, Row, corrected, on_common_items, rate_rows, rows_of, significance_against
 from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.jobs import code_digest, commit
 from pipelines.tracking import read_metrics
+
+# Of a run's result, in the report.
+RUN_KEYS = (
+    "run_id", "data_digest", "test_digest", "template_digest", "base_digest", "capability_digest", "commit", "seconds",
+    "items_rejected", "pairs_rejected",
+)  # fmt: skip
 
 
 def assemble(
@@ -31,12 +37,13 @@ def assemble(
     left = iter(results)
     done = [(plan, [(cell, next(left)) for cell in plan.cells]) for plan in plans]
     found: list[Found] = []
+    notes: list[str] = []
     rows: list[Row] = []
     tests: list[Row] = []
     for plan, pairs in done:
         refuse_mixed_digests(pairs)
-        of_plan = list(found_of(suite, suite.sizes[size], plan, pairs))
-        refuse_other_items(of_plan)
+        of_plan, left_out = on_common_items(list(found_of(suite, suite.sizes[size], plan, pairs)))
+        notes += left_out
         rows += [row for f in of_plan for row in rows_of(f, plan.space, suite.metrics)]
         tests += tests_of(suite, of_plan, plan)
         if "pairs_per_s" in suite.metrics:
@@ -49,11 +56,11 @@ def assemble(
         "suite": suite.name,
         "title": suite.title,
         "size": size,
-        "captions": captions(suite, size, plans, every),
+        "captions": [*captions(suite, size, every), *dict.fromkeys(notes)],
         "rows": rows + area,
         "tests": corrected(tests + area_tests),
         "curves": [curve(cell, result) for cell, result in every if cell.layers and "error" not in result],
-        "runs": [run_line(cell, result) for cell, result in every],
+        "runs": [line for plan, pairs in done for line in run_lines(suite, plan, pairs)],
         "timings": {"total": seconds},
         "config": suite.model_dump(),
         "digests": {"code": code_digest(), "commit": commit()},
@@ -64,15 +71,19 @@ def capability_of(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, R
     """The rows of general capability of each method that was asked for it, and of its drop where it was trained."""
     for name in suite.methods:
         found = {
-            cell.seed: (result["run_id"], read_json(path, what="answers to general questions"))
+            cell.seed: (result["run_id"], told)
             for cell, result in pairs
-            if cell.name == name and "error" not in result
-            if (path := Path(result["run_dir"]) / CAPABILITY_NAME).is_file()
+            if cell.name == name and "error" not in result and (told := general_answers(result))
         }
         if found:
             after = {seed: (run_id, answers(told["after"])) for seed, (run_id, told) in found.items()}
             before = [answers(told["before"]) for _, told in found.values() if "before" in told]
             yield from capability_rows(name, describe(suite, plan), before=next(iter(before), None), by_seed=after)
+
+
+def general_answers(result: Result) -> dict[str, Any] | None:
+    path = Path(result["run_dir"]) / CAPABILITY_NAME
+    return read_json(path, what="answers to general questions") if path.is_file() else None
 
 
 def answers(told: dict[str, Any]) -> list[Answered]:
@@ -91,7 +102,9 @@ def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[t
         mine = [(cell, result) for cell, result in pairs if cell.name == name and "error" not in result]
         variant = describe(suite, plan)
         if METHODS[name].asked in YARDSTICKS:
-            yield Found(name, variant, {NO_SEED: ("", yardstick(name, size, plan))}, 1, is_yardstick=True)
+            yield Found(
+                name, variant, {NO_SEED: (yardstick_id(name, plan), yardstick(name, size, plan))}, 1, is_yardstick=True
+            )
         elif mine:
             by_seed = {cell.seed: (result["run_id"], read_outcomes(Path(result["outcomes"]))) for cell, result in mine}
             yield Found(name, variant, by_seed, len(size.seeds) if METHODS[name].seeded else 1)
@@ -110,17 +123,29 @@ def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
     return [outcome for form in size.forms for outcome in bag_of_words(train, test, seed=0, form=form)]
 
 
-def captions(suite: Suite, size: Size, plans: Sequence[VariantPlan], pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
+def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
     """What a reader has to know of the data, the models and how they were asked, in sentences."""
-    chosen, data = suite.sizes[size], plans[0].data
-    lines = [*suite.notes, *chosen.notes]
-    if data.name != chosen.data:
-        lines.append(f"Data: the embedded {data.name}, since PFT_DATA names no folder with {chosen.data}.")
+    lines = [*suite.notes, *suite.sizes[size].notes]
     if size == "tiny":
         lines.append("Tiny models: these numbers compare methods under small means, not policies for use.")
-    finished = [(cell.name, Path(done["run_dir"])) for cell, done in pairs if "error" not in done]
-    notes = [f"{name}: {note}." for name, run_dir in finished for note in notes_on(run_dir)]
-    return lines + list(dict.fromkeys(notes))
+    capability = suite.sizes[size].capability
+    if capability and not released_file(capability):
+        lines.append(f"General capability was not asked: PFT_DATA names no folder with {capability}.")
+    finished = [(cell, result) for cell, result in pairs if "error" not in result]
+    return lines + list(dict.fromkeys(note for cell, result in finished for note in notes_of(cell, result)))
+
+
+def notes_of(cell: Cell, result: Result) -> Iterator[str]:
+    """What is to be known of one run: how it was asked, and what it could not train on, or be asked."""
+    for note in notes_on(Path(result["run_dir"])):
+        yield f"{cell.name}: {note}."
+    if result["pairs_rejected"]:
+        yield f"{cell.name}: {result['pairs_rejected']} training pairs were too long and left out."
+    if result["capability_error"]:
+        yield f"General capability was not asked: {result['capability_error']}."
+    told = general_answers(result)
+    if told and told["after"]["rejected"]:
+        yield f"{told['after']['rejected']} general questions were too long, or could not be read."
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
@@ -155,20 +180,31 @@ def refuse_mixed_digests(pairs: Sequence[tuple[Cell, Result]]) -> None:
                 )
 
 
-def run_line(cell: Cell, result: Result) -> dict[str, Any]:
-    return {
-        "run_id": result.get("run_id"),
-        "method": cell.name,
-        "seed": None if cell.seed == NO_SEED else cell.seed,
-        "variant": None if cell.variant is None else cell.variant.value,
-        "data_digest": result.get("data_digest"),
-        "test_digest": result.get("test_digest"),
-        "template_digest": result.get("template_digest"),
-        "commit": result.get("commit"),
-        "status": "failed" if "error" in result else "finished",
-        "error": result.get("error"),
-        "seconds": result.get("seconds"),
-    }
+def run_lines(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Row]:
+    """Where the numbers of one variant come from: every cell, and the yardsticks."""
+    for cell, result in pairs:
+        head = {"method": cell.name, "seed": None if cell.seed == NO_SEED else cell.seed}
+        error = result.get("error")
+        status = {"status": "failed" if error else "finished", "error": error}
+        yield {key: result.get(key) for key in RUN_KEYS} | head | status | {"variant": value_of_plan(plan)}
+    data = {key: DatasetManifest.load(folder).data_digest for key, folder in yardstick_data(plan).items()}
+    for name in (name for name in suite.methods if METHODS[name].asked in YARDSTICKS):
+        head = {"run_id": yardstick_id(name, plan), "method": name, "seed": None, "status": "finished"}
+        yield dict.fromkeys((*RUN_KEYS, "error")) | head | data | {"commit": commit(), "variant": value_of_plan(plan)}
+
+
+def yardstick_data(plan: VariantPlan) -> dict[str, Path]:
+    return {"data_digest": plan.data.train, "test_digest": plan.data.test}
+
+
+def yardstick_id(name: str, plan: VariantPlan) -> str:
+    """A yardstick is no run: what it is made of stands for it."""
+    digests = [DatasetManifest.load(folder).data_digest for folder in yardstick_data(plan).values()]
+    return f"{name}-{digest([*digests, code_digest()])[:8]}"
+
+
+def value_of_plan(plan: VariantPlan) -> Any:
+    return None if plan.variant is None else plan.variant.value
 
 
 def curve(cell: Cell, result: Result) -> dict[str, Any]:

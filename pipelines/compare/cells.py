@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from pft_core.artifacts import DatasetManifest, ModelRef, digest, file_sha256, write_json
+from pft_core.encoded_layer import EncodedLayer
+from pft_core.errors import UserError
 from pft_core.evaluation.answers import Answerer, Asking, ask
 from pft_core.evaluation.capability import Answered
 from pft_core.evaluation.tasks import Outcome
@@ -42,12 +44,14 @@ NO_SEED = -1  # of methods that a seed does not change
 @dataclass(frozen=True)
 class Cell:
     """What an actor needs. stages: the run config of each training in turn, with the folder of its encoded layer; a
-    method that is not trained has one config, and no layers."""
+    method that is not trained has one config, and no layers. base_digest: of the weights that all methods start from.
+    """
 
     name: str
     method: Method
     seed: int
     variant: Variant | None
+    base_digest: str
     stages: tuple[RunConfig, ...]
     layers: tuple[str, ...]
     validation: str
@@ -67,10 +71,15 @@ class Cell:
     def kind(self) -> str:
         """What decides a cell's result besides its last run config and training data."""
         earlier = [stage.model_dump(exclude={"storage", "tracking"}) for stage in self.stages[:-1]]
-        test = DatasetManifest.load(Path(self.test)).data_digest
-        capability = [self.capability and file_sha256(Path(self.capability)), self.lm_eval]
-        parts = [self.method, earlier, test, self.forms, self.test_per_axis, capability]
+        data = [DatasetManifest.load(Path(folder)).data_digest for folder in (self.validation, self.test)]
+        parts = [self.method, earlier, data, self.forms, self.test_per_axis, self.base_digest, self.capability_digest]
         return f"cell:{self.name}:{digest(parts)}"
+
+    @property
+    def capability_digest(self) -> str | None:
+        """Of the general questions: the two-choice file, and lm-eval's tasks with their files."""
+        named = [name for name in (self.capability, *self.lm_eval) if name]
+        return digest([file_sha256(Path(n)) if Path(n).is_file() else n for n in named]) if named else None
 
 
 class CellActor:
@@ -91,8 +100,8 @@ class CellActor:
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train and ask, or return what an identical cell found.
 
-    Result: run_id, run_dir, outcomes (a file), rejected, data_digest, test_digest, template_digest, commit, seconds,
-    pairs_per_s (None where nothing is trained).
+    Result: run_id, run_dir, outcomes (a file), items_rejected and pairs_rejected (too long), digests, commit, seconds,
+    pairs_per_s (None where nothing is trained), capability_error (None: asked, or not to be asked).
     """
     config = cell.stages[-1]
 
@@ -101,13 +110,17 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
-            write_capability(cell, ref, run_dir)
-        (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
+            (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
+            capability_error = write_capability(cell, ref, run_dir)
         return {
             "run_id": run_dir.name,
             "run_dir": str(run_dir),
             "outcomes": str(run_dir / OUTCOMES_NAME),
-            "rejected": len(rejects),
+            "items_rejected": len(rejects),
+            "pairs_rejected": EncodedLayer(Path(cell.layers[-1])).rejected if cell.layers else 0,
+            "base_digest": cell.base_digest,
+            "capability_digest": cell.capability_digest,
+            "capability_error": capability_error,
             "data_digest": DatasetManifest.load(Path(str(config.data))).data_digest,
             "test_digest": DatasetManifest.load(Path(cell.test)).data_digest,
             "template_digest": ref.template_digest,
@@ -128,8 +141,15 @@ def train_stages(cell: Cell, run_dir: Path, tracker: Tracker) -> ModelRef:
         ref, steps = train_stage(config, layer, folder, tracker, first_step=first_step, device=cell.device)
         first_step += steps
         if number < len(cell.layers):
-            base = str(merge_adapter(base, Path(str(ref.adapter)), run_dir / f"stage{number}" / "merged"))
+            base = trained_model(base, ref, folder)
     return ref if cell.layers else untrained(cell.stages[0], cell.test)
+
+
+def trained_model(base: str, ref: ModelRef, folder: Path) -> str:
+    """The folder of the whole model that a stage has trained, for the next one to start from."""
+    if ref.weights is not None:
+        return ref.weights
+    return str(merge_adapter(base, Path(str(ref.adapter)), folder / "merged"))
 
 
 def train_stage(
@@ -161,27 +181,36 @@ def ask_policy(cell: Cell, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome],
     manifest = DatasetManifest.load(Path(cell.test))
     answer, base_answer = ways_to_answer(cell, evaluation_job(cell, ref, manifest.space), run_dir)
     if ref.base != cell.stages[0].model:
-        first = replace(ref, base=str(cell.stages[0].model), adapter=None)
+        first = replace(ref, base=str(cell.stages[0].model), adapter=None, weights=None)
         base_answer, _ = answerers(evaluation_job(cell, first, manifest.space))
     items = read_items(Path(cell.test), manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
     answered = ask(items, answer, base_answer)
     return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
 
 
-def write_capability(cell: Cell, ref: ModelRef, run_dir: Path) -> None:
+def write_capability(cell: Cell, ref: ModelRef, run_dir: Path) -> str | None:
     """Ask the policy general questions, and the suite's base before any training: capability.json, where asked for.
 
-    A policy that is not one to keep (steered, or shown examples) is not asked.
+    A policy that is not one to keep (steered, or shown examples) is not asked. Returns why nothing could be asked: it
+    is no reason to lose what the training has given.
     """
     if cell.method.asked != "condition" or not (cell.capability or cell.lm_eval):
-        return
+        return None
+    try:
+        write_json(run_dir / CAPABILITY_NAME, ask_before_and_after(cell, ref))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def ask_before_and_after(cell: Cell, ref: ModelRef) -> dict[str, Any]:
     space = DatasetManifest.load(Path(cell.test)).space
     after = evaluation_job(cell, ref, space)
     first = replace(ref, base=str(cell.stages[0].model), adapter=None, weights=None)
     found = {"after": ask_general(cell, after)}
     if cell.layers:
         found["before"] = ask_general(cell, evaluation_job(cell, first, space))
-    write_json(run_dir / CAPABILITY_NAME, found)
+    return found
 
 
 def ask_general(cell: Cell, job: Job) -> dict[str, Any]:

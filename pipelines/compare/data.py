@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.artifacts import DatasetManifest, Shard, digest, file_sha256
+from pft_core.artifacts import MANIFEST_NAME, DatasetManifest, Shard, digest, file_sha256
 from pft_core.errors import UserError
 from pft_core.record_schema import RECORD_SCHEMA
 from pft_core.records import PairedExample
@@ -20,6 +20,7 @@ from pipelines import prepare
 from pipelines.compare.suite import SuiteSize
 from pipelines.embedded import NUM_PER_AXIS
 
+HELD_OUT_SHARE = 0.1  # of the training records, where a data set has no validation split of its own
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 # File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
 FILES = {
@@ -41,23 +42,44 @@ class SuiteData:
 def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
     """Prepare train, validation and test records, or find them prepared. Raises UserError."""
     name = size.data
+    refuse_missing(name)
     folders = {split: storage / name / split for split in SPLITS}
     for split in SPLITS:
         if name == "toyworld":
             _prepare({"split": split, "num_per_axis": NUM_PER_AXIS[split]}, name, folders[split], size)
         elif split in FILES[name]:
             _prepare({"input": _files(name, split)}, name, folders[split], size)
-    has_validation = name == "toyworld" or "validation" in FILES[name]
-    return SuiteData(name, folders["train"], folders["validation" if has_validation else "train"], folders["test"])
+    if name != "toyworld" and "validation" not in FILES[name]:
+        return SuiteData(name, *held_out(folders["train"], storage / name), folders["test"])
+    return SuiteData(name, folders["train"], folders["validation"], folders["test"])
+
+
+def held_out(data: Path, storage: Path) -> tuple[Path, Path]:
+    """Split prepared records into those to train on and those that choose settings, by a hash of their scenarios."""
+    manifest = DatasetManifest.load(data)
+    train, validation = (storage / f"{part}-{manifest.data_digest}" for part in ("kept", "held-out"))
+    if (train / MANIFEST_NAME).is_file() and (validation / MANIFEST_NAME).is_file():
+        return train, validation
+    records = list(read_records(data))
+    chosen = {r.id for r in records if int(_hash(r.scenario)[:8], 16) < HELD_OUT_SHARE * 16**8}
+    return (
+        _write(train, [r for r in records if r.id not in chosen], manifest),
+        _write(validation, [r for r in records if r.id in chosen], manifest),
+    )
 
 
 def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -> None:
     prepare.run(prepare.PrepareConfig(source=source, output=str(output), forms=list(size.forms), **rows))
 
 
-def is_at_hand(name: str) -> bool:
-    """Whether a data set is embedded, or its released files are in the folder that PFT_DATA names."""
-    return name == "toyworld" or bool(os.environ.get("PFT_DATA") and _files(name, "train"))
+def refuse_missing(name: str) -> None:
+    """Raise UserError where the released files of a data set are not in the folder that PFT_DATA names."""
+    folder = os.environ.get("PFT_DATA")
+    if name != "toyworld" and not (folder and _files(name, "train")):
+        raise UserError(
+            f"PFT_DATA={folder or ''} holds no {FILES[name]['train']}: set it to the folder of the released data"
+            + (", or unset it for the embedded data at size tiny" if folder else "")
+        )
 
 
 def _files(name: str, split: str) -> list[str]:
@@ -77,6 +99,8 @@ def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records:
     """
     if axes is None and num_records is None:
         return data
+    if (folder / MANIFEST_NAME).is_file():  # named after all that decides its content
+        return folder
     manifest = DatasetManifest.load(data)
     for axis in axes or ():
         manifest.space.axis(axis)

@@ -203,19 +203,19 @@ def kinds(tests: Sequence[Row]) -> str:
 
 
 def against_words(view: Comparison, metric: str, variant: Any) -> list[str]:
-    """Which methods lie above the probe that sees only the words of the options."""
+    """Which methods' intervals lie above the probe that sees only the words of the options."""
     probe = view.average(BAG_OF_WORDS, metric, variant)
     rows = view.averages(view.opponents, metric, variant)
     if probe is None or not rows:
         return []
-    above = [row["method"] for row in rows if row["mean"] > probe["mean"]]
-    below = [row["method"] for row in rows if row["mean"] <= probe["mean"]]
+    above = [row["method"] for row in rows if row["low"] > probe["mean"]]
+    below = [row["method"] for row in rows if row["low"] <= probe["mean"]]
     value = f"the bag-of-words probe ({shown(metric, probe['mean'])} %) on {NAMES[metric]}"
     if not above:
-        return [f"No method is above {value}: none is shown to have learnt more than the options' words."]
+        return [f"No method's interval is above {value}: none is shown to have learnt more than the options' words."]
     if not below:
-        return [f"Every method is above {value}."]
-    return [f"Above {value}: {listed(above)}; not above it: {listed(below)}."]
+        return [f"Every method's interval is above {value}."]
+    return [f"Above {value}, with their intervals: {listed(above)}; not shown to be: {listed(below)}."]
 
 
 def against_position(view: Comparison, metric: str, variant: Any) -> list[str]:
@@ -282,7 +282,12 @@ def _marks(rows: Sequence[Row]) -> list[str]:
 
 def _provenance(view: Comparison, variants: Sequence[Any]) -> str:
     runs = [run for run in view.runs if value_of(run["variant"]) in variants]
-    parts = {"data": "data_digest", "prompt template": "template_digest", "commit": "commit"}
+    parts = {
+        "training data": "data_digest",
+        "test data": "test_digest",
+        "prompt template": "template_digest",
+        "commit": "commit",
+    }
     found = {what: _distinct(str(run[key])[:12] for run in runs if run[key]) for what, key in parts.items()}
     return "Digests: " + "; ".join(f"{what} {', '.join(d) or 'unknown'}" for what, d in found.items()) + "."
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.compare.assembly import assemble
-from pipelines.compare.data import is_at_hand, suite_data
+from pipelines.compare.data import suite_data
 from pipelines.compare.plan import plan_suite
 from pipelines.compare.pool import Result, cells_at_once, run_cells
 from pipelines.compare.report import write_comparison
-from pipelines.compare.suite import Size, Suite, embedded
+from pipelines.compare.suite import Size, Suite
 from pipelines.console import console
 from pipelines.jobs import ensure_ray, locked
 
@@ -25,7 +25,7 @@ def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
     started = time.perf_counter()
     with locked(folder):
         ensure_ray()
-        chosen = suite.sizes[size] if is_at_hand(suite.sizes[size].data) else embedded(suite.sizes[size], size)
+        chosen = suite.sizes[size]
         data = suite_data(chosen, storage.resolve() / "compare" / "data")
         plans = plan_suite(suite, chosen, data, storage.resolve() / "compare")
         cells = [cell for plan in plans for cell in plan.cells]

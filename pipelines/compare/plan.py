@@ -8,18 +8,21 @@ import torch
 
 from pft_core.artifacts import DatasetManifest, digest
 from pft_core.encoding import View
+from pft_core.errors import UserError
+from pft_core.evaluation.capability import read_items
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle
-from pft_core.text_base import Effort, make_text_base
+from pft_core.reference import base_digest
+from pft_core.text_base import make_text_base
 from pft_core.toyworld.base import SHIPPED_BASE
 from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import SuiteData, read_records, released_file, subset
+from pipelines.compare.data import SuiteData, limited, read_records, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant, run_config
 from pipelines.config import PromptConfig, RunConfig
 from pipelines.console import console
 from pipelines.encode import ensure_layer
-from pipelines.jobs import commit
+from pipelines.jobs import code_digest, commit
 from pipelines.objective import axis_names, objective_of
 
 YARDSTICKS = ("position", "bag_of_words")  # asked of the records alone: no cell
@@ -40,6 +43,9 @@ class VariantPlan:
 
 def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) -> list[VariantPlan]:
     """Cut the data of each variant, encode it for each method, and list the cells."""
+    refuse_too_few(size, data)
+    if size.capability and (path := released_file(size.capability)):
+        read_items(Path(path))
     base = base_model(size, data, storage)
     plans = []
     layers = Layers()
@@ -50,9 +56,22 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
     return plans
 
 
+def refuse_too_few(size: SuiteSize, data: SuiteData) -> None:
+    """Raise UserError, before anything runs, for an axis whose test scenarios are too few for an interval."""
+    scenarios: dict[str, set[str]] = {}
+    for record in limited(read_records(data.test), size.test_per_axis):
+        scenarios.setdefault(record.axis, set()).add(record.scenario)
+    for axis, found in scenarios.items():
+        if len(found) < 2:
+            raise UserError(
+                f"{axis!r}: an interval needs at least 2 scenarios, the test data has {len(found)}: raise test_per_axis"
+            )
+
+
 def cells_of(
     suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path, layers: "Layers"
 ) -> Iterator[Cell]:
+    weights = base_digest(base)
     code_commit, capability = commit(), released_file(size.capability) if size.capability else None
     for name in suite.methods:
         method = METHODS[name]
@@ -73,6 +92,7 @@ def cells_of(
                 method=method,
                 seed=seed,
                 variant=variant,
+                base_digest=weights,
                 stages=stages,
                 layers=tuple(layers.of(config) for config in stages) if method.stages else (),
                 validation=str(data.validation),
@@ -144,7 +164,7 @@ def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
         return size.base
     prompt = PromptConfig(**size.run.get("prompt", {}))
     style = PromptStyle(prompt.condition_position, prompt.answer)
-    key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), asdict(Effort())])
+    key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), code_digest()])
     folder = storage / "bases" / f"text-{key}"
     if not folder.is_dir():
         console.print(f"making a tiny base model of the texts of {data.name}: about two minutes")

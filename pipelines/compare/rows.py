@@ -3,8 +3,8 @@
 Every value is a ratio of sums over items, so an interval draws scenarios, for all seeds and both poles together.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,19 @@ class Found:
 
     @property
     def head(self) -> Row:
-        """What its rows begin with; a yardstick has no runs."""
-        run_ids = [run_id for run_id, _ in self.by_seed.values() if run_id]
-        return {"method": self.method, "variant": self.variant, "run_ids": run_ids}
+        """What its rows begin with."""
+        return {
+            "method": self.method,
+            "variant": self.variant,
+            "run_ids": [run_id for run_id, _ in self.by_seed.values()],
+        }
+
+    def kept(self, items: Container[tuple[str, Form]]) -> "Found":
+        """The same of these items alone."""
+        by_seed = {
+            s: (run, [o for o in outcomes if item_key(o) in items]) for s, (run, outcomes) in self.by_seed.items()
+        }
+        return replace(self, by_seed=by_seed)
 
     @property
     def runs(self) -> list[Sequence[Outcome]]:
@@ -161,13 +171,16 @@ def significance_against(reference: Found, others: Sequence[Found], space: Prefe
 
 
 def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[Row]:
-    pairs = [(reference.by_seed[a][1], other.by_seed[b][1]) for a, b in paired_seeds(reference, other)]
-    if not pairs:
+    seeds = paired_seeds(reference, other)
+    if not seeds:
         return []
+    pairs = [(reference.by_seed[a][1], other.by_seed[b][1]) for a, b in seeds]
+    run_ids = [run for a, b in seeds for run in (reference.by_seed[a][0], other.by_seed[b][0])]
     ours, theirs = (table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
     if ours is None or theirs is None:
         return []
-    head = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
+    head: Row = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
+    head["run_ids"] = list(dict.fromkeys(run_ids))
     # An item's `one` is two answers, which are not independent: McNemar's test is not for them.
     return compared(ours, theirs, items_decide=metric == "both_right", a=reference.method, b=other.method, **head)
 
@@ -201,10 +214,14 @@ def paired_seeds(reference: Found, other: Found) -> list[tuple[int, int]]:
 
 
 def corrected(tests: Sequence[Row]) -> list[Row]:
-    """Add `p_holm`: over the tests of the same kind and metric, those of means over axes apart from single axes'."""
+    """Add `p_holm`: over the tests of one metric, those of means over axes apart from single axes'.
+
+    Sign flips, which test again what paired t has tested, are a family of their own.
+    """
     families: dict[Hashable, list[int]] = {}
     for i, test in enumerate(tests):
-        families.setdefault((test["test"], test["metric"], test["axis"] is None), []).append(i)
+        family = test["test"] == "permutation", test["metric"], test["axis"] is None
+        families.setdefault(family, []).append(i)
     adjusted: dict[int, float] = {}
     for places in families.values():
         adjusted |= dict(zip(places, holm([tests[i]["p"] for i in places]), strict=True))
@@ -232,14 +249,21 @@ def rate_rows(found: Sequence[tuple[Found, Sequence[float]]]) -> list[Row]:
     ]
 
 
-def refuse_other_items(found: Sequence[Found]) -> None:
-    """Raise UserError where runs were not asked the same items in the same order: their rows could not be compared."""
-    for variant in {str(f.variant): f.variant for f in found}.values():
-        group = [(f.method, run) for f in found if f.variant == variant for run in f.runs]
-        asked = [[(o.item_id, o.form, o.sides) for o in run] for _, run in group]
-        for (method, _), items in zip(group, asked, strict=True):
-            if items != asked[0]:
-                raise UserError(
-                    f"{method} answered {len(items)} items, {group[0][0]} other ones ({len(asked[0])}): their rows "
-                    "cannot be compared; raise encoding.max_length so that no item is rejected"
-                )
+def on_common_items(found: Sequence[Found]) -> tuple[list[Found], list[str]]:
+    """Keep the items that every run of a variant answered, so that rows compare; say, by method, what was left out.
+
+    Raises UserError where no item is left.
+    """
+    answered = {id(run): [item_key(o) for o in run] for f in found for run in f.runs}
+    everywhere = set.intersection(*map(set, answered.values()))
+    asked = max(map(len, answered.values()))
+    if not everywhere:
+        raise UserError("no test item was answered by every method: raise encoding.max_length")
+    short = {f.method: len(min(f.runs, key=len)) for f in found}
+    said = [f"{method} could not be asked {asked - n}" for method, n in short.items() if n < asked]
+    note = f"{asked - len(everywhere)} of {asked} questions are in no number, as they are too long: {'; '.join(said)}."
+    return [f.kept(everywhere) for f in found], [note] if len(everywhere) < asked else []
+
+
+def item_key(outcome: Outcome) -> tuple[str, Form]:
+    return outcome.item_id, outcome.form

@@ -1,10 +1,11 @@
 """What a suite compares: methods, seeds, variants and data, at each of two sizes."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.errors import UserError, did_you_mean
 from pipelines.compare.methods import method
@@ -31,17 +32,29 @@ class SuiteSize(Section):
 
     data: Literal["toyworld", "vcd", "bqd"]  # vcd and bqd are read from the folder PFT_DATA; without it, toyworld
     base: str  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[NonNegativeInt] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
     run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
     of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method: changes, such as train.lr: 1e-4
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
     test_per_axis: PositiveInt | None = None  # None: every test item
-    resources: dict[str, float] = Field(
+    resources: dict[str, PositiveFloat] = Field(
         default_factory=lambda: {"CPU": 1.0}
     )  # of one cell; with a GPU it trains and asks there
     capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after where it is at hand
     lm_eval: list[str] = Field(default_factory=list)  # tasks of lm-eval, by name or YAML file, before and after
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: list[int]) -> list[int]:
+        return once(seeds, "seed")
+
+    @field_validator("of_method")
+    @classmethod
+    def _methods_exist(cls, changes: dict[str, Any]) -> dict[str, Any]:
+        for name in changes:
+            _known(method, name)
+        return changes
 
     @property
     def summary(self) -> str:
@@ -65,8 +78,9 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        for name in self.methods:
+        for name in once(self.methods, "method"):
             _known(method, name)
+        once([variant.value for variant in self.variants], "variant")
         if self.reference not in self.methods:
             raise ValueError(f"reference={self.reference!r} is not among the methods {self.methods}")
         for metric in self.metrics:
@@ -75,6 +89,14 @@ class Suite(Section):
         if (self.varies is None) != (not self.variants):
             raise ValueError("varies and variants go together: name what the variants change, or leave both out")
         return self
+
+
+def once(values: Sequence[Any], what: str) -> Any:
+    """Return the values. Raises ValueError where one of them is there twice: its runs would count twice."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{what} {value!r} is named twice")
+    return values
 
 
 def _known(look_up: Any, name: str) -> None:
@@ -99,7 +121,19 @@ def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(sizes, Mapping):
         return raw
     defaults = read_yaml(SIZES)
-    return raw | {"sizes": {size: _merged(defaults.get(size, {}), own) for size, own in sizes.items()}}
+    return raw | {"sizes": {size: _filled(defaults.get(size, {}), own) for size, own in sizes.items()}}
+
+
+def _filled(defaults: Mapping[str, Any], own: Any) -> Any:
+    """Merge a size with its defaults; without PFT_DATA, one on released data becomes the default on embedded data."""
+    if not isinstance(own, Mapping) or os.environ.get("PFT_DATA"):
+        return _merged(defaults, own)
+    data = own.get("data", defaults.get("data"))
+    if data == "toyworld" or defaults.get("data") != "toyworld":
+        return _merged(defaults, own)
+    kept = {key: value for key, value in own.items() if key not in ("data", "base", "run", "of_method")}
+    note = f"Data: the embedded toyworld in place of {data}, since PFT_DATA names no folder."
+    return _merged(defaults, kept | {"notes": [*own.get("notes", defaults.get("notes", [])), note]})
 
 
 def _merged(defaults: Any, own: Any) -> Any:
@@ -124,16 +158,6 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
 
 
-def embedded(size: SuiteSize, name: Size) -> SuiteSize:
-    """The size on the embedded data, with the settings that sizes.yaml has for it. Raises UserError if it has none."""
-    defaults = read_yaml(SIZES)[name]
-    if defaults["data"] != "toyworld":
-        raise UserError(f"size {name} is for {size.data}, and PFT_DATA names no folder with it: set PFT_DATA")
-    return size.model_copy(
-        update={key: getattr(SuiteSize(**defaults), key) for key in ("data", "base", "run", "of_method", "notes")}
-    )
-
-
 def run_config(base: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
     """Build a run config from sections and dotted changes, the later ones winning. Raises UserError."""
     raw: dict[str, Any] = _copied(base)
@@ -143,6 +167,8 @@ def run_config(base: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) ->
             place = raw
             for section in sections:
                 place = place.setdefault(section, {})
+                if not isinstance(place, dict):
+                    raise UserError(f"suite: run: {section} is a section, this is {place!r}")
             place[last] = value
     return build(RunConfig, raw, source=lambda _: "suite: ")
 
