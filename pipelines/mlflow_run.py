@@ -3,11 +3,13 @@
 Every call may block for long or raise, so only the tracker's background thread makes them.
 """
 
+import fcntl
 import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,9 @@ class MlflowRun:
         from mlflow import MlflowClient
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._client = MlflowClient(tracking_uri=spec.uri)
-        run = self._find_or_create(spec)
+        with opening(spec.uri):
+            self._client = MlflowClient(tracking_uri=spec.uri)
+            run = self._find_or_create(spec)
         self._id = run.info.run_id
         self._started_ms = spec.started_ms
         # Only the protocol form of a run tells the step of its latest metrics without reading their history.
@@ -154,10 +157,27 @@ def dataset_entity(folder: Path, manifest: DatasetManifest) -> Any:
     )
 
 
+@contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Let one process at a time open an SQLite store: two that make its tables at once leave it broken for good."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sqlite_path(uri: str) -> Path | None:
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path)
+
+
 def artifact_location(uri: str) -> str | None:
     """Artifacts of an SQLite store lie beside its file, not in the current folder; a server decides for itself."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri else (Path(path).resolve().parent / "mlartifacts").as_uri()
+    path = sqlite_path(uri)
+    return None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
 
 
 def mlflow_name(name: str) -> str:

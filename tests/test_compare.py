@@ -52,14 +52,13 @@ def storage(tmp_path_factory) -> Path:
 
 
 def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storage) -> None:
-    chosen = suite([*METHODS])
+    chosen = suite([*METHODS], seeds=[0])
     result = job.run(chosen, size="tiny", storage=storage)
     first = report(result)
     assert result["failed"] == 0
     assert {row["method"] for row in first["rows"]} == set(METHODS)
     assert {row["n_items"] for row in first["rows"] if row["axis"] is None} == {24}
     runs = {(run["method"], run["seed"]): run for run in first["runs"]}
-    assert {seed for method, seed in runs if method == "pft"} == {0, 1}
     assert all(run["run_id"] and run["data_digest"] and run["test_digest"] for run in runs.values())
     assert {run_id for row in first["rows"] + first["tests"] for run_id in row["run_ids"]} == {
         run["run_id"] for run in runs.values()

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -275,3 +277,28 @@ def test_params_are_flat_short_and_without_credentials() -> None:
 def test_every_uri_of_a_text_is_masked() -> None:
     text = "http://a:b@host failed, then postgresql://c@db/x; mail me@host"
     assert mask_credentials(text) == "http://***@host failed, then postgresql://***@db/x; mail me@host"
+
+
+def test_processes_that_open_a_new_store_at_once_all_deliver(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from pipelines.tracking import Tracker
+storage, name = Path(sys.argv[1]), sys.argv[2]
+(storage / name).mkdir()
+tracker = Tracker.start(
+    uri=None, storage=storage, experiment="e", run_name=name, run_key=name, run_dir=storage / name, params={"a": 1}
+)
+tracker.log(1, {"x": 1.0})
+tracker.finish("FINISHED")
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two", "three")
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert not any("not delivered" in error or "Traceback" in error for error in errors), errors
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted(run.info.run_name for run in runs) == ["one", "three", "two"]
+    assert all(run.data.metrics["x"] == 1.0 for run in runs)
