@@ -298,6 +298,8 @@ tracker.finish("FINISHED")
     ]
     errors = [process.communicate()[1] for process in started]
     assert not any("not delivered" in error or "Traceback" in error for error in errors), errors
+    from mlflow import MlflowClient
+
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sorted(run.info.run_name for run in runs) == ["one", "three", "two"]
