@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pft_core.errors import UserError, did_you_mean
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.strict import build
@@ -27,6 +28,7 @@ app.add_typer(show, name="show")
 
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.lr=1e-4")]
+MODES = ("grid", "soup", "asha", "optuna")  # of tune
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
 
 
@@ -166,6 +168,23 @@ def compare(
     from pipelines.compare import job
 
     return job.run(chosen, size=size, storage=storage)  # type: ignore[arg-type]
+
+
+@app.command()
+@verb
+def tune(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    mode: Annotated[str, typer.Option(metavar="grid|soup|asha|optuna", help="How the ratios are searched.")] = "grid",
+    fresh: Fresh = False,
+) -> dict[str, Any]:
+    """Search the ratio of alpha and beta: `pft tune RECIPE search.trials=warm`."""
+    config = load_config(recipe, overrides or [])
+    if mode not in MODES:
+        raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+    from pipelines.tune import job
+
+    return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]
 
 
 @app.command()

@@ -4,7 +4,7 @@ A default is the paper's value or the safe one; the comment says which where it 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -131,6 +131,51 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     experiment: str = "pft"
+    parent: str | None = None  # the run key of the search or comparison that the run is a part of
+
+
+class Range(Section):
+    """Numbers from low to high; log: as many to be tried between 1 and 2 as between 2 and 4."""
+
+    low: int | float  # two whole numbers: whole numbers are tried
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low:g} is not below high={self.high:g}: there is nothing between them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low={self.low:g}: a logarithmic range starts above 0")
+        return self
+
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class SearchConfig(Section):
+    """What `pft tune` tries; nothing else reads it. The defaults of alphas and betas span the paper's Figure 5."""
+
+    alphas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # of grid, soup and asha
+    betas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)
+    t: Range = Range(low=-math.log(8), high=math.log(8))  # of optuna: log(alpha / beta)
+    space: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(default_factory=dict)  # train.lr: [..]
+    num_trials: PositiveInt = 16  # of optuna
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"  # of optuna; all three know two goals
+    form: Literal["one", "all"] = "one"  # whose accuracy the poles' is
+    metric: Literal["worse_pole", "both_right", "pole_first", "pole_second"] = "worse_pole"  # what the pick maximises
+    verify: int = Field(default=2, ge=0)  # of soup: how many soups are held against a real training
+    trials: Literal["ray_train", "warm"] = "ray_train"  # warm: one process a trial, kept for the next; torch engine
+    limit_per_axis: PositiveInt | None = None  # validation items that a trial is asked; None: all
+
+    @model_validator(mode="after")
+    def _something_is_searched(self) -> Self:
+        if not any(self.alphas) and not any(self.betas):
+            raise ValueError("alphas and betas hold only 0, which trains nothing: give at least one weight above 0")
+        for key in self.space:
+            if key.removeprefix("train.") in ("alpha", "beta"):
+                raise ValueError(f"space: {key}: alphas and betas are searched already, as search.alphas and betas")
+        return self
 
 
 class RunConfig(Section):
@@ -149,6 +194,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
+    search: SearchConfig = SearchConfig()
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -180,6 +226,24 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         return "" if on_the_command_line else f"{path.name}: "
 
     return build(RunConfig, raw, source=source)
+
+
+def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:
+    """Build a run config from sections and dotted changes, the later ones winning. Raises UserError, naming source."""
+    result: dict[str, Any] = _copied(raw)
+    for key, value in (item for change in changes for item in change.items()):
+        *sections, last = key.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{source}: {section} is a section, this is {place!r}")
+        place[last] = value
+    return build(RunConfig, result, source=lambda _: f"{source}: ")
+
+
+def _copied(raw: Any) -> Any:
+    return {key: _copied(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
 
 
 def recipe_path(recipe: str | Path) -> Path:

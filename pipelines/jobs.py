@@ -28,8 +28,9 @@ JOB_NAME = "job.json"
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
 ROOT = Path(__file__).resolve().parents[1]
-# Where a run is kept and who watches it do not change what it computes; data sets count by content, not by place.
-NOT_IN_KEY = {"storage", "tracking", "data", "validation_data"}
+# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets count by
+# content, not by place.
+NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search"}
 
 # What a path or a disk can refuse; a missing file is not among them, since that may as well be our mistake.
 DISK_ERRORS = {

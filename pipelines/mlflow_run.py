@@ -40,6 +40,7 @@ class RunSpec:
     params: Mapping[str, str]
     inputs: Sequence[tuple[Path, DatasetManifest]]
     tags: Mapping[str, str]
+    parent: str | None = None  # run key
 
 
 class MlflowRun:
@@ -73,8 +74,19 @@ class MlflowRun:
         # Searched before created: a reply may have been lost after the server made the run.
         wanted = f"tags.run_key = '{spec.run_key}' and attributes.start_time = {spec.started_ms}"
         found = self._client.search_runs([experiment_id], filter_string=wanted, max_results=1)
-        tags = {**spec.tags, "run_key": spec.run_key}
-        return found[0] if found else self._client.create_run(experiment_id, spec.started_ms, tags, spec.run_name)
+        if found:
+            return found[0]
+        tags = {**spec.tags, "run_key": spec.run_key, **self._link(experiment_id, spec.parent)}
+        return self._client.create_run(experiment_id, spec.started_ms, tags, spec.run_name)
+
+    def _link(self, experiment_id: str, parent: str | None) -> dict[str, str]:
+        """The tag that places a run below its parent's newest; raises LookupError until that one is there."""
+        if parent is None:
+            return {}
+        found = self._client.search_runs([experiment_id], filter_string=f"tags.run_key = '{parent}'", max_results=1)
+        if not found:
+            raise LookupError(f"the run of the search with the key {parent} is not there yet")
+        return {"mlflow.parentRunId": found[0].info.run_id}
 
     def _describe(self, spec: RunSpec, known: Mapping[str, str]) -> None:
         from mlflow.entities import DatasetInput, Param, RunTag

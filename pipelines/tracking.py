@@ -50,11 +50,13 @@ class Tracker:
         params: Mapping[str, Any],
         inputs: Sequence[Path] = (),
         tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
     ) -> Self:
         """Start, or continue the MLflow run of this folder and key, with what its spool still holds.
 
         uri: None means MLFLOW_TRACKING_URI, else SQLite in `storage`. params: the resolved config, nested.
-        inputs: folders written by `pft prepare`. Raises UserError for a URI that MLflow cannot track to.
+        inputs: folders written by `pft prepare`. parent: the run key of the run that this is a part of.
+        Raises UserError for a URI that MLflow cannot track to.
         """
         started_ms, num_starts = count_start(run_dir, run_key)
         spec = RunSpec(
@@ -67,6 +69,7 @@ class Tracker:
             params=flatten(params),
             inputs=[(folder, DatasetManifest.load(folder)) for folder in inputs],
             tags=tags or {},
+            parent=parent,
         )
         return cls(spec, run_dir / SPOOL_NAME)
 
@@ -182,12 +185,13 @@ def tracked(config: RunConfig, run_dir: Path, key: str, *, inputs: Sequence[str 
         run_dir=run_dir,
         params=config.model_dump(),
         inputs=[Path(folder) for folder in inputs if folder],
+        parent=config.tracking.parent,
     )
     status: Status = "FAILED"
     try:
         yield tracker
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter ends a trial that a search stops early
         status = "KILLED"
         raise
     finally:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef
@@ -49,11 +50,7 @@ def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
     started = time.perf_counter()
     payload = make_payload(config)
     with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
-        result = fit_on_ray(payload, run_dir, tracker)
-        outcome = result.return_value
-        if "error" in outcome:
-            raise UserError(outcome["error"])
-        ref = publish(config, run_dir, last=result.checkpoint, best=best_checkpoint(config, result))
+        ref, outcome = train_on_ray(payload, run_dir, tracker)
         report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
@@ -61,6 +58,21 @@ def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
             tracker.artifact(run_dir / "adapter")
     adapter = str(run_dir / "adapter") if config.lora is not None else None
     return {"run_dir": str(run_dir), "model_ref": str(run_dir / MODEL_REF_NAME), "adapter": adapter, **outcome}
+
+
+def train_on_ray(
+    payload: Payload, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
+) -> tuple[ModelRef, dict[str, Any]]:
+    """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
+
+    callbacks: told of every checkpoint's metrics. Raises UserError for a mistake that a worker met.
+    """
+    result = fit_on_ray(payload, run_dir, tracker, callbacks=callbacks)
+    outcome = result.return_value
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    best = best_checkpoint(payload.config, result)
+    return publish(payload.config, run_dir, last=result.checkpoint, best=best), outcome
 
 
 def refuse_missing_inputs(config: RunConfig) -> None:
@@ -118,7 +130,9 @@ def make_payload(config: RunConfig) -> Payload:
     return Payload(config, axes, layer(str(config.data)), validation)
 
 
-def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.Result:
+def fit_on_ray(
+    payload: Payload, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback]
+) -> ray.train.Result:
     """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
     config = payload.config
     if (run_dir / CHECKPOINTS).exists():
@@ -139,6 +153,7 @@ def fit_on_ray(payload: Payload, run_dir: Path, tracker: Tracker) -> ray.train.R
             storage_path=str(run_dir.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=checkpoint_config(config),
+            callbacks=list(callbacks),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scaling.threads_per_worker)}},
         ),
     )

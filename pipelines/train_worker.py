@@ -103,19 +103,21 @@ class RayContext:
         self.world_size = ray.train.get_context().get_world_size()
         self.device = get_device()
         self._mailbox = mailbox
+        self._step = 0
         self._open = ExitStack()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._mailbox.put.remote(step, metrics)
 
     def checkpoint_folder(self, step: int) -> Path:
+        self._step = step
         return Path(tempfile.mkdtemp(prefix=f"pft-checkpoint-{step}-"))
 
     def commit(self, folder: Path, metrics: dict[str, float]) -> None:
         if self.rank == 0:
             ray.get(self._mailbox.written.remote(wait_s=MAILBOX_LIMIT_S))
         saved = ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report(metrics, saved, delete_local_checkpoint_after_upload=True)
+        ray.train.report({"step": self._step, **metrics}, saved, delete_local_checkpoint_after_upload=True)
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest reported checkpoint; `mend_snapshot` listed whole ones only, and loading checks again."""

@@ -34,6 +34,7 @@ LAYERS = [
     "planning",
     "demonstrations",
     "model",
+    "soup",
     "engine",
     "engine_deepspeed",
     "memory",

@@ -57,13 +57,19 @@ Answerer = Callable[[Sequence[Question]], list[Answer]]
 
 
 def ask(
-    items: Sequence[tuple[PairedExample, Form]], answer: Answerer, base_answer: Answerer | None
+    items: Sequence[tuple[PairedExample, Form]],
+    answer: Answerer,
+    base_answer: Answerer | None,
+    *,
+    unconditioned: bool = True,
 ) -> list[Outcome | Reject]:
     """Ask every item under its conditions; an item is rejected with the first of its questions that is.
 
     base_answer: how the policy's base answers with no condition; None where the policy is its own base.
+    unconditioned: whether items are asked with no condition too, which `leak` alone needs.
     """
-    questions = [Question(record, form, side) for record, form in items for side in CONDITIONS[form]]
+    sides = {form: [side for side in CONDITIONS[form] if unconditioned or side is not None] for form in CONDITIONS}
+    questions = [Question(record, form, side) for record, form in items for side in sides[form]]
     answers = dict(zip(questions, answer(questions), strict=True))
     free = [question for question in questions if question.side is None]
     base_answers = dict(zip(free, base_answer(free), strict=True)) if base_answer and free else answers

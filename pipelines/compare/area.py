@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.compare.rows import Found, Row, Table, compared, paired_seeds, row_of, table
+from pft_core.evaluation.counts import CountTable, count_table
+from pipelines.compare.rows import Found, Row, compared, paired_seeds, row_of
 
 AREA = "both_right_area"
 MEASURE = "both_right"
@@ -47,14 +48,14 @@ def _row(curve: Sequence[Found]) -> Row:
     return row_of(area_of(curve, seeds), **head, position_baseline=None)
 
 
-def area_of(curve: Sequence[Found], seeds: Sequence[int]) -> Table:
+def area_of(curve: Sequence[Found], seeds: Sequence[int]) -> CountTable:
     """Every item's answers, weighted by the trapezoid rule; curve: by rising value of the variant."""
-    tables = [table([f.by_seed[seed][1] for seed in seeds], MEASURE, axis=None, side=None) for f in curve]
+    tables = [count_table([f.by_seed[seed][1] for seed in seeds], MEASURE, axis=None, side=None) for f in curve]
     kept = [t for t in tables if t is not None]
     assert len(kept) == len(tables), "both-right is asked of every item"
     weights = trapezoid_weights([f.variant["value"] for f in curve if f.variant])
     numerators_SN = sum(w * t.numerators_SN for w, t in zip(weights, kept, strict=True))
-    return Table(np.asarray(numerators_SN), kept[0].denominators_SN, kept[0].scenarios, kept[0].axes)
+    return CountTable(np.asarray(numerators_SN), kept[0].denominators_SN, kept[0].scenarios, kept[0].axes)
 
 
 def trapezoid_weights(values: Sequence[float]) -> list[float]:

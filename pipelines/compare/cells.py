@@ -5,6 +5,7 @@ Every cell is a job of its own (`run_job`): an identical one is not run again, a
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,22 @@ import torch
 from pft_core.artifacts import DatasetManifest, ModelRef, digest, file_sha256, write_json
 from pft_core.encoded_layer import EncodedLayer
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Answerer, Asking, ask
+from pft_core.evaluation.answers import Answerer
 from pft_core.evaluation.capability import Answered
 from pft_core.evaluation.tasks import Outcome
-from pft_core.local_context import LocalContext
-from pft_core.model import load_tokenizer, merge_adapter
+from pft_core.model import merge_adapter
 from pft_core.preferences import PreferenceSpace
-from pft_core.prompts import template_digest
 from pft_core.records import Form, Reject
 from pipelines.capability import ask_capability, ask_lm_eval
 from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
-from pipelines.encode import prompt_style
 from pipelines.evaluate import read_items
 from pipelines.evaluate_worker import Job, answerers
+from pipelines.in_process import ask_here, asking_job, train_here, untrained
 from pipelines.jobs import run_job, unwrap_user_error
-from pipelines.publish import publish_policy
 from pipelines.tracking import Tracker, read_metrics, tracked
-from pipelines.train_worker import Payload, build_and_fit
 
 OUTCOMES_NAME = "outcomes.jsonl"
 CAPABILITY_NAME = "capability.json"
@@ -138,11 +135,16 @@ def train_stages(cell: Cell, run_dir: Path, tracker: Tracker) -> ModelRef:
     for number, (config, layer) in enumerate(zip(cell.stages, cell.layers, strict=False), start=1):
         config = config.model_copy(update={"model": base})
         folder = run_dir if number == len(cell.layers) else run_dir / f"stage{number}"
-        ref, steps = train_stage(config, layer, folder, tracker, first_step=first_step, device=cell.device)
+        ref, steps = train_here(config, layer, folder, log=after(first_step, tracker), device=cell.device)
         first_step += steps
         if number < len(cell.layers):
             base = trained_model(base, ref, folder)
     return ref if cell.layers else untrained(cell.stages[0], cell.test)
+
+
+def after(first_step: int, tracker: Tracker) -> Callable[[int, dict[str, float]], None]:
+    """Log a stage's steps behind those of the stages before."""
+    return lambda step, metrics: tracker.log(first_step + step, metrics)
 
 
 def trained_model(base: str, ref: ModelRef, folder: Path) -> str:
@@ -150,30 +152,6 @@ def trained_model(base: str, ref: ModelRef, folder: Path) -> str:
     if ref.weights is not None:
         return ref.weights
     return str(merge_adapter(base, Path(str(ref.adapter)), folder / "merged"))
-
-
-def train_stage(
-    config: RunConfig, layer: str, folder: Path, tracker: Tracker, *, first_step: int, device: torch.device
-) -> tuple[ModelRef, int]:
-    """Train in this process and publish the policy in the folder; return it and the number of steps."""
-
-    def log(step: int, metrics: dict[str, float]) -> None:
-        tracker.log(first_step + step, metrics)
-
-    axes = tuple(axis.name for axis in DatasetManifest.load(Path(str(config.data))).space.axes)
-    context = LocalContext(folder / "checkpoints", device=device, log=log)
-    result = build_and_fit(Payload(config, axes, layer, None), context)
-    saved = context.latest_checkpoint()
-    assert saved is not None, "a run ends with a checkpoint"
-    publish_policy(config, saved, folder)
-    return ModelRef.load(folder), result.steps  # with the adapter's place in it
-
-
-def untrained(config: RunConfig, data: str) -> ModelRef:
-    """A reference to the base model, asked in the words of the config and the data."""
-    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
-    space = DatasetManifest.load(Path(data)).space
-    return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
 
 
 def ask_policy(cell: Cell, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome], list[Reject]]:
@@ -184,8 +162,7 @@ def ask_policy(cell: Cell, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome],
         first = replace(ref, base=str(cell.stages[0].model), adapter=None, weights=None)
         base_answer, _ = answerers(evaluation_job(cell, first, manifest.space))
     items = read_items(Path(cell.test), manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
-    answered = ask(items, answer, base_answer)
-    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
+    return ask_here(items, answer, base_answer)
 
 
 def write_capability(cell: Cell, ref: ModelRef, run_dir: Path) -> str | None:
@@ -235,9 +212,7 @@ def ways_to_answer(cell: Cell, job: Job, run_dir: Path) -> tuple[Answerer, Answe
 
 
 def evaluation_job(cell: Cell, ref: ModelRef, space: PreferenceSpace) -> Job:
-    config = cell.stages[-1]
-    asking = Asking(ref.style, space, config.encoding.max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
-    return Job(ref, asking, generate=False, precision=config.train.precision, use_gpu=cell.use_gpu, num_threads=1)
+    return asking_job(cell.stages[-1], ref, space, use_gpu=cell.use_gpu)
 
 
 def median_rate(run_dir: Path) -> float:

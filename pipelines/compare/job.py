@@ -4,10 +4,11 @@ import time
 from pathlib import Path
 
 from pft_core.errors import UserError
+from pipelines.capacity import at_once
 from pipelines.compare.assembly import assemble
 from pipelines.compare.data import suite_data
 from pipelines.compare.plan import plan_suite
-from pipelines.compare.pool import Result, cells_at_once, run_cells
+from pipelines.compare.pool import Result, run_cells
 from pipelines.compare.report import write_comparison
 from pipelines.compare.suite import Size, Suite
 from pipelines.console import console
@@ -30,7 +31,7 @@ def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
         plans = plan_suite(suite, chosen, data, storage.resolve() / "compare")
         cells = [cell for plan in plans for cell in plan.cells]
         console.print(f"{suite.name}: {len(cells)} cells on {data.name}")
-        results = run_cells(cells, at_once=cells_at_once(chosen), resources=chosen.resources)
+        results = run_cells(cells, at_once=at_once(chosen.resources, what="a cell"), resources=chosen.resources)
         report = assemble(suite, size, plans, results, seconds=time.perf_counter() - started)
         paths = write_comparison(report, folder)
     failed = sum("error" in result for result in results)

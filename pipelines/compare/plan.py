@@ -18,8 +18,8 @@ from pft_core.toyworld.base import SHIPPED_BASE
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import SuiteData, limited, read_records, released_file, subset
 from pipelines.compare.methods import METHODS
-from pipelines.compare.suite import Suite, SuiteSize, Variant, run_config
-from pipelines.config import PromptConfig, RunConfig
+from pipelines.compare.suite import Suite, SuiteSize, Variant
+from pipelines.config import PromptConfig, RunConfig, changed
 from pipelines.console import console
 from pipelines.encode import ensure_layer
 from pipelines.jobs import code_digest, commit
@@ -112,7 +112,9 @@ def stage_configs(
     """The run config of each stage: the size's, changed by the stage, by the size for this method, by the variant."""
     own = size.of_method.get(name, {})
     varied = variant.set if variant else {}
-    return tuple(run_config(size.run, [stage, own, varied, fixed]) for stage in METHODS[name].stages or ({},))
+    return tuple(
+        changed(size.run, [stage, own, varied, fixed], source="suite") for stage in METHODS[name].stages or ({},)
+    )
 
 
 def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> SuiteData:

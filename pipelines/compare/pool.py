@@ -1,28 +1,14 @@
 """Cells on warm Ray actors: as many at once as the resources allow; one that fails does not stop the others."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
-from pft_core.errors import UserError
 from pipelines.compare.cells import NO_SEED, Cell, CellActor
-from pipelines.compare.suite import SuiteSize
 from pipelines.console import console
 
 Result = dict[str, Any]
-
-
-def cells_at_once(size: SuiteSize) -> int:
-    """As many as the cluster's resources allow; on this machine's own Ray, whose CPUs are logical, one a core."""
-    have = dict(ray.cluster_resources())
-    if not os.environ.get("RAY_ADDRESS"):
-        have["CPU"] = min(have["CPU"], os.cpu_count() or 1)
-    fits = [int(have.get(name, 0) // amount) for name, amount in size.resources.items() if amount]
-    if min(fits, default=1) < 1:
-        raise UserError(f"a cell needs {size.resources}, the cluster has {have}: join a larger one with RAY_ADDRESS")
-    return min(fits, default=1)
 
 
 def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float]) -> list[Result]:

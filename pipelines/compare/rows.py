@@ -1,24 +1,19 @@
-"""From the outcomes of all cells to the rows of a comparison: means over seeds with intervals, and tests.
+"""From the outcomes of all cells to the rows of a comparison: means over seeds with intervals, and tests."""
 
-Every value is a ratio of sums over items, so an interval draws scenarios, for all seeds and both poles together.
-"""
-
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pft_core.errors import UserError
-from pft_core.evaluation.significance import holm, interval_over_seeds, mcnemar, paired_t, sign_flip
-from pft_core.evaluation.statistics import ratio
-from pft_core.evaluation.tasks import Outcome, always_by_position, both_right, flip, leak, right, subset_score
-from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.evaluation.counts import PAIR_MEASURES, POLE_MEASURES, CountTable, count_table
+from pft_core.evaluation.significance import holm, mcnemar, paired_t, sign_flip
+from pft_core.evaluation.tasks import Outcome, always_by_position
+from pft_core.preferences import PreferenceSpace
 from pft_core.records import Form
 
 Row = dict[str, Any]  # of a report
-Counts = tuple[float, float]  # numerator and denominator of one outcome
 ROUNDING = 1e-9  # differences between seeds below it are none
 
 
@@ -60,59 +55,6 @@ class Found:
         return [outcomes for _, outcomes in self.by_seed.values()]
 
 
-def unparsed(outcome: Outcome, side: int) -> Counts:
-    """The reply under this pole names no option."""
-    return float(outcome.chosen[side] is None), 1.0
-
-
-POLE_MEASURES: dict[str, tuple[Form, Callable[[Outcome, int], Counts]]] = {
-    "one": ("one", right),
-    "all": ("all", subset_score),
-    "unparsed": ("one", unparsed),
-}
-PAIR_MEASURES: dict[str, Callable[[Outcome], Counts]] = {"both_right": both_right, "flip": flip, "leak": leak}
-
-
-def measured(metric: str, outcome: Outcome, side: int | None) -> Counts | None:
-    """One outcome's counts of a metric, under one pole or (None) over both; None where the metric does not ask it."""
-    if metric in PAIR_MEASURES:
-        return PAIR_MEASURES[metric](outcome) if outcome.form == "one" else None
-    form, measure = POLE_MEASURES[metric]
-    if outcome.form != form:
-        return None
-    counts = [measure(outcome, s) for s in ((side,) if side is not None else SIDES)]
-    return sum(n for n, _ in counts), sum(d for _, d in counts)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Counts of one metric for every seed S and item N, with each item's scenario and axis."""
-
-    numerators_SN: NDArray[np.float64]
-    denominators_SN: NDArray[np.float64]
-    scenarios: tuple[str, ...]
-    axes: tuple[str, ...]
-    absolute: bool = False  # whether the size of a ratio counts, and not its sign
-
-    def values(self) -> list[float]:
-        """Per seed: the mean over axes of the ratio on each axis."""
-        axes_N = np.array(self.axes)
-        parts = [axes_N == axis for axis in dict.fromkeys(self.axes)]
-        seeds = zip(self.numerators_SN, self.denominators_SN, strict=True)
-        return [float(np.mean([ratio(n[part], d[part], absolute=self.absolute) for part in parts])) for n, d in seeds]
-
-
-def table(runs: Sequence[Sequence[Outcome]], metric: str, *, axis: str | None, side: int | None) -> Table | None:
-    """Count a metric on one axis or (None) on all; None where no item asks for it."""
-    kept = [i for i, o in enumerate(runs[0]) if (axis is None or o.axis == axis) and measured(metric, o, side)]
-    if not kept:
-        return None
-    counts_SN2 = np.array([[measured(metric, run[i], side) for i in kept] for run in runs], dtype=np.float64)
-    items = [runs[0][i] for i in kept]
-    scenarios, axes = tuple(o.scenario for o in items), tuple(o.axis for o in items)
-    return Table(counts_SN2[..., 0], counts_SN2[..., 1], scenarios, axes, absolute=metric == "leak")
-
-
 def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[Row]:
     """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
     runs = found.runs
@@ -124,10 +66,10 @@ def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> lis
         for name, side in places:
             if side is not None and metric in PAIR_MEASURES:
                 continue
-            counted = table(runs, metric, axis=name, side=side)
+            counted = count_table(runs, metric, axis=name, side=side)
             if counted is None:
                 continue
-            by_position = table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
+            by_position = count_table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
             baseline = None if metric in ("leak", "unparsed") or by_position is None else by_position.values()[0]
             pole = None if name is None or side is None else space.axis(name).poles[side].name
             place = {"axis": name, "pole": pole, "metric": metric, "position_baseline": baseline}
@@ -135,16 +77,10 @@ def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> lis
     return rows
 
 
-def row_of(counted: Table, **head: Any) -> Row:
+def row_of(counted: CountTable, **head: Any) -> Row:
     """One row of a report; head: method, variant, run_ids, axis, pole, metric, position_baseline."""
     values = counted.values()
-    low, high = interval_over_seeds(
-        counted.numerators_SN,
-        counted.denominators_SN,
-        counted.scenarios,
-        groups=counted.axes,
-        absolute=counted.absolute,
-    )
+    low, high = counted.interval()
     mean = float(np.mean(values))
     return {
         **head,
@@ -176,7 +112,7 @@ def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> lis
         return []
     pairs = [(reference.by_seed[a][1], other.by_seed[b][1]) for a, b in seeds]
     run_ids = [run for a, b in seeds for run in (reference.by_seed[a][0], other.by_seed[b][0])]
-    ours, theirs = (table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
+    ours, theirs = (count_table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
     if ours is None or theirs is None:
         return []
     head: Row = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
@@ -185,7 +121,7 @@ def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> lis
     return compared(ours, theirs, items_decide=metric == "both_right", a=reference.method, b=other.method, **head)
 
 
-def compared(ours: Table, theirs: Table, *, items_decide: bool, **head: Any) -> list[Row]:
+def compared(ours: CountTable, theirs: CountTable, *, items_decide: bool, **head: Any) -> list[Row]:
     """Test two methods on the same seeds: paired t and sign flips over them.
 
     With one seed, or where all seeds differ by the same, seeds say nothing of chance: McNemar on the items of the first

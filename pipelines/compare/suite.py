@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from pft_core.errors import UserError, did_you_mean
 from pipelines.compare.methods import method
-from pipelines.config import RunConfig, Section
+from pipelines.config import Section
 from pipelines.strict import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parents[1] / "suites"
@@ -156,22 +156,3 @@ def suite_path(name: str) -> Path:
 
 def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}
-
-
-def run_config(base: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """Build a run config from sections and dotted changes, the later ones winning. Raises UserError."""
-    raw: dict[str, Any] = _copied(base)
-    for change in changes:
-        for key, value in change.items():
-            *sections, last = key.split(".")
-            place = raw
-            for section in sections:
-                place = place.setdefault(section, {})
-                if not isinstance(place, dict):
-                    raise UserError(f"suite: run: {section} is a section, this is {place!r}")
-            place[last] = value
-    return build(RunConfig, raw, source=lambda _: "suite: ")
-
-
-def _copied(raw: Any) -> Any:
-    return {key: _copied(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw

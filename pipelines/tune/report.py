@@ -1,0 +1,245 @@
+"""The files of a search, made of its report alone: the report as JSON, one self-contained page, drawings, a table."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pft_core.artifacts import write_json
+from pipelines.charts import Row, short
+from pipelines.mlflow_run import flatten
+from pipelines.report import METRICS, TEMPLATES, seconds, without_credentials
+from pipelines.tune.drawings import (
+    accuracy_panel,
+    base_of,
+    has_value,
+    heat_map,
+    legend_places,
+    pareto_panel,
+)
+from pipelines.tune.points import ratio_name
+
+MISSING = "\u2013"
+MEASURED = ("pole_first", "pole_second", "worse_pole", "both_right")  # each with an interval
+OPTIONAL = ("changes", "rung_losses", "parents", "all_first")  # columns that not every search has
+DRAWINGS = {"heat_map": "heat_map.svg", "accuracy": "accuracy.svg", "pareto": "pareto.svg"}
+DRAWING_COLOURS = {
+    "card": "#ffffff",
+    "text": "#15181d",
+    "soft": "#59616e",
+    "grid": "#e9ecf0",
+    "rule": "#8b93a1",
+    "first": "#6b4de6",
+    "second": "#0a8f86",
+    "both": "#d9730d",
+    "heat": "#0b6bcb",
+}
+
+
+def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write report.json, report.html, table.csv and those drawings that there is something to draw for.
+
+    Each file is written whole or not at all; a drawing of an earlier report that this one lacks is removed. Returns
+    the paths by name, such as report_json. Credentials of URIs are masked everywhere.
+    """
+    report = without_credentials(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = page_of(report)
+    environment = make_environment()
+    texts = {"report.html": _render(environment, "tune.html.j2", page), "table.csv": table_csv(report["trials"])}
+    for name, file in DRAWINGS.items():
+        if page[name]:
+            alone = page | {"alone": True, "c": DRAWING_COLOURS}
+            texts[file] = _render(environment, f"tune_{file}.j2", alone)
+        else:
+            (folder / file).unlink(missing_ok=True)
+    write_json(folder / "report.json", report)
+    for name, text in texts.items():
+        _write_text(folder / name, text)
+    return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the page: no scripts, nothing from elsewhere, every text escaped."""
+    return _render(make_environment(), "tune.html.j2", page_of(report))
+
+
+def _render(environment: Environment, template: str, page: Mapping[str, Any]) -> str:
+    return environment.get_template(template).render(page)
+
+
+def make_environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "brief": brief,
+        "interval": interval,
+        "percent": percent,
+        "points": points,
+        "ratio": ratio_name,
+        "seconds": seconds,
+        "short": short,
+    }
+    return environment
+
+
+def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the page and the drawings show."""
+    trials, pick = report["trials"], report["pick"]
+    picked = trials[pick["trial"]] if pick else None
+    panels = heat_panels(report)
+    verifying = {line["trained"] for line in report["verification"]}
+    accuracy = accuracy_panel(trials, picked=picked, aside=verifying)
+    marked = {"pick": pick["trial"] if pick else None, "knee": report["knee"]}
+    pareto = pareto_panel(trials, report["front"], marked=marked)
+    sources = [kind for kind in ("trained", "soup", "base") if any(_is_drawn(trial, kind) for trial in trials)]
+    entries = sources + ["pick"] * bool(accuracy and accuracy.picked_x is not None)
+    timings = {name: value for name, value in report["timings"].items() if value is not None}
+    return {
+        "report": report,
+        "alone": False,
+        "colours": DRAWING_COLOURS,
+        "c": {name: f"var(--{name})" for name in DRAWING_COLOURS},
+        "form": METRICS[report["form"]][0],
+        "metric_names": metric_names(report),
+        "heat_map": heat_map(panels, picked=picked) if panels else None,
+        "kind_of": kind_of,
+        "mark_of": partial(mark_of, trials=trials),
+        "accuracy": accuracy,
+        "accuracy_legend": list(zip(entries, legend_places(entries, left=46.0), strict=True)),
+        "pareto": pareto,
+        "pareto_legend": sources + ["front"] * bool(report["front"]),
+        "picked": picked,
+        "base": base_of(trials),
+        "in_words": in_words,
+        "has": {key: any(t.get(key) not in (None, [], {}) for t in trials) for key in OPTIONAL},
+        "missing": MISSING,
+        "total_s": timings.get("total") or sum(timings.values()),
+        "timings": timings,
+        "config": flatten(report["config"]),
+        "digests": flatten(report["digests"]),
+    }
+
+
+def _is_drawn(trial: Row, kind: str) -> bool:
+    return trial["source"] == kind and has_value(trial)
+
+
+def metric_names(report: Mapping[str, Any]) -> dict[str, str]:
+    """Name the measured numbers; the poles have their own names where there is one axis."""
+    axes = report["axes"]
+    first, second = (axes[0]["first"], axes[0]["second"]) if len(axes) == 1 else ("first pole", "second pole")
+    return {
+        "pole_first": first,
+        "pole_second": second,
+        "worse_pole": "worse pole",
+        "both_right": "both right",
+    }
+
+
+def heat_panels(report: Mapping[str, Any]) -> list[tuple[str, list[Row], list[float | None]]]:
+    """Return (name, cells, values) for each panel: metrics, for each combination of the other changes.
+
+    A metric that no cell has is left out, unless it is the first. Optuna's own ratios form no grid and have no panel.
+    """
+    if report["mode"] == "optuna":
+        return []
+    groups: dict[str, list[Row]] = {}
+    for cell in report["cells"]:
+        groups.setdefault(in_words(cell["changes"]), []).append(cell)
+    values = {name: [(cells, list(map(of, cells))) for cells in groups.values()] for name, of in heat_metrics(report)}
+    shown = [n for i, n in enumerate(values) if not i or any(v is not None for _, vs in values[n] for v in vs)]
+    return [
+        (f"{name} (%), {changes}" if changes else f"{name} (%)", *values[name][i])
+        for i, changes in enumerate(groups)
+        for name in shown
+    ]
+
+
+def heat_metrics(report: Mapping[str, Any]) -> list[tuple[str, Callable[[Row], float | None]]]:
+    """What the panels show of a cell, by name: *One* and *All* are means of both poles."""
+    of_poles = [(METRICS[report["form"]][0], lambda cell: mean_of(cell["pole_first"], cell["pole_second"]))]
+    of_all = [("All", lambda cell: mean_of(cell["all_first"], cell["all_second"]))] if report["form"] != "all" else []
+    return [*of_poles, *of_all, ("Worse pole", itemgetter("worse_pole")), ("Both right", itemgetter("both_right"))]
+
+
+def mean_of(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else (first + second) / 2
+
+
+def kind_of(cell: Row) -> str:
+    """What a cell is drawn as: its source, or that it has no number."""
+    return cell["source"] if cell["status"] == "finished" else cell["status"]
+
+
+def mark_of(cell: Row, *, trials: Sequence[Row]) -> str:
+    """Say where a cell's number is from: the cell that was trained, for one of the same ratio."""
+    if kind_of(cell) != "same_ratio":
+        return kind_of(cell)
+    trial = trials[cell["trial"]]
+    return f"= {brief(trial['alpha'])}:{brief(trial['beta'])}"
+
+
+def brief(value: Any) -> str:
+    """Write a number of a table that may have many digits; other values as they are."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """Write a difference in percentage points."""
+    return MISSING if value is None else f"{100 * value:+.1f}"
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    return f"{percent(ends[0])} {MISSING} {percent(ends[1])}" if ends else ""
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Write what a trial changes, beside its ratio: train.lr = 0.01, lora.r = 8."""
+    return ", ".join(f"{name} = {brief(value)}" for name, value in values.items())
+
+
+def table_csv(trials: Sequence[Row]) -> str:
+    """Write one row per trial with full digits; what a trial has not is empty."""
+    rows = [csv_row(i, trial) for i, trial in enumerate(trials)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def csv_row(index: int, trial: Row) -> dict[str, Any]:
+    """Flatten a trial: intervals as <metric>_low and <metric>_high, changes under their dotted key, lists as JSON."""
+    row: dict[str, Any] = {"trial": index, "ratio": ratio_name(trial["t"])}
+    row |= {key: trial[key] for key in ("alpha", "beta", "t", "source", "status")}
+    for metric in MEASURED:
+        low, high = trial["intervals"][metric] if has_value(trial) else (None, None)
+        row |= {metric: trial[metric], f"{metric}_low": low, f"{metric}_high": high}
+    row |= {key: trial[key] for key in ("all_first", "all_second", "steps", "seconds", "attempt")}
+    row |= {f"changes.{name}": value for name, value in trial["changes"].items()}
+    row |= {key: json.dumps(trial[key]) for key in ("rung_losses", "parents", "weights") if trial.get(key)}
+    return row | {key: trial[key] for key in ("run_id", "run_dir", "error")}

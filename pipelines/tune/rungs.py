@@ -1,0 +1,76 @@
+"""How a trial is looked at on its way: validation losses go to Ray Tune's scheduler, which may stop the trial there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.train import UserCallback
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+
+from pipelines.tracking import SPOOL_NAME, read_metrics
+
+NUM_RUNGS = 4  # parts of a trial: after the first and the second it may be stopped, and the last one is its end
+KEEP = 2  # one trial of so many goes on from a rung
+RUNG, RUNG_LOSS = "rung", "rung_loss"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Reports the validation losses of one trial; every: steps from one to the next.
+
+    The scheduler takes each rung of a trial once, so one that is told again after a resume does no harm.
+    """
+
+    every: int
+
+    def tell(self, row: Row) -> None:
+        """Report a step's metrics, where it is a rung. Ends the thread where the scheduler stops the trial."""
+        if self.is_rung(row):
+            ray.tune.report(self.reported(row))
+
+    def replay(self, run_dir: Path) -> None:
+        """Report what an earlier start of the trial has reached."""
+        if (run_dir / SPOOL_NAME).is_file():
+            for row in read_metrics(run_dir):
+                self.tell(row)
+
+    def is_rung(self, row: Row) -> bool:
+        return "val_loss" in row and 0 < row["step"] // self.every < NUM_RUNGS
+
+    def reported(self, row: Row) -> dict[str, Any]:
+        return {RUNG: row["step"] // self.every, RUNG_LOSS: worse_loss(row)}
+
+    def losses(self, run_dir: Path) -> list[float]:
+        """The loss at each rung that a trial has reached."""
+        reported = [self.reported(row) for row in read_metrics(run_dir) if self.is_rung(row)]
+        return list({row[RUNG]: row[RUNG_LOSS] for row in reported}.values())
+
+    def callbacks(self) -> list[UserCallback]:
+        """What carries the reports of Ray Train's workers to the scheduler."""
+        return [_RungCallback(self)]
+
+
+class _RungCallback(TuneReportCallback):
+    def __init__(self, rungs: Rungs):
+        super().__init__()
+        self._rungs = rungs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if self._rungs.is_rung(metrics[0]):
+            super().after_report(run_context, [self._rungs.reported(metrics[0])], None)
+
+
+def worse_loss(row: Row) -> float:
+    """The validation loss of the side that has more of it; of an objective without sides, its loss."""
+    return max((row[name] for name in ("val_loss_first", "val_loss_second") if name in row), default=row["val_loss"])
+
+
+def scheduler() -> ASHAScheduler:
+    """Asynchronous successive halving (Li et al. 2020): a trial below the median of its rung is stopped."""
+    return ASHAScheduler(
+        time_attr=RUNG, metric=RUNG_LOSS, mode="min", grace_period=1, max_t=NUM_RUNGS, reduction_factor=KEEP
+    )

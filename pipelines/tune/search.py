@@ -1,0 +1,112 @@
+"""Ray Tune around the trials: as many at once as the cluster has room for, stopped early or not."""
+
+import contextlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.search import Searcher
+
+from pipelines.capacity import at_once
+from pipelines.config import RunConfig
+from pipelines.console import console
+from pipelines.jobs import unwrap_user_error
+from pipelines.tracking import DRAIN_LIMIT_S
+from pipelines.train import worker_resources
+from pipelines.tune import rungs
+from pipelines.tune.figures import FIGURES
+from pipelines.tune.searchers import proposed
+from pipelines.tune.trial import Result, Trial, run_trial
+
+DRIVER = {"CPU": 0.01}  # of a trial whose training runs elsewhere; Ray Train asks for its workers itself
+TUNE_FOLDER = "ray_tune"
+STOP_LIMIT_S = int(2 * DRAIN_LIMIT_S)
+MAX_FAILURES = 1  # a node may die; a trial that starts again goes on where it was
+
+
+def trial_resources(config: RunConfig) -> dict[str, float]:
+    """What one trial holds in the cluster: a warm process, or the workers of Ray Train and their driver."""
+    if config.search.trials == "warm":
+        return {"CPU": 1.0} | ({"GPU": 1.0} if config.scaling.use_gpu else {})
+    return {name: amount * config.scaling.num_workers for name, amount in worker_resources(config).items()}
+
+
+def trials_at_once(config: RunConfig) -> int:
+    """As many as there is room for. Raises UserError where one needs more than the cluster has."""
+    return at_once(trial_resources(config), what="a trial")
+
+
+def search(
+    config: RunConfig, searcher: Searcher, *, num_trials: int, folder: Path, stops_early: bool = False
+) -> dict[str, str]:
+    """Run the searcher's points to their end; return what went wrong, by the JSON of the point."""
+    quiet_tune()
+    is_warm = config.search.trials == "warm"
+
+    def trainable(suggested: dict[str, Any]) -> None:
+        # A stopped trial first brings its metrics home; Tune would wait 2 s for that, and then fail the next trial.
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_LIMIT_S)
+        trial = Trial(config, proposed(suggested), stops_early)
+        ray.tune.report(last_report(run_trial(trial)))
+
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, trial_resources(config) if is_warm else DRIVER),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=rungs.scheduler() if stops_early else None,
+            num_samples=num_trials,
+            max_concurrent_trials=trials_at_once(config),
+            reuse_actors=is_warm,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=str(folder),
+            failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+            callbacks=[Progress(num_trials)],
+        ),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # a box of settings, at any verbosity
+        found = tuner.fit()
+    return {proposed(result.config).to_json(): in_a_line(result.error) for result in found if result.error}
+
+
+def quiet_tune() -> None:
+    """Keep Tune's own files and warnings out of the way: every trial keeps its metrics itself."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+
+def last_report(result: Result) -> dict[str, Any]:
+    """A trial's end, for the searcher and the scheduler: behind the last rung, where nothing is stopped any more."""
+    loss = (result["rung_losses"] or [0.0])[-1]
+    return {rungs.RUNG: rungs.NUM_RUNGS, rungs.RUNG_LOSS: loss, **{name: result[name] for name in FIGURES}}
+
+
+def in_a_line(error: Exception) -> str:
+    mistake = unwrap_user_error(error)
+    return str(mistake) if mistake else str(error).strip().splitlines()[-1]
+
+
+class Progress(ray.tune.Callback):
+    """A line for every trial that has ended."""
+
+    def __init__(self, num_trials: int):
+        self._left = num_trials
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        last = trial.last_result or {}
+        figures = ", ".join(f"{name} {last[name]:.3f}" for name in FIGURES if last.get(name) is not None)
+        self._print(trial, figures or f"stopped at rung {last.get(rungs.RUNG)}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._print(trial, "failed")
+
+    def _print(self, trial: Any, outcome: str) -> None:
+        self._left -= 1
+        point = proposed(trial.config)
+        name = "base" if point.source == "base" else f"{point.source} {point.ratio}"
+        console.print(f"{name}: {outcome} ({self._left} to go)", highlight=False, soft_wrap=True)

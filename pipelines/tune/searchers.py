@@ -1,0 +1,116 @@
+"""Where a search's points come from: a list in which soups wait for their parents, or Optuna, which remembers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from pipelines.config import Range, SearchConfig
+from pipelines.tune.figures import POLES
+from pipelines.tune.points import Point, at_log_ratio
+
+POINT, T = "point", "t"  # keys of a trial's config in Ray Tune: a listed point; log(alpha / beta)
+STUDY_FILE, STUDY_NAME, INTERRUPTED = "optuna.db", "search", "interrupted"
+
+
+class ListedPoints(Searcher):
+    """Suggests points in their order; one that has parents, once these have ended."""
+
+    def __init__(self, points: Sequence[Point]):
+        super().__init__()
+        self._waiting = list(points)
+        self._running: dict[str, Point] = {}
+        self._ended: set[tuple[float, float]] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self._waiting:
+            return Searcher.FINISHED
+        ready = next((p for p in self._waiting if self._ended.issuperset(p.parents)), None)
+        if ready is None:
+            return None  # Tune asks again
+        self._waiting.remove(ready)
+        self._running[trial_id] = ready
+        return {POINT: ready.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        point = self._running.pop(trial_id)
+        self._ended.add((point.alpha, point.beta))  # also after an error: the soup then says which parent it lacks
+
+
+class OptunaPoints:
+    """A study of Optuna with two goals, both poles' accuracy, kept in a file of the search's folder.
+
+    num_left: the trials to go. What an interrupted search had begun is proposed again first: nothing of it is lost.
+    """
+
+    def __init__(self, search: SearchConfig, folder: Path, *, seed: int):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY_FILE}")
+        study = optuna.create_study(
+            storage=storage, study_name=STUDY_NAME, directions=["maximize"] * len(POLES), load_if_exists=True
+        )
+        propose_again(study)
+        self.num_left = max(0, search.num_trials - len(ended_trials(study)))
+        # A generator that starts anew must not repeat what it has proposed before.
+        sampler = sampler_of(search, seed=seed + len(study.trials))
+        self.searcher = OptunaSearch(
+            distributions_of(search),
+            metric=list(POLES),
+            mode=["max"] * len(POLES),
+            sampler=sampler,
+            storage=storage,
+            study_name=STUDY_NAME,
+        )
+        self._study = study
+
+    def points(self) -> list[Point]:
+        """What has been proposed, in order; what is proposed again counts once."""
+        return list({(point := proposed(trial.params)).to_json(): point for trial in self._study.trials}.values())
+
+
+def propose_again(study: optuna.Study) -> None:
+    """Put the trials that a killed search was running in front of the queue."""
+    interrupted = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+    for trial in interrupted:
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    known = study.user_attrs.get(INTERRUPTED, [])
+    study.set_user_attr(INTERRUPTED, [*known, *(trial.number for trial in interrupted)])
+
+
+def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return [trial for trial in ended if trial.number not in study.user_attrs[INTERRUPTED]]
+
+
+def distributions_of(search: SearchConfig) -> dict[str, BaseDistribution]:
+    return {T: distribution_of(search.t)} | {key: distribution_of(values) for key, values in search.space.items()}
+
+
+def distribution_of(values: Range | list[Any]) -> BaseDistribution:
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values)
+    if isinstance(values.low, int) and isinstance(values.high, int):
+        return IntDistribution(values.low, values.high, log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)
+
+
+def sampler_of(search: SearchConfig, *, seed: int) -> optuna.samplers.BaseSampler:
+    if search.sampler == "nsga2":
+        # The usual 50 would leave a short search no second generation.
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, search.num_trials // 4))
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, search.num_trials // 4))
+
+
+def proposed(config: Mapping[str, Any]) -> Point:
+    """The point of a trial's config in Ray Tune."""
+    if POINT in config:
+        return Point.from_json(config[POINT])
+    return Point(*at_log_ratio(config[T]), changes={key: value for key, value in config.items() if key != T})

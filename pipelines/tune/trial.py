@@ -1,0 +1,194 @@
+"""One trial of a search: train a point, mix a soup or take the base, and ask it the validation items.
+
+A trial is a job of its own (`run_job`): a finished one is not run again, and a killed search goes on. It trains on Ray
+Train, or, where the search keeps warm processes, in the process that runs it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
+from pft_core.errors import UserError
+from pft_core.evaluation.tasks import Outcome
+from pft_core.soup import interpolate_adapters, interpolate_weights
+from pipelines import evaluate, train
+from pipelines.config import EngineConfig, RunConfig, ScalingConfig, SearchConfig, changed, total_pairs
+from pipelines.evaluate_worker import answerers
+from pipelines.in_process import ask_here, asking_job, train_here, untrained
+from pipelines.jobs import CONFIG_NAME, run_job, run_key
+from pipelines.publish import policy_kind
+from pipelines.tracking import Tracker, tracked
+from pipelines.tune.figures import figures_of
+from pipelines.tune.points import Point
+from pipelines.tune.rungs import NUM_RUNGS, Rungs
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of a search as a job. search: the config of the whole search, its paths absolute."""
+
+    search: RunConfig
+    point: Point
+    stops_early: bool = False  # whether it is validated on the way, for a scheduler that may stop it
+
+    @property
+    def is_warm(self) -> bool:
+        return self.search.search.trials == "warm"
+
+    @property
+    def config(self) -> RunConfig:
+        """The search's config with the point's changes. Raises UserError for a change that no config can hold."""
+        point = self.point
+        weights = {} if point.source == "base" else {"train.alpha": point.alpha, "train.beta": point.beta}
+        config = changed(self.search.model_dump(), [point.changes, weights], source="search.space")
+        update: dict[str, Any] = {"search": SearchConfig()}
+        if self.is_warm:
+            update |= {"engine": EngineConfig(), "scaling": ScalingConfig(use_gpu=config.scaling.use_gpu)}
+        if self.stops_early:
+            update["train"] = config.train.model_copy(update={"validate_every": steps_of_a_rung(config)})
+        return config.model_copy(update=update)
+
+    @property
+    def kind(self) -> str:
+        """What decides the result besides config, data and code: how it is asked, and what a soup is made of."""
+        parts = [self.search.search.limit_per_axis, [parent.key for parent in self.parents], self.point.weights]
+        return f"trial:{self.point.source}:{digest(parts)}"
+
+    @property
+    def key(self) -> str:
+        return run_key(self.config, kind=self.kind)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.search.storage) / f"{self.search.name}-{self.key[:8]}"
+
+    @property
+    def parents(self) -> list["Trial"]:
+        """The trained points that a soup is made from."""
+        return [Trial(self.search, Point(alpha, beta), self.stops_early) for alpha, beta in self.point.parents]
+
+
+def steps_of_a_rung(config: RunConfig) -> int:
+    """Steps from one look at a trial to the next; pairs too long to be encoded count as steps here."""
+    pairs = total_pairs(config, DatasetManifest.load(Path(str(config.data))).pairs_out)
+    return math.ceil(pairs / config.train.pairs_per_step / NUM_RUNGS)
+
+
+def run_trial(trial: Trial) -> Result:
+    """Run what is not finished yet; one that stops early first reports the rungs of its earlier starts.
+
+    Result: run_dir, outcomes (a file), items_rejected, steps, seconds, rung_losses, and the figures of `figures_of`.
+    """
+    config = trial.config
+    rungs = Rungs(config.train.validate_every) if trial.stops_early and trial.point.source == "trained" else None
+    if rungs:
+        rungs.replay(trial.run_dir)
+
+    def execute(run_dir: Path, key: str) -> Result:
+        begun = time.monotonic()
+        with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
+            ref, steps = policy_of(trial, run_dir, tracker, rungs)
+            outcomes, num_rejected = ask_policy(trial, ref, run_dir)
+            figures = figures_of(outcomes, form=trial.search.search.form)
+            tracker.log(steps + 1, {name: value for name, value in figures.items() if value is not None})
+            for path in (run_dir / CONFIG_NAME, run_dir / evaluate.OUTCOMES_NAME):
+                tracker.artifact(path)
+            if trial.point.source != "base":
+                upload_policy(tracker, run_dir, config)
+        return {
+            "run_dir": str(run_dir),
+            "outcomes": str(run_dir / evaluate.OUTCOMES_NAME),
+            "items_rejected": num_rejected,
+            "steps": steps,
+            "seconds": time.monotonic() - begun,
+            "rung_losses": rungs.losses(run_dir) if rungs else [],
+            **figures,
+        }
+
+    return run_job(config, execute, fresh=False, kind=trial.kind, run_dir=trial.run_dir)
+
+
+def upload_policy(tracker: Tracker, run_dir: Path, config: RunConfig) -> None:
+    """Hand over what the model registry needs: the reference, and the adapter (weights of full size stay here)."""
+    tracker.artifact(run_dir / MODEL_REF_NAME)
+    if config.lora is not None:
+        tracker.artifact(run_dir / policy_kind(config))
+
+
+def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None) -> tuple[ModelRef, int]:
+    """The policy of a point, made where it is not there yet, and the number of its steps."""
+    if trial.point.source == "base":
+        return untrained(trial.config, str(trial.config.validation_data)), 0
+    if trial.point.source == "soup":
+        return soup_of(trial, run_dir), 0
+    payload = train.make_payload(trial.config)
+    if not trial.is_warm:
+        _, outcome = train.train_on_ray(payload, run_dir, tracker, callbacks=rungs.callbacks() if rungs else ())
+        return ModelRef.load(run_dir), outcome["steps"]
+    return train_here(
+        payload.config,
+        payload.layer,
+        run_dir,
+        log=logging_to(tracker, rungs),
+        device=device_of(trial.config),
+        validation_layer=payload.validation_layer,
+    )
+
+
+def logging_to(tracker: Tracker, rungs: Rungs | None) -> Callable[[int, dict[str, float]], None]:
+    def log(step: int, metrics: dict[str, float]) -> None:
+        tracker.log(step, metrics)
+        if rungs:
+            rungs.tell({"step": step, **metrics})
+
+    return log
+
+
+def device_of(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if config.scaling.use_gpu else "cpu")
+
+
+def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
+    """Mix the parents' adapters (weights, after full fine-tuning) by the point's weights, and write its reference.
+
+    Raises UserError where a parent has not been trained.
+    """
+    folders = [parent.run_dir for parent in trial.parents]
+    for parent, folder in zip(trial.parents, folders, strict=True):
+        if not (folder / MODEL_REF_NAME).is_file():
+            raise UserError(f"{trial.point.ratio}: {parent.point.ratio}, which it is mixed from, has not been trained")
+    kind, parts = policy_kind(trial.config), list(zip(folders, trial.point.weights, strict=True))
+    ref = replace(ModelRef.load(folders[0]), config_digest=digest([trial.key]))
+    if trial.config.lora is None:
+        interpolate_weights([(folder / kind, weight) for folder, weight in parts], run_dir / kind)
+        ref = replace(ref, weights=kind)
+    else:
+        interpolate_adapters([(folder / kind, weight) for folder, weight in parts], run_dir / kind)
+        ref = replace(ref, adapter=kind, adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors"))
+    ref.save(run_dir)
+    return ModelRef.load(run_dir)
+
+
+def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome], int]:
+    """Ask the validation items under both poles; return what was chosen, kept in a file, and how many were rejected."""
+    config = trial.config
+    folder = Path(str(config.validation_data))
+    manifest = DatasetManifest.load(folder)
+    items = evaluate.read_items(folder, manifest, forms=None, limit_per_axis=trial.search.search.limit_per_axis)
+    job = asking_job(config, ref, manifest.space, use_gpu=config.scaling.use_gpu)
+    if trial.is_warm:
+        outcomes, rejects = ask_here(items, *answerers(job), unconditioned=False)
+    else:
+        outcomes, rejects = evaluate.ask_on_ray(items, job, num_workers=config.scaling.num_workers)
+    if not outcomes:
+        raise UserError(f"{folder}: every validation item is longer than encoding.max_length: raise it")
+    evaluate.write_lines(run_dir / evaluate.OUTCOMES_NAME, [outcome.to_json() for outcome in outcomes])
+    return outcomes, len(rejects)

@@ -1,0 +1,118 @@
+"""A search's findings in plain words; every sentence is computed from the rows."""
+
+from collections.abc import Sequence
+
+from scipy.stats import spearmanr
+
+from pipelines.tune.findings import Row, candidates
+from pipelines.tune.points import ratio_name, share_of
+
+ENDS = ((0.0, "first"), (1.0, "second"))  # share of the first side, and the pole that has no weight there
+
+
+def sentences(rows: Sequence[Row], found: Row) -> list[str]:
+    """found: pick, hypervolume, knee, verification."""
+    if found["pick"] is None:
+        return ["No trial has finished, so no ratio is picked."]
+    best = rows[found["pick"]["trial"]]
+    said = [
+        f"Picked {ratio(best)} ({found['pick']['why']}): its worse pole is right in {share(best, 'worse_pole')}, both "
+        f"poles of the same scenario in {share(best, 'both_right')}."
+    ]
+    said += [at_end(rows, best, end, pole) for end, pole in ENDS if trained_at(rows, end)]
+    said += middle(rows)
+    said.append(f"The front of both poles' accuracy dominates {found['hypervolume']:.3f} of the unit square.")
+    if found["knee"] is not None:
+        said[-1] += f" Its knee is at {ratio(rows[found['knee']])}."
+    return said + [verified(rows, line) for line in found["verification"]] + stopped(rows)
+
+
+def ratio(row: Row) -> str:
+    return ratio_name(row["t"])
+
+
+def share(row: Row, name: str) -> str:
+    low, high = row["intervals"][name]
+    return f"{row[name]:.1%} ({low:.1%} to {high:.1%})"
+
+
+def trained_at(rows: Sequence[Row], place: float) -> Row | None:
+    """The best finished trial at this share of the first side."""
+    held = [rows[i] for i in candidates(rows) if share_of(rows[i]["alpha"], rows[i]["beta"]) == place]
+    return max(held, key=lambda row: row["worse_pole"], default=None)
+
+
+def at_end(rows: Sequence[Row], best: Row, end: float, pole: str) -> str:
+    """Whether a pole without weight is answered worse than at the pick, beyond both intervals."""
+    row, name = trained_at(rows, end), f"pole_{pole}"
+    assert row is not None, "only asked where it was trained"
+    fails = row["intervals"][name][1] < best["intervals"][name][0]
+    verdict = "it fails there" if fails else "it does not fail there beyond the intervals"
+    return (
+        f"Without weight on the {pole} side ({ratio(row)}) the {pole} pole is right in {share(row, name)}, against "
+        f"{share(best, name)} at the pick: {verdict}."
+    )
+
+
+def middle(rows: Sequence[Row]) -> list[str]:
+    """Whether equal weights are best on the worse pole."""
+    row = trained_at(rows, 0.5)
+    if row is None:
+        return []
+    best = max((rows[i] for i in candidates(rows)), key=lambda r: r["worse_pole"])
+    if best["worse_pole"] <= row["worse_pole"]:
+        return ["The balanced middle is best on the worse pole."]
+    within = "within" if best["worse_pole"] <= row["intervals"]["worse_pole"][1] else "beyond"
+    return [
+        f"The balanced middle is not best on the worse pole: {ratio(best)} has {best['worse_pole']:.1%}, the middle "
+        f"{share(row, 'worse_pole')}; the difference is {within} the middle's interval."
+    ]
+
+
+def verified(rows: Sequence[Row], line: Row) -> str:
+    """How far a soup is from a real training of its ratio."""
+    parts = [
+        f"{name.replace('_', ' ')} {m['soup']:.1%} against {m['trained']:.1%} ({m['low']:+.1%} to {m['high']:+.1%})"
+        for name, m in line["metric"].items()
+    ]
+    return f"The soup at {ratio(rows[line['soup']])}, held against a real training: {'; '.join(parts)}."
+
+
+def stopped(rows: Sequence[Row]) -> list[str]:
+    """How many trials were stopped early, and whether early losses tell how trials end."""
+    early = sum(row["status"] == "stopped" for row in rows)
+    if not any(row["rung_losses"] for row in rows):
+        return []
+    said = f"{early} of {len(rows)} trials were stopped early, by the validation loss of their worse side."
+    held = [rows[i] for i in candidates(rows) if rows[i]["rung_losses"]]
+    if len({row["worse_pole"] for row in held}) > 2:
+        rank = -spearmanr([row["rung_losses"][0] for row in held], [row["worse_pole"] for row in held]).statistic
+        said += (
+            f" Among those that finished, the first rung's rank correlation with the final worse pole is {rank:.2f}."
+        )
+    return [said]
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """What a reader has to know before believing a number."""
+    said = [f"{ratio(row)} failed: {row['error']}" for row in rows if row["status"] == "failed"]
+    rejected = max((row.get("items_rejected") or 0 for row in rows), default=0)
+    if rejected:
+        said.append(f"{rejected} validation items are longer than encoding.max_length, and are in no number.")
+    return said
+
+
+def notes(*, mode: str, is_embedded: bool) -> list[str]:
+    """What the figures rest on."""
+    said = [
+        "Cells of one ratio share one training: under AdamW with clipping the ratio of alpha and beta decides, not "
+        "their size.",
+        "The figures are those of the validation data that the ratio is picked by: evaluate the picked policy on test "
+        "data before believing them.",
+        "One training with one seed stands behind each ratio; intervals speak of the items, not of other seeds.",
+    ]
+    if mode == "soup":
+        said.append("Soups are linear in alpha / (alpha + beta) between the trained ratios on either side.")
+    if is_embedded:
+        said.append("Tiny model on generated data: the search works, which says nothing of how a real policy does.")
+    return said

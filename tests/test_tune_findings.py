@@ -1,0 +1,120 @@
+"""Cells, pick, front and words of a search, from rows made by hand."""
+
+import pytest
+
+from pipelines.config import SearchConfig
+from pipelines.tune import findings, wording
+from pipelines.tune.points import log_ratio
+
+
+def row(alpha: float, beta: float, first: float, second: float, *, both: float = 0.5, **changes) -> dict:
+    """A finished trial whose intervals are five points wide on either side."""
+    figures = {"pole_first": first, "pole_second": second, "worse_pole": min(first, second), "both_right": both}
+    intervals = {name: [value - 0.05, value + 0.05] for name, value in figures.items()}
+    source = "base" if alpha == beta == 0 else "trained"
+    whole = findings.NOTHING_FOUND | {"status": "finished", "error": None, "rung_losses": [], "steps": 10}
+    place = {"alpha": alpha, "beta": beta, "t": log_ratio(alpha, beta), "source": source, "changes": {}}
+    return {**whole, **place, **figures, "intervals": intervals, "low": both - 0.05, "high": both + 0.05, **changes}
+
+
+def not_finished(alpha: float, beta: float, status: str, **changes) -> dict:
+    nothing = {**findings.NOTHING_FOUND, "worse_pole": None}
+    return {**row(alpha, beta, 0, 0), **nothing, "status": status, **changes}
+
+
+ENDS = [row(0, 2, 0.1, 0.9), row(2, 0, 0.9, 0.2)]
+MIDDLE = row(1, 1, 0.8, 0.7)
+BASE = row(0, 0, 0.95, 0.95)
+
+
+def found(rows, verification=()) -> dict:
+    return {"pick": findings.pick(rows, "worse_pole"), "verification": verification, **findings.trade_off(rows)}
+
+
+def test_the_pick_has_the_best_worse_pole_and_is_never_the_base() -> None:
+    chosen = findings.pick([BASE, *ENDS, MIDDLE], "worse_pole")
+    assert (chosen["trial"], chosen["alpha"], chosen["beta"], chosen["t"]) == (3, 1, 1, 0.0)
+
+
+def test_ties_go_to_both_right_and_then_to_the_more_balanced() -> None:
+    rows = [row(2, 1, 0.7, 0.9, both=0.6), row(1, 2, 0.9, 0.7, both=0.65)]
+    assert findings.pick(rows, "worse_pole")["trial"] == 1
+    rows = [row(2, 0.5, 0.7, 0.9), row(2, 1, 0.7, 0.9), row(0.25, 1, 0.9, 0.7)]
+    assert findings.pick(rows, "worse_pole")["trial"] == 1
+
+
+def test_the_pick_can_follow_another_metric() -> None:
+    rows = [row(1, 1, 0.8, 0.8, both=0.6), row(1, 2, 0.7, 0.7, both=0.7)]
+    assert findings.pick(rows, "both_right")["trial"] == 1
+
+
+def test_what_did_not_finish_is_not_picked() -> None:
+    rows = [not_finished(1, 1, "stopped"), not_finished(2, 1, "failed", error="it broke")]
+    assert findings.pick(rows, "worse_pole") is None
+    assert findings.trade_off(rows) == {"front": [], "hypervolume": None, "knee": None}
+    assert wording.sentences(rows, found(rows)) == ["No trial has finished, so no ratio is picked."]
+    assert wording.warnings(rows) == ["2:1 failed: it broke"]
+
+
+def test_every_cell_of_the_grid_names_the_trial_of_its_ratio() -> None:
+    rows = [*ENDS, MIDDLE, BASE]
+    cells = findings.cells_of(
+        SearchConfig(alphas=[0, 1, 2], betas=[0, 1, 2], space={}),
+        [*rows, row(1, 2, 0.5, 0.8), row(2, 1, 0.8, 0.5)],
+        is_grid=True,
+    )
+    by_place = {(cell["alpha"], cell["beta"]): (cell["source"], cell["trial"]) for cell in cells}
+    assert len(cells) == 9
+    assert by_place[0, 0] == ("base", 3)
+    assert by_place[0, 2] == ("trained", 0)
+    assert by_place[0, 1] == ("same_ratio", 0)
+    assert by_place[1, 1] == ("trained", 2)
+    assert by_place[2, 2] == ("same_ratio", 2)
+    assert by_place[1, 2] == ("trained", 4)
+    assert next(cell for cell in cells if (cell["alpha"], cell["beta"]) == (2, 2))["both_right"] == 0.5
+
+
+def test_cells_of_other_choices_are_answered_by_their_own_trials() -> None:
+    rows = [row(1, 1, 0.5, 0.5, changes={"train.lr": 0.1}), row(1, 1, 0.9, 0.9, changes={"train.lr": 0.2}), BASE]
+    search = SearchConfig(alphas=[0, 1], betas=[0, 1], space={"train.lr": [0.1, 0.2]})
+    rows += [row(a, b, 0.5, 0.5, changes={"train.lr": lr}) for lr in (0.1, 0.2) for a, b in ((0, 1), (1, 0))]
+    cells = findings.cells_of(search, rows, is_grid=True)
+    assert [cell["trial"] for cell in cells if (cell["alpha"], cell["beta"]) == (1, 1)] == [0, 1]
+    assert [cell["trial"] for cell in cells if (cell["alpha"], cell["beta"]) == (0, 0)] == [2, 2]
+
+
+def test_without_a_grid_every_trial_is_a_cell() -> None:
+    rows = [row(1.5, 0.5, 0.5, 0.5), row(0.4, 1.6, 0.5, 0.5)]
+    assert [cell["alpha"] for cell in findings.cells_of(SearchConfig(), rows, is_grid=False)] == [1.5, 0.4]
+
+
+def test_the_words_say_whether_zero_fails_on_its_side_and_the_middle_is_best() -> None:
+    said = wording.sentences([*ENDS, MIDDLE], found([*ENDS, MIDDLE]))
+    assert said[0].startswith("Picked 1:1 (best by worse pole, ties by both right): its worse pole is right in 70.0%")
+    assert "(0:1) the first pole is right in 10.0% (5.0% to 15.0%), against 80.0% (75.0% to 85.0%)" in said[1]
+    assert said[1].endswith("it fails there.")
+    assert said[3] == "The balanced middle is best on the worse pole."
+
+
+def test_the_words_say_where_it_is_otherwise() -> None:
+    rows = [row(0, 2, 0.78, 0.9), row(2, 0, 0.9, 0.2), MIDDLE, row(1, 0.5, 0.85, 0.8)]
+    said = wording.sentences(rows, found(rows))
+    assert said[1].endswith("it does not fail there beyond the intervals.")
+    assert "not best on the worse pole: 2:1 has 80.0%, the middle 70.0%" in said[3]
+    assert said[3].endswith("beyond the middle's interval.")
+
+
+def test_what_was_stopped_early_is_counted_with_the_rank_correlation_of_the_rest() -> None:
+    rows = [row(1, b, 0.5 + b / 10, 0.9, rung_losses=[1 - b / 10]) for b in (1, 2, 3)]
+    rows.append(not_finished(2, 1, "stopped", rung_losses=[2.0]))
+    (said,) = wording.stopped(rows)
+    assert said.startswith("1 of 4 trials were stopped early")
+    assert said.endswith("is 1.00.")  # the lower the first loss, the better the end
+
+
+@pytest.mark.parametrize("mode", ["grid", "soup"])
+def test_notes_say_what_the_figures_rest_on(mode) -> None:
+    said = wording.notes(mode=mode, is_embedded=True)
+    assert any("validation data" in note for note in said)
+    assert ("linear in alpha / (alpha + beta)" in " ".join(said)) == (mode == "soup")
+    assert said[-1].startswith("Tiny model on generated data")
