@@ -1,4 +1,4 @@
-"""A training run and a comparison that are killed and started again, as a user would see it."""
+"""A training run, a comparison and a search that are killed and started again, as a user would see it."""
 
 import json
 import subprocess
@@ -77,3 +77,31 @@ def test_a_killed_comparison_goes_on_and_runs_no_finished_cell_again(tmp_path) -
     assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
     rows = json.loads(Path(result["report_json"]).read_text())["rows"]
     assert {row["n_seeds"] for row in rows} == {4}
+
+
+def search(storage: Path) -> subprocess.Popen:
+    asked = ["quickstart", f"storage={storage}", "train.max_steps=40", "search.limit_per_axis=10"]
+    asked += ["search.alphas=[0,1,2]", "search.betas=[0,1,2]"]
+    command = [sys.executable, "-m", "pipelines.cli", "tune", *asked]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finished_trials(storage: Path) -> dict[str, dict]:
+    jobs = {path.parent.name: json.loads(path.read_text()) for path in storage.glob("tune/*/trials/*/job.json")}
+    return {name: job for name, job in jobs.items() if job["status"] == "finished"}
+
+
+def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path) -> None:
+    process = search(tmp_path)
+    while not finished_trials(tmp_path):
+        assert process.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    before = finished_trials(tmp_path)
+    assert 0 < len(before) < 6
+    result = finish(search(tmp_path))
+    after = finished_trials(tmp_path)
+    assert len(after) == 6  # 0:1, 1:2, 1:1, 2:1, 1:0, and the base
+    assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
+    assert {trial["status"] for trial in json.loads(Path(result["report_json"]).read_text())["trials"]} == {"finished"}

@@ -104,15 +104,37 @@ def test_how_a_step_is_cut_into_bins_never_changes_the_update(tiny_qwen2, tmp_pa
         assert other == pytest.approx(losses[0], rel=1e-5)  # float32 sums in another order
 
 
-def run_without_dropout(model_dir, folder, settings):
+def run_without_dropout(model_dir, folder, settings, *, max_grad_norm=1.0):
     base = load_base(str(model_dir), precision="fp32", gradient_checkpointing=False, device=CPU)
     model = add_lora(base, LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"]), seed=1)
-    chosen = EngineSettings(name="torch", zero_stage=0, weight_decay=0.01, max_grad_norm=1.0, precision="fp32")
+    chosen = EngineSettings(
+        name="torch", zero_stage=0, weight_decay=0.01, max_grad_norm=max_grad_norm, precision="fp32"
+    )
     engine = build_engine(BranchScorer(model), chosen, device=CPU)
     recorder = Recorder()
     context = LocalContext(folder, device=CPU, log=recorder)
     result = fit(settings, store=STORE, engine=engine, context=context, save_policy=lambda *_: None)
     return model, recorder.metrics, result
+
+
+def update_of(model_dir, folder, alpha: float, beta: float) -> torch.Tensor:
+    """What ten steps change, as one vector; gradients are clipped in every one of them."""
+    objective = paired_nll(alpha=alpha, beta=beta)
+    settings = replace(SETTINGS, objective=objective, total_pairs=80, warmup_steps=0, schedule_steps=10)
+    model, metrics, _ = run_without_dropout(model_dir, folder, settings, max_grad_norm=0.1)
+    assert min(row["grad_norm"] for row in metrics.values()) > 0.1
+    untouched, _, _ = run_without_dropout(model_dir, folder / "none", replace(settings, lr=0.0), max_grad_norm=0.1)
+    pairs = zip(model.parameters(), untouched.parameters(), strict=True)
+    return torch.cat([(after - before).detach().flatten() for after, before in pairs if after.requires_grad])
+
+
+def test_alpha_and_beta_act_through_their_ratio_alone(tiny_qwen2, tmp_path) -> None:
+    weights = [(1, 1), (2, 2), (10, 10), (1, 0.5)]
+    one, two, ten, half = (update_of(tiny_qwen2, tmp_path / f"{a}-{b}", a, b) for a, b in weights)
+    # Clipping takes the scale away; what is left is AdamW's epsilon (1e-8) beside gradients of 1e-4 and more.
+    for scaled in (two, ten):
+        assert (scaled - one).norm() / one.norm() < 1e-3
+    assert (half - one).norm() / one.norm() > 0.05
 
 
 def test_one_sided_training_reports_only_its_side(tiny_qwen2, tmp_path) -> None:

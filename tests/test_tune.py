@@ -1,6 +1,7 @@
 """Searches end to end: tiny, with real Ray Tune, Ray Train and MLflow."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from mlflow import MlflowClient
 from ray.util.state import list_actors
 
 from pft_core.artifacts import ModelRef
+from pft_core.errors import UserError
 from pipelines.config import load_config
 from pipelines.tune import job
+from tests.builders import record, write_dataset
 
 SMALL = (
     "train.max_steps=8",
@@ -126,3 +129,115 @@ def test_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage
         assert 1 <= len(trial["rung_losses"]) <= 2
     assert found["pick"] is not None
     wait_until_nothing_is_held(cpus)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode", "message"),
+    [
+        (["train.objective=mixed"], "grid", "train.objective=mixed has no alpha and beta to search"),
+        (["data=somewhere"], "grid", "validation_data is not set: the ratio is picked on it"),
+        (["search.space={train.rate: [1]}"], "grid", r"search\.space: train\.rate: unknown key"),
+        (["search.space={train.lr: [fast]}"], "optuna", "search.space: train.lr='fast': expected a number"),
+        (["search.space={train.lr: {low: 1, high: 2}}"], "asha", "is a range: give a list of values"),
+        (["search.alphas=[1]", "search.betas=[1]"], "soup", "soups need at least 3 ratios, the grid has 1"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, overrides, mode, message) -> None:
+    with pytest.raises(UserError, match=message):
+        job.run(config(tmp_path, *overrides), mode=mode)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.alphas=[]", "search.alphas=.*at least 1 item"),
+        ("search.num_trials=0", "search.num_trials=0: expected greater than 0"),
+        ("search.space={train.lr: []}", "search.space.train.lr=.*at least 1 item"),
+        ("search.metric=accuracy", "search.metric='accuracy': expected 'worse_pole', 'both_right'"),
+        ("search.space={train.alpha: [1]}", "train.alpha: alphas and betas are searched already"),
+        ("search.t={low: 1, high: 1}", "search.t: low=1 is not below high=1"),
+    ],
+)
+def test_an_empty_or_unknown_search_is_refused_by_the_config(tmp_path, override, message) -> None:
+    with pytest.raises(UserError, match=message):
+        config(tmp_path, override)
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="alphas and betas hold only 0, which trains nothing"):
+        config(tmp_path, "search.alphas=[0]", "search.betas=[0]")
+
+
+@pytest.mark.ray
+def test_more_gpus_than_the_cluster_has_are_refused_before_anything_starts(ray_cluster, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"a trial needs .*'GPU': 1.*, the cluster has"):
+        job.run(config(tmp_path, "scaling.use_gpu=true"))
+    assert not (tmp_path / "tune").exists()
+
+
+@pytest.mark.ray
+def test_a_figure_that_no_trial_reports_is_refused(ray_cluster, tmp_path) -> None:
+    data = write_dataset(tmp_path / "data", [record(n) for n in range(8)])
+    asked = config(tmp_path, f"data={data}", f"validation_data={data}", "search.form=all")
+    with pytest.raises(UserError, match=r"search.form=all: no trial can report it, .* has only the forms one"):
+        job.run(asked)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_on_ray_train_stop_early_too_and_leave_nothing_behind(ray_cluster, storage) -> None:
+    cpus = ray.available_resources()["CPU"]
+    # One trial at a time, so that the second is held against the first.
+    alone = f"scaling.resources_per_worker={{CPU: {min(6, os.cpu_count() or 1)}}}"
+    workers = ("search.trials=ray_train", "engine.name=torch", "scaling.num_workers=1", alone)
+    asked = config(storage, *workers, "search.alphas=[1]", "search.betas=[0,1]")
+    found = report(job.run(asked, mode="asha"))
+    assert [trial["status"] for trial in found["trials"]] == ["finished", "stopped"]
+    assert len(found["trials"][0]["rung_losses"]) == 3
+    wait_until_nothing_is_held(cpus)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage) -> None:
+    cpus = ray.available_resources()["CPU"]
+    rates = "search.space={train.lr: [1e-2, 8e-3, 6e-3, 4e-3, 2e-3, 1e-3]}"
+    found = report(job.run(config(storage, *RATIOS, "search.betas=[0,1,2,4]", rates), mode="asha"))
+    assert len(stopped(found)) >= 20
+    assert {trial["status"] for trial in found["trials"]} == {"finished", "stopped"}
+    wait_until_nothing_is_held(cpus)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_soups_are_held_against_trainings_and_their_ends_are_registered(ray_cluster, storage) -> None:
+    ratios = ("search.alphas=[0,1,3]", "search.betas=[0,1,3]", "search.verify=1")
+    result = job.run(config(storage, *ratios), mode="soup")
+    found = report(result)
+    assert [trial["source"] for trial in found["trials"]] == ["trained"] * 3 + ["soup"] * 2 + ["base", "trained"]
+    assert {cell["source"] for cell in found["cells"]} == {"base", "trained", "same_ratio", "soup"}
+    (line,) = found["verification"]
+    assert (line["soup"], line["trained"]) == (3, 6)
+    for gap in line["metric"].values():
+        assert gap["gap"] == pytest.approx(gap["trained"] - gap["soup"])
+        assert gap["low"] <= gap["gap"] <= gap["high"]
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    versions = {
+        alias: client.get_model_version_by_alias("quickstart", alias) for alias in ("first", "middle", "second")
+    }
+    weights = {alias: (version.tags["alpha"], version.tags["beta"]) for alias, version in versions.items()}
+    assert weights == {"middle": ("1", "1"), "first": ("3", "0"), "second": ("0", "3")}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_optuna_searches_ratio_and_rate_together(ray_cluster, storage, sampler) -> None:
+    space = "search.space={train.lr: {low: 1e-3, high: 1e-2, log: true}}"
+    asked = config(storage, space, "search.num_trials=3", f"search.sampler={sampler}")
+    found = report(job.run(asked, mode="optuna"))
+    assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
+    assert len(found["cells"]) == 3
+    assert all(1e-3 <= trial["changes"]["train.lr"] <= 1e-2 for trial in found["trials"])
+    assert found["pick"] is not None

@@ -27,7 +27,7 @@ from pipelines.tune.trial import Trial
 Mode = Literal["grid", "soup", "asha", "optuna"]
 CHOSEN_NAME = "chosen.yaml"
 CHAMPION = "champion"  # the alias of the picked policy
-ENDS = ("middle", "first", "second")  # aliases of what soups are mixed from: equal weights, and each side alone
+ENDS = ("middle", "second", "first")  # aliases of what soups are mixed from: equal weights, and each side alone
 Result = dict[str, Any]
 
 
