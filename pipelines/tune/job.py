@@ -1,43 +1,22 @@
 """`tune`: search the ratio of alpha and beta, report both poles, and leave the chosen ratio as recipe and model."""
 
+import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
 
 from pft_core.artifacts import DatasetManifest, digest
 from pft_core.errors import UserError
 from pipelines import train
 from pipelines.config import UNWEIGHTED, Range, RunConfig, changed
-from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.jobs import code_digest, commit, ensure_ray, run_job
-from pipelines.registry import register
-from pipelines.tracking import Tracker, tracked, tracking_uri
-from pipelines.tune import findings, wording
+from pipelines.jobs import ensure_ray, run_job
+from pipelines.tracking import tracked, tracking_uri
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
-from pipelines.tune.report import write_search
+from pipelines.tune.results import Found, Mode, Result, publish
 from pipelines.tune.search import search, trials_at_once
 from pipelines.tune.searchers import ListedPoints, OptunaPoints
 from pipelines.tune.trial import Trial
-
-Mode = Literal["grid", "soup", "asha", "optuna"]
-CHOSEN_NAME = "chosen.yaml"
-CHAMPION = "champion"  # the alias of the picked policy
-ENDS = ("middle", "second", "first")  # aliases of what soups are mixed from: equal weights, and each side alone
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search has tried: its trials, what went wrong by the point's JSON, and seconds by part."""
-
-    trials: list[Trial]
-    errors: dict[str, str]
-    timings: dict[str, float]
 
 
 def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Result:
@@ -76,15 +55,14 @@ def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
 
 
 def in_place(config: RunConfig) -> RunConfig:
-    """The config with the embedded data and whole paths, tracked where the storage folder says."""
+    """The config with the embedded data and whole paths; trials, which lie elsewhere, are tracked where it is."""
     if config.data == TOYWORLD and config.validation_data is None:
         config = config.model_copy(update={"validation_data": TOYWORLD})
     storage = Path(config.storage).resolve()
-    uri = tracking_uri(config.tracking.uri, storage)
-    config = config.model_copy(
-        update={"storage": str(storage), "tracking": config.tracking.model_copy(update={"uri": uri})}
-    )
-    return with_embedded(config)
+    tracking = config.tracking
+    if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # that one may hold a password: it stays there
+        tracking = tracking.model_copy(update={"uri": tracking_uri(None, storage)})
+    return with_embedded(config.model_copy(update={"storage": str(storage), "tracking": tracking}))
 
 
 def refuse_unasked(config: RunConfig) -> None:
@@ -157,100 +135,3 @@ def encode(configs: Sequence[RunConfig]) -> None:
         if key not in seen:
             train.make_payload(config)
         seen.add(key)
-
-
-def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker: Tracker) -> Result:
-    """Write report and recipe, register the picked policy. Raises UserError where no trial has finished."""
-    report = assemble(config, found, mode)
-    chosen = report["pick"]
-    if chosen is None:
-        raise UserError(f"no trial has finished: {'; '.join(report['warnings'])}")
-    recipe = write_recipe(config, report, run_dir)
-    report |= {"recipe": recipe.name, **registered(config, found, mode, chosen)}
-    paths = write_search(report, run_dir)
-    tracker.log(0, {name: value for name, value in headline(report).items() if value is not None})
-    for path in (recipe, *paths.values()):
-        tracker.artifact(path)
-    for sentence in [*report["sentences"], *report["warnings"]]:
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
-    shown = {name: str(paths[name]) for name in ("report_json", "report_html")}
-    return {
-        "run_dir": str(run_dir),
-        **shown,
-        "recipe": str(recipe),
-        "model": report["model"],
-        "alpha": chosen["alpha"],
-        "beta": chosen["beta"],
-    }
-
-
-def assemble(config: RunConfig, found: Found, mode: Mode) -> Result:
-    """The report, without what is written beside it."""
-    rows = findings.trial_rows(found.trials, found.errors)
-    seen = {
-        "pick": findings.pick(rows, config.search.metric),
-        "verification": findings.verification(found.trials, rows),
-        **findings.trade_off(rows),
-    }
-    shared = found.trials[0].search
-    manifests = {
-        name: DatasetManifest.load(Path(str(folder)))
-        for name, folder in (("data", shared.data), ("validation_data", shared.validation_data))
-    }
-    return {
-        "title": f"Search of {config.name}: the ratio of alpha and beta",
-        "mode": mode,
-        "name": config.name,
-        "metric": config.search.metric,
-        "form": config.search.form,
-        "axes": [
-            {"name": axis.name, "first": axis.poles[0].name, "second": axis.poles[1].name}
-            for axis in manifests["validation_data"].space.axes
-        ],
-        "cells": findings.cells_of(config.search, rows, is_grid=mode != "optuna"),
-        "trials": rows,
-        **seen,
-        "sentences": wording.sentences(rows, seen),
-        "warnings": wording.warnings(rows),
-        "notes": wording.notes(mode=mode, is_embedded=config.data == TOYWORLD),
-        "timings": found.timings,
-        "config": config.model_dump(),
-        "digests": {
-            **{name: manifest.data_digest for name, manifest in manifests.items()},
-            "code": code_digest(),
-            "commit": commit() or "",
-        },
-    }
-
-
-def headline(report: Mapping[str, Any]) -> dict[str, float | None]:
-    best = report["trials"][report["pick"]["trial"]]
-    names = ("pole_first", "pole_second", "worse_pole", "both_right")
-    return {name: best[name] for name in names} | {"hypervolume": report["hypervolume"]}
-
-
-def write_recipe(config: RunConfig, report: Mapping[str, Any], run_dir: Path) -> Path:
-    """Write the recipe that trains the picked ratio."""
-    row = report["trials"][report["pick"]["trial"]]
-    weights = {"train.alpha": row["alpha"], "train.beta": row["beta"], "name": f"{config.name}-chosen"}
-    chosen = changed(config.model_dump(exclude={"search"}), [row["changes"], weights], source="search.space")
-    path = run_dir / CHOSEN_NAME
-    head = f"# {report['sentences'][0]}\n"
-    path.write_text(head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False), encoding="utf-8")
-    return path
-
-
-def registered(config: RunConfig, found: Found, mode: Mode, chosen: Mapping[str, Any]) -> Result:
-    """Register the picked policy, and what soups are mixed from; a server that refuses is a warning, not the end."""
-    aliases = {chosen["trial"]: [CHAMPION]}
-    for number, alias in enumerate(ENDS if mode == "soup" else ()):
-        aliases.setdefault(number, []).append(alias)
-    try:
-        for number, names in aliases.items():
-            trial = found.trials[number]
-            tags = {"alpha": f"{trial.point.alpha:g}", "beta": f"{trial.point.beta:g}", "run_dir": str(trial.run_dir)}
-            register(trial.search, trial.key, name=config.name, aliases=names, tags=tags)
-    except UserError as error:
-        console.print(str(error), style="yellow", highlight=False, markup=False)
-        return {"model": None}
-    return {"model": f"{config.name}@{CHAMPION}"}
