@@ -76,17 +76,17 @@ class MlflowRun:
         found = self._client.search_runs([experiment_id], filter_string=wanted, max_results=1)
         if found:
             return found[0]
-        tags = {**spec.tags, "run_key": spec.run_key, **self._link(experiment_id, spec.parent)}
+        tags = {**spec.tags, "run_key": spec.run_key, **self._link(spec.experiment, spec.parent)}
         return self._client.create_run(experiment_id, spec.started_ms, tags, spec.run_name)
 
-    def _link(self, experiment_id: str, parent: str | None) -> dict[str, str]:
+    def _link(self, experiment: str, parent: str | None) -> dict[str, str]:
         """The tag that places a run below its parent's newest; raises LookupError until that one is there."""
         if parent is None:
             return {}
-        found = self._client.search_runs([experiment_id], filter_string=f"tags.run_key = '{parent}'", max_results=1)
-        if not found:
+        found = find_run(self._client, experiment, parent)
+        if found is None:
             raise LookupError(f"the run of the search with the key {parent} is not there yet")
-        return {"mlflow.parentRunId": found[0].info.run_id}
+        return {"mlflow.parentRunId": found.info.run_id}
 
     def _describe(self, spec: RunSpec, known: Mapping[str, str]) -> None:
         from mlflow.entities import DatasetInput, Param, RunTag
@@ -128,6 +128,13 @@ class MlflowRun:
     def release(self) -> None:
         """Stop the system metrics; the run can be opened again."""
         self._monitor.finish()
+
+
+def find_run(client: Any, experiment: str, run_key: str) -> Any | None:
+    """The newest run with this key, None where there is none."""
+    found = client.get_experiment_by_name(experiment)
+    runs = found and client.search_runs([found.experiment_id], filter_string=f"tags.run_key = '{run_key}'")
+    return runs[0] if runs else None
 
 
 def quiet_mlflow() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pipelines.config import RunConfig
-from pipelines.mlflow_run import mask_credentials, opening, quiet_mlflow
+from pipelines.mlflow_run import find_run, mask_credentials, opening, quiet_mlflow
 from pipelines.tracking import tracking_uri
 
 
@@ -24,21 +24,16 @@ def register(config: RunConfig, run_key: str, *, name: str, aliases: Sequence[st
     try:
         with opening(uri):
             client = MlflowClient(tracking_uri=uri)
-            version = _version(client, name, _run(client, config.tracking.experiment, run_key), tags)
+            run = find_run(client, config.tracking.experiment, run_key)
+            if run is None:
+                raise UserError(f"MLflow at {mask_credentials(uri)} has no run with the key {run_key} to register")
+            version = _version(client, name, run, tags)
             for alias in aliases:
                 client.set_registered_model_alias(name, alias, version)
             return version
     except MlflowException as error:
         reason = mask_credentials(str(error)).splitlines()[0]
         raise UserError(f"MLflow at {mask_credentials(uri)}: {name!r} is not registered: {reason}") from None
-
-
-def _run(client: Any, experiment: str, run_key: str) -> Any:
-    found = client.get_experiment_by_name(experiment)
-    runs = found and client.search_runs([found.experiment_id], filter_string=f"tags.run_key = '{run_key}'")
-    if not runs:
-        raise UserError(f"MLflow has no run with the key {run_key} in experiment {experiment!r}: nothing to register")
-    return runs[0]
 
 
 def _version(client: Any, name: str, run: Any, tags: Mapping[str, str]) -> str:

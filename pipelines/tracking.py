@@ -18,7 +18,16 @@ from pft_core.artifacts import DatasetManifest, read_json, write_json
 from pft_core.errors import UserError
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.mlflow_run import MlflowRun, Row, RunSpec, flatten, mask_credentials
+from pipelines.mlflow_run import (
+    MlflowRun,
+    Row,
+    RunSpec,
+    find_run,
+    flatten,
+    mask_credentials,
+    opening,
+    quiet_mlflow,
+)
 
 SPOOL_NAME = "metrics.jsonl"
 START_NAME = "mlflow.json"
@@ -196,6 +205,19 @@ def tracked(config: RunConfig, run_dir: Path, key: str, *, inputs: Sequence[str 
         raise
     finally:
         tracker.finish(status)
+
+
+def close_killed(config: RunConfig, run_key: str) -> None:
+    """Mark the run of a process that was killed, which could not do it itself. Raises MlflowException."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(config.tracking.uri, Path(config.storage))
+    with opening(uri):
+        client = MlflowClient(tracking_uri=uri)
+        run = find_run(client, config.tracking.experiment, run_key)
+        if run is not None and run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def tracking_uri(uri: str | None, storage: Path) -> str:

@@ -17,8 +17,9 @@ from pft_core.artifacts import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.preferences import Axis, Pole, PreferenceSpace
 from pipelines import tracking
+from pipelines.config import RunConfig, TrackingConfig
 from pipelines.mlflow_run import MlflowRun, flatten, mask_credentials, whole_steps
-from pipelines.tracking import Tracker, cut_spool, read_metrics, tracking_uri
+from pipelines.tracking import Tracker, close_killed, cut_spool, read_metrics, tracking_uri
 
 NO_SERVER = "http://user:hunter2@127.0.0.1:9"  # the discard port: nothing listens
 LONG = 120.0  # seconds; the first start makes the database, which takes a while on a busy machine
@@ -304,3 +305,30 @@ tracker.finish("FINISHED")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sorted(run.info.run_name for run in runs) == ["one", "three", "two"]
     assert all(run.data.metrics["x"] == 1.0 for run in runs)
+
+
+def test_a_part_of_a_search_is_placed_below_it_as_soon_as_the_search_is_there(start, mlflow_runs, tmp_path) -> None:
+    folders = {name: tmp_path / name for name in ("part", "whole")}
+    for folder in folders.values():
+        folder.mkdir()
+    part = start(run_key=tmp_path.name, run_dir=folders["part"], parent=f"{tmp_path.name}-whole")
+    part.log(0, {"loss": 1.0})  # waits in the spool: its search is not there
+    whole = start(run_key=f"{tmp_path.name}-whole", run_dir=folders["whole"])
+    whole.finish("FINISHED", limit_s=LONG)
+    part.finish("FINISHED", limit_s=LONG)
+    (run,) = mlflow_runs()
+    parent = mlflow_runs.client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["run_key"] == f"{tmp_path.name}-whole"
+    assert points(mlflow_runs, "loss") == [(0, 1.0)]
+
+
+def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_left_as_it_is(start, mlflow_runs, storage) -> None:
+    config = RunConfig(storage=str(storage), tracking=TrackingConfig(experiment="tests"))
+    start().finish("FINISHED", limit_s=LONG)
+    (run,) = mlflow_runs()
+    close_killed(config, run.data.tags["run_key"])
+    assert mlflow_runs()[0].info.status == "FINISHED"
+    mlflow_runs.client.update_run(run.info.run_id, status="RUNNING")
+    close_killed(config, run.data.tags["run_key"])
+    assert mlflow_runs()[0].info.status == "KILLED"
+    close_killed(config, "a key that no run has")

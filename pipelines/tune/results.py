@@ -1,20 +1,22 @@
 """What a search leaves behind: its report, a recipe for the picked ratio, and policies in the model registry."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from mlflow.exceptions import MlflowException
 
-from pft_core.artifacts import DatasetManifest
+from pft_core.artifacts import DatasetManifest, read_json, write_json
 from pft_core.errors import UserError
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD
-from pipelines.jobs import code_digest, commit
+from pipelines.jobs import JOB_NAME, code_digest, commit
 from pipelines.registry import register
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, close_killed
 from pipelines.tune import findings, wording
 from pipelines.tune.figures import FIGURES
 from pipelines.tune.report import write_search
@@ -42,6 +44,9 @@ def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker:
     chosen = report["pick"]
     if chosen is None:
         raise UserError(f"no trial has finished: {'; '.join(report['warnings'])}")
+    for trial, row in zip(found.trials, report["trials"], strict=True):
+        if row["status"] == "stopped":
+            settle(trial)
     recipe = write_recipe(config, report, run_dir)
     report |= {"recipe": recipe.name, **registered(config, found, mode, chosen)}
     paths = write_search(report, run_dir)
@@ -59,6 +64,14 @@ def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker:
         "alpha": chosen["alpha"],
         "beta": chosen["beta"],
     }
+
+
+def settle(trial: Trial) -> None:
+    """Write down that a trial was stopped early: its process had no time to."""
+    path = trial.run_dir / JOB_NAME
+    write_json(path, read_json(path, what="the state of a trial") | {"status": "stopped"})
+    with contextlib.suppress(MlflowException):  # a server that is not there keeps its picture of the run
+        close_killed(trial.search, trial.key)
 
 
 def assemble(config: RunConfig, found: Found, mode: Mode) -> Result:
