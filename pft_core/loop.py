@@ -220,11 +220,11 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
 
 @torch.no_grad()
 def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, context: TrainContext) -> dict[str, float]:
-    """Mean loss per term, and their weighted sum `val_loss`, over a whole validation store."""
+    """Mean loss per term, of sides that are not trained too, and their weighted sum `val_loss`, over a whole store."""
     objective, indices = settings.objective, list(range(len(store)))
     totals = objective.denominators(store.label_counts(indices))
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
-    phase = plan_phase(indices, objective.trained_sides, settings=settings, store=store, num_ranks=context.world_size)
+    phase = plan_phase(indices, objective.reported_sides, settings=settings, store=store, num_ranks=context.world_size)
     engine.scorer.eval()
     for bin_indices in phase.bins[context.rank]:
         batch = read_batch(store, bin_indices, phase.sides).to(context.device)

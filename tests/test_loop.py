@@ -143,6 +143,24 @@ def test_one_sided_training_reports_only_its_side(tiny_qwen2, tmp_path) -> None:
     assert "loss_first" not in metrics[1]
 
 
+@pytest.mark.parametrize("update", ["synchronous", "asynchronous"])
+def test_a_side_without_weight_is_not_run(tiny_qwen2, tmp_path, update) -> None:
+    weightless = replace(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0, update=update))
+    alone = replace(SETTINGS, objective=one_sided_nll(side=1))
+    paired, metrics, _ = run(tiny_qwen2, tmp_path / "paired", weightless)
+    single, expected, _ = run(tiny_qwen2, tmp_path / "alone", alone)
+    assert "loss_first" not in metrics[1]
+    assert metrics[1]["loss_second"] == expected[1]["loss_second"]
+    assert same(paired, single)
+
+
+def test_validation_tells_of_a_side_that_is_not_trained(tiny_qwen2, tmp_path) -> None:
+    settings = replace(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0), total_pairs=8)
+    _, metrics, _ = run(tiny_qwen2, tmp_path, settings, validation=STORE)
+    assert metrics[1]["val_loss"] == pytest.approx(metrics[1]["val_loss_second"])
+    assert metrics[1]["val_loss_first"] > 0
+
+
 def test_the_asynchronous_update_takes_the_second_gradient_at_the_moved_weights(tiny_qwen2, tmp_path) -> None:
     # In the first step with a positive lr the first side is trained alone, then the second: its loss differs from
     # the synchronous one, which is taken before any move.

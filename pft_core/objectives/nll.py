@@ -25,10 +25,16 @@ def paired_nll(*, alpha: float, beta: float, update: str = "synchronous") -> Obj
     """Preference-paired fine-tuning: `alpha * CE(y+ | x, p+) + beta * CE(y- | x, p-)`.
 
     Synchronous: one update from both sides (PFT, App. D, eq. 9-11). Asynchronous: an update for the first side with
-    weight alpha, then one for the second with weight beta at the moved parameters (eq. 7-8).
+    weight alpha, then one for the second with weight beta at the moved parameters (eq. 7-8). A side without weight is
+    not run: it is trained on by no update, and costs nothing.
     """
-    phases = (SIDES,) if update == "synchronous" else tuple((side,) for side in SIDES)
+    sides = weighted_sides(alpha, beta)
+    phases = (sides,) if update == "synchronous" else tuple((side,) for side in sides)
     return Objective(side_terms(alpha, beta), phases, label_tokens_per_side, nll_per_side)
+
+
+def weighted_sides(first: float, second: float) -> tuple[int, ...]:
+    return tuple(side for side, weight in zip(SIDES, (first, second), strict=True) if weight)
 
 
 def side_terms(first: float, second: float, *, name: str = "loss") -> tuple[Term, ...]:
@@ -76,4 +82,4 @@ def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
         term_R = len(SIDES) * batch.example_axis[batch.branch_example] + batch.branch_side
         return logps_R.new_zeros(len(terms)).index_add(0, term_R, -logps_R)
 
-    return Objective(terms, (SIDES,), denominators, sums)
+    return Objective(terms, (weighted_sides(alpha, beta),), denominators, sums)

@@ -54,6 +54,11 @@ class Objective:
         """The sides that any of the updates trains on, in order."""
         return tuple(sorted({side for phase in self.phases for side in phase}))
 
+    @property
+    def reported_sides(self) -> tuple[int, ...]:
+        """The sides that a validation tells of, trained on or not."""
+        return tuple(sorted({*self.trained_sides, *(term.side for term in self.terms if term.side is not None)}))
+
     def loss(self, sums_K: Tensor, denominators_K: NDArray[np.float64]) -> Tensor:
         """Divide once; a term without labels in this step contributes nothing."""
         scale = [t.weight / d if d > 0 else 0.0 for t, d in zip(self.terms, denominators_K, strict=True)]

@@ -10,6 +10,7 @@ from ray.train import UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
+from pft_core.objectives import SIDE_NAMES
 from pipelines.tracking import SPOOL_NAME, read_metrics
 
 NUM_RUNGS = 4  # parts of a trial: after the first and the second it may be stopped, and the last one is its end
@@ -66,7 +67,13 @@ class _RungCallback(TuneReportCallback):
 
 def worse_loss(row: Row) -> float:
     """The validation loss of the side that has more of it; of an objective without sides, its loss."""
-    return max((row[name] for name in ("val_loss_first", "val_loss_second") if name in row), default=row["val_loss"])
+    return max((loss for name in SIDE_NAMES if (loss := side_loss(row, name)) is not None), default=row["val_loss"])
+
+
+def side_loss(row: Row, name: str) -> float | None:
+    """The mean over a side's terms: k_way has one for each axis."""
+    terms = [value for key, value in row.items() if key.startswith("val_") and key.endswith(f"loss_{name}")]
+    return sum(terms) / len(terms) if terms else None
 
 
 def scheduler() -> ASHAScheduler:
