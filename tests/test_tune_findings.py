@@ -53,7 +53,7 @@ def test_what_did_not_finish_is_not_picked() -> None:
     assert findings.pick(rows, "worse_pole") is None
     assert findings.trade_off(rows) == {"front": [], "hypervolume": None, "knee": None}
     assert wording.sentences(rows, found(rows)) == ["No trial has finished, so no ratio is picked."]
-    assert wording.warnings(rows) == ["2:1 failed: it broke"]
+    assert wording.warnings(rows, []) == ["2:1 failed: it broke"]
 
 
 def test_every_cell_of_the_grid_names_the_trial_of_its_ratio() -> None:
@@ -118,3 +118,12 @@ def test_notes_say_what_the_figures_rest_on(mode) -> None:
     assert any("validation data" in note for note in said)
     assert ("linear in alpha / (alpha + beta)" in " ".join(said)) == (mode == "soup")
     assert said[-1].startswith("Tiny model on generated data")
+
+
+@pytest.mark.parametrize(("low", "warned"), [(-0.01, False), (0.01, True)])
+def test_a_soup_that_differs_from_a_training_beyond_the_interval_is_a_warning(low, warned) -> None:
+    gap = {"soup": 0.5, "trained": 0.6, "gap": 0.1, "low": low, "high": 0.2}
+    line = {"t": 0.0, "soup": 0, "trained": 0, "metric": {"both_right": gap}}
+    assert (
+        any("not what a training gives here: at 1:1" in said for said in wording.warnings([MIDDLE], [line])) == warned
+    )

@@ -101,7 +101,7 @@ def assemble(config: RunConfig, found: Found, mode: Mode) -> Result:
         "trials": rows,
         **seen,
         "sentences": wording.sentences(rows, seen),
-        "warnings": wording.warnings(rows),
+        "warnings": wording.warnings(rows, seen["verification"]),
         "notes": wording.notes(mode=mode, is_embedded=config.data == TOYWORLD),
         "timings": found.timings,
         "config": config.model_dump(),

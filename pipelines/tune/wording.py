@@ -78,6 +78,10 @@ def verified(rows: Sequence[Row], line: Row) -> str:
     return f"The soup at {ratio(rows[line['soup']])}, held against a real training: {'; '.join(parts)}."
 
 
+def is_apart(metric: Row) -> bool:
+    return not metric["low"] <= 0 <= metric["high"]
+
+
 def stopped(rows: Sequence[Row]) -> list[str]:
     """How many trials were stopped early, and whether early losses tell how trials end."""
     early = sum(row["status"] == "stopped" for row in rows)
@@ -93,9 +97,15 @@ def stopped(rows: Sequence[Row]) -> list[str]:
     return [said]
 
 
-def warnings(rows: Sequence[Row]) -> list[str]:
+def warnings(rows: Sequence[Row], verification: Sequence[Row]) -> list[str]:
     """What a reader has to know before believing a number."""
     said = [f"{ratio(row)} failed: {row['error']}" for row in rows if row["status"] == "failed"]
+    apart = [ratio(rows[line["soup"]]) for line in verification if any(is_apart(m) for m in line["metric"].values())]
+    if apart:
+        said.append(
+            f"A soup is not what a training gives here: at {' and '.join(apart)} they differ beyond the interval. Take "
+            "soups for policies of their own, and train a ratio before relying on it."
+        )
     rejected = max((row.get("items_rejected") or 0 for row in rows), default=0)
     if rejected:
         said.append(f"{rejected} validation items are longer than encoding.max_length, and are in no number.")
