@@ -127,3 +127,11 @@ def test_a_soup_that_differs_from_a_training_beyond_the_interval_is_a_warning(lo
     assert (
         any("not what a training gives here: at 1:1" in said for said in wording.warnings([MIDDLE], [line])) == warned
     )
+
+
+def test_the_pick_is_held_against_the_untrained_base() -> None:
+    weak, strong = row(0, 0, 0.5, 0.5, both=0.1), row(0, 0, 0.7, 0.7, both=0.6)
+    for base, verdict in ((weak, "above it on worse pole and both right."), (strong, "not shown to be above it.")):
+        (said,) = wording.against_base([MIDDLE, base], MIDDLE)
+        assert said.endswith(f"the pick is {verdict}")
+    assert wording.against_base([MIDDLE], MIDDLE) == []

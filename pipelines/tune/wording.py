@@ -19,6 +19,7 @@ def sentences(rows: Sequence[Row], found: Row) -> list[str]:
         f"Picked {ratio(best)} ({found['pick']['why']}): its worse pole is right in {share(best, 'worse_pole')}, both "
         f"poles of the same scenario in {share(best, 'both_right')}."
     ]
+    said += against_base(rows, best)
     said += [at_end(rows, best, end, pole) for end, pole in ENDS if trained_at(rows, end)]
     said += middle(rows)
     said.append(f"The front of both poles' accuracy dominates {found['hypervolume']:.3f} of the unit square.")
@@ -40,6 +41,17 @@ def trained_at(rows: Sequence[Row], place: float) -> Row | None:
     """The best finished trial at this share of the first side."""
     held = [rows[i] for i in candidates(rows) if share_of(rows[i]["alpha"], rows[i]["beta"]) == place]
     return max(held, key=lambda row: row["worse_pole"], default=None)
+
+
+def against_base(rows: Sequence[Row], best: Row) -> list[str]:
+    """Whether the pick does better than the untrained base, where that was asked, on its worse pole and on both."""
+    base = next((row for row in rows if row["source"] == "base" and row["status"] == "finished"), None)
+    if base is None:
+        return []
+    above = [n for n in ("worse_pole", "both_right") if best["intervals"][n][0] > base["intervals"][n][1]]
+    verdict = " and ".join(name.replace("_", " ") for name in above)
+    asked = f"The base has {share(base, 'worse_pole')} and {share(base, 'both_right')}"
+    return [f"{asked}: the pick is " + (f"above it on {verdict}." if above else "not shown to be above it.")]
 
 
 def at_end(rows: Sequence[Row], best: Row, end: float, pole: str) -> str:
