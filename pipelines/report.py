@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pft_core.artifacts import write_json
 from pipelines import charts
 from pipelines.charts import Row
 from pipelines.mlflow_run import flatten, mask_credentials
+from pipelines.pages import render_template, write_whole
 
-TEMPLATES = Path(__file__).parent / "templates"
 POLE_METRICS = ("one", "all")  # the headline is the first of these that the rows have
 NUM_COLOURS = 5
 METRICS = {
@@ -41,22 +39,14 @@ def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     report = {**report, "config": without_credentials(report["config"])}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    page = folder / "report.html"
-    page.write_text(render(report), encoding="utf-8")
-    return folder / "report.json", page
+    write_whole(folder / "report.html", render(report))
+    return folder / "report.json", folder / "report.html"
 
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "seconds": seconds, "short": charts.short}
-    return environment.get_template("report.html.j2").render(page_of(report))
+    filters = {"number": number, "seconds": seconds, "short": charts.short}
+    return render_template("report.html.j2", page_of(report), filters=filters)
 
 
 def page_of(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,9 @@
 """The files of a comparison: its report as JSON, one self-contained page, and its tables, all of the report alone."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pft_core.artifacts import write_json
 from pipelines import charts
@@ -31,7 +28,8 @@ from pipelines.compare.latex import latex
 from pipelines.compare.markdown import markdown
 from pipelines.compare.tables import Table, across_variants, area, by_metric, by_pole
 from pipelines.mlflow_run import flatten
-from pipelines.report import CURVE_NAMES, METRICS, TEMPLATES, seconds, without_credentials
+from pipelines.pages import render_template, write_whole
+from pipelines.report import CURVE_NAMES, METRICS, seconds, without_credentials
 
 POLE_METRICS = ("one", "all")
 HEAT_METRICS = ("both_right", "one", "all")
@@ -58,33 +56,20 @@ def write_comparison(report: Mapping[str, Any], folder: Path) -> dict[str, Path]
     write_json(folder / "report.json", report)
     texts = {"report.html": render(report), "tables.md": markdown(report), "tables.tex": latex(report)}
     for name, text in texts.items():
-        _write_text(folder / name, text)
+        write_whole(folder / name, text)
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "seconds": seconds,
         "short": short,
         "p_value": p_value,
         "mark": position_mark,
         "value_of": value_of,
     }
-    return environment.get_template("compare.html.j2").render(page_of(Comparison(report)))
+    return render_template("compare.html.j2", page_of(Comparison(report)), filters=filters)
 
 
 def page_of(view: Comparison) -> dict[str, Any]:

@@ -3,19 +3,17 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pft_core.artifacts import write_json
 from pipelines.charts import Row, short
 from pipelines.mlflow_run import flatten
-from pipelines.report import METRICS, TEMPLATES, seconds, without_credentials
+from pipelines.pages import render_template, write_whole
+from pipelines.report import METRICS, seconds, without_credentials
 from pipelines.tune.drawings import (
     accuracy_panel,
     base_of,
@@ -52,44 +50,26 @@ def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     report = without_credentials(report)
     folder.mkdir(parents=True, exist_ok=True)
     page = page_of(report)
-    environment = make_environment()
-    texts = {"report.html": _render(environment, "tune.html.j2", page), "table.csv": table_csv(report["trials"])}
+    texts = {"report.html": filled("tune.html.j2", page), "table.csv": table_csv(report["trials"])}
     for name, file in DRAWINGS.items():
         if page[name]:
             alone = page | {"alone": True, "c": DRAWING_COLOURS}
-            texts[file] = _render(environment, f"tune_{file}.j2", alone)
+            texts[file] = filled(f"tune_{file}.j2", alone)
         else:
             (folder / file).unlink(missing_ok=True)
     write_json(folder / "report.json", report)
     for name, text in texts.items():
-        _write_text(folder / name, text)
+        write_whole(folder / name, text)
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
-    return _render(make_environment(), "tune.html.j2", page_of(report))
+    return filled("tune.html.j2", page_of(report))
 
 
-def _render(environment: Environment, template: str, page: Mapping[str, Any]) -> str:
-    return environment.get_template(template).render(page)
-
-
-def make_environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+def filled(template: str, page: Mapping[str, Any]) -> str:
+    filters = {
         "brief": brief,
         "interval": interval,
         "percent": percent,
@@ -98,7 +78,7 @@ def make_environment() -> Environment:
         "seconds": seconds,
         "short": short,
     }
-    return environment
+    return render_template(template, page, filters=filters)
 
 
 def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
