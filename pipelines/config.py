@@ -4,6 +4,7 @@ A default is the paper's value or the safe one; the comment says which where it 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,8 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 UNWEIGHTED = ("one_sided:first", "one_sided:second", "mixed")  # objectives that alpha and beta do not reach
+SEARCHABLE = ("pft", "k_way", "dpo", "ipo", "simpo")  # those that the ratio of alpha and beta decides, whole
+MOST_WEIGHT, MOST_T = 1e6, 20.0  # of a search; beyond, a side has no weight that a float32 could feel
 
 
 class Section(BaseModel):
@@ -150,7 +153,8 @@ class Range(Section):
         return self
 
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
+SEARCHED_KEYS = re.compile(r"(train|lora)\.[a-z_]+|seed")
 
 
 class SearchConfig(Section):
@@ -172,10 +176,26 @@ class SearchConfig(Section):
     def _something_is_searched(self) -> Self:
         if not any(self.alphas) and not any(self.betas):
             raise ValueError("alphas and betas hold only 0, which trains nothing: give at least one weight above 0")
-        for key in self.space:
-            if key.removeprefix("train.") in ("alpha", "beta"):
-                raise ValueError(f"space: {key}: alphas and betas are searched already, as search.alphas and betas")
+        if tiny := [weight for weight in [*self.alphas, *self.betas] if 0 < weight < 1 / MOST_WEIGHT]:
+            raise ValueError(f"the weight {tiny[0]:g} is next to nothing: give 0, or at least {1 / MOST_WEIGHT:g}")
+        if max(abs(self.t.low), abs(self.t.high)) > MOST_T:
+            raise ValueError(f"t reaches beyond {MOST_T:g}, where one side has no weight left: lower it")
+        for key, values in self.space.items():
+            _refuse_unsearched(key, values)
         return self
+
+
+def _refuse_unsearched(key: str, values: list[Any] | Range) -> None:
+    """Raises ValueError for a key that a search does not vary, and for values that stand twice or do not belong."""
+    if key in ("train.alpha", "train.beta"):
+        raise ValueError(f"space: {key}: alphas and betas are searched already, as search.alphas and betas")
+    if not SEARCHED_KEYS.fullmatch(key):
+        raise ValueError(f"space: {key} cannot be searched: give keys of train or lora, such as train.lr, or seed")
+    for i, value in enumerate([] if isinstance(values, Range) else values):
+        if value in values[:i]:  # type: ignore[index]
+            raise ValueError(f"space: {key}: {value!r} stands twice")
+        if key == "train.objective" and value not in SEARCHABLE:
+            raise ValueError(f"space: {key}: {value!r} is not decided by a ratio: give {', '.join(SEARCHABLE)}")
 
 
 class RunConfig(Section):

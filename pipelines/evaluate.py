@@ -168,6 +168,16 @@ def read_items(
     return [(record, form) for form in asked for record in records]
 
 
+def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
+    """Raise UserError, before anything runs, for an axis whose scenarios are too few for an interval."""
+    scenarios: dict[str, set[str]] = {}
+    for record, _ in items:
+        scenarios.setdefault(record.axis, set()).add(record.scenario)
+    for axis, found in scenarios.items():
+        if len(found) < 2:
+            raise UserError(f"{axis!r}: an interval needs at least 2 scenarios, the data has {len(found)}: {advice}")
+
+
 def read_shard(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file, though the manifest beside it lists it: run `pft prepare` again")

@@ -1,6 +1,7 @@
 """A training run, a comparison and a search that are killed and started again, as a user would see it."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -87,17 +88,18 @@ def search(storage: Path) -> subprocess.Popen:
 
 
 def finished_trials(storage: Path) -> dict[str, dict]:
-    jobs = {path.parent.name: json.loads(path.read_text()) for path in storage.glob("tune/*/trials/*/job.json")}
+    jobs = {path.parent.name: json.loads(path.read_text()) for path in storage.glob("tune/trials/*/job.json")}
     return {name: job for name, job in jobs.items() if job["status"] == "finished"}
 
 
-def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path) -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path, how, code) -> None:
     process = search(tmp_path)
     while not finished_trials(tmp_path):
         assert process.poll() is None, "the search ended before it could be killed"
         time.sleep(0.1)
-    process.kill()
-    process.wait()
+    process.send_signal(how)
+    assert process.wait() == code
     before = finished_trials(tmp_path)
     assert 0 < len(before) < 6
     result = finish(search(tmp_path))

@@ -134,7 +134,8 @@ def test_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage
 @pytest.mark.parametrize(
     ("overrides", "mode", "message"),
     [
-        (["train.objective=mixed"], "grid", "train.objective=mixed has no alpha and beta to search"),
+        (["train.objective=mixed"], "grid", "train.objective=mixed is not decided by the ratio of alpha and beta"),
+        (["train.objective=dpo_nll"], "grid", "train.objective=dpo_nll is not decided by the ratio"),
         (["data=somewhere"], "grid", "validation_data is not set: the ratio is picked on it"),
         (["search.space={train.rate: [1]}"], "grid", r"search\.space: train\.rate: unknown key"),
         (["search.space={train.lr: [fast]}"], "optuna", "search.space: train.lr='fast': expected a number"),
@@ -157,6 +158,12 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, ove
         ("search.metric=accuracy", "search.metric='accuracy': expected 'worse_pole', 'both_right'"),
         ("search.space={train.alpha: [1]}", "train.alpha: alphas and betas are searched already"),
         ("search.t={low: 1, high: 1}", "search.t: low=1 is not below high=1"),
+        ("search.t={low: -900, high: 1}", "t reaches beyond 20"),
+        ("search.alphas=[1e-300, 1]", "the weight 1e-300 is next to nothing"),
+        ("search.space={scaling.num_workers: [99]}", "scaling.num_workers cannot be searched: give keys of train or"),
+        ("search.space={train: [{alpha: 3.0}]}", "space: train cannot be searched"),
+        ("search.space={train.lr: [0.1, 0.1]}", "train.lr: 0.1 stands twice"),
+        ("search.space={train.objective: [pft, mixed]}", "'mixed' is not decided by a ratio"),
     ],
 )
 def test_an_empty_or_unknown_search_is_refused_by_the_config(tmp_path, override, message) -> None:
@@ -174,6 +181,27 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_anything_starts(ray_c
     with pytest.raises(UserError, match=r"a trial needs .*'GPU': 1.*, the cluster has"):
         job.run(config(tmp_path, "scaling.use_gpu=true"))
     assert not (tmp_path / "tune").exists()
+
+
+@pytest.mark.ray
+def test_too_few_scenarios_for_an_interval_are_refused_before_anything_starts(ray_cluster, storage) -> None:
+    with pytest.raises(UserError, match=r"'Risk': an interval needs at least 2 scenarios.*raise search.limit_per_axis"):
+        job.run(config(storage, "search.limit_per_axis=1"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_with_a_failed_trial_reports_the_others_and_tries_it_again(ray_cluster, storage) -> None:
+    layers = "search.space={lora.target_modules: [all-linear, [nope]]}"
+    asked = config(storage, "search.alphas=[1]", "search.betas=[1]", layers)
+    result = job.run(asked)
+    assert (result["status"], result["failed"]) == ("FAILED", 1)
+    assert [trial["status"] for trial in report(result)["trials"]] == ["finished", "failed"]
+    assert report(result)["warnings"][0].startswith("1:1 with lora.target_modules=['nope'] failed: ")
+    finished = Path(report(result)["trials"][0]["run_dir"]) / "job.json"
+    before = finished.read_text()
+    assert job.run(asked)["failed"] == 1
+    assert finished.read_text() == before
 
 
 @pytest.mark.ray

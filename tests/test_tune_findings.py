@@ -54,6 +54,8 @@ def test_what_did_not_finish_is_not_picked() -> None:
     assert findings.trade_off(rows) == {"front": [], "hypervolume": None, "knee": None}
     assert wording.sentences(rows, found(rows)) == ["No trial has finished, so no ratio is picked."]
     assert wording.warnings(rows, []) == ["2:1 failed: it broke"]
+    changed = not_finished(2, 1, "failed", error="it broke", changes={"train.lr": 0.1})
+    assert wording.warnings([changed], []) == ["2:1 with train.lr=0.1 failed: it broke"]
 
 
 def test_every_cell_of_the_grid_names_the_trial_of_its_ratio() -> None:

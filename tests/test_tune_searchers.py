@@ -7,7 +7,7 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from pipelines.config import SearchConfig
+from pipelines.config import RunConfig, SearchConfig
 from pipelines.tune.points import soup_points
 from pipelines.tune.searchers import ListedPoints, OptunaPoints, proposed, sampler_of
 
@@ -30,12 +30,12 @@ def test_a_soup_waits_for_its_parents() -> None:
     assert searcher.suggest("trial 6") == Searcher.FINISHED
 
 
-def search(**changes) -> SearchConfig:
-    return SearchConfig(num_trials=4, **changes)
+def search(**changes) -> RunConfig:
+    return RunConfig(search=SearchConfig(num_trials=4, **changes))
 
 
-def study(folder: Path, config: SearchConfig) -> OptunaPoints:
-    return OptunaPoints(config, folder, seed=0)
+def study(folder: Path, config: RunConfig) -> OptunaPoints:
+    return OptunaPoints(config, folder)
 
 
 def test_an_interrupted_study_proposes_again_what_was_running(tmp_path) -> None:
@@ -68,6 +68,7 @@ def test_lists_ranges_and_whole_numbers_are_searched_as_what_they_are(tmp_path) 
         "lora.r": [4, 8],
         "train.lr": {"low": 0.1, "high": 0.2, "log": True},
         "train.pairs_per_step": {"low": 8, "high": 16},
+        "train.weight_decay": {"low": 0, "high": 1},  # whole ends do not make it whole: the config says what it is
     }
     points = study(tmp_path, search(space=space, sampler="random"))
     for i in range(8):
@@ -75,6 +76,7 @@ def test_lists_ranges_and_whole_numbers_are_searched_as_what_they_are(tmp_path) 
         assert point.changes["lora.r"] in (4, 8)
         assert 0.1 <= point.changes["train.lr"] <= 0.2
         assert point.changes["train.pairs_per_step"] in range(8, 17)
+        assert 0 < point.changes["train.weight_decay"] < 1
         assert point.alpha + point.beta == pytest.approx(2)
         assert abs(math.log(point.alpha / point.beta)) <= math.log(8) + 1e-9
 
@@ -89,7 +91,7 @@ def test_lists_ranges_and_whole_numbers_are_searched_as_what_they_are(tmp_path) 
 )
 def test_every_sampler_can_search_two_goals(tmp_path, name, kind) -> None:
     config = search(sampler=name)
-    assert isinstance(sampler_of(config, seed=0), kind)
+    assert isinstance(sampler_of(config.search, seed=0), kind)
     points = study(tmp_path, config)
     for i in range(6):
         share = proposed(points.searcher.suggest(str(i))).share

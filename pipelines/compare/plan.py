@@ -8,15 +8,15 @@ import torch
 
 from pft_core.artifacts import DatasetManifest, digest
 from pft_core.encoding import View
-from pft_core.errors import UserError
 from pft_core.evaluation.capability import read_items
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle
 from pft_core.reference import base_digest
 from pft_core.text_base import make_text_base
 from pft_core.toyworld.base import SHIPPED_BASE
+from pipelines import evaluate
 from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import SuiteData, limited, read_records, released_file, subset
+from pipelines.compare.data import SuiteData, read_records, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.config import PromptConfig, RunConfig, changed
@@ -43,7 +43,9 @@ class VariantPlan:
 
 def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) -> list[VariantPlan]:
     """Cut the data of each variant, encode it for each method, and list the cells."""
-    refuse_too_few(size, data)
+    test = Path(data.test)
+    items = evaluate.read_items(test, DatasetManifest.load(test), forms=["one"], limit_per_axis=size.test_per_axis)
+    evaluate.refuse_too_few_scenarios(items, advice="raise test_per_axis")
     if size.capability and (path := released_file(size.capability)):
         read_items(Path(path))
     base = base_model(size, data, storage)
@@ -54,18 +56,6 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
         cut = variant_data(variant, data, storage / "data")
         plans.append(VariantPlan(variant, cut, tuple(cells_of(suite, size, variant, cut, base, storage, layers))))
     return plans
-
-
-def refuse_too_few(size: SuiteSize, data: SuiteData) -> None:
-    """Raise UserError, before anything runs, for an axis whose test scenarios are too few for an interval."""
-    scenarios: dict[str, set[str]] = {}
-    for record in limited(read_records(data.test), size.test_per_axis):
-        scenarios.setdefault(record.axis, set()).add(record.scenario)
-    for axis, found in scenarios.items():
-        if len(found) < 2:
-            raise UserError(
-                f"{axis!r}: an interval needs at least 2 scenarios, the test data has {len(found)}: raise test_per_axis"
-            )
 
 
 def cells_of(

@@ -31,8 +31,8 @@ def _trial_row(trial: Trial, error: str | None, places: Mapping[str, int]) -> Ro
     point, path = trial.point, trial.run_dir / JOB_NAME
     job = read_json(path, what="the state of a trial") if path.is_file() else {}
     finished = job.get("status") == "finished"
-    if not job and error is None:
-        error = "it was not begun"
+    if not (finished or error or (job and trial.stops_early)):
+        error = "it did not end"  # nothing else stops a trial that did not fail
     return {
         "alpha": point.alpha,
         "beta": point.beta,

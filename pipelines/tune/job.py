@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pft_core.artifacts import DatasetManifest, digest
 from pft_core.errors import UserError
-from pipelines import train
-from pipelines.config import UNWEIGHTED, Range, RunConfig, changed
+from pipelines import evaluate, train
+from pipelines.config import SEARCHABLE, Range, RunConfig, changed
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.jobs import ensure_ray, run_job
+from pipelines.jobs import ensure_ray, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
-from pipelines.tune.results import Found, Mode, Result, publish
+from pipelines.tune.results import Found, Mode, Result, TrialsFailed, publish
 from pipelines.tune.search import search, trials_at_once
 from pipelines.tune.searchers import ListedPoints, OptunaPoints
 from pipelines.tune.trial import Trial
@@ -23,7 +23,8 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     """Search, or go on with an interrupted search, in `<storage>/tune/<name>-<mode>-<key>`.
 
     Result: run_dir, report_json, report_html, recipe (trains the picked ratio), model (`name@alias`, None where it
-    could not be registered), alpha, beta. Raises UserError for what cannot be searched, before anything starts.
+    could not be registered), alpha, beta, failed (trials). Raises UserError for what cannot be searched, before
+    anything starts.
     """
     refuse_unsearchable(config, mode)
     train.refuse_missing_inputs(config)
@@ -31,20 +32,38 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     trials_at_once(config)
     whole = in_place(config)
     refuse_unasked(whole)
+    refuse_too_few(whole)
     job = whole.model_copy(update={"name": f"{config.name}-{mode}", "storage": str(Path(whole.storage) / "tune")})
 
     def execute(run_dir: Path, key: str) -> Result:
         with tracked(job, run_dir, key, inputs=[job.data, job.validation_data]) as tracker:
-            found = explore(trial_config(whole, run_dir, key), mode, run_dir)
-            return publish(config, found, mode, run_dir, tracker)
+            shared = trial_config(whole, key)
+            if fresh:
+                forget(shared, mode)
+            return publish(config, explore(shared, mode, run_dir), mode, run_dir, tracker)
 
-    return run_job(job, execute, fresh=fresh, kind=f"tune:{mode}:{digest(config.search.model_dump())}")
+    try:
+        return run_job(job, execute, fresh=fresh, kind=f"tune:{mode}:{digest(config.search.model_dump())}")
+    except TrialsFailed as error:  # not a finished search: the same command tries these trials again
+        return error.result | {"status": "FAILED"}
+
+
+def forget(config: RunConfig, mode: Mode) -> None:
+    """Delete what earlier searches have found of this one's points; Optuna's are not known beforehand."""
+    points = [] if mode == "optuna" else points_of(config, mode)
+    if mode == "soup":
+        points += verification_points(points, config.search.verify)
+    for point in points:
+        remove_run(Trial(config, point, mode == "asha").run_dir)
 
 
 def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
     """Say what cannot be searched. Raises UserError."""
-    if config.train.objective in UNWEIGHTED:
-        raise UserError(f"train.objective={config.train.objective} has no alpha and beta to search: take pft, for one")
+    if config.train.objective not in SEARCHABLE:
+        raise UserError(
+            f"train.objective={config.train.objective} is not decided by the ratio of alpha and beta: take one of "
+            f"{', '.join(SEARCHABLE)}"
+        )
     if config.validation_data is None and config.data != TOYWORLD:
         raise UserError("validation_data is not set: the ratio is picked on it; give validation_data=DIR")
     for key, values in config.search.space.items():
@@ -76,10 +95,18 @@ def refuse_unasked(config: RunConfig) -> None:
             )
 
 
-def trial_config(config: RunConfig, run_dir: Path, key: str) -> RunConfig:
-    """What all trials share: they lie in the search's folder, and their runs below the search's."""
+def refuse_too_few(config: RunConfig) -> None:
+    """Raises UserError where an axis has too few validation scenarios for an interval."""
+    folder = Path(str(config.validation_data))
+    limit = config.search.limit_per_axis
+    items = evaluate.read_items(folder, DatasetManifest.load(folder), forms=["one"], limit_per_axis=limit)
+    evaluate.refuse_too_few_scenarios(items, advice="raise search.limit_per_axis" if limit else "give more data")
+
+
+def trial_config(config: RunConfig, key: str) -> RunConfig:
+    """What all trials share: a folder in common with other searches', and runs of MLflow below this search's."""
     tracking = config.tracking.model_copy(update={"parent": key})
-    return config.model_copy(update={"storage": str(run_dir / "trials"), "tracking": tracking})
+    return config.model_copy(update={"storage": str(Path(config.storage) / "tune" / "trials"), "tracking": tracking})
 
 
 def points_of(config: RunConfig, mode: Mode) -> list[Point]:
@@ -122,7 +149,7 @@ def propose(config: RunConfig, run_dir: Path) -> tuple[list[Point], dict[str, st
         {key: value} for key, values in config.search.space.items() if isinstance(values, list) for value in values
     ]
     encode([Trial(config, Point(1.0, 1.0, changes=changes)).config for changes in [{}, *singles]])
-    study = OptunaPoints(config.search, run_dir, seed=config.seed)
+    study = OptunaPoints(config, run_dir)
     errors = search(config, study.searcher, num_trials=study.num_left, folder=run_dir) if study.num_left else {}
     return study.points(), errors
 

@@ -15,6 +15,7 @@ from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest, commit
+from pipelines.pages import write_whole
 from pipelines.registry import register
 from pipelines.tracking import Tracker, close_killed
 from pipelines.tune import findings, wording
@@ -25,7 +26,7 @@ from pipelines.tune.trial import Trial
 Mode = Literal["grid", "soup", "asha", "optuna"]
 CHOSEN_NAME = "chosen.yaml"
 CHAMPION = "champion"  # the alias of the picked policy
-ENDS = ("middle", "second", "first")  # aliases of what soups are mixed from: equal weights, and each side alone
+ENDS = ("middle", "second", "first")  # aliases of what soups are mixed from: the middle, and most of either side
 Result = dict[str, Any]
 
 
@@ -38,8 +39,17 @@ class Found:
     timings: dict[str, float]
 
 
+class TrialsFailed(RuntimeError):
+    """Some trials of a search failed; the others are reported. result: what the search returns."""
+
+    def __init__(self, result: Result):
+        super().__init__(f"{result['failed']} trials failed: see the warnings of {result['report_json']}")
+        self.result = result
+
+
 def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker: Tracker) -> Result:
-    """Write report and recipe, register the picked policy. Raises UserError where no trial has finished."""
+    """Write report and recipe, register the picked policy. Raises UserError where no trial has finished, TrialsFailed
+    where some have not."""
     report = assemble(config, found, mode)
     chosen = report["pick"]
     if chosen is None:
@@ -48,22 +58,26 @@ def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker:
         if row["status"] == "stopped":
             settle(trial)
     recipe = write_recipe(config, report, run_dir)
-    report |= {"recipe": recipe.name, **registered(config, found, mode, chosen)}
+    report |= {"recipe": recipe.name, **registered(config, found, mode, report)}
     paths = write_search(report, run_dir)
     tracker.log(0, {name: value for name, value in headline(report).items() if value is not None})
     for path in (recipe, *paths.values()):
         tracker.artifact(path)
     for sentence in [*report["sentences"], *report["warnings"]]:
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
-    shown = {name: str(paths[name]) for name in ("report_json", "report_html")}
-    return {
+    result = {
         "run_dir": str(run_dir),
-        **shown,
+        "report_json": str(paths["report_json"]),
+        "report_html": str(paths["report_html"]),
         "recipe": str(recipe),
         "model": report["model"],
         "alpha": chosen["alpha"],
         "beta": chosen["beta"],
+        "failed": sum(row["status"] == "failed" for row in report["trials"]),
     }
+    if result["failed"]:
+        raise TrialsFailed(result)
+    return result
 
 
 def settle(trial: Trial) -> None:
@@ -125,15 +139,18 @@ def write_recipe(config: RunConfig, report: Mapping[str, Any], run_dir: Path) ->
     chosen = changed(config.model_dump(exclude={"search"}), [row["changes"], weights], source="search.space")
     path = run_dir / CHOSEN_NAME
     head = f"# {report['sentences'][0]}\n"
-    path.write_text(head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False), encoding="utf-8")
+    if row["source"] == "soup":
+        head += "# What was picked is a soup: this recipe trains its ratio, which gives another policy.\n"
+    write_whole(path, head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False))
     return path
 
 
-def registered(config: RunConfig, found: Found, mode: Mode, chosen: Mapping[str, Any]) -> Result:
+def registered(config: RunConfig, found: Found, mode: Mode, report: Mapping[str, Any]) -> Result:
     """Register the picked policy, and what soups are mixed from; a server that refuses is a warning, not the end."""
-    aliases = {chosen["trial"]: [CHAMPION]}
+    aliases = {report["pick"]["trial"]: [CHAMPION]}
     for number, alias in enumerate(ENDS if mode == "soup" else ()):
-        aliases.setdefault(number, []).append(alias)
+        if report["trials"][number]["status"] == "finished":
+            aliases.setdefault(number, []).append(alias)
     try:
         for number, names in aliases.items():
             trial = found.trials[number]

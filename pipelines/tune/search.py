@@ -77,7 +77,8 @@ def search(
 def quiet_tune() -> None:
     """Keep Tune's own files and warnings out of the way: every trial keeps its metrics itself."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # its own ends the search as if it were done
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback is in Ray's log
 
 
 def last_report(result: Result) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def last_report(result: Result) -> dict[str, Any]:
 
 def in_a_line(error: Exception) -> str:
     mistake = unwrap_user_error(error)
-    return str(mistake) if mistake else str(error).strip().splitlines()[-1]
+    text = str(mistake or error).strip() or type(error).__name__
+    return text if mistake else text.splitlines()[-1]
 
 
 class Progress(ray.tune.Callback):

@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from pipelines.config import Range, SearchConfig
+from pft_core.errors import UserError
+from pipelines.config import Range, RunConfig, SearchConfig, changed
 from pipelines.tune.figures import POLES
 from pipelines.tune.points import Point, at_log_ratio
 
@@ -48,7 +49,8 @@ class OptunaPoints:
     num_left: the trials to go. What an interrupted search had begun is proposed again first: nothing of it is lost.
     """
 
-    def __init__(self, search: SearchConfig, folder: Path, *, seed: int):
+    def __init__(self, config: RunConfig, folder: Path):
+        search = config.search
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY_FILE}")
         study = optuna.create_study(
@@ -57,9 +59,9 @@ class OptunaPoints:
         propose_again(study)
         self.num_left = max(0, search.num_trials - len(ended_trials(study)))
         # A generator that starts anew must not repeat what it has proposed before.
-        sampler = sampler_of(search, seed=seed + len(study.trials))
+        sampler = sampler_of(search, seed=config.seed + len(study.trials))
         self.searcher = OptunaSearch(
-            distributions_of(search),
+            distributions_of(config),
             metric=list(POLES),
             mode=["max"] * len(POLES),
             sampler=sampler,
@@ -76,11 +78,11 @@ class OptunaPoints:
 def propose_again(study: optuna.Study) -> None:
     """Put the trials that a killed search was running in front of the queue."""
     interrupted = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
-    for trial in interrupted:
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
     known = study.user_attrs.get(INTERRUPTED, [])
     study.set_user_attr(INTERRUPTED, [*known, *(trial.number for trial in interrupted)])
+    for trial in interrupted:
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -88,16 +90,27 @@ def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return [trial for trial in ended if trial.number not in study.user_attrs[INTERRUPTED]]
 
 
-def distributions_of(search: SearchConfig) -> dict[str, BaseDistribution]:
-    return {T: distribution_of(search.t)} | {key: distribution_of(values) for key, values in search.space.items()}
+def distributions_of(config: RunConfig) -> dict[str, BaseDistribution]:
+    search = config.search
+    ratio = FloatDistribution(search.t.low, search.t.high)
+    return {T: ratio} | {key: distribution_of(values, config, key) for key, values in search.space.items()}
 
 
-def distribution_of(values: Range | list[Any]) -> BaseDistribution:
+def distribution_of(values: Range | list[Any], config: RunConfig, key: str) -> BaseDistribution:
     if not isinstance(values, Range):
         return CategoricalDistribution(values)
-    if isinstance(values.low, int) and isinstance(values.high, int):
-        return IntDistribution(values.low, values.high, log=values.log)
-    return FloatDistribution(values.low, values.high, log=values.log)
+    if takes_fractions(config, key):
+        return FloatDistribution(values.low, values.high, log=values.log)
+    return IntDistribution(int(values.low), int(values.high), log=values.log)
+
+
+def takes_fractions(config: RunConfig, key: str) -> bool:
+    """Whether a key is a number with digits behind the point: the config itself says so."""
+    try:
+        changed(config.model_dump(), [{key: 0.5}], source="search.space")
+    except UserError as error:
+        return "integer" not in str(error)
+    return True
 
 
 def sampler_of(search: SearchConfig, *, seed: int) -> optuna.samplers.BaseSampler:

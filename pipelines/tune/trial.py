@@ -59,7 +59,8 @@ class Trial:
     @property
     def kind(self) -> str:
         """What decides the result besides config, data and code: how it is asked, and what a soup is made of."""
-        parts = [self.search.search.limit_per_axis, [parent.key for parent in self.parents], self.point.weights]
+        search = self.search.search
+        parts = [search.limit_per_axis, search.form, [parent.key for parent in self.parents], self.point.weights]
         return f"trial:{self.point.source}:{digest(parts)}"
 
     @property
@@ -166,7 +167,9 @@ def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
         if not (folder / MODEL_REF_NAME).is_file():
             raise UserError(f"{trial.point.ratio}: {parent.point.ratio}, which it is mixed from, has not been trained")
     kind, parts = policy_kind(trial.config), list(zip(folders, trial.point.weights, strict=True))
-    ref = replace(ModelRef.load(folders[0]), config_digest=digest([trial.key]))
+    refs = [ModelRef.load(folder) for folder in folders]
+    sides = tuple(sorted({side for ref in refs for side in ref.trained_sides}))
+    ref = replace(refs[0], trained_sides=sides, config_digest=digest([trial.key]))
     if trial.config.lora is None:
         interpolate_weights([(folder / kind, weight) for folder, weight in parts], run_dir / kind)
         ref = replace(ref, weights=kind)

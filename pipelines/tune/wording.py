@@ -16,7 +16,7 @@ def sentences(rows: Sequence[Row], found: Row) -> list[str]:
         return ["No trial has finished, so no ratio is picked."]
     best = rows[found["pick"]["trial"]]
     said = [
-        f"Picked {ratio(best)} ({found['pick']['why']}): its worse pole is right in {share(best, 'worse_pole')}, both "
+        f"Picked {named(best)} ({found['pick']['why']}): its worse pole is right in {share(best, 'worse_pole')}, both "
         f"poles of the same scenario in {share(best, 'both_right')}."
     ]
     said += against_base(rows, best)
@@ -30,6 +30,11 @@ def sentences(rows: Sequence[Row], found: Row) -> list[str]:
 
 def ratio(row: Row) -> str:
     return ratio_name(row["t"])
+
+
+def named(row: Row) -> str:
+    """The ratio, and what else was changed."""
+    return " with ".join([ratio(row), *(f"{key}={value}" for key, value in row["changes"].items())])
 
 
 def share(row: Row, name: str) -> str:
@@ -58,6 +63,8 @@ def at_end(rows: Sequence[Row], best: Row, end: float, pole: str) -> str:
     """Whether a pole without weight is answered worse than at the pick, beyond both intervals."""
     row, name = trained_at(rows, end), f"pole_{pole}"
     assert row is not None, "only asked where it was trained"
+    if row is best:
+        return f"The pick gives no weight to the {pole} side, whose pole is right in {share(row, name)}."
     fails = row["intervals"][name][1] < best["intervals"][name][0]
     verdict = "it fails there" if fails else "it does not fail there beyond the intervals"
     return (
@@ -111,7 +118,7 @@ def stopped(rows: Sequence[Row]) -> list[str]:
 
 def warnings(rows: Sequence[Row], verification: Sequence[Row]) -> list[str]:
     """What a reader has to know before believing a number."""
-    said = [f"{ratio(row)} failed: {row['error']}" for row in rows if row["status"] == "failed"]
+    said = [f"{named(row)} failed: {row['error']}" for row in rows if row["status"] == "failed"]
     apart = [ratio(rows[line["soup"]]) for line in verification if any(is_apart(m) for m in line["metric"].values())]
     if apart:
         said.append(
