@@ -5,6 +5,7 @@ import pytest
 from pft_core.errors import UserError
 from pft_core.evaluation.tasks import Outcome
 from pipelines.compare.area import area_rows
+from pipelines.compare.assembly import said_once
 from pipelines.compare.rows import Found, corrected, on_common_items, rate_rows, rows_of, significance_against
 from tests.builders import SPACE
 
@@ -143,3 +144,13 @@ def test_the_area_counts_only_seeds_that_finished_everywhere() -> None:
     assert area_rows(ours[:1], "pft") == ([], [])
     words = [Found("pft", {"name": "place", "value": v}, {0: ("a", run(1, 1))}, 1) for v in ("before", "after")]
     assert area_rows(words, "pft") == ([], [])
+
+
+def test_a_note_that_several_methods_share_is_said_once() -> None:
+    notes = [("pft", "1 pair was left out."), ("dpo", "1 pair was left out."), ("pft", "1 pair was left out.")]
+    notes += [("dpo", "2 pairs were left out."), ("", "General capability was not asked.")]
+    assert said_once(notes) == [
+        "pft, dpo: 1 pair was left out.",
+        "dpo: 2 pairs were left out.",
+        "General capability was not asked.",
+    ]

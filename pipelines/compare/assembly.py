@@ -132,20 +132,28 @@ def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> 
     if capability and not released_file(capability):
         lines.append(f"General capability was not asked: PFT_DATA names no folder with {capability}.")
     finished = [(cell, result) for cell, result in pairs if "error" not in result]
-    return lines + list(dict.fromkeys(note for cell, result in finished for note in notes_of(cell, result)))
+    return lines + said_once([note for cell, result in finished for note in notes_of(cell, result)])
 
 
-def notes_of(cell: Cell, result: Result) -> Iterator[str]:
+def said_once(notes: Sequence[tuple[str, str]]) -> list[str]:
+    """Each text once, behind the names of all that it is said of ("": of none in particular)."""
+    names: dict[str, dict[str, None]] = {}
+    for name, text in notes:
+        names.setdefault(text, {})[name] = None
+    return [f"{', '.join(filter(None, of))}{': ' * any(of)}{text}" for text, of in names.items()]
+
+
+def notes_of(cell: Cell, result: Result) -> Iterator[tuple[str, str]]:
     """What is to be known of one run: how it was asked, and what it could not train on, or be asked."""
     for note in notes_on(Path(result["run_dir"])):
-        yield f"{cell.name}: {note}."
+        yield cell.name, f"{note}."
     if result["pairs_rejected"]:
-        yield f"{cell.name}: {result['pairs_rejected']} training pairs were too long and left out."
+        yield cell.name, f"{result['pairs_rejected']} training pairs were too long and left out."
     if result["capability_error"]:
-        yield f"General capability was not asked: {result['capability_error']}."
+        yield "", f"General capability was not asked: {result['capability_error']}."
     told = general_answers(result)
     if told and told["after"]["rejected"]:
-        yield f"{told['after']['rejected']} general questions were too long, or could not be read."
+        yield "", f"{told['after']['rejected']} general questions were too long, or could not be read."
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
