@@ -99,20 +99,27 @@ def test_a_finished_search_is_not_run_again(grid, storage) -> None:
     assert time.monotonic() - begun < 10  # a training takes longer than to read a result
 
 
-def held_by_ray() -> tuple[list[str], list[str], float]:
+def held_by_ray() -> tuple[set[str], set[str], float]:
     """Placement groups that hold resources, living actors of Tune and Train, and free CPUs."""
-    groups = [g["placement_group_id"] for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+    table = ray.util.placement_group_table()
+    groups = {group["placement_group_id"] for group in table.values() if group["state"] != "REMOVED"}
     here = ray.get_runtime_context().gcs_address
-    alive = [actor.class_name for actor in list_actors(here, filters=[("state", "=", "ALIVE")])]
-    actors = [name for name in alive if "trainable" in name.lower() or "Train" in name]
+    alive = list_actors(here, filters=[("state", "=", "ALIVE")])
+    actors = {a.actor_id for a in alive if "trainable" in a.class_name.lower() or "Train" in a.class_name}
     return groups, actors, ray.available_resources().get("CPU", 0)
 
 
-def wait_until_nothing_is_held(cpus: float) -> None:
+def wait_until_nothing_more_is_held(before: tuple[set[str], set[str], float]) -> None:
+    """Other tests of the session may have left something; a search must not add to it."""
     deadline = time.monotonic() + 30
-    while (held := held_by_ray()) != ([], [], cpus) and time.monotonic() < deadline:
+    while (more := more_than(before)) != (set(), set(), 0) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert held == ([], [], cpus)
+    assert more == (set(), set(), 0)
+
+
+def more_than(before: tuple[set[str], set[str], float]) -> tuple[set[str], set[str], float]:
+    groups, actors, cpus = held_by_ray()
+    return groups - before[0], actors - before[1], max(0, before[2] - cpus)
 
 
 def stopped(found: dict) -> Sequence[dict]:
@@ -121,14 +128,14 @@ def stopped(found: dict) -> Sequence[dict]:
 
 @pytest.mark.ray
 def test_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage) -> None:
-    cpus = ray.available_resources()["CPU"]
-    found = report(job.run(config(storage, "search.alphas=[0,0.25,0.5,1]", "search.betas=[0,0.25,0.5,1]"), mode="asha"))
+    before = held_by_ray()
+    found = report(job.run(config(storage), mode="asha"))
     assert len(stopped(found)) >= 4
     for trial in stopped(found):
         assert trial["worse_pole"] is None
         assert 1 <= len(trial["rung_losses"]) <= 2
     assert found["pick"] is not None
-    wait_until_nothing_is_held(cpus)
+    wait_until_nothing_more_is_held(before)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +222,7 @@ def test_a_figure_that_no_trial_reports_is_refused(ray_cluster, tmp_path) -> Non
 @pytest.mark.ray
 @pytest.mark.slow
 def test_trials_on_ray_train_stop_early_too_and_leave_nothing_behind(ray_cluster, storage) -> None:
-    cpus = ray.available_resources()["CPU"]
+    before = held_by_ray()
     # One trial at a time, so that the second is held against the first.
     alone = f"scaling.resources_per_worker={{CPU: {min(6, os.cpu_count() or 1)}}}"
     workers = ("search.trials=ray_train", "engine.name=torch", "scaling.num_workers=1", alone)
@@ -223,18 +230,18 @@ def test_trials_on_ray_train_stop_early_too_and_leave_nothing_behind(ray_cluster
     found = report(job.run(asked, mode="asha"))
     assert [trial["status"] for trial in found["trials"]] == ["finished", "stopped"]
     assert len(found["trials"][0]["rung_losses"]) == 3
-    wait_until_nothing_is_held(cpus)
+    wait_until_nothing_more_is_held(before)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage) -> None:
-    cpus = ray.available_resources()["CPU"]
+    before = held_by_ray()
     rates = "search.space={train.lr: [1e-2, 8e-3, 6e-3, 4e-3, 2e-3, 1e-3]}"
     found = report(job.run(config(storage, *RATIOS, "search.betas=[0,1,2,4]", rates), mode="asha"))
     assert len(stopped(found)) >= 20
     assert {trial["status"] for trial in found["trials"]} == {"finished", "stopped"}
-    wait_until_nothing_is_held(cpus)
+    wait_until_nothing_more_is_held(before)
 
 
 @pytest.mark.ray
