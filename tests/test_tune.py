@@ -276,3 +276,14 @@ def test_optuna_searches_ratio_and_rate_together(ray_cluster, storage, sampler) 
     assert len(found["cells"]) == 3
     assert all(1e-3 <= trial["changes"]["train.lr"] <= 1e-2 for trial in found["trials"])
     assert found["pick"] is not None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_fresh_searches_anew(ray_cluster, storage) -> None:
+    asked = config(storage, "search.alphas=[1]", "search.betas=[1]", "search.limit_per_axis=3")
+    first = report(job.run(asked))["trials"][0]
+    started = (Path(first["run_dir"]) / "job.json").read_text()
+    again = report(job.run(asked, fresh=True))["trials"][0]
+    assert again["run_id"] == first["run_id"]
+    assert (Path(again["run_dir"]) / "job.json").read_text() != started

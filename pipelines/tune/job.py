@@ -10,7 +10,7 @@ from pft_core.errors import UserError
 from pipelines import evaluate, train
 from pipelines.config import SEARCHABLE, Range, RunConfig, changed
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.jobs import ensure_ray, remove_run, run_job
+from pipelines.jobs import ensure_ray, locked, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
 from pipelines.tune.results import Found, Mode, Result, TrialsFailed, publish
@@ -54,7 +54,9 @@ def forget(config: RunConfig, mode: Mode) -> None:
     if mode == "soup":
         points += verification_points(points, config.search.verify)
     for point in points:
-        remove_run(Trial(config, point, mode == "asha").run_dir)
+        run_dir = Trial(config, point, mode == "asha").run_dir
+        with locked(run_dir):  # another search may be at it
+            remove_run(run_dir)
 
 
 def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
