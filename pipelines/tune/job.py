@@ -66,7 +66,7 @@ def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
             f"train.objective={config.train.objective} is not decided by the ratio of alpha and beta: take one of "
             f"{', '.join(SEARCHABLE)}"
         )
-    if config.validation_data is None and config.data != TOYWORLD:
+    if config.validation_data is None and config.data not in (None, TOYWORLD):
         raise UserError("validation_data is not set: the ratio is picked on it; give validation_data=DIR")
     for key, values in config.search.space.items():
         for value in [values.low, values.high] if isinstance(values, Range) else values:
