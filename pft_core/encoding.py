@@ -161,6 +161,12 @@ def tokenize(
     ]
 
 
+def tokenize_prompts(texts: Sequence[str], tokenizer: Any) -> list[NDArray[np.int32]]:
+    """Tokenise prompts that are to be continued: as in `tokenize`, without an answer's EOS. Raises UserError too."""
+    rows = tokenize(texts, [len(text) for text in texts], [(0, 0)] * len(texts), tokenizer)
+    return [row.ids[:-1] for row in rows]
+
+
 def leading_bos(tokenizer: Any) -> list[int]:
     """Return the BOS id as a list where the tokenizer prepends one, else an empty list."""
     probe = tokenizer("x", add_special_tokens=True)["input_ids"]

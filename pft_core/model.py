@@ -208,7 +208,7 @@ def load_policy(
     model = load_base(weights or base, precision=precision, gradient_checkpointing=False, device=device)
     if adapter is None:
         return model.eval()
-    return _with_adapter(model, Path(adapter)).to(device).eval()
+    return with_adapter(model, Path(adapter)).to(device).eval()
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
@@ -228,14 +228,20 @@ def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
     return folder
 
 
-def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str = "default") -> PeftModel:
+    """Put a saved adapter on a base model, or beside those that a model has. Raises UserError where it does not fit."""
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise UserError(f"adapter={str(folder)!r}: no {SAFETENSORS_WEIGHTS_NAME} with adapter_config.json there")
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        if isinstance(model, PeftModel):
+            adapted = model
+            adapted.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        else:
+            adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
         # peft only warns about keys that fit nothing, and would score with the bare base.
-        difference = _difference(load_file(file), get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        difference = _difference(load_file(file), expected)
     except (RuntimeError, ValueError, SafetensorError) as error:
         difference = _first_line(error)
     if difference:

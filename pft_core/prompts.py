@@ -9,10 +9,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal
 
 from pft_core.preferences import PreferenceSpace
-from pft_core.records import Form, PairedExample
+from pft_core.records import Form, Option, PairedExample
 
 ConditionPosition = Literal["before", "after"]
 AnswerStyle = Literal["letter", "option"]
@@ -100,16 +101,36 @@ def options_text(record: PairedExample) -> str:
 
 
 def render_prompt(
-    record: PairedExample, *, side: int | None, form: Form, style: PromptStyle, space: PreferenceSpace
+    record: PairedExample,
+    *,
+    side: int | None,
+    form: Form,
+    style: PromptStyle,
+    space: PreferenceSpace,
+    others: Sequence[tuple[str, int]] = (),
 ) -> Prompt:
-    """Render the prompt under the pole `side` of the record's axis, or with no condition (None)."""
-    condition = condition_text(space, record.axis, side, condition=style.condition)
+    """Render the prompt under the pole `side` of the record's axis, or with no condition (None).
+
+    others: axis and side of further preferences, a line each below it.
+    """
+    stated = [(record.axis, side), *others]
+    lines = [condition_text(space, axis, pole, condition=style.condition) for axis, pole in stated]
+    condition = "\n".join(line for line in lines if line)
     head = condition if style.condition_position == "before" else ""
     tail = condition if style.condition_position == "after" else ""
     opening = style.frame.opening + (head + "\n" if head else "")
     after = [part for part in (options_text(record), tail, instruction_text(record, style, form)) if part]
     text = opening + "\n".join([record.scenario, *after]) + style.frame.closing
     return Prompt(text, (len(opening), len(opening) + len(record.scenario)))
+
+
+def state_in_message(message: str, conditions: Sequence[str], style: PromptStyle) -> str:
+    """Return a free message with the lines that state preferences, where the style puts them.
+
+    Inside the style's frame it is `render_prompt` of a record of free responses whose scenario is the message.
+    """
+    lines = [line for line in conditions if line]
+    return "\n".join([*lines, message] if style.condition_position == "before" else [message, *lines])
 
 
 def render_answer(record: PairedExample, chosen: Sequence[int], *, form: Form, style: PromptStyle) -> str:
@@ -131,6 +152,19 @@ def target_options(record: PairedExample, *, side: int, form: Form) -> tuple[int
 
 
 def template_digest(style: PromptStyle, space: PreferenceSpace) -> str:
-    """Return 16 hex digits over style and wording: two policies with equal digests were asked in the same words."""
-    content = json.dumps([style.to_dict(), space.to_dict()], sort_keys=True)
+    """Return 16 hex digits over style, wording and rendered samples: two policies with equal digests were asked in the
+    same words, by the same renderer."""
+    content = json.dumps([style.to_dict(), space.to_dict(), _samples(style, space)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _samples(style: PromptStyle, space: PreferenceSpace) -> list[str]:
+    """Render one record of either presentation in every way: a renderer that words anything else shows here."""
+    texts = []
+    for axis, presentation, form in product(space.axes[:1], ("choice", "response"), ("one", "all")):
+        options = (Option("Yes.", 0), Option("No.", 1))
+        record = PairedExample("sample", axis.name, "What now?", options, presentation)  # type: ignore[arg-type]
+        for side in (None, 0, 1):
+            texts.append(render_prompt(record, side=side, form=form, style=style, space=space).text)  # type: ignore[arg-type]
+        texts.append(render_answer(record, (0, 1), form=form, style=style))  # type: ignore[arg-type]
+    return texts

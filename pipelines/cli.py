@@ -189,6 +189,31 @@ def tune(
 
 @app.command()
 @verb
+def serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
+    """Serve a policy behind an OpenAI-compatible API, under any preference: `pft serve RECIPE port=8000`."""
+    from pipelines.serve.config import load_serve_config
+
+    config = load_serve_config(recipe, overrides or [])
+    from pipelines.serve import job
+
+    return job.run(config)
+
+
+@app.command()
+@verb
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    file: Annotated[Path, typer.Option("--file", metavar="FILE", help="The server's `keys`; made where it is absent.")],
+    requests_per_minute: Annotated[int | None, typer.Option(help="Of this key; else the recipe's limit.")] = None,
+) -> dict[str, Any]:
+    """Make an API key for `pft serve`; it is shown this once, the file holds its hash."""
+    from pipelines.serve.keys import add_key
+
+    return {"name": name, "key": add_key(file, name, requests_per_minute=requests_per_minute), "file": str(file)}
+
+
+@app.command()
+@verb
 def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- VERB [ARGUMENT]...", help="Such as: -- train RECIPE")],
     address: Annotated[
@@ -208,6 +233,20 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     import yaml
 
     result = resolved(load_config(recipe, overrides or []))
+    console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
+    return result
+
+
+@show.command("serve")
+@verb
+def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
+    """Print a serving recipe as the config that `serve deploy` and a RayService take."""
+    import yaml
+
+    from pipelines.serve.config import load_serve_config
+    from pipelines.serve.job import serve_yaml
+
+    result = serve_yaml(load_serve_config(recipe, overrides or []))
     console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
     return result
 

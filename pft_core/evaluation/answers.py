@@ -32,13 +32,14 @@ CONDITIONS: dict[Form, tuple[int | None, ...]] = {"one": (0, 1, None), "all": (0
 class Question:
     """One prompt: a record, asked for one option or all, under a pole (side) or with no condition (None).
 
-    history: text that stands before it in the user's message.
+    history: text that stands before it in the user's message; others: axis and side of further poles that are stated.
     """
 
     record: PairedExample
     form: Form
     side: int | None
     history: str = ""
+    others: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,25 @@ def by_likelihood(
     examples = [e for e in encoded if isinstance(e, BranchedExample)]
     scores = iter(score_branches(examples, scorer=scorer, tokens_per_batch=asking.tokens_per_batch))
     return [
-        outcome if isinstance(outcome, Reject) else _best(question, outcome, next(scores), asking.style)
+        outcome if isinstance(outcome, Reject) else best(question, comparable(question, outcome, next(scores), asking))
         for question, outcome in zip(questions, encoded, strict=True)
     ]
 
 
-def _best(question: Question, example: BranchedExample, logps: NDArray[np.float32], style: PromptStyle) -> Choice:
-    if style.answer == "option" or question.record.presentation == "response":
+def comparable(
+    question: Question, example: BranchedExample, logps: NDArray[np.float32], asking: Asking
+) -> NDArray[np.float32]:
+    """Return the candidates' scores, the highest of which wins, from the log-probabilities of their branches."""
+    if asking.style.answer == "option" or question.record.presentation == "response":
         # Texts differ in length: their sums would favour the short ones.
-        logps = logps / np.array([branch.num_labels for branch in example.branches])
-    return frozenset(candidates(question)[int(logps.argmax())])
+        num_labels = np.array([branch.num_labels for branch in example.branches], dtype=np.float32)
+        return np.divide(logps, num_labels, dtype=np.float32)
+    return logps
+
+
+def best(question: Question, scores: NDArray[Any]) -> frozenset[int]:
+    """Return the candidate with the highest score."""
+    return frozenset(candidates(question)[int(scores.argmax())])
 
 
 def candidates(question: Question) -> list[tuple[int, ...]]:
@@ -233,7 +243,8 @@ def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
 
 def _prompt(question: Question, asking: Asking) -> Prompt:
     record, form, side = question.record, question.form, question.side
-    prompt = render_prompt(record, side=side, form=form, style=asking.style, space=asking.space)
+    style, space = asking.style, asking.space
+    prompt = render_prompt(record, side=side, form=form, style=style, space=space, others=question.others)
     opening, added = len(asking.style.frame.opening), len(question.history)
     start, end = prompt.scenario_span
     return Prompt(prompt.text[:opening] + question.history + prompt.text[opening:], (start + added, end + added))

@@ -1,0 +1,1 @@
+"""Serving: a policy behind Ray Serve, asked under any preference."""

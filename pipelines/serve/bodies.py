@@ -1,0 +1,202 @@
+"""What a client may say, and what it is told: OpenAI's fields, and ours beside them.
+
+A field that is not here is refused, as one that is ignored would change the answer behind the client's back.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Text = Annotated[str, Field(max_length=200_000)]
+ShortText = Annotated[str, Field(max_length=200)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+# A pole ("axis" and "pole" where several axes have one of that name); both poles with weights (and "axis", where their
+# names do not say it); or a number for each axis of the space.
+Preference = ShortText | dict[ShortText, Weight | ShortText] | Annotated[list[Weight], Field(max_length=512)]
+
+
+class Question(Body):
+    """What all of our own routes ask about."""
+
+    model: ShortText | None = None
+    scenario: Annotated[Text, Field(min_length=1)]
+    preference: Preference | None = None
+
+
+class ChooseBody(Question):
+    """A scenario with its options in the order in which they are shown."""
+
+    options: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=2, max_length=10)]
+    forms: Annotated[list[Literal["one", "all"]], Field(min_length=1, max_length=2)] = ["one", "all"]
+
+
+class ScoreBody(Body):
+    """Free answers to a scenario (or, with options, replies to a question) under each of several preferences."""
+
+    model: ShortText | None = None
+    scenario: Annotated[Text, Field(min_length=1)]
+    answers: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=64)]
+    preferences: Annotated[list[Preference | None], Field(min_length=1, max_length=16)] = [None]
+
+
+class CompareBody(Body):
+    """A scenario under both poles of an axis; without options, `max_tokens` of free text are written instead."""
+
+    model: ShortText | None = None
+    scenario: Annotated[Text, Field(min_length=1)]
+    axis: ShortText | None = None
+    options: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=2, max_length=10)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] | None = None  # of the first pole: what lies between is told too
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class StructuredOutputs(Body):
+    choice: Annotated[list[Annotated[str, Field(min_length=1, max_length=2000)]], Field(min_length=1, max_length=64)]
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=64)]
+    name: ShortText | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class SamplingBody(Body):
+    """What chat and plain completions share."""
+
+    model: ShortText | None = None
+    preference: Preference | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None  # vLLM's name
+    user: ShortText | None = None  # accepted, and used for nothing
+    # Accepted where they ask for nothing.
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
+
+
+class ChatBody(SamplingBody):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    metadata: dict[ShortText, ShortText] | None = None  # accepted, and used for nothing
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_the_user(self) -> "ChatBody":
+        if self.messages[-1].role != "user":
+            raise ValueError("messages: the last one is the user's: it is what is answered")
+        return self
+
+
+class CompletionBody(SamplingBody):
+    prompt: Text | Annotated[list[TokenId], Field(min_length=1, max_length=200_000)]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
+
+
+class OptionScore(Body):
+    """An option: log-probability and tokens of the answer that names it, and its share among the options."""
+
+    index: int
+    letter: str
+    text: str
+    logprob: float | None
+    num_tokens: int | None
+    probability: float
+
+
+class Chosen(Body):
+    """What a policy chooses. Probabilities are the softmax, over the options, of the scores that decide."""
+
+    model: str
+    adapter: str | None
+    preference: dict[str, Any] | None
+    mixing: Literal["adapter", "probabilities", "steering"] | None  # how a weight between two poles was met
+    choice: int | None
+    letter: str | None
+    option: str | None
+    options: list[OptionScore] | None
+    all: list[int] | None
+    all_probability: float | None
+    all_reason: str | None = None  # why there is no *All* set
+    usage: dict[str, Any]
+
+
+class AnswerScore(Body):
+    logprob: float
+    num_tokens: int
+
+
+class Scored(Body):
+    """Log-probabilities [preferences][answers]: sums over the tokens of an answer, its end-of-text included."""
+
+    model: str
+    adapter: str | None
+    scores: list[list[AnswerScore]]
+    usage: dict[str, Any]
+
+
+class Side(Body):
+    """One pole's answer: a choice where options are given, else text."""
+
+    pole: str
+    weight: float  # of the first pole
+    chosen: Chosen | None
+    text: str | None
+    model: str
+    adapter: str | None
+    mixing: Literal["adapter", "probabilities", "steering"] | None
+
+
+class Compared(Body):
+    axis: str
+    first: Side
+    second: Side
+    between: Side | None
+
+
+class ErrorDetail(Body):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(Body):
+    error: ErrorDetail

@@ -1,0 +1,148 @@
+"""What a server is made of: strict models, read from a serving recipe and dotted overrides."""
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pft_core.errors import UserError, did_you_mean
+from pipelines.config import Section
+from pipelines.strict import apply_override, build, read_yaml
+
+RECIPES = Path(__file__).parent / "recipes"
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class EngineConfig(Section):
+    """What runs the model."""
+
+    name: Literal["auto", "vllm", "transformers"] = "auto"  # auto: vLLM where it is installed
+    precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+    max_length: PositiveInt = 2048  # tokens of prompt and answer
+    max_batch: PositiveInt = 64  # sequences that are continued at once
+    tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
+    max_loaded_adapters: PositiveInt = 8  # in the engine at a time; more take turns, least recently used first out
+    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64  # an interpolated adapter has its ends' ranks added up
+    gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vLLM: share of a GPU's memory
+    cpu_cache_gib: PositiveInt = 1  # vLLM on a CPU: memory of its key-value cache
+    threads: PositiveInt = 1  # CPU threads of one replica
+
+
+class ScalingConfig(Section):
+    """Replicas of the engine, and how much each takes on before clients are sent away."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    max_ongoing_requests: PositiveInt = 64  # in one replica
+    max_queued_requests: NonNegativeInt = 64  # waiting for a replica; beyond: 429
+    num_cpus: PositiveFloat = 1
+    num_gpus: float = Field(default=0, ge=0)
+    drain_s: PositiveFloat = 30  # how long a replica that leaves may finish what it has begun
+
+    @model_validator(mode="after")
+    def _least_is_not_most(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
+        return self
+
+
+class LimitsConfig(Section):
+    """What one request may ask for."""
+
+    timeout_s: PositiveFloat = 120
+    body_bytes: PositiveInt = 1_000_000
+    max_tokens: PositiveInt = 1024
+    default_max_tokens: PositiveInt = 256
+    completions: PositiveInt = 8  # `n` of a request
+    branches: PositiveInt = 128  # answers that one request may have scored
+    requests_per_minute: PositiveInt | None = None  # of each key that names no limit of its own; None: no limit
+
+
+class SteeringConfig(Section):
+    """CAA: a file of vectors written by `pft compare`, and the setting that its sweep picked."""
+
+    vectors: str
+    layer: NonNegativeInt
+    multiplier: float
+
+
+class EndsConfig(Section):
+    """The two policies between which the slider moves: trained for the first poles, and for the second."""
+
+    first: str
+    second: str
+    steps: PositiveInt = 20  # weights are rounded to 1/steps, so that a slider asks for a bounded number of adapters
+
+
+class AdapterStoreConfig(Section):
+    """Where adapters come from besides those named, and where their copies are kept."""
+
+    root: str | None = None  # a folder, or s3://: its subfolders are served by name, on demand
+    cache: str | None = None  # folder on the node; None: in the user's cache folder
+    max_cached: PositiveInt = 64  # copies on a node's disk
+    registry: str | None = None  # MLflow's URI, for models:/ places; None: MLFLOW_TRACKING_URI, else runs/mlflow.db
+    alias_ttl_s: PositiveFloat = 5  # how long an alias is taken to point where it did
+
+
+class ServeConfig(Section):
+    """A server. A place is a folder written by `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
+
+    policy: str  # place of the policy that answers where a request names no other
+    name: Name = "policy"
+    adapters: dict[Name, str] = Field(default_factory=dict)  # further policies on the same base: name -> place
+    ends: EndsConfig | None = None
+    steering: SteeringConfig | None = None
+    store: AdapterStoreConfig = AdapterStoreConfig()
+    engine: EngineConfig = EngineConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    limits: LimitsConfig = LimitsConfig()
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)  # 0: a free one
+    keys: str | None = None  # file written by `pft key`; needed beyond this machine
+    examples: str | None = None  # a folder written by `pft prepare`: scenarios that the page offers
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        reserved = {self.name, "base", "slider", "steered"}
+        if taken := sorted(reserved & set(self.adapters)) + (["base"] if self.name == "base" else []):
+            raise ValueError(f"adapters: the name {taken[0]!r} is taken: choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _strangers_need_keys(self) -> Self:
+        if self.keys is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host={self.host!r} can be reached from other machines: give keys=FILE (make one with `pft key`), or "
+                "bind 127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load_serve_config(recipe: str | Path, overrides: Sequence[str] = ()) -> ServeConfig:
+    """Read a shipped serving recipe by its bare name, or a YAML file, with overrides. Raises UserError."""
+    path = _recipe_path(recipe)
+    raw: dict[str, Any] = read_yaml(path)
+    given = {apply_override(raw, override).split(".")[0] for override in overrides}
+    return build(ServeConfig, raw, source=lambda key: "" if key.split(".")[0] in given else f"{path.name}: ")
+
+
+def _recipe_path(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"{path}: no such serving recipe")
+        return path
+    shipped = {file.stem: file for file in RECIPES.glob("*.yaml")}
+    if str(recipe) not in shipped:
+        raise UserError(f"serving recipe {str(recipe)!r} does not exist.{did_you_mean(str(recipe), shipped)}")
+    return shipped[str(recipe)]

@@ -1,0 +1,203 @@
+"""The server on Ray Serve: one ingress that answers HTTP, and replicas of the engine behind it.
+
+The ingress is on its own, so that a replica's death is a retry here instead of a client's error (Serve's proxy answers
+500 where the replica it called dies), and so that engines scale on GPUs while HTTP stays on one CPU.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from pft_core.encoding import BranchedExample
+from pft_core.model import load_tokenizer
+from pipelines.jobs import unwrap_user_error
+from pipelines.serve.adapters import AdapterSource
+from pipelines.serve.catalog import Catalog
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
+from pipelines.serve.engines import make_host
+from pipelines.serve.gateway import Gateway
+from pipelines.serve.guard import Metrics
+from pipelines.serve.host import OverloadedError, UnavailableError
+from pipelines.serve.routes import make_app
+from pipelines.strict import build as build_config
+
+INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # far above what engines admit: the ingress sends away, not the proxy
+TRIES = 4
+PAUSE_S = 0.2  # before a replica is asked in place of one that was lost; doubles
+
+
+class EngineReplica:
+    """One engine with the adapters of its node."""
+
+    def __init__(self, raw: dict[str, Any], model: str, template_digest: str, lora: bool):
+        self._host = make_host(build_config(ServeConfig, raw), model, template_digest, lora=lora)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, source: AdapterSource | None, steering: Steering | None
+    ) -> AsyncIterator[Step]:
+        async for step in self._host.generate(prompt_ids, sampling, source, steering):
+            yield step
+
+    async def write(
+        self, prompt_ids: Sequence[int], sampling: Sampling, source: AdapterSource | None, steering: Steering | None
+    ) -> list[Step]:
+        """The whole continuation at once: a call for each token would cost more than a small model's token."""
+        return [step async for step in self._host.generate(prompt_ids, sampling, source, steering)]
+
+    async def score(
+        self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
+    ) -> list[NDArray[np.float32]]:
+        return await self._host.score(examples, source, steering)
+
+    async def check_health(self) -> None:
+        """Serve calls this; a replica whose engine is broken is replaced."""
+        await self._host.check()
+
+    async def __del__(self) -> None:
+        await self._host.engine.close()
+
+
+class Replicas:
+    """The backend over a Serve handle; what a lost replica was asked, another is asked again."""
+
+    def __init__(self, handle: Any, metrics: Metrics):
+        self._handle, self._metrics = handle, metrics
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        source: AdapterSource | None,
+        steering: Steering | None,
+        *,
+        stream: bool = True,
+    ) -> AsyncIterator[Step]:
+        if not stream:
+            for step in await self._ask("write", prompt_ids, sampling, source, steering):
+                yield step
+            return
+        begun = False
+        for attempt in range(TRIES):
+            steps = self._handle.options(stream=True).generate.remote(prompt_ids, sampling, source, steering)
+            try:
+                async for step in steps:
+                    begun = True
+                    yield step
+                return
+            except (GeneratorExit, asyncio.CancelledError):
+                steps.cancel()  # the client left: what it asked for is not written to the end
+                raise
+            except Exception as error:
+                self._give_up(error, again=not begun and attempt + 1 < TRIES)
+            await asyncio.sleep(PAUSE_S * 2**attempt)
+
+    async def score(
+        self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
+    ) -> list[NDArray[np.float32]]:
+        scores: list[NDArray[np.float32]] = await self._ask("score", examples, source, steering)
+        return scores
+
+    async def check(self) -> None:
+        await self._ask("check_health")
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        for attempt in range(TRIES):
+            response = getattr(self._handle, method).remote(*arguments)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except Exception as error:
+                self._give_up(error, again=attempt + 1 < TRIES)
+            await asyncio.sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _give_up(self, error: Exception, *, again: bool) -> None:
+        """Raise what an error means to a client; return where another replica may be asked."""
+        if isinstance(error, BackPressureError):
+            raise OverloadedError("every replica is busy and the queue is full: come back later") from None
+        if mistake := unwrap_user_error(error):
+            raise mistake from None
+        lost = isinstance(error, RayActorError | DeploymentUnavailableError | EngineFault)
+        if not lost and not isinstance(getattr(error, "cause", None), EngineFault):
+            raise error
+        if not again:
+            raise UnavailableError("the replica that was asked is gone: come back later") from None
+        self._metrics.retries.inc()
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP API over the replicas."""
+
+    def __init__(self, raw: dict[str, Any], replicas: Any):
+        self._config = build_config(ServeConfig, raw)
+        self._metrics = Metrics()
+        catalog = Catalog(self._config, load_tokenizer)
+        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._metrics))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return make_app(self._config, self._gateway, self._metrics)
+
+
+def build(raw: dict[str, Any]) -> Any:
+    """Return the Serve application of a raw serving recipe: what `serve deploy` and RayService import.
+
+    Raises UserError for a recipe that cannot be served.
+    """
+    config = build_config(ServeConfig, raw)
+    catalog = Catalog(config, load_tokenizer)
+    dumped = config.model_dump()
+    engines = serve.deployment(EngineReplica).options(name="engine", **engine_options(config))
+    ref = catalog.default.ref
+    lora = bool(config.ends or config.store.root) or any(policy.source for policy in catalog.listed())
+    replicas = engines.bind(dumped, catalog.model, ref.template_digest, lora)
+    ingress = serve.deployment(Ingress).options(
+        name="ingress",
+        max_ongoing_requests=INGRESS_ONGOING,
+        max_queued_requests=INGRESS_QUEUED,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=config.scaling.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": 0.5},
+    )
+    return ingress.bind(dumped, replicas)
+
+
+def engine_options(config: ServeConfig) -> dict[str, Any]:
+    """Return the Serve options of the engine's deployment."""
+    scaling = config.scaling
+    scale: dict[str, Any] = {"num_replicas": scaling.min_replicas}
+    if scaling.max_replicas > scaling.min_replicas:
+        scale = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=scaling.min_replicas,
+                max_replicas=scaling.max_replicas,
+                # Another replica is started while there is still room in those that run.
+                target_ongoing_requests=max(1, 0.75 * scaling.max_ongoing_requests),
+            )
+        }
+    threads = str(config.engine.threads)
+    return {
+        **scale,
+        "max_ongoing_requests": scaling.max_ongoing_requests,
+        "max_queued_requests": scaling.max_queued_requests,
+        "graceful_shutdown_timeout_s": scaling.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 5,
+        "max_constructor_retry_count": 3,
+        "ray_actor_options": {
+            "num_cpus": scaling.num_cpus,
+            "num_gpus": scaling.num_gpus,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+        },
+    }

@@ -1,0 +1,170 @@
+"""What stands in front of every route: request ids, keys, paces, sizes, and the count of it all.
+
+Plain ASGI, so that streams stay streams and a client that leaves is noticed.
+"""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from pipelines.serve.config import LimitsConfig, is_loopback
+from pipelines.serve.keys import KeyRing, RateLimiter, secret_in
+from pipelines.serve.openai_format import error_body
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Receive, Send], Awaitable[None]]
+
+OPEN = ("/healthz", "/readyz")  # need no key
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """Prometheus metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("pft_requests", "Requests", ["route", "status"], registry=self.registry)
+        self.seconds = Histogram(
+            "pft_request_seconds", "Seconds to the end of the answer", ["route"], buckets=LATENCY_S,
+            registry=self.registry,
+        )  # fmt: skip
+        self.in_flight = Gauge("pft_requests_in_flight", "Requests being answered", registry=self.registry)
+        self.rejected = Counter("pft_rejected", "Requests sent away with 429", ["reason"], registry=self.registry)
+        self.tokens = Counter("pft_tokens", "Tokens by kind: prompt, cached or completion", ["kind"],
+                              registry=self.registry)  # fmt: skip
+        self.retries = Counter("pft_engine_retries", "Requests asked again as a replica was lost",
+                               registry=self.registry)  # fmt: skip
+
+
+class Observed:
+    """Gives every request an id (the client's own where it has one), and counts it."""
+
+    def __init__(self, app: App, metrics: Metrics, routes: frozenset[str]):
+        self._app, self._metrics, self._routes = app, metrics, routes
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, b"x-request-id")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        route = scope["path"] if scope["path"] in self._routes else "other"  # a client must not name our series
+        status, started = 500, time.perf_counter()
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with self._metrics.in_flight.track_inprogress():
+            try:
+                await self._app(scope, receive, observed)
+            finally:
+                self._metrics.requests.labels(route, status).inc()
+                self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+
+
+class Guard:
+    """Lets in who has a key, at that key's pace, with a body of a bearable size."""
+
+    def __init__(self, app: App, limits: LimitsConfig, keys: KeyRing | None, metrics: Metrics):
+        """keys: None lets this machine's own programs in, and nobody else."""
+        self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
+        self._pace = RateLimiter()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await respond(send, *refusal)
+            return
+        await self._with_small_body(scope, receive, send)
+
+    def _refusal(self, scope: Any) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+        if self._keys is None:
+            return _stranger(scope)
+        secret = secret_in(header(scope, b"authorization"))
+        key = self._keys.owner(secret) if secret else None
+        if key is None:
+            message = "no valid API key: send it as `Authorization: Bearer KEY`"
+            challenge = {"WWW-Authenticate": 'Bearer, Basic realm="pft", charset="UTF-8"'}
+            return 401, error_body(message, kind="authentication_error", code="invalid_api_key"), challenge
+        pace = key.requests_per_minute or self._limits.requests_per_minute
+        wait_s = self._pace.wait_s(key.name, pace) if pace else 0.0
+        if wait_s > 0:
+            self._metrics.rejected.labels("pace").inc()
+            message = f"this key may ask {pace} times a minute: wait {wait_s:.1f} s"
+            return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), retry_after(wait_s)
+        return None
+
+    async def _with_small_body(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Read the body up to the limit before anything else sees it."""
+        declared = header(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+            await respond(send, *self._too_large())
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._limits.body_bytes:
+                await respond(send, *self._too_large())
+                return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, again, send)
+
+    def _too_large(self) -> tuple[int, dict[str, Any], dict[str, str]]:
+        message = f"the request is larger than {self._limits.body_bytes} bytes"
+        return 413, error_body(message, kind="invalid_request_error", code="too_large"), {}
+
+
+def _stranger(scope: Any) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+    """Refuse other machines, and web pages that resolve their own name to this one (DNS rebinding)."""
+    client, host = scope.get("client"), header(scope, b"host")
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if (client is None or is_loopback(client[0])) and name.lower() in LOCAL_HOSTS:
+        return None
+    message = "this server has no API keys, so that it answers this machine only: give it keys=FILE (`pft key`)"
+    return 403, error_body(message, kind="permission_error", code="no_keys"), {}
+
+
+def header(scope: Any, name: bytes) -> str:
+    """Return a request header, "" where it is absent."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that says when to come back, in whole seconds, at least one."""
+    return {"Retry-After": str(max(1, -int(-seconds // 1)))}
+
+
+async def respond(send: Send, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
+    content = json.dumps(body).encode()
+    fields = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
+    encoded = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,104 @@
+"""`pft serve`: deploy, wait until it answers, serve until told to stop, drain."""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from pft_core.errors import UserError
+from pipelines.console import console
+from pipelines.jobs import ensure_ray, unwrap_user_error
+from pipelines.serve.config import ServeConfig
+
+APPLICATION = "pft"
+IMPORT_PATH = "pipelines.serve.deployments:build"
+
+
+def run(config: ServeConfig) -> dict[str, Any]:
+    """Serve until SIGINT or SIGTERM. Result: url, status. Raises UserError for what cannot be served."""
+    from pipelines.serve.deployments import build
+
+    config = with_port(config)
+    application = build(config.model_dump())  # reads every policy: mistakes show before Ray starts
+    ensure_ray()
+    url = f"http://{config.host}:{config.port}"
+    with stopping() as stop:
+        deploy(config, application)
+        console.print(f"serving {config.name} at {url} (page, /v1, /metrics); Ctrl-C drains and stops", highlight=False)
+        stop.wait()
+        console.print("draining")
+        shut_down()
+    return {"url": url, "status": "stopped"}
+
+
+def deploy(config: ServeConfig, application: Any) -> None:
+    """Start the proxy and the application, or update the one that runs. Raises UserError where it does not start."""
+    from ray import serve
+
+    serve.start(http_options={"host": config.host, "port": config.port}, proxy_location="HeadOnly")
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        mistake = unwrap_user_error(error) or _fault()
+        if mistake is None:
+            raise
+        raise mistake from None
+
+
+def _fault() -> UserError | None:
+    """Find a user's mistake in what Serve noted about the replicas that did not start."""
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    messages = [d.message for d in application.deployments.values()] if application else []
+    return next((found for text in messages if (found := unwrap_user_error(RuntimeError(text)))), None)
+
+
+def shut_down() -> None:
+    """Let replicas finish what they have begun, then take everything down."""
+    from ray import serve
+
+    serve.delete(APPLICATION)
+    serve.shutdown()
+
+
+def with_port(config: ServeConfig) -> ServeConfig:
+    """Return the config with a free port in place of 0. Raises UserError where the port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            place = f"{config.host}:{config.port}"
+            raise UserError(f"{place}: cannot be bound ({error.strerror}): choose another host or port=0") from None
+        return config.model_copy(update={"port": probe.getsockname()[1]})
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """Give an event that SIGINT and SIGTERM set."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve_yaml(config: ServeConfig) -> dict[str, Any]:
+    """Return the config file that `serve deploy` and a RayService take."""
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": config.host, "port": config.port},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": config.model_dump(exclude_defaults=True),
+            }
+        ],
+    }

@@ -1,0 +1,110 @@
+"""What the tests of serving share: tiny policies on disk, and a server in this process."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import torch
+import uvicorn
+
+from pft_core.artifacts import ModelRef, file_sha256
+from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter
+from pft_core.preferences import PreferenceSpace
+from pft_core.prompts import PromptStyle, template_digest
+from pipelines.serve.adapters import AdapterCache
+from pipelines.serve.catalog import Catalog
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.gateway import Gateway
+from pipelines.serve.guard import Metrics
+from pipelines.serve.host import EngineHost
+from pipelines.serve.routes import make_app
+from pipelines.serve.transformers_engine import TransformersEngine, TransformersSettings
+from pipelines.strict import build
+from tests.builders import SPACE
+
+CPU = torch.device("cpu")
+LETTERS = PromptStyle()
+
+
+def write_policy(
+    folder: Path,
+    base: Path,
+    *,
+    seed: int,
+    style: PromptStyle = LETTERS,
+    space: PreferenceSpace = SPACE,
+    r: int = 4,
+) -> Path:
+    """A LoRA policy with random weights, as `pft train` leaves it: model_ref.json and adapter/."""
+    model = add_lora(
+        load_base(str(base), precision="fp32", gradient_checkpointing=False, device=CPU),
+        LoraSettings(r, 8, 0.0, ["q_proj", "v_proj", "o_proj"]),
+        seed=seed,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    state = {n: 0.3 * torch.randn(p.shape, generator=generator) for n, p in trained.items()}
+    save_adapter(model, state, folder / "adapter")
+    sha = file_sha256(folder / "adapter" / "adapter_model.safetensors")
+    digest = template_digest(style, space)
+    ModelRef(str(base), "adapter", None, style, space, (0, 1), digest, "data", "config", sha).save(folder)
+    return folder
+
+
+def serve_config(policy: Path, cache: Path, **settings: Any) -> ServeConfig:
+    store = {"cache": str(cache), **settings.pop("store", {})}
+    return build(ServeConfig, {"policy": str(policy), "store": store, **settings})
+
+
+@dataclass
+class LocalServer:
+    """A gateway over the transformers engine in this process, behind real HTTP on a free port."""
+
+    config: ServeConfig
+    engine: Any = None
+    url: str = ""
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["LocalServer"]:
+        catalog = Catalog(self.config, load_tokenizer)
+        settings = TransformersSettings(catalog.model, "fp32", "cpu", self.config.engine.max_batch,
+                                        self.config.engine.tokens_per_batch,
+                                        self.config.engine.max_loaded_adapters)  # fmt: skip
+        self.engine = TransformersEngine(settings)
+        cache = AdapterCache(Path(str(self.config.store.cache)), most=self.config.store.max_cached)
+        gateway = Gateway(self.config, catalog, EngineHost(self.engine, cache))
+        app = make_app(self.config, gateway, self.metrics)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        self.url = f"http://127.0.0.1:{port}"
+        wait_until_ready(self.url)
+        try:
+            yield self
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            asyncio.run(self.engine.close())
+
+
+def wait_until_ready(url: str, *, seconds: float = 60) -> None:
+    """Poll /healthz."""
+    import time
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/healthz").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(url)
