@@ -5,7 +5,7 @@ The YAML files in `spaces/` hold the wording; a data set carries the space it wa
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -81,3 +81,19 @@ def load_space(name: str) -> PreferenceSpace:
         known = [entry.name.removesuffix(".yaml") for entry in folder.iterdir()]
         raise UserError(f"no preference space {name!r}.{did_you_mean(name, known)}")
     return PreferenceSpace.from_dict({"name": name, **yaml.safe_load(path.read_text(encoding="utf-8"))})
+
+
+def worded_as(trained: PreferenceSpace, data: PreferenceSpace) -> PreferenceSpace:
+    """Return the data's axes, worded as in training where the policy knows them.
+
+    Raises UserError where an axis has other poles: sides would mean something else.
+    """
+    known = {axis.name: axis for axis in trained.axes}
+    for axis in data.axes:
+        names, trained_names = ([pole.name for pole in a.poles] for a in (axis, known.get(axis.name, axis)))
+        if names != trained_names:
+            raise UserError(
+                f"axis {axis.name!r} has the poles {names} in the data, {trained_names} in the model: "
+                "prepare the data again with the poles of the model"
+            )
+    return replace(data, axes=tuple(known.get(axis.name, axis) for axis in data.axes))

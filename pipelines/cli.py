@@ -107,9 +107,15 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 @app.command()
 @verb
 def evaluate(
-    model: Annotated[str, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, or a base model.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
     scoring: Annotated[
         str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
@@ -121,15 +127,15 @@ def evaluate(
     from pipelines import evaluate
 
     options = {
+        "model": model,
+        "endpoint": endpoint,
         "adapter": adapter and str(adapter),
         "scoring": scoring,
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return evaluate.run(
-        build(evaluate.EvaluateConfig, {"model": model, "data": str(data), "output": str(output), **given})
-    )
+    return evaluate.run(build(evaluate.EvaluateConfig, {"data": str(data), "output": str(output), **given}))
 
 
 @app.command()

@@ -9,24 +9,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking
+from pft_core.evaluation.answers import Asking, ask
 from pft_core.evaluation.tasks import Outcome, report_rows
 from pft_core.model import load_tokenizer
-from pft_core.preferences import PreferenceSpace
+from pft_core.preferences import worded_as
 from pft_core.prompts import template_digest
 from pft_core.records import Form, PairedExample, Reject
 from pipelines.config import PromptConfig, Section
 from pipelines.console import console
 from pipelines.encode import prompt_style
+from pipelines.endpoint import Served
 from pipelines.evaluate_worker import Item, Job, PolicyActor, items_table
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.report import write_report
@@ -39,7 +40,8 @@ REJECTS_NAME = "rejects.jsonl"
 class EvaluateConfig(Section):
     """What to evaluate, on which prepared data, and how to ask."""
 
-    model: str  # a model reference (file or folder), a model folder, or a hub name
+    model: str | None = None  # a model reference (file or folder), a model folder, or a hub name; a served one's name
+    endpoint: str | None = None  # URL of a `pft serve`, which is asked instead of a model that is loaded here
     adapter: str | None = None  # None: the reference's
     data: str  # a folder written by `pft prepare`
     output: str
@@ -56,20 +58,36 @@ class EvaluateConfig(Section):
     use_gpu: bool | None = None  # None: where the cluster has GPUs
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
 
+    @model_validator(mode="after")
+    def _someone_is_asked(self) -> Self:
+        if self.endpoint is None and self.model is None:
+            raise ValueError("model is not set: give --model, or --endpoint of a server")
+        if self.endpoint is not None and self.adapter is not None:
+            raise ValueError("adapter and endpoint: a server has its own adapters: give --model NAME as it lists them")
+        return self
+
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json."""
     manifest = DatasetManifest.load(Path(config.data))
-    ref = resolve_policy(config, manifest)
+    served = None if config.endpoint is None else served_policy(config, manifest)
+    ref = served.ref if served else resolve_policy(config, manifest)
     items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
-    ensure_ray()
+    if served is None:
+        ensure_ray()
     started = time.perf_counter()
-    outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
+    if served is not None:
+        outcomes, rejects = items_of(ask(items, served.answer, served.base_answer))
+    else:
+        outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
     console.print(f"{len(items)} items asked, {len(outcomes)} answered, {len(rejects)} rejected")
     if not outcomes:
         raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
     asked = time.perf_counter()
-    rows = report_rows(outcomes, policy=policy_name(config), space=ref.space, trained_poles=trained_poles(config))
+    trained = poles_of(ref) if served else trained_poles(config)
+    rows = report_rows(outcomes, policy=policy_name(config), space=ref.space, trained_poles=trained)
+    if served and not served.has_base:  # what a policy has of its base cannot be told without the base
+        rows = [row for row in rows if row["metric"] != "leak"]
     report = {
         "rows": rows,
         "items": {
@@ -95,48 +113,43 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     unfinished.replace(path)
 
 
+def served_policy(config: EvaluateConfig, manifest: DatasetManifest) -> Served:
+    """Return the policy behind config.endpoint. Raises UserError where it asks in other words than config wants."""
+    served = Served.at(str(config.endpoint), config.model, scoring=config.scoring, max_new_tokens=config.max_new_tokens)
+    return replace(served, ref=replace(served.ref, space=worded_as(served.ref.space, manifest.space)))
+
+
 def trained_reference(config: EvaluateConfig) -> ModelRef | None:
     """Return the reference that `model` names, None where it is a plain model."""
-    path = Path(config.model).resolve()
+    path = Path(str(config.model)).resolve()
     return ModelRef.load(path) if path.is_file() or (path / MODEL_REF_NAME).is_file() else None
 
 
 def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:
     """Return the trained sides of each axis; None for a plain model, of which nothing is known."""
     trained = trained_reference(config)
-    return None if trained is None else {axis.name: set(trained.trained_sides) for axis in trained.space.axes}
+    return None if trained is None else poles_of(trained)
+
+
+def poles_of(ref: ModelRef) -> dict[str, set[int]]:
+    return {axis.name: set(ref.trained_sides) for axis in ref.space.axes}
 
 
 def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest) -> ModelRef:
     """Return the policy with the words it is asked in: a reference's own, else the config's and the data set's."""
     trained = trained_reference(config)
     if trained is not None:
-        ref = replace(trained, space=words_of(trained.space, manifest.space))
+        ref = replace(trained, space=worded_as(trained.space, manifest.space))
     else:
-        style = prompt_style(config.prompt, load_tokenizer(config.model))
-        base = str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
+        model = str(config.model)
+        style = prompt_style(config.prompt, load_tokenizer(model))
+        base = str(Path(model).resolve()) if Path(model).is_dir() else model
         ref = ModelRef(base, None, None, style, manifest.space, (), "", "", "", None)
     if config.scoring is not None and config.scoring != "generate":
         ref = replace(ref, style=replace(ref.style, answer=config.scoring))
     if config.adapter is not None:
         ref = replace(ref, adapter=str(Path(config.adapter).resolve()))
     return replace(ref, template_digest=template_digest(ref.style, ref.space), adapter_sha256=adapter_sha256(ref))
-
-
-def words_of(trained: PreferenceSpace, data: PreferenceSpace) -> PreferenceSpace:
-    """Return the data's axes, worded as in training where the policy knows them.
-
-    Raises UserError where an axis has other poles: sides would mean something else.
-    """
-    known = {axis.name: axis for axis in trained.axes}
-    for axis in data.axes:
-        names, trained_names = ([pole.name for pole in a.poles] for a in (axis, known.get(axis.name, axis)))
-        if names != trained_names:
-            raise UserError(
-                f"axis {axis.name!r} has the poles {names} in the data, {trained_names} in the model: "
-                "prepare the data again with the poles of the model"
-            )
-    return replace(data, axes=tuple(known.get(axis.name, axis) for axis in data.axes))
 
 
 def adapter_sha256(ref: ModelRef) -> str | None:
@@ -149,7 +162,9 @@ def adapter_sha256(ref: ModelRef) -> str | None:
 
 
 def policy_name(config: EvaluateConfig) -> str:
-    path = Path(config.adapter or config.model).resolve()
+    if config.endpoint is not None:
+        return config.policy or config.model or "served"
+    path = Path(config.adapter or str(config.model)).resolve()
     return config.policy or (path.parent.name if path.is_file() else path.name)
 
 
@@ -216,6 +231,10 @@ def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome
     outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
     return outcomes, rejects
+
+
+def items_of(answered: Sequence[Outcome | Reject]) -> tuple[list[Outcome], list[Reject]]:
+    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
 
 
 def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
 from pft_core.evaluation.tasks import Outcome, report_rows
 from pft_core.model import LoraSettings, add_lora, load_base, save_adapter
-from pft_core.preferences import Axis, Pole, PreferenceSpace
+from pft_core.preferences import Axis, Pole, PreferenceSpace, worded_as
 from pft_core.prompts import PromptStyle
 from pft_core.record_schema import RECORD_SCHEMA
 from pipelines import evaluate
@@ -23,7 +23,6 @@ from pipelines.evaluate import (
     read_items,
     resolve_policy,
     trained_poles,
-    words_of,
 )
 from pipelines.evaluate_worker import PolicyActor, items_table
 from tests.builders import SPACE, record
@@ -225,7 +224,7 @@ def test_a_missing_adapter_is_named(tiny_qwen2, data, tmp_path) -> None:
 
 def test_a_policy_hears_the_words_it_was_trained_with() -> None:
     trained = PreferenceSpace("trained", (Axis("Pace", Pole("Fast", "In other words."), Pole("Slow")),))
-    asked = words_of(trained, SPACE)
+    asked = worded_as(trained, SPACE)
     assert [axis.name for axis in asked.axes] == ["Risk", "Pace"]
     assert asked.axis("Pace").first.description == "In other words."
     assert asked.axis("Risk") == SPACE.axis("Risk")
@@ -234,4 +233,4 @@ def test_a_policy_hears_the_words_it_was_trained_with() -> None:
 def test_poles_that_mean_something_else_are_refused() -> None:
     swapped = PreferenceSpace("trained", (Axis("Pace", Pole("Slow"), Pole("Fast")),))
     with pytest.raises(UserError, match=r"axis 'Pace' has the poles \['Fast', 'Slow'\] in the data"):
-        words_of(swapped, SPACE)
+        worded_as(swapped, SPACE)

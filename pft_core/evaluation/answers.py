@@ -127,7 +127,7 @@ def candidates(question: Question) -> list[tuple[int, ...]]:
 
 def encode_options(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
-    rejects = {i: reject for i, q in enumerate(questions) if (reject := _unscorable(q))}
+    rejects = {i: reject for i, q in enumerate(questions) if (reject := unscorable(q))}
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
@@ -150,7 +150,8 @@ def _branches(question: Question, rows: Sequence[TokenizedAnswer], asking: Askin
     return branched_example(question.record.id, prompts, answers, range(len(rows)))
 
 
-def _unscorable(question: Question) -> Reject | None:
+def unscorable(question: Question) -> Reject | None:
+    """Return why a question cannot be asked by likelihood; None where it can."""
     num_options = len(question.record.options)
     if question.form == "all" and question.record.presentation == "response":
         return _reject(question, "no_listed_options", "free answers are not shown: ask for one")

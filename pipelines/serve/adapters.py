@@ -5,12 +5,13 @@ anyone sees it, so an id means the same weights on every node and for ever, what
 """
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,28 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from pft_core.artifacts import digest
 from pft_core.errors import UserError
 from pft_core.soup import interpolate_adapters
+from pipelines.mlflow_run import mask_credentials, opening, quiet_mlflow, sqlite_path
 from pipelines.serve.engine import LoadedAdapter
+from pipelines.tracking import tracking_uri
 
 DIGITS = 12
 ADAPTER_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<version>[0-9a-z][0-9a-z_-]{0,63}))?")
 SHA = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
-REGISTRY_SCHEME = "models:/"
+HIDDEN = re.compile(rf"\.+{SHA.pattern}\..+")  # what is being made or removed
+REGISTRY_SCHEME, BUCKET_SCHEME = "models:/", "s3://"
 ADAPTER_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+
+
+class OtherContentError(UserError):
+    """A place holds another adapter than it did when its id was read."""
+
+
+class MissingError(UserError):
+    """There is nothing at a place."""
+
+
+class UnreachableError(UserError):
+    """A bucket or a registry does not answer; what it holds may well be as it was."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +84,18 @@ def content_digits(folder: Path) -> str:
 
 
 class AdapterCache:
-    """Copies of adapters on this node's disk, at most `most` of them, the least recently used going first.
+    """Copies of adapters on this node's disk, the least recently used going first.
 
     Folders are named by their digits. A process that uses a copy holds a shared lock on it, which ends with the
-    process, however it ends; nobody removes a copy that is held.
+    process, however it ends; nobody removes a copy that is held, so that there are more than `most` only while more
+    are in use. What is not whole has a hidden name: it is never given away, and the next eviction removes it.
     """
 
     def __init__(self, folder: Path, *, most: int, registry: str | None = None):
         """registry: MLflow's URI, for adapters at models:/NAME/VERSION."""
         self._folder, self._most, self._registry = folder, most, registry
         folder.mkdir(parents=True, exist_ok=True)
+        self._evict()
 
     @contextmanager
     def held(self, source: AdapterSource) -> Iterator[LoadedAdapter]:
@@ -87,15 +105,26 @@ class AdapterCache:
         """
         digits = source.id.rpartition("@")[2]
         target = self._folder / digits
-        with self._lock(digits, exclusive=False):
-            if not target.is_dir():
-                self._make(source, target)
-                self._evict()
+        with self._lock(f".{digits}.lock", fcntl.LOCK_SH):
+            is_new = self._ensure(source, target)
             os.utime(target)
+            if is_new:
+                self._evict()
             yield LoadedAdapter(source.id, target)
 
+    def _ensure(self, source: AdapterSource, target: Path) -> bool:
+        """Make the copy unless it is here; of all who ask at once, one does and the others wait. Returns who did."""
+        if target.is_dir():
+            return False
+        with self._lock(f".{target.name}.make", fcntl.LOCK_EX):
+            if target.is_dir():
+                return False
+            self._make(source, target)
+            return True
+
     def _make(self, source: AdapterSource, target: Path) -> None:
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        unfinished = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
             if isinstance(source, Blend):
                 with self.held(source.first) as first, self.held(source.second) as second:
@@ -104,28 +133,51 @@ class AdapterCache:
             else:
                 fetch(source.place, unfinished, registry=self._registry)
                 _refuse_other_content(source, unfinished)
-            try:
-                unfinished.rename(target)
-            except OSError:  # another process was first: the same digits are the same content
-                if not target.is_dir():
-                    raise
+            _sync(unfinished)
+            unfinished.rename(target)
+        except OSError as error:
+            raise UserError(f"{source.id}: cannot be copied to {self._folder} ({error.strerror or error})") from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _evict(self) -> None:
-        copies = [path for path in self._folder.iterdir() if SHA.fullmatch(path.name)]
-        for path in sorted(copies, key=_last_use)[: max(0, len(copies) - self._most)]:
-            try:
-                with self._lock(path.name, exclusive=True):
-                    shutil.rmtree(path, ignore_errors=True)
-            except BlockingIOError:
-                continue  # in use
+        """Remove copies beyond the limit, and what killed processes left; what is in use, or being made, stays."""
+        folders = [path for path in self._folder.iterdir() if path.is_dir()]
+        copies = sorted((path for path in folders if SHA.fullmatch(path.name)), key=_last_use)
+        left = [path for path in folders if path.name.startswith(".")]
+        for path in [*copies[: max(0, len(copies) - self._most)], *left]:
+            digits = path.name.lstrip(".")[:DIGITS]
+            with (
+                suppress(BlockingIOError, FileNotFoundError),
+                self._lock(f".{digits}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
+            ):
+                _remove(path)
 
     @contextmanager
-    def _lock(self, digits: str, *, exclusive: bool) -> Iterator[None]:
-        with (self._folder / f".{digits}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    def _lock(self, name: str, kind: int) -> Iterator[None]:
+        with (self._folder / name).open("a") as file:
+            fcntl.flock(file, kind)
             yield
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder; it is hidden first, as a removal that is cut short must leave nothing that looks whole."""
+    hidden = path
+    if not path.name.startswith("."):
+        hidden = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Put files on the disk before their folder gets its name: after a power failure a name stands for a whole copy."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _last_use(path: Path) -> float:
@@ -135,68 +187,120 @@ def _last_use(path: Path) -> float:
         return 0.0
 
 
-class OtherContentError(UserError):
-    """A place holds another adapter than it did when its id was read."""
-
-
 def _refuse_other_content(source: Source, folder: Path) -> None:
     found, wanted = content_digits(folder), source.id.rpartition("@")[2]
     if found != wanted:
         raise OtherContentError(f"{source.id}: its place holds the adapter @{found} by now: ask for it by that name")
 
 
+# --- places
+
+
 def fetch(place: str, folder: Path, *, registry: str | None = None) -> Path:
     """Copy an adapter's two files into a new folder. Raises UserError where they are not there."""
-    if place.startswith(REGISTRY_SCHEME):
-        return _downloaded(f"{place}/adapter", folder, registry=registry)
     folder.mkdir(parents=True)
     for name in ADAPTER_FILES:
+        if place.startswith(REGISTRY_SCHEME):
+            download(place, f"adapter/{name}", folder, registry=registry)
+            continue
         with opened(f"{place.rstrip('/')}/{name}") as file, (folder / name).open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
-    return folder
-
-
-def _downloaded(place: str, folder: Path, *, registry: str | None) -> Path:
-    """Download a folder below models:/NAME/VERSION from the registry's artifact store."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    scratch = folder.with_name(f"{folder.name}.download")
-    try:
-        scratch.mkdir(parents=True)
-        found = download_artifacts(artifact_uri=place, dst_path=str(scratch), tracking_uri=registry)
-        Path(found).rename(folder)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{place}: cannot be read from the registry ({str(error).splitlines()[0]})") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
 @contextmanager
 def opened(place: str) -> Iterator[Any]:
     """Open a file on disk or at an s3:// address for reading. Raises UserError where it is not there."""
-    if not place.startswith("s3://"):
-        if not Path(place).is_file():
-            raise UserError(f"{place}: no such file; an adapter is a folder written by `pft train` or by peft")
-        with Path(place).open("rb") as file:
-            yield file
-        return
-    files, path = object_store(place)
+    with reading(place):
+        if place.startswith(BUCKET_SCHEME):
+            files, path = object_store(place)
+            file: Any = files.open_input_stream(path)
+        elif Path(place).is_file():  # no pipe, which would never end
+            file = Path(place).open("rb")  # noqa: SIM115 (closed below)
+        else:
+            raise FileNotFoundError
+    with file:
+        yield file
+
+
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Raise UserError for what a disk or a bucket raises."""
     try:
-        with files.open_input_stream(path) as file:
-            yield file
+        yield
+    except FileNotFoundError as error:
+        text = f"{error.filename or place}: no such file; an adapter is a folder written by `pft train` or by peft"
+        raise MissingError(text) from None
     except OSError as error:
-        raise UserError(f"{place}: cannot be read ({str(error).splitlines()[0]})") from None
+        text = f"{place}: cannot be read ({str(error.strerror or error).splitlines()[0]})"
+        raise (UnreachableError if place.startswith(BUCKET_SCHEME) else UserError)(text) from None
 
 
 def object_store(place: str) -> tuple[Any, str]:
     """Return pyarrow's file system and the path in it; credentials and endpoint are AWS' environment variables."""
+    path = place.removeprefix(BUCKET_SCHEME).rstrip("/")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _bucket(path.partition("/")[0], endpoint), path
+
+
+@functools.lru_cache(maxsize=16)  # each has connections of its own, which are kept
+def _bucket(name: str, endpoint: str | None) -> Any:
     from pyarrow.fs import FileSystem, S3FileSystem
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
-        files, path = FileSystem.from_uri(place)
-        return files, path
-    scheme, _, host = endpoint.rpartition("://")
-    return S3FileSystem(endpoint_override=host, scheme=scheme or "https"), place.removeprefix("s3://")
+        return FileSystem.from_uri(f"{BUCKET_SCHEME}{name}")[0]
+    scheme, _, host = endpoint.rstrip("/").rpartition("://")
+    return S3FileSystem(endpoint_override=host, scheme=scheme or "https")
+
+
+def etags(place: str, names: Sequence[str]) -> tuple[bytes, ...]:
+    """Return what identifies the content of files in a bucket. Raises UserError.
+
+    Sizes of two adapters are the same, and a bucket's times are whole seconds.
+    """
+    found = []
+    for name in names:
+        with reading(f"{place}/{name}"):
+            files, path = object_store(f"{place}/{name}")
+            with files.open_input_file(path) as file:
+                found.append(file.metadata()["ETag"])
+    return tuple(found)
+
+
+# --- MLflow's registry
+
+
+def download(place: str, path: str, folder: Path, *, registry: str | None) -> Path:
+    """Copy a file of a registered version, at models:/NAME/VERSION, into a folder. Raises UserError."""
+    # quiet: a bar for each file would fill the server's log
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    name, _, version = place.removeprefix(REGISTRY_SCHEME).partition("/")
+    with asking(place, registry) as (client, uri):
+        from mlflow.artifacts import download_artifacts
+
+        # Of a models:/ address MLflow asks the process' own registry, whatever it is told.
+        source = client.get_model_version_download_uri(name, version)
+        found = download_artifacts(artifact_uri=f"{source.rstrip('/')}/{path}", dst_path=str(folder), tracking_uri=uri)
+    return Path(found).rename(folder / Path(path).name)
+
+
+@contextmanager
+def asking(place: str, registry: str | None) -> Iterator[tuple[Any, str]]:
+    """Give MLflow's client and its URI. Raises UserError for what it does not have, and where it does not answer."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(registry, Path("runs"))
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():  # MLflow would make an empty one
+        raise UserError(f"store.registry={uri}: no such file: give the URI that `pft train` tracked to")
+    try:
+        with opening(uri):
+            client = MlflowClient(tracking_uri=uri)
+        yield client, uri
+    except (MlflowException, OSError) as error:
+        reason = mask_credentials(str(error) or type(error).__name__).splitlines()[0]
+        absent = getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+        text = f"{place}: not in the registry {mask_credentials(uri)} ({reason})"
+        raise (UserError if absent else UnreachableError)(text) from None

@@ -5,13 +5,14 @@ refused before a file is touched.
 """
 
 import json
+import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pft_core.artifacts import MODEL_REF_NAME, ModelRef
@@ -20,20 +21,31 @@ from pft_core.prompts import Frame, chat_frame, template_digest
 from pipelines.serve.adapters import (
     ADAPTER_FILES,
     ADAPTER_ID,
+    BUCKET_SCHEME,
     REGISTRY_SCHEME,
     SHA,
     AdapterSource,
+    MissingError,
     Source,
+    UnreachableError,
+    asking,
     blend,
     content_digits,
+    download,
+    etags,
     fetch,
     object_store,
     opened,
+    reading,
 )
 from pipelines.serve.config import ServeConfig
 
-BASE, STEERED, SLIDER = "base", "steered", "slider"
+log = logging.getLogger(__name__)
+
+BASE, STEERED, SLIDER = RESERVED = "base", "steered", "slider"
 MAX_LISTED = 1000
+# What reading a folder that others write can end in, besides a UserError.
+DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
 class UnknownModelError(UserError):
@@ -53,6 +65,45 @@ class Policy:
     steered: bool = False
 
 
+class Remembered:
+    """Answers from elsewhere, asked for again after some seconds.
+
+    While one thread asks, the others take what was known; where nobody answers, it stays: an outage elsewhere is none
+    of this server.
+    """
+
+    def __init__(self, ttl_s: float, clock: Callable[[], float] = time.monotonic):
+        self._ttl_s, self._clock = ttl_s, clock
+        self._known: dict[Any, tuple[float, Any]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Any, ask: Callable[[], Any]) -> Any:
+        """Return what `ask` returns, or returned less than the seconds ago. Raises as `ask` does."""
+        known = self._known.get(key)
+        if known is not None and (self._is_fresh(known) or self._lock.locked()):
+            return known[1]
+        with self._lock:
+            known = self._known.get(key)
+            if known is None or not self._is_fresh(known):
+                known = self._known[key] = (self._clock(), self._asked(key, ask))
+            return known[1]
+
+    def _asked(self, key: Any, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except UnreachableError as error:
+            if key not in self._known:
+                raise
+            log.warning("%s: taken as it was", error)
+            return self._known[key][1]
+        except UserError:
+            self._known.pop(key, None)
+            raise
+
+    def _is_fresh(self, known: tuple[float, Any]) -> bool:
+        return self._clock() - known[0] <= self._ttl_s
+
+
 class Catalog:
     """The policies of one server, all on one base. Its methods read files: call them off the event loop."""
 
@@ -61,22 +112,22 @@ class Catalog:
 
         Raises UserError for a place without a policy, another base, or words that this code would not say.
         """
-        self._config = config
+        self._config, self._registry = config, config.store.registry
         self._places = {config.name: config.policy, **config.adapters}
-        self._aliases: dict[tuple[str, str], tuple[float, str]] = {}
-        self._digits: dict[tuple[Any, ...], str] = {}
+        self._aliases = Remembered(config.store.alias_ttl_s)
+        self._stamps = Remembered(config.store.alias_ttl_s)
+        self._refs: dict[Any, ModelRef] = {}
+        self._digits: dict[Any, str] = {}
         self._known: dict[str, Policy] = {}
-        self._lock = threading.Lock()
-        self.default = self._at(config.name, config.policy)
+        # Its id gets digits once it is seen to fit.
+        self.default = Policy(config.name, self._read(self._pinned(config.policy)), None)
         self.tokenizer = tokenizer_of(self.model)
-        self._ends = (
-            [self._at(SLIDER, place) for place in (config.ends.first, config.ends.second)] if config.ends else []
-        )
-        for policy in [self.default, *self._ends, *(self._at(*item) for item in config.adapters.items())]:
-            refuse_other_words(policy, self.tokenizer)
-            self._refuse_other_base(policy)
-        if self._ends and len({policy.ref.template_digest for policy in self._ends}) > 1:
-            raise UserError("ends: the two policies are asked in different words, so nothing lies between them")
+        self.default = self._at(config.name, config.policy)
+        for name, place in config.adapters.items():
+            self._at(name, place)
+        if config.ends:
+            self._ends()
+        self._names_in_root()
 
     @property
     def model(self) -> str:
@@ -84,7 +135,7 @@ class Catalog:
         return self.default.ref.weights or self.default.ref.base
 
     def resolve(self, name: str | None) -> Policy:
-        """Return the policy of a name; None: the default. Raises UnknownModelError."""
+        """Return the policy of a name; None: the default. Raises UnknownModelError, UserError for a damaged one."""
         if not name or name == self._config.name:
             return self._at(self._config.name, self._config.policy)
         if name == BASE:
@@ -102,26 +153,37 @@ class Catalog:
             return None
         steps = self._config.ends.steps
         weight = round(first_weight * steps) / steps
-        first, second = (self._at(SLIDER, place) for place in (self._config.ends.first, self._config.ends.second))
-        if not (isinstance(first.source, Source) and isinstance(second.source, Source)):
-            raise UserError("ends: both are LoRA adapters; a fully fine-tuned model has no adapter to interpolate")
-        if first.ref.template_digest != second.ref.template_digest:
-            raise UserError("ends: the two policies are asked in different words, so nothing lies between them")
-        source = blend(first.source, second.source, weight, name=SLIDER)
-        return replace(first, id=source.id, source=source)
+        (first, first_source), (second, second_source) = self._ends()
+        source = blend(first_source, second_source, weight, name=SLIDER)
+        return replace(second if weight == 0 else first, id=source.id, source=source)
 
     def listed(self) -> list[Policy]:
-        """Return every policy that a request can name, the default first; those of the root folder too."""
-        named = [self.resolve(None), replace(self.default, id=BASE, source=None)]
-        named += [self._at(name, place) for name, place in self._config.adapters.items()]
-        if self._config.steering is not None:
-            named.append(self.resolve(STEERED))
-        for name in self._names_in_root():
-            try:
+        """Return every policy that a request can name, the default first.
+
+        Those of the root folder have no digits: to list them must not read, or download, the weights of them all.
+        """
+        named = []
+        for name in [None, BASE, *self._config.adapters, *([STEERED] if self._config.steering else [])]:
+            with _left_out(name):
                 named.append(self.resolve(name))
-            except UserError:
-                continue  # a folder that is no policy of this base
+        with _left_out("store.root"):
+            for name in self._names_in_root():
+                with _left_out(name):
+                    named.append(self._without_digits(name))
         return named
+
+    def _ends(self) -> list[tuple[Policy, Source]]:
+        """Return the slider's ends. Raises UserError where nothing lies between them."""
+        assert self._config.ends
+        ends = []
+        for place in (self._config.ends.first, self._config.ends.second):
+            policy = self._at(SLIDER, place)
+            if not isinstance(policy.source, Source):
+                raise UserError(f"ends: {place} has no LoRA adapter to interpolate: give a policy trained with LoRA")
+            ends.append((policy, policy.source))
+        if ends[0][0].ref.template_digest != ends[1][0].ref.template_digest:
+            raise UserError("ends: the two policies are asked in different words, so nothing lies between them")
+        return ends
 
     def _versioned(self, asked: str, name: str, version: str | None) -> Policy:
         if version is not None and SHA.fullmatch(version):
@@ -135,40 +197,75 @@ class Catalog:
 
     def _place(self, name: str, alias: str | None) -> str:
         place = self._places.get(name)
-        if place is not None and alias is not None and place.startswith(REGISTRY_SCHEME):
+        if place is not None and alias is not None and place.startswith(REGISTRY_SCHEME) and "@" in place:
             return f"{place.partition('@')[0]}@{alias}"
-        if place is not None and alias is None:
-            return place
-        if place is None and alias is None and name in self._names_in_root():
-            return f"{str(self._config.store.root).rstrip('/')}/{name}"
+        if alias is None:
+            place = place or self._place_in_root(name)
+            if place is not None:
+                return place
         raise UnknownModelError(f"{f'{name}@{alias}' if alias else name!r} is not served: see /v1/models")
+
+    # --- the root folder
+
+    def _place_in_root(self, name: str) -> str | None:
+        """Return the place of a name that matches ADAPTER_ID; None where the root has no such folder."""
+        root = self._config.store.root
+        if root is None or name in RESERVED:
+            return None
+        place = f"{root.rstrip('/')}/{name}"
+        try:
+            with reading(place):
+                if not is_local(root):
+                    self._stamp(place, (MODEL_REF_NAME,))
+                elif not Path(place).is_dir():
+                    return None
+        except MissingError:
+            return None
+        return place
 
     def _names_in_root(self) -> list[str]:
         root = self._config.store.root
         if root is None:
             return []
-        if root.startswith("s3://"):
-            from pyarrow.fs import FileSelector
+        with reading(root):
+            if root.startswith(BUCKET_SCHEME):
+                from pyarrow.fs import FileSelector
 
-            files, path = object_store(root)
-            names = [info.base_name for info in files.get_file_info(FileSelector(path))]
-        else:
-            real = Path(root).resolve()
-            # A link out of the root is not below it.
-            names = [p.name for p in real.iterdir() if p.is_dir() and p.resolve().parent == real]
-        return sorted(name for name in names if ADAPTER_ID.fullmatch(name) and "@" not in name)[:MAX_LISTED]
+                files, path = object_store(root)
+                found = files.get_file_info(FileSelector(path))
+                names = [info.base_name for info in found if not info.is_file]
+            else:
+                names = [path.name for path in Path(root).iterdir() if path.is_dir()]
+        taken = {*self._places, *RESERVED}
+        names = [name for name in names if ADAPTER_ID.fullmatch(name) and "@" not in name and name not in taken]
+        return sorted(names)[:MAX_LISTED]
+
+    def _without_digits(self, name: str) -> Policy:
+        place = f"{str(self._config.store.root).rstrip('/')}/{name}"
+        ref = self._reference(name, place)
+        return Policy(name, ref, Source(name, ref.adapter) if ref.adapter else None)
+
+    def _refuse_outside(self, name: str, folder: Path, files: Sequence[str]) -> None:
+        """Raise UserError where a policy of the root has a file elsewhere: by a link, or by an adapter's path."""
+        root = self._config.store.root
+        if root is None or not is_local(root) or name in (*self._places, SLIDER):
+            return
+        inside = Path(root).resolve()
+        for file in files:
+            if not (folder / file).resolve().is_relative_to(inside):
+                raise UserError(f"{name}: {file} is not in store.root: copy it there; links and paths may not leave it")
+
+    # --- from a place to a policy
 
     def _at(self, name: str, place: str) -> Policy:
         """Read the policy at a place; what has been read is read again only where its files have changed."""
         place = self._pinned(place)
-        with reference_at(place, registry=self._registry) as ref:
-            if ref.adapter is None:
-                return Policy(name, ref, None)
-            digits = self._digits_at(ref.adapter)
-        policy = Policy(f"{name}@{digits}", ref, Source(f"{name}@{digits}", ref.adapter))
-        if name != self._config.name:
-            self._refuse_other_base(policy)
-        self._known[policy.id] = policy
+        ref = self._reference(name, place)
+        if ref.adapter is None:
+            return Policy(name, ref, None)
+        id = f"{name}@{self._digits_at(ref.adapter)}"
+        policy = Policy(id, ref, Source(id, ref.adapter))
+        self._known[id] = policy
         return policy
 
     def _pinned(self, place: str) -> str:
@@ -176,104 +273,116 @@ class Catalog:
         if not place.startswith(REGISTRY_SCHEME) or "@" not in place:
             return place
         name, _, alias = place.removeprefix(REGISTRY_SCHEME).partition("@")
-        with self._lock:
-            read, version = self._aliases.get((name, alias), (float("-inf"), ""))
-            if time.monotonic() - read > self._config.store.alias_ttl_s:
-                version = version_of(name, alias, registry=self._registry)
-                self._aliases[name, alias] = (time.monotonic(), version)
+        version = self._aliases.get(place, lambda: version_of(name, alias, registry=self._registry))
         return f"{REGISTRY_SCHEME}{name}/{version}"
 
-    @property
-    def _registry(self) -> str | None:
-        return self._config.store.registry
+    def _reference(self, name: str, place: str) -> ModelRef:
+        """Return the reference at a place, its adapter as a place of its own. Raises UserError for one that misfits."""
+        self._refuse_outside(name, Path(place), (MODEL_REF_NAME,))
+        stamp = self._stamp(place, (MODEL_REF_NAME,))
+        if stamp not in self._refs:
+            ref = self._read(place)
+            refuse_other_words(name, ref, self.tokenizer)
+            self._refs[stamp] = ref
+        ref = self._refs[stamp]
+        self._refuse_other_base(name, ref)
+        self._refuse_outside(name, Path(ref.adapter or place), ADAPTER_FILES if ref.adapter else ())
+        return ref
+
+    def _read(self, place: str) -> ModelRef:
+        try:
+            return reference_at(place, registry=self._registry)
+        except UserError:
+            raise
+        except DAMAGE as error:
+            raise UserError(f"{place}: not a policy ({type(error).__name__}: {error}): copy it again") from None
 
     def _digits_at(self, place: str) -> str:
-        stamp = _stamp(place)
+        stamp = self._stamp(place, ADAPTER_FILES)
         if stamp not in self._digits:
-            with tempfile.TemporaryDirectory() as scratch:
-                local = not place.startswith(("s3://", REGISTRY_SCHEME))
-                folder = Path(place) if local else fetch(place, Path(scratch) / "adapter", registry=self._registry)
+            with tempfile.TemporaryDirectory() as scratch, reading(place):
+                folder = Path(place) if is_local(place) else fetch(place, Path(scratch) / "a", registry=self._registry)
                 self._digits[stamp] = content_digits(folder)
         return self._digits[stamp]
 
-    def _refuse_other_base(self, policy: Policy) -> None:
+    def _stamp(self, place: str, names: tuple[str, ...]) -> Any:
+        """Return what changes when these files at a place do; a version of a registered model never does."""
+        if place.startswith(REGISTRY_SCHEME):
+            return place
+        if place.startswith(BUCKET_SCHEME):
+            return place, self._stamps.get((place, names), lambda: etags(place, names))
+        with reading(place):
+            stats = [(Path(place) / name).stat() for name in names]
+        return place, *((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+    def _refuse_other_base(self, name: str, ref: ModelRef) -> None:
         default = self.default.ref
-        if policy.id.partition("@")[0] != self._config.name and (policy.ref.weights or default.weights):
-            raise UserError(f"{policy.id}: a fully fine-tuned model is served alone: it shares no base with adapters")
-        if policy.ref.base != default.base:
-            raise UserError(f"{policy.id} is trained on {policy.ref.base!r}, this server runs {default.base!r}")
-
-
-def _stamp(place: str) -> tuple[Any, ...]:
-    """Return what changes when the files at a place do; a version of a registered model never does."""
-    if place.startswith(REGISTRY_SCHEME):
-        return (place,)
-    if place.startswith("s3://"):
-        files, path = object_store(place)
-        infos = files.get_file_info([f"{path.rstrip('/')}/{name}" for name in ADAPTER_FILES])
-        return (place, *((info.size, info.mtime_ns) for info in infos))
-    try:
-        stats = [(Path(place) / name).stat() for name in ADAPTER_FILES]
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; an adapter is a folder written by `pft train`") from None
-    return (place, *((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
+        is_own = name == self._config.name and ref.weights == default.weights
+        if (ref.weights or default.weights) and not is_own:
+            raise UserError(f"{name}: a fully fine-tuned model is served alone: it shares no base with adapters")
+        if ref.base != default.base:
+            raise UserError(f"{name} is trained on {ref.base!r}, this server runs {default.base!r}")
 
 
 @contextmanager
-def reference_at(place: str, *, registry: str | None) -> Iterator[ModelRef]:
-    """Give the model reference at a place, its adapter as a place of its own. Raises UserError."""
-    if place.startswith(REGISTRY_SCHEME):
-        ref = replace(reference_in_registry(place, registry=registry), adapter=place)
-    elif place.startswith("s3://"):
-        ref = _reference_in_bucket(place.rstrip("/"))
-    else:
-        ref = ModelRef.load(Path(place).resolve())
-    yield ref
+def _left_out(name: str | None) -> Iterator[None]:
+    """Leave out of a list what cannot be read: one that is damaged must not hide the others."""
+    try:
+        yield
+    except UserError as error:
+        log.warning("%s is not listed: %s", name or "the default policy", error)
 
 
-def _reference_in_bucket(place: str) -> ModelRef:
-    with tempfile.TemporaryDirectory() as scratch, opened(f"{place}/{MODEL_REF_NAME}") as file:
-        copy = Path(scratch) / MODEL_REF_NAME
-        copy.write_bytes(file.read())
-        raw = json.loads(copy.read_text(encoding="utf-8"))
-        return replace(ModelRef.load(copy), adapter=raw["adapter"] and f"{place}/{raw['adapter']}", weights=None)
+def is_local(place: str) -> bool:
+    return not place.startswith((BUCKET_SCHEME, REGISTRY_SCHEME))
 
 
-def reference_in_registry(place: str, *, registry: str | None) -> ModelRef:
-    """Read the reference of a registered version. Raises UserError where the registry does not have it."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
+def reference_at(place: str, *, registry: str | None) -> ModelRef:
+    """Read the model reference at a place, its adapter as a place of its own. Raises UserError, or one of DAMAGE."""
+    if is_local(place):
+        return ModelRef.load(Path(place).resolve())
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            uri = f"{place}/{MODEL_REF_NAME}"
-            return ModelRef.load(Path(download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=registry)))
-        except (MlflowException, OSError) as error:
-            raise UserError(f"{place}: cannot be read from the registry ({str(error).splitlines()[0]})") from None
+        copy = Path(scratch) / MODEL_REF_NAME
+        if place.startswith(REGISTRY_SCHEME):
+            download(place, MODEL_REF_NAME, Path(scratch), registry=registry)
+        else:
+            with opened(f"{place.rstrip('/')}/{MODEL_REF_NAME}") as file:
+                copy.write_bytes(file.read())
+        raw, ref = json.loads(copy.read_text(encoding="utf-8")), ModelRef.load(copy)
+    if ref.weights is not None or ref.adapter is None:
+        raise UserError(f"{place}: has no LoRA adapter: serve a fully fine-tuned model from a folder")
+    if place.startswith(REGISTRY_SCHEME):
+        return replace(ref, adapter=place)
+    inside = PurePosixPath(raw["adapter"])
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(f"{place}: adapter={str(inside)!r} is not below it: copy the run folder as it is")
+    return replace(ref, adapter=f"{place.rstrip('/')}/{inside}")
 
 
 def version_of(name: str, alias: str, *, registry: str | None) -> str:
-    """Return the version that an alias of a registered model points to. Raises UnknownModelError."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
+    """Return the version that an alias of a registered model points to. Raises UnknownModelError, UnreachableError."""
     try:
-        return str(MlflowClient(tracking_uri=registry).get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        raise UnknownModelError(f"{name}@{alias}: not in the registry ({str(error).splitlines()[0]})") from None
+        with asking(f"{name}@{alias}", registry) as (client, _):
+            return str(client.get_model_version_by_alias(name, alias).version)
+    except UnreachableError:
+        raise
+    except UserError as error:
+        raise UnknownModelError(str(error)) from None
 
 
-def refuse_other_words(policy: Policy, tokenizer: Any) -> None:
+def refuse_other_words(name: str, ref: ModelRef, tokenizer: Any) -> None:
     """Raise UserError where this code would ask a policy in other words than it was trained with."""
-    ref = policy.ref
-    now = template_digest(ref.style, ref.space)
+    try:
+        now = template_digest(ref.style, ref.space)
+    except DAMAGE as error:
+        raise UserError(f"{name}: its style or space is damaged ({error}): copy the policy again") from None
     if now != ref.template_digest:
         raise UserError(
-            f"{policy.id}: trained with the prompt template {ref.template_digest}, this server renders {now}: "
+            f"{name}: trained with the prompt template {ref.template_digest}, this server renders {now}: "
             "serve it with the version of pft that trained it, or train it again"
         )
-    if ref.style.frame != Frame() and ref.style.frame != chat_frame(tokenizer):
+    if ref.style.frame != Frame() and (tokenizer.chat_template is None or ref.style.frame != chat_frame(tokenizer)):
         raise UserError(
-            f"{policy.id}: trained inside another chat template than {tokenizer.name_or_path!r} has: "
+            f"{name}: trained inside another chat template than {tokenizer.name_or_path!r} has: "
             "put the tokenizer that it was trained with into the model's folder"
         )

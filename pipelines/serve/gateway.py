@@ -44,6 +44,10 @@ from pipelines.serve.text_stream import TextStream
 Mixing = Literal["adapter", "probabilities", "steering"] | None
 
 
+class TooLongError(UserError):
+    """Prompt and answer have more tokens than the server takes."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """Who is asked, and under which poles; several parts with weights where probabilities are to be mixed."""
@@ -278,7 +282,7 @@ class Gateway:
         examples = encode_options(questions, tokenizer=self.catalog.tokenizer, asking=self._asking(policy))
         for example in examples:
             if isinstance(example, Reject) and example.reason != "too_many_subsets":
-                raise UserError(f"scenario and options: {example.detail}")
+                raise TooLongError(f"scenario and options: {example.detail}")
         return examples
 
     def _answers(self, asked: Asked, scenario: str, answers: Sequence[str]) -> BranchedExample:
@@ -290,7 +294,7 @@ class Gateway:
         rows = tokenize(texts, [len(prompt)] * len(texts), [(0, 0)] * len(texts), self.catalog.tokenizer)
         longest = max(len(row.ids) for row in rows)
         if longest > self._config.engine.max_length:
-            raise UserError(
+            raise TooLongError(
                 f"scenario and answers: {longest} tokens, this server takes {self._config.engine.max_length}"
             )
         prompts, ends = [row.ids[: row.answer_start] for row in rows], [row.ids[row.answer_start :] for row in rows]
@@ -356,7 +360,7 @@ class Gateway:
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens
         if room < 1 or (wanted or 0) > room:
             length = self._config.engine.max_length
-            raise UserError(
+            raise TooLongError(
                 f"prompt and max_tokens: {prompt_tokens} + {wanted or 1} tokens, this server takes {length}"
             )
         if wanted is not None and wanted > self.limits.max_tokens:

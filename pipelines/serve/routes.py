@@ -29,7 +29,7 @@ from pipelines.serve.bodies import (
 from pipelines.serve.catalog import Policy, UnknownModelError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.examples import read_examples
-from pipelines.serve.gateway import Continuation, Gateway, Piece
+from pipelines.serve.gateway import Continuation, Gateway, Piece, TooLongError
 from pipelines.serve.guard import Guard, Metrics, Observed, retry_after
 from pipelines.serve.host import OverloadedError, UnavailableError
 from pipelines.serve.keys import KeyRing
@@ -231,6 +231,7 @@ def _add_failures(app: FastAPI) -> None:
         app.exception_handler(error)(_teller(status, kind, code))
 
     on(UserError, 400, "invalid_request_error")
+    on(TooLongError, 400, "invalid_request_error", "context_length_exceeded")
     on(UnknownModelError, 404, "invalid_request_error", "model_not_found")
     on(OverloadedError, 429, "rate_limit_error", "overloaded")
     on(UnavailableError, 503, "server_error", "unavailable")

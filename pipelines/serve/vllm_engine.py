@@ -19,13 +19,15 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vllm is imported
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from peft.utils import CONFIG_NAME
+from safetensors import SafetensorError, safe_open
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
@@ -37,16 +39,18 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import UniProcExecutor
 
-from pft_core.artifacts import read_json
 from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
-from pft_core.model import Precision, load_tokenizer
 from pipelines.serve.engine import EngineFault, LoadedAdapter, Sampling, Steering, Step, Token
+
+# The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
+if TYPE_CHECKING:
+    from pft_core.model import Precision
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 CPU_BLOCK_TOKENS = 32  # the least that vLLM's CPU attention takes; what a block is not filled with is not cached
 
-Path = tuple[int, ...]  # token ids that follow an example's prefix
+TokenPath = tuple[int, ...]  # token ids that follow an example's prefix
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class VllmSettings:
     """What the engine loads, and how much it does at once; gpu_memory is a share, unused on a CPU."""
 
     model: str
-    precision: Precision
+    precision: "Precision"
     max_length: int
     max_batch: int
     max_loaded_adapters: int
@@ -90,6 +94,8 @@ class VllmEngine:
 
     def __init__(self, settings: VllmSettings):
         """Start the engine's process and load the model. Raises UserError where it cannot be loaded."""
+        from pft_core.model import load_tokenizer
+
         self._settings = settings
         self._eos = int(load_tokenizer(settings.model).eos_token_id)
         with _environment(settings), _load_faults(settings):
@@ -192,7 +198,7 @@ class VllmEngine:
         logp_of = dict(zip(paths, logps, strict=True))
         return np.array([sum(logp_of[path] for path in branch) for branch in labels], dtype=np.float32)
 
-    async def _logp(self, prefix: list[int], path: Path, lora: LoRARequest | None) -> float:
+    async def _logp(self, prefix: list[int], path: TokenPath, lora: LoRARequest | None) -> float:
         """Return the log-probability of a path's last token after all before it."""
         *context, label = path
         params = SamplingParams(
@@ -232,7 +238,7 @@ class VllmEngine:
             return None
         async with self._loading:
             if adapter.id not in self._adapters:
-                refuse_adapter(adapter, self._settings)
+                await asyncio.to_thread(refuse_misfit, adapter, self._engine.model_config.hf_config, self._settings)
                 request = LoRARequest(adapter.id, next(self._adapter_numbers), str(adapter.folder))
                 await self._load(request)
                 self._adapters[adapter.id] = request
@@ -261,19 +267,48 @@ def following(choices: Sequence[Sequence[int]], written: Sequence[int], eos: int
     return sorted({ids[done] for ids in begun})
 
 
-def refuse_adapter(adapter: LoadedAdapter, settings: VllmSettings) -> None:
-    """Raise UserError for an adapter that the engine cannot take, or that vLLM would take without a word."""
+def refuse_misfit(adapter: LoadedAdapter, base_config: Any, settings: VllmSettings) -> None:
+    """Raise UserError for an adapter that the engine cannot take, or that is not whole, or of another model.
+
+    vLLM takes tensors that are too small, and does without those that are missing, and says nothing.
+    """
+    place = f"adapter={str(adapter.folder)!r}"
     if not settings.enable_lora:
-        raise UserError(f"adapter={adapter.id!r}: this engine was started without adapters (enable_lora)")
-    config = read_json(adapter.folder / CONFIG_NAME, what="an adapter's config")
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+        raise UserError(f"{place}: this engine takes no adapters (enable_lora is off)")
+    try:
+        rank, expected = _expected_shapes(adapter.folder, base_config)
+        found = _shapes(adapter.folder)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{place}: cannot be read as a LoRA adapter of this model ({_first_line(error)})") from None
     if rank > settings.max_adapter_rank:
-        raise UserError(
-            f"adapter={adapter.id!r} has rank {rank}, engine.max_adapter_rank is {settings.max_adapter_rank}: raise it"
-        )
+        raise UserError(f"{place} has rank {rank}, engine.max_adapter_rank is {settings.max_adapter_rank}: raise it")
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            difference = f"{name} has shape {found.get(name)}, {expected.get(name)} is needed"
+            raise UserError(f"{place} does not fit {settings.model!r}: {difference}")
 
 
-def _labels(branch: Branch) -> list[Path]:
+def _expected_shapes(folder: Path, base_config: Any) -> tuple[int, dict[str, list[int]]]:
+    """Return the highest rank that an adapter's config asks for, and the shapes of its tensors on the base model."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+        base.name_or_path = config.base_model_name_or_path  # else peft warns that the base was renamed
+        tensors = get_peft_model_state_dict(get_peft_model(base, config), save_embedding_layers=False)
+    return max([config.r, *config.rank_pattern.values()]), {name: list(t.shape) for name, t in tensors.items()}
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _labels(branch: Branch) -> list[TokenPath]:
     """Return the branch up to and with each of its labels."""
     ids = branch.input_ids.tolist()
     return [tuple(ids[: place + 1]) for place in np.flatnonzero(branch.label_mask)]
