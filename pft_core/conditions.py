@@ -3,6 +3,7 @@
 It is read once into weights of the first poles, the layout that all of serving knows.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.preferences import Axis, PreferenceSpace
 
 NEUTRAL = 0.5  # of a vector's entry: no preference on that axis, as in AlignX' {0, 0.5, 1}
+LONGEST_NAME = 200  # characters of a pole or an axis; near names are not looked for among longer ones
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,15 @@ def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
         return _from_mapping(raw, space)
     if isinstance(raw, Sequence):
         return _from_vector(raw, space)
-    raise UserError(f"preference={raw!r}: give a pole's name, weights of both poles, or a list of numbers")
+    raise UserError(f"preference={_shown.repr(raw)}: give a pole's name, weights of both poles, or a list of numbers")
 
 
 def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
     rest = {name: value for name, value in raw.items() if name != "axis"}
-    poles = [str(rest["pole"])] if rest.keys() == {"pole"} else list(rest)
-    axis = space.axis(str(raw["axis"])) if raw.get("axis") is not None else _axis_of(poles, space)
-    if rest.keys() == {"pole"}:
+    by_name = rest.keys() == {"pole"}
+    poles = [rest["pole"]] if by_name else list(rest)
+    axis = space.axis(_name("axis", raw["axis"])) if raw.get("axis") is not None else _axis_of(poles, space)
+    if by_name:
         return Condition(((axis.name, side_of(axis, poles[0])),))
     weights = [_weight(pole, value) for pole, value in rest.items()]
     by_side = [0.0, 0.0]
@@ -69,7 +75,7 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
 
 def _weight(pole: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
-        raise UserError(f"preference: {pole}={value!r}: a weight is a number from 0 to 1e6")
+        raise UserError(f"preference: {_shown.repr(pole)}={_shown.repr(value)}: a weight is a number from 0 to 1e6")
     return float(value)
 
 
@@ -79,7 +85,9 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
         raise UserError(f"preference: {len(raw)} numbers, but the space has {len(space.axes)} axes ({names})")
     for value in raw:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(f"preference: {value!r}: entries are numbers from 0 (second pole) to 1 (first pole)")
+            raise UserError(
+                f"preference: {_shown.repr(value)}: entries are numbers from 0 (second pole) to 1 (first pole)"
+            )
     weights = {axis.name: float(value) for axis, value in zip(space.axes, raw, strict=True) if value != NEUTRAL}
     between = [(name, weight) for name, weight in weights.items() if 0 < weight < 1]
     if len(between) > 1:
@@ -89,24 +97,32 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
     return Condition(stated, between[0] if between else None)
 
 
+def _name(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+        raise UserError(f"preference: {what}={_shown.repr(value)}: a name of 1 to {LONGEST_NAME} characters")
+    return value
+
+
 def side_of(axis: Axis, pole: str) -> int:
     """Return 0 or 1 for a pole's name in any case, or for `first` and `second`. Raises UserError."""
+    pole = _name("pole", pole)
     names = [known.name.casefold() for known in axis.poles]
     return names.index(pole.casefold()) if pole.casefold() in names else axis.side(pole)
 
 
-def _axis_of(poles: Sequence[str], space: PreferenceSpace) -> Axis:
+def _axis_of(poles: Sequence[Any], space: PreferenceSpace) -> Axis:
     """Return the one axis that has the first of these poles. Raises UserError where there is none, or several."""
     if not poles:
         raise UserError("preference: name a pole, such as " + repr(space.axes[0].first.name))
-    wanted = poles[0].casefold()
+    named = _name("pole", poles[0])
+    wanted = named.casefold()
     found = [axis for axis in space.axes if wanted in (pole.name.casefold() for pole in axis.poles)]
     if not found and wanted in ("first", "second") and len(space.axes) == 1:
         return space.axes[0]
     if not found:
         known = [pole.name for axis in space.axes for pole in axis.poles]
-        raise UserError(f"preference: no axis has the pole {poles[0]!r}.{did_you_mean(poles[0], known)}")
+        raise UserError(f"preference: no axis has the pole {named!r}.{did_you_mean(named, known)}")
     if len(found) > 1:
         names = ", ".join(repr(axis.name) for axis in found)
-        raise UserError(f"preference: {poles[0]!r} is a pole of {names}: add 'axis'")
+        raise UserError(f"preference: {named!r} is a pole of {names}: add 'axis'")
     return found[0]

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 BASE, STEERED, SLIDER = RESERVED = "base", "steered", "slider"
 MAX_LISTED = 1000
 # What reading a folder that others write can end in, besides a UserError.
-DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 
 
 class UnknownModelError(UserError):
@@ -120,7 +120,7 @@ class Catalog:
         self._digits: dict[Any, str] = {}
         self._known: dict[str, Policy] = {}
         # Its id gets digits once it is seen to fit.
-        self.default = Policy(config.name, self._read(self._pinned(config.policy)), None)
+        self.default = Policy(config.name, reference_at(self._pinned(config.policy), registry=self._registry), None)
         self.tokenizer = tokenizer_of(self.model)
         self.default = self._at(config.name, config.policy)
         for name, place in config.adapters.items():
@@ -242,7 +242,8 @@ class Catalog:
 
     def _without_digits(self, name: str) -> Policy:
         place = f"{str(self._config.store.root).rstrip('/')}/{name}"
-        ref = self._reference(name, place)
+        with readable(place):
+            ref = self._reference(name, place)
         return Policy(name, ref, Source(name, ref.adapter) if ref.adapter else None)
 
     def _refuse_outside(self, name: str, folder: Path, files: Sequence[str]) -> None:
@@ -260,10 +261,11 @@ class Catalog:
     def _at(self, name: str, place: str) -> Policy:
         """Read the policy at a place; what has been read is read again only where its files have changed."""
         place = self._pinned(place)
-        ref = self._reference(name, place)
-        if ref.adapter is None:
-            return Policy(name, ref, None)
-        id = f"{name}@{self._digits_at(ref.adapter)}"
+        with readable(place):
+            ref = self._reference(name, place)
+            if ref.adapter is None:
+                return Policy(name, ref, None)
+            id = f"{name}@{self._digits_at(ref.adapter)}"
         policy = Policy(id, ref, Source(id, ref.adapter))
         self._known[id] = policy
         return policy
@@ -281,21 +283,13 @@ class Catalog:
         self._refuse_outside(name, Path(place), (MODEL_REF_NAME,))
         stamp = self._stamp(place, (MODEL_REF_NAME,))
         if stamp not in self._refs:
-            ref = self._read(place)
+            ref = reference_at(place, registry=self._registry)
             refuse_other_words(name, ref, self.tokenizer)
             self._refs[stamp] = ref
         ref = self._refs[stamp]
         self._refuse_other_base(name, ref)
         self._refuse_outside(name, Path(ref.adapter or place), ADAPTER_FILES if ref.adapter else ())
         return ref
-
-    def _read(self, place: str) -> ModelRef:
-        try:
-            return reference_at(place, registry=self._registry)
-        except UserError:
-            raise
-        except DAMAGE as error:
-            raise UserError(f"{place}: not a policy ({type(error).__name__}: {error}): copy it again") from None
 
     def _digits_at(self, place: str) -> str:
         stamp = self._stamp(place, ADAPTER_FILES)
@@ -337,10 +331,28 @@ def is_local(place: str) -> bool:
     return not place.startswith((BUCKET_SCHEME, REGISTRY_SCHEME))
 
 
+@contextmanager
+def readable(place: str) -> Iterator[None]:
+    """Raise UserError for what reading a damaged folder ends in."""
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{place}: not a policy ({type(error).__name__}: {error}): copy it again") from None
+
+
 def reference_at(place: str, *, registry: str | None) -> ModelRef:
-    """Read the model reference at a place, its adapter as a place of its own. Raises UserError, or one of DAMAGE."""
-    if is_local(place):
-        return ModelRef.load(Path(place).resolve())
+    """Read the model reference at a place, its adapter as a place of its own. Raises UserError."""
+    with readable(place):
+        ref = ModelRef.load(Path(place).resolve()) if is_local(place) else _remote_reference(place, registry)
+        json.dumps(asdict(ref), ensure_ascii=False, allow_nan=False).encode()  # clients are told what it says
+        if not ref.space.axes:
+            raise ValueError("its space has no axis")
+    return ref
+
+
+def _remote_reference(place: str, registry: str | None) -> ModelRef:
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / MODEL_REF_NAME
         if place.startswith(REGISTRY_SCHEME):

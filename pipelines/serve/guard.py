@@ -23,6 +23,7 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 OPEN = ("/healthz", "/readyz")  # need no key
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+DECLARED = re.compile(r"[0-9]{1,20}")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -84,6 +85,9 @@ class Guard:
         self._pace = RateLimiter()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there are none, and no key was asked for
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
@@ -113,7 +117,7 @@ class Guard:
     async def _with_small_body(self, scope: Any, receive: Receive, send: Send) -> None:
         """Read the body up to the limit before anything else sees it."""
         declared = header(scope, b"content-length")
-        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+        if DECLARED.fullmatch(declared) and int(declared) > self._limits.body_bytes:
             await respond(send, *self._too_large())
             return
         body, more = b"", True

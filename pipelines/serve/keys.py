@@ -4,22 +4,26 @@ A key has 256 random bits, so that a plain SHA-256 is as good as a slow hash: th
 """
 
 import base64
-import binascii
+import fcntl
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from pft_core.artifacts import read_json, write_json
 from pft_core.errors import UserError
 from pipelines.config import Section
 from pipelines.strict import build
+
+log = logging.getLogger(__name__)
 
 PREFIX = "pft-"
 RELOAD_S = 2.0
@@ -36,34 +40,76 @@ class Key(Section):
 class KeyFile(Section):
     keys: list[Key]
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for field in ("name", "sha256"):
+            values = [getattr(key, field) for key in self.keys]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two keys have the same {field}: remove one")
+        return self
+
 
 def add_key(file: Path, name: str, *, requests_per_minute: int | None = None) -> str:
     """Make a key, write its hash, and return it: it is shown once and stands nowhere. Raises UserError."""
-    known = read_keys(file) if file.exists() else []
-    if any(key.name == name for key in known):
-        raise UserError(f"{file}: {name!r} has a key already: remove its entry first, or take another name")
     secret = PREFIX + secrets.token_urlsafe(32)
     raw = {"name": name, "sha256": _sha256(secret), "requests_per_minute": requests_per_minute}
-    added = build(KeyFile, {"keys": [*(key.model_dump() for key in known), raw]})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    write_json(file, added.model_dump())
-    file.chmod(0o600)
+    with _writing(file):
+        known = read_keys(file) if file.exists() else []
+        if any(key.name == name for key in known):
+            raise UserError(f"{file}: {name!r} has a key already: remove its entry first, or take another name")
+        added = build(Key, raw)
+        _replace(file, KeyFile(keys=[*known, added]).model_dump_json(indent=1) + "\n")
     return secret
 
 
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Let one process at a time read and write the file: of two keys made at once neither may be lost."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_name(f".{file.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}): give --file another place") from None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file that its owner alone can read, from its first byte on."""
+    unfinished = file.with_name(f".{file.name}.tmp")
+    unfinished.unlink(missing_ok=True)  # of a process that was killed
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as written:
+        written.write(text)
+        written.flush()
+        os.fsync(written.fileno())
+    unfinished.replace(file)
+
+
 def read_keys(file: Path) -> list[Key]:
-    """Read a file of keys. Raises UserError."""
-    return build(KeyFile, read_json(file, what="keys written by `pft key`"), source=lambda _: f"{file}: ").keys
+    """Read a file of keys. Raises UserError, which tells places and never a value: someone may have put a key there."""
+    try:
+        return _keys_in(file.read_bytes(), file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}): make keys with `pft key`") from None
+
+
+def _keys_in(content: bytes, file: Path) -> list[Key]:
+    try:
+        return KeyFile.model_validate_json(content, strict=True).keys
+    except ValidationError as error:
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_input=False)]
+        texts = [f"{place}: {text}" if place else text for place, text in faults]
+        raise UserError(f"{file}: no file of keys ({'; '.join(texts[:5])}): make keys with `pft key`") from None
 
 
 class KeyRing:
-    """The keys of a file, read again when it changes, so that a key can be withdrawn while the server runs."""
+    """The keys of a file, read again every few seconds, so that a key can be withdrawn while the server runs."""
 
-    def __init__(self, file: Path):
-        self._file = file
-        self._checked, self._stamp = 0.0, (0, 0)
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic):
+        """Raises UserError for a file that is damaged, or holds no key."""
+        self._file, self._clock = file, clock
         self._keys = read_keys(file)
+        self._checked, self._content = clock(), b""
         if not self._keys:
             raise UserError(f"{file}: holds no key: make one with `pft key`")
 
@@ -75,16 +121,17 @@ class KeyRing:
         return found[0] if found else None
 
     def _reload(self) -> None:
-        if time.monotonic() - self._checked < RELOAD_S:
+        if self._clock() - self._checked < RELOAD_S:
             return
-        self._checked = time.monotonic()
+        self._checked = self._clock()
         try:
-            stat = os.stat(self._file)
-            if self._stamp != (stat.st_mtime_ns, stat.st_ino):
-                self._keys = read_keys(self._file)
-                self._stamp = (stat.st_mtime_ns, stat.st_ino)
-        except (OSError, UserError):
-            return  # half-edited: the keys that were known stay
+            # The content itself: times are too coarse to tell two edits apart.
+            content = self._file.read_bytes()
+            if content != self._content:
+                self._content = content
+                self._keys = _keys_in(content, self._file)
+        except (OSError, UserError) as error:  # half-edited
+            log.warning("the keys stay as they were: %s", error)
 
 
 def _sha256(secret: str) -> str:
@@ -100,7 +147,7 @@ def secret_in(authorization: str) -> str | None:
         return None
     try:
         return base64.b64decode(value, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # neither base64, nor UTF-8, nor ASCII
         return None
 
 

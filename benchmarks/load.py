@@ -1,0 +1,122 @@
+"""Load for a server: closed loops (so many in flight) and open ones (so many a second), every answer counted."""
+
+import asyncio
+import random
+import statistics
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2 as httpx
+
+Body = dict[str, Any]
+RETRIED = (429, 503)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request: its final status (0: no answer), seconds to the end, how often it was sent away before."""
+
+    status: int
+    seconds: float
+    sent_away: int = 0
+    content: Any = None
+
+
+@dataclass
+class Load:
+    """Samples of one run."""
+
+    samples: list[Sample] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def of(self, *statuses: int) -> list[float]:
+        return [sample.seconds for sample in self.samples if sample.status in statuses]
+
+    @property
+    def statuses(self) -> dict[int, int]:
+        return dict(Counter(sample.status for sample in self.samples))
+
+    @property
+    def per_second(self) -> float:
+        return len(self.of(200)) / self.seconds
+
+    def ms(self, share: float, *statuses: int) -> float:
+        """Milliseconds within which this share of the requests with such a status ended."""
+        return 1e3 * percentile(self.of(*(statuses or (200,))), share)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+
+Ask = Callable[[Body], Awaitable[Sample]]
+
+
+class Client:
+    """Asks one server. patience_s: how long a request is repeated, with the same id, after 429 and 503."""
+
+    def __init__(self, url: str, path: str, *, patience_s: float = 0.0, timeout_s: float = 120):
+        limits = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
+        self._client = httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits)
+        self._path, self._patience_s = path, patience_s
+
+    async def __call__(self, body: Body) -> Sample:
+        headers = {"X-Request-Id": uuid.uuid4().hex}
+        begun, sent_away = time.perf_counter(), 0
+        while True:
+            try:
+                answer = await self._client.post(self._path, json=body, headers=headers)
+                status, content = answer.status_code, answer.json() if answer.status_code == 200 else answer.text
+            except (httpx.HTTPError, ValueError) as error:
+                status, content = 0, repr(error)
+            seconds = time.perf_counter() - begun
+            if status not in RETRIED or seconds > self._patience_s:
+                return Sample(status, seconds, sent_away, content)
+            sent_away += 1
+            await asyncio.sleep(random.uniform(0.1, 0.6))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+async def closed_loop(ask: Ask, bodies: Sequence[Body], *, in_flight: int, until: float | None = None) -> Load:
+    """Keep `in_flight` requests running until all bodies are answered, or `until` (monotonic s), going round."""
+    load, begun = Load(), time.perf_counter()
+    left = iter(range(10**9 if until else len(bodies)))
+
+    async def worker() -> None:
+        for i in left:
+            if until and time.monotonic() > until:
+                return
+            load.samples.append(await ask(bodies[i % len(bodies)]))
+
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
+    load.seconds = time.perf_counter() - begun
+    return load
+
+
+async def open_loop(ask: Ask, bodies: Sequence[Body], *, per_second: float, seconds: float) -> Load:
+    """Send requests at a steady pace, whether or not others have been answered."""
+    load, begun = Load(), time.perf_counter()
+
+    async def one(body: Body) -> None:
+        load.samples.append(await ask(body))
+
+    tasks = []
+    for i in range(int(per_second * seconds)):
+        await asyncio.sleep(max(0.0, begun + i / per_second - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(bodies[i % len(bodies)])))
+    sent = time.perf_counter() - begun
+    await asyncio.gather(*tasks)
+    load.seconds = sent
+    return load
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
