@@ -64,10 +64,9 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
     axis = space.axis(_name("axis", raw["axis"])) if raw.get("axis") is not None else _axis_of(poles, space)
     if by_name:
         return Condition(((axis.name, side_of(axis, poles[0])),))
-    weights = [_weight(pole, value) for pole, value in rest.items()]
     by_side = [0.0, 0.0]
-    for pole, weight in zip(poles, weights, strict=True):
-        by_side[side_of(axis, pole)] += weight
+    for pole, value in rest.items():
+        by_side[side_of(axis, pole)] += _weight(pole, value)
     if sum(by_side) <= 0:
         raise UserError(f"preference: no pole of {axis.name!r} has a weight above 0: give one")
     return Condition(slider=(axis.name, by_side[0] / sum(by_side)))
@@ -75,7 +74,7 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
 
 def _weight(pole: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
-        raise UserError(f"preference: {_shown.repr(pole)}={_shown.repr(value)}: a weight is a number from 0 to 1e6")
+        raise UserError(f"preference: {pole}={_shown.repr(value)}: a weight is a number from 0 to 1e6")
     return float(value)
 
 
@@ -85,9 +84,8 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
         raise UserError(f"preference: {len(raw)} numbers, but the space has {len(space.axes)} axes ({names})")
     for value in raw:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(
-                f"preference: {_shown.repr(value)}: entries are numbers from 0 (second pole) to 1 (first pole)"
-            )
+            shown = _shown.repr(value)
+            raise UserError(f"preference: {shown}: entries are numbers from 0 (second pole) to 1 (first pole)")
     weights = {axis.name: float(value) for axis, value in zip(space.axes, raw, strict=True) if value != NEUTRAL}
     between = [(name, weight) for name, weight in weights.items() if 0 < weight < 1]
     if len(between) > 1:

@@ -128,6 +128,44 @@ def test_an_update_under_load_loses_no_request(url: str, config: ServeConfig) ->
     assert not before & set(engines()), "every replica is a new one"
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_kills_every_20_s_and_three_updates_fail_no_request_of_a_client_that_comes_back(
+    url: str, config: ServeConfig
+) -> None:
+    """Two clients at once for 80 s: one that repeats a request after 429 and 503, one that never does."""
+    kills = 0
+
+    async def disturb() -> None:
+        nonlocal kills
+        for number in range(3):
+            await asyncio.sleep(10)
+            batch = config.engine.model_copy(update={"tokens_per_batch": 5000 + number})
+            changed = config.model_copy(update={"engine": batch})
+            await asyncio.to_thread(job.deploy, changed, build(changed.model_dump()))
+            if alive := engines():
+                os.kill(alive[0], signal.SIGKILL)
+                kills += 1
+            await asyncio.sleep(10)
+
+    async def run() -> tuple[Load, Load]:
+        patient, bare = (Client(url, "/v1/completions", patience_s=p) for p in (120, 0))
+        trouble = asyncio.create_task(disturb())
+        loads = (Load(), Load())
+        while not trouble.done():
+            rounds = (closed_loop(client, [WRITE] * 20, in_flight=4) for client in (patient, bare))
+            for load, more in zip(loads, await asyncio.gather(*rounds), strict=True):
+                load.samples += more.samples
+        await trouble
+        return loads
+
+    patient, bare = asyncio.run(run())
+    print(f"patient {patient.statuses}, bare {bare.statuses}, kills {kills}")
+    assert kills == 3
+    assert set(patient.statuses) == {200}
+    assert set(bare.statuses) <= {200, 429, 503}, "what fails for a client that does not come back is told as such"
+
+
 def wait_for(true: Callable[[], bool], *, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():

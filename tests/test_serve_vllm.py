@@ -289,7 +289,7 @@ def assert_alive(served: Served) -> None:
 
 def test_an_adapter_of_too_high_a_rank_is_refused_and_the_engine_lives_on(served: Served, tmp_path: Path) -> None:
     adapter = write_adapter(served.model, tmp_path / "wide", 9, rank=16)
-    with pytest.raises(UserError, match="rank 16, engine.max_adapter_rank is 8"):
+    with pytest.raises(UserError, match=r"rank 16, engine\.max_adapter_rank is 8"):
         served.run(served.engine.score(random_trees(1), adapter))
     assert_alive(served)
 

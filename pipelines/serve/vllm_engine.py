@@ -31,6 +31,8 @@ from safetensors import SafetensorError, safe_open
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
@@ -77,6 +79,8 @@ class OrphanEndsExecutor(UniProcExecutor):
 
     def _init_executor(self) -> None:
         threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+        if current_platform.is_cpu():
+            _leave_the_base_alone()
         super()._init_executor()
 
 
@@ -85,6 +89,17 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _leave_the_base_alone() -> None:
+    """Give rows that have no adapter none: on a CPU their index, -1, is the last adapter's (vllm-project/vllm#48421)."""
+    shrink = lora_ops.bgmv_shrink
+
+    def shrink_adapted(inputs: Any, weights: Any, output: Any, indices: Any, scaling: float = 1.0) -> None:
+        shrink(inputs, weights, output, indices, scaling)
+        output[indices < 0] = 0
+
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = shrink_adapted
 
 
 class VllmEngine:
@@ -211,9 +226,10 @@ class VllmEngine:
         )
         async with self._asking:
             output = await self._ask([*prefix, *context], params, lora)
-        logp = _tokens(output.outputs[0], 0)[0].logprob
-        assert logp is not None
-        return logp
+        [token] = _tokens(output.outputs[0], 0)
+        assert token.id == label
+        assert token.logprob is not None
+        return token.logprob
 
     async def _ask(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> RequestOutput:
         async with aclosing(self._run(prompt, params, lora)) as outputs:
