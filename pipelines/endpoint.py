@@ -141,9 +141,10 @@ def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str
         preference = _preference(question)
         if record.presentation == "response":
             given = {"answers": texts, "preferences": [preference]}
-            (scores,) = endpoint.post("/v1/score", {"model": model, "scenario": record.scenario, **given})["scores"]
+            scored = endpoint.post("/v1/score", {"model": model, "scenario": record.scenario, **given})
+            answers = scored["results"][0]["answers"]
             # Per token: texts differ in length, and their sums would favour the short ones.
-            return frozenset({int(np.argmax([score["logprob"] / score["num_tokens"] for score in scores]))})
+            return frozenset({int(np.argmax([each["logprob"] / each["num_tokens"] for each in answers]))})
         shown = {"options": texts, "preference": preference, "forms": [question.form]}
         told = endpoint.post("/v1/choose", {"model": model, "scenario": record.scenario, **shown})
         return frozenset(told["all"]) if question.form == "all" else frozenset({told["choice"]})

@@ -173,9 +173,9 @@ def test_scores_are_log_probabilities_of_answers_under_each_preference(
                   preferences=["Bold", "Careful", None])  # fmt: skip
     free = PairedExample("r", "Risk", "The plan .", (Option("go now", 0), Option("stay", 0)), "response")
     offline = Offline(places["policy"])
-    for row, side in zip(answer["scores"], (0, 1, None), strict=True):
+    for row, side in zip(answer["results"], (0, 1, None), strict=True):
         expected = offline.logps(Question(free, "one", side))
-        np.testing.assert_allclose([cell["logprob"] for cell in row], expected, atol=1e-3)
+        np.testing.assert_allclose([cell["logprob"] for cell in row["answers"]], expected, atol=1e-3)
 
 
 def test_a_comparison_is_what_both_poles_choose(client: httpx.Client) -> None:

@@ -144,13 +144,10 @@ class AdapterCache:
         """Remove copies beyond the limit, and what killed processes left; what is in use, or being made, stays."""
         folders = [path for path in self._folder.iterdir() if path.is_dir()]
         copies = sorted((path for path in folders if SHA.fullmatch(path.name)), key=_last_use)
-        left = [path for path in folders if path.name.startswith(".")]
+        left = [path for path in folders if HIDDEN.fullmatch(path.name)]
         for path in [*copies[: max(0, len(copies) - self._most)], *left]:
-            digits = path.name.lstrip(".")[:DIGITS]
-            with (
-                suppress(BlockingIOError, FileNotFoundError),
-                self._lock(f".{digits}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
-            ):
+            lock = f".{path.name.lstrip('.')[:DIGITS]}.lock"
+            with suppress(BlockingIOError, FileNotFoundError), self._lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _remove(path)
 
     @contextmanager

@@ -141,13 +141,19 @@ class OptionScore(Body):
     probability: float
 
 
-class Chosen(Body):
-    """What a policy chooses. Probabilities are the softmax, over the options, of the scores that decide."""
+class Told(Body):
+    """Who answered: the policy, its adapter, the preference as it was understood (axis -> weight of the first pole),
+    and how a weight between two poles was met."""
 
     model: str
     adapter: str | None
-    preference: dict[str, Any] | None
-    mixing: Literal["adapter", "probabilities", "steering"] | None  # how a weight between two poles was met
+    preference: dict[str, float] | None
+    mixing: Literal["adapter", "probabilities", "steering"] | None
+
+
+class Chosen(Told):
+    """What a policy chooses. Probabilities are the softmax, over the options, of the scores that decide."""
+
     choice: int | None
     letter: str | None
     option: str | None
@@ -159,29 +165,32 @@ class Chosen(Body):
 
 
 class AnswerScore(Body):
+    """The sum over the tokens of an answer, its end-of-text included."""
+
     logprob: float
     num_tokens: int
 
 
-class Scored(Body):
-    """Log-probabilities [preferences][answers]: sums over the tokens of an answer, its end-of-text included."""
+class ScoredUnder(Told):
+    """The answers' log-probabilities under one preference."""
 
-    model: str
-    adapter: str | None
-    scores: list[list[AnswerScore]]
+    answers: list[AnswerScore]
+
+
+class Scored(Body):
+    """One result for each preference, in the order in which they were given."""
+
+    results: list[ScoredUnder]
     usage: dict[str, Any]
 
 
-class Side(Body):
-    """One pole's answer: a choice where options are given, else text."""
+class Side(Told):
+    """One pole's answer, or what lies between: a choice where options are given, else text."""
 
     pole: str
     weight: float  # of the first pole
     chosen: Chosen | None
     text: str | None
-    model: str
-    adapter: str | None
-    mixing: Literal["adapter", "probabilities", "steering"] | None
 
 
 class Compared(Body):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.serve.engine import Token
-from pipelines.serve.gateway import Continuation, Piece
+from pipelines.serve.writing import Continuation, Piece
 
 
 @dataclass
@@ -22,16 +22,13 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def head(self, *, chunk: bool) -> dict[str, Any]:
-        """Return the fields that every response and chunk begins with; `adapter` and `mixing` are ours."""
-        policy = self.continuation.policy
+        """Return the fields that every response and chunk begins with; those of `told` besides the model are ours."""
         kind = "chat.completion" if self.chat else "text_completion"
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
             "object": f"{kind}.chunk" if chunk and self.chat else kind,
             "created": self.created,
-            "model": policy.id,
-            "adapter": None if policy.source is None else policy.source.id,
-            "mixing": self.continuation.mixing,
+            **self.continuation.asked.told,
         }
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:

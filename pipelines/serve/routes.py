@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 
 from pft_core.errors import UserError
+from pipelines.serve.asking import TooLongError
 from pipelines.serve.bodies import (
     ChatBody,
     ChooseBody,
@@ -29,12 +30,13 @@ from pipelines.serve.bodies import (
 from pipelines.serve.catalog import Policy, UnknownModelError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.examples import read_examples
-from pipelines.serve.gateway import Continuation, Gateway, Piece, TooLongError
+from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import Guard, Metrics, Observed, retry_after
 from pipelines.serve.host import OverloadedError, UnavailableError
 from pipelines.serve.keys import KeyRing
 from pipelines.serve.openai_format import Answer, error_body, event, events
 from pipelines.serve.page import PAGE_HEADERS, page
+from pipelines.serve.writing import Continuation, Piece
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -153,12 +155,12 @@ def described(policy: Policy) -> dict[str, Any]:
 
 async def _choose(body: ChooseBody, gateway: Served) -> Chosen:
     """Choose an option, and all that fit, under a preference; constrained to the options, so that it always parses."""
-    return await _in_time(gateway, gateway.choose(body))
+    return await _in_time(gateway, gateway.chooser.choose(body))
 
 
 async def _score(body: ScoreBody, gateway: Served) -> Scored:
     """Log-probabilities of given answers under given preferences."""
-    return await _in_time(gateway, gateway.score(body))
+    return await _in_time(gateway, gateway.chooser.score(body))
 
 
 async def _compare(body: CompareBody, gateway: Served) -> Compared:
@@ -168,19 +170,19 @@ async def _compare(body: CompareBody, gateway: Served) -> Compared:
 
 async def _chat(body: ChatBody, request: Request, gateway: Served) -> Response:
     """OpenAI's chat completions, under a preference."""
-    return await _written(body, True, await gateway.chat(body), request, gateway)
+    return await _written(body, True, await gateway.writer.chat(body), request, gateway)
 
 
 async def _complete(body: CompletionBody, request: Request, gateway: Served) -> Response:
     """OpenAI's completions, under a preference."""
-    return await _written(body, False, await gateway.complete(body), request, gateway)
+    return await _written(body, False, await gateway.writer.complete(body), request, gateway)
 
 
 async def _written(
     body: ChatBody | CompletionBody, chat: bool, continuation: Continuation, request: Request, gateway: Gateway
 ) -> Response:
     answer = Answer(chat, continuation, gateway.catalog.tokenizer)
-    pieces = _counted(gateway.pieces(continuation, stream=bool(body.stream)), answer, request.app.state.metrics)
+    pieces = _counted(gateway.writer.pieces(continuation, stream=bool(body.stream)), answer, request.app.state.metrics)
     if not body.stream:
         return JSONResponse(answer.whole(await _in_time(gateway, _all(pieces))))
     # The first piece is waited for: until then a refusal can still be told by its status.

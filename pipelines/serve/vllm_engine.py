@@ -92,14 +92,16 @@ def _end_with_parent() -> None:
 
 
 def _leave_the_base_alone() -> None:
-    """Give rows that have no adapter none: on a CPU their index, -1, is the last adapter's (vllm-project/vllm#48421)."""
+    """Give rows without an adapter none: on a CPU their index, -1, reads the last one (vllm-project/vllm#48421)."""
     shrink = lora_ops.bgmv_shrink
 
     def shrink_adapted(inputs: Any, weights: Any, output: Any, indices: Any, scaling: float = 1.0) -> None:
         shrink(inputs, weights, output, indices, scaling)
         output[indices < 0] = 0
 
-    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = shrink_adapted
+    modules: tuple[Any, ...] = (lora_ops, punica_cpu)
+    for module in modules:
+        module.bgmv_shrink = shrink_adapted
 
 
 class VllmEngine:
