@@ -26,7 +26,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation.answers import score_branches
 from pft_core.model import LoraSettings, add_lora, load_base, save_adapter, with_adapter
 from pft_core.scoring import BranchScorer
-from pipelines.serve.engine import Engine, LoadedAdapter, Sampling, Steering, Step
+from pipelines.serve.engine import Engine, LoadedAdapter, Sampling, Steering, Step, Token
 from pipelines.serve.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.vllm_engine import VllmEngine, VllmSettings, following
 from tests.builders import random_trees, tree
@@ -128,8 +128,13 @@ async def collect(steps: AsyncIterator[Step]) -> list[Step]:
     return [step async for step in steps]
 
 
+def tokens_of(steps: Sequence[Step]) -> list[Token]:
+    """Steps are cut by time: one that is fetched late holds several tokens."""
+    return [token for step in steps for token in step.tokens]
+
+
 def ids(steps: Sequence[Step]) -> list[int]:
-    return [token.id for step in steps for token in step.tokens]
+    return [token.id for token in tokens_of(steps)]
 
 
 def write(
@@ -193,8 +198,7 @@ def test_greedy_text_is_that_of_the_transformers_engine(
     steps, wanted = (write(served, engine, PROMPT, GREEDY, adapter) for engine in (served.engine, sibling))
     assert ids(steps) == ids(wanted)
     assert steps[-1].finish_reason == wanted[-1].finish_reason == "length"
-    tokens, wanted_tokens = ([token for step in each for token in step.tokens] for each in (steps, wanted))
-    for token, want in zip(tokens, wanted_tokens, strict=True):
+    for token, want in zip(tokens_of(steps), tokens_of(wanted), strict=True):
         assert token.logprob == pytest.approx(want.logprob, abs=TOLERANCE)
         assert [id for id, _ in token.top] == [id for id, _ in want.top]
         assert [logp for _, logp in token.top] == pytest.approx([logp for _, logp in want.top], abs=TOLERANCE)
@@ -230,9 +234,8 @@ def test_scoring_leaves_the_log_probabilities_of_texts_in_the_same_batch_alone(s
         await scoring
         return steps
 
-    pairs = zip(alone, served.run(beside_scoring()), strict=True)
-    for one, other in ((a.tokens[0], b.tokens[0]) for a, b in pairs):
-        assert dict(one.top) == pytest.approx(dict(other.top), abs=TOLERANCE)
+    for token, other in zip(tokens_of(alone), tokens_of(served.run(beside_scoring())), strict=True):
+        assert dict(token.top) == pytest.approx(dict(other.top), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
@@ -252,8 +255,7 @@ def test_a_choice_is_told_with_the_log_probabilities_of_the_model_as_it_is(
     sampling = Sampling(10, temperature=0, logprobs=2, choices=CHOICES)
     steps, wanted = (write(served, engine, PROMPT, sampling) for engine in (served.engine, sibling))
     assert ids(steps) == ids(wanted)
-    tokens, wanted_tokens = ([token for step in each for token in step.tokens] for each in (steps, wanted))
-    for token, want in zip(tokens, wanted_tokens, strict=True):
+    for token, want in zip(tokens_of(steps), tokens_of(wanted), strict=True):
         assert token.logprob == pytest.approx(want.logprob, abs=TOLERANCE)
         assert dict(token.top) == pytest.approx(dict(want.top), abs=TOLERANCE)
         assert token.logprob < -1  # the mask would have made it nearly certain
@@ -274,7 +276,8 @@ def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) 
     """Blocks hold 32 tokens, and the last token is always read: of 100 tokens, 3 blocks are cached."""
     prompt = [int(token) for token in np.random.default_rng(8).integers(3, 600, 100)]
     runs = [write(served, served.engine, prompt, Sampling(3), adapter) for adapter in (None, None, served.adapters[0])]
-    assert [[step.cached_tokens for step in steps] for steps in runs] == [[0, 0, 0], [96, 0, 0], [0, 0, 0]]
+    assert [steps[0].cached_tokens for steps in runs] == [0, 96, 0]
+    assert {step.cached_tokens for steps in runs for step in steps[1:]} <= {0}
     chosen = write(served, served.engine, prompt, Sampling(5, choices=CHOICES))
     assert [step.cached_tokens for step in chosen] == [96] + [0] * (len(chosen) - 1)
 
@@ -312,7 +315,7 @@ BROKEN = {
     "empty": change_tensors(lambda tensors: {}),
     "half": change_tensors(lambda tensors: {name: t for name, t in tensors.items() if "layers.0" in name}),
     "narrow": change_tensors(lambda tensors: {name: t[:, :2].contiguous() for name, t in tensors.items()}),
-    "unknown to vLLM": lambda folder: change_config(folder, use_dora=True),
+    "unknown to vLLM": lambda folder: change_config(folder, alora_invocation_tokens=[5]),
 }
 
 

@@ -87,5 +87,4 @@ class Asker:
             raise UserError("preference: one direction is added at a time: give one axis")
         weight = condition.slider[1] if condition.slider else 1.0 - condition.stated[0][1]
         direction = Steering(condition.axis, steering.multiplier * (2 * weight - 1))
-        mixing: Mixing = "steering" if condition.slider else None
-        return Asked(policy, condition, ((Condition(), 1.0),), direction, mixing)
+        return Asked(policy, condition, ((Condition(), 1.0),), direction, "steering")

@@ -197,7 +197,7 @@ class Compared(Body):
     axis: str
     first: Side
     second: Side
-    between: Side | None
+    between: Side | None  # None too for text where no adapter lies between the poles
 
 
 class ErrorDetail(Body):

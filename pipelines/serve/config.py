@@ -11,6 +11,7 @@ from pft_core.errors import UserError, did_you_mean
 from pipelines.config import Section
 from pipelines.strict import apply_override, build, read_yaml
 
+APPLICATION = "pft"  # its name in Ray Serve
 RECIPES = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]

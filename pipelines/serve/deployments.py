@@ -5,7 +5,9 @@ The ingress is on its own, so that a replica's death is a retry here instead of 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,14 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from pft_core.encoding import BranchedExample
 from pft_core.model import load_tokenizer
 from pipelines.jobs import unwrap_user_error
 from pipelines.serve.adapters import AdapterSource
 from pipelines.serve.catalog import Catalog
-from pipelines.serve.config import ServeConfig
+from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
 from pipelines.serve.engines import make_host
 from pipelines.serve.gateway import Gateway
@@ -31,6 +33,7 @@ from pipelines.strict import build as build_config
 
 INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # far above what engines admit: the ingress sends away, not the proxy
 TRIES = 4
+RECOUNT_S = 2.0
 PAUSE_S = 0.2  # before a replica is asked in place of one that was lost; doubles
 
 
@@ -65,11 +68,47 @@ class EngineReplica:
         await self._host.engine.close()
 
 
+class Admission:
+    """How many requests may be on their way at once: what the running replicas take on, and a queue.
+
+    Serve has such a limit of its own, but counts a request as queued until it is assigned: near the limit it sends
+    clients away for whom there is room.
+    """
+
+    def __init__(self, config: ServeConfig):
+        self._scaling = config.scaling
+        self._replicas, self._counted = config.scaling.min_replicas, 0.0
+        self._in_flight = 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold a place within the context. Raises OverloadedError where there is none."""
+        await self._count_replicas()
+        limit = self._replicas * self._scaling.max_ongoing_requests + self._scaling.max_queued_requests
+        if self._in_flight >= limit:
+            raise OverloadedError("every replica is busy and the queue is full: come back later")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def _count_replicas(self) -> None:
+        """Ask Serve, now and then, how many replicas run; only an autoscaled number changes."""
+        if self._scaling.min_replicas == self._scaling.max_replicas or time.monotonic() - self._counted < RECOUNT_S:
+            return
+        self._counted = time.monotonic()
+        status = await asyncio.to_thread(serve.status)
+        deployment = status.applications[APPLICATION].deployments["engine"]
+        self._replicas = deployment.replica_states.get("RUNNING", 0)
+
+
 class Replicas:
     """The backend over a Serve handle; what a lost replica was asked, another is asked again."""
 
-    def __init__(self, handle: Any, metrics: Metrics):
+    def __init__(self, handle: Any, config: ServeConfig, metrics: Metrics):
         self._handle, self._metrics = handle, metrics
+        self._admission = Admission(config)
 
     async def generate(
         self,
@@ -80,13 +119,19 @@ class Replicas:
         *,
         stream: bool = True,
     ) -> AsyncIterator[Step]:
-        if not stream:
-            for step in await self._ask("write", prompt_ids, sampling, source, steering):
-                yield step
-            return
+        async with self._admission.place():
+            if stream:
+                async with aclosing(self._stream(prompt_ids, sampling, source, steering)) as steps:
+                    async for step in steps:
+                        yield step
+            else:
+                for step in await self._ask("write", prompt_ids, sampling, source, steering):
+                    yield step
+
+    async def _stream(self, *arguments: Any) -> AsyncGenerator[Step, None]:
         begun = False
         for attempt in range(TRIES):
-            steps = self._handle.options(stream=True).generate.remote(prompt_ids, sampling, source, steering)
+            steps = self._handle.options(stream=True).generate.remote(*arguments)
             try:
                 async for step in steps:
                     begun = True
@@ -102,7 +147,8 @@ class Replicas:
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
     ) -> list[NDArray[np.float32]]:
-        scores: list[NDArray[np.float32]] = await self._ask("score", examples, source, steering)
+        async with self._admission.place():
+            scores: list[NDArray[np.float32]] = await self._ask("score", examples, source, steering)
         return scores
 
     async def check(self) -> None:
@@ -123,8 +169,6 @@ class Replicas:
 
     def _give_up(self, error: Exception, *, again: bool) -> None:
         """Raise what an error means to a client; return where another replica may be asked."""
-        if isinstance(error, BackPressureError):
-            raise OverloadedError("every replica is busy and the queue is full: come back later") from None
         if mistake := unwrap_user_error(error):
             raise mistake from None
         lost = isinstance(error, RayActorError | DeploymentUnavailableError | EngineFault)
@@ -143,7 +187,7 @@ class Ingress:
         self._config = build_config(ServeConfig, raw)
         self._metrics = Metrics()
         catalog = Catalog(self._config, load_tokenizer)
-        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._metrics))
+        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._config, self._metrics))
 
     def __serve_build_asgi_app__(self) -> Any:
         return make_app(self._config, self._gateway, self._metrics)
@@ -190,7 +234,6 @@ def engine_options(config: ServeConfig) -> dict[str, Any]:
     return {
         **scale,
         "max_ongoing_requests": scaling.max_ongoing_requests,
-        "max_queued_requests": scaling.max_queued_requests,
         "graceful_shutdown_timeout_s": scaling.drain_s,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 5,

@@ -35,14 +35,19 @@ class Gateway:
             weights = {axis.first.name: body.weight, axis.second.name: 1 - body.weight}
             poles.append(("between", body.weight, {"axis": axis.name, **weights}))
         first, second, *between = await asyncio.gather(*(self._side(body, *pole) for pole in poles))
+        assert first is not None
+        assert second is not None
         return Compared(axis=axis.name, first=first, second=second, between=between[0] if between else None)
 
-    async def _side(self, body: CompareBody, pole: str, weight: float, preference: Preference) -> Side:
+    async def _side(self, body: CompareBody, pole: str, weight: float, preference: Preference) -> Side | None:
+        """Ask under one preference; None for text between two poles that no adapter lies between."""
         asked = await self._asker.asked(body.model, preference)
         chosen, text = None, None
         if body.options is not None:
             chosen = await self.chooser.chosen(asked, body.scenario, body.options, ["one", "all"])
-        elif len(asked.parts) == 1:  # between two poles, options can be mixed, and text cannot
+        elif len(asked.parts) > 1:
+            return None
+        else:
             message = Message(role="user", content=body.scenario)
             request = ChatBody(messages=[message], max_tokens=body.max_tokens, temperature=0)
             written = self.writer.pieces(self.writer.answer(request, asked), stream=False)

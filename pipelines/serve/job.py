@@ -10,9 +10,8 @@ from typing import Any
 from pft_core.errors import UserError
 from pipelines.console import console
 from pipelines.jobs import ensure_ray, unwrap_user_error
-from pipelines.serve.config import ServeConfig
+from pipelines.serve.config import APPLICATION, ServeConfig
 
-APPLICATION = "pft"
 IMPORT_PATH = "pipelines.serve.deployments:build"
 
 
@@ -26,7 +25,11 @@ def run(config: ServeConfig) -> dict[str, Any]:
     url = f"http://{config.host}:{config.port}"
     with stopping() as stop:
         deploy(config, application)
-        console.print(f"serving {config.name} at {url} (page, /v1, /metrics); Ctrl-C drains and stops", highlight=False)
+        console.print(
+            f"serving {config.name} at {url} (page, /v1, /metrics); Ctrl-C drains and stops",
+            highlight=False,
+            soft_wrap=True,
+        )
         stop.wait()
         console.print("draining")
         shut_down()

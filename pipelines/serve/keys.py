@@ -87,8 +87,12 @@ def _replace(file: Path, text: str) -> None:
 
 def read_keys(file: Path) -> list[Key]:
     """Read a file of keys. Raises UserError, which tells places and never a value: someone may have put a key there."""
+    return _keys_in(_content(file), file)
+
+
+def _content(file: Path) -> bytes:
     try:
-        return _keys_in(file.read_bytes(), file)
+        return file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}): make keys with `pft key`") from None
 
@@ -108,8 +112,8 @@ class KeyRing:
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic):
         """Raises UserError for a file that is damaged, or holds no key."""
         self._file, self._clock = file, clock
-        self._keys = read_keys(file)
-        self._checked, self._content = clock(), b""
+        self._checked, self._content = clock(), _content(file)
+        self._keys = _keys_in(self._content, file)
         if not self._keys:
             raise UserError(f"{file}: holds no key: make one with `pft key`")
 
@@ -126,11 +130,11 @@ class KeyRing:
         self._checked = self._clock()
         try:
             # The content itself: times are too coarse to tell two edits apart.
-            content = self._file.read_bytes()
+            content = _content(self._file)
             if content != self._content:
                 self._content = content
                 self._keys = _keys_in(content, self._file)
-        except (OSError, UserError) as error:  # half-edited
+        except UserError as error:  # half-edited
             log.warning("the keys stay as they were: %s", error)
 
 

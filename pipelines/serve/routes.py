@@ -35,7 +35,7 @@ from pipelines.serve.guard import Guard, Metrics, Observed, retry_after
 from pipelines.serve.host import OverloadedError, UnavailableError
 from pipelines.serve.keys import KeyRing
 from pipelines.serve.openai_format import Answer, error_body, event, events
-from pipelines.serve.page import PAGE_HEADERS, page
+from pipelines.serve.page import page
 from pipelines.serve.writing import Continuation, Piece
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,8 @@ def _add_routes(app: FastAPI) -> None:
 
 
 async def _page(gateway: Served) -> HTMLResponse:
-    return HTMLResponse(page(), headers=PAGE_HEADERS)
+    text, headers = page()
+    return HTMLResponse(text, headers=headers)
 
 
 async def _healthz() -> dict[str, str]:

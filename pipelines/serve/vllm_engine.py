@@ -403,6 +403,7 @@ def _environment(settings: VllmSettings) -> Iterator[None]:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads, as a server is, may hang
     }
     if current_platform.is_cpu():
         os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the first log-probability would wait 16 s for a compiler
