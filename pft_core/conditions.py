@@ -14,9 +14,6 @@ from pft_core.preferences import Axis, PreferenceSpace
 NEUTRAL = 0.5  # of a vector's entry: no preference on that axis, as in AlignX' {0, 0.5, 1}
 LONGEST_NAME = 200  # characters of a pole or an axis; near names are not looked for among longer ones
 
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 80
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -54,7 +51,7 @@ def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
         return _from_mapping(raw, space)
     if isinstance(raw, Sequence):
         return _from_vector(raw, space)
-    raise UserError(f"preference={_shown.repr(raw)}: give a pole's name, weights of both poles, or a list of numbers")
+    raise UserError(f"preference={_shown(raw)}: give a pole's name, weights of both poles, or a list of numbers")
 
 
 def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
@@ -74,7 +71,7 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
 
 def _weight(pole: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
-        raise UserError(f"preference: {pole}={_shown.repr(value)}: a weight is a number from 0 to 1e6")
+        raise UserError(f"preference: {pole}={_shown(value)}: a weight is a number from 0 to 1e6")
     return float(value)
 
 
@@ -84,7 +81,7 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
         raise UserError(f"preference: {len(raw)} numbers, but the space has {len(space.axes)} axes ({names})")
     for value in raw:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            shown = _shown.repr(value)
+            shown = _shown(value)
             raise UserError(f"preference: {shown}: entries are numbers from 0 (second pole) to 1 (first pole)")
     weights = {axis.name: float(value) for axis, value in zip(space.axes, raw, strict=True) if value != NEUTRAL}
     between = [(name, weight) for name, weight in weights.items() if 0 < weight < 1]
@@ -95,9 +92,15 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
     return Condition(stated, between[0] if between else None)
 
 
+def _shown(value: Any) -> str:
+    """Return a value in at most 80 characters: a client may have sent a long one, or one of many levels."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _name(what: str, value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
-        raise UserError(f"preference: {what}={_shown.repr(value)}: a name of 1 to {LONGEST_NAME} characters")
+        raise UserError(f"preference: {what}={_shown(value)}: a name of 1 to {LONGEST_NAME} characters")
     return value
 
 

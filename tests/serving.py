@@ -17,9 +17,9 @@ from pft_core.artifacts import ModelRef, file_sha256
 from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle, template_digest
-from pipelines.serve.adapters import AdapterCache
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import ServeConfig
+from pipelines.serve.engines import make_cache
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import Metrics
 from pipelines.serve.host import EngineHost
@@ -78,8 +78,7 @@ class LocalServer:
                                         self.config.engine.tokens_per_batch,
                                         self.config.engine.max_loaded_adapters)  # fmt: skip
         self.engine = TransformersEngine(settings)
-        cache = AdapterCache(Path(str(self.config.store.cache)), most=self.config.store.max_cached)
-        gateway = Gateway(self.config, catalog, EngineHost(self.engine, cache))
+        gateway = Gateway(self.config, catalog, EngineHost(self.engine, make_cache(self.config)))
         app = make_app(self.config, gateway, self.metrics)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

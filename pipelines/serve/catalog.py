@@ -138,14 +138,16 @@ class Catalog:
         """Return the policy of a name; None: the default. Raises UnknownModelError, UserError for a damaged one."""
         if not name or name == self._config.name:
             return self._at(self._config.name, self._config.policy)
-        if name == BASE:
-            return replace(self.default, id=BASE, source=None)
-        if name == STEERED and self._config.steering is not None:
-            return replace(self.default, id=STEERED, source=None, steered=True)
+        if name in (BASE, STEERED):
+            return self._untrained(name)
         found = ADAPTER_ID.fullmatch(name)
         if found is None:
             raise UnknownModelError(f"{name[:100]!r} is no name of a model: see /v1/models")
         return self._versioned(name, found["name"], found["version"])
+
+    def forget(self) -> None:
+        """Look every place up again: one of them held something else than was known of it."""
+        self._known.clear()
 
     def between(self, first_weight: float) -> Policy | None:
         """Return the policy at this weight between the ends, rounded to the recipe's steps; None without ends."""
@@ -163,7 +165,7 @@ class Catalog:
         Those of the root folder have no digits: to list them must not read, or download, the weights of them all.
         """
         named = []
-        for name in [None, BASE, *self._config.adapters, *([STEERED] if self._config.steering else [])]:
+        for name in [None, *self._untrained_names(), *self._config.adapters]:
             with _left_out(name):
                 named.append(self.resolve(name))
         with _left_out("store.root"):
@@ -184,6 +186,19 @@ class Catalog:
         if ends[0][0].ref.template_digest != ends[1][0].ref.template_digest:
             raise UserError("ends: the two policies are asked in different words, so nothing lies between them")
         return ends
+
+    def _untrained(self, name: str) -> Policy:
+        """Return the base, or the base steered, asked in the words of the default policy."""
+        if name not in self._untrained_names():
+            raise UnknownModelError(f"{name!r} is not served: see /v1/models")
+        ref = replace(self.default.ref, trained_sides=())
+        return Policy(name, ref, None, steered=name == STEERED)
+
+    def _untrained_names(self) -> list[str]:
+        """A fully fine-tuned model has no base beside it."""
+        if self.default.ref.weights:
+            return []
+        return [BASE, STEERED] if self._config.steering else [BASE]
 
     def _versioned(self, asked: str, name: str, version: str | None) -> Policy:
         if version is not None and SHA.fullmatch(version):

@@ -53,7 +53,7 @@ class EngineReplica:
         self, prompt_ids: Sequence[int], sampling: Sampling, source: AdapterSource | None, steering: Steering | None
     ) -> list[Step]:
         """The whole continuation at once: a call for each token would cost more than a small model's token."""
-        return [step async for step in self._host.generate(prompt_ids, sampling, source, steering)]
+        return [step async for step in self._host.generate(prompt_ids, sampling, source, steering, stream=False)]
 
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
@@ -190,7 +190,7 @@ class Ingress:
         self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._config, self._metrics))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self._config, self._gateway, self._metrics)
+        return make_app(self._config, self._gateway, self._metrics, tells_id=False)
 
 
 def build(raw: dict[str, Any]) -> Any:

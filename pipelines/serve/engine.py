@@ -82,8 +82,13 @@ class Engine(Protocol):
         sampling: Sampling,
         adapter: LoadedAdapter | None,
         steering: Steering | None = None,
+        *,
+        stream: bool = True,
     ) -> AsyncIterator[Step]:
-        """Continue a prompt. Raises UserError for what this engine cannot do, EngineFault when it is broken."""
+        """Continue a prompt; stream: whether steps are wanted as they come, or may come all at the end.
+
+        Raises UserError for what this engine cannot do, EngineFault when it is broken.
+        """
         ...
 
     async def score(

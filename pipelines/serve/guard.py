@@ -7,7 +7,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,10 +20,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
+Headers = Sequence[tuple[str, str]]
 
 OPEN = ("/healthz", "/readyz")  # need no key
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DECLARED = re.compile(r"[0-9]{1,20}")
+# One line each: browsers do not find Basic behind a comma.
+CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="pft", charset="UTF-8"'))
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -49,8 +52,9 @@ class Metrics:
 class Observed:
     """Gives every request an id (the client's own where it has one), and counts it."""
 
-    def __init__(self, app: App, metrics: Metrics, routes: frozenset[str]):
-        self._app, self._metrics, self._routes = app, metrics, routes
+    def __init__(self, app: App, metrics: Metrics, routes: frozenset[str], *, tells_id: bool):
+        """tells_id: answer with the request's id; Ray Serve's proxy does it by itself."""
+        self._app, self._metrics, self._routes, self._tells_id = app, metrics, routes, tells_id
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +69,8 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                told = [(b"x-request-id", request_id.encode())] if self._tells_id else []
+                message["headers"] = [*message.get("headers", []), *told]
             await send(message)
 
         with self._metrics.in_flight.track_inprogress():
@@ -97,21 +102,20 @@ class Guard:
             return
         await self._with_small_body(scope, receive, send)
 
-    def _refusal(self, scope: Any) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+    def _refusal(self, scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
         if self._keys is None:
             return _stranger(scope)
         secret = secret_in(header(scope, b"authorization"))
         key = self._keys.owner(secret) if secret else None
         if key is None:
-            message = "no valid API key: send it as `Authorization: Bearer KEY`"
-            challenge = {"WWW-Authenticate": 'Bearer, Basic realm="pft", charset="UTF-8"'}
-            return 401, error_body(message, kind="authentication_error", code="invalid_api_key"), challenge
+            message = "no valid API key: send it as `Authorization: Bearer KEY`; in a browser it is the password"
+            return 401, error_body(message, kind="authentication_error", code="invalid_api_key"), CHALLENGES
         pace = key.requests_per_minute or self._limits.requests_per_minute
         wait_s = self._pace.wait_s(key.name, pace) if pace else 0.0
         if wait_s > 0:
             self._metrics.rejected.labels("pace").inc()
             message = f"this key may ask {pace} times a minute: wait {wait_s:.1f} s"
-            return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), retry_after(wait_s)
+            return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(wait_s)]
         return None
 
     async def _with_small_body(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -141,19 +145,19 @@ class Guard:
 
         await self._app(scope, again, send)
 
-    def _too_large(self) -> tuple[int, dict[str, Any], dict[str, str]]:
+    def _too_large(self) -> tuple[int, dict[str, Any], Headers]:
         message = f"the request is larger than {self._limits.body_bytes} bytes"
-        return 413, error_body(message, kind="invalid_request_error", code="too_large"), {}
+        return 413, error_body(message, kind="invalid_request_error", code="too_large"), ()
 
 
-def _stranger(scope: Any) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+def _stranger(scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
     """Refuse other machines, and web pages that resolve their own name to this one (DNS rebinding)."""
     client, host = scope.get("client"), header(scope, b"host")
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     if (client is None or is_loopback(client[0])) and name.lower() in LOCAL_HOSTS:
         return None
     message = "this server has no API keys, so that it answers this machine only: give it keys=FILE (`pft key`)"
-    return 403, error_body(message, kind="permission_error", code="no_keys"), {}
+    return 403, error_body(message, kind="permission_error", code="no_keys"), ()
 
 
 def header(scope: Any, name: bytes) -> str:
@@ -161,14 +165,14 @@ def header(scope: Any, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-def retry_after(seconds: float) -> dict[str, str]:
+def retry_after(seconds: float) -> tuple[str, str]:
     """Return the header that says when to come back, in whole seconds, at least one."""
-    return {"Retry-After": str(max(1, -int(-seconds // 1)))}
+    return "Retry-After", str(max(1, -int(-seconds // 1)))
 
 
-async def respond(send: Send, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
+async def respond(send: Send, status: int, body: dict[str, Any], headers: Headers) -> None:
     content = json.dumps(body).encode()
-    fields = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
-    encoded = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    fields = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), *headers]
+    encoded = [(name.lower().encode(), value.encode()) for name, value in fields]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": content})

@@ -62,7 +62,7 @@ class EngineHost:
         stream: bool = True,
     ) -> AsyncIterator[Step]:
         async with self._held(source) as adapter:
-            steps: Any = self.engine.generate(prompt_ids, sampling, adapter, steering)
+            steps: Any = self.engine.generate(prompt_ids, sampling, adapter, steering, stream=stream)
             async with aclosing(steps):
                 async for step in steps:
                     yield step

@@ -1,9 +1,11 @@
 """The HTTP API: every route that exists, and how mistakes and overload are told."""
 
 import asyncio
-import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +17,7 @@ from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 
 from pft_core.errors import UserError
+from pipelines.serve.adapters import OtherContentError, UnreachableError
 from pipelines.serve.asking import TooLongError
 from pipelines.serve.bodies import (
     ChatBody,
@@ -29,6 +32,7 @@ from pipelines.serve.bodies import (
 )
 from pipelines.serve.catalog import Policy, UnknownModelError
 from pipelines.serve.config import ServeConfig
+from pipelines.serve.engine import EngineFault
 from pipelines.serve.examples import read_examples
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import Guard, Metrics, Observed, retry_after
@@ -38,7 +42,6 @@ from pipelines.serve.openai_format import Answer, error_body, event, events
 from pipelines.serve.page import page
 from pipelines.serve.writing import Continuation, Piece
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DOCUMENTED = {
@@ -57,20 +60,28 @@ DOCUMENTED = {
 Failures: Any = DOCUMENTED
 
 
-def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics) -> Any:
-    """Return the ASGI application. gateway: ready to answer. Raises UserError for a file of keys that is none."""
+def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics, *, tells_id: bool = True) -> Any:
+    """Return the ASGI application. gateway: ready to answer; tells_id: see `guard.Observed`.
+
+    Raises UserError for a file of keys that is none, and for examples that are no prepared data.
+    """
     security = [Depends(HTTPBearer(auto_error=False, description="A key made by `pft key`."))]
     app = FastAPI(
-        title="PFT evaluation policy", version="1", docs_url=None, redoc_url=None, responses=Failures,
+        title="PFT evaluation policy",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=Failures,
         dependencies=security,
-    )  # fmt: skip
+    )
     app.state.gateway, app.state.metrics = gateway, metrics
     app.state.examples = read_examples(Path(config.examples)) if config.examples else []
     _add_routes(app)
     _add_failures(app)
     keys = KeyRing(Path(config.keys)) if config.keys else None
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    return Observed(Guard(app, config.limits, keys, metrics), metrics, paths)
+    return Observed(Guard(app, config.limits, keys, metrics), metrics, paths, tells_id=tells_id)
 
 
 def _gateway(request: Request) -> Gateway:
@@ -156,45 +167,45 @@ def described(policy: Policy) -> dict[str, Any]:
 
 async def _choose(body: ChooseBody, gateway: Served) -> Chosen:
     """Choose an option, and all that fit, under a preference; constrained to the options, so that it always parses."""
-    return await _in_time(gateway, gateway.chooser.choose(body))
+    return await _in_time(gateway, partial(gateway.chooser.choose, body))
 
 
 async def _score(body: ScoreBody, gateway: Served) -> Scored:
     """Log-probabilities of given answers under given preferences."""
-    return await _in_time(gateway, gateway.chooser.score(body))
+    return await _in_time(gateway, partial(gateway.chooser.score, body))
 
 
 async def _compare(body: CompareBody, gateway: Served) -> Compared:
     """Both poles of an axis side by side, and what lies between them."""
-    return await _in_time(gateway, gateway.compare(body))
+    return await _in_time(gateway, partial(gateway.compare, body))
 
 
 async def _chat(body: ChatBody, request: Request, gateway: Served) -> Response:
     """OpenAI's chat completions, under a preference."""
-    return await _written(body, True, await gateway.writer.chat(body), request, gateway)
+    return await _written(body, partial(gateway.writer.chat, body), request, gateway)
 
 
 async def _complete(body: CompletionBody, request: Request, gateway: Served) -> Response:
     """OpenAI's completions, under a preference."""
-    return await _written(body, False, await gateway.writer.complete(body), request, gateway)
+    return await _written(body, partial(gateway.writer.complete, body), request, gateway)
 
 
 async def _written(
-    body: ChatBody | CompletionBody, chat: bool, continuation: Continuation, request: Request, gateway: Gateway
+    body: ChatBody | CompletionBody, ask: Callable[[], Awaitable[Continuation]], request: Request, gateway: Gateway
 ) -> Response:
-    answer = Answer(chat, continuation, gateway.catalog.tokenizer)
-    pieces = _counted(gateway.writer.pieces(continuation, stream=bool(body.stream)), answer, request.app.state.metrics)
+    async def begun() -> tuple[Answer, list[Piece], AsyncIterator[Piece]]:
+        answer = Answer(isinstance(body, ChatBody), await ask(), gateway.catalog.tokenizer)
+        written = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
+        pieces = _counted(written, answer, request.app.state.metrics)
+        # Of a stream, the first piece is waited for: until then a refusal can still be told by its status.
+        return answer, [await anext(pieces)] if body.stream else [piece async for piece in pieces], pieces
+
+    answer, told, pieces = await _in_time(gateway, begun)
     if not body.stream:
-        return JSONResponse(answer.whole(await _in_time(gateway, _all(pieces))))
-    # The first piece is waited for: until then a refusal can still be told by its status.
-    first = await _in_time(gateway, anext(pieces))
+        return JSONResponse(answer.whole(told))
     usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = _until_deadline(events(answer, _after(first, pieces), include_usage=usage), gateway.limits.timeout_s)
+    stream = _until_deadline(events(answer, _after(told[0], pieces), include_usage=usage), gateway.limits.timeout_s)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def _all(pieces: AsyncIterator[Piece]) -> list[Piece]:
-    return [piece async for piece in pieces]
 
 
 async def _after(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
@@ -224,9 +235,13 @@ async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> Async
         yield event(error_body(str(error), kind="server_error", code="stream_broken"))
 
 
-async def _in_time(gateway: Gateway, work: Awaitable[T]) -> T:
+async def _in_time(gateway: Gateway, work: Callable[[], Awaitable[T]]) -> T:
     async with asyncio.timeout(gateway.limits.timeout_s):
-        return await work
+        try:
+            return await work()
+        except OtherContentError:  # the policy was replaced after it was looked up: the new one answers
+            gateway.catalog.forget()
+            return await work()
 
 
 def _add_failures(app: FastAPI) -> None:
@@ -236,6 +251,8 @@ def _add_failures(app: FastAPI) -> None:
     on(UserError, 400, "invalid_request_error")
     on(TooLongError, 400, "invalid_request_error", "context_length_exceeded")
     on(UnknownModelError, 404, "invalid_request_error", "model_not_found")
+    on(UnreachableError, 503, "server_error", "unavailable")
+    on(EngineFault, 503, "server_error", "unavailable")
     on(OverloadedError, 429, "rate_limit_error", "overloaded")
     on(UnavailableError, 503, "server_error", "unavailable")
     on(TimeoutError, 504, "server_error", "timeout")
@@ -248,7 +265,7 @@ def _teller(status: int, kind: str, code: str | None) -> Callable[[Request, Any]
         if isinstance(error, OverloadedError):
             request.app.state.metrics.rejected.labels("overload").inc()
         message = str(error) or f"no answer within {request.app.state.gateway.limits.timeout_s:g} s"
-        headers = retry_after(1) if status in (429, 503) else None
+        headers = dict([retry_after(1)]) if status in (429, 503) else None
         return JSONResponse(error_body(message, kind=kind, code=code), status_code=status, headers=headers)
 
     return tell
@@ -256,10 +273,14 @@ def _teller(status: int, kind: str, code: str | None) -> Callable[[Request, Any]
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     """Say each fault with its place; never the value, which may be long or secret."""
-    faults = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in error.errors()]
-    message = "; ".join(f"{place}: {text}" if place else text for place, text in faults[:5])
-    param = faults[0][0] or None if faults else None
-    return JSONResponse(error_body(message[:2000], kind="invalid_request_error", param=param), status_code=400)
+    faults: dict[str, list[str]] = {}
+    for fault in error.errors():
+        # A union adds names of types to the place, which are no keys.
+        keys = takewhile(lambda part: not re.search(r"[-\[(]", str(part)), fault["loc"][1:])
+        faults.setdefault(".".join(map(str, keys)), []).append(fault["msg"])
+    said = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
+    body = error_body("; ".join(said[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
+    return JSONResponse(body, status_code=400)
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:

@@ -72,7 +72,8 @@ class TransformersEngine:
         self._model = AdaptedModel(base.eval(), most=settings.max_loaded_adapters, device=device)
         self._batch = DecodingBatch(self._call, int(tokenizer.eos_token_id), device)
         self._inbox: deque[_Scoring | _Generation] = deque()  # what came, and was not looked at yet
-        self._queue: deque[_Generation] = deque()  # seen by the thread alone
+        self._queue: deque[_Generation] = deque()  # seen by the thread alone, as those below
+        self._taken: list[_Scoring | _Generation] = []  # what it is at: scored, or let in, in this round
         self._news = threading.Condition()
         self._closed = False
         self._fault: EngineFault | None = None
@@ -85,6 +86,8 @@ class TransformersEngine:
         sampling: Sampling,
         adapter: LoadedAdapter | None,
         steering: Steering | None = None,
+        *,
+        stream: bool = True,
     ) -> AsyncIterator[Step]:
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[Step | BaseException] = asyncio.Queue()
@@ -165,7 +168,7 @@ class TransformersEngine:
         fault = EngineFault(f"the engine stopped: {error!r}")
         with self._news:
             self._fault = fault
-            jobs = [*self._inbox, *self._queue]
+            jobs = [*self._inbox, *self._queue, *self._taken]
         for job in jobs:
             job.done(fault)
         for row in self._batch.rows:
@@ -176,6 +179,7 @@ class TransformersEngine:
         with self._news:
             jobs = list(self._inbox)
             self._inbox.clear()
+        self._taken = [job for job in jobs if isinstance(job, _Scoring)]
         self._queue += [job for job in jobs if isinstance(job, _Generation)]
         return [job for job in jobs if isinstance(job, _Scoring)]
 
@@ -212,6 +216,7 @@ class TransformersEngine:
             job = self._queue.popleft()
             if job.row.dropped:
                 continue
+            self._taken.append(job)
             try:
                 job.row.adapter = self._model.loaded(job.adapter, in_use=self._adapters_in_use(admitted))
                 admitted.append(job.row)

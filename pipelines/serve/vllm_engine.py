@@ -129,14 +129,22 @@ class VllmEngine:
         sampling: Sampling,
         adapter: LoadedAdapter | None,
         steering: Steering | None = None,
+        *,
+        stream: bool = True,
     ) -> AsyncGenerator[Step, None]:
         _refuse(steering)
         self._refuse_overlong(len(prompt_ids) + 1)
         prompt = [int(token) for token in prompt_ids]
         with _faults():
             lora = await self._lora(adapter)
-            write = self._write_choice if sampling.choices else self._write
-            async with aclosing(write(prompt, sampling, lora)) as steps:
+            writing = (
+                self._write_choice(prompt, sampling, lora)
+                if sampling.choices
+                else self._write(
+                    prompt, sampling, lora, RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+                )
+            )
+            async with aclosing(writing) as steps:
                 async for step in steps:
                     yield step
 
@@ -161,10 +169,11 @@ class VllmEngine:
         await asyncio.to_thread(self._engine.shutdown)
 
     async def _write(
-        self, prompt: list[int], sampling: Sampling, lora: LoRARequest | None
+        self, prompt: list[int], sampling: Sampling, lora: LoRARequest | None, kind: RequestOutputKind
     ) -> AsyncGenerator[Step, None]:
         """Continue freely; the engine ends a text that reaches max_length."""
-        params = _sampling_params(sampling, max_tokens=sampling.max_tokens, stop_token_ids=[self._eos])
+        stop = [self._eos]
+        params = _sampling_params(sampling, max_tokens=sampling.max_tokens, stop_token_ids=stop, output_kind=kind)
         first = True
         async with aclosing(self._run(prompt, params, lora)) as outputs:
             async for output in outputs:
@@ -355,6 +364,7 @@ def _sampling_params(
     position: int = 0,
     stop_token_ids: list[int] | None = None,
     allowed_token_ids: list[int] | None = None,
+    output_kind: RequestOutputKind = RequestOutputKind.DELTA,
 ) -> SamplingParams:
     return SamplingParams(
         temperature=sampling.temperature,
@@ -366,7 +376,7 @@ def _sampling_params(
         allowed_token_ids=allowed_token_ids,
         ignore_eos=True,  # else vLLM would also stop at whatever the model's generation_config.json names
         detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
+        output_kind=output_kind,
     )
 
 

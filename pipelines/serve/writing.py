@@ -16,6 +16,8 @@ from pipelines.serve.engine import Sampling, Token
 from pipelines.serve.host import Backend
 from pipelines.serve.text_stream import TextStream
 
+LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -157,12 +159,14 @@ class Writer:
         return tuple(int(token) for token in ids)
 
     def _continuation(self, body: SamplingBody, asked: Asked, prompt_ids: tuple[int, ...]) -> Continuation:
+        if not prompt_ids:
+            raise UserError("prompt: holds no token: give some text")
         count = body.n or 1
         if count > self._config.limits.completions:
             raise UserError(f"n={count}: this server takes {self._config.limits.completions}")
         sampling = Sampling(
             max_tokens=self._max_tokens(body, len(prompt_ids)),
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=_temperature(body),
             top_p=body.top_p or 1.0,
             logprobs=_num_logprobs(body),
             choices=self._choices(body, asked),
@@ -193,6 +197,13 @@ class Writer:
 
 def _lead(body: SamplingBody, asked: Asked) -> str:
     return asked.policy.ref.style.frame.answer_lead if isinstance(body, ChatBody) else ""
+
+
+def _temperature(body: SamplingBody) -> float:
+    """Return the temperature; one so low that no float could hold the odds is greedy."""
+    if body.temperature is None:
+        return 1.0
+    return 0.0 if body.temperature < LEAST_TEMPERATURE else body.temperature
 
 
 def _num_logprobs(body: SamplingBody) -> int | None:
