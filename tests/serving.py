@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -54,6 +55,17 @@ def write_policy(
     sha = file_sha256(folder / "adapter" / "adapter_model.safetensors")
     digest = template_digest(style, space)
     ModelRef(str(base), "adapter", None, style, space, (0, 1), digest, "data", "config", sha).save(folder)
+    return folder
+
+
+def wide_base(folder: Path, tiny: Path) -> Path:
+    """A random Qwen2 with heads of 32, which vLLM's CPU attention takes, and the tiny model's tokenizer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shutil.copytree(tiny, folder)
+    torch.manual_seed(0)
+    config = Qwen2Config.from_pretrained(tiny, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
 

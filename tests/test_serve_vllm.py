@@ -30,6 +30,7 @@ from pipelines.serve.engine import Engine, LoadedAdapter, Sampling, Steering, St
 from pipelines.serve.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.vllm_engine import VllmEngine, VllmSettings, following
 from tests.builders import random_trees, tree
+from tests.serving import wide_base
 
 pytestmark = pytest.mark.vllm
 
@@ -60,15 +61,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def model(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen2 with heads of 32: vLLM's CPU attention takes no smaller ones."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("heads_of_32") / "model"
-    shutil.copytree(tiny_qwen2, folder)
-    config = Qwen2Config.from_pretrained(tiny_qwen2, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return wide_base(tmp_path_factory.mktemp("heads_of_32") / "model", tiny_qwen2)
 
 
 def write_adapter(model: Path, folder: Path, seed: int, *, rank: int = 4) -> LoadedAdapter:

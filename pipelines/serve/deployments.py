@@ -26,7 +26,7 @@ from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
 from pipelines.serve.engines import make_host
 from pipelines.serve.gateway import Gateway
-from pipelines.serve.guard import Metrics
+from pipelines.serve.guard import FULL, Metrics
 from pipelines.serve.host import OverloadedError, UnavailableError
 from pipelines.serve.routes import make_app
 from pipelines.strict import build as build_config
@@ -84,14 +84,17 @@ class Admission:
     async def place(self) -> AsyncIterator[None]:
         """Hold a place within the context. Raises OverloadedError where there is none."""
         await self._count_replicas()
-        limit = self._replicas * self._scaling.max_ongoing_requests + self._scaling.max_queued_requests
-        if self._in_flight >= limit:
-            raise OverloadedError("every replica is busy and the queue is full: come back later")
+        if self.is_full():
+            raise OverloadedError(FULL)
         self._in_flight += 1
         try:
             yield
         finally:
             self._in_flight -= 1
+
+    def is_full(self) -> bool:
+        limit = self._replicas * self._scaling.max_ongoing_requests + self._scaling.max_queued_requests
+        return self._in_flight >= limit
 
     async def _count_replicas(self) -> None:
         """Ask Serve, now and then, how many replicas run; only an autoscaled number changes."""
@@ -153,6 +156,9 @@ class Replicas:
 
     async def check(self) -> None:
         await self._ask("check_health")
+
+    def is_full(self) -> bool:
+        return self._admission.is_full()
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         for attempt in range(TRIES):

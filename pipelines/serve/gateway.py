@@ -24,6 +24,10 @@ class Gateway:
         """Raise UnavailableError where no replica would answer."""
         await self._backend.check()
 
+    def is_full(self) -> bool:
+        """Return whether a question would be sent away."""
+        return self._backend.is_full()
+
     async def compare(self, body: CompareBody) -> Compared:
         """Ask both poles of an axis, and what lies between them at a weight, in one call."""
         space = (await self._asker.policy(body.model)).ref.space

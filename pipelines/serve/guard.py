@@ -28,6 +28,7 @@ DECLARED = re.compile(r"[0-9]{1,20}")
 # One line each: browsers do not find Basic behind a comma.
 CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="pft", charset="UTF-8"'))
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+FULL = "every replica is busy and the queue is full: come back later"
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -84,9 +85,18 @@ class Observed:
 class Guard:
     """Lets in who has a key, at that key's pace, with a body of a bearable size."""
 
-    def __init__(self, app: App, limits: LimitsConfig, keys: KeyRing | None, metrics: Metrics):
-        """keys: None lets this machine's own programs in, and nobody else."""
+    def __init__(
+        self,
+        app: App,
+        limits: LimitsConfig,
+        keys: KeyRing | None,
+        metrics: Metrics,
+        *,
+        is_full: Callable[[], bool] = lambda: False,
+    ):
+        """keys: None lets this machine's own programs in, and nobody else; is_full: there is no room for a question."""
         self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
+        self._is_full = is_full
         self._pace = RateLimiter()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -96,7 +106,7 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
+        refusal = self._refusal(scope) or self._no_room(scope)
         if refusal is not None:
             await respond(send, *refusal)
             return
@@ -117,6 +127,14 @@ class Guard:
             message = f"this key may ask {pace} times a minute: wait {wait_s:.1f} s"
             return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(wait_s)]
         return None
+
+    def _no_room(self, scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
+        """Send a question away before anything is done for it: under overload, that is most of the work there is."""
+        if scope["method"] != "POST" or not self._is_full():
+            return None
+        self._metrics.rejected.labels("overload").inc()
+        body = error_body(FULL, kind="rate_limit_error", code="overloaded")
+        return 429, body, [retry_after(1)]
 
     async def _with_small_body(self, scope: Any, receive: Receive, send: Send) -> None:
         """Read the body up to the limit before anything else sees it."""

@@ -45,6 +45,8 @@ class Backend(Protocol):
 
     async def check(self) -> None: ...
 
+    def is_full(self) -> bool: ...
+
 
 class EngineHost:
     """Fetches, checks and holds the adapter of each request, then lets the engine answer."""
@@ -75,6 +77,10 @@ class EngineHost:
 
     async def check(self) -> None:
         await self.engine.check()
+
+    def is_full(self) -> bool:
+        """An engine takes what comes: how much that is decides who puts it behind HTTP."""
+        return False
 
     @asynccontextmanager
     async def _held(self, source: AdapterSource | None) -> AsyncIterator[LoadedAdapter | None]:

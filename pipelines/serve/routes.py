@@ -81,7 +81,9 @@ def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics, *, tells_i
     _add_failures(app)
     keys = KeyRing(Path(config.keys)) if config.keys else None
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    return Observed(Guard(app, config.limits, keys, metrics), metrics, paths, tells_id=tells_id)
+    return Observed(
+        Guard(app, config.limits, keys, metrics, is_full=gateway.is_full), metrics, paths, tells_id=tells_id
+    )
 
 
 def _gateway(request: Request) -> Gateway:

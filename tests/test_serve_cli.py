@@ -1,0 +1,140 @@
+"""`pft serve` as a user runs it, on vLLM where it is installed: keys, the scores of the evaluation, a clean end."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+import yaml
+
+from pft_core.artifacts import ModelRef
+from pft_core.errors import UserError
+from pft_core.evaluation.answers import Asking, Question, encode_options, score_branches
+from pft_core.model import load_policy, load_tokenizer
+from pft_core.scoring import BranchScorer
+from pipelines.endpoint import Endpoint
+from pipelines.evaluate import EvaluateConfig, run
+from tests.builders import record, write_dataset
+from tests.serving import CPU, wide_base, write_policy
+
+ENGINE = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+RECORDS = [record(i, axis=axis) for i, axis in enumerate(["Risk", "Pace"] * 3)]
+
+
+@dataclass
+class Running:
+    """A server in a process of its own, its URL, a key, and the policy that it serves."""
+
+    process: subprocess.Popen[str]
+    url: str
+    key: str
+    policy: Path
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Iterator[Running]:
+    root = tmp_path_factory.mktemp("cli")
+    policy = write_policy(root / "policy", wide_base(root / "base", tiny_qwen2), seed=3)
+    made = pft("key", "alice", "--file", str(root / "keys.json"))
+    recipe = {"policy": str(policy), "engine": {"name": ENGINE, "max_length": 512, "max_adapter_rank": 8},
+              "store": {"cache": str(root / "cache")}, "keys": str(root / "keys.json"), "port": 0}  # fmt: skip
+    (root / "serve.yaml").write_text(yaml.safe_dump(recipe))
+    log = root / "log"
+    with log.open("w") as stderr:
+        command = [sys.executable, "-m", "pipelines.cli", "serve", str(root / "serve.yaml")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=own_ray())
+        try:
+            yield Running(process, url_in(log, process), made["key"], policy, log)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+
+
+def pft(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def own_ray() -> dict[str, str]:
+    """The session's cluster is not joined: this server brings its own."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def url_in(log: Path, process: subprocess.Popen[str]) -> str:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if found := re.search(r"serving policy at (http://\S+)", log.read_text()):
+            return found[1]
+        time.sleep(0.2)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
+    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert httpx.get(f"{served.url}/v1/models").status_code == 401
+    with pytest.raises(UserError, match="PFT_API_KEY"):
+        Endpoint(served.url).get("/v1/models")
+    monkeypatch.setenv("PFT_API_KEY", served.key)
+    ref = ModelRef.load(served.policy)
+    how: dict[str, Any] = {"tokenizer": load_tokenizer(ref.base), "asking": Asking(ref.style, ref.space, 512, 8192, 1)}
+    scorer = BranchScorer(load_policy(ref.base, str(ref.adapter), None, precision="fp32", device=CPU))
+    endpoint, worst = Endpoint(served.url), 0.0
+    for asked in RECORDS:
+        body = {"scenario": asked.scenario, "options": [option.text for option in asked.options]}
+        for side, pole in ((0, "first"), (1, "second"), (None, None)):
+            preference = pole and {"axis": asked.axis, "pole": pole}
+            told = endpoint.post("/v1/choose", {**body, "preference": preference, "forms": ["one"]})
+            (example,) = encode_options([Question(asked, "one", side)], **how)
+            (offline,) = score_branches([example], scorer=scorer, tokens_per_batch=8192)  # type: ignore[list-item]
+            logps = np.array([option["logprob"] for option in told["options"]])
+            worst = max(worst, float(np.abs(logps - offline).max()))
+    assert worst < 1e-3, "the same weights in float32, summed over about 13 tokens"
+    data = write_dataset(tmp_path / "data", RECORDS, forms=("one", "all"))
+    config = EvaluateConfig(endpoint=served.url, data=str(data), output=str(tmp_path / "report"))
+    assert Path(run(config)["report_json"]).is_file()
+
+    served.process.send_signal(signal.SIGTERM)
+    out, _ = served.process.communicate(timeout=60)
+    assert served.process.returncode == 0
+    assert json.loads(out.splitlines()[-1]) == {"url": served.url, "status": "stopped"}
+    assert served.key not in served.log.read_text()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{served.url}/healthz")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["host=0.0.0.0"], "can be reached from other machines"),
+        (["policy=/nowhere"], "no such file"),
+        (["keys=/nowhere.json"], "no such file"),
+        (["port=70000"], "port"),
+        (["scalling.min_replicas=2"], "Did you mean"),
+        (["engine.name=vllm", "steering.vectors=x", "steering.layer=1", "steering.multiplier=2.0"], "steering"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path, overrides: list[str], message: str) -> None:
+    (tmp_path / "serve.yaml").write_text(f"policy: {tmp_path}\n")
+    command = [sys.executable, "-m", "pipelines.cli", "serve", str(tmp_path / "serve.yaml"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=own_ray())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Ray started" not in done.stderr
