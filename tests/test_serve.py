@@ -111,6 +111,7 @@ def test_a_replica_that_dies_costs_no_request_and_is_replaced(url: str) -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_an_update_under_load_loses_no_request(url: str, config: ServeConfig) -> None:
     before = set(engines())
     changed = config.model_copy(update={"engine": config.engine.model_copy(update={"tokens_per_batch": 4096})})

@@ -25,6 +25,7 @@ from pft_core.model import load_policy, load_tokenizer
 from pft_core.scoring import BranchScorer
 from pipelines.endpoint import Endpoint
 from pipelines.evaluate import EvaluateConfig, run
+from pipelines.serve.config import RECIPES, load_serve_config
 from tests.builders import record, write_dataset
 from tests.serving import CPU, wide_base, write_policy
 
@@ -119,22 +120,33 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
         httpx.get(f"{served.url}/healthz")
 
 
+def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(f"policy: {tmp_path}\n")
+    command = [sys.executable, "-m", "pipelines.cli", "serve", str(tmp_path / "serve.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=own_ray())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "model_ref.json: no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Ray started" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["host=0.0.0.0"], "can be reached from other machines"),
-        (["policy=/nowhere"], "no such file"),
-        (["keys=/nowhere.json"], "no such file"),
-        (["port=70000"], "port"),
+        (["port=70000"], "port=70000"),
         (["scalling.min_replicas=2"], "Did you mean"),
-        (["engine.name=vllm", "steering.vectors=x", "steering.layer=1", "steering.multiplier=2.0"], "steering"),
+        (["scaling.min_replicas=2"], "above max_replicas=1"),
+        (["adapters={policy: x}"], "is taken"),
+        (["engine.name=vllm", "steering={vectors: x, layer: 1, multiplier: 2.0}"], "engine.name=transformers"),
     ],
 )
-def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_a_recipe_that_cannot_be_served_says_why(tmp_path: Path, overrides: list[str], message: str) -> None:
     (tmp_path / "serve.yaml").write_text(f"policy: {tmp_path}\n")
-    command = [sys.executable, "-m", "pipelines.cli", "serve", str(tmp_path / "serve.yaml"), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=own_ray())
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Ray started" not in done.stderr
+    with pytest.raises(UserError, match=message):
+        load_serve_config(tmp_path / "serve.yaml", overrides)
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES.glob("*.yaml")])
+def test_every_shipped_recipe_is_one(recipe: str) -> None:
+    assert load_serve_config(recipe).policy

@@ -113,6 +113,14 @@ class ServeConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _steering_reaches_the_layers(self) -> Self:
+        if self.steering is not None and self.engine.name == "vllm":
+            raise ValueError(
+                "steering: vLLM gives no way to add a vector to its layers' outputs: set engine.name=transformers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _strangers_need_keys(self) -> Self:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(

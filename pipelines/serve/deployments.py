@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ from pipelines.serve.adapters import AdapterSource
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
-from pipelines.serve.engines import make_host
+from pipelines.serve.engines import make_host, runs_vllm
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import FULL, Metrics
 from pipelines.serve.host import OverloadedError, UnavailableError
+from pipelines.serve.keys import KeyRing
 from pipelines.serve.routes import make_app
 from pipelines.strict import build as build_config
 
@@ -206,6 +208,9 @@ def build(raw: dict[str, Any]) -> Any:
     """
     config = build_config(ServeConfig, raw)
     catalog = Catalog(config, load_tokenizer)
+    if config.keys is not None:
+        KeyRing(Path(config.keys))
+    runs_vllm(config)
     dumped = config.model_dump()
     engines = serve.deployment(EngineReplica).options(name="engine", **engine_options(config))
     ref = catalog.default.ref

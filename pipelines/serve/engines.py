@@ -36,10 +36,6 @@ def runs_vllm(config: ServeConfig) -> bool:
     installed = importlib.util.find_spec("vllm") is not None
     if config.engine.name == "vllm" and not installed:
         raise UserError("engine.name=vllm: vLLM is not installed: `make setup-vllm`, or engine.name=transformers")
-    if config.steering is not None and config.engine.name == "vllm":
-        raise UserError(
-            "steering: vLLM gives no way to add a vector to its layers' outputs: set engine.name=transformers"
-        )
     return installed and config.engine.name != "transformers" and config.steering is None
 
 
