@@ -219,9 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
     parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto")
-    parser.add_argument("--requests", type=int, default=96, help="of each round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--overload-s", type=float, default=20.0)
+    parser.add_argument("--requests", type=int, default=48, help="of each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--overload-s", type=float, default=15.0)
     arguments = parser.parse_args()
     from pipelines.jobs import ensure_ray
     from pipelines.serve.deployments import build as build_app

@@ -20,12 +20,10 @@ from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle, template_digest
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import make_cache
+from pipelines.serve.engines import make_host
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import Metrics
-from pipelines.serve.host import EngineHost
 from pipelines.serve.routes import make_app
-from pipelines.serve.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.strict import build
 from tests.builders import SPACE
 
@@ -86,11 +84,9 @@ class LocalServer:
     @contextlib.contextmanager
     def running(self) -> Iterator["LocalServer"]:
         catalog = Catalog(self.config, load_tokenizer)
-        settings = TransformersSettings(catalog.model, "fp32", "cpu", self.config.engine.max_batch,
-                                        self.config.engine.tokens_per_batch,
-                                        self.config.engine.max_loaded_adapters)  # fmt: skip
-        self.engine = TransformersEngine(settings)
-        gateway = Gateway(self.config, catalog, EngineHost(self.engine, make_cache(self.config)))
+        host = make_host(self.config, catalog.model, catalog.default.ref.template_digest, lora=True)
+        self.engine = host.engine
+        gateway = Gateway(self.config, catalog, host)
         app = make_app(self.config, gateway, self.metrics)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -9,14 +9,17 @@ import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
+import torch
 
 from pft_core.artifacts import ModelRef
 from pft_core.evaluation.answers import Asking, Question, by_likelihood, candidates, encode_options, score_branches
 from pft_core.model import load_policy, load_tokenizer
 from pft_core.prompts import PromptStyle, condition_text, render_prompt
 from pft_core.records import Option, PairedExample
+from pft_core.reference import base_digest
 from pft_core.scoring import BranchScorer
 from pft_core.soup import interpolate_adapters
+from pft_core.steering import SteeringVectors, steered
 from tests.builders import SPACE, record
 from tests.serving import CPU, LocalServer, serve_config, write_policy
 
@@ -324,6 +327,61 @@ def test_policies_tell_what_identifies_them(client: httpx.Client, places: dict[s
     one = client.get(f"/v1/models/{listed[0]['id']}").json()
     assert one["space"] == json.loads(json.dumps(ref.space.to_dict()))
     assert client.get("/v1/models/nobody").status_code == 404
+
+
+def test_a_steered_base_is_asked_without_words_and_with_its_direction(places: dict[str, Path], tmp_path: Path) -> None:
+    ref = ModelRef.load(places["policy"])
+    vectors = SteeringVectors(
+        (1,), {"Risk": torch.linspace(-2, 2, 32)[None]}, ref.template_digest, base_digest(ref.base)
+    )
+    vectors.save(tmp_path / "vectors.safetensors")
+    steering = {"vectors": str(tmp_path / "vectors.safetensors"), "layer": 1, "multiplier": 3.0}
+    config = serve_config(places["policy"], tmp_path / "cache", engine={"name": "transformers"}, steering=steering)
+    base = Offline(places["policy"])
+    scorer = BranchScorer(load_policy(ref.base, None, None, precision="fp32", device=CPU), backend="separate")
+    (example,) = encode_options([Question(RECORDS[0], "one", None)], **base.how)
+    with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        # A weight of 0.75 lies half-way from the middle to the first pole.
+        for preference, multiplier in (("Bold", 3.0), ("Careful", -3.0), ({"Bold": 3, "Careful": 1}, 1.5), (None, 0.0)):
+            answer = choose(client, RECORDS[0], model="steered", preference=preference, forms=["one"])
+            with steered(scorer, vectors.direction("Risk", 1), layer=1, multiplier=multiplier):
+                (expected,) = score_branches([example], scorer=scorer, tokens_per_batch=8192)  # type: ignore[list-item]
+            np.testing.assert_allclose([o["logprob"] for o in answer["options"]], expected, atol=1e-3)
+            assert answer["mixing"] == ("steering" if preference else None)
+        assert "no steering vector" in refusal(client, "/v1/choose", 400, model="steered", preference="Fast",
+                                               scenario="x", options=["a", "b"])  # fmt: skip
+
+
+def test_an_answer_that_takes_too_long_is_given_up(places: dict[str, Path], tmp_path: Path) -> None:
+    limits = {"timeout_s": 0.3, "max_tokens": 2000}
+    config = serve_config(places["policy"], tmp_path / "cache", engine={"name": "transformers"}, limits=limits)
+    body = {"model": "base", "prompt": "The town", "max_tokens": 2000, "temperature": 0}
+    with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        assert "within 0.3 s" in refusal(client, "/v1/completions", 504, **body)
+        streamed = client.post("/v1/completions", json={**body, "stream": True}).text
+        assert "not finished within 0.3 s" in streamed.splitlines()[-2]
+        assert post(client, "/v1/completions", **{**body, "max_tokens": 1})["choices"], "others are answered"
+
+
+def test_a_policy_that_is_replaced_under_load_loses_no_request(places: dict[str, Path], tmp_path: Path) -> None:
+    """The folder is a link that is turned: before it the old policy answers, after it the new one, never a mixture."""
+    current = tmp_path / "current"
+    current.symlink_to(places["first"])
+    config = serve_config(places["policy"], tmp_path / "cache", engine={"name": "transformers"},
+                          adapters={"current": str(current)})  # fmt: skip
+    seen: list[tuple[str, list[float]]] = []
+    with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        for number in range(40):
+            if number == 20:
+                (tmp_path / "next").symlink_to(places["second"])
+                (tmp_path / "next").replace(current)
+            answer = choose(client, RECORDS[0], model="current", preference="Bold", forms=["one"])
+            seen.append((answer["model"], [option["logprob"] for option in answer["options"]]))
+    assert len({model for model, _ in seen}) == 2
+    for place, part in (("first", seen[:20]), ("second", seen[20:])):
+        offline = Offline(places[place]).logps(Question(RECORDS[0], "one", 0))
+        for _, logps in part:
+            np.testing.assert_allclose(logps, offline, atol=1e-3)
 
 
 def test_requests_and_tokens_are_counted(client: httpx.Client) -> None:

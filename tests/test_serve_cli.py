@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,13 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     config = EvaluateConfig(endpoint=served.url, data=str(data), output=str(tmp_path / "report"))
     assert Path(run(config)["report_json"]).is_file()
 
-    served.process.send_signal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        body = {"model": "base", "prompt": "The town", "max_tokens": 450, "temperature": 0}
+        long = pool.submit(endpoint.post, "/v1/completions", body)
+        time.sleep(0.5)
+        assert not long.done(), "it is being written when the server is told to stop"
+        served.process.send_signal(signal.SIGTERM)
+        assert long.result(timeout=60)["usage"]["completion_tokens"] == 450
     out, _ = served.process.communicate(timeout=60)
     assert served.process.returncode == 0
     assert json.loads(out.splitlines()[-1]) == {"url": served.url, "status": "stopped"}

@@ -2,6 +2,10 @@
 
 The ingress is on its own, so that a replica's death is a retry here instead of a client's error (Serve's proxy answers
 500 where the replica it called dies), and so that engines scale on GPUs while HTTP stays on one CPU.
+
+Ray's own LLM serving (`ray.serve.llm` 2.60) is not used: it pins vLLM 0.29, in which a malformed structured-output
+request kills the engine (CVE-2026-105757), takes adapters from object stores only, never refreshes a name that it has
+loaded, and puts no limit on what a replica takes on.
 """
 
 import asyncio
