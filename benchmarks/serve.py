@@ -9,6 +9,7 @@ which stands before the preference or after it.
 
 import argparse
 import asyncio
+import gc
 import random
 import statistics
 import tempfile
@@ -142,6 +143,8 @@ async def measure(config: ServeConfig, raw: Raw, *, requests: int, rounds: int, 
             serveds.append(pair[1])
             harness.say(f"raw {pair[0].per_second:.2f}, served {pair[1].per_second:.2f} requests a second")
     await raw.host.engine.close()
+    gc.collect()
+    gc.freeze()  # else this process, full of two libraries, would stop for 0.1 s now and then, and blame the server
     seconds = [value for load in serveds for value in load.of(200)]
     whole = Load([Sample(200, value) for value in seconds])
     result = {
