@@ -68,8 +68,10 @@ def wide_base(folder: Path, tiny: Path) -> Path:
 
 
 def serve_config(policy: Path, cache: Path, **settings: Any) -> ServeConfig:
+    """A recipe on the transformers engine: vLLM takes no heads as small as the tiny models'."""
     store = {"cache": str(cache), **settings.pop("store", {})}
-    return build(ServeConfig, {"policy": str(policy), "store": store, **settings})
+    engine = {"name": "transformers", **settings.pop("engine", {})}
+    return build(ServeConfig, {"policy": str(policy), "store": store, "engine": engine, **settings})
 
 
 @dataclass
