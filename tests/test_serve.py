@@ -10,12 +10,14 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from transformers import Qwen2Config
 
 from benchmarks.load import Body, Client, Load, closed_loop, open_loop
 from pft_core.errors import UserError
 from pipelines.serve import job
-from pipelines.serve.config import ServeConfig
+from pipelines.serve.config import EngineConfig, ServeConfig
 from pipelines.serve.deployments import build
+from pipelines.serve.engines import fitted
 from tests.serving import serve_config, write_policy
 
 pytestmark = pytest.mark.ray
@@ -178,6 +180,17 @@ def test_an_engine_that_cannot_start_is_the_users_mistake(url: str, config: Serv
     broken = config.model_dump() | {"policy": str(tmp_path)}
     with pytest.raises(UserError, match="model reference"):
         build(broken)
+
+
+def test_the_length_is_the_models_unless_the_recipe_asks_for_more(config: ServeConfig, tmp_path: Path) -> None:
+    model = str(tmp_path)
+    Qwen2Config(max_position_embeddings=300).save_pretrained(tmp_path)
+    named = config.engine.model_dump(exclude_unset=True)
+    del named["max_length"]
+    unnamed = config.model_copy(update={"engine": EngineConfig(**named)})
+    assert fitted(unnamed, model).engine.max_length == 300
+    with pytest.raises(UserError, match=r"max_length=512: .* takes 300 tokens"):
+        fitted(config, model)
 
 
 def test_the_serve_config_that_is_shown_is_one_that_serve_takes(config: ServeConfig) -> None:

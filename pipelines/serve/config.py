@@ -22,7 +22,7 @@ class EngineConfig(Section):
 
     name: Literal["auto", "vllm", "transformers"] = "auto"  # auto: vLLM where it is installed
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    max_length: PositiveInt = 2048  # tokens of prompt and answer
+    max_length: PositiveInt = 2048  # tokens of prompt and answer; the model's own limit where that is lower
     max_batch: PositiveInt = 64  # sequences that are continued at once
     tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
     max_loaded_adapters: PositiveInt = 8  # in the engine at a time; more take turns, least recently used first out

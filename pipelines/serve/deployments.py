@@ -29,7 +29,7 @@ from pipelines.serve.adapters import AdapterSource
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
-from pipelines.serve.engines import make_host, runs_vllm
+from pipelines.serve.engines import fitted, make_host, runs_vllm
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import FULL, Metrics
 from pipelines.serve.host import OverloadedError, UnavailableError
@@ -212,6 +212,7 @@ def build(raw: dict[str, Any]) -> Any:
     """
     config = build_config(ServeConfig, raw)
     catalog = Catalog(config, load_tokenizer)
+    config = fitted(config, catalog.model)
     if config.keys is not None:
         KeyRing(Path(config.keys))
     runs_vllm(config)

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from pft_core.errors import UserError
 from pft_core.model import Precision
@@ -23,6 +24,20 @@ def make_host(config: ServeConfig, model: str, template_digest: str, *, lora: bo
     """
     engine = _vllm(config, model, lora=lora) if runs_vllm(config) else _transformers(config, model, template_digest)
     return EngineHost(engine, make_cache(config))
+
+
+def fitted(config: ServeConfig, model: str) -> ServeConfig:
+    """Return the config with a max_length that the model takes: its own where the recipe names none.
+
+    Raises UserError where the recipe names a longer one.
+    """
+    most = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+    wanted = config.engine.max_length
+    if most is None or wanted <= most:
+        return config
+    if "max_length" in config.engine.model_fields_set:
+        raise UserError(f"engine.max_length={wanted}: {model!r} takes {most} tokens: lower it")
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_length": most})})
 
 
 def make_cache(config: ServeConfig) -> AdapterCache:

@@ -20,7 +20,7 @@ def run(config: ServeConfig) -> dict[str, Any]:
     from pipelines.serve.deployments import build
 
     config = with_port(config)
-    application = build(config.model_dump())  # reads every policy: mistakes show before Ray starts
+    application = build(config.model_dump(exclude_unset=True))  # reads every policy: mistakes show before Ray starts
     ensure_ray()
     url = f"http://{config.host}:{config.port}"
     with stopping() as stop:
