@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import statistics
 import time
 import uuid
 from collections import Counter
@@ -116,7 +115,3 @@ async def open_loop(ask: Ask, bodies: Sequence[Body], *, per_second: float, seco
     await asyncio.gather(*tasks)
     load.seconds = sent
     return load
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)

@@ -19,7 +19,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pft_core.artifacts import read_json
 from pft_core.errors import UserError
@@ -54,6 +54,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     with _load_errors(name_or_path):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     return tokenizer
+
+
+def load_config(name_or_path: str) -> Any:
+    """Load a model's config from a folder or the hub. Raises UserError for a folder that has none."""
+    _local_folder(name_or_path)
+    with _load_errors(name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def load_base(

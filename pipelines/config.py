@@ -266,16 +266,19 @@ def _copied(raw: Any) -> Any:
     return {key: _copied(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
 
 
-def recipe_path(recipe: str | Path) -> Path:
-    """Return the file of a recipe: a bare name is a shipped one, anything else a path. Raises UserError."""
+def recipe_path(recipe: str | Path, *, folder: Path = RECIPES, kind: str = "recipe") -> Path:
+    """Return the file of a recipe: a bare name is one of those shipped in the folder, anything else a path.
+
+    Raises UserError.
+    """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
-            raise UserError(f"{path}: no such recipe file")
+            raise UserError(f"{path}: no such {kind} file")
         return path
-    shipped = {file.stem: file for file in RECIPES.glob("*.yaml")}
+    shipped = {file.stem: file for file in folder.glob("*.yaml")}
     if str(recipe) not in shipped:
-        raise UserError(f"recipe {str(recipe)!r} does not exist.{did_you_mean(str(recipe), shipped)}")
+        raise UserError(f"{kind} {str(recipe)!r} does not exist.{did_you_mean(str(recipe), shipped)}")
     return shipped[str(recipe)]
 
 

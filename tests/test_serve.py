@@ -1,6 +1,7 @@
 """The server on a real Ray: through the proxy, over replicas that die, are replaced and are full."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -79,8 +80,6 @@ def test_the_api_answers_through_serve(url: str) -> None:
         with client.stream("POST", "/v1/completions", json={**WRITE, "stream": True}) as stream:
             events = [line for line in stream.iter_lines() if line.startswith("data: {")]
         assert len(events) > 10, "it came in pieces"
-        import json
-
         assert "".join(json.loads(event[6:])["choices"][0]["text"] for event in events) == whole
         refused = client.post("/v1/choose", json={"scenario": "x", "options": ["a", "b"], "preference": "Bald"})
         assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")

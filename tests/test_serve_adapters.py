@@ -434,21 +434,21 @@ def test_an_adapter_replaced_in_a_bucket_gets_another_id_even_within_a_second(
 def test_the_folders_of_a_bucket_are_served_on_demand(
     bucket: S3FileSystem, policies: list[Path], tmp_path: Path
 ) -> None:
-    upload(bucket, policies[1], "policies/root/second")
-    with bucket.open_output_stream("policies/root/broken/model_ref.json") as file:
+    upload(bucket, policies[1], "policies/shelf/second")
+    with bucket.open_output_stream("policies/shelf/broken/model_ref.json") as file:
         file.write(b"{")
-    with bucket.open_output_stream("policies/root/notes.txt") as file:
+    with bucket.open_output_stream("policies/shelf/notes.txt") as file:
         file.write(b"no folder")
-    root = {"root": "s3://policies/root", "alias_ttl_s": 0.001}
+    root = {"root": "s3://policies/shelf", "alias_ttl_s": 0.001}
     catalog = Catalog(serve_config(policies[0], tmp_path / "cache", store=root), load_tokenizer)
     assert [policy.id.partition("@")[0] for policy in catalog.listed()] == ["policy", "base", "second"]
     assert catalog.resolve("second").id == f"second@{content_digits(policies[1] / 'adapter')}"
     with pytest.raises(UserError, match=r"broken.*not a policy"):
         catalog.resolve("broken")
-    for unknown in ("nobody", "notes.txt", "root"):
+    for unknown in ("nobody", "notes.txt", "shelf"):
         with pytest.raises(UnknownModelError):
             catalog.resolve(unknown)
-    upload(bucket, policies[0], "policies/root/later")
+    upload(bucket, policies[0], "policies/shelf/later")
     assert catalog.resolve("later").id == f"later@{content_digits(policies[0] / 'adapter')}"
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pft_core.errors import UserError, did_you_mean
-from pipelines.config import Section
+from pipelines.config import Section, recipe_path
 from pipelines.strict import apply_override, build, read_yaml
 
 APPLICATION = "pft"  # its name in Ray Serve
@@ -139,19 +138,7 @@ def is_loopback(host: str) -> bool:
 
 def load_serve_config(recipe: str | Path, overrides: Sequence[str] = ()) -> ServeConfig:
     """Read a shipped serving recipe by its bare name, or a YAML file, with overrides. Raises UserError."""
-    path = _recipe_path(recipe)
+    path = recipe_path(recipe, folder=RECIPES, kind="serving recipe")
     raw: dict[str, Any] = read_yaml(path)
     given = {apply_override(raw, override).split(".")[0] for override in overrides}
     return build(ServeConfig, raw, source=lambda key: "" if key.split(".")[0] in given else f"{path.name}: ")
-
-
-def _recipe_path(recipe: str | Path) -> Path:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise UserError(f"{path}: no such serving recipe")
-        return path
-    shipped = {file.stem: file for file in RECIPES.glob("*.yaml")}
-    if str(recipe) not in shipped:
-        raise UserError(f"serving recipe {str(recipe)!r} does not exist.{did_you_mean(str(recipe), shipped)}")
-    return shipped[str(recipe)]

@@ -30,6 +30,7 @@ from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
 from pipelines.serve.engines import fitted, make_host, runs_vllm
+from pipelines.serve.examples import read_examples
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import FULL, Metrics
 from pipelines.serve.host import OverloadedError, UnavailableError
@@ -215,6 +216,8 @@ def build(raw: dict[str, Any]) -> Any:
     config = fitted(config, catalog.model)
     if config.keys is not None:
         KeyRing(Path(config.keys))
+    if config.examples is not None:
+        read_examples(Path(config.examples))
     runs_vllm(config)
     dumped = config.model_dump()
     engines = serve.deployment(EngineReplica).options(name="engine", **engine_options(config))

@@ -4,10 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from pft_core.errors import UserError
-from pft_core.model import Precision
+from pft_core.model import Precision, load_config
 from pipelines.serve.adapters import AdapterCache
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engine import Engine
@@ -31,7 +30,7 @@ def fitted(config: ServeConfig, model: str) -> ServeConfig:
 
     Raises UserError where the recipe names a longer one.
     """
-    most = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+    most = getattr(load_config(model), "max_position_embeddings", None)
     wanted = config.engine.max_length
     if most is None or wanted <= most:
         return config

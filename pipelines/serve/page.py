@@ -1,12 +1,14 @@
 """The page at `/`: one file, no build step, nothing loaded from elsewhere."""
 
 import base64
+import functools
 import hashlib
 import re
 
 from pipelines.pages import TEMPLATES
 
 
+@functools.cache
 def page() -> tuple[str, dict[str, str]]:
     """Return the page and its headers; it asks the API for everything that it shows.
 

@@ -44,7 +44,7 @@ from pipelines.serve.writing import Continuation, Piece
 
 T = TypeVar("T")
 
-DOCUMENTED = {
+FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "The request is not one that this server can answer; the message says why.",
@@ -57,7 +57,6 @@ DOCUMENTED = {
         504: "The answer took too long.",
     }.items()
 }
-Failures: Any = DOCUMENTED
 
 
 def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics, *, tells_id: bool = True) -> Any:
@@ -72,7 +71,7 @@ def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics, *, tells_i
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=Failures,
+        responses=FAILURES,
         dependencies=security,
     )
     app.state.gateway, app.state.metrics = gateway, metrics
@@ -96,7 +95,7 @@ Served = Annotated[Gateway, Depends(_gateway)]
 
 def _add_routes(app: FastAPI) -> None:
     app.get("/", include_in_schema=False)(_page)
-    app.get("/healthz", dependencies=[])(_healthz)
+    app.get("/healthz")(_healthz)
     app.get("/readyz")(_readyz)
     app.get("/metrics", response_class=PlainTextResponse)(_metrics)
     app.get("/v1/examples")(_examples)
@@ -109,7 +108,7 @@ def _add_routes(app: FastAPI) -> None:
     app.post("/v1/completions", response_model=None)(_complete)
 
 
-async def _page(gateway: Served) -> HTMLResponse:
+async def _page() -> HTMLResponse:
     text, headers = page()
     return HTMLResponse(text, headers=headers)
 
