@@ -101,3 +101,4 @@ def test_a_busy_server_is_asked_again_with_the_same_request_id() -> None:
     server.shutdown()
     assert len(seen) == 3
     assert len(set(seen)) == 1
+    assert seen[0]

@@ -111,3 +111,9 @@ def test_shipped_spaces_load_and_unknown_names_get_a_hint() -> None:
         load_space("vcd").axis("Risk orientation")
     with pytest.raises(UserError, match="Did you mean 'Risk-averse'"):
         load_space("vcd").axis("Risk Orientation").side("Risk averse")
+
+
+def test_a_renderer_with_other_words_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = template_digest(PromptStyle(), SPACE)
+    monkeypatch.setattr("pft_core.prompts.instruction_text", lambda *_: "Answer as you like.")
+    assert template_digest(PromptStyle(), SPACE) != before

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import score_branches
@@ -21,6 +22,7 @@ from tests.builders import random_trees
 from tests.serving import write_policy
 
 CPU = torch.device("cpu")
+EOS = 2
 GREEDY = Sampling(max_tokens=6, temperature=0, logprobs=2)
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 VECTORS = SteeringVectors((1,), {"Risk": torch.linspace(-3, 3, 32)[None]}, "words", "base")
@@ -173,15 +175,18 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tiny_qwen2: Pat
 
     before, after = asyncio.run(ask())
     assert before == after
+    assert not [module for module in engine._model.base.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def test_a_reader_that_leaves_ends_the_work(engine: TransformersEngine) -> None:
     async def leave() -> None:
-        steps: Any = engine.generate(PROMPTS[0], Sampling(max_tokens=100_000, temperature=1.0), None)
+        steps: Any = engine.generate(PROMPTS[0], Sampling(max_tokens=100_000, temperature=1.0, seed=0), None)
         await anext(steps)
+        (row,) = engine._batch.rows
         await steps.aclose()
         for _ in range(200):
             if not engine._batch.rows:
+                assert row.written[-1] != EOS, "it was not its own end"
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("the row is still written")
