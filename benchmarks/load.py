@@ -1,12 +1,19 @@
-"""Load for a server: closed loops (so many in flight) and open ones (so many a second), every answer counted."""
+"""Load for a server: closed loops (so many in flight) and open ones (so many a second), every answer counted.
+
+`python -m benchmarks.load` carries out one order from stdin: a process with little in it, which nothing but the load
+keeps waiting.
+"""
 
 import asyncio
+import json
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx2 as httpx
@@ -115,3 +122,24 @@ async def open_loop(ask: Ask, bodies: Sequence[Body], *, per_second: float, seco
     await asyncio.gather(*tasks)
     load.seconds = sent
     return load
+
+
+async def elsewhere(url: str, path: str, bodies: Sequence[Body], **how: float) -> Load:
+    """Run a loop in a process of its own. how: in_flight of a closed loop, or per_second and seconds of an open one."""
+    order = json.dumps({"url": url, "path": path, "bodies": list(bodies), "how": how})
+    command = [sys.executable, "-m", "benchmarks.load"]
+    done = await asyncio.to_thread(subprocess.run, command, input=order, stdout=subprocess.PIPE, text=True, check=True)
+    told = json.loads(done.stdout)
+    return Load([Sample(**sample) for sample in told["samples"]], told["seconds"])
+
+
+async def _carry_out(order: dict[str, Any]) -> Load:
+    client = Client(order["url"], order["path"])
+    loop = closed_loop if "in_flight" in order["how"] else open_loop
+    load = await loop(client, order["bodies"], **order["how"])
+    await client.close()
+    return load
+
+
+if __name__ == "__main__":
+    json.dump(asdict(asyncio.run(_carry_out(json.load(sys.stdin)))), sys.stdout)

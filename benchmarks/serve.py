@@ -1,27 +1,27 @@
 """What serving costs, and what it does when too much is asked: `python -m benchmarks.serve --json`.
 
 A random model of about 30 million parameters, prompts of 128 tokens, 64 new ones, no streaming. `raw` is the same
-engine with the same settings in this process, driven by the same load; rounds of both take turns, so that the machine's
-moods hit both. Overload is an open loop at ten times what was served, held against the latency at exactly the admission
-limit. Adapters: 20 of them at random over 4 slots, against one. Prefixes: questions of both poles about one scenario,
-which stands before the preference or after it.
+engine with the same settings in this process, driven by the same code; rounds of both take turns, so that the machine's
+moods hit both. Who asks the server is a process of its own, as clients are. Overload is an open loop at ten times what
+was served, held against the latency at exactly the admission limit. Adapters: 20 of them at random over 4 slots,
+against one. Prefixes: questions of both poles about one scenario, which stands before the preference or after it.
 """
 
 import argparse
 import asyncio
-import gc
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import harness
-from benchmarks.load import Body, Client, Load, Sample, closed_loop, open_loop
+from benchmarks.load import Body, Load, Sample, closed_loop, elsewhere
 from pft_core.artifacts import ModelRef, file_sha256
 from pft_core.model import LoraSettings, add_lora, load_base, save_adapter
 from pft_core.preferences import load_space
@@ -36,6 +36,8 @@ PROMPT_TOKENS, NEW_TOKENS, IN_FLIGHT, QUEUED = 128, 64, 16, 16
 VOCABULARY = 8192
 ADAPTERS, SLOTS = 20, 4
 SPACE = load_space("toyworld")
+
+Asking = Callable[..., Awaitable[Load]]  # bodies, and `how` of benchmarks.load.elsewhere
 
 
 def make_model(folder: Path) -> Path:
@@ -130,21 +132,19 @@ class Raw:
 
 async def measure(config: ServeConfig, raw: Raw, *, requests: int, rounds: int, overload_s: float) -> dict[str, Any]:
     url = f"http://{config.host}:{config.port}"
-    served = Client(url, "/v1/completions")
+    served = partial(elsewhere, url, "/v1/completions")
     raws, serveds = [], []
     for number in range(rounds + 1):  # the first warms both up
         asked = bodies(requests if number else IN_FLIGHT, seed=number)
         pair = (
             await closed_loop(raw, asked, in_flight=IN_FLIGHT),
-            await closed_loop(served, asked, in_flight=IN_FLIGHT),
+            await served(asked, in_flight=IN_FLIGHT),
         )
         if number:
             raws.append(pair[0])
             serveds.append(pair[1])
             harness.say(f"raw {pair[0].per_second:.2f}, served {pair[1].per_second:.2f} requests a second")
     await raw.host.engine.close()
-    gc.collect()
-    gc.freeze()  # else this process, full of two libraries, would stop for 0.1 s now and then, and blame the server
     seconds = [value for load in serveds for value in load.of(200)]
     whole = Load([Sample(200, value) for value in seconds])
     result = {
@@ -156,16 +156,15 @@ async def measure(config: ServeConfig, raw: Raw, *, requests: int, rounds: int, 
     }
     result |= await overload(served, result["served_per_s"], seconds=overload_s)
     result |= await adapters(served, requests=requests)
-    result |= await prefixes(url)
-    await served.close()
+    result |= await prefixes(partial(elsewhere, url, "/v1/chat/completions"))
     return result
 
 
-async def overload(served: Client, capacity_per_s: float, *, seconds: float) -> dict[str, Any]:
+async def overload(served: Asking, capacity_per_s: float, *, seconds: float) -> dict[str, Any]:
     """Ten times the capacity, against as many in flight as are just admitted."""
     limit = IN_FLIGHT + QUEUED
-    at_limit = await closed_loop(served, bodies(4 * limit, seed=50), in_flight=limit)
-    beyond = await open_loop(served, bodies(200, seed=51), per_second=10 * capacity_per_s, seconds=seconds)
+    at_limit = await served(bodies(4 * limit, seed=50), in_flight=limit)
+    beyond = await served(bodies(200, seed=51), per_second=10 * capacity_per_s, seconds=seconds)
     harness.say(f"at the limit {at_limit.statuses}, beyond it {beyond.statuses}")
     return {
         "at_limit_p99_ms": round(at_limit.ms(0.99), 1),
@@ -181,20 +180,19 @@ async def overload(served: Client, capacity_per_s: float, *, seconds: float) -> 
     }
 
 
-async def adapters(served: Client, *, requests: int) -> dict[str, Any]:
+async def adapters(served: Asking, *, requests: int) -> dict[str, Any]:
     """One adapter for all requests; 4 in turn, which fit; 20 at random over the 4 slots."""
     names = [f"a{seed}" for seed in range(ADAPTERS)]
     result = {}
     for key, models in (("one", names[:1]), ("fitting", names[:SLOTS]), ("mixed", names)):
-        load = await closed_loop(served, bodies(requests, seed=60, models=models), in_flight=IN_FLIGHT)
+        load = await served(bodies(requests, seed=60, models=models), in_flight=IN_FLIGHT)
         assert load.statuses == {200: requests}, load.statuses
         result[f"adapters_{key}_per_s"] = round(load.per_second, 3)
     return result
 
 
-async def prefixes(url: str) -> dict[str, Any]:
+async def prefixes(served: Asking) -> dict[str, Any]:
     """Both poles about each of some long scenarios, asked twice: once in words before it, once after it."""
-    client = Client(url, "/v1/chat/completions")
     result: dict[str, Any] = {}
     times, rates = {}, {}
     for key, model in (("preference_first", "policy"), ("scenario_first", "scenario-first")):
@@ -205,7 +203,7 @@ async def prefixes(url: str) -> dict[str, Any]:
              "max_tokens": 1, "temperature": 0}
             for text in scenarios for axis in SPACE.axes for pole in axis.poles
         ]  # fmt: skip
-        load = await closed_loop(client, asked, in_flight=4)
+        load = await served(asked, in_flight=4)
         assert load.statuses == {200: len(asked)}, load.statuses
         usages = [sample.content["usage"] for sample in load.samples]
         cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
@@ -214,7 +212,6 @@ async def prefixes(url: str) -> dict[str, Any]:
     result["prefix_hit_rate"] = round(rates["scenario_first"], 4)
     result["prefix_hit_rate_preference_first"] = round(rates["preference_first"], 4)
     result["prefix_speedup"] = round(times["preference_first"] / times["scenario_first"], 3)
-    await client.close()
     return result
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines.config import Section, recipe_path
 from pipelines.strict import apply_override, build, read_yaml
@@ -14,6 +14,15 @@ APPLICATION = "pft"  # its name in Ray Serve
 RECIPES = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+def absolute(place: str) -> str:
+    """Return a place with a local path made absolute: replicas and `serve deploy` run in other folders."""
+    elsewhere = "://" in place or place.startswith("models:/")
+    return place if elsewhere else str(Path(place).expanduser().absolute())
+
+
+Place = Annotated[str, AfterValidator(absolute)]
 
 
 class EngineConfig(Section):
@@ -64,7 +73,7 @@ class LimitsConfig(Section):
 class SteeringConfig(Section):
     """CAA: a file of vectors written by `pft compare`, and the setting that its sweep picked."""
 
-    vectors: str
+    vectors: Place
     layer: NonNegativeInt
     multiplier: float
 
@@ -72,16 +81,16 @@ class SteeringConfig(Section):
 class EndsConfig(Section):
     """The two policies between which the slider moves: trained for the first poles, and for the second."""
 
-    first: str
-    second: str
+    first: Place
+    second: Place
     steps: PositiveInt = 20  # weights are rounded to 1/steps, so that a slider asks for a bounded number of adapters
 
 
 class AdapterStoreConfig(Section):
     """Where adapters come from besides those named, and where their copies are kept."""
 
-    root: str | None = None  # a folder, or s3://: its subfolders are served by name, on demand
-    cache: str | None = None  # folder on the node; None: in the user's cache folder
+    root: Place | None = None  # a folder, or s3://: its subfolders are served by name, on demand
+    cache: Place | None = None  # folder on the node; None: in the user's cache folder
     max_cached: PositiveInt = 64  # copies on a node's disk
     registry: str | None = None  # MLflow's URI, for models:/ places; None: MLFLOW_TRACKING_URI, else runs/mlflow.db
     alias_ttl_s: PositiveFloat = 5  # how long an alias is taken to point where it did
@@ -90,9 +99,9 @@ class AdapterStoreConfig(Section):
 class ServeConfig(Section):
     """A server. A place is a folder written by `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
-    policy: str  # place of the policy that answers where a request names no other
+    policy: Place  # place of the policy that answers where a request names no other
     name: Name = "policy"
-    adapters: dict[Name, str] = Field(default_factory=dict)  # further policies on the same base: name -> place
+    adapters: dict[Name, Place] = Field(default_factory=dict)  # further policies on the same base: name -> place
     ends: EndsConfig | None = None
     steering: SteeringConfig | None = None
     store: AdapterStoreConfig = AdapterStoreConfig()
@@ -101,8 +110,8 @@ class ServeConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)  # 0: a free one
-    keys: str | None = None  # file written by `pft key`; needed beyond this machine
-    examples: str | None = None  # a folder written by `pft prepare`: scenarios that the page offers
+    keys: Place | None = None  # file written by `pft key`; needed beyond this machine
+    examples: Place | None = None  # a folder written by `pft prepare`: scenarios that the page offers
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

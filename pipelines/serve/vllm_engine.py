@@ -31,8 +31,6 @@ from safetensors import SafetensorError, safe_open
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
-from vllm.lora.ops.torch_ops import lora_ops
-from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
@@ -43,6 +41,7 @@ from vllm.v1.executor import UniProcExecutor
 
 from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
+from pipelines.serve import vllm_cpu_lora
 from pipelines.serve.engine import EngineFault, LoadedAdapter, Sampling, Steering, Step, Token
 
 # The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
@@ -80,7 +79,7 @@ class OrphanEndsExecutor(UniProcExecutor):
     def _init_executor(self) -> None:
         threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
         if current_platform.is_cpu():
-            _leave_the_base_alone()
+            vllm_cpu_lora.install()
         super()._init_executor()
 
 
@@ -89,19 +88,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _leave_the_base_alone() -> None:
-    """Give rows without an adapter none: on a CPU their index, -1, reads the last one (vllm-project/vllm#48421)."""
-    shrink = lora_ops.bgmv_shrink
-
-    def shrink_adapted(inputs: Any, weights: Any, output: Any, indices: Any, scaling: float = 1.0) -> None:
-        shrink(inputs, weights, output, indices, scaling)
-        output[indices < 0] = 0
-
-    modules: tuple[Any, ...] = (lora_ops, punica_cpu)
-    for module in modules:
-        module.bgmv_shrink = shrink_adapted
 
 
 class VllmEngine:
