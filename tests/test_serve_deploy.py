@@ -1,0 +1,81 @@
+"""`pft show serve` and `serve deploy` on a Ray cluster that was started apart from us, as operators do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import yaml
+
+from tests.serving import serve_config, wait_until_ready, write_policy
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def dashboard(tmp_path: Path) -> Iterator[str]:
+    """The URL of a cluster's dashboard, which takes what is deployed."""
+    port, agent = free_port(), free_port()
+    ports = ["--port=0", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}"]
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    with (tmp_path / "ray.log").open("w") as log:
+        command = [str(BIN / "ray"), "start", "--head", "--num-cpus=4", "--block", *ports]
+        cluster = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=tmp_path)
+        try:
+            wait_for_dashboard(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            cluster.send_signal(signal.SIGTERM)
+            cluster.wait(60)
+
+
+def wait_for_dashboard(url: str) -> None:
+    for _ in range(300):
+        try:
+            if httpx.get(f"{url}/api/version").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+def test_what_is_shown_is_deployed_and_answers(dashboard: str, tiny_qwen2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    write_policy(folder / "policy", tiny_qwen2, seed=0)
+    config: dict[str, Any] = serve_config(Path("policy"), Path("cache"), port=free_port()).model_dump(
+        exclude_defaults=True
+    )
+    recipe = config | {"policy": "policy", "store": {"cache": "cache"}}  # relative, as a user writes them
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    shown = run("pft", "show", "serve", "recipe.yaml", folder=folder)
+    (tmp_path / "serve.yaml").write_text(shown)
+    run("serve", "deploy", "serve.yaml", "--address", dashboard, folder=tmp_path)
+    url = f"http://127.0.0.1:{config['port']}"
+    wait_until_ready(url)
+    body = {"scenario": "The plan", "options": ["go", "stay"], "preference": "Bold"}
+    chosen = httpx.post(f"{url}/v1/choose", json=body, timeout=60).json()
+    assert sum(option["probability"] for option in chosen["options"]) == pytest.approx(1)
+    assert chosen["model"].startswith("policy@")
+
+
+def run(command: str, *arguments: str, folder: Path) -> str:
+    done = subprocess.run([str(BIN / command), *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
