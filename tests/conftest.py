@@ -100,6 +100,8 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=6, include_dashboard=True, dashboard_port=0, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(
+        "local", num_cpus=6, include_dashboard=True, dashboard_port=0, log_to_driver=False, ignore_reinit_error=True
+    )
     yield
     ray.shutdown()
