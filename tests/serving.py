@@ -18,6 +18,7 @@ from pft_core.artifacts import ModelRef, file_sha256
 from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle, template_digest
+from pipelines.serve.admission import Admission
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import make_host
@@ -89,7 +90,7 @@ class LocalServer:
         host = make_host(self.config, catalog.model, catalog.default.ref.template_digest, lora=True)
         self.engine = host.engine
         gateway = Gateway(self.config, catalog, host)
-        app = make_app(self.config, gateway, self.metrics)
+        app = make_app(self.config, gateway, self.metrics, Admission(self.config.scaling))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -31,7 +31,7 @@ from pipelines.serve.adapters import (
     Source,
     UnreachableError,
     blend,
-    content_digits,
+    content_of,
     fetch,
     object_store,
 )
@@ -46,7 +46,7 @@ def write_files(folder: Path, content: str) -> Source:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
         (folder / name).write_text(f"{name} {content}")
-    return Source(f"{folder.name}@{content_digits(folder)}", str(folder))
+    return Source(f"{folder.name}@{content_of(folder).digits}", str(folder))
 
 
 def copies(cache: Path) -> set[str]:
@@ -70,7 +70,7 @@ def policies(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def source_of(policy: Path) -> Source:
-    return Source(f"{policy.name}@{content_digits(policy / 'adapter')}", str(policy / "adapter"))
+    return Source(f"{policy.name}@{content_of(policy / 'adapter').digits}", str(policy / "adapter"))
 
 
 # --- content
@@ -81,9 +81,9 @@ def test_the_digits_are_those_of_both_files(tmp_path: Path) -> None:
     each = [hashlib.sha256((tmp_path / "a" / name).read_bytes()).digest() for name in ADAPTER_FILES]
     assert digits(source) == hashlib.sha256(b"".join(each)).hexdigest()[:12]
     for name in ADAPTER_FILES:
-        before = content_digits(tmp_path / "a")
+        before = content_of(tmp_path / "a").digits
         (tmp_path / "a" / name).write_text("other")
-        assert content_digits(tmp_path / "a") != before
+        assert content_of(tmp_path / "a").digits != before
 
 
 def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[Source], tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[Source], tmp_path
     with AdapterCache(tmp_path / "cache", most=2).held(sources[0]) as found:
         assert found.id == sources[0].id
         assert {file.name for file in found.folder.iterdir()} == set(ADAPTER_FILES)
-        assert content_digits(found.folder) == digits(sources[0])
+        assert content_of(found.folder).digits == digits(sources[0])
 
 
 def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[Source], tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[Sour
     for source in (cached, unseen):
         write_files(Path(source.place), "another content")
     with cache.held(cached) as found:
-        assert content_digits(found.folder) == digits(cached)
+        assert content_of(found.folder).digits == digits(cached)
     with pytest.raises(OtherContentError, match=rf"{unseen.id}: its place holds the adapter @"), cache.held(unseen):
         pass
     assert copies(tmp_path / "cache") == {digits(cached)}
@@ -159,7 +159,7 @@ def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[Source], tmp_
     a, b, c, d = sources
     with cache.held(a) as first, cache.held(a), cache.held(b), cache.held(c):
         assert copies(tmp_path / "cache") == {digits(a), digits(b), digits(c)}  # more than one, as all are in use
-        assert content_digits(first.folder) == digits(a)
+        assert content_of(first.folder).digits == digits(a)
     use(cache, d)
     assert copies(tmp_path / "cache") == {digits(d)}
 
@@ -185,7 +185,7 @@ def test_of_many_who_ask_at_once_one_fetches(
 
     def ask() -> None:
         with cache.held(sources[0]) as adapter:
-            found.append(content_digits(adapter.folder))
+            found.append(content_of(adapter.folder).digits)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -202,7 +202,7 @@ def _use_and_check(cache: Path, sources: list[Source], start: Any, faults: Any) 
         source = sources[turn % len(sources)]
         try:
             with AdapterCache(cache, most=1).held(source) as adapter:
-                assert content_digits(adapter.folder) == digits(source)
+                assert content_of(adapter.folder).digits == digits(source)
         except BaseException as error:
             faults.put(f"{turn}: {error!r}")
 
@@ -260,7 +260,7 @@ def test_what_a_killed_process_fetched_is_never_given_away(
     killed()
     assert copies(tmp_path / "cache") == {f".{digits(sources[0])}.tmp"}
     with cache.held(sources[0]) as adapter:
-        assert content_digits(adapter.folder) == digits(sources[0])
+        assert content_of(adapter.folder).digits == digits(sources[0])
     assert copies(tmp_path / "cache") == {digits(sources[0])}
 
 
@@ -327,7 +327,7 @@ def test_a_blend_is_made_once_and_is_the_interpolation(
     by_hand = interpolate_adapters([(Path(first.place), 0.25), (Path(second.place), 0.75)], tmp_path / "by_hand")
     for _ in range(3):
         with cache.held(between) as adapter:
-            assert content_digits(adapter.folder) == content_digits(by_hand)
+            assert content_of(adapter.folder).digits == content_of(by_hand).digits
     assert len(made) == 1
     assert copies(tmp_path / "cache") == {digits(source) for source in (first, second, between)}
 
@@ -409,9 +409,9 @@ def test_an_adapter_comes_from_a_bucket(bucket: S3FileSystem, policies: list[Pat
     place = upload(bucket, policies[0], "policies/one")
     catalog = Catalog(serve_config(place, tmp_path / "cache"), load_tokenizer)
     policy = catalog.resolve(None)
-    assert policy.id == f"policy@{content_digits(policies[0] / 'adapter')}"
+    assert policy.id == f"policy@{content_of(policies[0] / 'adapter').digits}"
     with AdapterCache(tmp_path / "cache", most=2).held(policy.source) as adapter:  # type: ignore[arg-type]
-        assert content_digits(adapter.folder) == digits(policy)
+        assert content_of(adapter.folder).digits == digits(policy)
 
 
 def test_an_adapter_replaced_in_a_bucket_gets_another_id_even_within_a_second(
@@ -424,7 +424,7 @@ def test_an_adapter_replaced_in_a_bucket_gets_another_id_even_within_a_second(
     upload(bucket, policies[1], "policies/replaced")  # both have the same sizes, and times are whole seconds
     time.sleep(0.01)
     after = catalog.resolve(None)
-    assert after.id == f"policy@{content_digits(policies[1] / 'adapter')}" != before.id
+    assert after.id == f"policy@{content_of(policies[1] / 'adapter').digits}" != before.id
     cache = AdapterCache(tmp_path / "cache", most=2)
     with pytest.raises(OtherContentError):
         cache.held(before.source).__enter__()  # type: ignore[arg-type]
@@ -442,14 +442,14 @@ def test_the_folders_of_a_bucket_are_served_on_demand(
     root = {"root": "s3://policies/shelf", "alias_ttl_s": 0.001}
     catalog = Catalog(serve_config(policies[0], tmp_path / "cache", store=root), load_tokenizer)
     assert [policy.id.partition("@")[0] for policy in catalog.listed()] == ["policy", "base", "second"]
-    assert catalog.resolve("second").id == f"second@{content_digits(policies[1] / 'adapter')}"
+    assert catalog.resolve("second").id == f"second@{content_of(policies[1] / 'adapter').digits}"
     with pytest.raises(UserError, match=r"broken.*not a policy"):
         catalog.resolve("broken")
     for unknown in ("nobody", "notes.txt", "shelf"):
         with pytest.raises(UnknownModelError):
             catalog.resolve(unknown)
     upload(bucket, policies[0], "policies/shelf/later")
-    assert catalog.resolve("later").id == f"later@{content_digits(policies[0] / 'adapter')}"
+    assert catalog.resolve("later").id == f"later@{content_of(policies[0] / 'adapter').digits}"
 
 
 @pytest.mark.parametrize("adapter", ["../one/adapter", "/etc", None])
@@ -510,13 +510,13 @@ def test_a_policy_is_named_by_its_alias(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     catalog = registered(registry, tmp_path)
-    first, second = (f"policy@{content_digits(policy / 'adapter')}" for policy in policies)
+    first, second = (f"policy@{content_of(policy / 'adapter').digits}" for policy in policies)
     assert [catalog.resolve(name).id for name in ("policy", "policy@champion", "policy@first")] == [first] * 3
     assert catalog.resolve("policy@second").id == second
     cache = AdapterCache(tmp_path / "cache", most=2, registry=registry[1])
     for name, policy in zip(("policy@first", "policy@second"), policies, strict=True):
         with cache.held(catalog.resolve(name).source) as adapter:
-            assert content_digits(adapter.folder) == content_digits(policy / "adapter")
+            assert content_of(adapter.folder).digits == content_of(policy / "adapter").digits
             assert {file.name for file in adapter.folder.iterdir()} == set(ADAPTER_FILES)
     assert not (tmp_path / "mlflow.db").exists()  # MLflow's default store, where it is not told another
 
@@ -525,7 +525,7 @@ def test_a_moved_alias_is_followed_after_its_time(
     registry: tuple[Any, str], policies: list[Path], tmp_path: Path
 ) -> None:
     client, _ = registry
-    first, second = (f"policy@{content_digits(policy / 'adapter')}" for policy in policies)
+    first, second = (f"policy@{content_of(policy / 'adapter').digits}" for policy in policies)
     catalog = registered(registry, tmp_path, alias_ttl_s=0.5)
     assert catalog.resolve(None).id == first
     client.set_registered_model_alias("policy", "champion", "2")
@@ -552,7 +552,7 @@ def test_a_pinned_version_is_not_left_by_an_alias(
     registry: tuple[Any, str], policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = registered(registry, tmp_path, "models:/policy/2")
-    assert catalog.resolve(None).id == f"policy@{content_digits(policies[1] / 'adapter')}"
+    assert catalog.resolve(None).id == f"policy@{content_of(policies[1] / 'adapter').digits}"
     monkeypatch.setattr(catalog_module, "version_of", lambda *_, **__: pytest.fail("asked the registry"))
     with pytest.raises(UnknownModelError):
         catalog.resolve("policy@first")

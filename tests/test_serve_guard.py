@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from pipelines.serve import guard
-from pipelines.serve.config import LimitsConfig
+from pipelines.serve.admission import Admission
+from pipelines.serve.config import LimitsConfig, ScalingConfig
 from pipelines.serve.guard import Guard, Metrics, Observed
 from pipelines.serve.keys import KeyRing, RateLimiter, add_key
 
@@ -91,7 +92,9 @@ def fence(tmp_path: Path, *, keyed: bool = True, pace: int | None = None, **limi
     file = tmp_path / "keys.json"
     secret = add_key(file, "ann", requests_per_minute=pace) if keyed else ""
     inside, metrics = Inside(), Metrics()
-    guarded = Guard(inside, LimitsConfig(**limits), KeyRing(file) if keyed else None, metrics)
+    guarded = Guard(
+        inside, LimitsConfig(**limits), KeyRing(file) if keyed else None, metrics, Admission(ScalingConfig())
+    )
     return Fence(Observed(guarded, metrics, ROUTES, tells_id=True), inside, metrics, secret)
 
 
@@ -340,6 +343,6 @@ def test_what_follows_the_body_reaches_the_application(tmp_path: Path) -> None:
         return messages.pop(0)
 
     secret = add_key(tmp_path / "keys.json", "ann")
-    app = Guard(inside, LimitsConfig(), KeyRing(tmp_path / "keys.json"), Metrics())
+    app = Guard(inside, LimitsConfig(), KeyRing(tmp_path / "keys.json"), Metrics(), Admission(ScalingConfig()))
     asyncio.run(app(scope("/x", [(b"authorization", f"Bearer {secret}".encode())]), receive, None))  # type: ignore[arg-type]
     assert seen == ["http.request", "http.disconnect"]

@@ -74,13 +74,22 @@ def blend(first: Source, second: Source, first_weight: float, *, name: str) -> A
     return Blend(f"{name}-{first_weight:.2f}@{digits}", first, second, first_weight)
 
 
-def content_digits(folder: Path) -> str:
-    """Return the 12 hex digits of an adapter's files: weights, and the config that scales them."""
-    sha = hashlib.sha256()
+@dataclass(frozen=True)
+class Content:
+    """What an adapter's files hold: 12 hex digits of weights and config, which name it, and the weights' SHA-256."""
+
+    digits: str
+    weights_sha256: str
+
+
+def content_of(folder: Path) -> Content:
+    """Read an adapter's files: weights, and the config that scales them."""
+    shas = {}
     for name in ADAPTER_FILES:
         with (folder / name).open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()[:DIGITS]
+            shas[name] = hashlib.file_digest(file, "sha256")
+    joined = hashlib.sha256(b"".join(sha.digest() for sha in shas.values()))
+    return Content(joined.hexdigest()[:DIGITS], shas[SAFETENSORS_WEIGHTS_NAME].hexdigest())
 
 
 class AdapterCache:
@@ -185,7 +194,7 @@ def _last_use(path: Path) -> float:
 
 
 def _refuse_other_content(source: Source, folder: Path) -> None:
-    found, wanted = content_digits(folder), source.id.rpartition("@")[2]
+    found, wanted = content_of(folder).digits, source.id.rpartition("@")[2]
     if found != wanted:
         raise OtherContentError(f"{source.id}: its place holds the adapter @{found} by now: ask for it by that name")
 

@@ -25,12 +25,13 @@ from pipelines.serve.adapters import (
     REGISTRY_SCHEME,
     SHA,
     AdapterSource,
+    Content,
     MissingError,
     Source,
     UnreachableError,
     asking,
     blend,
-    content_digits,
+    content_of,
     download,
     etags,
     fetch,
@@ -117,7 +118,7 @@ class Catalog:
         self._aliases = Remembered(config.store.alias_ttl_s)
         self._stamps = Remembered(config.store.alias_ttl_s)
         self._refs: dict[Any, ModelRef] = {}
-        self._digits: dict[Any, str] = {}
+        self._contents: dict[Any, Content] = {}
         self._known: dict[str, Policy] = {}
         # Its id gets digits once it is seen to fit.
         self.default = Policy(config.name, reference_at(self._pinned(config.policy), registry=self._registry), None)
@@ -280,8 +281,11 @@ class Catalog:
             ref = self._reference(name, place)
             if ref.adapter is None:
                 return Policy(name, ref, None)
-            id = f"{name}@{self._digits_at(ref.adapter)}"
-        policy = Policy(id, ref, Source(id, ref.adapter))
+            content = self._content_at(ref.adapter)
+        id = f"{name}@{content.digits}"
+        # Of the weights that are there: a reference may have been left behind by others.
+        measured = replace(ref, adapter_sha256=content.weights_sha256)
+        policy = Policy(id, measured, Source(id, ref.adapter))
         self._known[id] = policy
         return policy
 
@@ -306,13 +310,13 @@ class Catalog:
         self._refuse_outside(name, Path(ref.adapter or place), ADAPTER_FILES if ref.adapter else ())
         return ref
 
-    def _digits_at(self, place: str) -> str:
+    def _content_at(self, place: str) -> Content:
         stamp = self._stamp(place, ADAPTER_FILES)
-        if stamp not in self._digits:
+        if stamp not in self._contents:
             with tempfile.TemporaryDirectory() as scratch, reading(place):
                 folder = Path(place) if is_local(place) else fetch(place, Path(scratch) / "a", registry=self._registry)
-                self._digits[stamp] = content_digits(folder)
-        return self._digits[stamp]
+                self._contents[stamp] = content_of(folder)
+        return self._contents[stamp]
 
     def _stamp(self, place: str, names: tuple[str, ...]) -> Any:
         """Return what changes when these files at a place do; a version of a registered model never does."""

@@ -1,6 +1,5 @@
 """Choices and scores: log-probabilities of answers, compared as evaluation compares them."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipelines.serve.bodies import AnswerScore, ChooseBody, Chosen, OptionScore,
 from pipelines.serve.catalog import Policy
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.host import Backend
+from pipelines.serve.together import together
 
 Scores = tuple[BranchedExample, NDArray[np.float32]]
 Answered = tuple[Question, Scores | None]  # None: it could not be scored
@@ -62,7 +62,7 @@ class Chooser:
             raise UserError("preferences: a weight between two poles has no log-probability of its own: give poles")
         examples = [self._answers(each, body.scenario, body.answers) for each in asked]
         self._refuse_too_many(examples)
-        rows = await asyncio.gather(*(self._scored(a, [e]) for a, e in zip(asked, examples, strict=True)))
+        rows = await together(*(self._scored(a, [e]) for a, e in zip(asked, examples, strict=True)))
         results = [
             ScoredUnder(**each.told, answers=[
                 AnswerScore(logprob=float(logp), num_tokens=branch.num_labels)

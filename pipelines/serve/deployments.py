@@ -9,9 +9,8 @@ loaded, and puts no limit on what a replica takes on.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,21 @@ from pft_core.encoding import BranchedExample
 from pft_core.model import load_tokenizer
 from pipelines.jobs import unwrap_user_error
 from pipelines.serve.adapters import AdapterSource
+from pipelines.serve.admission import Admission
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
 from pipelines.serve.engines import fitted, make_host, runs_vllm
 from pipelines.serve.examples import read_examples
 from pipelines.serve.gateway import Gateway
-from pipelines.serve.guard import FULL, Metrics
-from pipelines.serve.host import OverloadedError, UnavailableError
+from pipelines.serve.guard import Metrics
+from pipelines.serve.host import UnavailableError
 from pipelines.serve.keys import KeyRing
 from pipelines.serve.routes import make_app
 from pipelines.strict import build as build_config
 
 INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # far above what engines admit: the ingress sends away, not the proxy
 TRIES = 4
-RECOUNT_S = 2.0
 PAUSE_S = 0.2  # before a replica is asked in place of one that was lost; doubles
 
 
@@ -75,50 +74,11 @@ class EngineReplica:
         await self._host.engine.close()
 
 
-class Admission:
-    """How many requests may be on their way at once: what the running replicas take on, and a queue.
-
-    Serve has such a limit of its own, but counts a request as queued until it is assigned: near the limit it sends
-    clients away for whom there is room.
-    """
-
-    def __init__(self, config: ServeConfig):
-        self._scaling = config.scaling
-        self._replicas, self._counted = config.scaling.min_replicas, 0.0
-        self._in_flight = 0
-
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place within the context. Raises OverloadedError where there is none."""
-        await self._count_replicas()
-        if self.is_full():
-            raise OverloadedError(FULL)
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
-    def is_full(self) -> bool:
-        limit = self._replicas * self._scaling.max_ongoing_requests + self._scaling.max_queued_requests
-        return self._in_flight >= limit
-
-    async def _count_replicas(self) -> None:
-        """Ask Serve, now and then, how many replicas run; only an autoscaled number changes."""
-        if self._scaling.min_replicas == self._scaling.max_replicas or time.monotonic() - self._counted < RECOUNT_S:
-            return
-        self._counted = time.monotonic()
-        status = await asyncio.to_thread(serve.status)
-        deployment = status.applications[APPLICATION].deployments["engine"]
-        self._replicas = deployment.replica_states.get("RUNNING", 0)
-
-
 class Replicas:
     """The backend over a Serve handle; what a lost replica was asked, another is asked again."""
 
-    def __init__(self, handle: Any, config: ServeConfig, metrics: Metrics):
+    def __init__(self, handle: Any, metrics: Metrics):
         self._handle, self._metrics = handle, metrics
-        self._admission = Admission(config)
 
     async def generate(
         self,
@@ -129,14 +89,13 @@ class Replicas:
         *,
         stream: bool = True,
     ) -> AsyncIterator[Step]:
-        async with self._admission.place():
-            if stream:
-                async with aclosing(self._stream(prompt_ids, sampling, source, steering)) as steps:
-                    async for step in steps:
-                        yield step
-            else:
-                for step in await self._ask("write", prompt_ids, sampling, source, steering):
+        if stream:
+            async with aclosing(self._stream(prompt_ids, sampling, source, steering)) as steps:
+                async for step in steps:
                     yield step
+        else:
+            for step in await self._ask("write", prompt_ids, sampling, source, steering):
+                yield step
 
     async def _stream(self, *arguments: Any) -> AsyncGenerator[Step, None]:
         begun = False
@@ -157,15 +116,11 @@ class Replicas:
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
     ) -> list[NDArray[np.float32]]:
-        async with self._admission.place():
-            scores: list[NDArray[np.float32]] = await self._ask("score", examples, source, steering)
+        scores: list[NDArray[np.float32]] = await self._ask("score", examples, source, steering)
         return scores
 
     async def check(self) -> None:
         await self._ask("check_health")
-
-    def is_full(self) -> bool:
-        return self._admission.is_full()
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         for attempt in range(TRIES):
@@ -200,10 +155,24 @@ class Ingress:
         self._config = build_config(ServeConfig, raw)
         self._metrics = Metrics()
         catalog = Catalog(self._config, load_tokenizer)
-        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._config, self._metrics))
+        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._metrics))
+        scaling = self._config.scaling
+        is_fixed = scaling.min_replicas == scaling.max_replicas
+        self._admission = Admission(scaling, count_replicas=None if is_fixed else running_engines)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self._config, self._gateway, self._metrics, tells_id=False)
+        return make_app(self._config, self._gateway, self._metrics, self._admission, tells_id=False)
+
+    async def drain(self) -> None:
+        """Take nothing on any more, and return when everything taken on is answered."""
+        await self._admission.drain()
+
+
+async def running_engines() -> int:
+    """Return how many replicas of the engine answer now."""
+    status = await asyncio.to_thread(serve.status)
+    states = status.applications[APPLICATION].deployments["engine"].replica_states
+    return int(states.get("RUNNING", 0))
 
 
 def build(raw: dict[str, Any]) -> Any:

@@ -1,13 +1,12 @@
 """The parts of a server that answer, put together; `compare` is made of the others."""
 
-import asyncio
-
 from pipelines.serve.asking import Asker
 from pipelines.serve.bodies import ChatBody, CompareBody, Compared, Message, Preference, Side
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.choosing import Chooser
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.host import Backend
+from pipelines.serve.together import together
 from pipelines.serve.writing import Writer
 
 
@@ -24,10 +23,6 @@ class Gateway:
         """Raise UnavailableError where no replica would answer."""
         await self._backend.check()
 
-    def is_full(self) -> bool:
-        """Return whether a question would be sent away."""
-        return self._backend.is_full()
-
     async def compare(self, body: CompareBody) -> Compared:
         """Ask both poles of an axis, and what lies between them at a weight, in one call."""
         space = (await self._asker.policy(body.model)).ref.space
@@ -38,7 +33,7 @@ class Gateway:
         if body.weight is not None:
             weights = {axis.first.name: body.weight, axis.second.name: 1 - body.weight}
             poles.append(("between", body.weight, {"axis": axis.name, **weights}))
-        first, second, *between = await asyncio.gather(*(self._side(body, *pole) for pole in poles))
+        first, second, *between = await together(*(self._side(body, *pole) for pole in poles))
         assert first is not None
         assert second is not None
         return Compared(axis=axis.name, first=first, second=second, between=between[0] if between else None)

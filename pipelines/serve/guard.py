@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from pipelines.serve.admission import Admission
 from pipelines.serve.config import LimitsConfig, is_loopback
 from pipelines.serve.keys import KeyRing, RateLimiter, secret_in
 from pipelines.serve.openai_format import error_body
@@ -28,7 +29,6 @@ DECLARED = re.compile(r"[0-9]{1,20}")
 # One line each: browsers do not find Basic behind a comma.
 CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="pft", charset="UTF-8"'))
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-FULL = "every replica is busy and the queue is full: come back later"
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -43,7 +43,9 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("pft_requests_in_flight", "Requests being answered", registry=self.registry)
-        self.rejected = Counter("pft_rejected", "Requests sent away with 429", ["reason"], registry=self.registry)
+        self.rejected = Counter(
+            "pft_rejected", "Requests sent away: pace, overload, stopping", ["reason"], registry=self.registry
+        )
         self.tokens = Counter("pft_tokens", "Tokens by kind: prompt, cached or completion", ["kind"],
                               registry=self.registry)  # fmt: skip
         self.retries = Counter("pft_engine_retries", "Requests asked again as a replica was lost",
@@ -83,20 +85,12 @@ class Observed:
 
 
 class Guard:
-    """Lets in who has a key, at that key's pace, with a body of a bearable size."""
+    """Lets in who has a key, at that key's pace, with a body of a bearable size, while there is a place."""
 
-    def __init__(
-        self,
-        app: App,
-        limits: LimitsConfig,
-        keys: KeyRing | None,
-        metrics: Metrics,
-        *,
-        is_full: Callable[[], bool] = lambda: False,
-    ):
-        """keys: None lets this machine's own programs in, and nobody else; is_full: there is no room for a question."""
+    def __init__(self, app: App, limits: LimitsConfig, keys: KeyRing | None, metrics: Metrics, admission: Admission):
+        """keys: None lets this machine's own programs in, and nobody else."""
         self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
-        self._is_full = is_full
+        self._admission = admission
         self._pace = RateLimiter()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -106,11 +100,15 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope) or self._no_room(scope)
-        if refusal is not None:
+        if (refusal := self._refusal(scope)) is not None:
             await respond(send, *refusal)
-            return
-        await self._with_small_body(scope, receive, send)
+        elif scope["method"] != "POST":
+            await self._app(scope, receive, send)
+        # Sent away before anything is done for it: under overload, that is most of the work there is.
+        elif (sent_away := self._sent_away()) is not None:
+            await respond(send, *sent_away)
+        elif (body := await self._small_body(scope, receive, send)) is not None:
+            await self._with_a_place(body, scope, receive, send)
 
     def _refusal(self, scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
         if self._keys is None:
@@ -128,30 +126,32 @@ class Guard:
             return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(wait_s)]
         return None
 
-    def _no_room(self, scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
-        """Send a question away before anything is done for it: under overload, that is most of the work there is."""
-        if scope["method"] != "POST" or not self._is_full():
+    def _sent_away(self) -> tuple[int, dict[str, Any], Headers] | None:
+        refusal = self._admission.refusal()
+        if refusal is None:
             return None
-        self._metrics.rejected.labels("overload").inc()
-        body = error_body(FULL, kind="rate_limit_error", code="overloaded")
-        return 429, body, [retry_after(1)]
+        self._metrics.rejected.labels(refusal.reason).inc()
+        kind, code = ("rate_limit_error", "overloaded") if refusal.status == 429 else ("server_error", "unavailable")
+        return refusal.status, error_body(refusal.message, kind=kind, code=code), [retry_after(1)]
 
-    async def _with_small_body(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Read the body up to the limit before anything else sees it."""
+    async def _small_body(self, scope: Any, receive: Receive, send: Send) -> bytes | None:
+        """Read the body up to the limit before anything else sees it; None: the request is answered, or gone."""
         declared = header(scope, b"content-length")
-        if DECLARED.fullmatch(declared) and int(declared) > self._limits.body_bytes:
-            await respond(send, *self._too_large())
-            return
+        is_small = not DECLARED.fullmatch(declared) or int(declared) <= self._limits.body_bytes
         body, more = b"", True
-        while more:
+        while is_small and more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self._limits.body_bytes:
-                await respond(send, *self._too_large())
-                return
+            is_small = len(body) <= self._limits.body_bytes
+        if not is_small:
+            await respond(send, *self._too_large())
+        return body if is_small else None
+
+    async def _with_a_place(self, body: bytes, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer a request whose body is here; who sends a body slowly has held no place until now."""
         given = False
 
         async def again() -> Message:
@@ -161,7 +161,11 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+        if (sent_away := self._sent_away()) is not None:
+            await respond(send, *sent_away)
+            return
+        with self._admission.place():
+            await self._app(scope, again, send)
 
     def _too_large(self) -> tuple[int, dict[str, Any], Headers]:
         message = f"the request is larger than {self._limits.body_bytes} bytes"

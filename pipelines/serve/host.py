@@ -13,10 +13,6 @@ from pipelines.serve.adapters import AdapterCache, AdapterSource
 from pipelines.serve.engine import Engine, LoadedAdapter, Sampling, Steering, Step
 
 
-class OverloadedError(RuntimeError):
-    """Every replica is busy and the queue is full: the client is to come back."""
-
-
 class UnavailableError(RuntimeError):
     """No replica can answer now: one was lost, or none has started."""
 
@@ -24,7 +20,7 @@ class UnavailableError(RuntimeError):
 class Backend(Protocol):
     """What the gateway asks: an engine here, or one of several replicas elsewhere.
 
-    Raises UserError, OverloadedError or UnavailableError.
+    Raises UserError or UnavailableError.
     """
 
     def generate(
@@ -44,8 +40,6 @@ class Backend(Protocol):
     ) -> list[NDArray[np.float32]]: ...
 
     async def check(self) -> None: ...
-
-    def is_full(self) -> bool: ...
 
 
 class EngineHost:
@@ -77,10 +71,6 @@ class EngineHost:
 
     async def check(self) -> None:
         await self.engine.check()
-
-    def is_full(self) -> bool:
-        """An engine takes what comes: how much that is decides who puts it behind HTTP."""
-        return False
 
     @asynccontextmanager
     async def _held(self, source: AdapterSource | None) -> AsyncIterator[LoadedAdapter | None]:

@@ -33,7 +33,8 @@ def run(config: ServeConfig) -> dict[str, Any]:
         )
         stop.wait()
         console.print("draining")
-        shut_down()
+        drain(config)
+        take_down()
     return {"url": url, "status": "stopped"}
 
 
@@ -69,8 +70,26 @@ def _fault() -> UserError | None:
     return next((found for text in messages if (found := unwrap_user_error(RuntimeError(text)))), None)
 
 
+def drain(config: ServeConfig) -> None:
+    """Have new requests sent away, and wait until those that were taken on are answered, at most `drain_s`."""
+    from ray import serve
+
+    with contextlib.suppress(TimeoutError):
+        serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=config.scaling.drain_s + 5)
+
+
+def take_down() -> None:
+    """End what was started: our own Ray with all in it, at once, as a proxy without its application answers 404."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        shut_down()
+    else:
+        ray.shutdown()
+
+
 def shut_down() -> None:
-    """Let replicas finish what they have begun, then take everything down."""
+    """Take the application and Serve off a cluster that goes on."""
     from ray import serve
 
     serve.delete(APPLICATION)

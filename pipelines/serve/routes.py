@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from pft_core.errors import UserError
 from pipelines.serve.adapters import OtherContentError, UnreachableError
+from pipelines.serve.admission import STOPPING, Admission
 from pipelines.serve.asking import TooLongError
 from pipelines.serve.bodies import (
     ChatBody,
@@ -36,7 +37,7 @@ from pipelines.serve.engine import EngineFault
 from pipelines.serve.examples import read_examples
 from pipelines.serve.gateway import Gateway
 from pipelines.serve.guard import Guard, Metrics, Observed, retry_after
-from pipelines.serve.host import OverloadedError, UnavailableError
+from pipelines.serve.host import UnavailableError
 from pipelines.serve.keys import KeyRing
 from pipelines.serve.openai_format import Answer, error_body, event, events
 from pipelines.serve.page import page
@@ -59,7 +60,9 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics, *, tells_id: bool = True) -> Any:
+def make_app(
+    config: ServeConfig, gateway: Gateway, metrics: Metrics, admission: Admission, *, tells_id: bool = True
+) -> Any:
     """Return the ASGI application. gateway: ready to answer; tells_id: see `guard.Observed`.
 
     Raises UserError for a file of keys that is none, and for examples that are no prepared data.
@@ -74,15 +77,13 @@ def make_app(config: ServeConfig, gateway: Gateway, metrics: Metrics, *, tells_i
         responses=FAILURES,
         dependencies=security,
     )
-    app.state.gateway, app.state.metrics = gateway, metrics
+    app.state.gateway, app.state.metrics, app.state.admission = gateway, metrics, admission
     app.state.examples = read_examples(Path(config.examples)) if config.examples else []
     _add_routes(app)
     _add_failures(app)
     keys = KeyRing(Path(config.keys)) if config.keys else None
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    return Observed(
-        Guard(app, config.limits, keys, metrics, is_full=gateway.is_full), metrics, paths, tells_id=tells_id
-    )
+    return Observed(Guard(app, config.limits, keys, metrics, admission), metrics, paths, tells_id=tells_id)
 
 
 def _gateway(request: Request) -> Gateway:
@@ -118,8 +119,10 @@ async def _healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _readyz(gateway: Served) -> dict[str, str]:
-    """Whether a replica of the engine would answer now."""
+async def _readyz(request: Request, gateway: Served) -> dict[str, str]:
+    """Whether a replica of the engine would answer now, and the server goes on."""
+    if request.app.state.admission.refusal() is STOPPING:
+        raise UnavailableError(STOPPING.message)
     await asyncio.wait_for(gateway.ready(), timeout=5)
     return {"status": "ready"}
 
@@ -149,7 +152,10 @@ async def _model(model: str, gateway: Served) -> dict[str, Any]:
 
 
 def described(policy: Policy) -> dict[str, Any]:
-    """OpenAI's model object, with what identifies the policy; `adapter_sha256` is what reports call it."""
+    """OpenAI's model object, with what identifies the policy; `adapter_sha256` is what reports call it.
+
+    A name without digits is one of `store.root` whose weights were not read for this.
+    """
     ref = policy.ref
     return {
         "id": policy.id,
@@ -158,7 +164,7 @@ def described(policy: Policy) -> dict[str, Any]:
         "owned_by": "pft",
         "base": ref.base,
         "adapter": policy.source and policy.source.id,
-        "adapter_sha256": ref.adapter_sha256 if policy.source else None,
+        "adapter_sha256": ref.adapter_sha256 if "@" in policy.id else None,
         "template_digest": ref.template_digest,
         "config_digest": ref.config_digest,
         "data_digest": ref.data_digest,
@@ -232,7 +238,7 @@ async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> Async
                 yield text
     except TimeoutError:
         yield event(error_body(f"not finished within {timeout_s:g} s", kind="server_error", code="timeout"))
-    except (OverloadedError, UnavailableError, UserError) as error:
+    except (UnavailableError, UserError) as error:
         yield event(error_body(str(error), kind="server_error", code="stream_broken"))
 
 
@@ -254,7 +260,6 @@ def _add_failures(app: FastAPI) -> None:
     on(UnknownModelError, 404, "invalid_request_error", "model_not_found")
     on(UnreachableError, 503, "server_error", "unavailable")
     on(EngineFault, 503, "server_error", "unavailable")
-    on(OverloadedError, 429, "rate_limit_error", "overloaded")
     on(UnavailableError, 503, "server_error", "unavailable")
     on(TimeoutError, 504, "server_error", "timeout")
     app.exception_handler(RequestValidationError)(_invalid)
@@ -263,10 +268,8 @@ def _add_failures(app: FastAPI) -> None:
 
 def _teller(status: int, kind: str, code: str | None) -> Callable[[Request, Any], Awaitable[JSONResponse]]:
     async def tell(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, OverloadedError):
-            request.app.state.metrics.rejected.labels("overload").inc()
         message = str(error) or f"no answer within {request.app.state.gateway.limits.timeout_s:g} s"
-        headers = dict([retry_after(1)]) if status in (429, 503) else None
+        headers = dict([retry_after(1)]) if status == 503 else None
         return JSONResponse(error_body(message, kind=kind, code=code), status_code=status, headers=headers)
 
     return tell

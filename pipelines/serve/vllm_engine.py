@@ -43,6 +43,7 @@ from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pipelines.serve import vllm_cpu_lora
 from pipelines.serve.engine import EngineFault, LoadedAdapter, Sampling, Steering, Step, Token
+from pipelines.serve.together import together
 
 # The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class VllmEngine:
             self._refuse_overlong(len(example.prefix_ids) + max(len(b.input_ids) for b in example.branches))
         with _faults():
             lora = await self._lora(adapter)
-            return await asyncio.gather(*(self._score(example, lora) for example in examples))
+            return await together(*(self._score(example, lora) for example in examples))
 
     async def check(self) -> None:
         with _faults():
@@ -206,7 +207,7 @@ class VllmEngine:
         paths = sorted({path for branch in labels for path in branch}, key=len)
         # The first leaves the prefix in the cache, where all others find it.
         logps = [await self._logp(prefix, path, lora) for path in paths[:1]]
-        logps += await asyncio.gather(*(self._logp(prefix, path, lora) for path in paths[1:]))
+        logps += await together(*(self._logp(prefix, path, lora) for path in paths[1:]))
         logp_of = dict(zip(paths, logps, strict=True))
         return np.array([sum(logp_of[path] for path in branch) for branch in labels], dtype=np.float32)
 

@@ -1,0 +1,76 @@
+"""How many requests a server answers at once: what its replicas take on, and a queue; none once it is to stop.
+
+Ray Serve has such a limit of its own, but counts a request as queued until it is assigned: near the limit it sends
+clients away for whom there is room.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.serve.config import ScalingConfig
+
+RECOUNT_S = 2.0
+STILL_S = 0.05  # between looks whether the last request is answered
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is sent away: the HTTP status, the reason in metrics, and what the client is told."""
+
+    status: Literal[429, 503]
+    reason: str
+    message: str
+
+
+FULL = Refusal(429, "overload", "every replica is busy and the queue is full: come back later")
+STOPPING = Refusal(503, "stopping", "this server stops: ask another, or this one once it is back")
+
+
+class Admission:
+    """The places of one server. One request holds one place, however much it asks of the engines."""
+
+    def __init__(self, scaling: ScalingConfig, *, count_replicas: Callable[[], Awaitable[int]] | None = None):
+        """count_replicas: how many run by now, where the number may change; None: min_replicas."""
+        self._scaling, self._count_replicas = scaling, count_replicas
+        self._replicas, self._counted_at = scaling.min_replicas, 0.0
+        self._in_flight, self._stopping = 0, False
+        self._counting: asyncio.Task[None] | None = None
+
+    def refusal(self) -> Refusal | None:
+        """Return why there is no place now; None where there is one."""
+        if self._stopping:
+            return STOPPING
+        self._recount()
+        limit = max(1, self._replicas) * self._scaling.max_ongoing_requests + self._scaling.max_queued_requests
+        return FULL if self._in_flight >= limit else None
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place, which `refusal` has just said to be there."""
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and wait until those who are in have their answers, at most `drain_s`."""
+        self._stopping = True
+        end = time.monotonic() + self._scaling.drain_s
+        while self._in_flight and time.monotonic() < end:
+            await asyncio.sleep(STILL_S)
+
+    def _recount(self) -> None:
+        """Count the replicas now and then, while requests go on being answered by what was counted before."""
+        is_due = time.monotonic() - self._counted_at >= RECOUNT_S
+        if self._count_replicas is not None and is_due and (self._counting is None or self._counting.done()):
+            self._counting = asyncio.create_task(self._count())
+
+    async def _count(self) -> None:
+        assert self._count_replicas is not None
+        self._replicas = await self._count_replicas()
+        self._counted_at = time.monotonic()
