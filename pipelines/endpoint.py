@@ -36,11 +36,20 @@ class Endpoint:
     """The HTTP side: JSON in and out, asked again with the same request id where the server says to come back."""
 
     def __init__(self, url: str, *, timeout_s: float = 300):
-        """url: of the server, with or without /v1. The key is in PFT_API_KEY, where the server wants one."""
-        key = os.environ.get(KEY_VARIABLE)
+        """url: of the server, with or without /v1. The key is in PFT_API_KEY, where the server wants one.
+
+        Raises UserError for a URL or a key that is none.
+        """
+        key = os.environ.get(KEY_VARIABLE, "")
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"{KEY_VARIABLE}: holds characters that no key has: copy the key again")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        try:
+            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        except httpx.InvalidURL as error:
+            raise UserError(f"endpoint={url!r}: no URL ({error}): give one such as http://127.0.0.1:8000") from None
+        self._has_answered = False
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._asked("POST", path, json=body)
@@ -52,13 +61,17 @@ class Endpoint:
         headers = {"X-Request-Id": uuid.uuid4().hex}
         end, pause_s = time.monotonic() + PATIENCE_S, 0.5
         while True:
+            told = ""
             try:
                 answer = self._client.request(method, path, headers=headers, **content)
+                if answer.status_code not in (429, 503) or time.monotonic() > end:
+                    self._has_answered = True
+                    return self._content(path, answer)
+                told = answer.headers.get("Retry-After", "")
             except httpx.HTTPError as error:
-                raise UserError(f"{self.url}{path}: no answer ({error}): is the server running there?") from None
-            if answer.status_code not in (429, 503) or time.monotonic() > end:
-                return self._content(path, answer)
-            told = answer.headers.get("Retry-After", "")
+                # A server that has answered before is starting again; one that never did is not there.
+                if not self._has_answered or time.monotonic() > end:
+                    raise UserError(f"{self.url}{path}: no answer ({error}): is the server running there?") from None
             # Some later than others: they were all sent away together.
             time.sleep((float(told) if told.isdigit() else pause_s) * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, 8)
@@ -70,9 +83,10 @@ class Endpoint:
             content = {}
         if answer.status_code == 200:
             return content
-        error = content.get("error", {}) if isinstance(content, dict) else {}
+        error = content.get("error") if isinstance(content, dict) else None
+        error = error if isinstance(error, dict) else {}
         if answer.status_code == 400 and error.get("code") == "context_length_exceeded":
-            raise OverlongError(str(error["message"]))
+            raise OverlongError(str(error.get("message")))
         hint = f" (set {KEY_VARIABLE})" if answer.status_code == 401 else ""
         raise UserError(f"{self.url}{path}: {answer.status_code}: {error.get('message', answer.text[:200])}{hint}")
 
@@ -97,7 +111,7 @@ class Served:
         Raises UserError where nothing answers, or where the policy asks for answers of another style than `scoring`.
         """
         endpoint = Endpoint(url)
-        listed = [told["id"] for told in endpoint.get("/v1/models")["data"]]
+        listed = _listed(endpoint)
         told = endpoint.get(f"/v1/models/{model or listed[0]}")
         ref = _reference(told, endpoint)
         if scoring not in (None, "generate", ref.style.answer):
@@ -109,6 +123,17 @@ class Served:
             answer, base_answer = (partial(by_choosing, model=name, endpoint=endpoint) for name in (told["id"], BASE))
         has_base = BASE in listed
         return Served(ref, answer, base_answer if has_base and told["id"] != BASE else None, has_base)
+
+
+def _listed(endpoint: Endpoint) -> list[str]:
+    """Return the names of the served policies, the default first. Raises UserError."""
+    try:
+        names = [str(told["id"]) for told in endpoint.get("/v1/models")["data"]]
+    except (KeyError, TypeError):
+        names = []
+    if not names:
+        raise UserError(f"{endpoint.url}: lists no models: is it a `pft serve`?")
+    return names
 
 
 def _reference(told: dict[str, Any], endpoint: Endpoint) -> ModelRef:
@@ -126,7 +151,7 @@ def _reference(told: dict[str, Any], endpoint: Endpoint) -> ModelRef:
             config_digest=told["config_digest"],
             adapter_sha256=told["adapter_sha256"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{endpoint.url}: does not say what it serves ({error}): is it a `pft serve`?") from None
 
 

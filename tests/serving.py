@@ -23,7 +23,7 @@ from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import make_host
 from pipelines.serve.gateway import Gateway
-from pipelines.serve.guard import Metrics
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.routes import make_app
 from pipelines.strict import build
 from tests.builders import SPACE
@@ -89,7 +89,7 @@ class LocalServer:
         catalog = Catalog(self.config, load_tokenizer)
         host = make_host(self.config, catalog.model, catalog.default.ref.template_digest, lora=True)
         self.engine = host.engine
-        gateway = Gateway(self.config, catalog, host)
+        gateway = Gateway(self.config, catalog, host, self.metrics)
         app = make_app(self.config, gateway, self.metrics, Admission(self.config.scaling))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

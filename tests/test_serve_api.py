@@ -303,7 +303,7 @@ def test_an_openai_client_works_unchanged(server: LocalServer) -> None:
         ("/v1/choose", {"temperature": 1}, "temperature"),
         ("/v1/choose", {"scenario": "plan " * 600}, "max_length is 512"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 4000}, "takes 512"),
-        ("/v1/completions", {"prompt": "x", "n": 9}, "takes 8"),
+        ("/v1/completions", {"prompt": "x", "n": 9}, "writes 8"),
         ("/v1/completions", {"prompt": [70000]}, "no token id"),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, "user"),
         (

@@ -15,7 +15,7 @@ from pft_core.model import load_tokenizer
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import Frame, PromptStyle, chat_frame, template_digest
 from pipelines.serve import catalog as catalog_module
-from pipelines.serve.adapters import AdapterCache, OtherContentError, Source, content_digits
+from pipelines.serve.adapters import AdapterCache, OtherContentError, Source, content_of
 from pipelines.serve.catalog import Catalog, UnknownModelError
 from tests.builders import SPACE
 from tests.serving import serve_config, write_policy
@@ -59,7 +59,7 @@ def with_root(policies: list[Path], tmp_path: Path, **settings: Any) -> tuple[Ca
 
 
 def id_of(policy: Path, name: str) -> str:
-    return f"{name}@{content_digits(policy / 'adapter')}"
+    return f"{name}@{content_of(policy / 'adapter').digits}"
 
 
 def names(catalog: Catalog) -> list[str]:
@@ -123,7 +123,7 @@ def test_what_has_not_changed_is_not_read_again(
     def read(*_: Any, **__: Any) -> Any:
         raise AssertionError("read again")
 
-    for name in ("content_digits", "reference_at", "template_digest"):
+    for name in ("content_of", "reference_at", "template_digest"):
         monkeypatch.setattr(catalog_module, name, read)
     assert catalog.resolve("policy").id == id_of(policies[0], "policy")
 
@@ -292,7 +292,7 @@ def test_a_list_reads_no_weights_of_the_root(
 ) -> None:
     copied(1, "root/big")
     catalog, _ = with_root(policies, tmp_path)
-    monkeypatch.setattr(catalog_module, "content_digits", lambda folder: pytest.fail("read"))
+    monkeypatch.setattr(catalog_module, "content_of", lambda folder: pytest.fail("read"))
     listed = catalog.listed()[-1]
     assert listed.id == "big"
     assert listed.ref.adapter_sha256 == json.loads((policies[1] / MODEL_REF_NAME).read_text())["adapter_sha256"]

@@ -16,8 +16,9 @@ from prometheus_client import generate_latest
 from pipelines.serve import guard
 from pipelines.serve.admission import Admission
 from pipelines.serve.config import LimitsConfig, ScalingConfig
-from pipelines.serve.guard import Guard, Metrics, Observed
+from pipelines.serve.guard import Guard, Observed
 from pipelines.serve.keys import KeyRing, RateLimiter, add_key
+from pipelines.serve.metrics import LATENCY_S, Metrics
 
 ROUTES = frozenset({"/", "/v1/choose", "/healthz", "/readyz"})
 Headers = Sequence[tuple[bytes, bytes]]
@@ -307,7 +308,7 @@ def test_requests_are_counted_by_route_and_status_and_no_client_names_a_series(k
     assert "made-up" not in text
     assert "id1" not in text
     # `other` brings its histogram and two counters, the 401 two counters; however many requests there were.
-    assert text.count("\n") - before == len(guard.LATENCY_S) + 1 + 3 + 2 + 2
+    assert text.count("\n") - before == len(LATENCY_S) + 1 + 3 + 2 + 2
     assert "pft_requests_in_flight 0.0" in text
 
 

@@ -1,16 +1,20 @@
 """Who is asked, and how a preference reaches it: by words, by an adapter, by a direction, or by mixing."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pft_core.conditions import Condition, read_condition
 from pft_core.errors import UserError
 from pft_core.prompts import condition_text
+from pipelines.serve.adapters import UnreachableError
 from pipelines.serve.bodies import Preference
-from pipelines.serve.catalog import Catalog, Policy
+from pipelines.serve.catalog import Catalog, Policy, UnknownModelError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engine import Steering
+
+log = logging.getLogger(__name__)
 
 Mixing = Literal["adapter", "probabilities", "steering"] | None
 
@@ -58,8 +62,19 @@ class Asker:
         self._config, self.catalog = config, catalog
 
     async def policy(self, model: str | None) -> Policy:
-        """Return the policy of a name. Raises UnknownModelError."""
-        return await asyncio.to_thread(self.catalog.resolve, model)
+        """Return the policy of a name that a client gave.
+
+        Raises UnknownModelError, for a damaged policy too: what is wrong with its files is for the log.
+        """
+        try:
+            return await asyncio.to_thread(self.catalog.resolve, model)
+        except (UnknownModelError, UnreachableError):
+            raise
+        except UserError as error:
+            log.warning("%s cannot be served: %s", model or "the default policy", error)
+            raise UnknownModelError(
+                f"{model or 'the default policy'}: cannot be served now: ask its operator"
+            ) from None
 
     async def asked(self, model: str | None, preference: Preference | None) -> Asked:
         """Return who answers under a preference. Raises UserError, UnknownModelError."""
@@ -75,6 +90,9 @@ class Asker:
             if between is not None:
                 # The adapter itself holds the preference: no pole of that axis is stated.
                 return Asked(between, condition, ((Condition(condition.stated), 1.0),), mixing="adapter")
+        if weight in (0, 1):
+            stated = condition.at_pole(int(1 - weight))
+            return Asked(policy, stated, ((stated, 1.0),))
         parts = ((condition.at_pole(0), weight), (condition.at_pole(1), 1 - weight))
         return Asked(policy, condition, parts, mixing="probabilities")
 

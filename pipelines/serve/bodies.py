@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Text = Annotated[str, Field(max_length=200_000)]
 ShortText = Annotated[str, Field(max_length=200)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Weight = Annotated[float, Field(ge=0, le=1e6)]
+Weight = Annotated[float, Field(ge=0, le=1e6, strict=True)]
 
 
 class Body(BaseModel):
@@ -38,7 +38,7 @@ class ChooseBody(Question):
 
 
 class ScoreBody(Body):
-    """Free answers to a scenario (or, with options, replies to a question) under each of several preferences."""
+    """Free answers to a scenario under each of several preferences."""
 
     model: ShortText | None = None
     scenario: Annotated[Text, Field(min_length=1)]
@@ -64,6 +64,10 @@ class StructuredOutputs(Body):
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
+
+
+class PlainText(Body):
+    type: Literal["text"]
 
 
 class TextPart(Body):
@@ -100,6 +104,10 @@ class SamplingBody(Body):
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    response_format: PlainText | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -123,7 +131,11 @@ class ChatBody(SamplingBody):
 
 
 class CompletionBody(SamplingBody):
-    prompt: Text | Annotated[list[TokenId], Field(min_length=1, max_length=200_000)]
+    prompt: (
+        Text
+        | Annotated[list[TokenId], Field(min_length=1, max_length=200_000)]
+        | Annotated[list[Text], Field(min_length=1, max_length=256)]  # each is continued n times
+    )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from pft_core.conditions import Condition
 from pft_core.encoding import BranchedExample, branched_example, tokenize
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking, Question, best, candidates, comparable, encode_options
+from pft_core.evaluation.answers import (
+    MAX_OPTIONS_FOR_SUBSETS,
+    Asking,
+    Question,
+    best,
+    candidates,
+    comparable,
+    encode_options,
+)
 from pft_core.prompts import LETTERS, state_in_message
 from pft_core.records import Form, Option, PairedExample, Reject
 from pipelines.serve.asking import Asked, Asker, TooLongError
@@ -17,6 +25,7 @@ from pipelines.serve.bodies import AnswerScore, ChooseBody, Chosen, OptionScore,
 from pipelines.serve.catalog import Policy
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.host import Backend
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.together import together
 
 Scores = tuple[BranchedExample, NDArray[np.float32]]
@@ -26,8 +35,8 @@ Answered = tuple[Question, Scores | None]  # None: it could not be scored
 class Chooser:
     """Answers /v1/choose and /v1/score. Raises UserError for what a client got wrong."""
 
-    def __init__(self, config: ServeConfig, asker: Asker, backend: Backend):
-        self._config, self._asker, self._backend = config, asker, backend
+    def __init__(self, config: ServeConfig, asker: Asker, backend: Backend, metrics: Metrics):
+        self._config, self._asker, self._backend, self._metrics = config, asker, backend, metrics
 
     async def choose(self, body: ChooseBody) -> Chosen:
         """Choose an option, and the set of all that fit, by the log-probabilities of the answers that name them."""
@@ -37,6 +46,7 @@ class Chooser:
     async def chosen(self, asked: Asked, scenario: str, options: Sequence[str], forms: Sequence[Form]) -> Chosen:
         """Choose under what is asked; forms: `one`, `all` or both."""
         wanted = sorted(set(forms), reverse=True)  # `one` first
+        unscored = f"{len(options)} options: sets are scored of up to {MAX_OPTIONS_FOR_SUBSETS}"
         parts = [part for part, _ in asked.parts]
         questions = [question(asked.policy, part, scenario, options, form) for form in wanted for part in parts]
         examples = self._encoded(asked.policy, questions)
@@ -47,7 +57,7 @@ class Chooser:
         ]
         by_form = {form: rows[len(parts) * i : len(parts) * (i + 1)] for i, form in enumerate(wanted)}
         mixed = {form: self._mixed(asked, rows) for form, rows in by_form.items()}
-        rejects = [example.detail for example in examples if isinstance(example, Reject)]
+        rejects = [unscored for example in examples if isinstance(example, Reject)]
         return Chosen(
             **asked.told,
             **one_of(options, mixed.get("one"), by_form.get("one", [])),
@@ -101,6 +111,7 @@ class Chooser:
         self._refuse_too_many(examples)
         if not examples:
             return []
+        self._metrics.tokens.labels("prompt").inc(sum(example.num_tokens for example in examples))
         return await self._backend.score(examples, asked.policy.source, asked.steering)
 
     def _refuse_too_many(self, examples: Sequence[BranchedExample]) -> None:

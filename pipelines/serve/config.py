@@ -79,7 +79,11 @@ class SteeringConfig(Section):
 
 
 class EndsConfig(Section):
-    """The two policies between which the slider moves: trained for the first poles, and for the second."""
+    """The two policies between which the slider moves: trained for the first poles, and for the second.
+
+    What lies between them moves along all axes that they were trained on at once; a request's axis says which end is
+    which pole.
+    """
 
     first: Place
     second: Place
@@ -115,8 +119,10 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        reserved = {self.name, "base", "slider", "steered"}
-        if taken := sorted(reserved & set(self.adapters)) + (["base"] if self.name == "base" else []):
+        reserved = {"base", "slider", "steered"}
+        if self.name in reserved:
+            raise ValueError(f"name: {self.name!r} is taken: choose another")
+        if taken := sorted((reserved | {self.name}) & set(self.adapters)):
             raise ValueError(f"adapters: the name {taken[0]!r} is taken: choose another")
         return self
 

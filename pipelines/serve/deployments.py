@@ -32,9 +32,9 @@ from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
 from pipelines.serve.engines import fitted, make_host, runs_vllm
 from pipelines.serve.examples import read_examples
 from pipelines.serve.gateway import Gateway
-from pipelines.serve.guard import Metrics
 from pipelines.serve.host import UnavailableError
 from pipelines.serve.keys import KeyRing
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.routes import make_app
 from pipelines.strict import build as build_config
 
@@ -155,7 +155,7 @@ class Ingress:
         self._config = build_config(ServeConfig, raw)
         self._metrics = Metrics()
         catalog = Catalog(self._config, load_tokenizer)
-        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._metrics))
+        self._gateway = Gateway(self._config, catalog, Replicas(replicas, self._metrics), self._metrics)
         scaling = self._config.scaling
         is_fixed = scaling.min_replicas == scaling.max_replicas
         self._admission = Admission(scaling, count_replicas=None if is_fixed else running_engines)

@@ -2,10 +2,11 @@
 
 from pipelines.serve.asking import Asker
 from pipelines.serve.bodies import ChatBody, CompareBody, Compared, Message, Preference, Side
-from pipelines.serve.catalog import Catalog
+from pipelines.serve.catalog import Catalog, Policy
 from pipelines.serve.choosing import Chooser
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.host import Backend
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.together import together
 from pipelines.serve.writing import Writer
 
@@ -13,15 +14,19 @@ from pipelines.serve.writing import Writer
 class Gateway:
     """Answers the bodies of all routes. Raises UserError for what a client got wrong."""
 
-    def __init__(self, config: ServeConfig, catalog: Catalog, backend: Backend):
+    def __init__(self, config: ServeConfig, catalog: Catalog, backend: Backend, metrics: Metrics):
         self.limits, self.catalog, self._backend = config.limits, catalog, backend
         self._asker = Asker(config, catalog)
-        self.chooser = Chooser(config, self._asker, backend)
-        self.writer = Writer(config, self._asker, backend)
+        self.chooser = Chooser(config, self._asker, backend, metrics)
+        self.writer = Writer(config, self._asker, backend, metrics)
 
     async def ready(self) -> None:
         """Raise UnavailableError where no replica would answer."""
         await self._backend.check()
+
+    async def policy(self, model: str | None) -> Policy:
+        """Return the policy of a name. Raises UnknownModelError."""
+        return await self._asker.policy(model)
 
     async def compare(self, body: CompareBody) -> Compared:
         """Ask both poles of an axis, and what lies between them at a weight, in one call."""

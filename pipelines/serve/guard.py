@@ -10,11 +10,10 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 from pipelines.serve.admission import Admission
 from pipelines.serve.config import LimitsConfig, is_loopback
 from pipelines.serve.keys import KeyRing, RateLimiter, secret_in
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.openai_format import error_body
 
 Message = MutableMapping[str, Any]
@@ -28,28 +27,6 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DECLARED = re.compile(r"[0-9]{1,20}")
 # One line each: browsers do not find Basic behind a comma.
 CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="pft", charset="UTF-8"'))
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-
-
-class Metrics:
-    """Prometheus metrics of one server."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("pft_requests", "Requests", ["route", "status"], registry=self.registry)
-        self.seconds = Histogram(
-            "pft_request_seconds", "Seconds to the end of the answer", ["route"], buckets=LATENCY_S,
-            registry=self.registry,
-        )  # fmt: skip
-        self.in_flight = Gauge("pft_requests_in_flight", "Requests being answered", registry=self.registry)
-        self.rejected = Counter(
-            "pft_rejected", "Requests sent away: pace, overload, stopping", ["reason"], registry=self.registry
-        )
-        self.tokens = Counter("pft_tokens", "Tokens by kind: prompt, cached or completion", ["kind"],
-                              registry=self.registry)  # fmt: skip
-        self.retries = Counter("pft_engine_retries", "Requests asked again as a replica was lost",
-                               registry=self.registry)  # fmt: skip
 
 
 class Observed:
@@ -65,7 +42,7 @@ class Observed:
             return
         given = header(scope, b"x-request-id")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        route = scope["path"] if scope["path"] in self._routes else "other"  # a client must not name our series
+        route = self._route(scope["path"])
         status, started = 500, time.perf_counter()
 
         async def observed(message: Message) -> None:
@@ -82,6 +59,12 @@ class Observed:
             finally:
                 self._metrics.requests.labels(route, status).inc()
                 self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+
+    def _route(self, path: str) -> str:
+        """Return the route of a path as metrics name it: a client must not name our series."""
+        if path.startswith("/v1/models/"):
+            return "/v1/models/{model}"
+        return path if path in self._routes else "other"
 
 
 class Guard:
@@ -176,7 +159,7 @@ def _stranger(scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
     """Refuse other machines, and web pages that resolve their own name to this one (DNS rebinding)."""
     client, host = scope.get("client"), header(scope, b"host")
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-    if (client is None or is_loopback(client[0])) and name.lower() in LOCAL_HOSTS:
+    if (client is None or is_loopback(client[0])) and is_loopback(name.strip("[]").lower()):
         return None
     message = "this server has no API keys, so that it answers this machine only: give it keys=FILE (`pft key`)"
     return 403, error_body(message, kind="permission_error", code="no_keys"), ()

@@ -1,6 +1,7 @@
 """`pft serve`: deploy, wait until it answers, serve until told to stop, drain."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ def run(config: ServeConfig) -> dict[str, Any]:
     config = with_port(config)
     application = build(config.model_dump(exclude_unset=True))  # reads every policy: mistakes show before Ray starts
     start_ray()
-    url = f"http://{config.host}:{config.port}"
+    url = url_of(config)
     with stopping() as stop:
         deploy(config, application)
         console.print(
@@ -44,6 +45,7 @@ def start_ray() -> None:
     Each look holds them all up; on two busy cores it doubled the slowest hundredth of the 429s (40 to 80 ms, measured).
     """
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ensure_ray()
 
 
@@ -96,15 +98,20 @@ def shut_down() -> None:
     serve.shutdown()
 
 
+def url_of(config: ServeConfig) -> str:
+    return f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
+
+
 def with_port(config: ServeConfig) -> ServeConfig:
     """Return the config with a free port in place of 0. Raises UserError where the port is taken."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.host, config.port))
         except OSError as error:
-            place = f"{config.host}:{config.port}"
-            raise UserError(f"{place}: cannot be bound ({error.strerror}): choose another host or port=0") from None
+            raise UserError(
+                f"{url_of(config)}: cannot be bound ({error.strerror}): choose another host or port=0"
+            ) from None
         return config.model_copy(update={"port": probe.getsockname()[1]})
 
 

@@ -34,7 +34,7 @@ class Answer:
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Put all pieces into one response."""
         choices = []
-        for index in range(len(self.continuation.samplings)):
+        for index in range(len(self.continuation.runs)):
             mine = [piece for piece in pieces if piece.index == index]
             text = "".join(piece.text for piece in mine)
             content: dict[str, Any] = (
@@ -57,7 +57,7 @@ class Answer:
         return {**self.head(chunk=True), "choices": [choice]}
 
     def usage(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        prompt = len(self.continuation.prompt_ids)
+        prompt = self.continuation.prompt_tokens
         written = sum(len(piece.tokens) for piece in pieces)
         cached = sum(piece.cached_tokens for piece in pieces)
         return {
@@ -68,7 +68,8 @@ class Answer:
         }
 
     def logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
-        if self.continuation.samplings[0].logprobs is None:
+        _, sampling = self.continuation.runs[0]
+        if sampling.logprobs is None:
             return None
         if self.chat:
             return {"content": [self._chat_token(token) for token in tokens], "refusal": None}
@@ -97,7 +98,7 @@ async def events(answer: Answer, pieces: AsyncIterator[Piece], *, include_usage:
     offsets: dict[int, int] = {}
     told: list[Piece] = []
     if answer.chat:
-        for index in range(len(answer.continuation.samplings)):
+        for index in range(len(answer.continuation.runs)):
             role = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
             yield event({**answer.head(chunk=True), "choices": [role]})
     async for piece in pieces:

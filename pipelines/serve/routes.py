@@ -36,14 +36,17 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.engine import EngineFault
 from pipelines.serve.examples import read_examples
 from pipelines.serve.gateway import Gateway
-from pipelines.serve.guard import Guard, Metrics, Observed, retry_after
+from pipelines.serve.guard import Guard, Observed, retry_after
 from pipelines.serve.host import UnavailableError
 from pipelines.serve.keys import KeyRing
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.openai_format import Answer, error_body, event, events
 from pipelines.serve.page import page
 from pipelines.serve.writing import Continuation, Piece
 
 T = TypeVar("T")
+
+TYPE_NAME = re.compile(r"[\[(]|^constrained-")  # what pydantic's unions add to the place of a fault
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -146,7 +149,7 @@ async def _models(gateway: Served) -> dict[str, Any]:
 
 async def _model(model: str, gateway: Served) -> dict[str, Any]:
     """One policy, with the words that it is asked in."""
-    policy = await asyncio.to_thread(gateway.catalog.resolve, model)
+    policy = await gateway.policy(model)
     ref = policy.ref
     return {**described(policy), "style": ref.style.to_dict(), "space": ref.space.to_dict()}
 
@@ -187,23 +190,22 @@ async def _compare(body: CompareBody, gateway: Served) -> Compared:
     return await _in_time(gateway, partial(gateway.compare, body))
 
 
-async def _chat(body: ChatBody, request: Request, gateway: Served) -> Response:
+async def _chat(body: ChatBody, gateway: Served) -> Response:
     """OpenAI's chat completions, under a preference."""
-    return await _written(body, partial(gateway.writer.chat, body), request, gateway)
+    return await _written(body, partial(gateway.writer.chat, body), gateway)
 
 
-async def _complete(body: CompletionBody, request: Request, gateway: Served) -> Response:
+async def _complete(body: CompletionBody, gateway: Served) -> Response:
     """OpenAI's completions, under a preference."""
-    return await _written(body, partial(gateway.writer.complete, body), request, gateway)
+    return await _written(body, partial(gateway.writer.complete, body), gateway)
 
 
 async def _written(
-    body: ChatBody | CompletionBody, ask: Callable[[], Awaitable[Continuation]], request: Request, gateway: Gateway
+    body: ChatBody | CompletionBody, ask: Callable[[], Awaitable[Continuation]], gateway: Gateway
 ) -> Response:
     async def begun() -> tuple[Answer, list[Piece], AsyncIterator[Piece]]:
         answer = Answer(isinstance(body, ChatBody), await ask(), gateway.catalog.tokenizer)
-        written = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
-        pieces = _counted(written, answer, request.app.state.metrics)
+        pieces = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
         # Of a stream, the first piece is waited for: until then a refusal can still be told by its status.
         return answer, [await anext(pieces)] if body.stream else [piece async for piece in pieces], pieces
 
@@ -219,15 +221,6 @@ async def _after(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Pi
     yield first
     async for piece in pieces:
         yield piece
-
-
-async def _counted(pieces: AsyncIterator[Piece], answer: Answer, metrics: Metrics) -> AsyncIterator[Piece]:
-    metrics.tokens.labels("prompt").inc(len(answer.continuation.prompt_ids))
-    async with aclosing(pieces):  # type: ignore[type-var]
-        async for piece in pieces:
-            metrics.tokens.labels("completion").inc(len(piece.tokens))
-            metrics.tokens.labels("cached").inc(piece.cached_tokens)
-            yield piece
 
 
 async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> AsyncIterator[str]:
@@ -280,8 +273,9 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     faults: dict[str, list[str]] = {}
     for fault in error.errors():
         # A union adds names of types to the place, which are no keys.
-        keys = takewhile(lambda part: not re.search(r"[-\[(]", str(part)), fault["loc"][1:])
-        faults.setdefault(".".join(map(str, keys)), []).append(fault["msg"])
+        keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), fault["loc"][1:])
+        place = "" if fault["type"] == "json_invalid" else ".".join(map(str, keys))
+        faults.setdefault(place, []).append(fault["msg"].removeprefix("Value error, "))
     said = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
     body = error_body("; ".join(said[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
     return JSONResponse(body, status_code=400)

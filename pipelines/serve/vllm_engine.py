@@ -266,7 +266,7 @@ class VllmEngine:
             raise
         except Exception as error:  # what the engine's process could not do comes as a bare Exception
             await self._engine.remove_lora(request.lora_int_id)
-            raise UserError(f"adapter={request.lora_path!r}: vLLM cannot load it ({_first_line(error)})") from None
+            raise UserError(f"{request.lora_name}: vLLM cannot load it ({_first_line(error)})") from None
 
     def _refuse_overlong(self, num_tokens: int) -> None:
         most = self._settings.max_length
@@ -286,7 +286,7 @@ def refuse_misfit(adapter: LoadedAdapter, base_config: Any, settings: VllmSettin
 
     vLLM takes tensors that are too small, and does without those that are missing, and says nothing.
     """
-    place = f"adapter={str(adapter.folder)!r}"
+    place = adapter.id
     if not settings.enable_lora:
         raise UserError(f"{place}: this engine takes no adapters (enable_lora is off)")
     try:

@@ -1,7 +1,7 @@
 """Free text: chats and completions become prompts, and what the engine writes becomes text."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,12 @@ from pipelines.serve.bodies import ChatBody, CompletionBody, Message, SamplingBo
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engine import Sampling, Token
 from pipelines.serve.host import Backend
+from pipelines.serve.metrics import Metrics
 from pipelines.serve.text_stream import TextStream
 
 LEAST_TEMPERATURE = 1e-5
+
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt on its way: what is asked of the engine, n times."""
+    """Prompts on their way: what is asked of the engine, n times each."""
 
     asked: Asked
-    prompt_ids: tuple[int, ...]
-    samplings: tuple[Sampling, ...]
+    runs: tuple[tuple[TokenIds, Sampling], ...]  # of the first prompt all n, then of the next
+    prompt_tokens: int
     stops: tuple[str, ...]
     lead: str  # what the frame writes before an answer, and is no part of it
 
@@ -44,8 +47,8 @@ class Continuation:
 class Writer:
     """Answers /v1/chat/completions and /v1/completions. Raises UserError for what a client got wrong."""
 
-    def __init__(self, config: ServeConfig, asker: Asker, backend: Backend):
-        self._config, self._asker, self._backend = config, asker, backend
+    def __init__(self, config: ServeConfig, asker: Asker, backend: Backend, metrics: Metrics):
+        self._config, self._asker, self._backend, self._metrics = config, asker, backend, metrics
 
     @property
     def _tokenizer(self) -> Any:
@@ -65,18 +68,22 @@ class Writer:
         """Return what a plain completion asks; a preference is stated where the policy's style puts it."""
         asked = await self._asker.asked(body.model, body.preference)
         self._refuse_mixed(asked)
-        if isinstance(body.prompt, str):
-            ids = self._ids(state_in_message(body.prompt, asked.lines, asked.policy.ref.style))
-        elif asked.lines:
+        return self._continuation(body, asked, *self._prompts(body.prompt, asked))
+
+    def _prompts(self, prompt: str | list[int] | list[str], asked: Asked) -> list[TokenIds]:
+        texts = [prompt] if isinstance(prompt, str) else [each for each in prompt if isinstance(each, str)]
+        if texts:
+            return [self._ids(state_in_message(text, asked.lines, asked.policy.ref.style)) for text in texts]
+        if asked.lines:
             raise UserError("prompt: a preference is stated in text, so give the prompt as text")
-        else:
-            ids = tuple(body.prompt)
-            if max(ids) >= len(self._tokenizer):
-                raise UserError(f"prompt: {max(ids)} is no token id: the vocabulary has {len(self._tokenizer)}")
-        return self._continuation(body, asked, ids)
+        ids = tuple(int(token) for token in prompt)
+        if max(ids) >= len(self._tokenizer):
+            raise UserError(f"prompt: {max(ids)} is no token id: the vocabulary has {len(self._tokenizer)}")
+        return [ids]
 
     async def pieces(self, continuation: Continuation, *, stream: bool) -> AsyncIterator[Piece]:
-        """Run all n continuations at once and yield their pieces; stream: as they come."""
+        """Run all continuations at once and yield their pieces; stream: as they come."""
+        self._metrics.tokens.labels("prompt").inc(continuation.prompt_tokens)
         queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
 
         async def run(index: int) -> None:
@@ -88,7 +95,7 @@ class Writer:
             except Exception as error:  # it belongs to the reader, whatever it is
                 queue.put_nowait(error)
 
-        tasks = [asyncio.create_task(run(index)) for index in range(len(continuation.samplings))]
+        tasks = [asyncio.create_task(run(index)) for index in range(len(continuation.runs))]
         try:
             left = len(tasks)
             while left:
@@ -98,6 +105,8 @@ class Writer:
                 if piece is None:
                     left -= 1
                 else:
+                    self._metrics.tokens.labels("completion").inc(len(piece.tokens))
+                    self._metrics.tokens.labels("cached").inc(piece.cached_tokens)
                     yield piece
         finally:
             for task in tasks:
@@ -107,8 +116,7 @@ class Writer:
     async def _run(self, continuation: Continuation, index: int, stream: bool) -> AsyncIterator[Piece]:
         decoder = TextStream(self._tokenizer, continuation.stops, lead=continuation.lead)
         steps: Any = self._backend.generate(
-            continuation.prompt_ids,
-            continuation.samplings[index],
+            *continuation.runs[index],
             continuation.asked.policy.source,
             continuation.asked.steering,
             stream=stream or bool(continuation.stops),  # a stop string ends the work as soon as it is written
@@ -134,7 +142,7 @@ class Writer:
                 "preference: text between two poles needs a recipe with `ends`; /v1/choose mixes probabilities instead"
             )
 
-    def _chat_ids(self, messages: Sequence[Message], asked: Asked) -> tuple[int, ...]:
+    def _chat_ids(self, messages: Sequence[Message], asked: Asked) -> TokenIds:
         """Tokenise a chat: the last message holds the preference, earlier ones stand before it."""
         style = asked.policy.ref.style
         last = state_in_message(messages[-1].text, asked.lines, style)
@@ -154,26 +162,32 @@ class Writer:
             }.get(message.role, message.text + "\n")
         return self._ids(before + style.frame.opening + last + style.frame.closing)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def _ids(self, text: str) -> TokenIds:
         (ids,) = tokenize_prompts([text], self._tokenizer)
         return tuple(int(token) for token in ids)
 
-    def _continuation(self, body: SamplingBody, asked: Asked, prompt_ids: tuple[int, ...]) -> Continuation:
-        if not prompt_ids:
+    def _continuation(self, body: SamplingBody, asked: Asked, *prompts: TokenIds) -> Continuation:
+        if not all(prompts):
             raise UserError("prompt: holds no token: give some text")
-        count = body.n or 1
-        if count > self._config.limits.completions:
-            raise UserError(f"n={count}: this server takes {self._config.limits.completions}")
+        count, most = (body.n or 1) * len(prompts), self._config.limits.completions
+        if count > most:
+            raise UserError(f"n={body.n or 1} of {len(prompts)} prompts: this server writes {most} at once")
+        choices = self._choices(body, asked)
+        runs = tuple(run for prompt in prompts for run in self._runs(body, prompt, choices))
+        return Continuation(asked, runs, sum(map(len, prompts)), tuple(body.stops), _lead(body, asked))
+
+    def _runs(
+        self, body: SamplingBody, prompt: TokenIds, choices: tuple[TokenIds, ...]
+    ) -> Iterator[tuple[TokenIds, Sampling]]:
         sampling = Sampling(
-            max_tokens=self._max_tokens(body, len(prompt_ids)),
+            max_tokens=self._max_tokens(body, len(prompt)),
             temperature=_temperature(body),
             top_p=body.top_p or 1.0,
             logprobs=_num_logprobs(body),
-            choices=self._choices(body, asked),
+            choices=choices,
         )
-        seeds = [None if body.seed is None else (body.seed + i) % 2**63 for i in range(count)]
-        samplings = tuple(replace(sampling, seed=seed) for seed in seeds)
-        return Continuation(asked, prompt_ids, samplings, tuple(body.stops), _lead(body, asked))
+        for i in range(body.n or 1):
+            yield prompt, replace(sampling, seed=None if body.seed is None else (body.seed + i) % 2**63)
 
     def _max_tokens(self, body: SamplingBody, prompt_tokens: int) -> int:
         room = self._config.engine.max_length - prompt_tokens
@@ -187,12 +201,16 @@ class Writer:
             raise UserError(f"max_tokens={wanted}: this server writes {self._config.limits.max_tokens}")
         return wanted or min(self._config.limits.default_max_tokens, room)
 
-    def _choices(self, body: SamplingBody, asked: Asked) -> tuple[tuple[int, ...], ...]:
+    def _choices(self, body: SamplingBody, asked: Asked) -> tuple[TokenIds, ...]:
         if body.structured_outputs is None:
             return ()
         texts = [_lead(body, asked) + choice for choice in body.structured_outputs.choice]
         ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return tuple(tuple(row) for row in ids)
+        special = set(self._tokenizer.all_special_ids)
+        for choice, row in zip(body.structured_outputs.choice, ids, strict=True):
+            if special.intersection(row):
+                raise UserError(f"structured_outputs: {choice[:80]!r} holds a special token, which is never shown")
+        return tuple(tuple(map(int, row)) for row in ids)
 
 
 def _lead(body: SamplingBody, asked: Asked) -> str:
