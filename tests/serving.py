@@ -14,10 +14,15 @@ import httpx2 as httpx
 import torch
 import uvicorn
 
-from pft_core.artifacts import ModelRef, file_sha256
+from pft_core.artifacts import DatasetManifest, ModelRef, file_sha256
+from pft_core.evaluation.answers import ask
+from pft_core.evaluation.tasks import Outcome
 from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter
 from pft_core.preferences import PreferenceSpace
 from pft_core.prompts import PromptStyle, template_digest
+from pft_core.records import Reject
+from pipelines.evaluate import EvaluateConfig, items_of, make_job, read_items, resolve_policy
+from pipelines.evaluate_worker import answerers
 from pipelines.serve.admission import Admission
 from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import ServeConfig
@@ -73,6 +78,14 @@ def serve_config(policy: Path, cache: Path, **settings: Any) -> ServeConfig:
     store = {"cache": str(cache), **settings.pop("store", {})}
     engine = {"name": "transformers", **settings.pop("engine", {})}
     return build(ServeConfig, {"policy": str(policy), "store": store, "engine": engine, **settings})
+
+
+def found_offline(config: EvaluateConfig) -> tuple[list[Outcome], list[Reject]]:
+    """What the evaluation finds in this process, without Ray."""
+    data = Path(config.data)
+    manifest = DatasetManifest.load(data)
+    items = read_items(data, manifest, forms=None, limit_per_axis=None)
+    return items_of(ask(items, *answerers(make_job(config, resolve_policy(config, manifest)))))
 
 
 @dataclass

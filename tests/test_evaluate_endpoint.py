@@ -1,5 +1,6 @@
 """An evaluation through a server gives the numbers of the one offline."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -9,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from pft_core.artifacts import DatasetManifest, ModelRef, read_json
+from pft_core.artifacts import ModelRef, read_json
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import ask
 from pft_core.records import Option, paired_example
 from pipelines.endpoint import Endpoint
-from pipelines.evaluate import EvaluateConfig, items_of, make_job, read_items, resolve_policy, run
-from pipelines.evaluate_worker import answerers
+from pipelines.evaluate import EvaluateConfig, run
 from tests.builders import record, write_dataset
-from tests.serving import LocalServer, serve_config, write_policy
+from tests.serving import LocalServer, found_offline, serve_config, write_policy
 
 FREE = [
     paired_example("Pace", f"Plan {i} ?", [Option(f"go now {i}", 0), Option("stay", 1)], "response") for i in range(2)
@@ -53,10 +52,7 @@ def test_what_is_chosen_and_reported_is_what_the_offline_evaluation_finds(
     how: dict[str, Any] = {"data": str(data), "output": str(tmp_path / "r"), "scoring": scoring, "max_new_tokens": 20}
     result = run(EvaluateConfig(endpoint=server.url, **how))
     offline = EvaluateConfig(model=str(policy), max_length=512, precision="fp32", use_gpu=False, **how)
-    manifest = DatasetManifest.load(data)
-    items = read_items(data, manifest, forms=None, limit_per_axis=None)
-    job = make_job(offline, resolve_policy(offline, manifest))
-    outcomes, rejects = items_of(ask(items, *answerers(job)))
+    outcomes, rejects = found_offline(offline)
     lines = (tmp_path / "r" / "outcomes.jsonl").read_text().splitlines()
     assert lines == [outcome.to_json() for outcome in outcomes]
     told = [json.loads(line) for line in (tmp_path / "r" / "rejects.jsonl").read_text().splitlines()]
@@ -102,3 +98,77 @@ def test_a_busy_server_is_asked_again_with_the_same_request_id() -> None:
     assert len(seen) == 3
     assert len(set(seen)) == 1
     assert seen[0]
+
+
+@contextlib.contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """A server that says the same to everything."""
+
+    class Same(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Same)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, b"<html>", "lists no models"),
+        (200, b"[]", "lists no models"),
+        (200, b'{"data": []}', "lists no models"),
+        (200, b'{"data": [{"id": "x"}]}', "does not say what it serves"),
+        (500, b'{"error": "x"}', "500: "),
+        (404, b'{"error": {"message": "not here"}}', "404: not here"),
+    ],
+)
+def test_what_is_no_server_of_ours_is_told_as_such(
+    data: Path, tmp_path: Path, status: int, body: bytes, message: str
+) -> None:
+    with answering(status, body) as url, pytest.raises(UserError, match=message):
+        run(EvaluateConfig(endpoint=url, data=str(data), output=str(tmp_path / "r")))
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("key", ["kä", "a\nb"])
+def test_a_key_that_is_none_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PFT_API_KEY", key)
+    with pytest.raises(UserError, match="PFT_API_KEY") as refused:
+        Endpoint("http://127.0.0.1:9")
+    assert key not in str(refused.value)
+
+
+def test_a_url_that_is_none_is_told() -> None:
+    with pytest.raises(UserError, match="no URL"):
+        Endpoint("http://[::1")
+
+
+def test_a_server_that_starts_again_is_waited_for() -> None:
+    """The connection is refused for a while after the first answer."""
+    with answering(200, b'{"ok": 1}') as url:
+        endpoint = Endpoint(url)
+        endpoint.get("/x")
+    port = int(url.rpartition(":")[2])
+
+    def come_back() -> None:
+        class Again(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'{"ok": 2}')
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        HTTPServer(("127.0.0.1", port), Again).handle_request()
+
+    threading.Timer(0.3, come_back).start()
+    assert endpoint.get("/x") == {"ok": 2}

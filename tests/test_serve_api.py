@@ -1,6 +1,7 @@
 """The API over a tiny model in this process: what is answered is what evaluation would measure."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import openai
 import pytest
 import torch
 
-from pft_core.artifacts import ModelRef
+from pft_core.artifacts import ModelRef, file_sha256
 from pft_core.evaluation.answers import Asking, Question, by_likelihood, candidates, encode_options, score_branches
 from pft_core.model import load_policy, load_tokenizer
 from pft_core.prompts import PromptStyle, condition_text, render_prompt
@@ -319,6 +320,51 @@ def test_a_mistake_is_told_with_its_place(client: httpx.Client, path: str, body:
     assert message in refusal(client, path, 400, **(ours | body))
 
 
+def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client) -> None:
+    chat = {"messages": [{"role": "user", "content": "Which plan ?"}], "max_tokens": 3, "temperature": 0}
+    neutral = {"response_format": {"type": "text"}, "tools": [], "tool_choice": "auto", "frequency_penalty": 0}
+    answers = [post(client, "/v1/chat/completions", **chat, **more)["choices"] for more in ({}, neutral)]
+    assert answers[0] == answers[1]
+    assert "response_format" in refusal(client, "/v1/chat/completions", 400, **chat, response_format={"type": "json"})
+
+
+def test_each_prompt_of_a_list_is_continued_as_it_is_alone(client: httpx.Client) -> None:
+    body = {"model": "policy", "max_tokens": 6, "temperature": 0, "preference": "Bold"}
+    prompts = ["Which plan ?", "The town"]
+    alone = [post(client, "/v1/completions", prompt=prompt, **body) for prompt in prompts]
+    both = post(client, "/v1/completions", prompt=prompts, n=2, **body)
+    texts = [answer["choices"][0]["text"] for answer in alone]
+    assert [choice["text"] for choice in both["choices"]] == [texts[0], texts[0], texts[1], texts[1]]
+    assert [choice["index"] for choice in both["choices"]] == [0, 1, 2, 3]
+    assert both["usage"]["prompt_tokens"] == sum(answer["usage"]["prompt_tokens"] for answer in alone)
+    assert "3 of 3 prompts" in refusal(client, "/v1/completions", 400, prompt=["a", "b", "c"], n=3)
+
+
+def test_a_special_token_is_no_choice(client: httpx.Client, server: LocalServer) -> None:
+    eos = load_tokenizer(ModelRef.load(Path(server.config.policy)).base).eos_token
+    body = {"prompt": "Which ?", "structured_outputs": {"choice": [eos, "go"]}}
+    assert "special token" in refusal(client, "/v1/completions", 400, **body)
+
+
+def test_more_options_than_sets_are_scored_of_say_so(client: httpx.Client) -> None:
+    answer = post(client, "/v1/choose", scenario="Which ?", options=[f"plan {i}" for i in range(6)])
+    assert answer["choice"] is not None
+    assert answer["all"] is None
+    assert answer["all_reason"] == "6 options: sets are scored of up to 5"
+
+
+def test_a_weight_of_one_states_the_pole_where_nothing_lies_between(client: httpx.Client) -> None:
+    for model in ("one-sided", "options"):  # the slider is the default policy's
+        at_pole, stated, vector = (
+            choose(client, RECORDS[0], model=model, preference=preference)
+            for preference in ({"Bold": 0, "Careful": 2}, "Careful", [0, 0.5])
+        )
+        assert at_pole == stated == vector
+    messages = [{"role": "user", "content": "Which plan ?"}]
+    body = {"model": "one-sided", "messages": messages, "max_tokens": 3, "preference": {"Bold": 1, "Careful": 0}}
+    assert post(client, "/v1/chat/completions", **body)["choices"]
+
+
 def test_policies_tell_what_identifies_them(client: httpx.Client, places: dict[str, Path]) -> None:
     listed = client.get("/v1/models").json()["data"]
     ref = ModelRef.load(places["policy"])
@@ -382,6 +428,46 @@ def test_a_policy_that_is_replaced_under_load_loses_no_request(places: dict[str,
         offline = Offline(places[place]).logps(Question(RECORDS[0], "one", 0))
         for _, logps in part:
             np.testing.assert_allclose(logps, offline, atol=1e-3)
+
+
+def test_a_damaged_policy_is_told_without_what_is_wrong_with_its_files(
+    places: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(places["first"], root / "whole")
+    shutil.copytree(places["second"], root / "cut")
+    weights = root / "cut" / "adapter" / "adapter_model.safetensors"
+    config = serve_config(places["policy"], tmp_path / "cache", store={"root": str(root)})
+    with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        told = client.get("/v1/models/cut").json()
+        assert told["adapter_sha256"] == file_sha256(weights)
+        shutil.copyfile(root / "whole" / "adapter" / "adapter_model.safetensors", weights)
+        told = client.get("/v1/models/cut").json()
+        assert told["adapter_sha256"] == file_sha256(weights), "what is there, not what its reference says"
+        (root / "cut" / "model_ref.json").write_text("{}")
+        for answer in (
+            client.get("/v1/models/cut"),
+            client.post("/v1/choose", json={"model": "cut", "scenario": "x", "options": ["a", "b"]}),
+        ):
+            assert answer.status_code == 404
+            assert str(tmp_path) not in answer.text
+        weights.write_bytes(weights.read_bytes()[:100])
+        shutil.copyfile(root / "whole" / "model_ref.json", root / "cut" / "model_ref.json")
+        answer = client.post("/v1/choose", json={"model": "cut", "scenario": "x", "options": ["a", "b"]})
+        assert 400 <= answer.status_code < 500
+        assert str(tmp_path) not in answer.text
+        assert client.post("/v1/choose", json={"scenario": "x", "options": ["a", "b"]}).status_code == 200
+    assert str(root) in caplog.text
+
+
+def test_tokens_of_scores_are_counted_too(server: LocalServer, client: httpx.Client) -> None:
+    def prompts() -> float:
+        return float(server.metrics.registry.get_sample_value("pft_tokens_total", {"kind": "prompt"}) or 0)
+
+    for path, body in (("/v1/choose", {"options": OPTIONS}), ("/v1/score", {"answers": OPTIONS})):
+        before = prompts()
+        usage = post(client, path, scenario="The plan", **body)["usage"]
+        assert prompts() - before == usage["prompt_tokens"] > 0
 
 
 def test_requests_and_tokens_are_counted(client: httpx.Client) -> None:

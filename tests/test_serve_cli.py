@@ -28,7 +28,7 @@ from pipelines.endpoint import Endpoint
 from pipelines.evaluate import EvaluateConfig, run
 from pipelines.serve.config import RECIPES, load_serve_config
 from tests.builders import record, write_dataset
-from tests.serving import CPU, wide_base, write_policy
+from tests.serving import CPU, found_offline, wide_base, write_policy
 
 ENGINE = "vllm" if importlib.util.find_spec("vllm") else "transformers"
 RECORDS = [record(i, axis=axis) for i, axis in enumerate(["Risk", "Pace"] * 3)]
@@ -109,8 +109,12 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
             worst = max(worst, float(np.abs(logps - offline).max()))
     assert worst < 1e-3, "the same weights in float32, summed over about 13 tokens"
     data = write_dataset(tmp_path / "data", RECORDS, forms=("one", "all"))
-    config = EvaluateConfig(endpoint=served.url, data=str(data), output=str(tmp_path / "report"))
-    assert Path(run(config)["report_json"]).is_file()
+    how = {"data": str(data), "output": str(tmp_path / "report")}
+    assert Path(run(EvaluateConfig(endpoint=served.url, **how))["report_json"]).is_file()
+    offline = EvaluateConfig(model=str(served.policy), max_length=512, precision="fp32", use_gpu=False, **how)
+    outcomes, _ = found_offline(offline)
+    lines = (tmp_path / "report" / "outcomes.jsonl").read_text().splitlines()
+    assert lines == [outcome.to_json() for outcome in outcomes]
 
     with ThreadPoolExecutor(1) as pool:
         body = {"model": "base", "prompt": "The town", "max_tokens": 450, "temperature": 0}
@@ -118,6 +122,10 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
         time.sleep(0.5)
         assert not long.done(), "it is being written when the server is told to stop"
         served.process.send_signal(signal.SIGTERM)
+        wait_until_it_stops(served)
+        refused = httpx.post(f"{served.url}/v1/completions", json=body, headers=bearer(served))
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert not long.done(), "what was taken on goes on"
         assert long.result(timeout=60)["usage"]["completion_tokens"] == 450
     out, _ = served.process.communicate(timeout=60)
     assert served.process.returncode == 0
@@ -125,6 +133,17 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     assert served.key not in served.log.read_text()
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{served.url}/healthz")
+
+
+def bearer(served: Running) -> dict[str, str]:
+    return {"Authorization": f"Bearer {served.key}"}
+
+
+def wait_until_it_stops(served: Running) -> None:
+    end = time.monotonic() + 30
+    while httpx.get(f"{served.url}/readyz").status_code != 503:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path) -> None:

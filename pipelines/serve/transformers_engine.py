@@ -5,12 +5,12 @@ several adapters together.
 """
 
 import asyncio
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from pft_core.scoring import BranchScorer
 from pft_core.steering import SteeringVectors, steered
 from pipelines.serve.decoding import BASE, DecodingBatch, Row
 from pipelines.serve.engine import EngineFault, LoadedAdapter, Sampling, Steering, Step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,7 @@ class AdaptedModel:
             idle = [known for known in self._names if known not in in_use]
             if len(self._names) >= self._most and idle:
                 self._unload(idle[0])
-            self._load(name, adapter.folder)
+            self._load(name, adapter)
             self._names[name] = None
         self._names.move_to_end(name)
         return name
@@ -322,16 +324,17 @@ class AdaptedModel:
         if len(self._names) > self._most:
             self._unload(name)
 
-    def _load(self, name: str, folder: Path) -> None:
+    def _load(self, name: str, adapter: LoadedAdapter) -> None:
         try:
-            self._adapted = with_adapter(self._adapted or self.base, folder, name=name).to(self._device).eval()
-        except UserError:
+            self._adapted = with_adapter(self._adapted or self.base, adapter.folder, name=name).to(self._device).eval()
+        except UserError as error:
             # What was put in place before the fault showed must not stay: other requests use this model.
             if self._adapted is None:
                 strip(self.base)
             elif name in self._adapted.peft_config:
                 self._adapted.delete_adapter(name)
-            raise
+            log.warning("%s: %s", adapter.id, error)
+            raise UserError(f"{adapter.id} does not fit the model that is served") from None
 
     def _unload(self, name: str) -> None:
         del self._names[name]

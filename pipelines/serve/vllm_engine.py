@@ -299,7 +299,7 @@ def refuse_misfit(adapter: LoadedAdapter, base_config: Any, settings: VllmSettin
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             difference = f"{name} has shape {found.get(name)}, {expected.get(name)} is needed"
-            raise UserError(f"{place} does not fit {settings.model!r}: {difference}")
+            raise UserError(f"{place} does not fit the model that is served: {difference}")
 
 
 def _expected_shapes(folder: Path, base_config: Any) -> tuple[int, dict[str, list[int]]]:
