@@ -18,14 +18,17 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from pft_core.artifacts import ModelRef
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, Question, encode_options, score_branches
 from pft_core.model import load_policy, load_tokenizer
 from pft_core.scoring import BranchScorer
+from pipelines.cli import app
 from pipelines.endpoint import Endpoint
 from pipelines.evaluate import EvaluateConfig, run
+from pipelines.serve import job
 from pipelines.serve.config import RECIPES, load_serve_config
 from tests.builders import record, write_dataset
 from tests.serving import CPU, found_offline, wide_base, write_policy
@@ -146,14 +149,13 @@ def wait_until_it_stops(served: Running) -> None:
         time.sleep(0.05)
 
 
-def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path) -> None:
+def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "serve.yaml").write_text(f"policy: {tmp_path}\n")
-    command = [sys.executable, "-m", "pipelines.cli", "serve", str(tmp_path / "serve.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=own_ray())
-    assert (done.returncode, done.stdout) == (2, "")
+    monkeypatch.setattr(job, "start_ray", lambda: pytest.fail("Ray was started"))
+    done = CliRunner().invoke(app, ["serve", str(tmp_path / "serve.yaml"), "port=0"])
+    assert (done.exit_code, done.stdout) == (2, "")
     assert "model_ref.json: no such file" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Ray started" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def losses(run_dir: Path) -> list[tuple[float, float]]:
     return [(row["loss_first"], row["loss_second"]) for row in rows if "loss_first" in row]
 
 
-def test_a_ray_run_is_the_plain_run(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+def test_a_ray_run_is_the_plain_run_and_is_used_again(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     chosen = config(tiny_qwen2, data, tmp_path)
     result = train.run(chosen)
     plain: list[tuple[float, float]] = []
@@ -60,6 +60,10 @@ def test_a_ray_run_is_the_plain_run(ray_cluster, tiny_qwen2, data, tmp_path) -> 
     assert ref.adapter_sha256 == file_sha256(Path(result["adapter"]) / "adapter_model.safetensors")
     whole = tmp_path / "plain" / "checkpoint-00000006" / "rank-00000" / "policy" / "adapter_model.safetensors"
     assert ref.adapter_sha256 == file_sha256(whole)
+
+    written = (Path(result["run_dir"]) / "job.json").stat().st_mtime_ns
+    assert train.run(chosen) == result
+    assert (Path(result["run_dir"]) / "job.json").stat().st_mtime_ns == written
 
 
 def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_diagnostics(
@@ -84,7 +88,7 @@ def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_di
     assert len(client.get_metric_history(run.info.run_id, "gradient_cosine")) == 3  # 6 steps, every second
 
 
-@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.parametrize("validates", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_torn_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last_whole_one(
     ray_cluster, tiny_qwen2, data, tmp_path, validates
 ) -> None:
@@ -113,14 +117,6 @@ def test_a_torn_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last
 
 def steps_done(manifest: Path) -> int:
     return json.loads(manifest.read_text())["progress"]["steps_done"]
-
-
-def test_a_finished_run_is_used_again(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
-    chosen = config(tiny_qwen2, data, tmp_path, train={"max_steps": 1})
-    first = train.run(chosen)
-    written = (Path(first["run_dir"]) / "job.json").stat().st_mtime_ns
-    assert train.run(chosen) == first
-    assert (Path(first["run_dir"]) / "job.json").stat().st_mtime_ns == written
 
 
 def test_zero_3_on_two_workers_trains_a_llama_and_validates(ray_cluster, tiny_llama, data, tmp_path) -> None:

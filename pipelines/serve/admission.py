@@ -72,5 +72,5 @@ class Admission:
 
     async def _count(self) -> None:
         assert self._count_replicas is not None
-        self._replicas = await self._count_replicas()
         self._counted_at = time.monotonic()
+        self._replicas = await self._count_replicas()
