@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +35,13 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
     """The URL of a cluster's dashboard, which takes what is deployed."""
     port, agent = free_port(), free_port()
     ports = ["--port=0", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}"]
+    # Not Ray's usual folder: the address that a cluster leaves there when it ends makes others wait for it. A short
+    # path, as sockets lie in it.
+    own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with (tmp_path / "ray.log").open("w") as log:
-        command = [str(BIN / "ray"), "start", "--head", "--num-cpus=4", "--block", *ports]
+        command = [str(BIN / "ray"), "start", "--head", "--num-cpus=4", "--block", f"--temp-dir={own}", *ports]
         cluster = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=tmp_path)
         try:
             wait_for_dashboard(f"http://127.0.0.1:{port}")
@@ -44,6 +49,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
         finally:
             cluster.send_signal(signal.SIGTERM)
             cluster.wait(60)
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def wait_for_dashboard(url: str) -> None:
