@@ -184,7 +184,7 @@ def test_another_replica_comes_under_load_and_its_places_are_given_away(url: str
     one = load(url, lambda client: closed_loop(client, [long] * 16, in_flight=16))
     assert one.statuses == {200: 8, 429: 8}
     until = time.monotonic() + 70
-    full = load(url, lambda client: closed_loop(client, [WRITE], in_flight=8, until=until))
+    full = load(url, lambda client: closed_loop(client, [long], in_flight=8, until=until))
     assert full.statuses.keys() == {200}
     assert len(engines()) == 2
 
