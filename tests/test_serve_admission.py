@@ -162,6 +162,6 @@ def test_work_at_once_ends_at_once() -> None:
         with pytest.raises(ValueError, match="one of them"):
             await together(long(), faulty())
         await asyncio.sleep(0.01)
+        assert ended == ["long"], "before the loop ends, which would end all"
 
     asyncio.run(run())
-    assert ended == ["long"]
