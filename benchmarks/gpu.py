@@ -5,8 +5,8 @@
     python -m benchmarks.gpu --dry-run --json                           # every path at tiny sizes, on any machine
 
 Weights are random, nothing is downloaded; neither Ray nor DeepSpeed is needed. The equality tests run on the same
-device with `PFT_TEST_DEVICE=cuda python -m pytest tests/test_attention.py`; this command checks equality too, in
-float32.
+device with `PFT_TEST_DEVICE=cuda python -m pytest tests/pft_core/scoring/test_attention.py`; this command checks
+equality too, in float32.
 
 A step is collation, forward, backward, clipping and AdamW, under the engine's own rule of precision: bf16 autocast,
 trained weights in float32, a base frozen under LoRA in bf16. It takes as many pairs as fill `--tokens` where each
@@ -41,12 +41,11 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from benchmarks import harness
 from benchmarks.shapes import PairLengths, Shape, examples, shape
 from benchmarks.variants import loss_of, padded_logps
-from pft_core.batching import collate, plan_bins
-from pft_core.encoding import BranchedExample
-from pft_core.engine import EngineSettings, TorchEngine
+from pft_core.encoding import BranchedExample, collate, plan_bins
 from pft_core.errors import UserError
-from pft_core.model import LoraSettings, add_lora, checkpoint_activations
+from pft_core.policies import LoraSettings, add_lora, checkpoint_activations
 from pft_core.scoring import Backend, BranchScorer
+from pft_core.training import EngineSettings, TorchEngine
 
 SHAPES = ("vcd", "bqd", "dpo1500", "alignx")
 BACKENDS: tuple[Backend, ...] = ("separate", "split", "flex")

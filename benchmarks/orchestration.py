@@ -19,13 +19,13 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import harness
-from pft_core.local_context import LocalContext
-from pft_core.toyworld.base import SHIPPED_BASE
-from pipelines import train
+from pft_core.toyworld import SHIPPED_BASE
+from pft_core.training import LocalContext
 from pipelines.config import RunConfig
 from pipelines.embedded import with_embedded
 from pipelines.jobs import ensure_ray
-from pipelines.train_worker import build_and_fit
+from pipelines.train import build_and_fit
+from pipelines.train import job as train
 
 STEPS = 16
 FIRST_STEPS = 4

@@ -29,11 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import at_least, finish, machine, say
-from pft_core.artifacts import DatasetManifest, Shard, file_sha256
-from pft_core.preferences import SIDES, PreferenceSpace
+from pft_core.data import RECORD_SCHEMA, SIDES, DatasetManifest, PairedExample, PreferenceSpace, Shard
+from pft_core.files import file_sha256
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
-from pft_core.record_schema import RECORD_SCHEMA
-from pft_core.records import PairedExample
 
 ROWS_PER_SHARD = 4_000
 FEW, MANY, MOST = 20_000, 60_000, 200_000
@@ -111,7 +109,7 @@ def start_ray() -> float:
 
 def source_records(folder: Path) -> tuple[str, list[PairedExample], PreferenceSpace]:
     """Return the name of the data at hand, its records and their space."""
-    from pipelines.prepare import PrepareConfig, prepare
+    from pipelines.prepare.job import PrepareConfig, prepare
 
     files = [str(file) for file in sorted(Path(os.environ.get("PFT_DATA", "-")).glob("bqd/*/train.json"))]
     given = {"source": "bqd", "input": files} if files else {"source": "toyworld"}
@@ -196,7 +194,7 @@ def datasets_map(texts: Path, tokenizer: Any, cache: Path) -> None:
 def encode(data: Path, tokenizer: Path, *, actors: int) -> None:
     """Encode a data set anew, as `prepare` and `train` do."""
     from pipelines.config import EncodingConfig, PromptConfig
-    from pipelines.encode import ensure_layer
+    from pipelines.encode.job import ensure_layer
 
     shutil.rmtree(data / "encoded", ignore_errors=True)
     ensure_layer(

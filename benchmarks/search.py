@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from pft_core.artifacts import write_json
+from pft_core.files import write_json
 from pipelines.config import RunConfig, load_config
 from pipelines.jobs import ensure_ray
-from pipelines.tune import findings, job
-from pipelines.tune.points import Point, grid_cells, grid_points, share_of, soup_points, verification_points
-from pipelines.tune.trial import Trial
+from pipelines.tune import (
+    Point,
+    Trial,
+    candidates,
+    grid_cells,
+    grid_points,
+    job,
+    pick,
+    share_of,
+    soup_points,
+    trial_rows,
+    verification_points,
+)
 
 METRIC = "worse_pole"
 Rows = Sequence[Mapping[str, Any]]
@@ -39,7 +49,7 @@ def timed(config: RunConfig, points: Sequence[Point], folder: Path, *, stops_ear
     seconds = time.monotonic() - begun
     if errors:
         raise RuntimeError(f"{len(errors)} trials failed: {next(iter(errors.values()))}")
-    rows = findings.trial_rows([Trial(config, point, stops_early) for point in points], {})
+    rows = trial_rows([Trial(config, point, stops_early) for point in points], {})
     harness.say(f"{folder.name}: {seconds:.0f} s for {len(points)} points")
     return seconds, rows
 
@@ -65,7 +75,7 @@ def agreement(ways: Mapping[str, Rows]) -> dict[str, Any]:
     """same_best, each way's best share of the first side, and how far cells of one ratio are apart."""
     naive = trained(ways["naive"])
     best = max(naive, key=lambda row: row[METRIC])
-    picks = {name: findings.pick(rows, METRIC) for name, rows in ways.items()}
+    picks = {name: pick(rows, METRIC) for name, rows in ways.items()}
     shares = {name: share_of(pick["alpha"], pick["beta"]) for name, pick in picks.items() if pick}
     by_share: dict[float, list[float]] = {}
     for row in naive:
@@ -81,7 +91,7 @@ def agreement(ways: Mapping[str, Rows]) -> dict[str, Any]:
 
 
 def trained(rows: Rows) -> list[Mapping[str, Any]]:
-    return [rows[i] for i in findings.candidates(rows)]
+    return [rows[i] for i in candidates(rows)]
 
 
 def main() -> None:

@@ -22,14 +22,11 @@ import torch
 
 from benchmarks import harness
 from benchmarks.load import Body, Load, Sample, closed_loop, elsewhere
-from pft_core.artifacts import ModelRef, file_sha256
-from pft_core.model import LoraSettings, add_lora, load_base, save_adapter
-from pft_core.preferences import load_space
+from pft_core.data import load_space
+from pft_core.files import file_sha256
+from pft_core.policies import LoraSettings, ModelRef, add_lora, load_base, save_adapter
 from pft_core.prompts import PromptStyle, template_digest
-from pipelines.serve import job
-from pipelines.serve.config import ServeConfig
-from pipelines.serve.engine import Sampling
-from pipelines.serve.engines import make_host
+from pipelines.serve import Sampling, ServeConfig, job, make_host
 from pipelines.strict import build
 
 PROMPT_TOKENS, NEW_TOKENS, IN_FLIGHT, QUEUED = 128, 64, 16, 16
@@ -223,8 +220,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overload-s", type=float, default=15.0)
     arguments = parser.parse_args()
-    from pipelines.serve.deployments import build as build_app
-    from pipelines.serve.engines import runs_vllm
+    from pipelines.serve import build as build_app
+    from pipelines.serve import runs_vllm
 
     with tempfile.TemporaryDirectory(prefix="pft-serve-") as scratch:
         config = write_everything(Path(scratch), engine=arguments.engine)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pft_core.data import SIDES, PairedExample, load_space
 from pft_core.encoding import BranchedExample, branched_example, common_prefix_length
 from pft_core.errors import UserError
-from pft_core.preferences import SIDES, load_space
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
-from pft_core.records import PairedExample
 
 CHARACTERS_PER_TOKEN = 4.6  # of English text under the Qwen and Llama tokenizers, which are not at hand here
 
@@ -65,7 +64,7 @@ def real_vcd_lengths() -> list[PairLengths]:
     file = Path(os.environ.get("PFT_DATA", "")) / "vcd" / "train.json"
     if not file.is_file():
         raise UserError("shape vcd_real needs the released VCD files: set PFT_DATA to the folder that holds vcd/")
-    from pft_core.sources import SOURCES, Accepted  # they read Parquet, which the other shapes do without
+    from pft_core.data import SOURCES, Accepted
 
     rows = json.loads(file.read_text(encoding="utf-8"))
     outcomes = [SOURCES["vcd"](row, "", None) for row in rows]

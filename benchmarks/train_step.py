@@ -23,8 +23,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks import harness, trl_step
 from benchmarks.shapes import Shape, examples, shape
 from benchmarks.variants import BETA, loss_of, padded_logps
-from pft_core.batching import BranchedBatch, collate
-from pft_core.encoding import BranchedExample
+from pft_core.encoding import BranchedBatch, BranchedExample, collate
 from pft_core.errors import UserError
 from pft_core.scoring import Backend, BranchScorer
 

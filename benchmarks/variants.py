@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pft_core.data import SIDES
 from pft_core.encoding import BranchedExample
-from pft_core.preferences import SIDES
 
 BETA = 0.1
 

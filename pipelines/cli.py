@@ -79,7 +79,7 @@ def prepare(
     ] = None,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
-    from pipelines import prepare
+    from pipelines.prepare import job as prepare
 
     options = {
         "axis": axis,
@@ -99,7 +99,7 @@ def prepare(
 def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Fine-tune a model on prepared pairs: `pft train RECIPE data=DIR model=DIR_OR_NAME`."""
     config = load_config(recipe, overrides or [])
-    from pipelines import train
+    from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)
 
@@ -124,7 +124,7 @@ def evaluate(
     num_workers: Annotated[int | None, typer.Option(help="Ray Data actors, each with the model.")] = None,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
-    from pipelines import evaluate
+    from pipelines.evaluate import job as evaluate
 
     options = {
         "model": model,
@@ -143,7 +143,7 @@ def evaluate(
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
     config = load_config("quickstart", overrides or [])
-    from pft_core.artifacts import read_json
+    from pft_core.files import read_json
     from pipelines import quickstart
 
     result = quickstart.run(config, fresh=fresh)
@@ -161,7 +161,7 @@ def compare(
     list_suites: Annotated[bool, typer.Option("--list", help="List the shipped suites.")] = False,
 ) -> dict[str, Any]:
     """Compare methods over seeds, with intervals, tests and yardsticks: `pft compare SUITE`."""
-    from pipelines.compare.suite import load_suite, shipped_suites
+    from pipelines.compare import load_suite, shipped_suites
 
     if list_suites or suite is None:
         suites = {name: load_suite(name) for name in shipped_suites()}
@@ -197,7 +197,7 @@ def tune(
 @verb
 def serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     """Serve a policy behind an OpenAI-compatible API, under any preference: `pft serve RECIPE port=8000`."""
-    from pipelines.serve.config import load_serve_config
+    from pipelines.serve import load_serve_config
 
     config = load_serve_config(recipe, overrides or [])
     from pipelines.serve import job
@@ -213,7 +213,7 @@ def key(
     requests_per_minute: Annotated[int | None, typer.Option(help="Of this key; else the recipe's limit.")] = None,
 ) -> dict[str, Any]:
     """Make an API key for `pft serve`; it is shown this once, the file holds its hash."""
-    from pipelines.serve.keys import add_key
+    from pipelines.serve import add_key
 
     return {"name": name, "key": add_key(file, name, requests_per_minute=requests_per_minute), "file": str(file)}
 
@@ -249,7 +249,7 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     """Print a serving recipe as the config that `serve deploy` and a RayService take."""
     import yaml
 
-    from pipelines.serve.config import load_serve_config
+    from pipelines.serve import load_serve_config
     from pipelines.serve.job import serve_yaml
 
     result = serve_yaml(load_serve_config(recipe, overrides or []))

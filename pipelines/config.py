@@ -314,7 +314,7 @@ def _schedule(config: RunConfig) -> dict[str, Any]:
     train = config.train
     pairs = None
     if config.data is not None and Path(config.data).is_dir():  # it may be on the cluster only
-        from pft_core.artifacts import DatasetManifest
+        from pft_core.data import DatasetManifest
 
         pairs = DatasetManifest.load(Path(config.data)).pairs_out
     if pairs is None and train.max_steps is None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pft_core import toyworld
-from pft_core.toyworld.base import SHIPPED_BASE
-from pipelines import prepare
+from pft_core.toyworld import SHIPPED_BASE
 from pipelines.config import RunConfig
+from pipelines.prepare import job as prepare
 
 TOYWORLD = "toyworld"
 NUM_PER_AXIS: dict[toyworld.Split, int] = {"train": 1600, "validation": 100, "test": 320}

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import DatasetManifest, read_json
-from pipelines import evaluate, train
+from pft_core.data import DatasetManifest
+from pft_core.files import read_json
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import embedded_data, with_embedded
+from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
-from pipelines.report import write_report
+from pipelines.reporting import write_report
 from pipelines.tracking import read_metrics, tracked
+from pipelines.train import job as train
 
 
 @dataclass(frozen=True)

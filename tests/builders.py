@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.artifacts import DatasetManifest, Shard, file_sha256
-from pft_core.encoding import BranchedExample, LabelCounts, branched_example
-from pft_core.preferences import Axis, Pole, PreferenceSpace
-from pft_core.record_schema import RECORD_SCHEMA
-from pft_core.records import Option, PairedExample, paired_example
+from pft_core.data.manifest import DatasetManifest, Shard
+from pft_core.data.preferences import Axis, Pole, PreferenceSpace
+from pft_core.data.record_schema import RECORD_SCHEMA
+from pft_core.data.records import Option, PairedExample, paired_example
+from pft_core.encoding.examples import BranchedExample, LabelCounts, branched_example
+from pft_core.files import file_sha256
 
 SPACE = PreferenceSpace(
     "tiny",

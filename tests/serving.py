@@ -14,22 +14,25 @@ import httpx2 as httpx
 import torch
 import uvicorn
 
-from pft_core.artifacts import DatasetManifest, ModelRef, file_sha256
+from pft_core.data.manifest import DatasetManifest
+from pft_core.data.preferences import PreferenceSpace
+from pft_core.data.records import Reject
 from pft_core.evaluation.answers import ask
 from pft_core.evaluation.tasks import Outcome
-from pft_core.model import LoraSettings, add_lora, load_base, load_tokenizer, save_adapter
-from pft_core.preferences import PreferenceSpace
-from pft_core.prompts import PromptStyle, template_digest
-from pft_core.records import Reject
-from pipelines.evaluate import EvaluateConfig, items_of, make_job, read_items, resolve_policy
-from pipelines.evaluate_worker import answerers
-from pipelines.serve.admission import Admission
-from pipelines.serve.catalog import Catalog
+from pft_core.files import file_sha256
+from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter
+from pft_core.policies.model_ref import ModelRef
+from pft_core.policies.pretrained import load_tokenizer
+from pft_core.prompts.rendering import PromptStyle, template_digest
+from pipelines.evaluate.job import EvaluateConfig, items_of, make_job, read_items, resolve_policy
+from pipelines.evaluate.worker import answerers
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import make_host
-from pipelines.serve.gateway import Gateway
+from pipelines.serve.engines.registry import make_host
+from pipelines.serve.http.admission import Admission
+from pipelines.serve.http.routes import make_app
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.routes import make_app
+from pipelines.serve.policies.catalog import Catalog
+from pipelines.serve.requests.gateway import Gateway
 from pipelines.strict import build
 from tests.builders import SPACE
 

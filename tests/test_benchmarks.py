@@ -22,8 +22,8 @@ from benchmarks.gpu import (
 )
 from benchmarks.prepare import FEW, MANY, slopes
 from benchmarks.shapes import shape
-from pft_core.engine import TorchEngine
-from pft_core.scoring import BranchScorer
+from pft_core.scoring.scorer import BranchScorer
+from pft_core.training.engines.torch_engine import TorchEngine
 from tests.builders import tree
 
 NOT_NEEDED_ON_A_GPU_MACHINE = ("ray", "deepspeed", "mlflow", "trl", "datasets", "pyarrow")

@@ -1,125 +1,124 @@
-"""The rules that keep the code readable: who may import whom, and a README that tells the truth about the files."""
+"""The rules that keep the code readable: who may import whom, doors of rooms, and a README that tells the truth."""
 
-import ast
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import house
+from benchmarks.house import ROOT, children, circles, import_graph, imports, source_files
+from pft_core.lazy import exported_names
 
-# A module of pft_core imports only modules to its left.
-LAYERS = [
-    "errors",
-    "preferences",
-    "conditions",
-    "records",
-    "record_schema",
-    "prompts",
-    "artifacts",
-    "sources",
-    "token_places",
-    "encoding",
-    "encoded_layer",
-    "order",
-    "batching",
-    "tree_layout",
-    "attention",
-    "tree_decoder",
-    "label_head",
-    "scoring",
-    "toyworld",
-    "text_base",
-    "objectives",
-    "planning",
-    "demonstrations",
-    "model",
-    "soup",
-    "engine",
-    "engine_deepspeed",
-    "memory",
-    "checkpoint",
-    "diagnostics",
-    "loop",
-    "reference",
-    "local_context",
-    "inference",
-    "evaluation",
-    "steering",
-    "history",
-]
-FIRST_WITH_TORCH = "batching"
-TORCH = {"torch", "transformers", "peft", "deepspeed", "accelerate"}
+FILES = source_files()
+GRAPH = import_graph()
+PACKAGES = {name for name, path in FILES.items() if path.name == "__init__.py"}
+ROOMS = sorted(name for name in PACKAGES if "." in name)
+
+HEAVY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "ray", "mlflow", "vllm", "datasets", "pyarrow"}
 CLUSTER = {"ray", "mlflow", "vllm"}
-JOBS = {"prepare", "train", "evaluate", "quickstart", "tune", "compare", "serve"}
-CALLERS_OF_JOBS = {"quickstart", "tune", "compare"}
+
+# A room imports only those to its left; `embedded`, the data set that comes with the package, is prepared by `prepare`.
+JOBS = {
+    "encode": set(),
+    "prepare": {"encode"},
+    "train": {"encode", "prepare"},
+    "evaluate": {"encode"},
+    "serve": set(),
+    "tune": {"encode", "prepare", "train", "evaluate"},
+    "compare": {"encode", "prepare", "train", "evaluate"},
+    "quickstart": {"encode", "prepare", "train", "evaluate"},
+}
+# What is imported without torch: settings, records and words, which a driver and a server's front need.
+LIGHT = [
+    *(name for name in FILES if name.startswith(("pft_core.data", "pft_core.prompts"))),
+    *(f"pft_core.encoding.{name}" for name in ("examples", "token_places", "tokens", "views", "layer")),
+    *("pft_core.policies.model_ref", "pft_core.training.order", "pipelines.config"),
+    *PACKAGES,
+]
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def outside(path: Path) -> set[str]:
+    """Return the first names of all that a file imports."""
+    return {module.split(".")[0] for module, _ in imports(path)}
 
 
-def imports(path: Path, *, at_load: bool = False) -> Iterator[str]:
-    """Yield the dotted names that a module imports; at_load: only those that run when it is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body if at_load else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def modules_after(*names: str) -> set[str]:
+    """Import modules in a process of their own; return the first names of all that is then loaded."""
+    code = f"import sys\nfor name in {names!r}: __import__(name)\nprint(*{{n.split('.')[0] for n in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def layer(path: Path) -> str:
-    return path.relative_to(ROOT / "pft_core").parts[0].removesuffix(".py")
+def test_nothing_imports_in_a_circle() -> None:
+    assert circles(GRAPH) == []
 
 
-@pytest.mark.parametrize("path", modules("pft_core"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_core_knows_no_cluster_and_no_pipeline(path: Path) -> None:
-    forbidden = CLUSTER | {"pipelines", "cluster"}
-    assert not {name.split(".")[0] for name in imports(path)} & forbidden
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_rooms_side_by_side_do_not_need_each_other(package: str) -> None:
+    assert circles(children(GRAPH, package)) == []
 
 
-@pytest.mark.parametrize("path", modules("pft_core"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_core_is_built_in_layers(path: Path) -> None:
-    if layer(path) == "__init__":
-        return
-    used = {name.split(".")[1] for name in imports(path, at_load=True) if name.startswith("pft_core.")}
-    later = {name for name in used if LAYERS.index(name) > LAYERS.index(layer(path))}
-    assert not later, f"{path.name} imports {later}, which come after {layer(path)}"
+def doors_missed(importer: str, target: str) -> list[str]:
+    """Return the rooms that hold the target and not the importer, where it is not one of their doors."""
+    inside = [room for room in ROOMS if target.startswith(f"{room}.") and not f"{importer}.".startswith(f"{room}.")]
+    return [room for room in inside if target != f"{room}.job" and not (target in PACKAGES and target == inside[0])]
 
 
-@pytest.mark.parametrize("name", LAYERS[: LAYERS.index(FIRST_WITH_TORCH)])
-def test_torch_enters_at_batching(name: str) -> None:
-    for path in [p for p in modules("pft_core") if layer(p) == name]:
-        assert not {imported.split(".")[0] for imported in imports(path, at_load=True)} & TORCH
+@pytest.mark.parametrize("importer", sorted(FILES))
+def test_a_room_is_entered_by_its_door_or_its_job(importer: str) -> None:
+    missed = {target: rooms for target in GRAPH[importer] if (rooms := doors_missed(importer, target))}
+    assert not missed, f"{importer} reaches past the door: import the name from the outermost of {missed}"
 
 
-@pytest.mark.parametrize("name", sorted(JOBS - CALLERS_OF_JOBS))
-def test_jobs_meet_through_artifacts(name: str) -> None:
-    path = ROOT / "pipelines" / f"{name}.py"
-    if not path.exists():
-        pytest.skip(f"there is no {name} job")
-    used = {imported.removeprefix("pipelines.").split(".")[0] for imported in imports(path)}
-    assert not used & (JOBS - {name})
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_door_offers_what_exists_and_what_somebody_takes(room: str) -> None:
+    offered = exported_names(room, FILES[room])
+    behind = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == room}
+    assert not set(offered) & behind, "a name of a module hides the name that the door offers"
+    assert all(hasattr(import_module(home), name) for name, home in offered.items() if "vllm" not in home)
+    taken = {name for path in FILES.values() for module, name in imports(path) if module == room}
+    assert set(offered) <= taken
 
 
-@pytest.mark.parametrize("path", modules("cluster"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_cluster_side_knows_commands_and_no_internals(path: Path) -> None:
-    own = {name for name in imports(path) if name.split(".")[0] in ("pft_core", "pipelines")}
-    assert all(name.startswith("pft_core.errors.") for name in own)
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("pft_core")])
+def test_the_core_knows_no_cluster_and_no_pipeline(name: str) -> None:
+    assert not outside(FILES[name]) & (CLUSTER | {"pipelines", "cluster"})
+
+
+def test_the_core_has_few_rooms_on_few_floors() -> None:
+    measured = house.measure()
+    assert measured["core_rooms"] <= 14
+    assert measured["core_floors"] <= 7
+    assert measured["flat_max"] <= 14
+    assert measured["max_function"] <= 40
+
+
+def test_what_is_light_loads_no_torch_whatever_it_imports() -> None:
+    assert not modules_after(*sorted(LIGHT)) & (HEAVY - {"pyarrow", "datasets"})
 
 
 def test_help_and_config_load_nothing_heavy() -> None:
-    heavy = TORCH | CLUSTER | {"pyarrow", "datasets"}
-    for name in ("cli", "config", "strict", "console"):
-        loaded = {imported.split(".")[0] for imported in imports(ROOT / "pipelines" / f"{name}.py", at_load=True)}
-        assert not loaded & heavy
+    assert not modules_after("pipelines.cli", "pipelines.config", "pipelines.console") & HEAVY
+
+
+def test_jobs_meet_through_artifacts() -> None:
+    rooms = children(GRAPH, "pipelines")
+    for job, callees in JOBS.items():
+        reached = {name.rpartition(".")[2] for name in nx.descendants(rooms, f"pipelines.{job}")}
+        assert reached & set(JOBS) <= callees, job
+
+
+def test_the_cluster_side_knows_commands_and_no_internals() -> None:
+    own = {name for name in GRAPH if name.startswith("cluster")}
+    assert {target for name in own for target in GRAPH[name]} - own <= {"pft_core.errors"}
 
 
 def tree_of_the_readme() -> list[str]:
     """Return the paths of the README's tree: two spaces of indent for each folder, a name, then what it is."""
-    block = re.search(r"## Files\n+```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    block = re.search(r"## Files\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block, "README.md has no tree under '## Files'"
     paths, folders = [], []
     for line in block[1].splitlines():
@@ -138,8 +137,7 @@ def test_everything_in_the_readme_tree_exists() -> None:
 def test_every_source_file_is_in_the_readme_tree() -> None:
     listed = tree_of_the_readme()
     leaves = [p for p in listed if p.endswith("/") and not any(q != p and q.startswith(p) for q in listed)]
-    for package in ("pft_core", "pipelines", "cluster"):
-        for path in modules(package):
-            name = str(path.relative_to(ROOT))
-            covered = name in listed or any(name.startswith(leaf) for leaf in leaves)
-            assert covered or path.name == "__init__.py", f"{name} is not in the README's tree"
+    for path in FILES.values():
+        name = str(path.relative_to(ROOT))
+        covered = name in listed or any(name.startswith(leaf) for leaf in leaves)
+        assert covered or path.name == "__init__.py", f"{name} is not in the README's tree"

@@ -1,1 +1,44 @@
-"""Honest evaluation: tasks, parsing of choices, statistics."""
+"""What a policy chooses, and what that is worth: asking, parsing, metrics, statistics, yardsticks, steering."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.evaluation.answers import (
+        MAX_OPTIONS_FOR_SUBSETS,
+        Answer,
+        Answerer,
+        Asking,
+        Question,
+        ask,
+        best,
+        by_generation,
+        by_likelihood,
+        candidates,
+        comparable,
+        encode_options,
+        read_reply,
+        score_branches,
+        unscorable,
+    )
+    from pft_core.evaluation.capability import (
+        Answered,
+        Item,
+        ask_items,
+        drop,
+        losses,
+        mean_with_interval,
+        position_baseline,
+        read_items,
+        scores,
+    )
+    from pft_core.evaluation.counts import PAIR_MEASURES, POLE_MEASURES, CountTable, count_table
+    from pft_core.evaluation.history import by_history
+    from pft_core.evaluation.pareto import front, hypervolume, knee
+    from pft_core.evaluation.significance import holm, mcnemar, paired_t, sign_flip
+    from pft_core.evaluation.steering import SteeringVectors, by_steering, contrast_vectors, steered, sweep
+    from pft_core.evaluation.tasks import Outcome, always_by_position, report_rows
+    from pft_core.evaluation.yardsticks import bag_of_words, position_only
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pft_core.artifacts import digest
-from pft_core.batching import collate, plan_bins
-from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
+from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
+from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, collate, plan_bins, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.tasks import Choice, Outcome
-from pft_core.preferences import PreferenceSpace
+from pft_core.files import digest
 from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
-from pft_core.records import Form, PairedExample, Reject
 from pft_core.scoring import BranchScorer
 
 MAX_OPTIONS_FOR_SUBSETS = 5  # 31 non-empty subsets; beyond, *All* is asked by generation only

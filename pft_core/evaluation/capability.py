@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pft_core.artifacts import digest
+from pft_core.data import Reject, RowFault, file_parts, files_in, read_rows, row_parser, text_of
 from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, score_branches
 from pft_core.evaluation.significance import interval_over_seeds
-from pft_core.records import Reject
+from pft_core.files import digest
 from pft_core.scoring import BranchScorer
-from pft_core.sources import file_parts, files_in, read_rows
-from pft_core.sources.checks import RowFault, row_parser, text_of
 
 _LETTER = re.compile(r"\([A-Z]\)")
 

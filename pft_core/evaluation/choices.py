@@ -17,7 +17,7 @@ strictly: the key once, a single letter of either case (or a non-empty list of t
 import re
 from collections.abc import Sequence
 
-from pft_core.prompts import LETTERS
+from pft_core.data import LETTERS
 
 _QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019")
 _STRING = "|".join(rf"{pair[0]}(?:[^{pair[1]}\\]|\\.)*+{pair[1]}" for pair in _QUOTES)

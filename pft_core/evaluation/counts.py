@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pft_core.data import SIDES, Form
 from pft_core.evaluation.significance import interval_over_seeds
 from pft_core.evaluation.statistics import ratio
 from pft_core.evaluation.tasks import Outcome, both_right, flip, leak, right, subset_score
-from pft_core.preferences import SIDES
-from pft_core.records import Form
 
 Counts = tuple[float, float]  # numerator and denominator of one outcome
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pft_core.data import SIDES, Axis, Form, PreferenceSpace
 from pft_core.evaluation.choices import score_all
 from pft_core.evaluation.statistics import interval, ratio
-from pft_core.preferences import SIDES, Axis, PreferenceSpace
-from pft_core.records import Form
 
 Choice = frozenset[int] | None  # indices of the chosen options in shown order; None: no parsable choice
 

@@ -11,10 +11,10 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
-from pft_core.artifacts import digest
+from pft_core.data import Form, PairedExample
 from pft_core.errors import UserError
 from pft_core.evaluation.tasks import Choice, Outcome, always_by_position
-from pft_core.records import Form, PairedExample
+from pft_core.files import digest
 
 _FOLDS = 5
 _INVERSE_REGULARISATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0)

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pft_core.batching import BranchedBatch
-from pft_core.encoding import LabelCounts
+from pft_core.encoding import BranchedBatch, LabelCounts
 from pft_core.objectives.nll import side_terms
 from pft_core.objectives.objective import Objective, add_terms, per_side
 from pft_core.objectives.preference import AnswerPairs, answer_pairs, pairs_per_side

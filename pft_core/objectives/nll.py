@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pft_core.batching import BranchedBatch
-from pft_core.encoding import LabelCounts
+from pft_core.data import SIDES
+from pft_core.encoding import BranchedBatch, LabelCounts
 from pft_core.objectives.objective import SIDE_NAMES, Objective, Term, per_side
-from pft_core.preferences import SIDES
 
 
 def label_tokens_per_side(counts: LabelCounts) -> NDArray[np.float64]:

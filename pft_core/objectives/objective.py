@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pft_core.batching import BranchedBatch
-from pft_core.encoding import LabelCounts, View
-from pft_core.preferences import SIDES
+from pft_core.data import SIDES
+from pft_core.encoding import BranchedBatch, LabelCounts, View
 
 SIDE_NAMES = ("first", "second")
 

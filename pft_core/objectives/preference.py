@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pft_core.batching import BranchedBatch
-from pft_core.encoding import LabelCounts
+from pft_core.data import SIDES
+from pft_core.encoding import BranchedBatch, LabelCounts
 from pft_core.objectives.nll import side_terms
 from pft_core.objectives.objective import Objective, add_terms, per_side
-from pft_core.preferences import SIDES
 
 # N pairs of a batch.
 

@@ -1,5 +1,12 @@
-"""The embedded data set: little dilemmas made from word lists, and a tiny base model that can learn their axes."""
+"""The embedded data set: little dilemmas made from word lists, and tiny base models that can learn such axes."""
 
-from pft_core.toyworld.scenarios import Split, generate
+from typing import TYPE_CHECKING
 
-__all__ = ["Split", "generate"]
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.toyworld.base import SHIPPED_BASE
+    from pft_core.toyworld.scenarios import Split, generate
+    from pft_core.toyworld.text_base import make_text_base
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pft_core.batching import collate
-from pft_core.encoding import BranchedExample, EncodingSpec, branched_example, encode_pairs, tokenize
-from pft_core.preferences import SIDES, load_space
+from pft_core.data import SIDES, PairedExample, load_space
+from pft_core.encoding import BranchedExample, EncodingSpec, branched_example, collate, encode_pairs, tokenize
 from pft_core.prompts import PromptStyle, render_answer, render_prompt
-from pft_core.records import PairedExample
 from pft_core.scoring import BranchScorer
 from pft_core.toyworld.scenarios import generate
 from pft_core.toyworld.tokenizer import make_tokenizer

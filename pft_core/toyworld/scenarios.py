@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal
 
+from pft_core.data import Option, PairedExample, PreferenceSpace, content_id, load_space
 from pft_core.errors import UserError
-from pft_core.preferences import PreferenceSpace, load_space
-from pft_core.records import Option, PairedExample, content_id
 from pft_core.toyworld.words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 
 Split = Literal["train", "validation", "test"]

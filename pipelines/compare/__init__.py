@@ -1,1 +1,10 @@
-"""`pft compare`: methods, seeds and variants side by side, in a report that can be believed."""
+"""Methods, seeds and variants side by side, with tests and yardsticks."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.compare.suite import load_suite, shipped_suites
+else:
+    __getattr__ = lazy_exports(__name__)

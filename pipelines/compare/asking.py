@@ -6,15 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import read_json, write_json
-from pft_core.evaluation.answers import Answerer
-from pft_core.history import by_history
-from pft_core.model import load_policy, load_tokenizer
-from pft_core.reference import base_digest
+from pft_core.evaluation import Answerer, SteeringVectors, by_history, by_steering, contrast_vectors, sweep
+from pft_core.files import read_json, write_json
+from pft_core.policies import base_digest, load_policy, load_tokenizer
 from pft_core.scoring import BranchScorer
-from pft_core.steering import SteeringVectors, by_steering, contrast_vectors, sweep
 from pipelines.compare.data import limited, read_records
-from pipelines.evaluate_worker import Job, answerers
+from pipelines.evaluate import Job, answerers
 
 HISTORY_LENGTH = 3  # solved examples, as many as the paper infers a preference from
 SWEEP_PER_AXIS = 20  # validation records that choose layer and multiplier

@@ -4,21 +4,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import DatasetManifest, digest, read_json
+from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.evaluation.capability import Answered
-from pft_core.evaluation.tasks import Outcome
-from pft_core.evaluation.yardsticks import bag_of_words, position_only
-from pipelines.capability import capability_rows
-from pipelines.compare.area import area_rows
+from pft_core.evaluation import Answered, Outcome, bag_of_words, position_only
+from pft_core.files import digest, read_json
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
 from pipelines.compare.data import limited, read_records, released_file
 from pipelines.compare.methods import METHODS
 from pipelines.compare.plan import YARDSTICKS, VariantPlan
 from pipelines.compare.pool import Result
-from pipelines.compare.rows import Found, Row, corrected, on_common_items, rate_rows, rows_of, significance_against
+from pipelines.compare.statistics import (
+    Found,
+    Row,
+    area_rows,
+    corrected,
+    on_common_items,
+    rate_rows,
+    rows_of,
+    significance_against,
+)
 from pipelines.compare.suite import Size, Suite, SuiteSize
+from pipelines.evaluate import capability_rows
 from pipelines.jobs import code_digest, commit
 from pipelines.tracking import read_metrics
 

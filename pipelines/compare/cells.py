@@ -12,25 +12,21 @@ from typing import Any
 
 import torch
 
-from pft_core.artifacts import DatasetManifest, ModelRef, digest, file_sha256, write_json
-from pft_core.encoded_layer import EncodedLayer
+from pft_core.data import DatasetManifest, Form, PreferenceSpace, Reject
+from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Answerer
-from pft_core.evaluation.capability import Answered
-from pft_core.evaluation.tasks import Outcome
-from pft_core.model import merge_adapter
-from pft_core.preferences import PreferenceSpace
-from pft_core.records import Form, Reject
-from pipelines.capability import ask_capability, ask_lm_eval
+from pft_core.evaluation import Answered, Answerer, Outcome
+from pft_core.files import digest, file_sha256, write_json
+from pft_core.policies import ModelRef, merge_adapter
 from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
-from pipelines.evaluate import read_items
-from pipelines.evaluate_worker import Job, answerers
-from pipelines.in_process import ask_here, asking_job, train_here, untrained
+from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_eval, asking_job, untrained
+from pipelines.evaluate.job import read_items
 from pipelines.jobs import run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
+from pipelines.train import train_here
 
 OUTCOMES_NAME = "outcomes.jsonl"
 CAPABILITY_NAME = "capability.json"

@@ -11,14 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.artifacts import MANIFEST_NAME, DatasetManifest, Shard, digest, file_sha256
+from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard
 from pft_core.errors import UserError
-from pft_core.record_schema import RECORD_SCHEMA
-from pft_core.records import PairedExample
+from pft_core.files import digest, file_sha256
 from pft_core.toyworld import Split
-from pipelines import prepare
 from pipelines.compare.suite import SuiteSize
 from pipelines.embedded import NUM_PER_AXIS
+from pipelines.prepare import job as prepare
 
 HELD_OUT_SHARE = 0.1  # of the training records, where a data set has no validation split of its own
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

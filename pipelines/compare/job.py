@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 from pft_core.errors import UserError
-from pipelines.capacity import at_once
 from pipelines.compare.assembly import assemble
 from pipelines.compare.data import suite_data
 from pipelines.compare.plan import plan_suite
@@ -12,7 +11,7 @@ from pipelines.compare.pool import Result, run_cells
 from pipelines.compare.report import write_comparison
 from pipelines.compare.suite import Size, Suite
 from pipelines.console import console
-from pipelines.jobs import ensure_ray, locked
+from pipelines.jobs import at_once, ensure_ray, locked
 
 
 def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:

@@ -6,24 +6,23 @@ from pathlib import Path
 
 import torch
 
-from pft_core.artifacts import DatasetManifest, digest
+from pft_core.data import DatasetManifest, PreferenceSpace
 from pft_core.encoding import View
-from pft_core.evaluation.capability import read_items
-from pft_core.preferences import PreferenceSpace
+from pft_core.evaluation import read_items
+from pft_core.files import digest
+from pft_core.policies import base_digest
 from pft_core.prompts import PromptStyle
-from pft_core.reference import base_digest
-from pft_core.text_base import make_text_base
-from pft_core.toyworld.base import SHIPPED_BASE
-from pipelines import evaluate
+from pft_core.toyworld import SHIPPED_BASE, make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import SuiteData, read_records, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.config import PromptConfig, RunConfig, changed
 from pipelines.console import console
-from pipelines.encode import ensure_layer
+from pipelines.encode.job import ensure_layer
+from pipelines.evaluate import job as evaluate
 from pipelines.jobs import code_digest, commit
-from pipelines.objective import axis_names, objective_of
+from pipelines.train import axis_names, objective_of
 
 YARDSTICKS = ("position", "bag_of_words")  # asked of the records alone: no cell
 

@@ -12,7 +12,7 @@ from pipelines.compare.methods import method
 from pipelines.config import Section
 from pipelines.strict import apply_override, build, read_yaml
 
-SUITES = Path(__file__).parents[1] / "suites"
+SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
 METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s")
 Size = Literal["tiny", "paper"]

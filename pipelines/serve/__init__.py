@@ -1,1 +1,13 @@
-"""Serving: a policy behind Ray Serve, asked under any preference."""
+"""Policies behind Ray Serve: engines, adapters, an OpenAI-compatible API, a page."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.serve.config import ServeConfig, load_serve_config
+    from pipelines.serve.deployments import build
+    from pipelines.serve.engines import Sampling, make_host, runs_vllm
+    from pipelines.serve.http import add_key
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -22,20 +22,23 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from pft_core.encoding import BranchedExample
-from pft_core.model import load_tokenizer
+from pft_core.policies import load_tokenizer
 from pipelines.jobs import unwrap_user_error
-from pipelines.serve.adapters import AdapterSource
-from pipelines.serve.admission import Admission
-from pipelines.serve.catalog import Catalog
 from pipelines.serve.config import APPLICATION, ServeConfig
-from pipelines.serve.engine import EngineFault, Sampling, Steering, Step
-from pipelines.serve.engines import fitted, make_host, runs_vllm
-from pipelines.serve.examples import read_examples
-from pipelines.serve.gateway import Gateway
-from pipelines.serve.host import UnavailableError
-from pipelines.serve.keys import KeyRing
+from pipelines.serve.engines import (
+    EngineFault,
+    Sampling,
+    Steering,
+    Step,
+    UnavailableError,
+    fitted,
+    make_host,
+    runs_vllm,
+)
+from pipelines.serve.http import Admission, KeyRing, make_app
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.routes import make_app
+from pipelines.serve.policies import AdapterSource, Catalog
+from pipelines.serve.requests import Gateway, read_examples
 from pipelines.strict import build as build_config
 
 INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # far above what engines admit: the ingress sends away, not the proxy

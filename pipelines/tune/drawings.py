@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelines.charts import Row, Scale
-from pipelines.compare.charts import apart, ticks_between
+from pipelines.reporting import Row, Scale, labels_apart, ticks_between
 from pipelines.tune.points import ratio_name
 
 MARGIN = 16.0  # between the frame and the outermost dot
@@ -209,7 +208,7 @@ def accuracy_panel(
     left, right = 46.0, width - 112.0
     x = ratio_scale([t for t, _, _ in drawn], start=left, end=right)
     lines = [_line(metric, drawn, x, y, base) for metric in metrics]
-    labels = apart([line.label_y for line in lines], bottom=y.start)
+    labels = labels_apart([line.label_y for line in lines], bottom=y.start)
     lines = [Line(**(vars(line) | {"label_y": label})) for line, label in zip(lines, labels, strict=True)]
     finite = [t for t, _, _ in drawn if math.isfinite(t)]
     x_ticks = [(x(t), ratio_name(t)) for t in (ratio_ticks(x.finite.low, x.finite.high) if finite else [])]
@@ -365,7 +364,7 @@ def _labels(points: Mapping[int, Point], marked: Mapping[str, int | None], width
             names.setdefault(i, []).append(name)
     half = LABEL_WIDTH / 2
     wanted = [max(points[i].x, half) for i in names]
-    xs = apart(wanted, bottom=width - half, distance=LABEL_WIDTH)
+    xs = labels_apart(wanted, bottom=width - half, distance=LABEL_WIDTH)
     return [
         Label(round(x, 1), 20.0, f"{' and '.join(found)} {ratio_name(points[i].trial['t'])}", points[i])
         for (i, found), x in zip(names.items(), xs, strict=True)

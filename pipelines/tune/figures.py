@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pft_core.evaluation.counts import CountTable, count_table
-from pft_core.evaluation.tasks import Outcome
-from pft_core.preferences import SIDES
-from pft_core.records import Form
+from pft_core.data import SIDES, Form
+from pft_core.evaluation import CountTable, Outcome, count_table
 
 POLES = ("pole_first", "pole_second")
 FIGURES = (*POLES, "worse_pole", "both_right")

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import read_json
-from pft_core.evaluation import pareto
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation import Outcome, front, hypervolume, knee
+from pft_core.files import read_json
 from pipelines.config import SearchConfig
 from pipelines.jobs import JOB_NAME
 from pipelines.tracking import SPOOL_NAME
@@ -116,11 +115,11 @@ def trade_off(rows: Sequence[Row]) -> Row:
     """The front of both poles' accuracy, the area it dominates above (0, 0), and its knee."""
     held = candidates(rows)
     points = [(rows[i]["pole_first"], rows[i]["pole_second"]) for i in held]
-    knee = pareto.knee(points)
+    bend = knee(points)
     return {
-        "front": [held[i] for i in pareto.front(points)],
-        "hypervolume": pareto.hypervolume(points) if points else None,
-        "knee": None if knee is None else held[knee],
+        "front": [held[i] for i in front(points)],
+        "hypervolume": hypervolume(points) if points else None,
+        "knee": None if bend is None else held[bend],
     }
 
 

@@ -5,13 +5,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pft_core.artifacts import DatasetManifest, digest
+from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pipelines import evaluate, train
+from pft_core.files import digest
 from pipelines.config import SEARCHABLE, Range, RunConfig, changed
 from pipelines.embedded import TOYWORLD, with_embedded
+from pipelines.evaluate import job as evaluate
 from pipelines.jobs import ensure_ray, locked, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
+from pipelines.train import job as train
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
 from pipelines.tune.results import Found, Mode, Result, TrialsFailed, publish
 from pipelines.tune.search import search, trials_at_once

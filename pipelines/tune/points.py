@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, Literal
 
 from pft_core.errors import UserError
-from pft_core.soup import between
+from pft_core.policies import between
 from pipelines.config import Range, SearchConfig
 
 Source = Literal["trained", "soup", "base"]

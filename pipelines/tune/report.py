@@ -9,19 +9,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pft_core.artifacts import write_json
-from pipelines.charts import Row, short
-from pipelines.mlflow_run import flatten
-from pipelines.pages import render_template, write_whole
-from pipelines.report import METRICS, seconds, without_credentials
-from pipelines.tune.drawings import (
-    accuracy_panel,
-    base_of,
-    has_value,
-    heat_map,
-    legend_places,
-    pareto_panel,
-)
+from pft_core.files import write_json
+from pipelines.reporting import METRICS, Row, render_template, seconds, short, without_credentials, write_whole
+from pipelines.tracking import flatten
+from pipelines.tune.drawings import accuracy_panel, base_of, has_value, heat_map, legend_places, pareto_panel
 from pipelines.tune.points import ratio_name
 
 MISSING = "\u2013"

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import yaml
 from mlflow.exceptions import MlflowException
 
-from pft_core.artifacts import DatasetManifest, read_json, write_json
+from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
+from pft_core.files import read_json, write_json
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest, commit
-from pipelines.pages import write_whole
-from pipelines.registry import register
-from pipelines.tracking import Tracker, close_killed
+from pipelines.reporting import write_whole
+from pipelines.tracking import Tracker, close_killed, register
 from pipelines.tune import findings, wording
 from pipelines.tune.figures import FIGURES
 from pipelines.tune.report import write_search

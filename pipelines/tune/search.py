@@ -10,12 +10,11 @@ from typing import Any
 import ray.tune
 from ray.tune.search import Searcher
 
-from pipelines.capacity import at_once
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.jobs import unwrap_user_error
+from pipelines.jobs import at_once, unwrap_user_error
 from pipelines.tracking import DRAIN_LIMIT_S
-from pipelines.train import worker_resources
+from pipelines.train.job import worker_resources
 from pipelines.tune import rungs
 from pipelines.tune.figures import FIGURES
 from pipelines.tune.searchers import proposed

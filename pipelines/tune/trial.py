@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-from pft_core.artifacts import MODEL_REF_NAME, DatasetManifest, ModelRef, digest, file_sha256
+from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks import Outcome
-from pft_core.soup import interpolate_adapters, interpolate_weights
-from pipelines import evaluate, train
+from pft_core.evaluation import Outcome
+from pft_core.files import digest, file_sha256
+from pft_core.policies import MODEL_REF_NAME, ModelRef, interpolate_adapters, interpolate_weights
 from pipelines.config import EngineConfig, RunConfig, ScalingConfig, SearchConfig, changed, total_pairs
-from pipelines.evaluate_worker import answerers
-from pipelines.in_process import ask_here, asking_job, train_here, untrained
+from pipelines.evaluate import answerers, ask_here, asking_job, untrained
+from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, run_job, run_key
-from pipelines.publish import policy_kind
 from pipelines.tracking import Tracker, tracked
+from pipelines.train import job as train
+from pipelines.train import policy_kind, train_here
 from pipelines.tune.figures import figures_of
 from pipelines.tune.points import Point
 from pipelines.tune.rungs import NUM_RUNGS, Rungs

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pft_core.data.records import LETTERS
 from pft_core.evaluation.choices import parse_choice, parse_choices, score_all, score_one
-from pft_core.prompts import LETTERS
 
 
 def main(path: str) -> int:

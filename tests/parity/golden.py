@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pft_core.batching import collate
-from pft_core.encoding import BranchedExample, branched_example
-from pft_core.engine import Engine, EngineSettings, build_engine
-from pft_core.local_context import LocalContext
-from pft_core.loop import lr_at, run_bins
-from pft_core.objectives import paired_nll
-from pft_core.order import Order
-from pft_core.planning import LoopSettings, Update, bin_denominators, read_batch
-from pft_core.scoring import BranchScorer
+from pft_core.encoding.batching import collate
+from pft_core.encoding.examples import BranchedExample, branched_example
+from pft_core.objectives.nll import paired_nll
+from pft_core.scoring.scorer import BranchScorer
+from pft_core.training.engines.engine import Engine, EngineSettings
+from pft_core.training.engines.registry import build_engine
+from pft_core.training.local_context import LocalContext
+from pft_core.training.loop import lr_at, run_bins
+from pft_core.training.order import Order
+from pft_core.training.planning import LoopSettings, Update, bin_denominators, read_batch
 from tests.builders import MemoryStore
 
 TOLERANCES = {"loss": 1e-4, "grad_norm_rel": 1e-3, "final_weights": 1e-4, "initial_ce": 1e-4}

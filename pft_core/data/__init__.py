@@ -1,0 +1,31 @@
+"""From a raw row to a validated record: axes of preference, records, manifests, and sources of rows."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.data.manifest import MANIFEST_NAME, DatasetManifest, Shard
+    from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space, worded_as
+    from pft_core.data.record_schema import RECORD_SCHEMA
+    from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject, content_id
+    from pft_core.data.sources import (
+        SOURCES,
+        Accepted,
+        Outcome,
+        Part,
+        RowFault,
+        file_parts,
+        files_in,
+        is_hub_name,
+        is_prompt_completion,
+        join_prompt_completions,
+        load_hub,
+        parse_rows,
+        read_rows,
+        row_parser,
+        shipped_axes,
+        text_of,
+    )
+else:
+    __getattr__ = lazy_exports(__name__)

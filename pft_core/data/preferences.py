@@ -1,0 +1,99 @@
+"""Axes of preference and the wording of their poles: the only home of preference wording.
+
+An *axis* is a value conflict with two *poles*; side 0 is the first-named pole, side 1 the second.
+The YAML files in `spaces/` hold the wording; a data set carries the space it was made with.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from pft_core.errors import UserError, did_you_mean
+
+SIDES = (0, 1)
+
+
+@dataclass(frozen=True)
+class Pole:
+    """One end of an axis: its name, and a sentence that says how someone with this preference acts."""
+
+    name: str
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A value conflict between two poles."""
+
+    name: str
+    first: Pole
+    second: Pole
+
+    @property
+    def poles(self) -> tuple[Pole, Pole]:
+        return (self.first, self.second)
+
+    def side(self, pole: str) -> int:
+        """Return 0 or 1 for a pole's name, or for the words `first` and `second`. Raises UserError."""
+        names = (self.first.name, self.second.name)
+        for candidates in (names, ("first", "second")):
+            if pole in candidates:
+                return candidates.index(pole)
+        raise UserError(f"axis {self.name!r} has no pole {pole!r}.{did_you_mean(pole, names)}")
+
+
+@dataclass(frozen=True)
+class PreferenceSpace:
+    """A named, ordered set of axes; the order is the layout of preference vectors."""
+
+    name: str
+    axes: tuple[Axis, ...]
+
+    def axis(self, name: str) -> Axis:
+        """Return the axis of that name. Raises UserError with the nearest known name."""
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        raise UserError(f"space {self.name!r} has no axis {name!r}.{did_you_mean(name, [a.name for a in self.axes])}")
+
+    def restricted_to(self, names: Iterable[str]) -> "PreferenceSpace":
+        """Return the space with only the named axes, in this space's order."""
+        kept = set(names)
+        return PreferenceSpace(self.name, tuple(a for a in self.axes if a.name in kept))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "PreferenceSpace":
+        axes = (Axis(a["name"], Pole(**a["first"]), Pole(**a["second"])) for a in raw["axes"])
+        return PreferenceSpace(raw["name"], tuple(axes))
+
+
+def load_space(name: str) -> PreferenceSpace:
+    """Read one of the shipped spaces (`vcd`, `bqd`, `toyworld`). Raises UserError for an unknown name."""
+    folder = resources.files("pft_core.data") / "spaces"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [entry.name.removesuffix(".yaml") for entry in folder.iterdir()]
+        raise UserError(f"no preference space {name!r}.{did_you_mean(name, known)}")
+    return PreferenceSpace.from_dict({"name": name, **yaml.safe_load(path.read_text(encoding="utf-8"))})
+
+
+def worded_as(trained: PreferenceSpace, data: PreferenceSpace) -> PreferenceSpace:
+    """Return the data's axes, worded as in training where the policy knows them.
+
+    Raises UserError where an axis has other poles: sides would mean something else.
+    """
+    known = {axis.name: axis for axis in trained.axes}
+    for axis in data.axes:
+        names, trained_names = ([pole.name for pole in a.poles] for a in (axis, known.get(axis.name, axis)))
+        if names != trained_names:
+            raise UserError(
+                f"axis {axis.name!r} has the poles {names} in the data, {trained_names} in the model: "
+                "prepare the data again with the poles of the model"
+            )
+    return replace(data, axes=tuple(known.get(axis.name, axis) for axis in data.axes))

@@ -1,0 +1,41 @@
+"""Value Conflict Dilemma: a scenario, its axis, and two to ten options, each showing one pole of it."""
+
+import functools
+from typing import Any
+
+from pft_core.data.preferences import PreferenceSpace, load_space
+from pft_core.data.records import Option
+from pft_core.data.sources.checks import (
+    Accepted,
+    accept,
+    axis_name,
+    instance,
+    known_axis,
+    row_parser,
+    side_of,
+    text_of,
+    value_of,
+)
+
+
+@row_parser
+def vcd_row(row: dict[str, Any], axis: str | None) -> Accepted:
+    """Read `{"scenario", "preference domain", "options": [{"text", "bias"}]}`; axis: where the row names none."""
+    name = axis_name(row, "preference domain", "preference_domain", default=axis)
+    scenario = text_of(row, "scenario")
+    value_axis = known_axis(_space(), name, "preference domain")
+    raw_options, path = value_of(row, "options")
+    options = []
+    for i, raw in enumerate(instance(raw_options, list, path)):
+        here = f"options[{i}]"
+        option = instance(raw, dict, here)
+        pole = text_of(option, "bias", inside=f"{here}.")
+        options.append(
+            Option(text_of(option, "text", "option_text", inside=f"{here}."), side_of(value_axis, pole, f"{here}.bias"))
+        )
+    return accept(value_axis, scenario, options, path)
+
+
+@functools.cache
+def _space() -> PreferenceSpace:
+    return load_space("vcd")

@@ -1,0 +1,29 @@
+"""From a record to a small tree of tokens: examples, batches of them, and the layers that keep them on disk."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.encoding.batching import BranchedBatch, collate, deal, empty_example, plan_bins, plan_fixed
+    from pft_core.encoding.examples import (
+        Branch,
+        BranchedExample,
+        LabelCounts,
+        branched_example,
+        common_prefix_length,
+        select_sides,
+    )
+    from pft_core.encoding.layer import (
+        EncodedLayer,
+        LayerPart,
+        encode_part,
+        finish_layer,
+        layer_is_complete,
+        layer_key,
+        tokenizer_digest,
+    )
+    from pft_core.encoding.tokens import TokenizedAnswer, tokenize, tokenize_prompts
+    from pft_core.encoding.views import EncodingSpec, View, encode_pairs
+else:
+    __getattr__ = lazy_exports(__name__)

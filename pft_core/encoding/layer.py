@@ -1,0 +1,182 @@
+"""The encoded layer: tokenised pairs as uncompressed Arrow IPC parts, memory-mapped and read by index.
+
+One part per record shard, in shard order, so that row order is record order. Written once in bulk (`prepare`), keyed
+by everything that decides token ids; the step path reads rows and lengths without tokenising.
+"""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pft_core.data import Form, PairedExample, PreferenceSpace
+from pft_core.encoding.examples import Branch, BranchedExample, LabelCounts
+from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs
+from pft_core.errors import UserError
+from pft_core.files import digest, file_sha256, read_json, write_json
+
+LAYER_NAME = "layer.json"
+_FORMAT = 2
+# Large enough to keep the tokenizer busy, small enough that memory does not follow the shard's size.
+RECORDS_PER_BATCH = 512
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("axis", pa.int32()),
+        ("prefix_ids", pa.list_(pa.int32())),
+        ("branch_ids", pa.list_(pa.list_(pa.int32()))),
+        ("label_mask", pa.list_(pa.list_(pa.bool_()))),
+        ("prefix_length", pa.int32()),
+        ("branch_lengths", pa.list_(pa.int32())),
+        ("num_labels", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """One Arrow file of a layer: path relative to the layer's folder, sha256, rows, pairs rejected as too long."""
+
+    path: str
+    sha256: str
+    rows: int
+    rejected: int
+
+
+def layer_key(*, data_digest: str, tokenizer_digest: str, spec: EncodingSpec, space: PreferenceSpace) -> str:
+    """Return the digest over all that decides token ids and masks: layers with equal keys hold equal rows."""
+    return digest([_FORMAT, data_digest, tokenizer_digest, asdict(spec), space.to_dict()])
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest of a fast tokenizer's whole definition and its special tokens."""
+    specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
+    return digest([tokenizer.backend_tokenizer.to_str(), specials])
+
+
+def encode_part(
+    records_parquet: Path,
+    part: Path,
+    *,
+    forms: Sequence[Form],
+    spec: EncodingSpec,
+    space: PreferenceSpace,
+    tokenizer: Any,
+) -> LayerPart:
+    """Encode one record shard into one Arrow file, a batch at a time; overlong pairs are left out and counted."""
+    rows = rejected = 0
+    temporary = part.with_name(f".{part.name}.{os.getpid()}.tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for batch in pq.ParquetFile(records_parquet).iter_batches(RECORDS_PER_BATCH):
+            items = [(PairedExample.from_row(row), form) for row in batch.to_pylist() for form in forms]
+            examples, rejects = encode_pairs(items, spec=spec, space=space, tokenizer=tokenizer)
+            writer.write_batch(pa.RecordBatch.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA))
+            rows, rejected = rows + len(examples), rejected + len(rejects)
+    os.replace(temporary, part)
+    return LayerPart(part.name, file_sha256(part), rows, rejected)
+
+
+def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str, view: View = "pft") -> Path:
+    """Write layer.json, last: a folder without it is not a layer."""
+    content = {
+        "key": key,
+        "view": view,
+        "parts": [asdict(p) for p in parts],
+        "rows": sum(p.rows for p in parts),
+        "rejected": sum(p.rejected for p in parts),
+    }
+    write_json(folder / LAYER_NAME, content)
+    return folder / LAYER_NAME
+
+
+def layer_is_complete(folder: Path, *, key: str) -> bool:
+    """Return whether the folder holds a finished layer with this key."""
+    path = folder / LAYER_NAME
+    return path.is_file() and read_json(path, what="an encoded layer")["key"] == key
+
+
+def _to_row(example: BranchedExample) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "axis": example.axis,
+        "prefix_ids": example.prefix_ids,
+        "branch_ids": [b.input_ids for b in example.branches],
+        "label_mask": [b.label_mask for b in example.branches],
+        "prefix_length": len(example.prefix_ids),
+        "branch_lengths": [len(b.input_ids) for b in example.branches],
+        "num_labels": [b.num_labels for b in example.branches],
+    }
+
+
+class EncodedLayer:
+    """Read access to a layer: rows by index, and the counts that plan a step, without reading the rows."""
+
+    def __init__(self, folder: Path):
+        """Map the parts into memory. Raises UserError for a damaged layer or one without rows."""
+        manifest = read_json(folder / LAYER_NAME, what="an encoded layer")
+        tables = [pa.ipc.open_file(pa.memory_map(str(folder / p["path"]))).read_all() for p in manifest["parts"]]
+        self._table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
+        if self._table.num_rows != manifest["rows"]:
+            raise UserError(
+                f"{folder}: {self._table.num_rows} rows, layer.json says {manifest['rows']}: "
+                "delete the folder and encode again"
+            )
+        if not self._table.num_rows:
+            raise UserError(
+                f"{folder}: no pair is left ({manifest['rejected']} longer than encoding.max_length): "
+                "raise it, or set encoding.overlong=cut_prompt"
+            )
+        self.rejected: int = manifest["rejected"]
+        self._side_B = np.array([asked for asked, _ in VIEWS[manifest["view"]]])
+        self._num_labels_EB = self._per_branch("num_labels")
+        self._axis_E = self._table["axis"].to_numpy().astype(np.int64)
+        self.branch_lengths_EB = self._per_branch("branch_lengths")
+        self.prefix_lengths_E: NDArray[np.int64] = self._table["prefix_length"].to_numpy().astype(np.int64)
+
+    def _per_branch(self, column: str) -> NDArray[np.int64]:
+        flat = self._table[column].combine_chunks().flatten().to_numpy()
+        return flat.reshape(-1, len(self._side_B)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def label_counts(self, indices: Sequence[int]) -> LabelCounts:
+        """Label tokens per branch, and axes, of these examples."""
+        rows = list(indices)
+        return LabelCounts(self._num_labels_EB[rows], self._side_B, self._axis_E[rows])
+
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
+        """Tokens per example when these sides are run, each with its own copy of the prefix or all with one."""
+        rows = list(indices)
+        chosen = np.isin(self._side_B, sides)
+        copies = 1 if shares_prefix else chosen.sum()
+        tokens = self.branch_lengths_EB[rows][:, chosen].sum(axis=1) + copies * self.prefix_lengths_E[rows]
+        return [int(t) for t in tokens]
+
+    def read(self, indices: Sequence[int]) -> list[BranchedExample]:
+        """Return the examples at these indices."""
+        return _examples(self._table.take(list(indices)), self._side_B.tolist()) if len(indices) else []
+
+
+def _examples(table: pa.Table, sides: Sequence[int]) -> list[BranchedExample]:
+    """Cut the examples out of flat columns: a conversion row by row would cost more than the encoding did."""
+    ids, masks = (table[name].combine_chunks().flatten() for name in ("branch_ids", "label_mask"))
+    branches = iter([Branch(*parts) for parts in zip(_ragged(ids), _ragged(masks), itertools.cycle(sides))])
+    trees = zip(*[branches] * len(sides), strict=True)
+    columns = table["id"].to_pylist(), _ragged(table["prefix_ids"]), trees, table["axis"].to_pylist()
+    return [BranchedExample(*parts) for parts in zip(*columns, strict=True)]
+
+
+def _ragged(column: pa.Array | pa.ChunkedArray) -> list[NDArray[Any]]:
+    """Return the rows of a column of lists as views of one array."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    ends = np.cumsum(pa.compute.list_value_length(array).to_numpy(zero_copy_only=False))
+    return np.split(array.flatten().to_numpy(zero_copy_only=False), ends[:-1])

@@ -1,0 +1,86 @@
+"""Views: a record becomes a BranchedExample, a shared prefix and a branch for each prompt and answer of the view."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
+from pft_core.encoding.examples import BranchedExample, branched_example, without_first_label
+from pft_core.encoding.tokens import TokenizedAnswer, tokenize
+from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
+
+Mask = Literal["exact", "paper"]
+
+OverlongPolicy = Literal["reject", "cut_prompt"]
+
+View = Literal["pft", "preference"]
+
+# A view's branches: the side that the prompt asks for, and the side that the answer shows. Those of "preference"
+# alternate, chosen and rejected.
+VIEWS: dict[View, tuple[tuple[int, int], ...]] = {
+    "pft": ((0, 0), (1, 1)),
+    "preference": ((0, 0), (0, 1), (1, 1), (1, 0)),
+}
+
+
+@dataclass(frozen=True)
+class EncodingSpec:
+    """What decides token ids and masks, besides the tokenizer and the records."""
+
+    style: PromptStyle
+    max_length: int
+    mask: Mask = "exact"
+    overlong: OverlongPolicy = "reject"
+    view: View = "pft"
+
+
+def encode_pairs(
+    items: Sequence[tuple[PairedExample, Form]], *, spec: EncodingSpec, space: PreferenceSpace, tokenizer: Any
+) -> tuple[list[BranchedExample], list[Reject]]:
+    """Encode the spec's view: per item a prefix, and a branch for each prompt and answer that the view names.
+
+    Items longer than `spec.max_length` in any branch are rejected, or lose tokens from the head of the scenario
+    (never of the answer, and the same tokens in every branch). Example ids are `record id:form`.
+    """
+    texts, prompt_lengths, spans = [], [], []
+    for record, form in items:
+        for asked, shown in VIEWS[spec.view]:
+            prompt = render_prompt(record, side=asked, form=form, style=spec.style, space=space)
+            answer = render_answer(record, target_options(record, side=shown, form=form), form=form, style=spec.style)
+            texts.append(prompt.text + answer)
+            prompt_lengths.append(len(prompt.text))
+            spans.append(prompt.scenario_span)
+    rows = tokenize(texts, prompt_lengths, spans, tokenizer) if texts else []
+    examples: list[BranchedExample] = []
+    rejects: list[Reject] = []
+    count = len(VIEWS[spec.view])
+    for i, (record, form) in enumerate(items):
+        axis = space.axes.index(space.axis(record.axis))
+        outcome = _tree(f"{record.id}:{form}", rows[count * i : count * (i + 1)], spec, axis)
+        (examples if isinstance(outcome, BranchedExample) else rejects).append(outcome)  # type: ignore[arg-type]
+    return examples, rejects
+
+
+def _tree(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec, axis: int) -> BranchedExample | Reject:
+    excess = max(len(r.ids) for r in rows) - spec.max_length
+    if excess > 0:
+        cuttable = min(r.scenario_tokens[1] - r.scenario_tokens[0] for r in rows)
+        if spec.overlong == "reject" or excess > cuttable:
+            longest = max(len(r.ids) for r in rows)
+            return Reject(example_id, "scenario", "overlong", f"{longest} tokens, max_length is {spec.max_length}")
+        rows = [_without_scenario_head(r, excess) for r in rows]
+    prompts = [r.ids[: r.answer_start] for r in rows]
+    answers = [r.ids[r.answer_start :] for r in rows]
+    sides = [asked for asked, _ in VIEWS[spec.view]]
+    example = replace(branched_example(example_id, prompts, answers, sides), axis=axis)
+    if spec.mask == "paper":
+        return replace(example, branches=tuple(without_first_label(b) for b in example.branches))
+    return example
+
+
+def _without_scenario_head(row: TokenizedAnswer, count: int) -> TokenizedAnswer:
+    start, end = row.scenario_tokens
+    ids = np.concatenate([row.ids[:start], row.ids[start + count :]])
+    return TokenizedAnswer(ids, row.answer_start - count, (start, end - count))

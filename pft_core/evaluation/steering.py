@@ -1,0 +1,273 @@
+"""Contrastive activation addition (CAA): one direction per axis, added to the residual stream while answers are scored.
+
+Nothing is trained: the direction is the mean difference between the hidden states of both poles' demonstrations, under
+a prompt that states no preference (Rimsky et al. 2024; they read the answer's letter, here all label tokens count).
+Added, it asks for the first pole; subtracted, for the second. Layers are counted from 0; layer l stands for the
+residual stream after it.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from pft_core.data import SIDES, PairedExample, Reject
+from pft_core.encoding import BranchedBatch, BranchedExample
+from pft_core.errors import UserError, did_you_mean
+from pft_core.evaluation.answers import Answer, Asking, Question, by_likelihood, encode_options, score_branches
+from pft_core.prompts import target_options
+from pft_core.scoring import BranchScorer
+
+log = logging.getLogger(__name__)
+
+_SIGNS = {0: 1.0, 1: -1.0, None: 0.0}  # of the direction, by the side that is asked for
+_HEADER = "steering"
+
+# R rows (a prompt and one answer each), L padded length, D hidden size, A axes, N layers read.
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVectors:
+    """Directions [N, D] by axis, one row for each of `layers`, and the digests of the wording and of the base model
+    that they were read under: elsewhere they point nowhere in particular."""
+
+    layers: tuple[int, ...]
+    by_axis: dict[str, Tensor]
+    template_digest: str
+    base_digest: str
+
+    def direction(self, axis: str, layer: int) -> Tensor:
+        """Return the direction [D] of an axis. Raises UserError for an axis or a layer that was not read."""
+        if axis not in self.by_axis:
+            raise UserError(
+                f"axis {axis!r} has no steering vector: no record shows it.{did_you_mean(axis, self.by_axis)}"
+            )
+        if layer not in self.layers:
+            raise UserError(f"layer={layer} has no steering vector: layers {list(self.layers)} were read")
+        return self.by_axis[axis][self.layers.index(layer)]
+
+    def save(self, file: Path) -> Path:
+        """Write safetensors, one tensor per axis; what else there is to know stands as JSON in the metadata."""
+        header = {"axes": list(self.by_axis), **asdict(replace(self, by_axis={}))}
+        del header["by_axis"]
+        unfinished = file.with_name(f".{file.name}.tmp")
+        save_file(self.by_axis, unfinished, metadata={_HEADER: json.dumps(header)})
+        return unfinished.replace(file)
+
+    @staticmethod
+    def load(file: Path, *, template_digest: str, base_digest: str) -> "SteeringVectors":
+        """Read what `save` wrote. Raises UserError where it is something else, or of another wording or base model."""
+        try:
+            with safe_open(file, framework="pt") as opened:
+                header = json.loads(opened.metadata()[_HEADER])
+                by_axis = {axis: opened.get_tensor(axis) for axis in header.pop("axes")}
+                made = SteeringVectors(tuple(header.pop("layers")), by_axis, **header)
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"{file}: no steering vectors there ({error}); compute them again") from None
+        for what, found, wanted in (
+            ("wording (template digest)", made.template_digest, template_digest),
+            ("base model (digest)", made.base_digest, base_digest),
+        ):
+            if found != wanted:
+                raise UserError(
+                    f"{file}: steering vectors of another {what}: {found}, not {wanted}; compute them again"
+                )
+        return made
+
+
+def contrast_vectors(
+    records: Sequence[PairedExample], *, model: Any, tokenizer: Any, asking: Asking, layers: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return the directions [N, D], float32 on the CPU, of each axis that the records show.
+
+    A record gives the mean hidden state over the label tokens of the first pole's demonstration minus that of the
+    second's, a direction is the mean over records. The demonstrations are those of training with form `one`, EOS
+    included. model: in eval mode. Raises UserError for a layer that the model does not have.
+    """
+    scorer = BranchScorer(model, backend="separate")
+    chosen = [_layer(scorer, layer) for layer in layers]
+    pairs = _demonstrations(records, tokenizer=tokenizer, asking=asking)
+    sums_NAD = torch.zeros(len(layers), len(asking.space.axes), model.config.hidden_size, dtype=torch.float64)
+    with ExitStack() as hooks:
+        noted = hooks.enter_context(_noting_batches(scorer))
+        for sums_AD, module in zip(sums_NAD, chosen, strict=True):
+            hooks.enter_context(module.register_forward_hook(_adder(sums_AD, noted)))
+        score_branches(pairs, scorer=scorer, tokens_per_batch=asking.tokens_per_batch)
+    count_A = torch.bincount(torch.tensor([pair.axis for pair in pairs]), minlength=len(asking.space.axes))
+    vectors_NAD = (sums_NAD / count_A.clamp(min=1)[:, None]).float()
+    return {axis.name: vectors_NAD[:, a].contiguous() for a, axis in enumerate(asking.space.axes) if count_A[a]}
+
+
+def _demonstrations(records: Sequence[PairedExample], *, tokenizer: Any, asking: Asking) -> list[BranchedExample]:
+    """Encode each record's prompt without a condition, with a branch for each pole's demonstration."""
+    encoded = encode_options([Question(r, "one", None) for r in records], tokenizer=tokenizer, asking=asking)
+    pairs = []
+    for record, example in zip(records, encoded, strict=True):
+        if isinstance(example, BranchedExample):
+            targets = [target_options(record, side=side, form="one")[0] for side in SIDES]
+            branches = tuple(replace(example.branches[t], side=side) for side, t in zip(SIDES, targets, strict=True))
+            axis = asking.space.axes.index(asking.space.axis(record.axis))
+            pairs.append(replace(example, branches=branches, axis=axis))
+    if len(pairs) < len(records):
+        log.warning("%d of %d records are overlong and give no direction", len(records) - len(pairs), len(records))
+    return pairs
+
+
+def _adder(sums_AD: Tensor, noted: "_Noted") -> Any:
+    """Return a hook that adds each branch's mean hidden state over its labels to its axis, with its side's sign."""
+
+    def add(_: nn.Module, __: Any, hidden_RLD: Tensor) -> None:
+        weights_RL = noted.labels_RL.double() / noted.labels_RL.sum(dim=1, keepdim=True)
+        means_RD = torch.einsum("rl,rld->rd", weights_RL, hidden_RLD.double()).cpu()
+        sign_R = torch.tensor([_SIGNS[side] for side in noted.batch.branch_side.tolist()])
+        axis_R = noted.batch.example_axis[noted.batch.branch_example].cpu()
+        sums_AD.index_add_(0, axis_R, sign_R[:, None] * means_RD)
+
+    return add
+
+
+@contextmanager
+def steered(scorer: BranchScorer, vector_D: Tensor, *, layer: int, multiplier: float) -> Iterator[None]:
+    """Within the context, the scorer's model adds `multiplier * vector_D` to the output of a layer.
+
+    It is added at every position from the prompt's last token on: that token predicts the answer's first one, and
+    those after it hold the answer and predict its rest. The question itself is read as it always is. (What is added
+    to the padding behind an answer is never read.) A multiplier of 0 changes no bit of a score.
+
+    The scorer must run `separate`: with shared prefixes, layers see trees instead of rows, and the last layer only
+    what labels need. Raises UserError for a layer that the model does not have.
+    """
+    assert not scorer.shares_prefix, 'steering needs BranchScorer(model, backend="separate")'
+
+    def shift(_: nn.Module, __: Any, hidden_RLD: Tensor) -> Tensor:
+        first_R = noted.labels_RL.int().argmax(dim=1)
+        places_L = torch.arange(hidden_RLD.shape[1], device=hidden_RLD.device)
+        answering_RL = places_L >= first_R[:, None] - 1
+        added_D = (multiplier * vector_D).to(hidden_RLD)
+        return torch.where(answering_RL[..., None], hidden_RLD + added_D, hidden_RLD)
+
+    with _noting_batches(scorer) as noted, _layer(scorer, layer).register_forward_hook(shift):
+        yield
+
+
+class _Noted:
+    """The batch that a scorer is at, and the label mask [R, L] of its padded rows."""
+
+    batch: BranchedBatch
+    labels_RL: Tensor
+
+
+@contextmanager
+def _noting_batches(scorer: BranchScorer) -> Iterator[_Noted]:
+    """Let hooks on layers, which see hidden states alone, know where the answers are."""
+    noted = _Noted()
+
+    def note(_: nn.Module, arguments: tuple[BranchedBatch]) -> None:
+        (noted.batch,) = arguments
+        noted.labels_RL = _labels_of_rows(noted.batch)
+
+    with scorer.register_forward_pre_hook(note):
+        yield noted
+
+
+def _labels_of_rows(batch: BranchedBatch) -> Tensor:
+    """Return which places of the rows hold labels [R, L], padded as the `separate` back-end pads."""
+    prefix_R = batch.prefix_lengths[batch.branch_example].tolist()
+    masks = batch.label_mask.split(batch.branch_lengths.tolist())
+    rows = [torch.cat([mask.new_zeros(prefix), mask]) for prefix, mask in zip(prefix_R, masks, strict=True)]
+    return pad_sequence(rows, batch_first=True)
+
+
+def _layer(scorer: BranchScorer, layer: int) -> nn.Module:
+    layers: nn.ModuleList = scorer.model.get_decoder().layers  # also of a model with an adapter
+    if not 0 <= layer < len(layers):
+        raise UserError(f"layer={layer} does not exist: the model has layers 0 to {len(layers) - 1}")
+    return layers[layer]
+
+
+def by_steering(
+    questions: Sequence[Question],
+    *,
+    scorer: BranchScorer,
+    tokenizer: Any,
+    asking: Asking,
+    vectors: SteeringVectors,
+    layer: int,
+    multiplier: float,
+) -> list[Answer]:
+    """Choose by likelihood with the axis's direction added for side 0, subtracted for side 1, and left out for None.
+
+    No prompt states a condition.
+    """
+    groups: dict[tuple[str, int | None], list[int]] = {}
+    for i, question in enumerate(questions):
+        groups.setdefault((question.record.axis, question.side), []).append(i)
+    answers: dict[int, Answer] = {}
+    for (axis, side), members in groups.items():
+        bare = [replace(questions[i], side=None) for i in members]
+        with steered(scorer, vectors.direction(axis, layer), layer=layer, multiplier=_SIGNS[side] * multiplier):
+            chosen = by_likelihood(bare, scorer=scorer, tokenizer=tokenizer, asking=asking)
+        answers.update(zip(members, chosen, strict=True))
+    return [answers[i] for i in range(len(questions))]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A setting, and how often it was right: the mean over axes of *One*, both poles together."""
+
+    layer: int
+    multiplier: float
+    one: float
+
+
+def sweep(
+    records: Sequence[PairedExample],
+    *,
+    scorer: BranchScorer,
+    tokenizer: Any,
+    asking: Asking,
+    vectors: SteeringVectors,
+    multipliers: Sequence[float],
+) -> tuple[SweepPoint, list[SweepPoint]]:
+    """Try every layer of the vectors with every multiplier on validation records; return the best, and all.
+
+    Of equals the smaller multiplier wins, then the earlier layer. Raises UserError where no record can be asked.
+    """
+    questions = [Question(record, "one", side) for record in records for side in SIDES]
+    table = []
+    for layer, multiplier in product(vectors.layers, multipliers):
+        answers = by_steering(
+            questions,
+            scorer=scorer,
+            tokenizer=tokenizer,
+            asking=asking,
+            vectors=vectors,
+            layer=layer,
+            multiplier=multiplier,
+        )
+        table.append(SweepPoint(layer, multiplier, mean_one(questions, answers)))
+    return min(table, key=lambda point: (-point.one, point.multiplier, point.layer)), table
+
+
+def mean_one(questions: Sequence[Question], answers: Sequence[Answer]) -> float:
+    """Return the mean over axes of the share of right answers; rejected questions do not count."""
+    right: dict[str, list[bool]] = {}
+    for question, answer in zip(questions, answers, strict=True):
+        if not isinstance(answer, Reject):
+            assert question.side is not None
+            gold = question.record.of_side(question.side)
+            right.setdefault(question.record.axis, []).append(answer is not None and answer <= set(gold))
+    if not right:
+        raise UserError("steering: there is no validation record that can be asked: raise encoding.max_length")
+    return fmean(fmean(hits) for hits in right.values())

@@ -1,0 +1,41 @@
+"""A room's door: names that are imported from the modules behind it when they are first used (PEP 562).
+
+A room offers light names (settings, records) beside heavy ones (models, engines). Whoever takes a light one must not
+wait for torch, so a room's `__init__` loads nothing by itself:
+
+    if TYPE_CHECKING:
+        from pft_core.encoding.layer import EncodedLayer
+    else:
+        __getattr__ = lazy_exports(__name__)
+
+Type checkers and readers see plain imports; at run time the same lines say where each name is found.
+"""
+
+import ast
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def lazy_exports(package: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package: it imports a name of the package's own `from ... import` lines."""
+    module = sys.modules[package]
+    homes = exported_names(package, Path(str(module.__file__)))
+
+    def __getattr__(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(homes[name]), name)
+        setattr(module, name, value)  # asked once
+        return value
+
+    return __getattr__
+
+
+def exported_names(package: str, init: Path) -> dict[str, str]:
+    """Return the names that a package's `__init__.py` takes from its own modules, and the module of each."""
+    tree = ast.parse(init.read_text(encoding="utf-8"))
+    own = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and str(n.module).startswith(f"{package}.")]
+    return {alias.name: str(node.module) for node in own for alias in node.names}

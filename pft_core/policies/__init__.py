@@ -1,0 +1,25 @@
+"""What a policy is: a base model, an adapter or own weights, the reference to it, and mixtures of several."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.policies.identity import base_digest
+    from pft_core.policies.model import (
+        LoraSettings,
+        add_lora,
+        checkpoint_activations,
+        load_base,
+        load_policy,
+        merge_adapter,
+        refuse_foreign_tokenizer,
+        save_adapter,
+        save_full,
+        with_adapter,
+    )
+    from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
+    from pft_core.policies.pretrained import Precision, load_config, load_tokenizer
+    from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights
+else:
+    __getattr__ = lazy_exports(__name__)

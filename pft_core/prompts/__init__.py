@@ -1,0 +1,22 @@
+"""In which words a policy is asked: the one renderer of training, evaluation and serving, and stated preferences."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.prompts.conditions import Condition, read_condition
+    from pft_core.prompts.rendering import (
+        Frame,
+        Prompt,
+        PromptStyle,
+        chat_frame,
+        condition_text,
+        render_answer,
+        render_prompt,
+        state_in_message,
+        target_options,
+        template_digest,
+    )
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -1,0 +1,129 @@
+"""A preference as a client states it: a pole, both poles with weights, or a vector over the space.
+
+It is read once into weights of the first poles, the layout that all of serving knows.
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pft_core.data import Axis, PreferenceSpace
+from pft_core.errors import UserError, did_you_mean
+
+NEUTRAL = 0.5  # of a vector's entry: no preference on that axis, as in AlignX' {0, 0.5, 1}
+LONGEST_NAME = 200  # characters of a pole or an axis; near names are not looked for among longer ones
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Axis and side of every pole that is stated, and a slider: an axis with the weight of its first pole, from 0 to 1.
+
+    Axes that are neither have no preference.
+    """
+
+    stated: tuple[tuple[str, int], ...] = ()
+    slider: tuple[str, float] | None = None
+
+    @property
+    def axis(self) -> str | None:
+        """Return the slider's axis, else that of the first pole; None where nothing is preferred."""
+        return self.slider[0] if self.slider else next((axis for axis, _ in self.stated), None)
+
+    def at_pole(self, side: int) -> "Condition":
+        """Return the same with the slider at one of its ends: that pole is stated."""
+        assert self.slider is not None
+        return Condition(((self.slider[0], side), *self.stated))
+
+
+def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
+    """Read None, "Pole", {"axis": .., "pole": ..}, {"Pole": weight, "Other pole": weight} (optionally with "axis"),
+    or a list with an entry for each axis: 1 first pole, 0 second, 0.5 no preference.
+
+    Weights of two poles count by their ratio. Raises UserError with what the space knows.
+    """
+    if raw is None:
+        return Condition()
+    if isinstance(raw, str):
+        axis = _axis_of([raw], space)
+        return Condition(((axis.name, side_of(axis, raw)),))
+    if isinstance(raw, Mapping):
+        return _from_mapping(raw, space)
+    if isinstance(raw, Sequence):
+        return _from_vector(raw, space)
+    raise UserError(f"preference={_shown(raw)}: give a pole's name, weights of both poles, or a list of numbers")
+
+
+def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
+    rest = {name: value for name, value in raw.items() if name != "axis"}
+    by_name = rest.keys() == {"pole"}
+    poles = [rest["pole"]] if by_name else list(rest)
+    axis = space.axis(_name("axis", raw["axis"])) if raw.get("axis") is not None else _axis_of(poles, space)
+    if by_name:
+        return Condition(((axis.name, side_of(axis, poles[0])),))
+    by_side = [0.0, 0.0]
+    for pole, value in rest.items():
+        by_side[side_of(axis, pole)] += _weight(pole, value)
+    if sum(by_side) <= 0:
+        raise UserError(f"preference: no pole of {axis.name!r} has a weight above 0: give one")
+    return Condition(slider=(axis.name, by_side[0] / sum(by_side)))
+
+
+def _weight(pole: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
+        raise UserError(f"preference: {pole}={_shown(value)}: a weight is a number from 0 to 1e6")
+    return float(value)
+
+
+def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
+    if len(raw) != len(space.axes):
+        names = ", ".join(axis.name for axis in space.axes)
+        raise UserError(f"preference: {len(raw)} numbers, but the space has {len(space.axes)} axes ({names})")
+    for value in raw:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            shown = _shown(value)
+            raise UserError(f"preference: {shown}: entries are numbers from 0 (second pole) to 1 (first pole)")
+    weights = {axis.name: float(value) for axis, value in zip(space.axes, raw, strict=True) if value != NEUTRAL}
+    between = [(name, weight) for name, weight in weights.items() if 0 < weight < 1]
+    if len(between) > 1:
+        names = ", ".join(name for name, _ in between)
+        raise UserError(f"preference: between the poles of {names}: one axis at a time, 0, 0.5 or 1 on the others")
+    stated = tuple((name, 1 - int(weight)) for name, weight in weights.items() if weight in (0, 1))
+    return Condition(stated, between[0] if between else None)
+
+
+def _shown(value: Any) -> str:
+    """Return a value in at most 80 characters: a client may have sent a long one, or one of many levels."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _name(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+        raise UserError(f"preference: {what}={_shown(value)}: a name of 1 to {LONGEST_NAME} characters")
+    return value
+
+
+def side_of(axis: Axis, pole: str) -> int:
+    """Return 0 or 1 for a pole's name in any case, or for `first` and `second`. Raises UserError."""
+    pole = _name("pole", pole)
+    names = [known.name.casefold() for known in axis.poles]
+    return names.index(pole.casefold()) if pole.casefold() in names else axis.side(pole)
+
+
+def _axis_of(poles: Sequence[Any], space: PreferenceSpace) -> Axis:
+    """Return the one axis that has the first of these poles. Raises UserError where there is none, or several."""
+    if not poles:
+        raise UserError("preference: name a pole, such as " + repr(space.axes[0].first.name))
+    named = _name("pole", poles[0])
+    wanted = named.casefold()
+    found = [axis for axis in space.axes if wanted in (pole.name.casefold() for pole in axis.poles)]
+    if not found and wanted in ("first", "second") and len(space.axes) == 1:
+        return space.axes[0]
+    if not found:
+        known = [pole.name for axis in space.axes for pole in axis.poles]
+        raise UserError(f"preference: no axis has the pole {named!r}.{did_you_mean(named, known)}")
+    if len(found) > 1:
+        names = ", ".join(repr(axis.name) for axis in found)
+        raise UserError(f"preference: {named!r} is a pole of {names}: add 'axis'")
+    return found[0]

@@ -1,0 +1,95 @@
+"""A decoder over trees: every layer runs each token once, and the last one only what labels need.
+
+After the last attention, nothing but the tokens that predict labels is ever read: queries, output projection and MLP
+of all others would be computed for nothing. Keys and values still come from every token.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import rotate_half
+
+from pft_core.scoring.attention import TREES, Trees, can_follow_trees, follow_trees, label_attention
+
+# Decoders whose parts have the names and the order that `_last_layer` relies on; a test holds each of them.
+SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
+
+
+def why_no_trees(config: Any) -> str | None:
+    """Return why trees are not known to be exact for a model, None where they are: a tested type, every layer attending
+    in full by scaled dot-product."""
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        return f"model type {config.model_type!r} is not among {', '.join(SUPPORTED_MODEL_TYPES)}"
+    if layer_types != {"full_attention"}:
+        return f"this {config.model_type} has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    return None if can_follow_trees(config) else f"its attention is {config._attn_implementation!r}, not 'sdpa'"
+
+
+def prepare_decoder(decoder: Any) -> None:
+    """Let a decoder run trees where it is given some; all its other calls stay as they were."""
+    follow_trees(decoder.config)
+    last = decoder.layers[-1]
+    last.forward = MethodType(_last_layer_or_plain, last)
+
+
+def run_decoder(decoder: Any, trees: Trees) -> Tensor:
+    """Return the hidden state of the tokens that predict labels [K, d]."""
+    layout = trees.layout
+    # A four-dimensional mask is handed through as it is: no other is built, and the trees alone say who sees whom.
+    no_mask = torch.zeros(1, 1, 1, 1, device=layout.ids_N.device)
+    out = decoder(
+        input_ids=layout.ids_N[None],
+        position_ids=layout.position_N[None],
+        attention_mask=no_mask,
+        use_cache=False,
+        **{TREES: trees},
+    )
+    hidden_KD: Tensor = out.last_hidden_state[0]
+    return hidden_KD
+
+
+def _last_layer_or_plain(layer: Any, hidden_states: Tensor, *arguments: Any, **carried: Any) -> Tensor:
+    if TREES not in carried:
+        plain: Tensor = type(layer).forward(layer, hidden_states, *arguments, **carried)
+        return plain
+    return _last_layer(layer, hidden_states[0], carried[TREES], carried["position_embeddings"])[None]
+
+
+def _last_layer(layer: Any, hidden_ND: Tensor, trees: Trees, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    predictor_K = trees.layout.predictor_K
+    residual_KD = hidden_ND[predictor_K]
+    residual_KD = residual_KD + _attend(layer.self_attn, layer.input_layernorm(hidden_ND), trees, rotary)
+    out_KD: Tensor = residual_KD + layer.mlp(layer.post_attention_layernorm(residual_KD))
+    return out_KD
+
+
+def _attend(attention: Any, normed_ND: Tensor, trees: Trees, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    predictor_K = trees.layout.predictor_K
+    cos_ND, sin_ND = (table[0] for table in rotary)
+    query = _heads(attention.q_proj, normed_ND[predictor_K], attention, norm="q_norm")
+    key = _heads(attention.k_proj, normed_ND, attention, norm="k_norm")
+    value = _heads(attention.v_proj, normed_ND, attention)
+    out_KHD = label_attention(
+        _rotated(query, cos_ND[predictor_K], sin_ND[predictor_K]),
+        _rotated(key, cos_ND, sin_ND),
+        value,
+        trees.layout,
+        scale=attention.scaling,
+        dropout_p=attention.attention_dropout if attention.training else 0.0,
+    )
+    out_KD: Tensor = attention.o_proj(out_KHD.flatten(1))
+    return out_KD
+
+
+def _heads(projection: nn.Module, hidden: Tensor, attention: Any, *, norm: str = "") -> Tensor:
+    """Project [M, d] and cut it into heads [heads, M, D]; Qwen3 norms queries and keys."""
+    heads = projection(hidden).unflatten(-1, (-1, attention.head_dim))
+    return getattr(attention, norm, nn.Identity())(heads).transpose(0, 1) if norm else heads.transpose(0, 1)
+
+
+def _rotated(heads: Tensor, cos_MD: Tensor, sin_MD: Tensor) -> Tensor:
+    rotated: Tensor = heads * cos_MD + rotate_half(heads) * sin_MD
+    return rotated

@@ -1,0 +1,12 @@
+"""Who runs the scorer, sums gradients over ranks and bins, and updates the weights."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.training.engines.engine import Engine, EngineSettings, NonFiniteError
+    from pft_core.training.engines.registry import build_engine
+    from pft_core.training.engines.torch_engine import TorchEngine
+else:
+    __getattr__ = lazy_exports(__name__)

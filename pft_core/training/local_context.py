@@ -1,0 +1,49 @@
+"""A TrainContext without Ray: one folder on one machine, bare or under torchrun."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pft_core.training import checkpoint
+
+
+class LocalContext:
+    """Keeps checkpoints as `checkpoint-<step>` in a folder that all ranks share; metrics go to a callable."""
+
+    def __init__(
+        self, folder: Path, *, device: torch.device, log: Callable[[int, dict[str, float]], None] = lambda *_: None
+    ):
+        self.folder = folder
+        self.device = device
+        self.log = log
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+
+    def checkpoint_folder(self, step: int) -> Path:
+        """Return the folder under its unfinished name; what an interrupted attempt left there is removed."""
+        folder = self.folder / f"unfinished-checkpoint-{step:08d}"
+        if self.rank == 0 and folder.exists():
+            shutil.rmtree(folder)
+        self._barrier()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def commit(self, folder: Path, metrics: dict[str, float]) -> None:
+        """Give the folder its final name once every rank has written."""
+        self._barrier()
+        if self.rank == 0:
+            final = folder.with_name(folder.name.removeprefix("unfinished-"))
+            if final.exists():
+                shutil.rmtree(final)
+            folder.rename(final)
+        self._barrier()
+
+    def latest_checkpoint(self) -> Path | None:
+        return checkpoint.newest_verified(sorted(self.folder.glob("checkpoint-*"), reverse=True))
+
+    def _barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()

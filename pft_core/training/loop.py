@@ -1,0 +1,294 @@
+"""fit(): the one training loop. It is told its rank and how to report by a TrainContext, so the same code runs bare,
+under torchrun and under Ray Train.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pft_core.objectives import SIDE_NAMES, Objective
+from pft_core.training import checkpoint
+from pft_core.training.diagnostics import gradient_cosine
+from pft_core.training.engines import Engine, NonFiniteError, TorchEngine
+from pft_core.training.planning import (
+    ExampleStore,
+    LoopSettings,
+    Update,
+    plan_phase,
+    read_ahead,
+    read_batch,
+    refuse_pairs_over_budget,
+    step_updates,
+)
+
+
+class TrainContext(Protocol):
+    """Where a loop runs: its place among the ranks, its device, and how to report and to find what was saved."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Hand over the metrics of a step (rank 0 calls it); must not block."""
+
+    def checkpoint_folder(self, step: int) -> Path:
+        """Return this rank's empty folder to save into; ranks may share it or not."""
+
+    def commit(self, folder: Path, metrics: dict[str, float]) -> None:
+        """Publish a whole checkpoint; every rank calls it."""
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest whole checkpoint, or None."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """steps and pairs done over the whole run, and the step a checkpoint was resumed from (None: from the start)."""
+
+    steps: int
+    pairs: int
+    resumed_from: int | None
+
+
+@dataclass(frozen=True)
+class BinsOutcome:
+    """sums_K: loss sums over all ranks; losses: this rank's bins, each as it entered backward. Token counts are over
+    all ranks: those of the pairs, and those that ran through the layers, padding included."""
+
+    sums_K: Tensor
+    losses: list[float]
+    num_tokens: int
+    num_tokens_run: int
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """terms: mean loss per objective term over the step; token counts as in BinsOutcome, over all updates."""
+
+    terms: dict[str, float]
+    grad_norm: float
+    num_tokens: int
+    num_tokens_run: int
+
+
+def fit(
+    settings: LoopSettings,
+    *,
+    store: ExampleStore,
+    engine: Engine,
+    context: TrainContext,
+    save_policy: Callable[[Path, dict[str, Tensor], int], None],
+    validation: ExampleStore | None = None,
+) -> FitResult:
+    """Run the updates that are still to do and return what was done.
+
+    save_policy(folder, whole trainable weights, steps done) writes and checks the policy; rank 0 calls it inside
+    every checkpoint. Raises NonFiniteError, naming step and examples, before a bad gradient reaches the weights, and
+    UserError for a pair that exceeds the token budget.
+    """
+    refuse_pairs_over_budget(settings, store)
+    resumed_from = resume(engine, context)
+    started = time.perf_counter()
+    read = partial(step_updates, settings=settings, store=store, rank=context.rank, num_ranks=context.world_size)
+    for step, updates in read_ahead(read, range(resumed_from or 0, settings.num_steps)):
+        conflict = diagnose(step, updates, settings=settings, engine=engine)
+        seed_dropout(settings.seed, step, context.rank)
+        outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
+        metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started) | conflict
+        due = is_due(step, settings)
+        if due and validation is not None:
+            metrics |= validate(settings, store=validation, engine=engine, context=context)
+        # Logged before the checkpoint: a run resumed from it never repeats this step, nor its metrics.
+        if context.rank == 0:
+            context.log(step + 1, metrics)
+        if due:
+            save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
+        started = time.perf_counter()
+    return FitResult(settings.num_steps, settings.total_pairs, resumed_from)
+
+
+def resume(engine: Engine, context: TrainContext) -> int | None:
+    """Load the newest whole checkpoint into the engine; return the number of steps it holds."""
+    folder = context.latest_checkpoint()
+    return None if folder is None else int(checkpoint.restore(folder, engine=engine)["steps_done"])
+
+
+def save(
+    step: int,
+    settings: LoopSettings,
+    *,
+    engine: Engine,
+    context: TrainContext,
+    save_policy: Callable[[Path, dict[str, Tensor], int], None],
+    metrics: dict[str, float],
+) -> None:
+    """Write weights, optimizer state and the policy into one verified checkpoint, then publish it."""
+    folder = context.checkpoint_folder(step + 1)
+    state = engine.gathered_state()
+    pairs_done = min((step + 1) * settings.pairs_per_step, settings.total_pairs)
+    checkpoint.save(
+        folder,
+        engine=engine,
+        progress={"steps_done": step + 1, "pairs_done": pairs_done},
+        rank=context.rank,
+        world_size=context.world_size,
+        write_policy=lambda policy: save_policy(policy, state, step + 1),
+    )
+    context.commit(folder, metrics)
+
+
+def is_due(step: int, settings: LoopSettings) -> bool:
+    """Whether a checkpoint (with validation, where there is validation data) follows this step."""
+    done = step + 1
+    periods = (settings.checkpoint_every, settings.validate_every)
+    return done == settings.num_steps or any(p and done % p == 0 for p in periods)
+
+
+def lr_at(step: int, settings: LoopSettings) -> float:
+    """Learning rate of a step (0-based): linear warm-up from 0, then linear or cosine decay to 0."""
+    if step < settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    decay_steps = max(1, settings.schedule_steps - settings.warmup_steps)
+    done = (step - settings.warmup_steps) / decay_steps
+    factor = 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.lr * max(0.0, factor)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    # Dropout drawn from (seed, step, rank) needs no generator state in a checkpoint to resume bitwise.
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def diagnose(step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine) -> dict[str, float]:
+    """The cosine between the two sides' gradients, at the steps that are asked for (torch engine only)."""
+    if not settings.diagnostics_every or step % settings.diagnostics_every:
+        return {}
+    assert isinstance(engine, TorchEngine), "partitioned gradients have no cosine: the config refuses this"
+    cosine = gradient_cosine(updates, objective=settings.objective, engine=engine)
+    return {} if cosine is None else {"gradient_cosine": cosine}
+
+
+def train_step(
+    step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine, context: TrainContext
+) -> StepOutcome:
+    """One step of `pairs_per_step` pairs: one update, or one per side when the objective is asynchronous."""
+    objective = settings.objective
+    terms: dict[str, float] = {}
+    done = []
+    for update in updates:
+        done.append(run_bins(step, update, objective=objective, engine=engine, context=context))
+        terms |= term_means(objective, done[-1].sums_K, update.whole_step, update.sides)
+        grad_norm = engine.step(lr_at(step, settings))
+    return StepOutcome(terms, grad_norm, sum(d.num_tokens for d in done), sum(d.num_tokens_run for d in done))
+
+
+def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine, context: TrainContext) -> BinsOutcome:
+    """Forward and backward over this rank's bins."""
+    sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
+    tokens = [0, 0]
+    losses: list[Tensor] = []
+    for i, (batch, denominators_K) in enumerate(zip(update.batches, update.denominators, strict=True)):
+        tokens = [t + n for t, n in zip(tokens, engine.scorer.count_tokens(batch), strict=True)]
+        on_device = batch.to(context.device)
+        bin_sums_K = objective.sums(engine(on_device), on_device)
+        loss = objective.loss(bin_sums_K, denominators_K)
+        engine.backward(loss, is_last=i == len(update.batches) - 1)
+        sums_K += bin_sums_K.detach().double()
+        losses.append(loss.detach())
+    # Read once, after the last bin: on a GPU each look at a loss would wait for it.
+    values = torch.stack(losses).tolist()
+    bad = [batch for batch, value in zip(update.batches, values, strict=True) if not math.isfinite(value)]
+    bad_ids = [example_id for batch in bad for example_id in batch.example_ids]
+    totals = all_reduce_sum(torch.cat([sums_K, torch.tensor(tokens, device=context.device)]))
+    if not torch.isfinite(totals).all():
+        raise NonFiniteError(
+            f"step {step + 1}: the loss is not finite; examples {gather(bad_ids)}; no weight was changed"
+        )
+    return BinsOutcome(totals[:-2], values, int(totals[-2]), int(totals[-1]))
+
+
+@torch.no_grad()
+def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, context: TrainContext) -> dict[str, float]:
+    """Mean loss per term, of sides that are not trained too, and their weighted sum `val_loss`, over a whole store."""
+    objective, indices = settings.objective, list(range(len(store)))
+    totals = objective.denominators(store.label_counts(indices))
+    sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
+    phase = plan_phase(indices, objective.reported_sides, settings=settings, store=store, num_ranks=context.world_size)
+    engine.scorer.eval()
+    for bin_indices in phase.bins[context.rank]:
+        batch = read_batch(store, bin_indices, phase.sides).to(context.device)
+        sums_K += objective.sums(engine(batch), batch).double()
+    engine.scorer.train()
+    sums_K = all_reduce_sum(sums_K)
+    means = {f"val_{name}": value for name, value in term_means(objective, sums_K, totals, phase.sides).items()}
+    return means | {"val_loss": float(objective.loss(sums_K, totals))}
+
+
+def term_means(
+    objective: Objective, sums_K: Tensor, totals_K: NDArray[np.float64], sides: Sequence[int]
+) -> dict[str, float]:
+    """Mean loss of the terms that these sides have trained, by name."""
+    trained = [(k, term) for k, term in enumerate(objective.terms) if term.side is None or term.side in sides]
+    return {term.name: float(sums_K[k]) / totals_K[k] for k, term in trained if totals_K[k] > 0}
+
+
+def step_metrics(
+    step: int, outcome: StepOutcome, settings: LoopSettings, context: TrainContext, *, seconds: float
+) -> dict[str, float]:
+    """What is reported of a step: losses, gradient norm before clipping, lr, rates over all ranks (of tokens of the
+    pairs, not of padding), the share of padding among the tokens that ran, peak memory."""
+    pairs = min((step + 1) * settings.pairs_per_step, settings.total_pairs) - step * settings.pairs_per_step
+    return (
+        outcome.terms
+        | gap(outcome.terms)
+        | {
+            "grad_norm": outcome.grad_norm,
+            "lr": lr_at(step, settings),
+            "pairs_per_s": pairs / seconds,
+            "tokens_per_s": outcome.num_tokens / seconds,
+            "padding_share": 1 - outcome.num_tokens / outcome.num_tokens_run,
+            "peak_memory_mb": peak_memory_mb(context.device),
+        }
+    )
+
+
+def gap(terms: Mapping[str, float]) -> dict[str, float]:
+    """How much more the first side still loses than the second."""
+    sides = [terms.get(f"loss_{name}") for name in SIDE_NAMES]
+    return {} if None in sides else {"gap": sides[0] - sides[1]}  # type: ignore[operator]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this rank: the device's allocator on CUDA, the process's resident set on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum a tensor over all ranks (a single process returns it as it is)."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(values: list[Any]) -> list[Any]:
+    """Concatenate lists over all ranks."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, values)
+    return [v for part in parts for v in part]

@@ -1,0 +1,120 @@
+"""Whether the activations of a micro-batch fit into memory, so that none has to be computed twice.
+
+A small synthetic batch runs forward through the real model, and the bytes that autograd keeps for the backward are
+counted at two sizes: what grows with the tokens and what does not. Nothing is known about an architecture beforehand.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from pft_core.encoding import Branch, BranchedBatch, BranchedExample, collate
+from pft_core.policies import Precision
+from pft_core.scoring import BranchScorer
+from pft_core.training.ranks import num_ranks
+
+BYTES_PER_TRAINED_WEIGHT = 12  # a gradient and AdamW's two moments in float32; a shard of them is counted as the whole
+# Above what is kept for the backward: a layer's gradients while they are made, the head's chunk of logits, workspaces
+# of kernels, masks (they grow with the square of a pair's length), gaps that an allocator leaves between blocks.
+MARGIN = 1.25
+
+
+@dataclass(frozen=True)
+class KeptBytes:
+    """What autograd keeps of a forward: a part that is there for any batch, and a part for each token run."""
+
+    fixed: float
+    per_token: float
+
+    def of(self, num_tokens: int) -> float:
+        return self.fixed + self.per_token * num_tokens
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that training needs beyond the weights when activations are kept, and bytes that are free."""
+
+    needed: float
+    free: float
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.free
+
+
+def plan_memory(scorer: BranchScorer, *, num_tokens: int, precision: Precision, device: torch.device) -> MemoryPlan:
+    """Compare what micro-batches of `num_tokens` need with what is free, on the rank where it is tightest.
+
+    Collective: every rank calls it, before an engine wraps the scorer, and all get the same plan. The order of gathers
+    under ZeRO-3 depends on it, so no rank may decide alone.
+    """
+    trained = sum(w.numel() for w in scorer.parameters() if w.requires_grad)
+    activations = measure_kept_bytes(scorer, precision=precision, device=device).of(num_tokens)
+    needed = MARGIN * activations + BYTES_PER_TRAINED_WEIGHT * trained
+    tightest = torch.tensor([-needed, free_bytes(device)], dtype=torch.float64, device=device)
+    if num_ranks() > 1:
+        dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
+    return MemoryPlan(-float(tightest[0]), float(tightest[1]))
+
+
+def measure_kept_bytes(scorer: BranchScorer, *, precision: Precision, device: torch.device) -> KeptBytes:
+    """Run two small batches forward, and split what they keep into a fixed part and a part per token."""
+    small, large = (probe_batch(pairs).to(device) for pairs in (2, 4))
+    small_bytes, large_bytes = (count_kept_bytes(scorer, batch, precision=precision) for batch in (small, large))
+    small_tokens, large_tokens = (scorer.count_tokens(batch)[1] for batch in (small, large))
+    per_token = (large_bytes - small_bytes) / (large_tokens - small_tokens)
+    return KeptBytes(small_bytes - per_token * small_tokens, per_token)
+
+
+def probe_batch(num_pairs: int) -> BranchedBatch:
+    """Return pairs of unequal lengths, mostly prefix: of all shapes this one copies the most keys per token."""
+    return collate([_probe_pair(prefix=224 - 32 * (i % 2), branches=(40, 24)) for i in range(num_pairs)])
+
+
+def _probe_pair(*, prefix: int, branches: tuple[int, int]) -> BranchedExample:
+    # Token 0 is in every vocabulary; lengths alone decide what is kept.
+    branch = [Branch(np.zeros(n, np.int32), np.ones(n, bool), side) for side, n in enumerate(branches)]
+    return BranchedExample("", np.zeros(prefix, np.int32), tuple(branch))
+
+
+def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: Precision) -> int:
+    """Return the bytes that a training forward keeps for its backward, beside the weights; each storage once.
+
+    The random state and the scorer's mode are what they were before.
+    """
+    device = batch.branch_ids.device
+    was_training = scorer.training
+    kept: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    scorer.train()
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        saved_tensors_hooks(keep, lambda saved: saved),
+    ):
+        logps = scorer(batch)
+    # The graph is alive up to here: no address has been given to two storages.
+    assert logps.requires_grad, "nothing to train: every weight is frozen"
+    scorer.train(was_training)
+    weights = {w.untyped_storage().data_ptr() for w in scorer.parameters()}
+    return sum(size for address, size in kept.items() if address not in weights)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Return what this process may still take: of its GPU, or its share of the machine's memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks that only the allocator holds count as taken
+        return float(torch.cuda.mem_get_info(device)[0])
+    # Launchers say how many processes of a job share a machine.
+    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,201 @@
+"""The files of a comparison: its report as JSON, one self-contained page, and its tables, all of the report alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pft_core.files import write_json
+from pipelines.compare.report import charts as compare_charts
+from pipelines.compare.report.findings import (
+    MISSING,
+    NAMES,
+    YARDSTICKS,
+    Comparison,
+    against_position,
+    failures,
+    headline,
+    is_significant,
+    position_mark,
+    run_name,
+    shown,
+    value_of,
+)
+from pipelines.compare.report.latex import latex
+from pipelines.compare.report.markdown import markdown
+from pipelines.compare.report.tables import Table, across_variants, area, by_metric, by_pole
+from pipelines.compare.statistics import AREA
+from pipelines.reporting import (
+    CURVE_NAMES,
+    METRICS,
+    BarPanel,
+    Row,
+    render_template,
+    seconds,
+    without_credentials,
+    write_whole,
+)
+from pipelines.reporting import (
+    short as cut_label,
+)
+from pipelines.tracking import flatten
+
+POLE_METRICS = ("one", "all")
+HEAT_METRICS = ("both_right", "one", "all")
+LINE_METRICS = ("both_right", "one", "all", "capability")
+LABEL_LENGTH = 18  # characters that fit beside a bar, or at the end of a line
+TEST_NAMES = {"paired_t": "paired t over seeds", "permutation": "sign flips over seeds", "mcnemar": "McNemar on items"}
+MEANINGS = {metric: meaning for metric, (_, meaning) in METRICS.items()} | {
+    "unparsed": "share of the answers that name no option; they count as not right",
+    "capability": "share of right answers to general questions that name no preference",
+    "capability_drop": "capability of the base minus that after training, item by item: positive is a loss",
+    "pairs_per_s": "pairs trained on in a second: the mean over seeds of each run's median step",
+    AREA: "mean both right over what varies, from its smallest value to its largest, by the trapezoid rule",
+}
+
+
+def write_comparison(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write report.json, report.html, tables.md and tables.tex into a folder, each whole or not at all.
+
+    report: suite, title, size, captions, rows, tests, curves, runs, timings (seconds), config, digests. Credentials of
+    URIs are masked everywhere, also in the errors of runs.
+    """
+    report = without_credentials(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", report)
+    texts = {"report.html": render(report), "tables.md": markdown(report), "tables.tex": latex(report)}
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the page: no scripts, nothing from elsewhere, every text escaped."""
+    filters = {
+        "seconds": seconds,
+        "short": short,
+        "p_value": p_value,
+        "mark": position_mark,
+        "value_of": value_of,
+    }
+    return render_template("compare.html.j2", page_of(Comparison(report)), filters=filters)
+
+
+def page_of(view: Comparison) -> dict[str, Any]:
+    """Everything that the template shows."""
+    report = view.report
+    timings = dict(report["timings"])
+    return {
+        "report": report,
+        "view": view,
+        "sentences": headline(view),
+        "warnings": warnings(view),
+        "across": [t for t in (across_variants(view), area(view)) if not t.is_empty] if len(view.variants) > 1 else [],
+        "lines": [panel for m in LINE_METRICS if (panel := compare_charts.line_panel(view, m))],
+        "styles": compare_charts.line_styles(view),
+        "parts": [part_of(view, variant) for variant in view.variants],
+        "tests": sorted(tests_of(view), key=lambda test: test.is_detail),
+        "numbers": numbers_of(view),
+        "runs": [(run, run_name(view, run)) for run in view.runs],
+        "metrics": [(NAMES[metric], MEANINGS[metric]) for metric in view.metrics],
+        "names": NAMES,
+        "curve_names": CURVE_NAMES,
+        "missing": MISSING,
+        "shown": shown,
+        "role": role,
+        "total_s": timings.get("total") or sum(timings.values()),
+        "timings": timings,
+        "config": flatten(report["config"]),
+        "digests": flatten(report["digests"]),
+    }
+
+
+def warnings(view: Comparison) -> list[str]:
+    """What a reader has to know before believing a number: what failed, and what position alone explains."""
+    found = failures(view)
+    for variant in view.variants:
+        prefix = "" if variant is None else f"{view.varies} {variant}: "
+        found += [prefix + line for metric in view.right_metrics for line in against_position(view, metric, variant)]
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the page shows of one variant."""
+
+    variant: Any
+    tables: list[Table]
+    bars: list[tuple[str, list[BarPanel]]]
+    heat_maps: list[compare_charts.HeatMap]
+    learning: list[compare_charts.LearningPanel]
+
+
+def part_of(view: Comparison, variant: Any) -> Part:
+    tables = [by_pole(view, variant), by_metric(view, variant)]
+    maps = [compare_charts.heat_map(view, metric, variant) for metric in HEAT_METRICS]
+    return Part(
+        variant,
+        [table for table in tables if not table.is_empty],
+        [(m, panels) for m in POLE_METRICS if (panels := compare_charts.bars_of(view, m, variant))],
+        [found for found in maps if found],
+        compare_charts.learning_panels(view, variant),
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One test for reading. is_detail: on one axis, not on the mean over all."""
+
+    test: Row
+    kind: str
+    variant: Any
+    is_significant: bool
+    is_detail: bool
+
+
+def tests_of(view: Comparison) -> list[Verdict]:
+    return [
+        Verdict(
+            test,
+            TEST_NAMES.get(test["test"], test["test"]),
+            value_of(test["variant"]),
+            is_significant(test),
+            test["axis"] is not None,
+        )
+        for test in view.report["tests"]
+    ]
+
+
+@dataclass(frozen=True)
+class NumberLine:
+    """One row with the places, in the list of runs, of the runs that it is made from."""
+
+    row: Row
+    variant: Any
+    runs: list[int]
+
+
+def numbers_of(view: Comparison) -> list[NumberLine]:
+    places = {run["run_id"]: number for number, run in reversed(list(enumerate(view.runs)))}
+    return [
+        NumberLine(row, value_of(row["variant"]), [places[run] for run in row["run_ids"] if run in places])
+        for row in view.rows
+    ]
+
+
+def role(view: Comparison, method: str) -> str:
+    """What a method is drawn as: the reference stands out, yardsticks stand back."""
+    if method in YARDSTICKS:
+        return "yardstick"
+    return "reference" if method == view.reference else "opponent"
+
+
+def short(text: str) -> str:
+    return cut_label(YARDSTICKS.get(text, text), LABEL_LENGTH)
+
+
+def p_value(value: float) -> str:
+    """Write a p value for reading: 0.034, 0.0004, below 0.0001."""
+    if value < 0.0001:
+        return "< 0.0001"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}"

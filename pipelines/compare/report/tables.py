@@ -1,0 +1,248 @@
+"""A comparison's tables, in the layout of the PFT paper's Tables 2 and 3; `markdown` and `latex` write them out.
+
+Methods are rows, the axes with their poles and an average are columns, One and All are blocks; yardsticks stand below
+a rule. Everything is computed from the report.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.compare.report.findings import (
+    MISSING,
+    NAMES,
+    PLUS_MINUS,
+    RATES,
+    YARDSTICKS,
+    Comparison,
+    against_position,
+    against_words,
+    basis,
+    differences,
+    failures,
+    position_mark,
+    shown,
+    spread,
+    standing,
+)
+from pipelines.compare.statistics import AREA
+from pipelines.reporting import Row
+
+POLE_METRICS = ("one", "all")
+BLOCK_TITLES = {"one": "Multi-choice One", "all": "Multi-choice All"}
+BEST = {
+    "one": max,
+    "all": max,
+    "both_right": max,
+    "flip": max,
+    "leak": min,
+    "unparsed": min,
+    "capability": max,
+    "capability_drop": min,
+    AREA: max,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column shows, below the heading that it shares with its neighbours."""
+
+    group: str
+    name: str
+    metric: str | None  # None: that of the block
+    axis: str | None
+    pole: str | None
+    variant: Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """row: None where there is no number. note: its number of seeds, where the line does not say it."""
+
+    row: Row | None
+    best: bool = False
+    note: str = ""
+
+    @property
+    def value(self) -> str:
+        return shown(self.row["metric"], self.row["mean"]) if self.row else MISSING
+
+    @property
+    def suffix(self) -> str:
+        """What follows the value: standard deviation, number of seeds, mark."""
+        if self.row is None:
+            return ""
+        deviation = f" {PLUS_MINUS} {spread(self.row)}" if spread(self.row) else ""
+        return deviation + (f" ({self.note})" if self.note else "") + position_mark(self.row)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method. note: its number of seeds, where that differs from the others'."""
+
+    method: str
+    note: str
+    cells: list[Cell]
+
+    @property
+    def label(self) -> str:
+        return YARDSTICKS.get(self.method, self.method) + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lines of one metric (title: empty where a table has but one block)."""
+
+    title: str
+    methods: list[Line]
+    yardsticks: list[Line]
+
+
+@dataclass(frozen=True)
+class Table:
+    """name: for a label. caption: sentences."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    blocks: list[Block]
+    caption: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.columns and self.blocks)
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """The shared headings, with the number of columns below each."""
+        found: list[tuple[str, int]] = []
+        for column in self.columns:
+            if found and found[-1][0] == column.group:
+                found[-1] = (column.group, found[-1][1] + 1)
+            else:
+                found.append((column.group, 1))
+        return found
+
+
+def tables_of(view: Comparison) -> list[Table]:
+    """Over what varies, if something does; then for each variant its poles, and its metrics over all axes."""
+    tables = [across_variants(view), area(view)] if len(view.variants) > 1 else []
+    for variant in view.variants:
+        tables += [by_pole(view, variant), by_metric(view, variant)]
+    return [table for table in tables if not table.is_empty]
+
+
+def by_pole(view: Comparison, variant: Any) -> Table:
+    """The layout of the paper: per axis and pole, with the average over all; a block each for One and All."""
+    rows = [row for row in view.of_variant(variant) if row["metric"] in POLE_METRICS]
+    places = dict.fromkeys((row["axis"], row["pole"]) for row in rows if row["pole"] is not None)
+    columns = [Column(axis, pole, None, axis, pole, variant) for axis, pole in places]
+    columns.append(Column("", "Average", None, None, None, variant))
+    metrics = [metric for metric in POLE_METRICS if any(row["metric"] == metric for row in rows)]
+    blocks = [Block(block_title(m), *lines_of(view, columns, m)) for m in metrics]
+    return Table("poles", titled(view, "each pole", variant), columns, blocks, caption(view, metrics, variant))
+
+
+def by_metric(view: Comparison, variant: Any) -> Table:
+    """The other metrics as columns, each the mean over axes."""
+    rows = [row for row in view.of_variant(variant) if row["axis"] is None and row["metric"] not in POLE_METRICS]
+    metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
+    columns = [Column("Mean over axes", NAMES[m], m, None, None, variant) for m in metrics]
+    blocks = [Block("", *lines_of(view, columns, None))]
+    return Table("metrics", titled(view, "means over axes", variant), columns, blocks, caption(view, metrics, variant))
+
+
+def across_variants(view: Comparison) -> Table:
+    """The means over axes, with a column for each value of what varies."""
+    columns = [Column(view.varies, str(variant), None, None, None, variant) for variant in view.variants]
+    metrics = [m for m in view.metrics if m != AREA and any(_is_mean(row, m) for row in view.rows)]
+    blocks = [Block(block_title(metric), *lines_of(view, columns, metric)) for metric in metrics]
+    said = [f"{view.report['title']}: means over axes by {view.varies}.", *reading(view, metrics)]
+    return Table("variants", f"Means over axes by {view.varies}", columns, blocks, said + _notes(view, metrics))
+
+
+def area(view: Comparison) -> Table:
+    """The area under the curve over what varies."""
+    columns = [Column(f"By {view.varies}", NAMES[AREA], AREA, None, None, None)]
+    blocks = [Block("", *lines_of(view, columns, AREA))] if AREA in view.metrics else []
+    said = [
+        f"{view.report['title']}: the mean of both right from {view.varies} {view.variants[0]} to "
+        f"{view.variants[-1]}, by the trapezoid rule.",
+        *standing(view, AREA, None),
+        *differences(view, AREA, None),
+    ]
+    return Table("area", f"Area under both right, by {view.varies}", columns, blocks, said + _notes(view, [AREA]))
+
+
+def _is_mean(row: Row, metric: str) -> bool:
+    return row["metric"] == metric and row["axis"] is None
+
+
+def _notes(view: Comparison, metrics: Sequence[str]) -> list[str]:
+    return [*view.report["captions"], *basis(view, metrics, view.variants), *failures(view)]
+
+
+def lines_of(view: Comparison, columns: Sequence[Column], metric: str | None) -> tuple[list[Line], list[Line]]:
+    """The lines of the methods, the best of each column marked, and those of the yardsticks, which do not compete."""
+    found = {
+        method: [view.row(method, c.metric or str(metric), c.axis, c.pole, c.variant) for c in columns]
+        for method in view.methods
+    }
+    best = [best_shown([found[method][i] for method in view.opponents]) for i in range(len(columns))]
+    methods = [line_of(view, method, columns, found[method], best) for method in view.opponents]
+    yardsticks = [line_of(view, method, columns, found[method], []) for method in view.yardsticks]
+    return methods, [line for line in yardsticks if any(cell.row for cell in line.cells)]
+
+
+def line_of(
+    view: Comparison, method: str, columns: Sequence[Column], rows: Sequence[Row | None], best: Sequence[str | None]
+) -> Line:
+    notes = [view.seeds_note(method, column.variant) for column in columns]
+    common = notes[0] if len(set(notes)) == 1 else ""
+    cells = [
+        Cell(row, bool(row and best and shown(row["metric"], row["mean"]) == best[i]), "" if common else notes[i])
+        for i, row in enumerate(rows)
+    ]
+    return Line(method, common, cells)
+
+
+def best_shown(rows: Sequence[Row | None]) -> str | None:
+    """The best value of a column as it is shown, so that all that look the same are marked; None without a contest."""
+    held = [row for row in rows if row]
+    if len(held) < 2 or held[0]["metric"] not in BEST:
+        return None
+    metric = held[0]["metric"]
+    return shown(metric, BEST[metric](row["mean"] for row in held))
+
+
+def caption(view: Comparison, metrics: Sequence[str], variant: Any) -> list[str]:
+    """What the table is, what it shows, and what it rests on."""
+    where = "" if variant is None else f", {view.varies} {variant}"
+    said = [f"{view.report['title']}{where}.", *view.report["captions"], *reading(view, metrics)]
+    for metric in (m for m in metrics if m in view.right_metrics):
+        said += standing(view, metric, variant) + differences(view, metric, variant)
+        said += against_words(view, metric, variant) + against_position(view, metric, variant)
+    return said + basis(view, metrics, [variant]) + failures(view)
+
+
+def reading(view: Comparison, metrics: Sequence[str]) -> list[str]:
+    """How to read the cells."""
+    lowest = [NAMES[metric] for metric in metrics if BEST.get(metric) is min]
+    best = "Bold: the highest mean" + (f" (of {' and '.join(lowest)} the lowest)" if lowest else "")
+    shares = ["Shares in %."] if any(metric not in RATES for metric in metrics) else []
+    yardsticks = ["Below the rule: yardsticks, which train nothing."] if view.yardsticks else []
+    return [*shares, f"{best}, significant or not.", *yardsticks]
+
+
+def block_title(metric: str) -> str:
+    return BLOCK_TITLES.get(metric, NAMES[metric]) + ("" if metric in RATES else " (%)")
+
+
+def titled(view: Comparison, what: str, variant: Any) -> str:
+    return what.capitalize() + ("" if variant is None else f", {view.varies} {variant}")
+
+
+def one_line(text: str) -> str:
+    """A line's end would end a table's row, or its caption."""
+    return re.sub(r"\s+", " ", text)

@@ -1,0 +1,19 @@
+"""Rows of a comparison: intervals, tests against each other, and the area over budgets."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.compare.statistics.area import AREA, area_rows
+    from pipelines.compare.statistics.rows import (
+        Found,
+        Row,
+        corrected,
+        on_common_items,
+        rate_rows,
+        rows_of,
+        significance_against,
+    )
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -1,0 +1,213 @@
+"""From the outcomes of all cells to the rows of a comparison: means over seeds with intervals, and tests."""
+
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pft_core.data import Form, PreferenceSpace
+from pft_core.errors import UserError
+from pft_core.evaluation import (
+    PAIR_MEASURES,
+    POLE_MEASURES,
+    CountTable,
+    Outcome,
+    always_by_position,
+    count_table,
+    holm,
+    mcnemar,
+    paired_t,
+    sign_flip,
+)
+
+Row = dict[str, Any]  # of a report
+ROUNDING = 1e-9  # differences between seeds below it are none
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the finished seeds of one method and variant chose, on the same items in the same order.
+
+    by_seed: per finished seed its run id and outcomes. num_seeds: how many were to run. is_yardstick: whether it is
+    asked under conditions only, and always answers.
+    """
+
+    method: str
+    variant: Mapping[str, Any] | None
+    by_seed: Mapping[int, tuple[str, Sequence[Outcome]]]
+    num_seeds: int
+    is_yardstick: bool = False
+
+    def answers(self, metric: str) -> bool:
+        return not (self.is_yardstick and metric in ("leak", "unparsed"))
+
+    @property
+    def head(self) -> Row:
+        """What its rows begin with."""
+        return {
+            "method": self.method,
+            "variant": self.variant,
+            "run_ids": [run_id for run_id, _ in self.by_seed.values()],
+        }
+
+    def kept(self, items: Container[tuple[str, Form]]) -> "Found":
+        """The same of these items alone."""
+        by_seed = {
+            s: (run, [o for o in outcomes if item_key(o) in items]) for s, (run, outcomes) in self.by_seed.items()
+        }
+        return replace(self, by_seed=by_seed)
+
+    @property
+    def runs(self) -> list[Sequence[Outcome]]:
+        return [outcomes for _, outcomes in self.by_seed.values()]
+
+
+def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[Row]:
+    """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
+    runs = found.runs
+    places: list[tuple[str | None, int | None]] = [(None, None)]
+    for axis in space.axes:
+        places += [(axis.name, None), (axis.name, 0), (axis.name, 1)]
+    rows = []
+    for metric in (m for m in metrics if (m in POLE_MEASURES or m in PAIR_MEASURES) and found.answers(m)):
+        for name, side in places:
+            if side is not None and metric in PAIR_MEASURES:
+                continue
+            counted = count_table(runs, metric, axis=name, side=side)
+            if counted is None:
+                continue
+            by_position = count_table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
+            baseline = None if metric in ("leak", "unparsed") or by_position is None else by_position.values()[0]
+            pole = None if name is None or side is None else space.axis(name).poles[side].name
+            place = {"axis": name, "pole": pole, "metric": metric, "position_baseline": baseline}
+            rows.append(row_of(counted, **found.head, **place))
+    return rows
+
+
+def row_of(counted: CountTable, **head: Any) -> Row:
+    """One row of a report; head: method, variant, run_ids, axis, pole, metric, position_baseline."""
+    values = counted.values()
+    low, high = counted.interval()
+    mean = float(np.mean(values))
+    return {
+        **head,
+        "mean": mean,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        # The size of a mean near zero is larger in resamples than in the sample.
+        "low": min(low, mean),
+        "high": max(high, mean),
+        "n_items": len(counted.scenarios),
+        "n_seeds": len(values),
+    }
+
+
+def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[Row]:
+    """Test the reference against each other method on `both_right` and `one`, over the seeds that both finished."""
+    axes: list[str | None] = [None, *(axis.name for axis in space.axes)]
+    return [
+        test
+        for other in others
+        for metric in ("both_right", "one")
+        for axis in axes
+        for test in _tests(reference, other, metric, axis)
+    ]
+
+
+def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[Row]:
+    seeds = paired_seeds(reference, other)
+    if not seeds:
+        return []
+    pairs = [(reference.by_seed[a][1], other.by_seed[b][1]) for a, b in seeds]
+    run_ids = [run for a, b in seeds for run in (reference.by_seed[a][0], other.by_seed[b][0])]
+    ours, theirs = (count_table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
+    if ours is None or theirs is None:
+        return []
+    head: Row = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
+    head["run_ids"] = list(dict.fromkeys(run_ids))
+    # An item's `one` is two answers, which are not independent: McNemar's test is not for them.
+    return compared(ours, theirs, items_decide=metric == "both_right", a=reference.method, b=other.method, **head)
+
+
+def compared(ours: CountTable, theirs: CountTable, *, items_decide: bool, **head: Any) -> list[Row]:
+    """Test two methods on the same seeds: paired t and sign flips over them.
+
+    With one seed, or where all seeds differ by the same, seeds say nothing of chance: McNemar on the items of the first
+    pair of runs, if items_decide, else no test.
+    """
+    differences = np.subtract(ours.values(), theirs.values())
+    head |= {"difference": float(differences.mean()), "n": len(differences)}
+    if np.ptp(differences) < ROUNDING and (len(differences) == 1 or abs(differences[0]) > ROUNDING):
+        if not items_decide:
+            return []
+        p = mcnemar(ours.numerators_SN[0] > 0, theirs.numerators_SN[0] > 0)
+        return [{**head, "n": len(ours.scenarios), "test": "mcnemar", "p": p}]
+    return [
+        {**head, "test": "paired_t", "p": paired_t(differences)},
+        {**head, "test": "permutation", "p": sign_flip(differences)},
+    ]
+
+
+def paired_seeds(reference: Found, other: Found) -> list[tuple[int, int]]:
+    """The seeds that both finished; a method without seeds is held against each of the reference's."""
+    common = [(seed, seed) for seed in reference.by_seed if seed in other.by_seed]
+    if common or len(other.by_seed) != 1:
+        return common
+    (lone,) = other.by_seed
+    return [(seed, lone) for seed in reference.by_seed]
+
+
+def corrected(tests: Sequence[Row]) -> list[Row]:
+    """Add `p_holm`: over the tests of one metric, those of means over axes apart from single axes'.
+
+    Sign flips, which test again what paired t has tested, are a family of their own.
+    """
+    families: dict[Hashable, list[int]] = {}
+    for i, test in enumerate(tests):
+        family = test["test"] == "permutation", test["metric"], test["axis"] is None
+        families.setdefault(family, []).append(i)
+    adjusted: dict[int, float] = {}
+    for places in families.values():
+        adjusted |= dict(zip(places, holm([tests[i]["p"] for i in places]), strict=True))
+    return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
+
+
+def rate_rows(found: Sequence[tuple[Found, Sequence[float]]]) -> list[Row]:
+    """One row a method and variant: pairs a second of training, the mean over seeds of each run's median step."""
+    return [
+        {
+            **f.head,
+            "axis": None,
+            "pole": None,
+            "metric": "pairs_per_s",
+            "position_baseline": None,
+            "mean": float(np.mean(rates)),
+            "sd": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
+            "low": None,
+            "high": None,
+            "n_items": None,
+            "n_seeds": len(rates),
+        }
+        for f, rates in found
+        if rates
+    ]
+
+
+def on_common_items(found: Sequence[Found]) -> tuple[list[Found], list[str]]:
+    """Keep the items that every run of a variant answered, so that rows compare; say, by method, what was left out.
+
+    Raises UserError where no item is left.
+    """
+    answered = {id(run): [item_key(o) for o in run] for f in found for run in f.runs}
+    everywhere = set.intersection(*map(set, answered.values()))
+    asked = max(map(len, answered.values()))
+    if not everywhere:
+        raise UserError("no test item was answered by every method: raise encoding.max_length")
+    short = {f.method: len(min(f.runs, key=len)) for f in found}
+    said = [f"{method} could not be asked {asked - n}" for method, n in short.items() if n < asked]
+    note = f"{asked - len(everywhere)} of {asked} questions are in no number, as they are too long: {'; '.join(said)}."
+    return [f.kept(everywhere) for f in found], [note] if len(everywhere) < asked else []
+
+
+def item_key(outcome: Outcome) -> tuple[str, Form]:
+    return outcome.item_id, outcome.form

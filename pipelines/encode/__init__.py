@@ -1,0 +1,1 @@
+"""The encoded layer of a prepared data set, made in bulk."""

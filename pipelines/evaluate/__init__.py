@@ -1,0 +1,12 @@
+"""A policy asked every item of a data set, by Ray Data actors, in this process, or through a server."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.capability import ask_capability, ask_lm_eval, capability_rows
+    from pipelines.evaluate.in_process import ask_here, asking_job, untrained
+    from pipelines.evaluate.worker import Job, answerers
+else:
+    __getattr__ = lazy_exports(__name__)

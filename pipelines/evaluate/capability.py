@@ -1,0 +1,154 @@
+"""General capability before and after a training: a two-choice file, or tasks of lm-eval, and their rows in a report.
+
+Both give one score an item, so that the drop is paired item by item.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pft_core.data import Reject
+from pft_core.errors import UserError
+from pft_core.evaluation import (
+    Answered,
+    Item,
+    ask_items,
+    drop,
+    losses,
+    mean_with_interval,
+    position_baseline,
+    read_items,
+    scores,
+)
+from pft_core.policies import load_policy, load_tokenizer, refuse_foreign_tokenizer
+from pft_core.prompts import Frame
+from pft_core.scoring import BranchScorer
+from pipelines.evaluate.worker import Job
+
+SCORES = ("acc", "exact_match")  # lm-eval's per-item scores that are counted, the first that a task has
+
+
+def ask_capability(job: Job, path: Path) -> list[Answered | Reject]:
+    """Ask a policy the items of a two-choice file, in the file's order. Raises UserError.
+
+    What could not be read or is too long is a Reject: the caller counts it.
+    """
+    items = read_items(path)
+    model, tokenizer = _policy(job)
+    asked = [item for item in items if isinstance(item, Item)]
+    answers = iter(ask_items(asked, scorer=BranchScorer(model), tokenizer=tokenizer, asking=job.asking))
+    return [item if isinstance(item, Reject) else next(answers) for item in items]
+
+
+def _policy(job: Job) -> tuple[Any, Any]:
+    ref = job.ref
+    tokenizer = load_tokenizer(ref.weights or ref.base)
+    model = load_policy(ref.base, ref.adapter, ref.weights, precision=job.precision, device=job.device)
+    refuse_foreign_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def ask_lm_eval(job: Job, tasks: Sequence[str]) -> list[Answered]:
+    """Let lm-eval ask a policy its tasks, by name or by the path of a YAML file, and score every item itself.
+
+    A policy that was trained in a chat template is asked in it. Sets the process's random seeds, as lm-eval does.
+    Raises UserError where the package, a task or its data is not at hand, and for a task without a score of single
+    items.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(f"lm-eval is not installed ({error}): pip install -e '.[lm-eval]'") from None
+    # Its own tasks are a long list of files to read, which tasks given by path do not need.
+    manager = TaskManager(include_defaults=not all(Path(task).is_file() for task in tasks))
+    loaded = _loaded(manager, tasks)
+    model, tokenizer = _policy(job)
+    # The same limit of padded tokens as elsewhere, were every item as long as a question may be. Log-probabilities in
+    # float32, as elsewhere: rounded to bfloat16 they would often tie, and lm-eval takes the first of equals.
+    batch_size = max(1, job.asking.tokens_per_batch // job.asking.max_length)
+    found: Any = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32),
+        tasks=loaded,
+        task_manager=manager,
+        apply_chat_template=job.asking.style.frame != Frame(),
+        bootstrap_iters=0,  # the interval is that of the paired drop
+    )
+    return [answer for task, samples in found["samples"].items() for answer in _answers(task, samples)]
+
+
+def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
+    """Load tasks with their data. Raises UserError."""
+    try:
+        return list(manager.load(list(names))["tasks"].values())
+    except (KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"lm-eval cannot load the tasks {', '.join(names)}: {error}. `lm-eval ls tasks` lists the names it knows; "
+            "the data of a task has to be in the datasets cache or a connection away"
+        ) from None
+
+
+def _answers(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Answered]:
+    """The scores of a task's items; where it filters replies in several ways, those of the first."""
+    metric = next((name for name in SCORES if name in samples[0]["metrics"]), None)
+    if metric is None:
+        raise UserError(
+            f"lm-eval task {task!r} scores items by {', '.join(samples[0]['metrics'])}, none of which is "
+            f"{' or '.join(SCORES)}: a drop cannot be paired; leave it out"
+        )
+    kept = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    return [Answered(f"{task}:{sample['doc_id']}", task, float(sample[metric])) for sample in kept]
+
+
+def capability_rows(
+    method: str,
+    variant: Any,
+    *,
+    before: Sequence[Answered] | None,
+    by_seed: Mapping[int, tuple[str, Sequence[Answered]]],
+) -> list[dict[str, Any]]:
+    """The rows `capability` and, where the method was trained (before is not None), `capability_drop`: before minus
+    after, so that a positive one is a loss.
+
+    by_seed: per finished seed its run id and answers. Raises UserError where runs answered other items.
+    """
+    runs = [answered for _, answered in by_seed.values()]
+    values_SN, ids = scores(runs), [a.item_id for a in runs[0]]
+    row = partial(_row, method, variant, [run_id for run_id, _ in by_seed.values()])
+    rows = [row("capability", values_SN, mean_with_interval(values_SN, ids), position_baseline(runs[0]))]
+    if before is not None:
+        rows.append(row("capability_drop", losses(before, runs), drop(before, runs), None))
+    return rows
+
+
+def _row(
+    method: str,
+    variant: Any,
+    run_ids: Sequence[str],
+    metric: str,
+    values_SN: Any,
+    found: tuple[float, float, float],
+    baseline: float | None,
+) -> dict[str, Any]:
+    by_seed = values_SN.mean(axis=1)
+    mean, low, high = found
+    return {
+        "method": method,
+        "axis": None,
+        "pole": None,
+        "metric": metric,
+        "mean": mean,
+        "sd": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
+        "low": low,
+        "high": high,
+        "n_items": values_SN.shape[1],
+        "n_seeds": len(by_seed),
+        "run_ids": list(run_ids),
+        "position_baseline": baseline,
+        "variant": variant,
+    }

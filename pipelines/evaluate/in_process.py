@@ -1,0 +1,33 @@
+"""Ask a policy in this process, without Ray Data: what warm one-process actors run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pft_core.data import DatasetManifest, PreferenceSpace, Reject
+from pft_core.evaluation import Answerer, Asking, Outcome, ask
+from pft_core.policies import ModelRef, load_tokenizer
+from pft_core.prompts import template_digest
+from pipelines.config import RunConfig
+from pipelines.encode.job import prompt_style
+from pipelines.evaluate.worker import Item, Job
+
+
+def untrained(config: RunConfig, data: str) -> ModelRef:
+    """A reference to the base model, asked in the words of the config and the data."""
+    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
+    space = DatasetManifest.load(Path(data)).space
+    return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
+
+
+def asking_job(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *, use_gpu: bool) -> Job:
+    """How a policy is asked by likelihood, with the lengths and the precision that it was trained with."""
+    asking = Asking(ref.style, space, config.encoding.max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
+    return Job(ref, asking, generate=False, precision=config.train.precision, use_gpu=use_gpu, num_threads=1)
+
+
+def ask_here(
+    items: Sequence[Item], answer: Answerer, base_answer: Answerer | None, *, unconditioned: bool = True
+) -> tuple[list[Outcome], list[Reject]]:
+    """Ask every item; return what was chosen, and what could not be asked."""
+    answered = ask(items, answer, base_answer, unconditioned=unconditioned)
+    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]

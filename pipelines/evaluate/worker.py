@@ -1,0 +1,94 @@
+"""What runs on every evaluation worker: load the policy once, then ask it groups of items."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+
+from pft_core.data import RECORD_SCHEMA, Form, PairedExample, Reject
+from pft_core.errors import UserError
+from pft_core.evaluation import Answer, Answerer, Asking, Outcome, Question, ask, by_generation, by_likelihood
+from pft_core.policies import ModelRef, load_policy, load_tokenizer, refuse_foreign_tokenizer
+from pft_core.scoring import BranchScorer
+
+Item = tuple[PairedExample, Form]
+
+# A row holds one of three: an outcome, a reject, or the message of a user's mistake.
+ANSWERED_SCHEMA = pa.schema([(name, pa.string()) for name in ("outcome", "reject", "fault")])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an actor needs: which policy, how to ask it, and on what it runs."""
+
+    ref: ModelRef
+    asking: Asking
+    generate: bool
+    precision: Literal["bf16", "fp32"]
+    use_gpu: bool
+    num_threads: int
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.use_gpu else "cpu")
+
+
+def items_table(items: Sequence[Item]) -> pa.Table:
+    rows = [{**record.to_row(), "form": form} for record, form in items]
+    return pa.Table.from_pylist(rows, schema=RECORD_SCHEMA.append(pa.field("form", pa.string())))
+
+
+class PolicyActor:
+    """A Ray Data actor that loads a policy once, with its first group, and asks it one group of items a call.
+
+    A user's mistake comes back as a row: raised here, Ray would wrap it in an actor's death and a page of traces.
+    """
+
+    def __init__(self, job: Job):
+        self._job = job
+        torch.set_num_threads(job.num_threads)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in table.to_pylist()]
+        try:
+            return answered_table(ask(items, *self._policy_and_base))
+        except UserError as error:
+            return pa.Table.from_pylist([{"fault": str(error)}], schema=ANSWERED_SCHEMA)
+
+    @cached_property
+    def _policy_and_base(self) -> tuple[Answerer, Answerer | None]:
+        return answerers(self._job)
+
+
+def answerers(job: Job) -> tuple[Answerer, Answerer | None]:
+    """Load a policy; return how it answers, and how its base does (None: it is its own base). Raises UserError."""
+    ref = job.ref
+    load = partial(load_policy, ref.base, precision=job.precision, device=job.device)
+    tokenizer = load_tokenizer(ref.weights or ref.base)
+    policy = load(adapter=ref.adapter, weights=ref.weights)
+    refuse_foreign_tokenizer(policy, tokenizer)
+    answer = _answerer(job, policy, tokenizer)
+    if ref.weights is not None:
+        return answer, _answerer(job, load(adapter=None, weights=None), tokenizer)
+    return answer, None if ref.adapter is None else partial(without_adapter, policy, answer)
+
+
+def _answerer(job: Job, model: Any, tokenizer: Any) -> Answerer:
+    if job.generate:
+        return partial(by_generation, model=model, tokenizer=tokenizer, asking=job.asking)
+    return partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=job.asking)
+
+
+def without_adapter(policy: Any, answer: Answerer, questions: Sequence[Question]) -> list[Answer]:
+    """Answer as the base model below a LoRA adapter would."""
+    with policy.disable_adapter():
+        return answer(questions)
+
+
+def answered_table(outcomes: Sequence[Outcome | Reject]) -> pa.Table:
+    rows = [{"outcome": o.to_json()} if isinstance(o, Outcome) else {"reject": json.dumps(asdict(o))} for o in outcomes]
+    return pa.Table.from_pylist(rows, schema=ANSWERED_SCHEMA)

@@ -1,0 +1,15 @@
+"""A run is reused, continued or started, by one process at a time; Ray, and the mistakes that come back through it."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.jobs.capacity import at_once
+    from pipelines.jobs.cluster import ensure_ray
+    from pipelines.jobs.code import code_digest, commit
+    from pipelines.jobs.lock import locked
+    from pipelines.jobs.mistakes import unwrap_user_error
+    from pipelines.jobs.runner import CONFIG_NAME, JOB_NAME, remove_run, run_job, run_key
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -1,0 +1,68 @@
+"""Ray, joined or started."""
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from pft_core.errors import UserError
+from pipelines.console import console
+
+
+def ensure_ray(*, num_cpus: int | None = None) -> None:
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start Ray on this machine.
+
+    Raises UserError when no cluster answers at RAY_ADDRESS.
+    """
+    import ray
+    import ray.data  # sets its loggers up, which are quietened below
+
+    if ray.is_initialized():
+        return
+    # Ray's processes inherit PATH: jobs call `python`, and DeepSpeed `ninja`, also where this venv is not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns at length where this is not decided
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and timings are in Ray's own log files
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that a local token is used
+    if address := os.environ.get("RAY_ADDRESS"):
+        join_cluster(address)
+        return
+    # "local": a bare init would join whatever cluster was last started on this machine.
+    # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
+    cpus = num_cpus or max(6, os.cpu_count() or 1)
+    context = ray.init(
+        address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING
+    )
+    console.print(f"Ray started: {cpus} logical CPUs, dashboard {context.dashboard_url}")
+
+
+def join_cluster(address: str) -> None:
+    """Connect to a running cluster, with this machine's token where there is one. Raises UserError."""
+    import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    refuse_silent_address(address)
+    # `ray start` turns token checks on where a token exists; ray.init does the same only without an address.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and RAY_AUTH_MODE=token "
+            "with the cluster's RAY_AUTH_TOKEN where it asks for one"
+        ) from None
+
+
+def refuse_silent_address(address: str) -> None:
+    """Try the port first: Ray itself would wait minutes for a cluster that is not there. Raises UserError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray answers at once
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers ({error}): start one there, or unset RAY_ADDRESS"
+        ) from None

@@ -1,0 +1,46 @@
+"""One process at a time writes a folder."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from pft_core.errors import UserError
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run against other processes; the lock goes with the process, however it ends. Raises UserError."""
+    path = run_dir.with_name(f".{run_dir.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror}): give a folder that can") from None
+    with _lock_file(path, run_dir) as file:
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock_file(path: Path, run_dir: Path) -> TextIO:
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            with file:
+                raise UserError(
+                    f"{run_dir}: another process ({file.read().strip()}) is writing this run: "
+                    "wait for it, or stop it and start again to continue its work"
+                ) from None
+        # Between opening and locking, the holder may have finished and removed the file: then this is nobody's lock.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()

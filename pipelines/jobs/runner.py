@@ -1,0 +1,107 @@
+"""The job runner: one run key for one config, data and code; a run is reused, continued or started, never mixed up."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pft_core.data import DatasetManifest
+from pft_core.errors import UserError
+from pft_core.files import digest, read_json, write_json
+from pipelines.config import RunConfig
+from pipelines.console import console
+from pipelines.jobs.code import code_digest
+from pipelines.jobs.lock import locked
+from pipelines.jobs.mistakes import unwrap_user_error
+
+JOB_NAME = "job.json"
+
+CONFIG_NAME = "config.yaml"
+
+METRICS_NAME = "metrics.jsonl"
+
+# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets count by
+# content, not by place.
+NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search"}
+
+Result = dict[str, Any]
+
+
+def run_job(
+    config: RunConfig, run: Callable[[Path, str], Result], *, fresh: bool, kind: str, run_dir: Path | None = None
+) -> Result:
+    """Call `run(run_dir, key)` unless a finished run with this key is there, whose result is returned again.
+
+    run_dir: `<storage>/<name>-<key[:8]>` unless the caller gives a fixed one. An unfinished run gets the same folder
+    again, so that `run` can continue in it; `fresh` removes what is there first. Raises UserError when another
+    process writes the folder, or when it holds something that is not this run.
+    """
+    key = run_key(config, kind=kind)
+    run_dir = run_dir or Path(config.storage) / f"{config.name}-{key[:8]}"
+    with locked(run_dir):
+        if fresh:
+            remove_run(run_dir)
+        job = _job_in(run_dir, key)
+        if job.get("status") == "finished":
+            console.print(f"{kind}: {run_dir} is finished already, its result is used again (--fresh starts anew)")
+            return dict(job["result"])
+        if job:
+            console.print(f"{kind}: continuing in {run_dir}")
+        return _execute(config, run, run_dir, {"key": key, "kind": kind, "attempt": job.get("attempt", 0) + 1})
+
+
+def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    job |= {"status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json(run_dir / JOB_NAME, job)
+    (run_dir / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    begun = time.monotonic()
+    try:
+        result = run(run_dir, job["key"])
+    except Exception as error:
+        mistake = unwrap_user_error(error)
+        if mistake and job["attempt"] == 1 and not _has_trained(run_dir):
+            shutil.rmtree(run_dir)  # nothing was done: a mistake leaves no half-written run behind
+        else:
+            write_json(run_dir / JOB_NAME, job | {"status": "failed", "error": str(mistake or repr(error))})
+        raise
+    write_json(run_dir / JOB_NAME, job | {"status": "finished", "seconds": time.monotonic() - begun, "result": result})
+    return result
+
+
+def _has_trained(run_dir: Path) -> bool:
+    return any(path.stat().st_size for path in run_dir.rglob(METRICS_NAME))
+
+
+def _job_in(run_dir: Path, key: str) -> dict[str, Any]:
+    """Return the job.json of a run with this key, {} where there is no run yet."""
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return {}
+    if not (run_dir / JOB_NAME).exists():
+        raise UserError(f"{run_dir}: holds files, but no {JOB_NAME}: it is not a run; choose another folder")
+    job = read_json(run_dir / JOB_NAME, what="the state of a run")
+    if job["key"] != key:
+        raise UserError(f"{run_dir}: holds a run with another config, data or code: --fresh replaces it")
+    return dict(job)
+
+
+def remove_run(run_dir: Path) -> None:
+    """Delete a run. Raises UserError for a folder that is not one of ours."""
+    if not run_dir.exists():
+        return
+    if any(run_dir.iterdir()) and not (run_dir / JOB_NAME).exists():
+        raise UserError(f"{run_dir}: has no {JOB_NAME}, so it is not a run and --fresh does not delete it")
+    # Renamed first: cut off half-way, a deletion must not leave a folder that looks like a run.
+    doomed = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.deleted")
+    run_dir.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def run_key(config: RunConfig, *, kind: str) -> str:
+    """Return the digest of all that decides a run's result: its kind, config, data and code."""
+    data = [DatasetManifest.load(Path(d)).data_digest if d else None for d in (config.data, config.validation_data)]
+    return digest([kind, config.model_dump(exclude=NOT_IN_KEY), data, code_digest()])

@@ -1,0 +1,1 @@
+"""Raw rows into hashed records: the first job."""

@@ -1,0 +1,323 @@
+"""`prepare`: raw rows in; hashed record shards, a manifest and the rejected rows out.
+
+Ray Data runs two rounds of tasks. The first reads and validates parts of the inputs and stages an outcome for every
+row; then the driver, which holds each row's id, place and reason, says which go on; the second writes these as shards.
+Parts and shards are cut by size alone: the same input gives the same bytes with any number of workers. The output
+folder appears whole, when all is written, or not at all.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, PositiveInt
+
+from pft_core.data import (
+    MANIFEST_NAME,
+    DatasetManifest,
+    Part,
+    PreferenceSpace,
+    Shard,
+    file_parts,
+    files_in,
+    is_hub_name,
+    is_prompt_completion,
+    load_hub,
+    read_rows,
+)
+from pft_core.encoding import EncodedLayer
+from pft_core.errors import UserError
+from pft_core.files import digest, file_sha256
+from pipelines.config import EncodingConfig, PromptConfig, Section
+from pipelines.console import console
+from pipelines.encode.job import ensure_layer
+from pipelines.jobs import code_digest, ensure_ray, locked, unwrap_user_error
+from pipelines.prepare.outcomes import read_outcomes, reject_duplicates, settle_axes
+from pipelines.prepare.worker import (
+    REJECT_SCHEMA,
+    GenerateTask,
+    ReadTask,
+    ShardTask,
+    StageTask,
+    on_ray,
+    stage,
+    write_shard,
+)
+
+REJECTS_NAME = "rejects.parquet"
+RECORDS_NAME = "records"
+OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded"}
+RECORDS_PER_SHARD = 4096
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+# Neither where the result goes nor how fast it is made, nor what is done with it later, changes the records.
+NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction"}
+
+InputFile = tuple[Path, str]  # where it is, and its name as the user gave it
+
+
+class PrepareConfig(Section):
+    """What to read, how to read it, and where to put the records."""
+
+    source: Literal["vcd", "bqd", "trl", "json", "toyworld"]
+    output: str
+    input: list[str] = Field(default_factory=list)  # files, folders, or hub data sets as owner/name; none for toyworld
+    axis: str | None = None  # where rows do not name theirs; for bqd the parent folder's name unless it is given
+    forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
+    split: Literal["train", "validation", "test"] = "train"  # of toyworld, or of a hub data set
+    seed: int = Field(default=0, ge=0, lt=2**63)  # of toyworld
+    num_per_axis: PositiveInt = 400  # of toyworld
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+    num_workers: PositiveInt | None = None  # tasks at once; None: as many as the cluster has CPUs
+    model: str | None = None  # encode for this model too, as prompt and encoding say
+    prompt: PromptConfig = PromptConfig()
+    encoding: EncodingConfig = EncodingConfig()
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Prepare a data set, or reuse the one in `output` if it came from the same input, config and code.
+
+    Result: rows_in, rows_out, pairs_out, rejected, manifest. Raises UserError for an input that cannot be read, for
+    an output folder that holds something else, and where too few rows are left.
+    """
+    try:
+        manifest = prepare(config, Path(config.output).resolve())
+    except Exception as error:
+        mistake = unwrap_user_error(error)
+        if mistake is None:
+            raise
+        raise mistake from None
+    counts = {name: getattr(manifest, name) for name in ("rows_in", "rows_out", "pairs_out", "rejected")}
+    return {**counts, "manifest": str(Path(config.output).resolve() / MANIFEST_NAME)}
+
+
+def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
+    """Bring `output` up to date with the config, and add the encoded layer if a model is given."""
+    local = local_files(config)
+    refuse_foreign_output(output)
+    with locked(output), work_folder(output) as work:
+        files = local + hub_files(config, work)
+        key = config_digest(config, files)
+        manifest = reusable(output, key)
+        if manifest is not None:
+            console.print(f"{output}: prepared already from the same input, used again")
+            refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
+            return encoded(config, output, manifest)
+        manifest = write_data(config, files, work, key=key)
+        manifest = encoded(config, work / "data", manifest)
+        publish(work / "data", output, old=work / "old")
+        return manifest
+
+
+def local_files(config: PrepareConfig) -> list[InputFile]:
+    """Return the files that the local inputs name. Raises UserError."""
+    if config.source == "toyworld" and config.input:
+        raise UserError(f"input={config.input}: the rows of source=toyworld are generated: leave input out")
+    if config.source != "toyworld" and not config.input:
+        raise UserError(f"input is not set: source={config.source} reads files: add --input PATH...")
+    return [(path, str(path)) for given in config.input if not is_hub_name(given) for path in files_in(given)]
+
+
+def hub_files(config: PrepareConfig, work: Path) -> list[InputFile]:
+    """Fetch the inputs that are hub data sets; their rows come after those of local files."""
+    names = [given for given in config.input if is_hub_name(given)]
+    return [(load_hub(name, split=config.split, folder=work), name) for name in names]
+
+
+def config_digest(config: PrepareConfig, files: list[InputFile]) -> str:
+    """Return the digest of all that decides the records: the config, the content of the files, and the code."""
+    content = [(name, file_sha256(path)) for path, name in files]
+    return digest([config.model_dump(exclude=NOT_IN_DIGEST), content, code_digest()])
+
+
+def refuse_foreign_output(output: Path) -> None:
+    """Raise UserError where the output is a file, or a folder with anything that `prepare` did not write."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file, and the output has to be a folder: choose another name")
+    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    if names and not (names <= OWN_NAMES and previous(output)):
+        raise UserError(f"{output}: holds files, and is not a data set that prepare wrote: choose another folder")
+
+
+def previous(output: Path) -> DatasetManifest | None:
+    """Return the manifest of the data set in `output`, None where there is none or it is damaged."""
+    try:
+        return DatasetManifest.load(output)
+    except UserError:
+        return None
+
+
+def reusable(output: Path, key: str) -> DatasetManifest | None:
+    """Return the manifest of the data set in `output` if it has this config digest and its files are undamaged."""
+    manifest = previous(output)
+    if manifest is None or manifest.config_digest != key or not (output / REJECTS_NAME).is_file():
+        return None
+    shards = [(output / shard.path, shard.sha256) for shard in manifest.shards]
+    return manifest if all(path.is_file() and file_sha256(path) == sha for path, sha in shards) else None
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """Provide a folder on the output's own disk, so that the result can be moved; it is gone afterwards."""
+    work = output.with_name(f".{output.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    for name in ("staged", f"data/{RECORDS_NAME}"):
+        (work / name).mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def publish(data: Path, output: Path, *, old: Path) -> None:
+    """Put the new data set in the place of the old one."""
+    if output.exists():
+        output.rename(old)
+    data.rename(output)
+
+
+def write_data(config: PrepareConfig, files: list[InputFile], work: Path, *, key: str) -> DatasetManifest:
+    """Stage every row, decide which go on, write shards, rejects and manifest into `work/data`."""
+    tasks = [
+        StageTask(origin, str(work / "staged" / f"{number:05d}"))
+        for number, origin in enumerate(origins(config, files))
+    ]
+    num_workers = tasks_at_once(config)
+    staged = [f for r in on_ray(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
+    if not staged:
+        raise UserError(f"input={config.input} holds no rows: check that these are the right files")
+    rows, rows_in_file = read_outcomes(staged)
+    space = PreferenceSpace(config.source, settle_axes(rows))
+    reject_duplicates(rows)
+    rejects = rows.loc[rows["reason"].notna(), REJECT_SCHEMA.names]
+    by_reason = {str(reason): int(count) for reason, count in sorted(rejects["reason"].value_counts().items())}
+    refuse_too_few(by_reason, config, rows_in=len(rows), examples=rejects.head(3))
+    table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(table, work / "data" / REJECTS_NAME)
+    kept = np.flatnonzero(rows["reason"].isna())
+    shards, lengths = write_shards(kept, staged, rows_in_file, work / "data", num_workers=num_workers)
+    forms = tuple(sorted(set(config.forms), reverse=True))
+    manifest = DatasetManifest(
+        source=config.source,
+        forms=forms,
+        space=space,
+        shards=shards,
+        rows_in=len(rows),
+        rows_out=len(kept),
+        pairs_out=len(kept) * len(forms),
+        rejected=len(rejects),
+        rejected_by_reason=by_reason,
+        length_quantiles=lengths,
+        config_digest=key,
+        # Forms and wording count: with other ones the same shards train another policy.
+        data_digest=digest([[shard.sha256 for shard in shards], forms, space.to_dict()]),
+    )
+    manifest.save(work / "data")
+    console.print(f"{len(rows)} rows in, {len(kept)} out, {len(rejects)} rejected{listed(by_reason)}")
+    return manifest
+
+
+def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:
+    """Return where outcomes come from, one for each task of the first round."""
+    if config.source == "toyworld":
+        return [GenerateTask(config.seed, config.split, config.num_per_axis)]
+    parts = [part for path, name in files for part in file_parts(path, name)]
+    if config.source == "trl" and is_prompt_completion(first_object(parts)):
+        # Rows are joined, and the two of a pair may be anywhere.
+        return [ReadTask(config.source, tuple(parts), config.axis, joined=True)]
+    axis_of_folder = config.source == "bqd" and config.axis is None
+    axes = [Path(part.path).parent.name if axis_of_folder else config.axis for part in parts]
+    return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
+
+
+def first_object(parts: list[Part]) -> dict[str, Any]:
+    """Return the first row that is an object; {} where there is none."""
+    rows = (row for part in parts for _, row in read_rows(part))
+    return next((row for row in rows if isinstance(row, dict)), {})
+
+
+def tasks_at_once(config: PrepareConfig) -> int:
+    """Start or join Ray; return how many tasks may run at once. Raises UserError where it has fewer CPUs."""
+    ensure_ray()
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if config.num_workers is not None and config.num_workers > cpus:
+        raise UserError(
+            f"num_workers={config.num_workers}, and the Ray cluster has {cpus} CPUs: ask for at most {cpus}"
+        )
+    return config.num_workers or cpus
+
+
+def refuse_too_few(
+    by_reason: dict[str, int], config: PrepareConfig, *, rows_in: int, examples: pd.DataFrame | None = None
+) -> None:
+    """Raise UserError where no row is left, or more than the config allows are rejected; it shows the first ones."""
+    rejected = sum(by_reason.values())
+    if rejected < rows_in and rejected <= config.max_reject_fraction * rows_in:
+        return
+    first = [] if examples is None else examples.itertuples(index=False)
+    shown = "".join(f"\n  {row} {key_path}: {reason}: {detail}" for row, key_path, reason, detail in first)
+    raise UserError(
+        f"{rejected} of {rows_in} rows are rejected{listed(by_reason)}, and at most "
+        f"max_reject_fraction={config.max_reject_fraction} of them may be: correct the rows, or check that "
+        f"source={config.source} is what the input holds. Nothing is written.{shown}"
+    )
+
+
+def listed(by_reason: dict[str, int]) -> str:
+    most_first = sorted(by_reason.items(), key=lambda item: -item[1])
+    return f" ({', '.join(f'{reason} {count}' for reason, count in most_first)})" if by_reason else ""
+
+
+def write_shards(
+    kept: np.ndarray, staged: list[str], rows_in_file: list[int], data: Path, *, num_workers: int
+) -> tuple[tuple[Shard, ...], dict[str, dict[str, float]]]:
+    """Write the kept rows (indices over all staged files) as shards; return these and the length quantiles."""
+    ends = np.cumsum(rows_in_file)
+    names: list[str] = []
+    tasks: list[ShardTask] = []
+    for start in range(0, len(kept), RECORDS_PER_SHARD):
+        chunk = kept[start : start + RECORDS_PER_SHARD]
+        file_of = np.searchsorted(ends, chunk, side="right")
+        pieces = [
+            (staged[f], (chunk[file_of == f] - ends[f] + rows_in_file[f]).tolist()) for f in np.unique(file_of).tolist()
+        ]
+        names.append(f"{RECORDS_NAME}/part-{len(names):05d}.parquet")
+        tasks.append(ShardTask(str(data / names[-1]), tuple(pieces)))
+    written = on_ray(write_shard, tasks, num_workers=num_workers, doing="writing records")
+    shards = tuple(Shard(name, w["sha256"], w["rows"]) for name, w in zip(names, written, strict=True))
+    return shards, {
+        what: quantiles([length for w in written for length in w[what]])
+        for what in ("scenario_characters", "option_characters")
+    }
+
+
+def quantiles(lengths: Any) -> dict[str, float]:
+    return {name: float(np.quantile(lengths, q, method="inverted_cdf")) for name, q in QUANTILES.items()}
+
+
+def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> DatasetManifest:
+    """Add the encoded layer for the config's model, and the tokens of one side of a pair to the manifest."""
+    if config.model is None:
+        return manifest
+    model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
+    folder = ensure_layer(
+        data,
+        model=model,
+        prompt=config.prompt,
+        encoding=config.encoding,
+        max_reject_fraction=config.max_reject_fraction,
+        concurrency=tasks_at_once(config),
+    )
+    layer = EncodedLayer(folder)
+    tokens = (layer.prefix_lengths_E[:, None] + layer.branch_lengths_EB).ravel()
+    manifest = replace(manifest, length_quantiles={**manifest.length_quantiles, "tokens": quantiles(tokens)})
+    manifest.save(data)
+    return manifest

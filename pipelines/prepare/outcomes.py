@@ -1,0 +1,62 @@
+"""What `prepare` decides when every row is known: one wording for each axis, and the first of equal rows.
+
+`rows` is a table with a line for each raw row, in input order; a row with a `reason` is rejected. It holds no texts,
+about 200 bytes a row, so that the driver can hold it for millions.
+"""
+
+import json
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pft_core.data import Axis, PreferenceSpace, shipped_axes
+from pipelines.prepare.worker import REJECT_SCHEMA
+
+
+def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:
+    """Read the staged files; return the table of rows, and how many came from each file."""
+    columns = [*REJECT_SCHEMA.names, "id", "axis_wording"]
+    tables = [pq.read_table(file, columns=columns, read_dictionary=["axis_wording"]) for file in files]
+    rows = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    return rows, [table.num_rows for table in tables]
+
+
+def settle_axes(rows: pd.DataFrame) -> tuple[Axis, ...]:
+    """Return the axes that occur, shipped ones first and in their order, then by name.
+
+    Rows that give an axis other poles than most rows do are rejected, in place.
+    """
+    counts = sorted(rows["axis_wording"].value_counts().items(), key=lambda item: (-item[1], item[0]))
+    wordings = {wording: axis_from(str(wording)) for wording, count in counts if count}
+    axes: dict[str, Axis] = {}
+    for axis in wordings.values():
+        axes.setdefault(axis.name, axis)
+    for wording, axis in wordings.items():
+        if axis != axes[axis.name]:
+            found, usual = ("/".join(pole.name for pole in a.poles) for a in (axis, axes[axis.name]))
+            detail = f"the poles of {axis.name!r} are {found} here and {usual} in other rows"
+            reject(rows, rows["axis_wording"] == wording, "axis", "conflicting_poles", detail)
+    order = {name: i for i, name in enumerate(shipped_axes())}
+    return tuple(sorted(axes.values(), key=lambda axis: (order.get(axis.name, len(order)), axis.name)))
+
+
+def axis_from(wording: str) -> Axis:
+    return PreferenceSpace.from_dict({"name": "", "axes": [json.loads(wording)]}).axes[0]
+
+
+def reject_duplicates(rows: pd.DataFrame) -> None:
+    """Keep the first of the rows with the same id; reject the others, in place."""
+    accepted = rows["reason"].isna()
+    repeated = accepted & rows["id"].where(accepted).duplicated()
+    if repeated.any():
+        first = rows[accepted & ~repeated].set_index("id")["row"]
+        detail = "same content as " + rows.loc[repeated, "id"].map(first)
+        reject(rows, repeated, "", "duplicate_id", detail)
+
+
+def reject(rows: pd.DataFrame, chosen: Any, key_path: str, reason: str, detail: Any) -> None:
+    rows.loc[chosen, "key_path"] = key_path
+    rows.loc[chosen, "reason"] = reason
+    rows.loc[chosen, "detail"] = detail

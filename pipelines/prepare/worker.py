@@ -1,0 +1,166 @@
+"""What runs in the tasks of `prepare`: stage the outcomes of raw rows, then write the rows that go on as shards.
+
+Tasks leave their rows in files of the work folder, which all nodes see, and return only counts and names.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.progress import track
+
+from pft_core.data import (
+    RECORD_SCHEMA,
+    Accepted,
+    Outcome,
+    Part,
+    Reject,
+    join_prompt_completions,
+    load_space,
+    parse_rows,
+    read_rows,
+)
+from pft_core.errors import UserError
+from pft_core.files import file_sha256
+from pipelines.console import console
+from pipelines.jobs import unwrap_user_error
+
+# A staged file is read whole for every shard that takes a row from it.
+STAGED_ROWS = 4096
+REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("row", "key_path", "reason", "detail")])
+# One row for each outcome: a record and its axis, or the reason why there is none; `row` is the place in both cases.
+STAGED_SCHEMA = pa.schema([*RECORD_SCHEMA, ("axis_wording", pa.string()), *REJECT_SCHEMA])
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Parts of files to read, by default one; all at once where rows of different parts are joined."""
+
+    source: str
+    parts: tuple[Part, ...]
+    axis: str | None
+    joined: bool
+
+    def outcomes(self) -> Iterator[tuple[str, Outcome]]:
+        rows = chain.from_iterable(read_rows(part) for part in self.parts)
+        if self.joined:
+            return join_prompt_completions(rows, self.axis)
+        return parse_rows(rows, source=self.source, axis=self.axis)
+
+
+@dataclass(frozen=True)
+class GenerateTask:
+    """The embedded data set: what `pft_core.toyworld.generate` takes."""
+
+    seed: int
+    split: Any
+    num_per_axis: int
+
+    def outcomes(self) -> Iterator[tuple[str, Outcome]]:
+        from pft_core.toyworld import generate
+
+        space = load_space("toyworld")
+        records = generate(seed=self.seed, split=self.split, num_per_axis=self.num_per_axis)
+        for number, record in enumerate(records):
+            yield f"toyworld:{number}", Accepted(record, space.axis(record.axis))
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """Where the outcomes come from, and the path, less a number and a suffix, of the files that they go to."""
+
+    origin: ReadTask | GenerateTask
+    prefix: str
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard's path, and the rows that make it: in order, (staged file, indices of its rows)."""
+
+    path: str
+    pieces: tuple[tuple[str, list[int]], ...]
+
+
+def stage(task: StageTask) -> dict[str, Any]:
+    """Read and validate; return the staged files, in order."""
+    files = []
+    for number, outcomes in enumerate(_chunks(task.origin.outcomes(), STAGED_ROWS)):
+        path = f"{task.prefix}-{number:05d}.parquet"
+        rows = [_staged(where, outcome) for where, outcome in outcomes]
+        pq.write_table(pa.Table.from_pylist(rows, schema=STAGED_SCHEMA), path)
+        files.append(path)
+    return {"files": files}
+
+
+def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _staged(where: str, outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Reject):
+        # A place or a detail may quote half a surrogate pair, which no file can hold.
+        return {name: value.encode(errors="replace").decode() for name, value in asdict(outcome).items()}
+    wording = json.dumps(asdict(outcome.axis), ensure_ascii=False)
+    return {**outcome.record.to_row(), "axis_wording": wording, "row": where}
+
+
+def write_shard(task: ShardTask) -> dict[str, Any]:
+    """Write one shard; return its sha256, its number of rows, and the characters of its scenarios and options."""
+    pieces = [pq.read_table(path, columns=RECORD_SCHEMA.names).take(rows) for path, rows in task.pieces]
+    records = pa.concat_tables(pieces).cast(RECORD_SCHEMA)
+    pq.write_table(records, task.path, compression="zstd")
+    options = pc.list_flatten(records["options"])
+    return {
+        "sha256": file_sha256(Path(task.path)),
+        "rows": records.num_rows,
+        "scenario_characters": pc.utf8_length(records["scenario"]).to_pylist(),
+        "option_characters": pc.utf8_length(pc.struct_field(options, "text")).to_pylist(),
+    }
+
+
+def on_ray(
+    work: Callable[[T], dict[str, Any]], tasks: Sequence[T], *, num_workers: int, doing: str
+) -> list[dict[str, Any]]:
+    """Do `work` on every task with Ray Data, `num_workers` at once; return the results in the order of the tasks.
+
+    doing: what a person reads beside the progress. Raises UserError.
+    """
+    if not tasks:
+        return []  # Ray Data cannot run on nothing
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    results = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+        partial(_call, work=work, tasks=tasks),
+        batch_size=1,
+        compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
+    )
+    done = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
+    rows = sorted(done, key=lambda row: row["number"])
+    for row in rows:
+        if row["fault"]:
+            raise UserError(row["fault"])
+    return [json.loads(row["result"]) for row in rows]
+
+
+def _call(batch: dict[str, Any], *, work: Callable[[T], dict[str, Any]], tasks: Sequence[T]) -> dict[str, Any]:
+    # A user's mistake is returned: raised here, Ray would wrap it in a page of traces.
+    number = int(batch["id"][0])
+    try:
+        result, fault = work(tasks[number]), ""
+    except Exception as error:
+        mistake = unwrap_user_error(error)
+        if mistake is None:
+            raise
+        result, fault = {}, str(mistake)
+    return {"number": [number], "result": [json.dumps(result)], "fault": [fault]}

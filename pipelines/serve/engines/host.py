@@ -1,0 +1,82 @@
+"""The engine with the adapters of its node: what a replica is, and what a test runs without Ray."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pft_core.encoding import BranchedExample
+from pipelines.serve.engines.engine import Engine, Sampling, Steering, Step
+from pipelines.serve.policies import AdapterCache, AdapterSource, LoadedAdapter
+
+
+class UnavailableError(RuntimeError):
+    """No replica can answer now: one was lost, or none has started."""
+
+
+class Backend(Protocol):
+    """What the gateway asks: an engine here, or one of several replicas elsewhere.
+
+    Raises UserError or UnavailableError.
+    """
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        source: AdapterSource | None,
+        steering: Steering | None,
+        *,
+        stream: bool,
+    ) -> AsyncIterator[Step]:
+        """Continue a prompt; stream: whether steps are wanted as they come, or may come all at the end."""
+        ...
+
+    async def score(
+        self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
+    ) -> list[NDArray[np.float32]]: ...
+
+    async def check(self) -> None: ...
+
+
+class EngineHost:
+    """Fetches, checks and holds the adapter of each request, then lets the engine answer."""
+
+    def __init__(self, engine: Engine, cache: AdapterCache):
+        self.engine, self._cache = engine, cache
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        source: AdapterSource | None,
+        steering: Steering | None,
+        *,
+        stream: bool = True,
+    ) -> AsyncIterator[Step]:
+        async with self._held(source) as adapter:
+            steps: Any = self.engine.generate(prompt_ids, sampling, adapter, steering, stream=stream)
+            async with aclosing(steps):
+                async for step in steps:
+                    yield step
+
+    async def score(
+        self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
+    ) -> list[NDArray[np.float32]]:
+        async with self._held(source) as adapter:
+            return await self.engine.score(examples, adapter, steering)
+
+    async def check(self) -> None:
+        await self.engine.check()
+
+    @asynccontextmanager
+    async def _held(self, source: AdapterSource | None) -> AsyncIterator[LoadedAdapter | None]:
+        if source is None:
+            yield None
+            return
+        with ExitStack() as stack:
+            # In a thread: a first use copies files, or waits for another process that removes them.
+            yield await asyncio.to_thread(stack.enter_context, self._cache.held(source))

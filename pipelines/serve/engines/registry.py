@@ -1,0 +1,102 @@
+"""The engine that a recipe asks for, with the adapters of the node it runs on."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from pft_core.errors import UserError
+from pft_core.policies import Precision, load_config
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.engines.engine import Engine
+from pipelines.serve.engines.host import EngineHost
+from pipelines.serve.policies import AdapterCache
+
+DEFAULT_CACHE = Path.home() / ".cache" / "pft" / "adapters"
+
+
+def make_host(config: ServeConfig, model: str, template_digest: str, *, lora: bool) -> EngineHost:
+    """Load the model into the engine. Raises UserError for what cannot be loaded, or is not installed.
+
+    model: folder or hub name; template_digest: of the words that steering vectors were read under; lora: whether any
+    policy of the server has an adapter.
+    """
+    engine = _vllm(config, model, lora=lora) if runs_vllm(config) else _transformers(config, model, template_digest)
+    return EngineHost(engine, make_cache(config))
+
+
+def fitted(config: ServeConfig, model: str) -> ServeConfig:
+    """Return the config with a max_length that the model takes: its own where the recipe names none.
+
+    Raises UserError where the recipe names a longer one.
+    """
+    most = getattr(load_config(model), "max_position_embeddings", None)
+    wanted = config.engine.max_length
+    if most is None or wanted <= most:
+        return config
+    if "max_length" in config.engine.model_fields_set:
+        raise UserError(f"engine.max_length={wanted}: {model!r} takes {most} tokens: lower it")
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_length": most})})
+
+
+def make_cache(config: ServeConfig) -> AdapterCache:
+    """Return this node's copies of adapters."""
+    folder = Path(config.store.cache) if config.store.cache else DEFAULT_CACHE
+    return AdapterCache(folder, most=config.store.max_cached, registry=config.store.registry)
+
+
+def runs_vllm(config: ServeConfig) -> bool:
+    """Return whether vLLM is the engine. Raises UserError where it cannot be."""
+    installed = importlib.util.find_spec("vllm") is not None
+    if config.engine.name == "vllm" and not installed:
+        raise UserError("engine.name=vllm: vLLM is not installed: `make setup-vllm`, or engine.name=transformers")
+    return installed and config.engine.name != "transformers" and config.steering is None
+
+
+def _vllm(config: ServeConfig, model: str, *, lora: bool) -> Engine:
+    from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
+
+    engine = config.engine
+    return VllmEngine(
+        VllmSettings(
+            model=model,
+            precision=_precision(config),
+            max_length=engine.max_length,
+            max_batch=engine.max_batch,
+            max_loaded_adapters=engine.max_loaded_adapters,
+            max_adapter_rank=engine.max_adapter_rank,
+            gpu_memory=engine.gpu_memory,
+            cpu_cache_gib=engine.cpu_cache_gib,
+            threads=engine.threads,
+            enable_lora=lora,
+        )
+    )
+
+
+def _transformers(config: ServeConfig, model: str, template_digest: str) -> Engine:
+    from pft_core.evaluation import SteeringVectors
+    from pft_core.policies import base_digest
+    from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
+
+    torch.set_num_threads(config.engine.threads)
+    vectors = None
+    if config.steering is not None:
+        file = Path(config.steering.vectors)
+        read = SteeringVectors.load(file, template_digest=template_digest, base_digest=base_digest(model))
+        vectors = (read, config.steering.layer)
+    engine = config.engine
+    return TransformersEngine(
+        TransformersSettings(
+            model=model,
+            precision=_precision(config),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            max_batch=engine.max_batch,
+            tokens_per_batch=engine.tokens_per_batch,
+            max_loaded_adapters=engine.max_loaded_adapters,
+            vectors=vectors,
+        )
+    )
+
+
+def _precision(config: ServeConfig) -> Precision:
+    return config.engine.precision or ("bf16" if torch.cuda.is_available() else "fp32")

@@ -1,0 +1,358 @@
+"""The engine where vLLM is absent: a transformers model, adapters by peft, both in one thread.
+
+Scoring is `BranchScorer`, the same code that trains and evaluates; generation is batched token by token, rows of
+several adapters together.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from pft_core.encoding import BranchedExample
+from pft_core.errors import UserError
+from pft_core.evaluation import SteeringVectors, score_branches, steered
+from pft_core.policies import Precision, load_base, load_tokenizer, refuse_foreign_tokenizer, with_adapter
+from pft_core.scoring import BranchScorer
+from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row
+from pipelines.serve.engines.engine import EngineFault, Sampling, Steering, Step
+from pipelines.serve.policies import LoadedAdapter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TransformersSettings:
+    """What the engine loads, and how much it does at once; vectors with the layer that they are added to."""
+
+    model: str
+    precision: Precision
+    device: str
+    max_batch: int
+    tokens_per_batch: int
+    max_loaded_adapters: int
+    vectors: tuple[SteeringVectors, int] | None = None
+
+
+@dataclass(eq=False)
+class _Scoring:
+    examples: Sequence[BranchedExample]
+    adapter: LoadedAdapter | None
+    steering: Steering | None
+    done: Callable[[list[NDArray[np.float32]] | BaseException], None]
+
+
+@dataclass(eq=False)
+class _Generation:
+    row: Row
+    adapter: LoadedAdapter | None
+    done: Callable[[BaseException], None]
+
+
+class TransformersEngine:
+    """See `engine.Engine`. All work on the model is done by one thread, in the order in which it arrives."""
+
+    name = "transformers"
+
+    def __init__(self, settings: TransformersSettings):
+        """Load the model. Raises UserError where it cannot be loaded."""
+        self._settings = settings
+        device = torch.device(settings.device)
+        base = load_base(settings.model, precision=settings.precision, gradient_checkpointing=False, device=device)
+        tokenizer = load_tokenizer(settings.model)
+        refuse_foreign_tokenizer(base, tokenizer)
+        self._model = AdaptedModel(base.eval(), most=settings.max_loaded_adapters, device=device)
+        self._batch = DecodingBatch(self._call, int(tokenizer.eos_token_id), device)
+        self._inbox: deque[_Scoring | _Generation] = deque()  # what came, and was not looked at yet
+        self._queue: deque[_Generation] = deque()  # seen by the thread alone, as those below
+        self._taken: list[_Scoring | _Generation] = []  # what it is at: scored, or let in, in this round
+        self._news = threading.Condition()
+        self._closed = False
+        self._fault: EngineFault | None = None
+        self._thread = threading.Thread(target=self._run, name="transformers-engine", daemon=True)
+        self._thread.start()
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: LoadedAdapter | None,
+        steering: Steering | None = None,
+        *,
+        stream: bool = True,
+    ) -> AsyncIterator[Step]:
+        loop = asyncio.get_running_loop()
+        steps: asyncio.Queue[Step | BaseException] = asyncio.Queue()
+
+        def put(step: Step | BaseException) -> None:
+            loop.call_soon_threadsafe(steps.put_nowait, step)
+
+        row = Row(prompt_ids, sampling, BASE, emit=put, shift=self._shift(steering))
+        self._submit(_Generation(row, adapter, done=put))
+        try:
+            while True:
+                step = await steps.get()
+                if isinstance(step, BaseException):
+                    raise step
+                yield step
+                if step.finish_reason is not None:
+                    return
+        finally:
+            row.dropped = True
+
+    async def score(
+        self,
+        examples: Sequence[BranchedExample],
+        adapter: LoadedAdapter | None,
+        steering: Steering | None = None,
+    ) -> list[NDArray[np.float32]]:
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[list[NDArray[np.float32]]] = loop.create_future()
+
+        def settle(outcome: list[NDArray[np.float32]] | BaseException) -> None:
+            if result.done():  # the client went away
+                return
+            if isinstance(outcome, BaseException):
+                result.set_exception(outcome)
+            else:
+                result.set_result(outcome)
+
+        def done(outcome: list[NDArray[np.float32]] | BaseException) -> None:
+            loop.call_soon_threadsafe(settle, outcome)
+
+        self._submit(_Scoring(examples, adapter, steering, done))
+        return await result
+
+    async def check(self) -> None:
+        if self._fault is not None or not self._thread.is_alive():
+            raise self._fault or EngineFault("the engine's thread ended")
+
+    async def close(self) -> None:
+        with self._news:
+            self._closed = True
+            self._news.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _submit(self, job: _Scoring | _Generation) -> None:
+        with self._news:
+            if self._closed or self._fault is not None:
+                raise EngineFault("the engine is stopped")
+            self._inbox.append(job)
+            self._news.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._await_work():
+                self._score(self._new_scorings())
+                self._admit()
+                if self._batch.rows:
+                    self._batch.step()
+        except BaseException as error:  # the thread is all there is: whatever ends it must reach those who wait
+            self._fail(error)
+
+    def _await_work(self) -> bool:
+        with self._news:
+            while not (self._closed or self._inbox or self._queue or self._batch.rows):
+                self._news.wait()
+            return not self._closed
+
+    def _fail(self, error: BaseException) -> None:
+        fault = EngineFault(f"the engine stopped: {error!r}")
+        with self._news:
+            self._fault = fault
+            jobs = [*self._inbox, *self._queue, *self._taken]
+        for job in jobs:
+            job.done(fault)
+        for row in self._batch.rows:
+            row.emit(fault)
+
+    def _new_scorings(self) -> list[_Scoring]:
+        """Empty the inbox: generations queue up, what is to be scored is returned."""
+        with self._news:
+            jobs = list(self._inbox)
+            self._inbox.clear()
+        self._taken = [job for job in jobs if isinstance(job, _Scoring)]
+        self._queue += [job for job in jobs if isinstance(job, _Generation)]
+        return [job for job in jobs if isinstance(job, _Scoring)]
+
+    def _score(self, jobs: Sequence[_Scoring]) -> None:
+        """Score what came; all that needs the same adapter and direction runs in the same batches."""
+        groups: dict[tuple[LoadedAdapter | None, Steering | None], list[_Scoring]] = {}
+        for job in jobs:
+            groups.setdefault((job.adapter, job.steering), []).append(job)
+        for (adapter, steering), members in groups.items():
+            try:
+                scores = iter(self._scores([e for job in members for e in job.examples], adapter, steering))
+                for job in members:
+                    job.done([next(scores) for _ in job.examples])
+            except UserError as error:
+                for job in members:
+                    job.done(error)
+
+    def _scores(
+        self, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None, steering: Steering | None
+    ) -> list[NDArray[np.float32]]:
+        with self._model.only(adapter, in_use=self._adapters_in_use()) as model:
+            scorer = BranchScorer(model, backend="auto" if steering is None else "separate")
+            context: Any = nullcontext()
+            if steering is not None:
+                vector, layer = self._direction(steering.axis)
+                context = steered(scorer, vector, layer=layer, multiplier=steering.multiplier)
+            with context:
+                return score_branches(examples, scorer=scorer, tokens_per_batch=self._settings.tokens_per_batch)
+
+    def _admit(self) -> None:
+        """Let generations in, first come first served, while rows, tokens and adapter slots last."""
+        admitted: list[Row] = []
+        while self._queue and self._fits(self._queue[0], admitted):
+            job = self._queue.popleft()
+            if job.row.dropped:
+                continue
+            self._taken.append(job)
+            try:
+                job.row.adapter = self._model.loaded(job.adapter, in_use=self._adapters_in_use(admitted))
+                admitted.append(job.row)
+            except UserError as error:
+                job.done(error)
+        if admitted:
+            self._batch.admit(admitted)
+
+    def _fits(self, job: _Generation, admitted: Sequence[Row]) -> bool:
+        if len(self._batch.rows) + len(admitted) >= self._settings.max_batch:
+            return False
+        longest = max(len(row.prompt_ids) for row in [*admitted, job.row])
+        if admitted and (len(admitted) + 1) * longest > self._settings.tokens_per_batch:
+            return False
+        return self._model.has_room(job.adapter, self._adapters_in_use(admitted))
+
+    def _adapters_in_use(self, admitted: Sequence[Row] = ()) -> set[str]:
+        return {row.adapter for row in [*self._batch.rows, *admitted]}
+
+    def _call(self, *, adapter_names: list[str], shifts: list[Tensor | None], **arguments: Any) -> Any:
+        layer = self._settings.vectors[1] if self._settings.vectors else 0
+        with shifted(self._model.base, layer, shifts):
+            return self._model(adapter_names, **arguments)
+
+    def _direction(self, axis: str) -> tuple[Tensor, int]:
+        if self._settings.vectors is None:
+            raise UserError("this server has no steering vectors: give steering.vectors")
+        vectors, layer = self._settings.vectors
+        return vectors.direction(axis, layer), layer
+
+    def _shift(self, steering: Steering | None) -> Tensor | None:
+        return None if steering is None else steering.multiplier * self._direction(steering.axis)[0]
+
+
+@contextmanager
+def shifted(model: Any, layer: int, shifts: Sequence[Tensor | None]) -> Iterator[None]:
+    """Add each row's vector to the last column of a layer's output: the token that predicts what is written next."""
+    if all(shift is None for shift in shifts):
+        yield
+        return
+
+    def add(_: Any, __: Any, hidden_RLD: Tensor) -> Tensor:
+        for row, shift in enumerate(shifts):
+            if shift is not None:
+                hidden_RLD[row, -1] += shift.to(hidden_RLD)
+        return hidden_RLD
+
+    handle = model.get_decoder().layers[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class AdaptedModel:
+    """A base model with at most `most` adapters in it, the least recently used going first; used by one thread."""
+
+    def __init__(self, base: Any, *, most: int, device: torch.device):
+        self.base = base
+        self._adapted: Any = None  # a PeftModel around the base, from the first adapter on
+        self._most, self._device = most, device
+        self._names: OrderedDict[str, None] = OrderedDict()
+
+    def __call__(self, adapter_names: list[str], **arguments: Any) -> Any:
+        if self._adapted is None:
+            return self.base(**arguments)
+        if set(adapter_names) == {BASE}:
+            with self._adapted.disable_adapter():
+                return self._adapted(**arguments)
+        return self._adapted(adapter_names=adapter_names, **arguments)
+
+    def has_room(self, adapter: LoadedAdapter | None, in_use: set[str]) -> bool:
+        """Return whether an adapter is here, or can come without driving out one in use."""
+        name = _name(adapter)
+        return name == BASE or name in self._names or len(in_use - {BASE}) < self._most
+
+    def loaded(self, adapter: LoadedAdapter | None, *, in_use: set[str]) -> str:
+        """Load an adapter unless it is here; return its name in peft. Raises UserError where it does not fit."""
+        name = _name(adapter)
+        if adapter is None:
+            return name
+        if name not in self._names:
+            idle = [known for known in self._names if known not in in_use]
+            if len(self._names) >= self._most and idle:
+                self._unload(idle[0])
+            self._load(name, adapter)
+            self._names[name] = None
+        self._names.move_to_end(name)
+        return name
+
+    @contextmanager
+    def only(self, adapter: LoadedAdapter | None, *, in_use: set[str]) -> Iterator[Any]:
+        """Give the model with this adapter alone; one that came beyond the limit goes again."""
+        name = self.loaded(adapter, in_use=in_use)
+        if self._adapted is None:
+            yield self.base
+        elif adapter is None:
+            with self._adapted.disable_adapter():
+                yield self._adapted
+        else:
+            self._adapted.set_adapter(name, inference_mode=True)
+            yield self._adapted
+        if len(self._names) > self._most:
+            self._unload(name)
+
+    def _load(self, name: str, adapter: LoadedAdapter) -> None:
+        try:
+            self._adapted = with_adapter(self._adapted or self.base, adapter.folder, name=name).to(self._device).eval()
+        except UserError as error:
+            # What was put in place before the fault showed must not stay: other requests use this model.
+            if self._adapted is None:
+                strip(self.base)
+            elif name in self._adapted.peft_config:
+                self._adapted.delete_adapter(name)
+            log.warning("%s: %s", adapter.id, error)
+            raise UserError(f"{adapter.id} does not fit the model that is served") from None
+
+    def _unload(self, name: str) -> None:
+        del self._names[name]
+        if self._names:
+            self._adapted.delete_adapter(name)
+        else:
+            self._adapted.unload()
+            self._adapted = None
+
+
+def strip(base: Any) -> None:
+    """Take the adapter layers out of a base model that peft has begun to change."""
+    for place, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, leaf = place.rpartition(".")
+            setattr(base.get_submodule(parent), leaf, module.get_base_layer())
+
+
+def _name(adapter: LoadedAdapter | None) -> str:
+    # A module's name holds no dots; the digest alone names the content.
+    return BASE if adapter is None else f"sha_{adapter.id.rpartition('@')[2]}"

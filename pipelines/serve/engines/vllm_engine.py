@@ -1,0 +1,447 @@
+"""The engine where vLLM is installed: one model in a process of its own, many adapters, prompts cached by prefix.
+
+Everything but free text is asked for one token at a time, each token with the ids allowed in its place:
+
+- Scoring asks for every label as the only token allowed, and reads its log-probability before the mask. The prefix
+  comes from the cache. `prompt_logprobs` would bypass the cache and compute all prompts once per answer (2.5 times as
+  slow for 4 answers, 6 times for 31, measured); `logprob_token_ids` spoils the `logprobs` of others in the same batch
+  (V1 model runner, 0.32).
+- A choice is written token by token, asking only where the choices differ. A grammar speaks of text, which may be
+  tokenised otherwise than the choices were; a logits processor would have to exist twice, as the V1 runner (CPU) and
+  the V2 runner (GPU) load different classes.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vllm is imported
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor import UniProcExecutor
+
+from pft_core.encoding import Branch, BranchedExample
+from pft_core.errors import UserError
+from pipelines.serve.engines import vllm_cpu_lora
+from pipelines.serve.engines.engine import EngineFault, Sampling, Steering, Step, Token
+from pipelines.serve.policies import LoadedAdapter
+from pipelines.serve.together import together
+
+# The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
+if TYPE_CHECKING:
+    from pft_core.policies import Precision
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+CPU_BLOCK_TOKENS = 32  # the least that vLLM's CPU attention takes; what a block is not filled with is not cached
+
+TokenPath = tuple[int, ...]  # token ids that follow an example's prefix
+
+
+@dataclass(frozen=True)
+class VllmSettings:
+    """What the engine loads, and how much it does at once; gpu_memory is a share, unused on a CPU."""
+
+    model: str
+    precision: "Precision"
+    max_length: int
+    max_batch: int
+    max_loaded_adapters: int
+    max_adapter_rank: int
+    gpu_memory: float
+    cpu_cache_gib: int
+    threads: int
+    enable_lora: bool
+
+
+class OrphanEndsExecutor(UniProcExecutor):
+    """vLLM's executor inside the engine's process, which ends when the process that started it is gone.
+
+    vLLM alone would leave the engine running, with its memory, when a replica is killed by SIGKILL.
+    """
+
+    def _init_executor(self) -> None:
+        threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+        if current_platform.is_cpu():
+            vllm_cpu_lora.install()
+        super()._init_executor()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class VllmEngine:
+    """See `engine.Engine`. To be used from one event loop."""
+
+    name = "vllm"
+
+    def __init__(self, settings: VllmSettings):
+        """Start the engine's process and load the model. Raises UserError where it cannot be loaded."""
+        from pft_core.policies import load_tokenizer
+
+        self._settings = settings
+        self._eos = int(load_tokenizer(settings.model).eos_token_id)
+        with _environment(settings), _load_faults(settings):
+            self._engine = AsyncLLM.from_engine_args(_arguments(settings))
+        self._request_numbers, self._adapter_numbers = count(), count(1)
+        self._adapters: dict[str, LoRARequest] = {}
+        self._loading = asyncio.Lock()
+        # More at once would only stand in vLLM's queue, in front of those who came later with one prompt.
+        self._asking = asyncio.Semaphore(settings.max_batch)
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: LoadedAdapter | None,
+        steering: Steering | None = None,
+        *,
+        stream: bool = True,
+    ) -> AsyncGenerator[Step, None]:
+        _refuse(steering)
+        self._refuse_overlong(len(prompt_ids) + 1)
+        prompt = [int(token) for token in prompt_ids]
+        with _faults():
+            lora = await self._lora(adapter)
+            writing = (
+                self._write_choice(prompt, sampling, lora)
+                if sampling.choices
+                else self._write(
+                    prompt, sampling, lora, RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+                )
+            )
+            async with aclosing(writing) as steps:
+                async for step in steps:
+                    yield step
+
+    async def score(
+        self,
+        examples: Sequence[BranchedExample],
+        adapter: LoadedAdapter | None,
+        steering: Steering | None = None,
+    ) -> list[NDArray[np.float32]]:
+        _refuse(steering)
+        for example in examples:
+            self._refuse_overlong(len(example.prefix_ids) + max(len(b.input_ids) for b in example.branches))
+        with _faults():
+            lora = await self._lora(adapter)
+            return await together(*(self._score(example, lora) for example in examples))
+
+    async def check(self) -> None:
+        with _faults():
+            await self._engine.check_health()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._engine.shutdown)
+
+    async def _write(
+        self, prompt: list[int], sampling: Sampling, lora: LoRARequest | None, kind: RequestOutputKind
+    ) -> AsyncGenerator[Step, None]:
+        """Continue freely; the engine ends a text that reaches max_length."""
+        stop = [self._eos]
+        params = _sampling_params(sampling, max_tokens=sampling.max_tokens, stop_token_ids=stop, output_kind=kind)
+        first = True
+        async with aclosing(self._run(prompt, params, lora)) as outputs:
+            async for output in outputs:
+                tokens = [token for token in _tokens(output.outputs[0], sampling.logprobs) if token.id != self._eos]
+                yield Step(tuple(tokens), output.outputs[0].finish_reason, _cached(output) if first else 0)
+                first = False
+
+    async def _write_choice(
+        self, prompt: list[int], sampling: Sampling, lora: LoRARequest | None
+    ) -> AsyncGenerator[Step, None]:
+        """Continue to one of the choices; tokens that need no asking come with the next that does."""
+        most = min(sampling.max_tokens, self._settings.max_length - len(prompt))
+        written: list[int] = []
+        waiting: list[Token] = []
+        first, reason = True, None
+        while reason is None:
+            token, cached = await self._choose(prompt, written, sampling, lora)
+            written.append(token.id)
+            if token.id == self._eos:
+                reason = "stop"
+            else:
+                waiting.append(token)
+                reason = "length" if len(written) == most else None
+            if cached is not None or reason is not None:
+                yield Step(tuple(waiting), reason, (cached or 0) if first else 0)
+                waiting.clear()
+                first = False
+
+    async def _choose(
+        self, prompt: list[int], written: list[int], sampling: Sampling, lora: LoRARequest | None
+    ) -> tuple[Token, int | None]:
+        """Return the next token on the way to a choice, and the cached tokens; None where the model was not asked."""
+        allowed = following(sampling.choices, written, self._eos)
+        if len(allowed) == 1 and sampling.logprobs is None:
+            return Token(allowed[0]), None
+        params = _sampling_params(sampling, max_tokens=1, position=len(written), allowed_token_ids=allowed)
+        output = await self._ask([*prompt, *written], params, lora)
+        return _tokens(output.outputs[0], sampling.logprobs)[0], _cached(output)
+
+    async def _score(self, example: BranchedExample, lora: LoRARequest | None) -> NDArray[np.float32]:
+        """Ask for each label once, however many branches begin with it."""
+        prefix: list[int] = example.prefix_ids.tolist()
+        labels = [_labels(branch) for branch in example.branches]
+        paths = sorted({path for branch in labels for path in branch}, key=len)
+        # The first leaves the prefix in the cache, where all others find it.
+        logps = [await self._logp(prefix, path, lora) for path in paths[:1]]
+        logps += await together(*(self._logp(prefix, path, lora) for path in paths[1:]))
+        logp_of = dict(zip(paths, logps, strict=True))
+        return np.array([sum(logp_of[path] for path in branch) for branch in labels], dtype=np.float32)
+
+    async def _logp(self, prefix: list[int], path: TokenPath, lora: LoRARequest | None) -> float:
+        """Return the log-probability of a path's last token after all before it."""
+        *context, label = path
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=1,
+            logprobs=0,
+            allowed_token_ids=[label],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async with self._asking:
+            output = await self._ask([*prefix, *context], params, lora)
+        [token] = _tokens(output.outputs[0], 0)
+        assert token.id == label
+        assert token.logprob is not None
+        return token.logprob
+
+    async def _ask(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> RequestOutput:
+        async with aclosing(self._run(prompt, params, lora)) as outputs:
+            async for output in outputs:
+                last = output
+        return last
+
+    async def _run(
+        self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        request_id = str(next(self._request_numbers))
+        outputs = self._engine.generate(tokens_input(prompt), params, request_id, lora_request=lora)
+        async with aclosing(outputs):  # closed here and now, as that is what makes vLLM drop the request
+            async for output in outputs:
+                if output.outputs[0].finish_reason not in (None, "stop", "length"):
+                    raise EngineFault(f"vLLM gave up a request ({output.outputs[0].finish_reason})")
+                yield output
+
+    async def _lora(self, adapter: LoadedAdapter | None) -> LoRARequest | None:
+        """Load an adapter unless it was before; vLLM drops and reloads what it has no room for."""
+        if adapter is None:
+            return None
+        async with self._loading:
+            if adapter.id not in self._adapters:
+                await asyncio.to_thread(refuse_misfit, adapter, self._engine.model_config.hf_config, self._settings)
+                request = LoRARequest(adapter.id, next(self._adapter_numbers), str(adapter.folder))
+                await self._load(request)
+                self._adapters[adapter.id] = request
+        return self._adapters[adapter.id]
+
+    async def _load(self, request: LoRARequest) -> None:
+        """Load an adapter ahead of its first request, which would take the engine down if it could not be loaded."""
+        try:
+            await self._engine.add_lora(request)
+        except EngineDeadError:
+            raise
+        except Exception as error:  # what the engine's process could not do comes as a bare Exception
+            await self._engine.remove_lora(request.lora_int_id)
+            raise UserError(f"{request.lora_name}: vLLM cannot load it ({_first_line(error)})") from None
+
+    def _refuse_overlong(self, num_tokens: int) -> None:
+        most = self._settings.max_length
+        if num_tokens > most:
+            raise UserError(f"{num_tokens} tokens, engine.max_length is {most}: shorten the prompt, or raise it")
+
+
+def following(choices: Sequence[Sequence[int]], written: Sequence[int], eos: int) -> list[int]:
+    """Return the tokens that lead on to one of the choices, EOS after a whole one."""
+    done = len(written)
+    begun = [[*choice, eos] for choice in choices if list(choice[:done]) == list(written)]
+    return sorted({ids[done] for ids in begun})
+
+
+def refuse_misfit(adapter: LoadedAdapter, base_config: Any, settings: VllmSettings) -> None:
+    """Raise UserError for an adapter that the engine cannot take, or that is not whole, or of another model.
+
+    vLLM takes tensors that are too small, and does without those that are missing, and says nothing.
+    """
+    place = adapter.id
+    if not settings.enable_lora:
+        raise UserError(f"{place}: this engine takes no adapters (enable_lora is off)")
+    try:
+        rank, expected = _expected_shapes(adapter.folder, base_config)
+        found = _shapes(adapter.folder)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{place}: cannot be read as a LoRA adapter of this model ({_first_line(error)})") from None
+    if rank > settings.max_adapter_rank:
+        raise UserError(f"{place} has rank {rank}, engine.max_adapter_rank is {settings.max_adapter_rank}: raise it")
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            difference = f"{name} has shape {found.get(name)}, {expected.get(name)} is needed"
+            raise UserError(f"{place} does not fit the model that is served: {difference}")
+
+
+def _expected_shapes(folder: Path, base_config: Any) -> tuple[int, dict[str, list[int]]]:
+    """Return the highest rank that an adapter's config asks for, and the shapes of its tensors on the base model."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+        base.name_or_path = config.base_model_name_or_path  # else peft warns that the base was renamed
+        tensors = get_peft_model_state_dict(get_peft_model(base, config), save_embedding_layers=False)
+    return max([config.r, *config.rank_pattern.values()]), {name: list(t.shape) for name, t in tensors.items()}
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _labels(branch: Branch) -> list[TokenPath]:
+    """Return the branch up to and with each of its labels."""
+    ids = branch.input_ids.tolist()
+    return [tuple(ids[: place + 1]) for place in np.flatnonzero(branch.label_mask)]
+
+
+def _tokens(completion: CompletionOutput, num_top: int | None) -> list[Token]:
+    if num_top is None:
+        return [Token(token) for token in completion.token_ids]
+    assert completion.logprobs is not None
+    tokens = []
+    for token, told in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert told is not None
+        pairs = sorted(((id, entry.logprob) for id, entry in told.items()), key=lambda pair: -pair[1])
+        tokens.append(Token(token, told[token].logprob, tuple(pairs[:num_top])))
+    return tokens
+
+
+def _cached(output: RequestOutput) -> int:
+    return output.num_cached_tokens or 0
+
+
+def _sampling_params(
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    position: int = 0,
+    stop_token_ids: list[int] | None = None,
+    allowed_token_ids: list[int] | None = None,
+    output_kind: RequestOutputKind = RequestOutputKind.DELTA,
+) -> SamplingParams:
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=None if sampling.seed is None else sampling.seed + position,
+        max_tokens=max_tokens,
+        logprobs=sampling.logprobs,
+        stop_token_ids=stop_token_ids,
+        allowed_token_ids=allowed_token_ids,
+        ignore_eos=True,  # else vLLM would also stop at whatever the model's generation_config.json names
+        detokenize=False,
+        output_kind=output_kind,
+    )
+
+
+def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
+    arguments: dict[str, Any] = {
+        "model": settings.model,
+        "dtype": DTYPES[settings.precision],
+        "max_model_len": settings.max_length,
+        "max_num_seqs": settings.max_batch,
+        "enable_prefix_caching": True,
+        "enable_lora": settings.enable_lora,
+        "max_loras": settings.max_loaded_adapters,
+        "max_lora_rank": settings.max_adapter_rank,
+        "distributed_executor_backend": OrphanEndsExecutor,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if not current_platform.is_cpu():
+        return AsyncEngineArgs(gpu_memory_utilization=settings.gpu_memory, **arguments)
+    # Compiling takes a minute at each start, and LoRA turns it off anyway.
+    cache_bytes = settings.cpu_cache_gib << 30
+    return AsyncEngineArgs(
+        block_size=CPU_BLOCK_TOKENS, kv_cache_memory_bytes=cache_bytes, enforce_eager=True, **arguments
+    )
+
+
+@contextmanager
+def _environment(settings: VllmSettings) -> Iterator[None]:
+    """Set what the engine's process inherits; afterwards all is as before, also what vLLM sets itself."""
+    before = dict(os.environ)
+    os.environ |= {
+        "OMP_NUM_THREADS": str(settings.threads),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads, as a server is, may hang
+    }
+    if current_platform.is_cpu():
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the first log-probability would wait 16 s for a compiler
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _load_faults(settings: VllmSettings) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"model={settings.model!r}: vLLM cannot run it ({_first_line(error)}): see the log, or use "
+            "engine.name=transformers"
+        ) from error
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Say vLLM's errors in the protocol's words."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineFault("vLLM's process ended: its log says why") from error
+    except VLLMClientError as error:
+        raise UserError(str(error)) from None
+
+
+def _refuse(steering: Steering | None) -> None:
+    if steering is not None:
+        raise UserError(
+            "steering vectors run on the transformers engine only, as vLLM gives no way into its layers: use "
+            "engine.name=transformers"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

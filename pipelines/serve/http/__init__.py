@@ -1,0 +1,12 @@
+"""What a client meets: routes, keys, limits, OpenAI's formats, the page."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.serve.http.admission import Admission
+    from pipelines.serve.http.keys import KeyRing, add_key
+    from pipelines.serve.http.routes import make_app
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -1,0 +1,183 @@
+"""What stands in front of every route: request ids, keys, paces, sizes, and the count of it all.
+
+Plain ASGI, so that streams stay streams and a client that leaves is noticed.
+"""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from pipelines.serve.config import LimitsConfig, is_loopback
+from pipelines.serve.http.admission import Admission
+from pipelines.serve.http.keys import KeyRing, RateLimiter, secret_in
+from pipelines.serve.http.openai_format import error_body
+from pipelines.serve.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Receive, Send], Awaitable[None]]
+Headers = Sequence[tuple[str, str]]
+
+OPEN = ("/healthz", "/readyz")  # need no key
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+DECLARED = re.compile(r"[0-9]{1,20}")
+# One line each: browsers do not find Basic behind a comma.
+CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="pft", charset="UTF-8"'))
+
+
+class Observed:
+    """Gives every request an id (the client's own where it has one), and counts it."""
+
+    def __init__(self, app: App, metrics: Metrics, routes: frozenset[str], *, tells_id: bool):
+        """tells_id: answer with the request's id; Ray Serve's proxy does it by itself."""
+        self._app, self._metrics, self._routes, self._tells_id = app, metrics, routes, tells_id
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, b"x-request-id")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        route = self._route(scope["path"])
+        status, started = 500, time.perf_counter()
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                told = [(b"x-request-id", request_id.encode())] if self._tells_id else []
+                message["headers"] = [*message.get("headers", []), *told]
+            await send(message)
+
+        with self._metrics.in_flight.track_inprogress():
+            try:
+                await self._app(scope, receive, observed)
+            finally:
+                self._metrics.requests.labels(route, status).inc()
+                self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+
+    def _route(self, path: str) -> str:
+        """Return the route of a path as metrics name it: a client must not name our series."""
+        if path.startswith("/v1/models/"):
+            return "/v1/models/{model}"
+        return path if path in self._routes else "other"
+
+
+class Guard:
+    """Lets in who has a key, at that key's pace, with a body of a bearable size, while there is a place."""
+
+    def __init__(self, app: App, limits: LimitsConfig, keys: KeyRing | None, metrics: Metrics, admission: Admission):
+        """keys: None lets this machine's own programs in, and nobody else."""
+        self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
+        self._admission = admission
+        self._pace = RateLimiter()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there are none, and no key was asked for
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        if (refusal := self._refusal(scope)) is not None:
+            await respond(send, *refusal)
+        elif scope["method"] != "POST":
+            await self._app(scope, receive, send)
+        # Sent away before anything is done for it: under overload, that is most of the work there is.
+        elif (sent_away := self._sent_away()) is not None:
+            await respond(send, *sent_away)
+        elif (body := await self._small_body(scope, receive, send)) is not None:
+            await self._with_a_place(body, scope, receive, send)
+
+    def _refusal(self, scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
+        if self._keys is None:
+            return _stranger(scope)
+        secret = secret_in(header(scope, b"authorization"))
+        key = self._keys.owner(secret) if secret else None
+        if key is None:
+            message = "no valid API key: send it as `Authorization: Bearer KEY`; in a browser it is the password"
+            return 401, error_body(message, kind="authentication_error", code="invalid_api_key"), CHALLENGES
+        pace = key.requests_per_minute or self._limits.requests_per_minute
+        wait_s = self._pace.wait_s(key.name, pace) if pace else 0.0
+        if wait_s > 0:
+            self._metrics.rejected.labels("pace").inc()
+            message = f"this key may ask {pace} times a minute: wait {wait_s:.1f} s"
+            return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(wait_s)]
+        return None
+
+    def _sent_away(self) -> tuple[int, dict[str, Any], Headers] | None:
+        refusal = self._admission.refusal()
+        if refusal is None:
+            return None
+        self._metrics.rejected.labels(refusal.reason).inc()
+        kind, code = ("rate_limit_error", "overloaded") if refusal.status == 429 else ("server_error", "unavailable")
+        return refusal.status, error_body(refusal.message, kind=kind, code=code), [retry_after(1)]
+
+    async def _small_body(self, scope: Any, receive: Receive, send: Send) -> bytes | None:
+        """Read the body up to the limit before anything else sees it; None: the request is answered, or gone."""
+        declared = header(scope, b"content-length")
+        is_small = not DECLARED.fullmatch(declared) or int(declared) <= self._limits.body_bytes
+        body, more = b"", True
+        while is_small and more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            is_small = len(body) <= self._limits.body_bytes
+        if not is_small:
+            await respond(send, *self._too_large())
+        return body if is_small else None
+
+    async def _with_a_place(self, body: bytes, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer a request whose body is here; who sends a body slowly has held no place until now."""
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        if (sent_away := self._sent_away()) is not None:
+            await respond(send, *sent_away)
+            return
+        with self._admission.place():
+            await self._app(scope, again, send)
+
+    def _too_large(self) -> tuple[int, dict[str, Any], Headers]:
+        message = f"the request is larger than {self._limits.body_bytes} bytes"
+        return 413, error_body(message, kind="invalid_request_error", code="too_large"), ()
+
+
+def _stranger(scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
+    """Refuse other machines, and web pages that resolve their own name to this one (DNS rebinding)."""
+    client, host = scope.get("client"), header(scope, b"host")
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if (client is None or is_loopback(client[0])) and is_loopback(name.strip("[]").lower()):
+        return None
+    message = "this server has no API keys, so that it answers this machine only: give it keys=FILE (`pft key`)"
+    return 403, error_body(message, kind="permission_error", code="no_keys"), ()
+
+
+def header(scope: Any, name: bytes) -> str:
+    """Return a request header, "" where it is absent."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def retry_after(seconds: float) -> tuple[str, str]:
+    """Return the header that says when to come back, in whole seconds, at least one."""
+    return "Retry-After", str(max(1, -int(-seconds // 1)))
+
+
+async def respond(send: Send, status: int, body: dict[str, Any], headers: Headers) -> None:
+    content = json.dumps(body).encode()
+    fields = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), *headers]
+    encoded = [(name.lower().encode(), value.encode()) for name, value in fields]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": content})

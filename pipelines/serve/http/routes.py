@@ -1,0 +1,285 @@
+"""The HTTP API: every route that exists, and how mistakes and overload are told."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
+from prometheus_client import generate_latest
+from starlette.exceptions import HTTPException
+
+from pft_core.errors import UserError
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.engines import EngineFault, UnavailableError
+from pipelines.serve.http.admission import STOPPING, Admission
+from pipelines.serve.http.guard import Guard, Observed, retry_after
+from pipelines.serve.http.keys import KeyRing
+from pipelines.serve.http.openai_format import Answer, error_body, event, events
+from pipelines.serve.http.page import page
+from pipelines.serve.metrics import Metrics
+from pipelines.serve.policies import OtherContentError, Policy, UnknownModelError, UnreachableError
+from pipelines.serve.requests import (
+    ChatBody,
+    ChooseBody,
+    Chosen,
+    CompareBody,
+    Compared,
+    CompletionBody,
+    Continuation,
+    ErrorBody,
+    Gateway,
+    Piece,
+    ScoreBody,
+    Scored,
+    TooLongError,
+    read_examples,
+)
+
+T = TypeVar("T")
+
+TYPE_NAME = re.compile(r"[\[(]|^constrained-")  # what pydantic's unions add to the place of a fault
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "The request is not one that this server can answer; the message says why.",
+        401: "No valid API key.",
+        403: "A server without keys answers its own machine only.",
+        404: "No such model.",
+        413: "The request is too large.",
+        429: "Too many requests: come back after Retry-After seconds.",
+        503: "No replica is ready: come back after Retry-After seconds.",
+        504: "The answer took too long.",
+    }.items()
+}
+
+
+def make_app(
+    config: ServeConfig, gateway: Gateway, metrics: Metrics, admission: Admission, *, tells_id: bool = True
+) -> Any:
+    """Return the ASGI application. gateway: ready to answer; tells_id: see `guard.Observed`.
+
+    Raises UserError for a file of keys that is none, and for examples that are no prepared data.
+    """
+    security = [Depends(HTTPBearer(auto_error=False, description="A key made by `pft key`."))]
+    app = FastAPI(
+        title="PFT evaluation policy",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=FAILURES,
+        dependencies=security,
+    )
+    app.state.gateway, app.state.metrics, app.state.admission = gateway, metrics, admission
+    app.state.examples = read_examples(Path(config.examples)) if config.examples else []
+    _add_routes(app)
+    _add_failures(app)
+    keys = KeyRing(Path(config.keys)) if config.keys else None
+    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
+    return Observed(Guard(app, config.limits, keys, metrics, admission), metrics, paths, tells_id=tells_id)
+
+
+def _gateway(request: Request) -> Gateway:
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+Served = Annotated[Gateway, Depends(_gateway)]
+
+
+def _add_routes(app: FastAPI) -> None:
+    app.get("/", include_in_schema=False)(_page)
+    app.get("/healthz")(_healthz)
+    app.get("/readyz")(_readyz)
+    app.get("/metrics", response_class=PlainTextResponse)(_metrics)
+    app.get("/v1/examples")(_examples)
+    app.get("/v1/models")(_models)
+    app.get("/v1/models/{model}")(_model)
+    app.post("/v1/choose")(_choose)
+    app.post("/v1/score")(_score)
+    app.post("/v1/compare")(_compare)
+    app.post("/v1/chat/completions", response_model=None)(_chat)
+    app.post("/v1/completions", response_model=None)(_complete)
+
+
+async def _page() -> HTMLResponse:
+    text, headers = page()
+    return HTMLResponse(text, headers=headers)
+
+
+async def _healthz() -> dict[str, str]:
+    """Whether the process that answers HTTP is alive."""
+    return {"status": "ok"}
+
+
+async def _readyz(request: Request, gateway: Served) -> dict[str, str]:
+    """Whether a replica of the engine would answer now, and the server goes on."""
+    if request.app.state.admission.refusal() is STOPPING:
+        raise UnavailableError(STOPPING.message)
+    await asyncio.wait_for(gateway.ready(), timeout=5)
+    return {"status": "ready"}
+
+
+async def _metrics(request: Request) -> PlainTextResponse:
+    """Prometheus metrics."""
+    text = generate_latest(request.app.state.metrics.registry).decode()
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+async def _examples(request: Request) -> dict[str, Any]:
+    """Scenarios of the recipe's data that the page offers."""
+    return {"examples": request.app.state.examples}
+
+
+async def _models(gateway: Served) -> dict[str, Any]:
+    """Every policy that `model` can name."""
+    policies = await asyncio.to_thread(gateway.catalog.listed)
+    return {"object": "list", "data": [described(policy) for policy in policies]}
+
+
+async def _model(model: str, gateway: Served) -> dict[str, Any]:
+    """One policy, with the words that it is asked in."""
+    policy = await gateway.policy(model)
+    ref = policy.ref
+    return {**described(policy), "style": ref.style.to_dict(), "space": ref.space.to_dict()}
+
+
+def described(policy: Policy) -> dict[str, Any]:
+    """OpenAI's model object, with what identifies the policy; `adapter_sha256` is what reports call it.
+
+    A name without digits is one of `store.root` whose weights were not read for this.
+    """
+    ref = policy.ref
+    return {
+        "id": policy.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "pft",
+        "base": ref.base,
+        "adapter": policy.source and policy.source.id,
+        "adapter_sha256": ref.adapter_sha256 if "@" in policy.id else None,
+        "template_digest": ref.template_digest,
+        "config_digest": ref.config_digest,
+        "data_digest": ref.data_digest,
+        "trained_sides": list(ref.trained_sides),
+    }
+
+
+async def _choose(body: ChooseBody, gateway: Served) -> Chosen:
+    """Choose an option, and all that fit, under a preference; constrained to the options, so that it always parses."""
+    return await _in_time(gateway, partial(gateway.chooser.choose, body))
+
+
+async def _score(body: ScoreBody, gateway: Served) -> Scored:
+    """Log-probabilities of given answers under given preferences."""
+    return await _in_time(gateway, partial(gateway.chooser.score, body))
+
+
+async def _compare(body: CompareBody, gateway: Served) -> Compared:
+    """Both poles of an axis side by side, and what lies between them."""
+    return await _in_time(gateway, partial(gateway.compare, body))
+
+
+async def _chat(body: ChatBody, gateway: Served) -> Response:
+    """OpenAI's chat completions, under a preference."""
+    return await _written(body, partial(gateway.writer.chat, body), gateway)
+
+
+async def _complete(body: CompletionBody, gateway: Served) -> Response:
+    """OpenAI's completions, under a preference."""
+    return await _written(body, partial(gateway.writer.complete, body), gateway)
+
+
+async def _written(
+    body: ChatBody | CompletionBody, ask: Callable[[], Awaitable[Continuation]], gateway: Gateway
+) -> Response:
+    async def begun() -> tuple[Answer, list[Piece], AsyncIterator[Piece]]:
+        answer = Answer(isinstance(body, ChatBody), await ask(), gateway.catalog.tokenizer)
+        pieces = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
+        # Of a stream, the first piece is waited for: until then a refusal can still be told by its status.
+        return answer, [await anext(pieces)] if body.stream else [piece async for piece in pieces], pieces
+
+    answer, told, pieces = await _in_time(gateway, begun)
+    if not body.stream:
+        return JSONResponse(answer.whole(told))
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    stream = _until_deadline(events(answer, _after(told[0], pieces), include_usage=usage), gateway.limits.timeout_s)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _after(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in pieces:
+        yield piece
+
+
+async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> AsyncIterator[str]:
+    """Pass a stream on; what ends it early is told in it, as its status is sent already."""
+    try:
+        async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]
+            async for text in stream:
+                yield text
+    except TimeoutError:
+        yield event(error_body(f"not finished within {timeout_s:g} s", kind="server_error", code="timeout"))
+    except (UnavailableError, UserError) as error:
+        yield event(error_body(str(error), kind="server_error", code="stream_broken"))
+
+
+async def _in_time(gateway: Gateway, work: Callable[[], Awaitable[T]]) -> T:
+    async with asyncio.timeout(gateway.limits.timeout_s):
+        try:
+            return await work()
+        except OtherContentError:  # the policy was replaced after it was looked up: the new one answers
+            gateway.catalog.forget()
+            return await work()
+
+
+def _add_failures(app: FastAPI) -> None:
+    def on(error: type[Exception], status: int, kind: str, code: str | None = None) -> None:
+        app.exception_handler(error)(_teller(status, kind, code))
+
+    on(UserError, 400, "invalid_request_error")
+    on(TooLongError, 400, "invalid_request_error", "context_length_exceeded")
+    on(UnknownModelError, 404, "invalid_request_error", "model_not_found")
+    on(UnreachableError, 503, "server_error", "unavailable")
+    on(EngineFault, 503, "server_error", "unavailable")
+    on(UnavailableError, 503, "server_error", "unavailable")
+    on(TimeoutError, 504, "server_error", "timeout")
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http_error)
+
+
+def _teller(status: int, kind: str, code: str | None) -> Callable[[Request, Any], Awaitable[JSONResponse]]:
+    async def tell(request: Request, error: Exception) -> JSONResponse:
+        message = str(error) or f"no answer within {request.app.state.gateway.limits.timeout_s:g} s"
+        headers = dict([retry_after(1)]) if status == 503 else None
+        return JSONResponse(error_body(message, kind=kind, code=code), status_code=status, headers=headers)
+
+    return tell
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    """Say each fault with its place; never the value, which may be long or secret."""
+    faults: dict[str, list[str]] = {}
+    for fault in error.errors():
+        # A union adds names of types to the place, which are no keys.
+        keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), fault["loc"][1:])
+        place = "" if fault["type"] == "json_invalid" else ".".join(map(str, keys))
+        faults.setdefault(place, []).append(fault["msg"].removeprefix("Value error, "))
+    said = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
+    body = error_body("; ".join(said[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
+    return JSONResponse(body, status_code=400)
+
+
+async def _http_error(request: Request, error: Any) -> JSONResponse:
+    body = error_body(str(error.detail), kind="invalid_request_error")
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,17 @@
+"""What is served: policies by name, and adapters fetched, kept and blended."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.serve.policies.adapters import (
+        AdapterCache,
+        AdapterSource,
+        LoadedAdapter,
+        OtherContentError,
+        UnreachableError,
+    )
+    from pipelines.serve.policies.catalog import Catalog, Policy, UnknownModelError
+else:
+    __getattr__ = lazy_exports(__name__)

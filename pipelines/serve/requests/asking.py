@@ -1,0 +1,106 @@
+"""Who is asked, and how a preference reaches it: by words, by an adapter, by a direction, or by mixing."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pft_core.errors import UserError
+from pft_core.prompts import Condition, condition_text, read_condition
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.engines import Steering
+from pipelines.serve.policies import Catalog, Policy, UnknownModelError, UnreachableError
+from pipelines.serve.requests.bodies import Preference
+
+log = logging.getLogger(__name__)
+
+Mixing = Literal["adapter", "probabilities", "steering"] | None
+
+
+class TooLongError(UserError):
+    """Prompt and answer have more tokens than the server takes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked, and under which poles; several parts with weights where probabilities are to be mixed."""
+
+    policy: Policy
+    condition: Condition
+    parts: tuple[tuple[Condition, float], ...]
+    steering: Steering | None = None
+    mixing: Mixing = None
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines that state the poles of the only part, one for each."""
+        ((condition, _),) = self.parts
+        style, space = self.policy.ref.style, self.policy.ref.space
+        return [condition_text(space, axis, side, condition=style.condition) for axis, side in condition.stated]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return what every answer tells of it: model, adapter, mixing, and the preference as it was understood."""
+        weights = {axis: 1.0 - side for axis, side in self.condition.stated}
+        if self.condition.slider is not None:
+            weights |= dict([self.condition.slider])
+        source = self.policy.source
+        return {
+            "model": self.policy.id,
+            "adapter": None if source is None else source.id,
+            "mixing": self.mixing,
+            "preference": weights or None,
+        }
+
+
+class Asker:
+    """Finds the policy of a request."""
+
+    def __init__(self, config: ServeConfig, catalog: Catalog):
+        self._config, self.catalog = config, catalog
+
+    async def policy(self, model: str | None) -> Policy:
+        """Return the policy of a name that a client gave.
+
+        Raises UnknownModelError, for a damaged policy too: what is wrong with its files is for the log.
+        """
+        try:
+            return await asyncio.to_thread(self.catalog.resolve, model)
+        except (UnknownModelError, UnreachableError):
+            raise
+        except UserError as error:
+            log.warning("%s cannot be served: %s", model or "the default policy", error)
+            raise UnknownModelError(
+                f"{model or 'the default policy'}: cannot be served now: ask its operator"
+            ) from None
+
+    async def asked(self, model: str | None, preference: Preference | None) -> Asked:
+        """Return who answers under a preference. Raises UserError, UnknownModelError."""
+        policy = await self.policy(model)
+        condition = read_condition(preference, policy.ref.space)
+        if policy.steered:
+            return self._steered(policy, condition)
+        if condition.slider is None:
+            return Asked(policy, condition, ((condition, 1.0),))
+        weight = condition.slider[1]
+        if policy.id == (await self.policy(None)).id:
+            between = await asyncio.to_thread(self.catalog.between, weight)
+            if between is not None:
+                # The adapter itself holds the preference: no pole of that axis is stated.
+                return Asked(between, condition, ((Condition(condition.stated), 1.0),), mixing="adapter")
+        if weight in (0, 1):
+            stated = condition.at_pole(int(1 - weight))
+            return Asked(policy, stated, ((stated, 1.0),))
+        parts = ((condition.at_pole(0), weight), (condition.at_pole(1), 1 - weight))
+        return Asked(policy, condition, parts, mixing="probabilities")
+
+    def _steered(self, policy: Policy, condition: Condition) -> Asked:
+        steering = self._config.steering
+        assert steering is not None
+        if condition.axis is None:
+            return Asked(policy, condition, ((Condition(), 1.0),))
+        if len(condition.stated) + bool(condition.slider) > 1:
+            raise UserError("preference: one direction is added at a time: give one axis")
+        weight = condition.slider[1] if condition.slider else 1.0 - condition.stated[0][1]
+        direction = Steering(condition.axis, steering.multiplier * (2 * weight - 1))
+        return Asked(policy, condition, ((Condition(), 1.0),), direction, "steering")

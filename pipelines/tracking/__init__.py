@@ -1,0 +1,20 @@
+"""MLflow off the step path: metrics, artifacts, registered policies."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.tracking.mlflow_run import flatten, mask_credentials, opening, quiet_mlflow, sqlite_path
+    from pipelines.tracking.model_registry import register
+    from pipelines.tracking.tracker import (
+        DRAIN_LIMIT_S,
+        SPOOL_NAME,
+        Tracker,
+        close_killed,
+        read_metrics,
+        tracked,
+        tracking_uri,
+    )
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -1,0 +1,222 @@
+"""One run on an MLflow server, through the client alone: found again or created, sent rows to, closed.
+
+Every call may block for long or raise, so only the tracker's background thread makes them.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pft_core.data import DatasetManifest
+
+Row = dict[str, Any]  # "step" and the metrics of that step
+POINTS_PER_BATCH = 1000  # MLflow's own limit, as the next two
+ENTRIES_PER_BATCH = 100
+MAX_PARAM_LENGTH = 6000
+SYSTEM_PREFIX = "system/"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What identifies and describes a run.
+
+    run_key and started_ms (Unix time) together name it: a fresh start has the same key, but another start time.
+    num_starts: 1, and one more for each continuation. params are flat; inputs: prepared folders and their manifests.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str
+    run_key: str
+    started_ms: int
+    num_starts: int
+    params: Mapping[str, str]
+    inputs: Sequence[tuple[Path, DatasetManifest]]
+    tags: Mapping[str, str]
+    parent: str | None = None  # run key
+
+
+class MlflowRun:
+    """An open run. `delivered` is the last step that the server holds; -1 before the first."""
+
+    def __init__(self, spec: RunSpec):
+        quiet_mlflow()
+        from mlflow import MlflowClient
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        with opening(spec.uri):
+            self._client = MlflowClient(tracking_uri=spec.uri)
+            run = self._find_or_create(spec)
+        self._id = run.info.run_id
+        self._started_ms = spec.started_ms
+        # Only the protocol form of a run tells the step of its latest metrics without reading their history.
+        steps = [m.step for m in run.data.to_proto().metrics if not m.key.startswith(SYSTEM_PREFIX)]
+        self.delivered: int = max(steps, default=-1)
+        self._client.update_run(self._id, status="RUNNING")
+        self._describe(spec, run.data.params)
+        self._monitor = SystemMetricsMonitor(self._id, resume_logging=True, tracking_uri=spec.uri)
+        self._monitor.start()
+
+    def _find_or_create(self, spec: RunSpec) -> Any:
+        experiment = self._client.get_experiment_by_name(spec.experiment)
+        if experiment is None:
+            artifacts = artifact_location(spec.uri)
+            experiment_id = self._client.create_experiment(spec.experiment, artifact_location=artifacts)
+        else:
+            experiment_id = experiment.experiment_id
+        # Searched before created: a reply may have been lost after the server made the run.
+        wanted = f"tags.run_key = '{spec.run_key}' and attributes.start_time = {spec.started_ms}"
+        found = self._client.search_runs([experiment_id], filter_string=wanted, max_results=1)
+        if found:
+            return found[0]
+        tags = {**spec.tags, "run_key": spec.run_key, **self._link(spec.experiment, spec.parent)}
+        return self._client.create_run(experiment_id, spec.started_ms, tags, spec.run_name)
+
+    def _link(self, experiment: str, parent: str | None) -> dict[str, str]:
+        """The tag that places a run below its parent's newest; raises LookupError until that one is there."""
+        if parent is None:
+            return {}
+        found = find_run(self._client, experiment, parent)
+        if found is None:
+            raise LookupError(f"the run of the search with the key {parent} is not there yet")
+        return {"mlflow.parentRunId": found.info.run_id}
+
+    def _describe(self, spec: RunSpec, known: Mapping[str, str]) -> None:
+        from mlflow.entities import DatasetInput, Param, RunTag
+
+        params = [Param(key, value) for key, value in spec.params.items() if key not in known]
+        # A param cannot change: what another start of the run sets differently becomes a tag.
+        tags = [RunTag(f"changed.{k}", v) for k, v in spec.params.items() if known.get(k, v) != v]
+        tags.append(RunTag("resume_count", str(spec.num_starts - 1)))
+        for start in range(0, max(len(params), len(tags)), ENTRIES_PER_BATCH // 2):
+            part = slice(start, start + ENTRIES_PER_BATCH // 2)
+            self._client.log_batch(self._id, params=params[part], tags=tags[part])
+        datasets = [DatasetInput(dataset_entity(folder, manifest)) for folder, manifest in spec.inputs]
+        self._client.log_inputs(self._id, datasets=datasets)
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Log rows in batches of whole steps, each one transaction: `delivered` never points into a step."""
+        from mlflow.entities import Metric
+
+        for batch in whole_steps(rows):
+            points = [
+                # Step-derived time: a batch that is sent again, as after a lost reply, hits its own primary keys.
+                Metric(mlflow_name(name), value, self._started_ms + row["step"], row["step"])
+                for row in batch
+                for name, value in row.items()
+                if name != "step"
+            ]
+            self._client.log_batch(self._id, metrics=points)
+            self.delivered = batch[-1]["step"]
+
+    def upload(self, path: Path, folder: str) -> None:
+        """Copy a file, or a folder under its own name, into an artifact folder of the run ("": the top)."""
+        self._client.log_artifact(self._id, str(path), folder or None)
+
+    def close(self, status: str) -> None:
+        """Set FINISHED, FAILED or KILLED."""
+        self.release()
+        self._client.set_terminated(self._id, status)
+
+    def release(self) -> None:
+        """Stop the system metrics; the run can be opened again."""
+        self._monitor.finish()
+
+
+def find_run(client: Any, experiment: str, run_key: str) -> Any | None:
+    """The newest run with this key, None where there is none."""
+    found = client.get_experiment_by_name(experiment)
+    runs = found and client.search_runs([found.experiment_id], filter_string=f"tags.run_key = '{run_key}'")
+    return runs[0] if runs else None
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow off the terminal, its retries short (the tracker has its own), its telemetry off."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the URI's credentials in it
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    import mlflow  # noqa: F401  sets its own log levels, which must not come after ours
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+
+
+def whole_steps(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Cut rows into batches of at most POINTS_PER_BATCH metrics, never inside a row."""
+    batch: list[Row] = []
+    for row in rows:
+        if batch and sum(len(r) - 1 for r in batch) + len(row) - 1 > POINTS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def dataset_entity(folder: Path, manifest: DatasetManifest) -> Any:
+    """Describe a prepared data set by its digest, place and counts."""
+    from mlflow.entities import Dataset
+
+    counts = {"num_rows": manifest.rows_out, "num_pairs": manifest.pairs_out, "num_rejected": manifest.rejected}
+    return Dataset(
+        name=folder.name,
+        digest=manifest.data_digest,
+        source_type="local",
+        source=json.dumps({"uri": str(folder.resolve())}),
+        profile=json.dumps(counts),
+    )
+
+
+@contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Let one process at a time open an SQLite store: two that make its tables at once leave it broken for good."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sqlite_path(uri: str) -> Path | None:
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path)
+
+
+def artifact_location(uri: str) -> str | None:
+    """Artifacts of an SQLite store lie beside its file, not in the current folder; a server decides for itself."""
+    path = sqlite_path(uri)
+    return None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
+
+
+def mlflow_name(name: str) -> str:
+    """Replace what MLflow does not allow in a name."""
+    return re.sub(r"[^\w./ :-]", "_", name)
+
+
+def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
+    """Return dotted keys and text values of a nested config, each cut to what MLflow stores, without credentials."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, prefix=f"{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[mlflow_name(name)] = mask_credentials(text)[:MAX_PARAM_LENGTH]
+    return flat
+
+
+def mask_credentials(text: str) -> str:
+    """Replace the user and password of every URI in a text by ***."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)

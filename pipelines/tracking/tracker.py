@@ -1,0 +1,264 @@
+"""MLflow off the step path: metrics go to a file in the run's folder, one background thread delivers them.
+
+`<run_dir>/metrics.jsonl` is the spool and the record: one JSON object per step, each step once. A server that is
+slow, down or gone costs the run nothing; what it missed is delivered when it is back, or by the next start of the run.
+"""
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pft_core.data import DatasetManifest
+from pft_core.errors import UserError
+from pft_core.files import read_json, write_json
+from pipelines.config import RunConfig
+from pipelines.console import console
+from pipelines.tracking.mlflow_run import (
+    MlflowRun,
+    Row,
+    RunSpec,
+    find_run,
+    flatten,
+    mask_credentials,
+    opening,
+    quiet_mlflow,
+)
+
+SPOOL_NAME = "metrics.jsonl"
+START_NAME = "mlflow.json"
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+DELIVER_EVERY_S = 2.0
+LONGEST_PAUSE_S = 60.0
+DRAIN_LIMIT_S = 30.0
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Tracker:
+    """The one writer of a run's metrics. No method waits for the server, except `finish`, which has a limit.
+
+    The server keeps the first value that it got for a step: a step that is done again after a resume replaces its row
+    in the spool, and is sent only if the server does not have it.
+    """
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        uri: str | None,
+        storage: Path,
+        experiment: str,
+        run_name: str,
+        run_key: str,
+        run_dir: Path,
+        params: Mapping[str, Any],
+        inputs: Sequence[Path] = (),
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> Self:
+        """Start, or continue the MLflow run of this folder and key, with what its spool still holds.
+
+        uri: None means MLFLOW_TRACKING_URI, else SQLite in `storage`. params: the resolved config, nested.
+        inputs: folders written by `pft prepare`. parent: the run key of the run that this is a part of.
+        Raises UserError for a URI that MLflow cannot track to.
+        """
+        started_ms, num_starts = count_start(run_dir, run_key)
+        spec = RunSpec(
+            uri=tracking_uri(uri, storage),
+            experiment=experiment,
+            run_name=run_name,
+            run_key=run_key,
+            started_ms=started_ms,
+            num_starts=num_starts,
+            params=flatten(params),
+            inputs=[(folder, DatasetManifest.load(folder)) for folder in inputs],
+            tags=tags or {},
+            parent=parent,
+        )
+        return cls(spec, run_dir / SPOOL_NAME)
+
+    def __init__(self, spec: RunSpec, spool: Path):
+        self._spec = spec
+        self._path = spool
+        self._spool = spool.open("a", encoding="utf-8")
+        cut_spool(spool)
+        rows = read_metrics(spool.parent)
+        self._last_step: int = rows[-1]["step"] if rows else -1
+        self._rows = deque(rows)  # not known to be delivered
+        self._artifacts: deque[tuple[Path, str]] = deque()
+        self._status: Status | None = None
+        self._given_up = False
+        self._error = ""
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step. Steps grow; one that comes again goes back to before it, as a resume does."""
+        if step <= self._last_step:
+            self.rewind(step - 1)
+        row = {"step": step, **metrics}
+        with self._lock:
+            self._spool.write(json.dumps(row) + "\n")
+            self._spool.flush()
+            self._rows.append(row)
+            self._last_step = step
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after a step."""
+        with self._lock:
+            cut_spool(self._path, after=step)
+            self._rows = deque(row for row in self._rows if row["step"] <= step)
+            self._last_step = min(self._last_step, step)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Hand over a file or a folder; it must stay as it is until `finish`."""
+        self._artifacts.append((path, folder))
+        self._wake.set()
+
+    def finish(self, status: Status, *, limit_s: float = DRAIN_LIMIT_S) -> None:
+        """Deliver what is left and close the run; after `limit_s` seconds give up and say what is missing."""
+        self._status = status
+        self._wake.set()
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            self._given_up = True
+            console.print(self._undelivered(), style="yellow", highlight=False, markup=False)
+        self._spool.close()
+
+    def _work(self) -> None:
+        run, pause_s = None, DELIVER_EVERY_S
+        while not self._given_up:
+            status = self._status  # read first: what came before `finish` is delivered before the run is closed
+            try:
+                run = run or MlflowRun(self._spec)
+                self._deliver(run)
+                if status is not None:
+                    return run.close(status)
+                pause_s, self._error = DELIVER_EVERY_S, ""
+            except Exception as error:  # whatever happens to the server or its client, the training goes on
+                self._report_once(error)
+                if run:  # opened again, it asks what the server holds, and system metrics start again
+                    run.release()
+                run = None
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._wake.wait(pause_s if status is None else 1.0)
+            self._wake.clear()
+
+    def _deliver(self, run: MlflowRun) -> None:
+        while rows := self._rows_after(run.delivered):
+            run.send(rows)
+        while self._artifacts:
+            run.upload(*self._artifacts[0])
+            self._artifacts.popleft()
+
+    def _rows_after(self, step: int) -> list[Row]:
+        with self._lock:
+            while self._rows and self._rows[0]["step"] <= step:
+                self._rows.popleft()
+            return list(self._rows)
+
+    def _report_once(self, error: Exception) -> None:
+        if not self._error and self._status is None:
+            text = f"{self._where()}: not reachable now; metrics wait in {self._path}"
+            console.print(text, style="yellow", highlight=False, markup=False)
+        self._error = mask_credentials(f"{type(error).__name__}: {error}").splitlines()[0]
+
+    def _undelivered(self) -> str:
+        artifacts = ", ".join(str(path) for path, _ in self._artifacts)
+        return (
+            f"{self._where()}: not delivered: {len(self._rows)} steps of metrics, which stay in {self._path} and are "
+            f"sent by the next start of this run; {len(self._artifacts)} artifacts{': ' * bool(artifacts)}{artifacts}. "
+            f"Last error: {self._error or 'none, the server is slow'}"
+        )
+
+    def _where(self) -> str:
+        return f"MLflow at {mask_credentials(self._spec.uri)}"
+
+
+@contextmanager
+def tracked(config: RunConfig, run_dir: Path, key: str, *, inputs: Sequence[str | None]) -> Iterator[Tracker]:
+    """Track a job for as long as the block runs; it ends FINISHED, FAILED, or KILLED by the user."""
+    tracker = Tracker.start(
+        uri=config.tracking.uri,
+        storage=Path(config.storage),
+        experiment=config.tracking.experiment,
+        run_name=run_dir.name,
+        run_key=key,
+        run_dir=run_dir,
+        params=config.model_dump(),
+        inputs=[Path(folder) for folder in inputs if folder],
+        parent=config.tracking.parent,
+    )
+    status: Status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):  # the latter ends a trial that a search stops early
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def close_killed(config: RunConfig, run_key: str) -> None:
+    """Mark the run of a process that was killed, which could not do it itself. Raises MlflowException."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(config.tracking.uri, Path(config.storage))
+    with opening(uri):
+        client = MlflowClient(tracking_uri=uri)
+        run = find_run(client, config.tracking.experiment, run_key)
+        if run is not None and run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def tracking_uri(uri: str | None, storage: Path) -> str:
+    """Return the config's URI, else the environment's, else SQLite in the storage folder. Raises UserError."""
+    place = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+    if uri.split(":")[0].split("+")[0] not in SCHEMES:
+        raise UserError(
+            f"{place}={mask_credentials(uri)}: not a tracking store of MLflow; give sqlite:///FILE, http://HOST:PORT, "
+            "https://HOST or postgresql://HOST/DATABASE"
+        )
+    return uri
+
+
+def count_start(run_dir: Path, run_key: str) -> tuple[int, int]:
+    """Return when the run of this folder first started (Unix time in ms) and how often it has, this time included."""
+    path = run_dir / START_NAME
+    started_ms, num_starts = time.time_ns() // 1_000_000, 0
+    if path.exists():
+        earlier = read_json(path, what="the start of a tracked run")
+        if earlier["run_key"] == run_key:
+            started_ms, num_starts = earlier["started_ms"], earlier["num_starts"]
+    write_json(path, {"run_key": run_key, "started_ms": started_ms, "num_starts": num_starts + 1})
+    return started_ms, num_starts + 1
+
+
+def read_metrics(run_dir: Path) -> list[Row]:
+    """Return the metrics of a run, one row per step: `step` and that step's metrics."""
+    with (run_dir / SPOOL_NAME).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_spool(path: Path, *, after: float = float("inf")) -> None:
+    """Drop the rows after a step, and a last line that a kill left unfinished."""
+    kept = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > after:
+                break
+            kept += len(line)
+    os.truncate(path, kept)

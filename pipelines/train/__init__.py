@@ -1,0 +1,13 @@
+"""Paired fine-tuning as a Ray Train job."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.train.in_process import train_here
+    from pipelines.train.objective import axis_names, objective_of
+    from pipelines.train.publish import policy_kind
+    from pipelines.train.worker import build_and_fit
+else:
+    __getattr__ = lazy_exports(__name__)

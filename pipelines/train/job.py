@@ -1,0 +1,242 @@
+"""Paired fine-tuning as a Ray Train job: a TorchTrainer around `pft_core.loop.fit`."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pft_core.data import DatasetManifest
+from pft_core.errors import UserError
+from pft_core.policies import MODEL_REF_NAME, ModelRef, load_tokenizer
+from pipelines.config import RunConfig
+from pipelines.console import console
+from pipelines.embedded import TOYWORLD, with_embedded
+from pipelines.encode.job import ensure_layer
+from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.reporting import write_report
+from pipelines.tracking import Tracker, read_metrics, tracked
+from pipelines.train.objective import axis_names, objective_of
+from pipelines.train.publish import copy_policy, policy_kind, publish_policy
+from pipelines.train.ray_checkpoints import mend_snapshot
+from pipelines.train.worker import Mailbox, Payload, train_worker
+
+CHECKPOINTS = "checkpoints"
+MAX_FAILURES = 3
+PROGRESS_EVERY_S = 1.0
+
+
+def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) -> dict[str, Any]:
+    """Train a policy, or return the finished run with the same config, data and code.
+
+    Result: run_dir, model_ref, adapter (None after full fine-tuning), steps, pairs, resumed_from.
+    """
+    refuse_missing_inputs(config)
+    ensure_ray()
+    config = with_embedded(config)
+    refuse_missing_resources(config)
+    return run_job(config, lambda folder, key: execute(config, folder, key), fresh=fresh, kind="train", run_dir=run_dir)
+
+
+def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
+    """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
+    started = time.perf_counter()
+    payload = make_payload(config)
+    with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
+        ref, outcome = train_on_ray(payload, run_dir, tracker)
+        report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
+        for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
+            tracker.artifact(path)
+        if config.lora is not None:
+            tracker.artifact(run_dir / "adapter")
+    adapter = str(run_dir / "adapter") if config.lora is not None else None
+    return {"run_dir": str(run_dir), "model_ref": str(run_dir / MODEL_REF_NAME), "adapter": adapter, **outcome}
+
+
+def train_on_ray(
+    payload: Payload, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
+) -> tuple[ModelRef, dict[str, Any]]:
+    """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
+
+    callbacks: told of every checkpoint's metrics. Raises UserError for a mistake that a worker met.
+    """
+    result = fit_on_ray(payload, run_dir, tracker, callbacks=callbacks)
+    outcome = result.return_value
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    best = best_checkpoint(payload.config, result)
+    return publish(payload.config, run_dir, last=result.checkpoint, best=best), outcome
+
+
+def refuse_missing_inputs(config: RunConfig) -> None:
+    """Say before Ray starts that data or model are not there. Raises UserError."""
+    if config.data is None:
+        raise UserError("data is not set: give data=DIR, a folder written by `pft prepare`")
+    if config.model is None:
+        raise UserError("model is not set: give model=DIR_OR_NAME, a Hugging Face causal language model")
+    if config.train.validate_every and config.validation_data is None:
+        raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
+    for data in (config.data, config.validation_data):
+        if data not in (None, TOYWORLD):
+            DatasetManifest.load(Path(str(data)))
+    if config.model != TOYWORLD:
+        load_tokenizer(config.model)
+
+
+def refuse_missing_resources(config: RunConfig) -> None:
+    """Say before waiting that the cluster is too small. Raises UserError."""
+    have = ray.cluster_resources()
+    for name, amount in worker_resources(config).items():
+        needed = amount * config.scaling.num_workers
+        if needed > have.get(name, 0):
+            raise UserError(
+                f"scaling.num_workers={config.scaling.num_workers} needs {needed:g} {name}, the cluster has "
+                f"{have.get(name, 0):g}: lower scaling.num_workers, or join a larger cluster with RAY_ADDRESS"
+            )
+
+
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """Logical resources of one worker: what the config says, else one CPU, and one GPU where they are used."""
+    default = {"CPU": 1.0} | ({"GPU": 1.0} if config.scaling.use_gpu else {})
+    return config.scaling.resources_per_worker or default
+
+
+def make_payload(config: RunConfig) -> Payload:
+    """Make sure that the data sets are encoded for this tokenizer, wording and objective."""
+    axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
+    view = objective_of(config.train, axes).view
+
+    def layer(data: str) -> str:
+        return str(
+            ensure_layer(
+                Path(data).resolve(),
+                model=str(config.model),
+                prompt=config.prompt,
+                encoding=config.encoding,
+                view=view,
+                max_reject_fraction=config.max_reject_fraction,
+                concurrency=config.scaling.num_workers,
+            )
+        )
+
+    validation = layer(config.validation_data) if config.validation_data and config.train.validate_every else None
+    return Payload(config, axes, layer(str(config.data)), validation)
+
+
+def fit_on_ray(
+    payload: Payload, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback]
+) -> ray.train.Result:
+    """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
+    config = payload.config
+    if (run_dir / CHECKPOINTS).exists():
+        metrics = {row["step"]: row for row in read_metrics(run_dir)}
+        mend_snapshot(run_dir / CHECKPOINTS, metrics, score="val_loss" if config.train.validate_every else None)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"payload": payload, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.scaling.num_workers,
+            use_gpu=config.scaling.use_gpu,
+            resources_per_worker=worker_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=str(run_dir.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=checkpoint_config(config),
+            callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scaling.threads_per_worker)}},
+        ),
+    )
+    with pumping(mailbox, tracker):
+        return trainer.fit()
+
+
+def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
+    """Keep the last checkpoint and, where there is validation, the best (Ray never deletes the last)."""
+    if not config.train.validate_every:
+        return ray.train.CheckpointConfig(num_to_keep=2)
+    return ray.train.CheckpointConfig(
+        num_to_keep=2, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
+    )
+
+
+@contextmanager
+def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
+    """Write the mailbox's metrics from a thread of the driver while the block runs, and what is left at its end."""
+    done = threading.Event()
+
+    def pump() -> None:
+        items: list[tuple[int, dict[str, float]]] = []
+        next_print = 0.0
+        while items or not done.is_set():
+            items = ray.get(mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S))
+            for step, metrics in items:
+                tracker.log(step, metrics)
+            if items and time.monotonic() > next_print:
+                console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
+                next_print = time.monotonic() + PROGRESS_EVERY_S
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        pumped = executor.submit(pump)
+        try:
+            yield
+        finally:
+            done.set()
+            pumped.result()
+
+
+def training_report(config: RunConfig, ref: ModelRef, run_dir: Path, *, seconds: float) -> dict[str, Any]:
+    """The report of a training run: its curves, config and digests; rows come with an evaluation."""
+    return {
+        "title": f"Training of {config.name}",
+        "rows": [],
+        "timings": {"train": seconds},
+        "config": config.model_dump(),
+        "digests": {
+            "data": ref.data_digest,
+            "template": ref.template_digest,
+            "config": ref.config_digest,
+            "adapter_sha256": ref.adapter_sha256,
+        },
+        "training": {config.name: read_metrics(run_dir)},
+    }
+
+
+def progress_line(step: int, metrics: dict[str, float]) -> str:
+    shown = (
+        "loss",
+        "loss_first",
+        "loss_second",
+        "val_loss",
+        "grad_norm",
+        "lr",
+        "pairs_per_s",
+        "tokens_per_s",
+        "padding_share",
+    )
+    return f"step {step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
+
+
+def best_checkpoint(config: RunConfig, result: ray.train.Result) -> ray.train.Checkpoint | None:
+    return result.get_best_checkpoint("val_loss", "min") if config.train.validate_every else None
+
+
+def publish(
+    config: RunConfig, run_dir: Path, *, last: ray.train.Checkpoint, best: ray.train.Checkpoint | None
+) -> ModelRef:
+    """Copy the last policy (and the best one by validation) out of the checkpoints and write the reference to it."""
+    if best is not None:
+        with best.as_directory() as folder:
+            copy_policy(Path(folder), run_dir / f"{policy_kind(config)}_best")
+    with last.as_directory() as folder:
+        return publish_policy(config, Path(folder), run_dir)

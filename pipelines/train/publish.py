@@ -1,0 +1,49 @@
+"""A finished training run's policy, out of its checkpoint into the run's folder, with the reference to it."""
+
+import shutil
+from pathlib import Path
+
+from pft_core.data import DatasetManifest
+from pft_core.files import digest, file_sha256
+from pft_core.policies import ModelRef, load_tokenizer
+from pft_core.prompts import template_digest
+from pft_core.training import policy_folder
+from pipelines.config import RunConfig
+from pipelines.encode.job import prompt_style
+from pipelines.train.objective import axis_names, objective_of
+
+
+def publish_policy(config: RunConfig, saved: Path, run_dir: Path) -> ModelRef:
+    """Copy the policy of a checkpoint folder into the run and write model_ref.json."""
+    kind = policy_kind(config)
+    copy_policy(saved, run_dir / kind)
+    manifest = DatasetManifest.load(Path(str(config.data)))
+    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
+    ref = ModelRef(
+        base=str(config.model),
+        adapter=kind if config.lora is not None else None,
+        weights=kind if config.lora is None else None,
+        style=style,
+        space=manifest.space,
+        trained_sides=objective_of(config.train, axis_names(manifest.space)).trained_sides,
+        template_digest=template_digest(style, manifest.space),
+        data_digest=manifest.data_digest,
+        config_digest=digest(config.model_dump()),
+        adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
+    )
+    ref.save(run_dir)
+    return ref
+
+
+def policy_kind(config: RunConfig) -> str:
+    """The name of the folder that holds what was trained."""
+    return "adapter" if config.lora is not None else "weights"
+
+
+def copy_policy(saved: Path, target: Path) -> None:
+    """Copy the policy of a checkpoint folder; the target appears whole or not at all."""
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(policy_folder(saved), unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)

@@ -1,0 +1,64 @@
+"""Ray Train's own list of a run's checkpoints, made true before the run goes on.
+
+Ray writes the list in place: a full disk or a lost machine leaves it empty, and then no later start can read it. A
+checkpoint may also be whole but not listed yet, or listed but damaged since.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState, _TrainingResultState
+
+from pft_core.training import CHECKPOINT_MANIFEST_NAME, CheckpointError, verify_checkpoint
+from pipelines.console import console
+
+SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
+
+
+def mend_snapshot(folder: Path, metrics_by_step: Mapping[int, dict[str, Any]], *, score: str | None) -> None:
+    """Rewrite the list from the checkpoints in `folder` that verify. Damaged ones are named on the console and left,
+    those that were never finished are deleted.
+
+    metrics_by_step: what was reported with each checkpoint. score: the metric Ray orders by, lowest best (None: time).
+    """
+    whole = {steps: path.name for path in _finished(folder) if (steps := _steps_if_whole(path)) is not None}
+    results = [
+        _TrainingResultState(checkpoint_dir_name=whole[steps], metrics=dict(metrics_by_step.get(steps, {})))
+        for steps in sorted(whole)
+    ]
+    order = list(range(len(results)))
+    if score:
+        # Ray keeps its list from worst to best, and drops from the front.
+        order.sort(key=lambda i: -results[i].metrics.get(score, float("inf")))
+    state = _CheckpointManagerState(
+        checkpoint_results=[results[i] for i in order],
+        checkpoint_report_indices=order,
+        latest_checkpoint_result=results[-1] if results else None,
+        pending_training_results=[],
+        pending_validation_specs=[],
+        current_report_index=len(results),
+        validated_checkpoint_dir_names=[],
+        timed_out_validation_checkpoint_dir_names=[],
+        failed_validation_checkpoint_dir_names=[],
+    )
+    unfinished = folder / f".{SNAPSHOT_NAME}.tmp"
+    unfinished.write_text(state.model_dump_json(), encoding="utf-8")
+    unfinished.replace(folder / SNAPSHOT_NAME)
+
+
+def _finished(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.glob("checkpoint_*/")):
+        if (path / CHECKPOINT_MANIFEST_NAME).exists():
+            yield path
+        else:
+            shutil.rmtree(path)
+
+
+def _steps_if_whole(folder: Path) -> int | None:
+    try:
+        return int(verify_checkpoint(folder)["progress"]["steps_done"])
+    except CheckpointError as error:
+        console.print(f"{error}; an older checkpoint is used", style="yellow", soft_wrap=True)
+        return None

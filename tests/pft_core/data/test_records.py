@@ -1,0 +1,46 @@
+"""Records: ids depend on content only, shown order carries no information, nothing is lost on the way to Parquet."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pft_core.data.record_schema import RECORD_SCHEMA
+from pft_core.data.records import Option, PairedExample, content_id, counterbalanced, paired_example
+
+OPTIONS = [Option("go", 0), Option("stay", 1), Option("ask", 0)]
+
+
+def test_an_id_does_not_depend_on_the_order_of_the_options() -> None:
+    assert content_id("Risk", "What now?", OPTIONS) == content_id("Risk", "What now?", OPTIONS[::-1])
+
+
+def test_an_id_depends_on_axis_scenario_text_and_side() -> None:
+    others = [
+        content_id("Pace", "What now?", OPTIONS),
+        content_id("Risk", "What then?", OPTIONS),
+        content_id("Risk", "What now?", OPTIONS[:2]),
+        content_id("Risk", "What now?", [Option(o.text, 1 - o.side) for o in OPTIONS]),
+    ]
+    assert len({content_id("Risk", "What now?", OPTIONS), *others}) == 5
+
+
+def test_the_shown_order_is_the_same_for_any_order_in_the_file() -> None:
+    assert counterbalanced(OPTIONS, "an id") == counterbalanced(OPTIONS[::-1], "an id")
+
+
+def test_each_side_comes_first_about_equally_often() -> None:
+    firsts = [paired_example("Risk", f"plan {i}", OPTIONS[:2]).options[0].side for i in range(1000)]
+    # 1000 fair coins: the standard deviation is 16, so 100 is beyond six of them; the ids are fixed anyway
+    assert abs(sum(firsts) - 500) < 100
+
+
+def test_of_side_gives_the_shown_positions() -> None:
+    record = PairedExample("id", "Risk", "What now?", tuple(OPTIONS))
+    assert record.of_side(0) == (0, 2)
+    assert record.of_side(1) == (1,)
+
+
+def test_a_record_survives_parquet(tmp_path) -> None:
+    records = [paired_example("Risk", f"plan {i}", OPTIONS[: 2 + i % 2], "response") for i in range(3)]
+    path = tmp_path / "records.parquet"
+    pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), path)
+    assert [PairedExample.from_row(row) for row in pq.read_table(path).to_pylist()] == records

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from pft_core.data.record_schema import RECORD_SCHEMA
+from pft_core.encoding.layer import (
+    EncodedLayer,
+    encode_part,
+    finish_layer,
+    layer_is_complete,
+    layer_key,
+    tokenizer_digest,
+)
+from pft_core.encoding.views import EncodingSpec, encode_pairs
+from pft_core.errors import UserError
+from pft_core.prompts.rendering import PromptStyle
+from tests.builders import SPACE, record
+
+SPEC = EncodingSpec(PromptStyle(), max_length=512)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_qwen2):
+    return AutoTokenizer.from_pretrained(tiny_qwen2)
+
+
+def write_layer(folder: Path, tokenizer, *, spec: EncodingSpec = SPEC, shards=((0, 1, 2), (3, 4))) -> EncodedLayer:
+    parts = []
+    for i, numbers in enumerate(shards):
+        records = folder / f"records-{i}.parquet"
+        pq.write_table(pa.Table.from_pylist([record(n).to_row() for n in numbers], schema=RECORD_SCHEMA), records)
+        part = folder / f"part-{i}.arrow"
+        parts.append(encode_part(records, part, forms=("one", "all"), spec=spec, space=SPACE, tokenizer=tokenizer))
+    finish_layer(folder, parts, key="k")
+    return EncodedLayer(folder)
+
+
+def test_a_layer_gives_back_what_was_encoded_in_record_order(tokenizer, tmp_path) -> None:
+    layer = write_layer(tmp_path, tokenizer)
+    items = [(record(n), form) for n in range(5) for form in ("one", "all")]
+    want, _ = encode_pairs(items, spec=SPEC, space=SPACE, tokenizer=tokenizer)
+    got = layer.read(range(len(layer)))
+    assert [e.id for e in got] == [e.id for e in want]
+    for a, b in zip(got, want, strict=True):
+        assert np.array_equal(a.prefix_ids, b.prefix_ids)
+        for left, right in zip(a.branches, b.branches, strict=True):
+            assert np.array_equal(left.input_ids, right.input_ids)
+            assert np.array_equal(left.label_mask, right.label_mask)
+            assert left.side == right.side
+
+
+def test_counts_are_known_without_reading_rows(tokenizer, tmp_path) -> None:
+    layer = write_layer(tmp_path, tokenizer)
+    examples = layer.read([4, 1])
+    assert layer.label_counts([4, 1]).num_labels_EB.tolist() == [[b.num_labels for b in e.branches] for e in examples]
+    assert layer.num_tokens([4, 1], sides=(0, 1), shares_prefix=False) == [e.num_tokens_separate for e in examples]
+    assert layer.num_tokens([4, 1], sides=(0, 1), shares_prefix=True) == [e.num_tokens for e in examples]
+    alone = len(examples[0].prefix_ids) + len(examples[0].branches[1].input_ids)
+    assert layer.num_tokens([4], sides=(1,), shares_prefix=True) == [alone]
+
+
+def test_overlong_pairs_are_counted_and_a_layer_without_pairs_says_why(tokenizer, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"no pair is left \(10 longer than encoding.max_length\)"):
+        write_layer(tmp_path, tokenizer, spec=EncodingSpec(PromptStyle(), max_length=20))
+
+
+def test_a_folder_without_its_layer_file_is_not_complete(tokenizer, tmp_path) -> None:
+    assert not layer_is_complete(tmp_path, key="k")
+    write_layer(tmp_path, tokenizer)
+    assert layer_is_complete(tmp_path, key="k")
+    assert not layer_is_complete(tmp_path, key="other")
+
+
+def test_the_key_changes_with_everything_that_decides_token_ids(tokenizer) -> None:
+    base = {"data_digest": "d", "tokenizer_digest": tokenizer_digest(tokenizer), "spec": SPEC, "space": SPACE}
+    others = [
+        {"data_digest": "e"},
+        {"tokenizer_digest": "t"},
+        {"spec": EncodingSpec(PromptStyle("after"), max_length=512)},
+        {"spec": EncodingSpec(PromptStyle(), max_length=256)},
+        {"spec": EncodingSpec(PromptStyle(), max_length=512, mask="paper")},
+        {"space": SPACE.restricted_to(["Risk"])},
+    ]
+    keys = {layer_key(**{**base, **other}) for other in [{}, *others]}
+    assert len(keys) == len(others) + 1

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from pft_core.data.preferences import SIDES
+from pft_core.encoding.examples import BranchedExample, common_prefix_length, select_sides, without_first_label
+from pft_core.encoding.views import EncodingSpec, encode_pairs
+from pft_core.prompts.rendering import PromptStyle, chat_frame, render_answer, render_prompt, target_options
+from tests.builders import SPACE, record, tree
+
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]\n{% endfor %}{{ '[assistant]\n' }}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_qwen2):
+    return AutoTokenizer.from_pretrained(tiny_qwen2)
+
+
+def encode(tokenizer, *, style=PromptStyle(), items=None, **spec):  # noqa: B008
+    items = items or [(record(), "one")]
+    return encode_pairs(
+        items, spec=EncodingSpec(style, **{"max_length": 512, **spec}), space=SPACE, tokenizer=tokenizer
+    )
+
+
+def full_ids(example: BranchedExample, side: int) -> list[int]:
+    return [*example.prefix_ids.tolist(), *example.branches[side].input_ids.tolist()]
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("answer", ["letter", "option"])
+@pytest.mark.parametrize("form", ["one", "all"])
+def test_labels_are_exactly_the_answer_and_its_end(tokenizer, position, answer, form) -> None:
+    style = PromptStyle(position, answer)
+    (example,), _ = encode(tokenizer, style=style, items=[(record(), form)])
+    for side in SIDES:
+        target = target_options(record(), side=side, form=form)
+        text = render_answer(record(), target, form=form, style=style)
+        want = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        assert example.branches[side].input_ids[example.branches[side].label_mask].tolist() == want
+
+
+def test_prompt_tokens_are_what_a_server_would_send(tokenizer) -> None:
+    (example,), _ = encode(tokenizer)
+    for side in SIDES:
+        prompt = render_prompt(record(), side=side, form="one", style=PromptStyle(), space=SPACE)
+        ids = full_ids(example, side)
+        num_labels = example.branches[side].num_labels
+        assert ids[:-num_labels] == tokenizer(prompt.text)["input_ids"]
+
+
+def test_masks_equal_hand_written_ids() -> None:
+    # prompts 1 2 3 / 1 2 4, answers 7 8 / 9: shared prefix 1 2, contexts 3 / 4 without loss.
+    example = tree("x", [[1, 2, 3], [1, 2, 4]], [[7, 8], [9]])
+    assert example.prefix_ids.tolist() == [1, 2]
+    assert [b.input_ids.tolist() for b in example.branches] == [[3, 7, 8], [4, 9]]
+    assert [b.label_mask.tolist() for b in example.branches] == [[False, True, True], [False, True]]
+
+
+def test_the_paper_mask_loses_the_first_answer_token_only() -> None:
+    branch = without_first_label(tree("x", [[1, 2, 3], [1, 2, 4]], [[7, 8], [9]]).branches[0])
+    assert branch.label_mask.tolist() == [False, False, True]
+
+
+def test_the_condition_after_the_scenario_shares_far_more(tokenizer) -> None:
+    shared = [len(encode(tokenizer, style=PromptStyle(position))[0][0].prefix_ids) for position in ("before", "after")]
+    assert shared[0] < 15 < 40 < shared[1]
+
+
+def test_a_chat_template_frames_the_same_message(tokenizer) -> None:
+    tokenizer.chat_template = CHAT
+    frame = chat_frame(tokenizer)
+    assert (frame.opening, frame.closing) == ("<bos>[user]", "[end]\n[assistant]\n")
+    (example,), _ = encode(tokenizer, style=PromptStyle(frame=frame))
+    ids = full_ids(example, 0)
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_an_overlong_pair_is_rejected_with_its_length(tokenizer) -> None:
+    examples, rejects = encode(tokenizer, max_length=20)
+    assert not examples
+    assert rejects[0].reason == "overlong"
+    assert "max_length is 20" in rejects[0].detail
+
+
+def test_cutting_takes_the_scenarios_head_on_both_sides_and_never_the_answer(tokenizer) -> None:
+    (whole,), _ = encode(tokenizer)
+    longest = max(len(full_ids(whole, side)) for side in SIDES)
+    (cut,), rejects = encode(tokenizer, max_length=longest - 5, overlong="cut_prompt")
+    assert not rejects
+    for side in SIDES:
+        before, after = full_ids(whole, side), full_ids(cut, side)
+        assert len(before) - len(after) == 5
+        assert whole.branches[side].num_labels == cut.branches[side].num_labels
+        assert after[-40:] == before[-40:]
+        assert after[:8] == before[:8]
+
+
+def test_a_prompt_that_cannot_be_cut_enough_is_rejected(tokenizer) -> None:
+    _, rejects = encode(tokenizer, max_length=20, overlong="cut_prompt")
+    assert [r.reason for r in rejects] == ["overlong"]
+
+
+def test_common_prefix_of_equal_and_of_disjoint_sequences() -> None:
+    a, b = np.array([1, 2, 3]), np.array([9, 2, 3])
+    assert common_prefix_length([a, a]) == 3
+    assert common_prefix_length([a, b]) == 0
+    assert common_prefix_length([a, a[:2]]) == 2
+
+
+def test_selecting_a_side_keeps_its_number() -> None:
+    selected = select_sides(tree("x", [[1, 2], [1, 3]], [[7], [8]]), (1,))
+    assert [b.side for b in selected.branches] == [1]

@@ -1,0 +1,263 @@
+"""Loading, saving and reopening models and adapters, on tiny Qwen2 and Llama folders."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from pft_core.encoding.batching import collate
+from pft_core.errors import UserError
+from pft_core.policies.model import (
+    LoraSettings,
+    SavedWeightsError,
+    add_lora,
+    load_base,
+    load_policy,
+    refuse_foreign_tokenizer,
+    save_adapter,
+    save_full,
+    trained_shapes,
+)
+from pft_core.policies.pretrained import load_tokenizer
+from pft_core.scoring.scorer import BranchScorer
+from tests.builders import random_trees
+
+CPU = torch.device("cpu")
+LORA = LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture(params=["tiny_qwen2", "tiny_llama"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def base(folder: Path, **changes):
+    return load_base(str(folder), **({"precision": "fp32", "gradient_checkpointing": False, "device": CPU} | changes))
+
+
+def trained_state(model) -> dict[str, Tensor]:
+    """Weights as if trained: every trained weight filled with noise."""
+    generator = torch.Generator().manual_seed(3)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def scores(model) -> Tensor:
+    with torch.no_grad():
+        return BranchScorer(model.eval())(collate(random_trees(3)))
+
+
+def test_the_base_has_the_asked_precision_and_the_folders_weights(folder: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.equal(scores(base(folder)), scores(plain))
+    assert {p.dtype for p in base(folder, precision="bf16").parameters()} == {torch.bfloat16}
+
+
+def test_gradient_checkpointing_is_switched_on(folder: Path) -> None:
+    assert base(folder, gradient_checkpointing=True).is_gradient_checkpointing
+
+
+def test_a_new_adapter_changes_no_score_and_trains_nothing_else(folder: Path) -> None:
+    model = add_lora(base(folder), LORA, seed=1)
+    assert torch.equal(scores(model), scores(base(folder)))
+    # 2 layers x (q_proj, v_proj) x (A, B)
+    assert len(trained_shapes(model)) == 8
+    assert all(".lora_" in name for name in trained_shapes(model))
+
+
+def test_the_adapter_starts_from_its_seed_alone(folder: Path) -> None:
+    def lora_a(seed: int, disturbance: int) -> Tensor:
+        torch.manual_seed(disturbance)
+        state = add_lora(base(folder), LORA, seed=seed).state_dict()
+        assert torch.initial_seed() == disturbance
+        return torch.cat([w.flatten() for n, w in state.items() if ".lora_A." in n])
+
+    assert torch.equal(lora_a(1, 10), lora_a(1, 20))
+    assert not torch.equal(lora_a(1, 10), lora_a(2, 10))
+
+
+def test_adapters_are_float32_above_a_bf16_base(folder: Path) -> None:
+    model = add_lora(base(folder, precision="bf16"), LORA, seed=1)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("targets", [["q_porj"], ["q_proj", "query"]])
+def test_target_modules_that_match_nothing_name_those_that_exist(folder: Path, targets: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"{targets[-1]}.*q_proj"):
+        add_lora(base(folder), LoraSettings(4, 8, 0.0, targets), seed=1)
+
+
+def test_all_linear_leaves_the_head_alone(folder: Path) -> None:
+    model = add_lora(base(folder), LoraSettings(4, 8, 0.0, "all-linear"), seed=1)
+    # 2 layers x (q, k, v, o, gate, up, down) x (A, B)
+    assert len(trained_shapes(model)) == 28
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_saved_adapter_scores_as_the_trained_one(folder: Path, tmp_path: Path, precision: str) -> None:
+    model = add_lora(base(folder, precision=precision), LORA, seed=1)
+    save_adapter(model, trained_state(model), tmp_path / "adapter")
+    policy = load_policy(str(folder), str(tmp_path / "adapter"), None, precision=precision, device=CPU)
+    assert torch.equal(scores(policy), scores(model))
+    assert not torch.equal(scores(policy), scores(base(folder, precision=precision)))
+
+
+def test_an_adapter_is_written_alike_twice(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        model = add_lora(base(folder), LoraSettings(4, 8, 0.0, "all-linear"), seed=1)
+        save_adapter(model, trained_state(model), tmp_path / name)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    # peft keeps a set, whose order differs between processes.
+    targets = json.loads((tmp_path / "one" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)
+
+
+def empty(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {}
+
+
+def one_missing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return dict(list(state.items())[1:])
+
+
+def one_shard(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight[:0] for name, weight in state.items()}
+
+
+def not_finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight / 0 for name, weight in state.items()}
+
+
+def untrained(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight * (".lora_A." in name) for name, weight in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (empty, "empty"),
+        (one_missing, "1 missing, such as .*lora_A"),
+        (one_shard, "has shape"),
+        (not_finite, "infinite values or NaN"),
+        (untrained, "every lora_B is zero"),
+    ],
+)
+def test_a_faulty_adapter_is_noticed_at_saving(tiny_qwen2: Path, tmp_path: Path, fault, message: str) -> None:
+    model = add_lora(base(tiny_qwen2), LORA, seed=1)
+    with pytest.raises(SavedWeightsError, match=message) as caught:
+        save_adapter(model, fault(trained_state(model)), tmp_path)
+    assert "last checkpoint" in str(caught.value)
+
+
+def test_an_adapter_without_an_update_may_have_zero_b(tiny_qwen2: Path, tmp_path: Path) -> None:
+    model = add_lora(base(tiny_qwen2), LORA, seed=1)
+    save_adapter(model, untrained(trained_state(model)), tmp_path, updated=False)
+
+
+def test_a_fully_fine_tuned_model_scores_as_the_trained_one(folder: Path, tmp_path: Path) -> None:
+    model = base(folder)
+    save_full(model, load_tokenizer(str(folder)), trained_state(model), tmp_path)
+    policy = load_policy(str(folder), None, str(tmp_path), precision="fp32", device=CPU)
+    assert torch.equal(scores(policy), scores(model))
+    assert load_tokenizer(str(tmp_path))("The town").input_ids == load_tokenizer(str(folder))("The town").input_ids
+
+
+def test_a_fully_fine_tuned_model_with_a_weight_missing_is_noticed(folder: Path, tmp_path: Path) -> None:
+    model = base(folder)
+    with pytest.raises(SavedWeightsError, match="1 missing"):
+        save_full(model, load_tokenizer(str(folder)), one_missing(trained_state(model)), tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:
+    model = add_lora(base(tiny_qwen2), LORA, seed=1)
+    save_adapter(model, trained_state(model), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name.replace(".layers.1.", ".layers.7."): w for name, w in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="does not fit"):
+        load_policy(str(tiny_qwen2), str(tmp_path), None, precision="fp32", device=CPU)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "a/b/c"])
+def test_a_missing_folder_is_named(path: str) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_tokenizer(path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_base(path, precision="fp32", gradient_checkpointing=False, device=CPU)
+
+
+def test_a_missing_adapter_is_named(tiny_qwen2: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
+        load_policy(str(tiny_qwen2), str(tmp_path), None, precision="fp32", device=CPU)
+
+
+def folder_without(folder: Path, target: Path, *names: str) -> str:
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*names))
+    return str(target)
+
+
+def test_a_folder_without_tokenizer_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load_tokenizer(folder_without(tiny_qwen2, tmp_path / "m", "tokenizer*"))
+
+
+def test_a_folder_without_weights_or_with_cut_ones_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:
+    bare = Path(folder_without(tiny_qwen2, tmp_path / "m", "*.safetensors"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        base(bare)
+    (bare / "model.safetensors").write_bytes((tiny_qwen2 / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        base(bare)
+
+
+def test_a_folder_with_a_weight_missing_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:
+    partial = Path(folder_without(tiny_qwen2, tmp_path / "m"))
+    weights = load_file(partial / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 weights, such as model\.norm\.weight"):
+        base(partial)
+
+
+def test_remote_code_is_refused_and_never_run(tiny_qwen2: Path, tmp_path: Path) -> None:
+    odd = Path(folder_without(tiny_qwen2, tmp_path / "m"))
+    config = {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Config", "AutoModelForCausalLM": "odd.Model"}}
+    (odd / "config.json").write_text(json.dumps(config))
+    (odd / "odd.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(UserError, match="never run"):
+        base(odd)
+
+
+def test_a_model_of_another_kind_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:
+    other = Path(folder_without(tiny_qwen2, tmp_path / "m"))
+    (other / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UserError, match="causal language model"):
+        base(other)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_have_is_refused(tiny_qwen2: Path) -> None:
+    model, tokenizer = base(tiny_qwen2), load_tokenizer(str(tiny_qwen2))
+    refuse_foreign_tokenizer(model, tokenizer)
+    model.resize_token_embeddings(100)
+    with pytest.raises(UserError, match="the model 100 embeddings"):
+        refuse_foreign_tokenizer(model, tokenizer)
+
+
+def test_a_model_that_transformers_knows_is_refused_too_when_it_names_its_own_code(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    folder = Path(folder_without(tiny_qwen2, tmp_path / "m"))
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(known | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    for load in (base, lambda path: load_tokenizer(str(path))):
+        with pytest.raises(UserError, match=r"auto_map in config\.json"):
+            load(folder)

@@ -1,0 +1,157 @@
+"""A preference in every form that a client can give it, and what is refused."""
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pft_core.data.preferences import Axis, Pole, PreferenceSpace
+from pft_core.errors import UserError
+from pft_core.prompts.conditions import Condition, read_condition
+from tests.builders import SPACE
+
+ONE_AXIS = PreferenceSpace("one", SPACE.axes[:1])
+SHARED = PreferenceSpace("shared", (SPACE.axes[0], Axis("Money", Pole("Bold"), Pole("Thrifty"))))
+
+
+@pytest.mark.parametrize("raw", [None, [0.5, 0.5]])
+def test_no_preference_states_nothing(raw: Any) -> None:
+    assert read_condition(raw, SPACE) == Condition()
+    assert read_condition(raw, SPACE).axis is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "stated"),
+    [
+        ("Bold", ("Risk", 0)),
+        ("Careful", ("Risk", 1)),
+        ("careFUL", ("Risk", 1)),
+        ("slow", ("Pace", 1)),
+        ({"pole": "fast"}, ("Pace", 0)),
+        ({"axis": None, "pole": "Fast"}, ("Pace", 0)),
+        ({"axis": "Pace", "pole": "Slow"}, ("Pace", 1)),
+        ({"axis": "Pace", "pole": "second"}, ("Pace", 1)),
+    ],
+)
+def test_a_pole_is_stated_whatever_its_case(raw: Any, stated: tuple[str, int]) -> None:
+    assert read_condition(raw, SPACE) == Condition((stated,))
+
+
+def test_first_and_second_name_the_poles_of_a_lone_axis() -> None:
+    assert read_condition("first", ONE_AXIS) == Condition((("Risk", 0),))
+    assert read_condition("second", ONE_AXIS) == Condition((("Risk", 1),))
+
+
+@pytest.mark.parametrize(
+    ("raw", "weight"),
+    [
+        ({"Bold": 1, "Careful": 3}, 0.25),
+        ({"Careful": 3, "Bold": 1}, 0.25),
+        ({"bold": 0.2, "CAREFUL": 0.2}, 0.5),
+        ({"Bold": 7}, 1.0),
+        ({"Careful": 7}, 0.0),
+        ({"Bold": 0, "Careful": 1}, 0.0),
+        ({"Bold": 1, "bold": 1, "Careful": 2}, 0.5),
+        ({"axis": "Risk", "first": 1, "second": 1}, 0.5),
+        ({"Bold": 1e6, "Careful": 5e-324}, 1.0),
+        ({"Bold": 5e-324, "Careful": 5e-324}, 0.5),
+    ],
+)
+def test_weights_count_by_their_ratio(raw: Any, weight: float) -> None:
+    assert read_condition(raw, SPACE) == Condition(slider=("Risk", weight))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ([1, 0.5], Condition((("Risk", 0),))),
+        ([0.5, 0], Condition((("Pace", 1),))),
+        ([0, 1.0], Condition((("Risk", 1), ("Pace", 0)))),
+        ([0.25, 0.5], Condition(slider=("Risk", 0.25))),
+        ([0, 0.75], Condition((("Risk", 1),), ("Pace", 0.75))),
+    ],
+)
+def test_a_vector_has_an_entry_for_each_axis(raw: Any, expected: Condition) -> None:
+    assert read_condition(raw, SPACE) == expected
+
+
+def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated() -> None:
+    between = read_condition([0, 0.75], SPACE)
+    assert between.axis == "Pace"
+    assert between.at_pole(1) == Condition((("Pace", 1), ("Risk", 1)))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("Blod", "no axis has the pole 'Blod'. Did you mean 'Bold'"),
+        ("", "pole='': a name of 1 to 200"),
+        ("x" * 201, "a name of 1 to 200"),
+        ("first", "no axis has the pole 'first'"),
+        ({}, "name a pole, such as 'Bold'"),
+        ({"axis": "Risk"}, "no pole of 'Risk' has a weight above 0"),
+        ({"axis": "Rsik", "pole": "Bold"}, "Did you mean 'Risk'"),
+        ({"axis": 3, "pole": "Bold"}, "axis=3"),
+        ({"axis": "Pace", "pole": "Bold"}, "axis 'Pace' has no pole 'Bold'"),
+        ({"pole": None}, "pole=None"),
+        ({"pole": ["Bold"]}, "pole="),
+        ({"Bold": 1, "Fast": 1}, "axis 'Risk' has no pole 'Fast'"),
+        ({"Bold": 0, "Careful": 0}, "no pole of 'Risk' has a weight above 0"),
+        ({"Bold": -1}, "Bold=-1: a weight is a number from 0 to 1e6"),
+        ({"Bold": 1e7}, "Bold=10000000.0"),
+        ({"Bold": True}, "Bold=True"),
+        ({"Bold": "1"}, "Bold='1'"),
+        ({"Bold": float("nan")}, "Bold=nan"),
+        ({"Bold": float("inf")}, "Bold=inf"),
+        ({"Bold": None}, "Bold=None"),
+        ([], "0 numbers, but the space has 2 axes"),
+        ([1], r"1 numbers, but the space has 2 axes \(Risk, Pace\)"),
+        ([1, 2], "2: entries are numbers from 0"),
+        ([1, "0"], "'0': entries"),
+        ([True, 1], "True: entries"),
+        ([float("nan"), 1], "nan: entries"),
+        ([0.3, 0.7], "between the poles of Risk, Pace: one axis at a time"),
+        (0.5, "preference=0.5: give a pole's name"),
+        (True, "preference=True"),
+    ],
+)
+def test_a_mistake_is_said_with_what_the_space_knows(raw: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_condition(raw, SPACE)
+
+
+def test_a_pole_of_two_axes_needs_its_axis() -> None:
+    with pytest.raises(UserError, match=r"'bold' is a pole of 'Risk', 'Money': add 'axis'"):
+        read_condition("bold", SHARED)
+    assert read_condition({"axis": "Money", "pole": "bold"}, SHARED) == Condition((("Money", 0),))
+    assert read_condition({"axis": "Money", "Bold": 1, "Thrifty": 1}, SHARED) == Condition(slider=("Money", 0.5))
+
+
+WORDS = st.sampled_from(["Bold", "careful", "Fast", "Slow", "axis", "pole", "Risk", "first", "", "\ud800", "\0"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | WORDS | st.sampled_from([0, 0.5, 1])
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(), inner, max_size=4)
+)
+
+
+def condition_or_mistake(raw: Any) -> Condition | str:
+    try:
+        return read_condition(raw, SPACE)
+    except UserError as error:
+        return str(error)
+
+
+@given(raw=JSON)
+@example(raw={"axis": "Risk", "\ud800": -1})
+@example(raw={"Bold": [["x" * 40] * 6] * 6})
+def test_any_json_is_a_condition_or_a_short_mistake(raw: Any) -> None:
+    found = condition_or_mistake(raw)
+    if isinstance(found, str):
+        assert len(found.encode()) < 400  # a lone surrogate could not be sent
+        return
+    axes = [axis for axis, _ in found.stated] + ([found.slider[0]] if found.slider else [])
+    assert len(set(axes)) == len(axes)
+    assert set(axes) <= {"Risk", "Pace"}
+    assert all(side in (0, 1) for _, side in found.stated)
+    assert found.slider is None or 0 <= found.slider[1] <= 1

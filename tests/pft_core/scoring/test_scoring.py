@@ -1,0 +1,96 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from pft_core.encoding.batching import collate, empty_example
+from pft_core.encoding.examples import BranchedExample
+from pft_core.errors import UserError
+from pft_core.scoring.scorer import BranchScorer, refuse_scaled_logits
+from tests.builders import random_trees, tree
+
+
+@pytest.fixture(params=["tiny_qwen2", "tiny_llama"])
+def model(request):
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), dtype=torch.float64)
+
+
+def reference_logps(model, example: BranchedExample) -> list[float]:
+    """One branch at a time, full logits, no batch: what the scorer must equal."""
+    rows = []
+    for branch in example.branches:
+        ids = torch.tensor([[*example.prefix_ids.tolist(), *branch.input_ids.tolist()]])
+        logps = model(input_ids=ids).logits.double().log_softmax(-1)[0]
+        start = len(example.prefix_ids)
+        labels = [start + i for i, is_label in enumerate(branch.label_mask) if is_label]
+        rows.append(sum(logps[i - 1, ids[0, i]].item() for i in labels))
+    return rows
+
+
+def test_scores_equal_one_branch_at_a_time(model) -> None:
+    examples = [*random_trees(4), tree("empty prefix", [[5, 6], [7, 6]], [[8], [9, 10]])]
+    with torch.no_grad():
+        scored = BranchScorer(model)(collate(examples))
+        want = torch.tensor([v for e in examples for v in reference_logps(model, e)])
+    # float64 weights, but RMSNorm computes in float32: 1e-5 is that norm's rounding.
+    assert torch.allclose(scored.double(), want.double(), atol=1e-5)
+
+
+def test_branches_cannot_see_each_other(model) -> None:
+    scorer = BranchScorer(model)
+    first = tree("x", [[5, 6], [5, 7]], [[8, 9], [10, 11]])
+    other = tree("x", [[5, 6], [5, 7]], [[8, 9], [12, 13]])
+    with torch.no_grad():
+        assert scorer(collate([first]))[0] == scorer(collate([other]))[0]
+
+
+def test_an_answer_right_after_the_shared_prefix_is_predicted_by_its_last_token(model) -> None:
+    example = tree("x", [[5, 6], [5, 6]], [[8], [9]])
+    with torch.no_grad():
+        want = reference_logps(model, example)
+        assert BranchScorer(model)(collate([example])).tolist() == pytest.approx(want, abs=1e-5)
+
+
+def test_a_bin_without_labels_scores_zero_and_reaches_every_weight(model) -> None:
+    scorer = BranchScorer(model)
+    logps = scorer(collate([empty_example()]))
+    logps.sum().backward()
+    assert logps.tolist() == [0.0, 0.0]
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_architectures_that_change_logits_are_refused() -> None:
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        refuse_scaled_logits(SimpleNamespace(model_type="gemma2", final_logit_softcapping=30.0))
+
+
+def test_an_architecture_whose_logits_are_not_its_heads_is_refused_whatever_its_keys_say() -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, attn_pdrop=0.1)
+    BranchScorer(GPT2LMHeadModel(config))
+
+    class Scaled(GPT2LMHeadModel):
+        def forward(self, **inputs):
+            out = super().forward(**inputs)
+            out.logits = 1.01 * out.logits
+            return out
+
+    with pytest.raises(UserError, match="model type 'gpt2' computes its logits in a way that is not supported"):
+        BranchScorer(Scaled(config))
+
+
+def test_a_model_that_does_not_attend_by_sdpa_runs_separate_and_says_why(tiny_qwen2, caplog) -> None:
+    eager = AutoModelForCausalLM.from_pretrained(tiny_qwen2, attn_implementation="eager")
+    assert not BranchScorer(eager).shares_prefix
+    assert "its attention is 'eager', not 'sdpa'" in caplog.text
+    with pytest.raises(UserError, match="attention_backend='split': its attention is 'eager'"):
+        BranchScorer(eager, backend="split")
+
+
+def test_flex_says_where_it_cannot_train(tiny_qwen2) -> None:
+    scorer = BranchScorer(AutoModelForCausalLM.from_pretrained(tiny_qwen2), backend="flex")
+    with pytest.raises(UserError, match="'flex' trains on CUDA only"):
+        scorer(collate([tree("x", [[5, 6], [5, 7]], [[8], [9]])]))
+    dropping = AutoModelForCausalLM.from_pretrained(tiny_qwen2, attention_dropout=0.1)
+    with pytest.raises(UserError, match="'flex' has no attention dropout"):
+        BranchScorer(dropping, backend="flex")

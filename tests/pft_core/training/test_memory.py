@@ -1,0 +1,116 @@
+"""The count of activations beforehand, and the choice that follows from it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from pft_core.encoding.batching import collate
+from pft_core.policies.model import LoraSettings, add_lora, checkpoint_activations, load_base
+from pft_core.scoring.scorer import BranchScorer
+from pft_core.training import memory
+from pft_core.training.local_context import LocalContext
+from pft_core.training.memory import count_kept_bytes, measure_kept_bytes, plan_memory, probe_batch
+from pipelines.train.worker import checkpoint_where_memory_is_short
+from tests.builders import tree
+
+CPU = torch.device("cpu")
+LORA = LoraSettings(r=4, alpha=8, dropout=0.1, target_modules="all-linear")
+
+
+def scorer(folder: Path, *, backend: str = "split", precision: str = "fp32", lora: bool = True) -> BranchScorer:
+    chosen: Any = precision if lora else "fp32"
+    base = load_base(str(folder), precision=chosen, gradient_checkpointing=False, device=CPU)
+    return BranchScorer(add_lora(base, LORA, seed=0) if lora else base, backend=backend)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def wide_qwen2(tmp_path_factory) -> Path:
+    """Wide enough for layers to outweigh masks and logits, as in a real model."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+    folder = tmp_path_factory.mktemp("wide")
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=600, num_hidden_layers=3, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("backend", ["split", "separate"])
+def test_the_estimate_holds_at_a_larger_size_and_another_shape(wide_qwen2, backend, lora, precision) -> None:
+    chosen = scorer(wide_qwen2, backend=backend, precision=precision, lora=lora)
+    estimate = measure_kept_bytes(chosen, precision=precision, device=CPU)
+    pairs = [tree(str(i), [[5] * (120 + i)] * 2, [[6] * 22, [7] * (14 + i)]) for i in range(6)]
+    for batch in (probe_batch(7), collate(pairs)):
+        counted = count_kept_bytes(chosen, batch, precision=precision)
+        assert estimate.of(chosen.count_tokens(batch)[1]) == pytest.approx(counted, rel=0.1)
+
+
+def test_every_kept_storage_is_counted_once_and_no_weight() -> None:
+    # x * w keeps both, exp keeps its result, and view(-1) * 1 keeps nothing: 8 numbers of x (float32), 8 of exp.
+    class Scorer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(8))
+
+        def forward(self, batch) -> torch.Tensor:
+            product = torch.arange(8.0) * self.weight
+            return product.exp().view(-1) * 1
+
+    assert count_kept_bytes(Scorer(), probe_batch(2), precision="fp32") == 8 * 4 + 8 * 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_checkpointing_lowers_what_is_kept(tiny_llama, lora) -> None:
+    chosen = scorer(tiny_llama, lora=lora)
+    kept = measure_kept_bytes(chosen, precision="fp32", device=CPU)
+    checkpoint_activations(chosen.model)
+    # Two layers keep one input of width 32 each, where they kept a dozen tensors of it and of width 64.
+    assert measure_kept_bytes(chosen, precision="fp32", device=CPU).per_token < kept.per_token / 5
+
+
+def test_counting_leaves_no_trace(tiny_qwen2) -> None:
+    chosen = scorer(tiny_qwen2).eval()
+    torch.manual_seed(3)
+    want = torch.rand(4)
+    torch.manual_seed(3)
+    plan_memory(chosen, num_tokens=100, precision="fp32", device=CPU)
+    assert torch.equal(torch.rand(4), want)
+    assert not chosen.training
+    assert all(weight.grad is None for weight in chosen.parameters())
+
+
+def test_gradients_and_adamw_of_the_trained_weights_are_needed_too(tiny_qwen2) -> None:
+    full = scorer(tiny_qwen2, lora=False)
+    needed = plan_memory(full, num_tokens=0, precision="fp32", device=CPU).needed
+    assert needed == pytest.approx(12 * sum(w.numel() for w in full.parameters()), rel=0.01)
+
+
+@pytest.mark.parametrize(("free", "checkpoints"), [(1e12, False), (0.0, True)])
+def test_auto_chooses_by_what_is_free_and_says_why(
+    tiny_qwen2, tmp_path, monkeypatch, capsys, free, checkpoints
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    chosen = scorer(tiny_qwen2)
+    checkpoint_where_memory_is_short(chosen, 4096, precision="fp32", context=LocalContext(tmp_path, device=CPU))
+    assert chosen.model.get_base_model().is_gradient_checkpointing is checkpoints
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(rf"checkpointing {'on' if checkpoints else 'off'}: up to 4096 tokens at once need \S+ GB", said)
+
+
+def test_the_tightest_rank_decides_for_all(tiny_qwen2, monkeypatch) -> None:
+    # This rank: 3 GB free, needs megabytes. The other: 2 GB free, needs 5 GB. All plan with 5 needed and 2 free.
+    other = torch.tensor([-5e9, 2e9], dtype=torch.float64)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 3e9)
+    monkeypatch.setattr(memory, "num_ranks", lambda: 2)
+    monkeypatch.setattr(memory.dist, "all_reduce", lambda mine, op: mine.copy_(torch.minimum(mine, other)))
+    plan = plan_memory(scorer(tiny_qwen2), num_tokens=100, precision="fp32", device=CPU)
+    assert (plan.needed, plan.free, plan.fits) == (5e9, 2e9, False)
+
+
+def test_a_worker_gets_its_share_of_the_machine(monkeypatch) -> None:
+    alone = memory.free_bytes(CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.free_bytes(CPU) == pytest.approx(alone / 4, rel=0.3)

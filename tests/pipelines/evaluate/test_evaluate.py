@@ -1,0 +1,231 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pft_core.data.manifest import DatasetManifest, Shard
+from pft_core.data.preferences import Axis, Pole, PreferenceSpace, worded_as
+from pft_core.data.record_schema import RECORD_SCHEMA
+from pft_core.errors import UserError
+from pft_core.evaluation.answers import ask
+from pft_core.evaluation.tasks import Outcome, report_rows
+from pft_core.files import file_sha256, read_json
+from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter
+from pft_core.policies.model_ref import ModelRef
+from pft_core.prompts.rendering import PromptStyle
+from pipelines.evaluate import job as evaluate
+from pipelines.evaluate.job import EvaluateConfig, make_job, read_answers, read_items, resolve_policy, trained_poles
+from pipelines.evaluate.worker import PolicyActor, items_table
+from tests.builders import SPACE, record
+
+NUM_RECORDS = 70  # more than one group of items
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A prepared folder in two shards, with 35 records of each axis."""
+    folder = tmp_path_factory.mktemp("data")
+    records = [record(i, axis=SPACE.axes[i % 2].name, num_options=2 + i % 4) for i in range(NUM_RECORDS)]
+    shards = []
+    for number, part in enumerate((records[:40], records[40:])):
+        path = folder / f"shard-{number}.parquet"
+        pq.write_table(pa.Table.from_pylist([r.to_row() for r in part], schema=RECORD_SCHEMA), path)
+        shards.append(Shard(path.name, file_sha256(path), len(part)))
+    counts = {"rows_in": NUM_RECORDS, "rows_out": NUM_RECORDS, "pairs_out": NUM_RECORDS, "rejected": 0}
+    DatasetManifest(
+        source="json", forms=("one",), space=SPACE, shards=tuple(shards), **counts, rejected_by_reason={},
+        length_quantiles={}, config_digest="c", data_digest="d",
+    ).save(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_qwen2, tmp_path_factory) -> Path:
+    """A LoRA adapter strong enough to change choices."""
+    base = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
+    model = add_lora(base, LoraSettings(4, 64, 0.0, "all-linear"), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(generator=generator)
+    folder = tmp_path_factory.mktemp("run") / "adapter"
+    save_adapter(model, {n: p.data for n, p in model.named_parameters() if p.requires_grad}, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_ref(tiny_qwen2, adapter) -> Path:
+    ref = ModelRef(
+        base=str(tiny_qwen2), adapter="adapter", weights=None, style=PromptStyle(answer="option"), space=SPACE,
+        trained_sides=(0, 1), template_digest="t", data_digest="d", config_digest="c", adapter_sha256="s",
+    )  # fmt: skip
+    return ref.save(adapter.parent).parent
+
+
+def config(model, data, output, **options) -> EvaluateConfig:
+    return EvaluateConfig(model=str(model), data=str(data), output=str(output), use_gpu=False, **options)
+
+
+def report_of(settings: EvaluateConfig) -> dict:
+    return read_json(Path(evaluate.run(settings)["report_json"]), what="a report")
+
+
+def without_ray(settings: EvaluateConfig) -> list[dict]:
+    """The rows of the same evaluation, asked in this process in one go."""
+    manifest = DatasetManifest.load(Path(settings.data))
+    ref = resolve_policy(settings, manifest)
+    job = make_job(settings, ref)
+    items = read_items(Path(settings.data), manifest, forms=settings.forms, limit_per_axis=settings.limit_per_axis)
+    outcomes = ask(items, *PolicyActor(job)._policy_and_base)
+    return report_rows(outcomes, policy=settings.policy, space=ref.space, trained_poles=trained_poles(settings))
+
+
+@pytest.mark.ray
+def test_two_workers_give_the_rows_of_a_plain_run(ray_cluster, model_ref, data, tmp_path) -> None:
+    settings = config(model_ref, data, tmp_path, policy="p", num_workers=2)
+    report = report_of(settings)
+    assert report["items"] == {"in": 70, "out": 70, "rejected": 0, "rejected_by_reason": {}}
+    assert report["rows"] == json.loads(json.dumps(without_ray(settings)))
+    assert {row["n"] for row in report["rows"]} == {35}
+    assert {row["axis"] for row in report["rows"]} == {"Risk", "Pace"}
+    leaks = {row["axis"]: row["value"] for row in report["rows"] if row["metric"] == "leak"}
+    assert max(leaks.values()) > 0  # the adapter changes what is chosen without a condition
+    assert report["digests"]["adapter_sha256"] == file_sha256(model_ref / "adapter" / "adapter_model.safetensors")
+    assert report["digests"]["data"] == "d"
+
+
+@pytest.mark.ray
+def test_too_many_workers_are_refused_before_waiting(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match="num_workers=1000 needs 1000 CPU"):
+        evaluate.run(config(tiny_qwen2, data, tmp_path, num_workers=1000))
+
+
+@pytest.fixture
+def in_process(monkeypatch) -> None:
+    """Ask in this process, in one group, instead of on Ray."""
+
+    def ask_here(items, job, *, num_workers):
+        return read_answers(PolicyActor(job)(items_table(items)).to_pylist())
+
+    monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
+    monkeypatch.setattr(evaluate, "ask_on_ray", ask_here)
+
+
+def test_rejected_items_are_counted_and_a_base_model_does_not_leak(in_process, tiny_qwen2, data, tmp_path) -> None:
+    settings = config(tiny_qwen2, data, tmp_path, policy="p", forms=["one", "all"], limit_per_axis=4, max_length=150)
+    report = report_of(settings)
+    items = report["items"]
+    assert items["in"] == 2 * 4 * 2
+    assert items["in"] == items["out"] + items["rejected"]
+    assert 0 < items["rejected"] == items["rejected_by_reason"]["overlong"]
+    outcomes = [Outcome.from_json(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    space = DatasetManifest.load(data).space
+    rows = report_rows(outcomes, policy="p", space=space, trained_poles=None)
+    assert report["rows"] == json.loads(json.dumps(rows))  # every figure follows from what is kept
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [r["reason"] for r in rejects] == ["overlong"] * items["rejected"]
+    assert {row["value"] for row in report["rows"] if row["metric"] == "leak"} == {0}
+    assert {row["trained_pole"] for row in report["rows"]} == {None}
+
+
+def test_generated_noise_is_unparsed_not_right(in_process, model_ref, data, tmp_path) -> None:
+    settings = config(model_ref, data, tmp_path, scoring="generate", max_new_tokens=4, limit_per_axis=2)
+    rows = report_of(settings)["rows"]
+    assert {row["unparsed"] for row in rows} == {1}
+    assert {row["value"] for row in rows} == {0}
+    assert {row["policy"] for row in rows} == {model_ref.name}
+
+
+def test_a_users_mistake_on_a_worker_is_one_clear_message(in_process, tiny_qwen2, adapter, data, tmp_path) -> None:
+    (broken := tmp_path / "adapter").mkdir()
+    (broken / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        evaluate.run(config(tiny_qwen2, data, tmp_path / "out", adapter=str(broken), limit_per_axis=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_left_to_evaluate_is_an_error(in_process, tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"every item was rejected \{'overlong': 2\}"):
+        evaluate.run(config(tiny_qwen2, data, tmp_path, max_length=10, limit_per_axis=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fully_trained_policy_is_compared_with_its_base(in_process, tiny_qwen2, data, tmp_path) -> None:
+    # Other weights in the same shape: what they choose without a condition is set against the base's choices.
+    weights = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    torch.manual_seed(1)
+    for weight in weights.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    weights.save_pretrained(tmp_path / "weights")
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(tmp_path / "weights")
+    ModelRef(
+        base=str(tiny_qwen2), adapter=None, weights="weights", style=PromptStyle(answer="option"), space=SPACE,
+        trained_sides=(0, 1), template_digest="t", data_digest="d", config_digest="c", adapter_sha256=None,
+    ).save(tmp_path)  # fmt: skip
+    rows = report_of(config(tmp_path, data, tmp_path / "out"))["rows"]
+    shares = [free_shares(model, data) for model in (tmp_path / "weights", tiny_qwen2)]
+    leaks = {row["axis"]: row["value"] for row in rows if row["metric"] == "leak"}
+    assert leaks == {axis: pytest.approx(abs(shares[0][axis] - shares[1][axis])) for axis in ("Risk", "Pace")}
+    assert max(leaks.values()) > 0
+
+
+def free_shares(model: Path, data: Path) -> dict[str, float]:
+    """Per axis, how often this model chooses the first pole without a condition."""
+    settings = config(model, data, "unused", prompt={"answer": "option"})
+    manifest = DatasetManifest.load(data)
+    actor = PolicyActor(make_job(settings, resolve_policy(settings, manifest)))
+    items = read_items(data, manifest, forms=None, limit_per_axis=None)
+    outcomes, _ = read_answers(actor(items_table(items)).to_pylist())
+    by_axis = {axis.name: [o for o in outcomes if o.axis == axis.name] for axis in SPACE.axes}
+    return {axis: sum(o.shows_only(o.unconditioned, 0) for o in group) / len(group) for axis, group in by_axis.items()}
+
+
+def test_a_limit_is_per_axis_and_every_form_asks_the_same_records(data) -> None:
+    items = read_items(data, DatasetManifest.load(data), forms=["one", "all"], limit_per_axis=3)
+    for form in ("one", "all"):
+        assert sorted(r.axis for r, f in items if f == form) == ["Pace"] * 3 + ["Risk"] * 3
+    assert [r.id for r, f in items if f == "one"] == [r.id for r, f in items if f == "all"]
+    assert len(read_items(data, DatasetManifest.load(data), forms=None, limit_per_axis=None)) == NUM_RECORDS
+
+
+def test_a_missing_shard_is_named(data) -> None:
+    manifest = DatasetManifest.load(data)
+    with pytest.raises(UserError, match=r"shard-0\.parquet: no such file"):
+        read_items(data / "elsewhere", manifest, forms=None, limit_per_axis=None)
+
+
+def test_a_reference_is_asked_in_its_own_style_unless_told_otherwise(model_ref, tiny_qwen2, data, tmp_path) -> None:
+    manifest = DatasetManifest.load(data)
+    own = resolve_policy(config(model_ref, data, tmp_path), manifest)
+    assert own.style.answer == "option"
+    assert resolve_policy(config(model_ref, data, tmp_path, scoring="generate"), manifest).style == own.style
+    letters = resolve_policy(config(model_ref / "model_ref.json", data, tmp_path, scoring="letter"), manifest)
+    assert letters.style.answer == "letter"
+    assert letters.template_digest != own.template_digest
+    plain = resolve_policy(config(tiny_qwen2, data, tmp_path), manifest)
+    assert (plain.style.answer, plain.adapter, plain.adapter_sha256) == ("letter", None, None)
+    with_adapter = resolve_policy(config(tiny_qwen2, data, tmp_path, adapter=own.adapter), manifest)
+    assert with_adapter.adapter_sha256 == own.adapter_sha256
+
+
+def test_a_missing_adapter_is_named(tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match="no such file; an adapter is a folder"):
+        resolve_policy(config(tiny_qwen2, data, tmp_path, adapter=str(tmp_path / "none")), DatasetManifest.load(data))
+
+
+def test_a_policy_hears_the_words_it_was_trained_with() -> None:
+    trained = PreferenceSpace("trained", (Axis("Pace", Pole("Fast", "In other words."), Pole("Slow")),))
+    asked = worded_as(trained, SPACE)
+    assert [axis.name for axis in asked.axes] == ["Risk", "Pace"]
+    assert asked.axis("Pace").first.description == "In other words."
+    assert asked.axis("Risk") == SPACE.axis("Risk")
+
+
+def test_poles_that_mean_something_else_are_refused() -> None:
+    swapped = PreferenceSpace("trained", (Axis("Pace", Pole("Slow"), Pole("Fast")),))
+    with pytest.raises(UserError, match=r"axis 'Pace' has the poles \['Fast', 'Slow'\] in the data"):
+        worded_as(swapped, SPACE)

@@ -1,0 +1,109 @@
+"""A training run, a comparison and a search that are killed and started again, as a user would see it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pft_core.files import file_sha256
+from tests.builders import record, write_dataset
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def start(recipe: Path, storage: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(recipe), f"storage={storage}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finish(process: subprocess.Popen) -> dict:
+    stdout, _ = process.communicate()
+    assert process.returncode == 0
+    return json.loads(stdout)
+
+
+def test_a_killed_driver_goes_on_where_it_was_and_ends_with_the_same_adapter(tiny_qwen2, tmp_path) -> None:
+    data = write_dataset(tmp_path / "data", [record(n) for n in range(40)])
+    recipe = tmp_path / "recipe.yaml"
+    train = {"pairs_per_step": 4, "max_steps": 400, "lr": 1e-2, "precision": "fp32", "checkpoint_every": 20}
+    recipe.write_text(yaml.safe_dump({"name": "killed", "data": str(data), "model": str(tiny_qwen2), "train": train}))
+    whole = finish(start(recipe, tmp_path / "whole"))
+    process = start(recipe, tmp_path / "cut")
+    # Two, since Ray may not have registered the newest yet.
+    while len(list((tmp_path / "cut").glob("killed-*/checkpoints/checkpoint_*/MANIFEST.json"))) < 2:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    resumed = finish(start(recipe, tmp_path / "cut"))
+    assert 0 < resumed["resumed_from"] < 400
+    assert resumed["steps"] == 400
+    hashes = {file_sha256(Path(run["adapter"]) / "adapter_model.safetensors") for run in (whole, resumed)}
+    assert len(hashes) == 1
+    steps = [json.loads(line)["step"] for line in (Path(resumed["run_dir"]) / "metrics.jsonl").open()]
+    assert steps == list(range(1, 401))
+
+
+def compare(suite: Path, storage: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "compare", str(suite), "--storage", str(storage)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finished_cells(storage: Path) -> dict[str, dict]:
+    jobs = {path.parent.name: json.loads(path.read_text()) for path in storage.glob("compare/cells/*/job.json")}
+    return {name: job for name, job in jobs.items() if job["status"] == "finished"}
+
+
+def test_a_killed_comparison_goes_on_and_runs_no_finished_cell_again(tmp_path) -> None:
+    suite = tmp_path / "suite.yaml"
+    size = {"seeds": [0, 1, 2, 3], "test_per_axis": 20, "run": {"train": {"max_steps": 40}}}
+    suite.write_text(yaml.safe_dump({"name": "cut", "title": "cut", "methods": ["pft"], "sizes": {"tiny": size}}))
+    process = compare(suite, tmp_path)
+    while not finished_cells(tmp_path):
+        assert process.poll() is None, "the comparison ended before it could be killed"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    before = finished_cells(tmp_path)
+    assert 0 < len(before) < 4
+    result = finish(compare(suite, tmp_path))
+    assert (result["cells"], result["failed"]) == (4, 0)
+    after = finished_cells(tmp_path)
+    assert len(after) == 4
+    assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
+    rows = json.loads(Path(result["report_json"]).read_text())["rows"]
+    assert {row["n_seeds"] for row in rows} == {4}
+
+
+def search(storage: Path) -> subprocess.Popen:
+    asked = ["quickstart", f"storage={storage}", "train.max_steps=40", "search.limit_per_axis=10"]
+    asked += ["search.alphas=[0,1,2]", "search.betas=[0,1,2]"]
+    command = [sys.executable, "-m", "pipelines.cli", "tune", *asked]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def finished_trials(storage: Path) -> dict[str, dict]:
+    jobs = {path.parent.name: json.loads(path.read_text()) for path in storage.glob("tune/trials/*/job.json")}
+    return {name: job for name, job in jobs.items() if job["status"] == "finished"}
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path, how, code) -> None:
+    process = search(tmp_path)
+    while not finished_trials(tmp_path):
+        assert process.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.1)
+    process.send_signal(how)
+    assert process.wait() == code
+    before = finished_trials(tmp_path)
+    assert 0 < len(before) < 6
+    result = finish(search(tmp_path))
+    after = finished_trials(tmp_path)
+    assert len(after) == 6  # 0:1, 1:2, 1:1, 2:1, 1:0, and the base
+    assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
+    assert {trial["status"] for trial in json.loads(Path(result["report_json"]).read_text())["trials"]} == {"finished"}

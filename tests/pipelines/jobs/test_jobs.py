@@ -1,0 +1,197 @@
+"""One key for one run: reused when finished, continued when not, deleted only when it is ours."""
+
+import errno
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pft_core.data.manifest import DatasetManifest
+from pft_core.data.preferences import load_space
+from pft_core.errors import UserError
+from pft_core.files import read_json
+from pipelines.config import RunConfig, load_config
+from pipelines.jobs import runner as jobs
+from pipelines.jobs.mistakes import unwrap_user_error
+from pipelines.jobs.runner import run_job, run_key
+
+
+def config(storage: Path, *overrides: str) -> RunConfig:
+    return load_config("quickstart", ["data=null", f"storage={storage}", "name=r", *overrides])
+
+
+class Work:
+    """Counts its calls; fails with `error` while it is set."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.calls, self.error = 0, error
+
+    def __call__(self, run_dir: Path, key: str) -> dict[str, Any]:
+        self.calls += 1
+        (run_dir / "progress").touch()
+        if self.error:
+            raise self.error
+        return {"run_dir": str(run_dir), "calls": self.calls}
+
+
+def test_a_finished_run_is_used_again_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    work = Work()
+    first = run_job(config(tmp_path), work, fresh=False, kind="train")
+    second = run_job(config(tmp_path), work, fresh=False, kind="train")
+    assert (
+        first == second == {"run_dir": str(tmp_path / f"r-{run_key(config(tmp_path), kind='train')[:8]}"), "calls": 1}
+    )
+    assert "is finished already" in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_an_unfinished_run_continues_in_the_same_folder(tmp_path: Path) -> None:
+    work = Work(RuntimeError("power cut"))
+    with pytest.raises(RuntimeError):
+        run_job(config(tmp_path), work, fresh=False, kind="train")
+    (run_dir,) = tmp_path.glob("r-*")
+    assert read_json(run_dir / "job.json", what="job")["status"] == "failed"
+    work.error = None
+    assert run_job(config(tmp_path), work, fresh=False, kind="train") == {"run_dir": str(run_dir), "calls": 2}
+    job = read_json(run_dir / "job.json", what="job")
+    assert (job["status"], job["attempt"]) == ("finished", 2)
+
+
+def test_fresh_deletes_the_run_and_starts_anew(tmp_path: Path) -> None:
+    work = Work()
+    run_dir = Path(run_job(config(tmp_path), work, fresh=False, kind="train")["run_dir"])
+    (run_dir / "old").touch()
+    assert run_job(config(tmp_path), work, fresh=True, kind="train")["calls"] == 2
+    assert not (run_dir / "old").exists()
+
+
+def test_fresh_never_deletes_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1").touch()
+    for fresh, part in ((True, "--fresh does not delete it"), (False, "it is not a run")):
+        with pytest.raises(UserError, match=part):
+            run_job(config(tmp_path), Work(), fresh=fresh, kind="train", run_dir=precious)
+    assert (precious / "chapter1").exists()
+
+
+def test_another_config_does_not_enter_a_fixed_folder_unasked(tmp_path: Path) -> None:
+    run_job(config(tmp_path), Work(), fresh=False, kind="quickstart", run_dir=tmp_path / "quickstart")
+    other = config(tmp_path, "seed=1")
+    with pytest.raises(UserError, match="another config, data or code: --fresh replaces it"):
+        run_job(other, Work(), fresh=False, kind="quickstart", run_dir=tmp_path / "quickstart")
+
+
+@pytest.mark.parametrize(("metrics", "runs_left"), [("", 0), ('{"step": 1}\n', 1)])
+def test_a_mistake_leaves_nothing_unless_a_step_was_done(tmp_path: Path, metrics: str, runs_left: int) -> None:
+    def refuse(run_dir: Path, key: str) -> dict[str, Any]:
+        (run_dir / "metrics.jsonl").write_text(metrics)
+        raise UserError("target modules match nothing")
+
+    with pytest.raises(UserError):
+        run_job(config(tmp_path), refuse, fresh=False, kind="train")
+    assert len(list(tmp_path.glob("r-*"))) == runs_left
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "r"
+    script = "import sys; from pathlib import Path; from pipelines.jobs import locked\n"
+    script += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"another process .pid {holder.pid} on .*is writing this run"):
+        run_job(config(tmp_path), Work(), fresh=True, kind="train", run_dir=run_dir)
+    holder.communicate("")
+    assert run_job(config(tmp_path), Work(), fresh=False, kind="train", run_dir=run_dir)["calls"] == 1
+
+
+def test_the_key_follows_config_and_code_but_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = run_key(config(tmp_path), kind="train")
+    assert key == run_key(config(tmp_path / "elsewhere", "tracking.experiment=other"), kind="train")
+    assert key != run_key(config(tmp_path, "train.lr=2e-3"), kind="train")
+    assert key != run_key(config(tmp_path), kind="quickstart")
+    monkeypatch.setattr(jobs, "code_digest", lambda: "another version")
+    assert key != run_key(config(tmp_path), kind="train")
+
+
+def test_the_key_follows_the_data_and_not_its_folder(tmp_path: Path) -> None:
+    manifest = DatasetManifest("vcd", ("one",), load_space("vcd"), (), 1, 1, 1, 0, {}, {}, "c", "digest-1")
+    for name, content in (("a", manifest), ("moved", manifest), ("changed", replace(manifest, data_digest="digest-2"))):
+        (tmp_path / name).mkdir()
+        content.save(tmp_path / name)
+    keys = {name: run_key(config(tmp_path, f"data={tmp_path / name}"), kind="t") for name in ("a", "moved", "changed")}
+    assert keys["a"] == keys["moved"] != keys["changed"]
+
+
+def test_a_missing_data_set_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
+        run_job(config(tmp_path, f"data={tmp_path / 'nothing'}"), Work(), fresh=False, kind="train")
+
+
+def test_a_damaged_job_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "job.json").write_text("{")
+    with pytest.raises(UserError, match=r"job\.json: not valid JSON"):
+        run_job(config(tmp_path), Work(), fresh=False, kind="train", run_dir=tmp_path / "r")
+
+
+def test_the_users_mistake_is_found_inside_what_wraps_it() -> None:
+    mistake = UserError("train.lr=1: too high")
+    chained = RuntimeError("worker died")
+    chained.__cause__ = KeyError("x")
+    chained.__cause__.__context__ = mistake
+    assert unwrap_user_error(chained) is mistake
+    worker_group = RuntimeError("training failed")
+    worker_group.worker_failures = {0: KeyError("a"), 1: mistake}  # type: ignore[attr-defined]
+    assert unwrap_user_error(worker_group) is mistake
+    assert unwrap_user_error(ValueError("ours")) is None
+    circle = RuntimeError("a")
+    circle.__context__ = KeyError("b")
+    circle.__context__.__context__ = circle
+    assert unwrap_user_error(circle) is None
+
+
+def test_a_mistake_that_arrives_as_text_keeps_only_its_own_words() -> None:
+    text = "ray::Map(f)()\n  File ...\npft_core.errors.UserError: a.json:3: no pole\nadd one\n\nThe above exception was"
+    assert str(unwrap_user_error(RuntimeError(text))) == "a.json:3: no pole\nadd one"
+
+
+def test_a_full_disk_is_the_users_business() -> None:
+    full = RuntimeError("save failed")
+    full.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/adapter")
+    assert str(unwrap_user_error(full)) == (
+        "/runs/adapter: No space left on device: make room there, or choose another folder"
+    )
+    assert "no space left" in str(unwrap_user_error(RuntimeError("IoError: No space left on device (os error 28)")))
+
+
+def test_a_dead_address_is_said_at_once() -> None:
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray cluster answers"):
+        jobs.refuse_silent_address("127.0.0.1:1")
+
+
+@pytest.mark.ray
+def test_a_mistake_in_a_ray_task_reaches_the_user_in_its_own_words(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def fail() -> None:
+        raise UserError("row 3: no pole")
+
+    with pytest.raises(Exception, match="row 3") as raised:
+        ray.get(fail.remote())
+    assert str(unwrap_user_error(raised.value)) == "row 3: no pole"
+
+
+def test_an_interrupted_run_is_neither_finished_nor_lost(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_job(config(tmp_path), Work(KeyboardInterrupt()), fresh=False, kind="train")
+    (run_dir,) = tmp_path.glob("r-*")
+    assert read_json(run_dir / "job.json", what="job")["status"] == "running"
+    assert run_job(config(tmp_path), Work(), fresh=False, kind="train")["run_dir"] == str(run_dir)

@@ -1,0 +1,353 @@
+"""prepare: what goes in comes out as records or as rejects, whole or not at all, and the same with any workers."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pft_core.data.manifest import DatasetManifest
+from pft_core.data.preferences import load_space
+from pft_core.data.records import PairedExample
+from pft_core.data.sources import readers
+from pft_core.encoding.layer import EncodedLayer
+from pft_core.errors import UserError
+from pft_core.files import file_sha256
+from pipelines.config import EncodingConfig
+from pipelines.prepare import job as prepare
+from pipelines.prepare.job import PrepareConfig, run
+from pipelines.prepare.worker import _call
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+POLES = [(axis.name, axis.first.name, axis.second.name) for axis in load_space("vcd").axes]
+
+
+def vcd(number: int) -> dict[str, Any]:
+    axis, first, second = POLES[number % len(POLES)]
+    options = [{"text": f"go {number}", "bias": first}, {"text": f"stay {number}", "bias": second}]
+    return {"scenario": f"The town has plan {number}.", "preference domain": axis, "options": options}
+
+
+def without(key: str, row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if k != key}
+
+
+def write_list(path: Path, rows: list[Any]) -> str:
+    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    return str(path)
+
+
+def write_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(output: Path, *inputs: str, source: Any = "vcd", **changes: Any) -> PrepareConfig:
+    return PrepareConfig(source=source, input=list(inputs), output=str(output), **changes)
+
+
+def records_in(output: Path) -> list[PairedExample]:
+    shards = DatasetManifest.load(output).shards
+    return [PairedExample.from_row(row) for s in shards for row in pq.read_table(output / s.path).to_pylist()]
+
+
+def rejects_in(output: Path) -> list[dict[str, str]]:
+    table = pq.read_table(output / "rejects.parquet")
+    assert table.column_names == ["row", "key_path", "reason", "detail"]
+    return table.to_pylist()
+
+
+def test_every_row_is_a_record_or_a_reject(tmp_path: Path) -> None:
+    faulty = vcd(5)
+    del faulty["options"][1]["bias"]
+    rows = [vcd(0), '{"cut": \n', without("scenario", vcd(1)), vcd(2), vcd(0), vcd(3), faulty, vcd(4), vcd(6), vcd(7)]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    result = run(config(tmp_path / "out", source, forms=["all", "one"]))
+    assert result == {
+        "rows_in": 10, "rows_out": 6, "pairs_out": 12, "rejected": 4, "manifest": str(tmp_path / "out/manifest.json")
+    }  # fmt: skip
+    assert [(r["row"], r["key_path"], r["reason"]) for r in rejects_in(tmp_path / "out")] == [
+        (f"{source}:2", "", "malformed_json"),
+        (f"{source}:3", "scenario", "missing_key"),
+        (f"{source}:5", "", "duplicate_id"),
+        (f"{source}:7", "options[1].bias", "missing_key"),
+    ]
+    assert rejects_in(tmp_path / "out")[2]["detail"] == f"same content as {source}:1"
+    assert [record.scenario for record in records_in(tmp_path / "out")] == [
+        f"The town has plan {i}." for i in (0, 2, 3, 4, 6, 7)
+    ]
+
+
+def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
+    run(config(tmp_path / "out", write_list(tmp_path / "rows.json", [vcd(0), vcd(1), vcd(6)])))
+    manifest = DatasetManifest.load(tmp_path / "out")
+    assert [s.sha256 for s in manifest.shards] == [file_sha256(tmp_path / "out" / s.path) for s in manifest.shards]
+    assert sum(s.rows for s in manifest.shards) == manifest.rows_out == 3
+    assert manifest.forms == ("one",)
+    assert manifest.space == load_space("vcd").restricted_to(POLES[i][0] for i in (0, 1))
+    # "go 0" and "stay 0": 4 and 6 characters; "The town has plan 0.": 20
+    assert manifest.length_quantiles["option_characters"] == {"p50": 4, "p90": 6, "p99": 6, "max": 6}
+    assert manifest.length_quantiles["scenario_characters"]["max"] == 20
+    assert rejects_in(tmp_path / "out") == []
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "rejects.parquet", "records"}
+
+
+def test_neither_workers_nor_parts_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "RECORDS_PER_SHARD", 7)
+    # duplicates within and across files; each part of the files sees some of them only
+    files = [
+        write_lines(tmp_path / f"{name}.jsonl", [vcd(i % 23) for i in range(start, start + 20)])
+        for name, start in (("b", 0), ("a", 10))
+    ]
+    outputs = []
+    for workers, part_bytes in ((1, 32 << 20), (3, 400)):
+        monkeypatch.setattr(readers, "PART_BYTES", part_bytes)
+        output = tmp_path / f"out{workers}"
+        run(config(output, *files, num_workers=workers))
+        outputs.append(output)
+    first, second = (DatasetManifest.load(output) for output in outputs)
+    assert first == second
+    assert [shard.rows for shard in first.shards] == [7, 7, 7, 2]  # 23 different rows of 40
+    assert rejects_in(outputs[0]) == rejects_in(outputs[1])
+    assert [r.scenario for r in records_in(outputs[1])] == [f"The town has plan {i}." for i in range(23)]
+
+
+def test_a_folder_of_mixed_files_is_read_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    write_lines(folder / "b.jsonl", [vcd(1)])
+    write_list(folder / "c.json", [vcd(2), vcd(0)])
+    pq.write_table(pa.Table.from_pylist([vcd(0)]), folder / "a.parquet")
+    assert run(config(tmp_path / "out", str(folder)))["rows_in"] == 4
+    assert [record.scenario[-2] for record in records_in(tmp_path / "out")] == ["0", "1", "2"]
+    assert [r["row"] for r in rejects_in(tmp_path / "out")] == [f"{folder}/c.json:3"]
+
+
+def test_the_axis_of_bqd_is_the_folder_unless_it_is_given(tmp_path: Path) -> None:
+    row = {
+        "question": "Now?\n(A) yes\n(B) no", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"
+    }  # fmt: skip
+    (tmp_path / "refusal").mkdir()
+    source = write_list(tmp_path / "refusal" / "train.json", [row])
+    run(config(tmp_path / "folder", source, source="bqd"))
+    run(config(tmp_path / "given", source, source="bqd", axis="haste"))
+    assert DatasetManifest.load(tmp_path / "folder").space.axes == (load_space("bqd").axis("refusal"),)
+    assert [axis.name for axis in DatasetManifest.load(tmp_path / "given").space.axes] == ["haste"]
+    assert records_in(tmp_path / "given")[0].axis == "haste"
+
+
+def test_joined_rows_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PART_BYTES", 100)  # partners are in different parts
+    rows = [
+        {"prompt": f"Plan {i}?", "completion": f"{pole} {i}", "pair_id": i, "pole": pole}
+        for pole in ("bold", "shy")
+        for i in range(4)
+    ]
+    result = run(config(tmp_path / "out", write_lines(tmp_path / "rows.jsonl", rows[:-1]), source="trl", axis="Nerve"))
+    assert (result["rows_in"], result["rows_out"], result["rejected"]) == (4, 3, 1)
+    assert [r["reason"] for r in rejects_in(tmp_path / "out")] == ["unpaired_row"]
+    assert [pole.name for pole in DatasetManifest.load(tmp_path / "out").space.axis("Nerve").poles] == ["bold", "shy"]
+
+
+def test_an_axis_has_the_poles_that_most_rows_give_it(tmp_path: Path) -> None:
+    def row(plan: int, first: str, second: str) -> dict[str, Any]:
+        options = [{"text": "go", "pole": first}, {"text": "wait", "pole": second}]
+        return {"scenario": f"plan {plan}", "axis": "Nerve", "options": options}
+
+    # The last row has the id of the first, which is rejected for its poles: it is no duplicate of a record.
+    rows = [row(0, "bold", "shy"), row(1, "bold", "timid"), row(2, "bold", "timid"), row(0, "bold", "timid")]
+    run(config(tmp_path / "out", write_list(tmp_path / "rows.json", rows), source="json"))
+    (rejected,) = rejects_in(tmp_path / "out")
+    assert (rejected["row"][-2:], rejected["key_path"], rejected["reason"]) == (":2", "axis", "conflicting_poles")
+    assert [record.scenario for record in records_in(tmp_path / "out")] == ["plan 1", "plan 2", "plan 0"]
+    assert [p.name for p in DatasetManifest.load(tmp_path / "out").space.axes[0].poles] == ["bold", "timid"]
+
+
+def test_toyworld_is_generated_and_keeps_its_option_order(tmp_path: Path) -> None:
+    from pft_core.toyworld.scenarios import generate
+
+    run(config(tmp_path / "out", source="toyworld", split="test", num_per_axis=4, seed=3))
+    assert records_in(tmp_path / "out") == list(generate(seed=3, split="test", num_per_axis=4))
+    assert DatasetManifest.load(tmp_path / "out").space == load_space("toyworld")
+
+
+def test_the_same_input_is_not_prepared_twice(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0), vcd(1)])
+    first = run(config(tmp_path / "out", source))
+    shard = tmp_path / "out" / DatasetManifest.load(tmp_path / "out").shards[0].path
+    written = shard.stat().st_mtime_ns
+    assert run(config(tmp_path / "out", source, num_workers=2)) == first
+    assert shard.stat().st_mtime_ns == written
+    assert "used again" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["input", "config", "damage"])
+def test_what_changed_is_prepared_anew(tmp_path: Path, change: str) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0), vcd(1)])
+    run(config(tmp_path / "out", source))
+    before = DatasetManifest.load(tmp_path / "out")
+    if change == "input":
+        write_list(tmp_path / "rows.json", [vcd(0), vcd(2)])
+    if change == "damage":
+        (tmp_path / "out" / before.shards[0].path).write_bytes(b"")
+    run(config(tmp_path / "out", source, forms=["one", "all"] if change == "config" else ["one"]))
+    after = DatasetManifest.load(tmp_path / "out")
+    assert (after.data_digest == before.data_digest) == (change == "damage")
+    assert len(records_in(tmp_path / "out")) == 2
+
+
+def test_digests_do_not_depend_on_where_the_data_is(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run(config(tmp_path / name / "out", write_list(tmp_path / name / "rows.json", [vcd(0)])))
+    first, second = (DatasetManifest.load(tmp_path / name / "out") for name in ("a", "b"))
+    assert first.data_digest == second.data_digest
+    assert first.shards == second.shards
+
+
+def refused(tmp_path: Path, source: Any, rows: list[Any], **changes: Any) -> str:
+    """Run on these rows; return the message, after checking that nothing was written."""
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        run(config(tmp_path / "out", path, source=source, **changes))
+    assert not [p.name for p in tmp_path.iterdir() if p.suffix not in (".jsonl", ".lock")]
+    return str(error.value)
+
+
+def test_too_many_rejects_stop_the_run_and_are_shown(tmp_path: Path) -> None:
+    rows = [vcd(0), without("scenario", vcd(1)), "broken\n", without("scenario", vcd(2))]
+    message = refused(tmp_path, "vcd", rows)
+    assert "3 of 4 rows are rejected (missing_key 2, malformed_json 1)" in message
+    assert f"{tmp_path}/rows.jsonl:2 scenario: missing_key" in message
+    assert run(config(tmp_path / "out", str(tmp_path / "rows.jsonl"), max_reject_fraction=0.75))["rows_out"] == 1
+
+
+def test_nothing_left_stops_the_run_whatever_the_limit(tmp_path: Path) -> None:
+    assert "1 of 1 rows" in refused(tmp_path, "vcd", [without("scenario", vcd(0))], max_reject_fraction=1.0)
+
+
+def test_half_the_rows_may_be_rejected(tmp_path: Path) -> None:
+    assert run(config(tmp_path / "out", write_lines(tmp_path / "rows.jsonl", [vcd(0), "broken\n"])))["rejected"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_an_empty_data_set_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(UserError, match="holds no rows"):
+        run(config(tmp_path / "out", str(tmp_path / "rows.json")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_json_list_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([vcd(0), vcd(1)])[:-1])
+    with pytest.raises(UserError, match=r"rows\.json:1: not valid JSON"):
+        run(config(tmp_path / "out", str(tmp_path / "rows.json")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"input": ["missing.json"]}, "missing.json: no such file"),
+        ({"input": []}, "input is not set"),
+        ({"source": "toyworld"}, "leave input out"),
+        ({"num_workers": 1000}, "num_workers=1000, and the Ray cluster has"),
+    ],
+)
+def test_a_wrong_request_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    request = {
+        "source": "vcd",
+        "input": [write_list(tmp_path / "rows.json", [vcd(0)])],
+        "output": str(tmp_path / "out"),
+    }
+    with pytest.raises(UserError, match=says):
+        run(PrepareConfig(**request | changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "data set with a note"])
+def test_what_prepare_did_not_write_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0)])
+    output = tmp_path / "out"
+    if kind == "file":
+        output.write_text("mine")
+    else:
+        if kind != "folder":
+            run(config(output, source))
+        output.mkdir(exist_ok=True)
+        (output / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="choose another"):
+        run(config(output, source, forms=["all"]))
+    assert (output if kind == "file" else output / "note.txt").read_text() == "mine"
+
+
+def test_an_empty_output_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert run(config(tmp_path / "out", write_list(tmp_path / "rows.json", [vcd(0)])))["rows_out"] == 1
+
+
+def test_a_full_disk_is_a_message(tmp_path: Path) -> None:
+    def work(task: str) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), task)
+
+    answer = _call({"id": [0]}, work=work, tasks=["/data/part"])
+    assert answer["fault"] == ["/data/part: No space left on device: make room there, or choose another folder"]
+
+
+def test_an_interrupted_run_leaves_the_old_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0)])
+    run(config(tmp_path / "out", source))
+    before = DatasetManifest.load(tmp_path / "out")
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "write_shards", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(tmp_path / "out", source, forms=["all"]))
+    assert DatasetManifest.load(tmp_path / "out") == before
+    assert {p.name for p in tmp_path.iterdir()} == {"rows.json", "out"}
+
+
+def test_with_a_model_the_layer_comes_with_the_records(tmp_path: Path, tiny_qwen2: Path) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(i) for i in range(5)])
+    run(config(tmp_path / "out", source))  # without, then with: the records are used again
+    run(config(tmp_path / "out", source, model=str(tiny_qwen2)))
+    (folder,) = (tmp_path / "out" / "encoded").iterdir()
+    layer = EncodedLayer(folder)
+    assert len(layer) == 5
+    longest = max(int(p + b.max()) for p, b in zip(layer.prefix_lengths_E, layer.branch_lengths_EB, strict=True))
+    assert DatasetManifest.load(tmp_path / "out").length_quantiles["tokens"]["max"] == longest
+
+
+def test_a_model_that_no_pair_fits_leaves_nothing_behind(tmp_path: Path, tiny_qwen2: Path) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0)])
+    with pytest.raises(UserError, match=r"encoding\.max_length=8 leaves 0 of 1 pairs"):
+        run(config(tmp_path / "out", source, model=str(tiny_qwen2), encoding=EncodingConfig(max_length=8)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_to_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(config(tmp_path / "out", write_list(tmp_path / "rows.json", [vcd(0), vcd(0)])))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "2 rows in, 1 out, 1 rejected (duplicate_id 1)" in captured.err
+
+
+def test_released_vcd_goes_through_whole(tmp_path: Path, vcd_dir: Path) -> None:
+    result = run(config(tmp_path / "out", str(vcd_dir), forms=["one", "all"]))
+    assert (result["rows_in"], result["rows_out"], result["pairs_out"]) == (1211, 1211, 2422)
+    assert DatasetManifest.load(tmp_path / "out").space == load_space("vcd")
+
+
+def test_released_bqd_goes_through_whole(tmp_path: Path, bqd_dir: Path) -> None:
+    axes = ["hallucination", "myopic-reward", "sycophancy"]
+    files = [str(bqd_dir / axis / "train.json") for axis in axes]
+    result = run(config(tmp_path / "out", *files, source="bqd"))
+    assert (result["rows_in"], result["rows_out"]) == (2950, 2950)
+    assert DatasetManifest.load(tmp_path / "out").space == load_space("bqd").restricted_to(axes)

@@ -1,0 +1,234 @@
+"""The page is safe, whole and says what the rows say."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.reporting import charts
+from pipelines.reporting.report import number, policy_colours, render, seconds, write_report
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">'"&{{ 7*7 }}"""
+
+
+class Page(HTMLParser):
+    """A reader that refuses tags that do not nest and keeps what the tests look at."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def all_text(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def row(policy: str, pole: str | None, value: float, **changes: Any) -> dict[str, Any]:
+    own = {
+        "policy": policy,
+        "axis": "Risk",
+        "pole": pole,
+        "trained_pole": None,
+        "metric": "one",
+        "value": value,
+        "n": 300,
+        "low": value - 0.02,
+        "high": value + 0.02,
+        "position_baseline": 0.5,
+        "unparsed": 0.0,
+    }
+    return own | changes
+
+
+def small_report(*rows: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    base = {"title": "A run", "timings": {"train": 62.0}, "config": {"seed": 3}, "digests": {"data": "d" * 16}}
+    return {**base, "rows": list(rows), **parts}
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """Three policies as a quickstart has them, with values that no rounding reproduces."""
+    rows = []
+    for policy, sides, values in (
+        ("base", None, (0.5123456, 0.4876543)),
+        ("sft:first", (True, False), (0.9712345, 0.0412345)),
+        ("pft", (True, True), (0.9623456, 0.9534567)),
+    ):
+        for i, pole in enumerate(("Daring", "Careful")):
+            rows.append(row(policy, pole, values[i], trained_pole=sides and sides[i]))
+        rows.append(row(policy, None, 0.1234567, metric="both_right"))
+        rows.append(row(policy, None, 0.2345678, metric="leak", position_baseline=None))
+    steps = [
+        {"step": s, "loss_first": 2 / s, "loss_second": 3 / s, "grad_norm": 1.0, "lr": 1e-3} for s in range(1, 500)
+    ]
+    return small_report(*rows, training={"pft": steps}, notes=["A tiny model."])
+
+
+def test_the_numbers_of_the_page_are_those_of_the_json(report: dict[str, Any], tmp_path: Path) -> None:
+    json_path, html_path = write_report(report, tmp_path / "made")
+    saved = json.loads(json_path.read_text())
+    assert saved == report
+    shown = [float(attrs["value"] or "") for tag, attrs in Page(html_path.read_text()).tags if tag == "data"]
+    assert shown == [saved_row[key] for saved_row in saved["rows"] for key in ("value", "low", "high")]
+
+
+def test_the_page_is_small_and_asks_for_nothing_from_elsewhere(report: dict[str, Any]) -> None:
+    text = render(report)
+    assert len(text.encode()) < 300_000
+    tags = Page(text).tags
+    policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "form", "img", "a"}
+    assert not [a for _, attrs in tags for a in attrs if a in ("src", "href") or a.startswith("on")]
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_every_text_is_escaped() -> None:
+    hostile = row(ATTACK, ATTACK, 0.4, axis=ATTACK, unparsed=0.5, trained_pole=True)
+    text = render(
+        small_report(
+            hostile,
+            title=ATTACK,
+            notes=[ATTACK],
+            timings={ATTACK: 1.0},
+            config={ATTACK: [ATTACK]},
+            digests={ATTACK: ATTACK},
+            items={"in": 2, "out": 1, "rejected": 1, "rejected_by_reason": {ATTACK: 1}},
+            training={ATTACK: [{"step": 1, "loss": 1.0}]},
+        )
+    )
+    page = Page(text)
+    assert "<script" not in text
+    assert "<img" not in text
+    assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
+    assert ATTACK in "".join(page.text)
+
+
+def test_credentials_of_a_uri_reach_neither_file(report: dict[str, Any], tmp_path: Path) -> None:
+    report["config"] = {"tracking": {"uri": "http://me:hunter2@host"}}
+    for path in write_report(report, tmp_path):
+        assert "hunter2" not in path.read_text()
+        assert "***@host" in path.read_text()
+
+
+def test_the_sentences_follow_the_rows(report: dict[str, Any]) -> None:
+    text = Page(render(report)).all_text()
+    assert "sft:first reaches One 0.97 on the 1 pole it was trained on, and 0.04 on the other 1 pole." in text
+    assert "pft reaches One 0.95 to 0.96 on the 2 poles it was trained on." in text
+    assert "base reaches One 0.49 to 0.51 on 2 poles." in text
+    # base: 0.51 - 0.02 < 0.5, so its interval reaches down to position
+    assert "0 of 2 poles lie clearly above what position alone reaches." in text
+    assert "2 of 2 poles lie clearly above what position alone reaches." in text
+
+
+def test_a_policy_below_position_alone_is_a_warning() -> None:
+    text = Page(render(small_report(row("p", "Daring", 0.3), row("p", "Careful", 0.7)))).all_text()
+    assert "p is below the position baseline: Risk / Daring One 0.30 (position 0.50)." in text
+
+
+def test_unparsed_answers_and_rejected_items_are_warnings() -> None:
+    items = {"in": 40, "out": 38, "rejected": 2, "rejected_by_reason": {"too long": 2}}
+    page = Page(render(small_report(row("p", "Daring", 0.7, unparsed=0.125), items=items))).all_text()
+    assert "p gave answers that could not be read: up to 12.5% of a row's answers." in page
+    assert "2 of 40 items were rejected and are in no number (too long: 2)." in page
+
+
+def test_a_clean_report_has_no_warnings() -> None:
+    items = {"in": 40, "out": 40, "rejected": 0, "rejected_by_reason": {}}
+    assert "Read this first" not in render(small_report(row("p", "Daring", 0.7), items=items))
+
+
+def test_a_report_of_the_all_form_needs_no_one_rows() -> None:
+    text = Page(render(small_report(row("p", "Daring", 0.7, metric="all")))).all_text()
+    assert "p reaches All 0.70 on 1 pole." in text
+
+
+def test_a_report_without_a_title_is_named_after_its_policies() -> None:
+    report = small_report(row("p", "Daring", 0.7))
+    del report["title"]
+    assert "Evaluation of p" in Page(render(report)).all_text()
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    other_metric = row("p", "Daring", 0.9, metric="all")
+    rows = [row("p", "Daring", 0.25), row("q", "Daring", 1.0), other_metric, row("p", "Careful", 0.0)]
+    (panel,) = charts.bar_panels(rows, "one")
+    start, full = panel.x(0.0), panel.x(1.0)
+    assert panel.x(0.25) - start == pytest.approx((full - start) / 4, abs=0.1)  # a tenth of a unit is drawn
+    assert [[r["policy"] for _, r in group.bars] for group in panel.groups] == [["p", "q"], ["p"]]
+    tops = [y for group in panel.groups for y, _ in group.bars]
+    assert tops == sorted(tops)
+    assert panel.groups[-1].bottom < panel.height
+
+
+def test_long_curves_are_averaged_not_cut() -> None:
+    # 320 points and at most 160 drawn: neighbours are averaged, (1 + 2) / 2 = 1.5 first, (319 + 320) / 2 last
+    points = charts.smoothed([(step, float(step)) for step in range(1, 321)])
+    assert len(points) == 160
+    assert points[0] == (1.5, 1.5)
+    assert points[-1] == (319.5, 319.5)
+
+
+def test_a_curve_skips_what_is_not_a_number() -> None:
+    panel = charts.curve_panel([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}], ["loss"])
+    assert panel is not None
+    assert len(panel.curves[0].points.split()) == 1
+    assert charts.curve_panel([{"step": 1}], ["loss"]) is None
+
+
+@pytest.mark.parametrize(
+    ("high", "expected"),
+    [(1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (2.3, [0, 0.5, 1, 1.5, 2]), (400, [0, 100, 200, 300, 400]), (0, [0])],
+)
+def test_ticks_are_round(high: float, expected: list[float]) -> None:
+    assert charts.ticks(high) == expected
+
+
+def test_labels_of_curves_that_end_together_do_not_overlap() -> None:
+    ends = [charts.Curve("a", "", 0.1, 100.0), charts.Curve("b", "", 0.1, 101.0)]
+    ys = sorted(curve.last_y for curve in charts.apart(ends))
+    assert ys == [86.0, 101.0]  # the lower keeps its place, the upper makes room of 15
+
+
+def test_what_was_not_trained_is_grey_beside_what_was() -> None:
+    trained, untrained = [row("p", "Daring", 1.0, trained_pole=True)], [row("p", "Daring", 1.0)]
+    assert policy_colours({"base": untrained, "sft": trained, "pft": trained}) == {"base": 0, "sft": 2, "pft": 1}
+    assert policy_colours({"only": untrained}) == {"only": 1}
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.34, "0.3 s"), (42.2, "42 s"), (9.97, "10 s"), (185.0, "3 min 05 s")])
+def test_durations_are_written_for_reading(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_a_missing_number_is_empty() -> None:
+    assert (number(None), number(0.126)) == ("", "0.13")
+
+
+def test_a_training_run_without_rows_shows_its_curves_and_no_empty_table() -> None:
+    steps = [{"step": s, "loss_first": 1.0 / s, "grad_norm": 1.0, "lr": 0.1} for s in (1, 2, 3)]
+    report = small_report(title="Training of t", training={"t": steps}) | {"rows": []}
+    text = Page(render(report)).all_text()
+    assert "Training of t" in text
+    assert "first pole" in text
+    assert "All numbers" not in text

@@ -1,0 +1,640 @@
+"""Adapters by content: whoever asks, however it ends, an id means the same bytes, from a folder, S3 or MLflow."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
+
+from pft_core.errors import UserError
+from pft_core.policies.model_ref import MODEL_REF_NAME
+from pft_core.policies.pretrained import load_tokenizer
+from pft_core.policies.soup import interpolate_adapters
+from pipelines.serve.policies import adapters
+from pipelines.serve.policies import catalog as catalog_module
+from pipelines.serve.policies.adapters import (
+    ADAPTER_FILES,
+    AdapterCache,
+    Blend,
+    MissingError,
+    OtherContentError,
+    Source,
+    UnreachableError,
+    blend,
+    content_of,
+    fetch,
+    object_store,
+)
+from pipelines.serve.policies.catalog import Catalog, Remembered, UnknownModelError
+from pipelines.tracking.mlflow_run import quiet_mlflow
+from tests.serving import serve_config, write_policy
+
+FORK = multiprocessing.get_context("fork")  # no child waits for torch to be imported once more
+
+
+def write_files(folder: Path, content: str) -> Source:
+    """Two files that are copied as if they were an adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ADAPTER_FILES:
+        (folder / name).write_text(f"{name} {content}")
+    return Source(f"{folder.name}@{content_of(folder).digits}", str(folder))
+
+
+def copies(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if path.is_dir()}
+
+
+def digits(source: Any) -> str:
+    return str(source.id.rpartition("@")[2])
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Source]:
+    return [write_files(tmp_path / "places" / name, name) for name in "abcd"]
+
+
+@pytest.fixture(scope="module")
+def policies(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two policies with weights of their own."""
+    root = tmp_path_factory.mktemp("policies")
+    return [write_policy(root / f"{seed}", tiny_qwen2, seed=seed) for seed in (1, 2)]
+
+
+def source_of(policy: Path) -> Source:
+    return Source(f"{policy.name}@{content_of(policy / 'adapter').digits}", str(policy / "adapter"))
+
+
+# --- content
+
+
+def test_the_digits_are_those_of_both_files(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "a", "x")
+    each = [hashlib.sha256((tmp_path / "a" / name).read_bytes()).digest() for name in ADAPTER_FILES]
+    assert digits(source) == hashlib.sha256(b"".join(each)).hexdigest()[:12]
+    for name in ADAPTER_FILES:
+        before = content_of(tmp_path / "a").digits
+        (tmp_path / "a" / name).write_text("other")
+        assert content_of(tmp_path / "a").digits != before
+
+
+def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[Source], tmp_path: Path) -> None:
+    (Path(sources[0].place) / "README.md").write_text("not needed")
+    with AdapterCache(tmp_path / "cache", most=2).held(sources[0]) as found:
+        assert found.id == sources[0].id
+        assert {file.name for file in found.folder.iterdir()} == set(ADAPTER_FILES)
+        assert content_of(found.folder).digits == digits(sources[0])
+
+
+def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[Source], tmp_path: Path) -> None:
+    cache = AdapterCache(tmp_path / "cache", most=2)
+    with cache.held(sources[0]):
+        pass
+    cached, unseen = sources[:2]
+    for source in (cached, unseen):
+        write_files(Path(source.place), "another content")
+    with cache.held(cached) as found:
+        assert content_of(found.folder).digits == digits(cached)
+    with pytest.raises(OtherContentError, match=rf"{unseen.id}: its place holds the adapter @"), cache.held(unseen):
+        pass
+    assert copies(tmp_path / "cache") == {digits(cached)}
+
+
+@pytest.mark.parametrize("missing", ADAPTER_FILES)
+def test_a_missing_file_is_named_and_nothing_stays(sources: list[Source], tmp_path: Path, missing: str) -> None:
+    (Path(sources[0].place) / missing).unlink()
+    with pytest.raises(MissingError, match=f"{missing}: no such file"):
+        AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
+    assert copies(tmp_path / "cache") == set()
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(sources: list[Source], tmp_path: Path) -> None:
+    file = Path(sources[0].place) / ADAPTER_FILES[1]
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="no such file"):
+        AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapters.shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match=r"cannot be copied to .*cache \(No space left on device\)"):
+        AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
+    assert copies(tmp_path / "cache") == set()
+
+
+# --- the cache
+
+
+def use(cache: AdapterCache, *wanted: Any) -> None:
+    for source in wanted:
+        with cache.held(source):
+            time.sleep(0.01)  # so that the next use has a later time
+
+
+def test_the_least_recently_used_copy_goes_first(sources: list[Source], tmp_path: Path) -> None:
+    cache = AdapterCache(tmp_path / "cache", most=2)
+    a, b, c, _ = sources
+    use(cache, a, b, a, c)
+    assert copies(tmp_path / "cache") == {digits(a), digits(c)}
+    use(cache, b)
+    assert copies(tmp_path / "cache") == {digits(b), digits(c)}
+
+
+def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[Source], tmp_path: Path) -> None:
+    cache = AdapterCache(tmp_path / "cache", most=1)
+    a, b, c, d = sources
+    with cache.held(a) as first, cache.held(a), cache.held(b), cache.held(c):
+        assert copies(tmp_path / "cache") == {digits(a), digits(b), digits(c)}  # more than one, as all are in use
+        assert content_of(first.folder).digits == digits(a)
+    use(cache, d)
+    assert copies(tmp_path / "cache") == {digits(d)}
+
+
+def test_a_lower_limit_holds_from_the_start(sources: list[Source], tmp_path: Path) -> None:
+    use(AdapterCache(tmp_path / "cache", most=4), *sources)
+    AdapterCache(tmp_path / "cache", most=1)
+    assert copies(tmp_path / "cache") == {digits(sources[3])}
+
+
+def test_of_many_who_ask_at_once_one_fetches(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, found = [], []
+
+    def slow_fetch(place: str, folder: Path, **settings: Any) -> Path:
+        fetched.append(place)
+        time.sleep(0.2)
+        return fetch(place, folder, **settings)
+
+    monkeypatch.setattr(adapters, "fetch", slow_fetch)
+    cache = AdapterCache(tmp_path / "cache", most=2)
+
+    def ask() -> None:
+        with cache.held(sources[0]) as adapter:
+            found.append(content_of(adapter.folder).digits)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [digits(sources[0])] * 8
+    assert fetched == [sources[0].place]
+
+
+def _use_and_check(cache: Path, sources: list[Source], start: Any, faults: Any) -> None:
+    start.wait()
+    for turn in range(40):
+        source = sources[turn % len(sources)]
+        try:
+            with AdapterCache(cache, most=1).held(source) as adapter:
+                assert content_of(adapter.folder).digits == digits(source)
+        except BaseException as error:
+            faults.put(f"{turn}: {error!r}")
+
+
+def test_processes_that_fetch_and_evict_at_once_all_get_whole_copies(sources: list[Source], tmp_path: Path) -> None:
+    start, faults = FORK.Barrier(3), FORK.SimpleQueue()
+    workers = [
+        FORK.Process(target=_use_and_check, args=(tmp_path / "cache", sources[:2], start, faults)) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert faults.empty(), faults.get()
+    use(AdapterCache(tmp_path / "cache", most=1), sources[2])
+    assert copies(tmp_path / "cache") == {digits(sources[2])}
+
+
+def _fetch_and_hang(cache: Path, source: Source, begun: Any) -> None:
+    def half(place: str, folder: Path, **_: Any) -> Path:
+        folder.mkdir()
+        (folder / ADAPTER_FILES[0]).write_text("half of a fi")
+        begun.set()
+        time.sleep(60)
+        return folder
+
+    adapters.fetch = half  # type: ignore[assignment]
+    with AdapterCache(cache, most=2).held(source):
+        pass
+
+
+@pytest.fixture
+def killed(sources: list[Source], tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Begin to fetch the first source in a process of its own; what is yielded kills that."""
+    begun = FORK.Event()
+    process = FORK.Process(target=_fetch_and_hang, args=(tmp_path / "cache", sources[0], begun))
+    process.start()
+
+    def kill() -> None:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+    assert begun.wait(30)
+    yield kill
+    if process.is_alive():
+        kill()
+
+
+def test_what_a_killed_process_fetched_is_never_given_away(
+    killed: Callable[[], None], sources: list[Source], tmp_path: Path
+) -> None:
+    cache = AdapterCache(tmp_path / "cache", most=2)
+    killed()
+    assert copies(tmp_path / "cache") == {f".{digits(sources[0])}.tmp"}
+    with cache.held(sources[0]) as adapter:
+        assert content_of(adapter.folder).digits == digits(sources[0])
+    assert copies(tmp_path / "cache") == {digits(sources[0])}
+
+
+def test_what_a_killed_process_left_goes_and_what_is_being_made_stays(
+    killed: Callable[[], None], sources: list[Source], tmp_path: Path
+) -> None:
+    unfinished = f".{digits(sources[0])}.tmp"
+    use(AdapterCache(tmp_path / "cache", most=2), sources[1])
+    assert copies(tmp_path / "cache") == {unfinished, digits(sources[1])}
+    killed()
+    (tmp_path / "cache" / ".snapshot").mkdir()  # not ours
+    AdapterCache(tmp_path / "cache", most=2)
+    assert copies(tmp_path / "cache") == {".snapshot", digits(sources[1])}
+
+
+def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = AdapterCache(tmp_path / "cache", most=1)
+    use(cache, sources[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters.shutil, "rmtree", lambda *_, **__: None)
+        use(cache, sources[1])
+    assert copies(tmp_path / "cache") >= {f".{digits(sources[0])}.gone", digits(sources[1])}
+    assert digits(sources[0]) not in copies(tmp_path / "cache")
+    use(cache, sources[2])
+    assert copies(tmp_path / "cache") == {digits(sources[2])}
+
+
+# --- blends
+
+
+def test_a_blend_has_the_id_of_its_recipe(policies: list[Path]) -> None:
+    first, second = map(source_of, policies)
+    assert blend(first, second, 0.25, name="slider").id == blend(first, second, 0.25, name="slider").id
+    ids = {
+        blend(*pair, weight, name="slider").id for pair in ((first, second), (second, first)) for weight in (0.2, 0.3)
+    }
+    assert len(ids) == 4
+    assert all(id.startswith(("slider-0.20@", "slider-0.30@")) for id in ids)
+    near = [blend(first, second, weight, name="slider").id for weight in (0.201, 0.202)]
+    assert near[0] != near[1]  # slider-0.20@ both
+
+
+def test_a_blend_at_an_end_is_that_end(policies: list[Path]) -> None:
+    first, second = map(source_of, policies)
+    assert blend(first, second, 1, name="slider") is first
+    assert blend(first, second, 0.0, name="slider") is second
+
+
+def test_a_blend_is_made_once_and_is_the_interpolation(
+    policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(parts: Any, folder: Path) -> Path:
+        made.append(folder)
+        return interpolate_adapters(parts, folder)
+
+    monkeypatch.setattr(adapters, "interpolate_adapters", counted)
+    first, second = map(source_of, policies)
+    between = blend(first, second, 0.25, name="slider")
+    cache = AdapterCache(tmp_path / "cache", most=3)
+    by_hand = interpolate_adapters([(Path(first.place), 0.25), (Path(second.place), 0.75)], tmp_path / "by_hand")
+    for _ in range(3):
+        with cache.held(between) as adapter:
+            assert content_of(adapter.folder).digits == content_of(by_hand).digits
+    assert len(made) == 1
+    assert copies(tmp_path / "cache") == {digits(source) for source in (first, second, between)}
+
+
+def test_a_blend_keeps_to_the_limit(policies: list[Path], tmp_path: Path) -> None:
+    first, second = map(source_of, policies)
+    cache = AdapterCache(tmp_path / "cache", most=1)
+    use(cache, blend(first, second, 0.25, name="slider"), blend(first, second, 0.5, name="slider"))
+    assert copies(tmp_path / "cache") == {digits(blend(first, second, 0.5, name="slider"))}
+
+
+def test_a_blend_of_what_was_replaced_is_refused(policies: list[Path], tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(policies[0], tmp_path / "moved"))
+    parts = source_of(moved), source_of(policies[1])
+    shutil.copy(policies[1] / "adapter" / ADAPTER_FILES[1], moved / "adapter" / ADAPTER_FILES[1])
+    with pytest.raises(OtherContentError):
+        AdapterCache(tmp_path / "cache", most=2).held(blend(*parts, 0.5, name="slider")).__enter__()
+
+
+def test_parts_that_do_not_add_up_are_refused_and_leave_nothing(policies: list[Path], tmp_path: Path) -> None:
+    odd = Path(shutil.copytree(policies[0], tmp_path / "odd"))
+    config = odd / "adapter" / ADAPTER_FILES[0]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    parts = source_of(odd), source_of(policies[1])
+    cache = AdapterCache(tmp_path / "cache", most=4)
+    with pytest.raises(UserError, match="use_dora=True"):
+        cache.held(blend(*parts, 0.5, name="slider")).__enter__()
+    assert copies(tmp_path / "cache") == {digits(part) for part in parts}
+
+
+def test_the_slider_makes_a_bounded_number_of_adapters(policies: list[Path], tmp_path: Path) -> None:
+    ends = {"first": str(policies[0]), "second": str(policies[1]), "steps": 4}
+    catalog = Catalog(serve_config(policies[0], tmp_path / "cache", ends=ends), load_tokenizer)
+    found = [catalog.between(i / 1000) for i in range(1001)]
+    assert len({policy.id for policy in found if policy}) == 5  # 0, 1/4, 1/2, 3/4, 1
+    low, high = found[0], found[-1]
+    assert low is not None
+    assert high is not None
+    assert isinstance(found[500].source, Blend)  # type: ignore[union-attr]
+    assert [end.source.place for end in (high, low)] == [str(p / "adapter") for p in policies]  # type: ignore[union-attr]
+    assert [end.ref.adapter_sha256 for end in (high, low)] == [
+        json.loads((policy / MODEL_REF_NAME).read_text())["adapter_sha256"] for policy in policies
+    ]
+
+
+# --- S3
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[S3FileSystem]:
+    """An S3 server of moto on a free port, named by AWS' variables, with the bucket `policies`."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        files = S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
+        files.create_dir("policies")
+        yield files
+        server.stop()
+
+
+def upload(files: S3FileSystem, folder: Path, path: str) -> str:
+    copy_files(str(folder), path, source_filesystem=LocalFileSystem(), destination_filesystem=files)
+    return f"s3://{path}"
+
+
+def test_an_adapter_comes_from_a_bucket(bucket: S3FileSystem, policies: list[Path], tmp_path: Path) -> None:
+    place = upload(bucket, policies[0], "policies/one")
+    catalog = Catalog(serve_config(place, tmp_path / "cache"), load_tokenizer)
+    policy = catalog.resolve(None)
+    assert policy.id == f"policy@{content_of(policies[0] / 'adapter').digits}"
+    with AdapterCache(tmp_path / "cache", most=2).held(policy.source) as adapter:  # type: ignore[arg-type]
+        assert content_of(adapter.folder).digits == digits(policy)
+
+
+def test_an_adapter_replaced_in_a_bucket_gets_another_id_even_within_a_second(
+    bucket: S3FileSystem, policies: list[Path], tmp_path: Path
+) -> None:
+    place = upload(bucket, policies[0], "policies/replaced")
+    store = {"alias_ttl_s": 0.001}
+    catalog = Catalog(serve_config(place, tmp_path / "cache", store=store), load_tokenizer)
+    before = catalog.resolve(None)
+    upload(bucket, policies[1], "policies/replaced")  # both have the same sizes, and times are whole seconds
+    time.sleep(0.01)
+    after = catalog.resolve(None)
+    assert after.id == f"policy@{content_of(policies[1] / 'adapter').digits}" != before.id
+    cache = AdapterCache(tmp_path / "cache", most=2)
+    with pytest.raises(OtherContentError):
+        cache.held(before.source).__enter__()  # type: ignore[arg-type]
+    use(cache, after.source)
+
+
+def test_the_folders_of_a_bucket_are_served_on_demand(
+    bucket: S3FileSystem, policies: list[Path], tmp_path: Path
+) -> None:
+    upload(bucket, policies[1], "policies/shelf/second")
+    with bucket.open_output_stream("policies/shelf/broken/model_ref.json") as file:
+        file.write(b"{")
+    with bucket.open_output_stream("policies/shelf/notes.txt") as file:
+        file.write(b"no folder")
+    root = {"root": "s3://policies/shelf", "alias_ttl_s": 0.001}
+    catalog = Catalog(serve_config(policies[0], tmp_path / "cache", store=root), load_tokenizer)
+    assert [policy.id.partition("@")[0] for policy in catalog.listed()] == ["policy", "base", "second"]
+    assert catalog.resolve("second").id == f"second@{content_of(policies[1] / 'adapter').digits}"
+    with pytest.raises(UserError, match=r"broken.*not a policy"):
+        catalog.resolve("broken")
+    for unknown in ("nobody", "notes.txt", "shelf"):
+        with pytest.raises(UnknownModelError):
+            catalog.resolve(unknown)
+    upload(bucket, policies[0], "policies/shelf/later")
+    assert catalog.resolve("later").id == f"later@{content_of(policies[0] / 'adapter').digits}"
+
+
+@pytest.mark.parametrize("adapter", ["../one/adapter", "/etc", None])
+def test_a_reference_in_a_bucket_names_an_adapter_below_it(
+    bucket: S3FileSystem, policies: list[Path], tmp_path: Path, adapter: str | None
+) -> None:
+    odd = Path(shutil.copytree(policies[0], tmp_path / "odd"))
+    raw = json.loads((odd / MODEL_REF_NAME).read_text())
+    (odd / MODEL_REF_NAME).write_text(json.dumps(raw | {"adapter": adapter, "weights": None if adapter else "w"}))
+    place = upload(bucket, odd, "policies/odd")
+    with pytest.raises(UserError, match=r"policies/odd: (adapter=.* is not below it|has no LoRA adapter)"):
+        Catalog(serve_config(place, tmp_path / "cache"), load_tokenizer)
+
+
+def test_what_is_not_in_a_bucket_is_missing_and_a_bucket_that_is_away_is_not(
+    bucket: S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MissingError, match=r"s3://policies/nowhere/adapter_config\.json: no such file"):
+        fetch("s3://policies/nowhere", tmp_path / "one")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UnreachableError, match=r"s3://policies/one/adapter_config\.json: cannot be read"):
+        fetch("s3://policies/one", tmp_path / "two")
+    assert object_store("s3://policies/a/b/")[1] == "policies/a/b"
+
+
+# --- MLflow's registry
+
+
+@pytest.fixture(scope="module")
+def registry(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """A registry on SQLite where `policy` has two versions: @first is the first, @champion moves."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
+    client.create_registered_model("policy")
+    for number, policy in enumerate(policies, 1):
+        run = client.create_run(experiment)
+        client.log_artifact(run.info.run_id, str(policy / MODEL_REF_NAME))
+        client.log_artifacts(run.info.run_id, str(policy / "adapter"), "adapter")
+        client.create_model_version("policy", run.info.artifact_uri, run.info.run_id)
+        client.set_registered_model_alias("policy", ("first", "second")[number - 1], str(number))
+    client.set_registered_model_alias("policy", "champion", "1")
+    return client, uri
+
+
+def registered(registry: tuple[Any, str], tmp_path: Path, place: str = "models:/policy@champion", **store: Any) -> Any:
+    settings = {"registry": registry[1], **store}
+    return Catalog(serve_config(place, tmp_path / "cache", store=settings), load_tokenizer)
+
+
+def test_a_policy_is_named_by_its_alias(
+    registry: tuple[Any, str], policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    catalog = registered(registry, tmp_path)
+    first, second = (f"policy@{content_of(policy / 'adapter').digits}" for policy in policies)
+    assert [catalog.resolve(name).id for name in ("policy", "policy@champion", "policy@first")] == [first] * 3
+    assert catalog.resolve("policy@second").id == second
+    cache = AdapterCache(tmp_path / "cache", most=2, registry=registry[1])
+    for name, policy in zip(("policy@first", "policy@second"), policies, strict=True):
+        with cache.held(catalog.resolve(name).source) as adapter:
+            assert content_of(adapter.folder).digits == content_of(policy / "adapter").digits
+            assert {file.name for file in adapter.folder.iterdir()} == set(ADAPTER_FILES)
+    assert not (tmp_path / "mlflow.db").exists()  # MLflow's default store, where it is not told another
+
+
+def test_a_moved_alias_is_followed_after_its_time(
+    registry: tuple[Any, str], policies: list[Path], tmp_path: Path
+) -> None:
+    client, _ = registry
+    first, second = (f"policy@{content_of(policy / 'adapter').digits}" for policy in policies)
+    catalog = registered(registry, tmp_path, alias_ttl_s=0.5)
+    assert catalog.resolve(None).id == first
+    client.set_registered_model_alias("policy", "champion", "2")
+    try:
+        end = time.monotonic() + 0.6
+        while catalog.resolve(None).id == first:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert catalog.resolve(None).id == second
+        assert catalog.resolve(first).id == first  # a version stays what it was
+    finally:
+        client.set_registered_model_alias("policy", "champion", "1")
+
+
+@pytest.mark.parametrize("name", ["policy@nobody", "policy@7", "other@first", "policy@0123456789ab"])
+def test_an_alias_or_a_name_that_is_not_registered_is_unknown(
+    registry: tuple[Any, str], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UnknownModelError):
+        registered(registry, tmp_path).resolve(name)
+
+
+def test_a_pinned_version_is_not_left_by_an_alias(
+    registry: tuple[Any, str], policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = registered(registry, tmp_path, "models:/policy/2")
+    assert catalog.resolve(None).id == f"policy@{content_of(policies[1] / 'adapter').digits}"
+    monkeypatch.setattr(catalog_module, "version_of", lambda *_, **__: pytest.fail("asked the registry"))
+    with pytest.raises(UnknownModelError):
+        catalog.resolve("policy@first")
+
+
+@pytest.mark.parametrize("place", ["models:/policy@nobody", "models:/nobody@first", "models:/policy/7"])
+def test_a_registry_without_the_policy_is_said_at_the_start(
+    registry: tuple[Any, str], tmp_path: Path, place: str
+) -> None:
+    with pytest.raises(UserError, match="not in the registry sqlite"):
+        registered(registry, tmp_path, place)
+
+
+def test_a_registry_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"store\.registry=.*nowhere\.db: no such file"):
+        registered((None, f"sqlite:///{tmp_path}/nowhere.db"), tmp_path)
+    with pytest.raises(UserError, match=r"not in the registry http://\*\*\*@127\.0\.0\.1:9") as caught:
+        registered((None, "http://me:hunter2@127.0.0.1:9"), tmp_path)
+    assert "hunter2" not in str(caught.value)
+    assert not list(tmp_path.glob("*.db"))
+
+
+class Elsewhere:
+    """Something that answers, is away, or says that there is nothing."""
+
+    def __init__(self) -> None:
+        self.answer: Any = 1
+        self.asked = 0
+
+    def __call__(self) -> Any:
+        self.asked += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def test_an_answer_is_asked_for_again_after_its_time() -> None:
+    now, elsewhere = [0.0], Elsewhere()
+    remembered = Remembered(5, clock=lambda: now[0])
+    assert [remembered.get("k", elsewhere) for _ in range(3)] == [1, 1, 1]
+    elsewhere.answer, now[0] = 2, 4.9
+    assert remembered.get("k", elsewhere) == 1
+    now[0] = 5.1
+    assert remembered.get("k", elsewhere) == 2
+    assert elsewhere.asked == 2
+
+
+def test_an_outage_leaves_what_was_known_and_an_absence_does_not() -> None:
+    now, elsewhere = [0.0], Elsewhere()
+    remembered = Remembered(5, clock=lambda: now[0])
+    remembered.get("k", elsewhere)
+    elsewhere.answer, now[0] = UnreachableError("away"), 6.0
+    assert remembered.get("k", elsewhere) == 1
+    assert remembered.get("k", elsewhere) == 1
+    assert elsewhere.asked == 2  # not by each request, as each would wait for an answer that does not come
+    with pytest.raises(UnreachableError):
+        remembered.get("never known", elsewhere)
+    elsewhere.answer, now[0] = UnknownModelError("gone"), 12.0
+    for _ in range(2):
+        with pytest.raises(UnknownModelError):
+            remembered.get("k", elsewhere)
+    elsewhere.answer = UnreachableError("away")  # what is gone does not come back by it
+    with pytest.raises(UnreachableError):
+        remembered.get("k", elsewhere)
+
+
+def test_while_one_asks_the_others_take_what_was_known() -> None:
+    now = [0.0]
+    remembered = Remembered(5, clock=lambda: now[0])
+    remembered.get("k", lambda: "old")
+    now[0] = 6.0
+    asking, go = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        asking.set()
+        go.wait(10)
+        return "new"
+
+    thread = threading.Thread(target=remembered.get, args=("k", slow))
+    thread.start()
+    assert asking.wait(10)
+    assert remembered.get("k", slow) == "old"
+    go.set()
+    thread.join()
+    assert remembered.get("k", slow) == "new"

@@ -1,0 +1,430 @@
+"""From a name to a policy: what is refused at the start, what the root folder gives away, and what it never does."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pft_core.data.preferences import PreferenceSpace
+from pft_core.errors import UserError
+from pft_core.policies.model_ref import MODEL_REF_NAME
+from pft_core.policies.pretrained import load_tokenizer
+from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame, template_digest
+from pipelines.serve.policies import catalog as catalog_module
+from pipelines.serve.policies.adapters import AdapterCache, OtherContentError, Source, content_of
+from pipelines.serve.policies.catalog import Catalog, UnknownModelError
+from tests.builders import SPACE
+from tests.serving import serve_config, write_policy
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="module")
+def policies(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three policies with weights of their own."""
+    root = tmp_path_factory.mktemp("policies")
+    return [write_policy(root / f"{seed}", tiny_qwen2, seed=seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def copied(policies: list[Path], tmp_path: Path) -> Callable[..., Path]:
+    """Copy a policy, with changes to its reference."""
+
+    def copy(number: int, place: str, **changes: Any) -> Path:
+        folder = Path(shutil.copytree(policies[number], tmp_path / place))
+        change(folder, **changes)
+        return folder
+
+    return copy
+
+
+def change(folder: Path, **changes: Any) -> None:
+    raw = json.loads((folder / MODEL_REF_NAME).read_text())
+    (folder / MODEL_REF_NAME).write_text(json.dumps(raw | changes))
+
+
+def start(policy: Path, tmp_path: Path, **settings: Any) -> Catalog:
+    return Catalog(serve_config(policy, tmp_path / "cache", **settings), load_tokenizer)
+
+
+def with_root(policies: list[Path], tmp_path: Path, **settings: Any) -> tuple[Catalog, Path]:
+    """A catalog whose root is the folder `root`, which may be empty."""
+    root = tmp_path / "root"
+    root.mkdir(exist_ok=True)
+    return start(policies[0], tmp_path, store={"root": str(root)}, **settings), root
+
+
+def id_of(policy: Path, name: str) -> str:
+    return f"{name}@{content_of(policy / 'adapter').digits}"
+
+
+def names(catalog: Catalog) -> list[str]:
+    return [policy.id.partition("@")[0] for policy in catalog.listed()]
+
+
+# --- names
+
+
+def test_a_policy_has_its_name_and_its_digits(policies: list[Path], tmp_path: Path) -> None:
+    catalog = start(policies[0], tmp_path, adapters={"other": str(policies[1])})
+    assert {catalog.resolve(name).id for name in (None, "", "policy", id_of(policies[0], "policy"))} == {
+        id_of(policies[0], "policy")
+    }
+    assert catalog.resolve("other").id == catalog.resolve(id_of(policies[1], "other")).id == id_of(policies[1], "other")
+    assert catalog.resolve("base").source is None
+    assert names(catalog) == ["policy", "base", "other"]
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody", "steered", "slider", "policy@champion", "policy@0123456789ab", "nobody@0123456789ab", "Policy"]
+)
+def test_another_name_is_unknown(policies: list[Path], tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnknownModelError, match=name.partition("@")[0]):
+        start(policies[0], tmp_path).resolve(name)
+
+
+def test_a_policy_replaced_under_its_name_gets_another_id(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = copied(0, "served")
+    catalog, cache = start(folder, tmp_path), AdapterCache(tmp_path / "cache", most=2)
+    before = catalog.resolve(None)
+    for file in (policies[1] / "adapter").iterdir():
+        shutil.copy(file, folder / "adapter")  # in place, and of the same size
+    after = catalog.resolve(None)
+    assert (before.id, after.id) == (id_of(policies[0], "policy"), id_of(policies[1], "policy"))
+    stale = catalog.resolve(before.id)
+    assert isinstance(stale.source, Source)
+    with pytest.raises(OtherContentError):
+        cache.held(stale.source).__enter__()
+    with pytest.raises(UnknownModelError, match="is not served: 'policy' is 'policy@"):
+        start(folder, tmp_path).resolve(before.id)  # a server that never saw the old one
+
+
+def test_a_replaced_file_with_the_old_time_and_size_is_noticed(copied: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copied(0, "served")
+    catalog, file = start(folder, tmp_path), folder / "adapter" / "adapter_config.json"
+    before, stat = catalog.resolve(None).id, file.stat()
+    file.write_bytes(file.read_bytes().replace(b"8", b"9"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    assert catalog.resolve(None).id == id_of(folder, "policy") != before
+
+
+def test_what_has_not_changed_is_not_read_again(
+    policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = start(policies[0], tmp_path)
+
+    def read(*_: Any, **__: Any) -> Any:
+        raise AssertionError("read again")
+
+    for name in ("content_of", "reference_at", "template_digest"):
+        monkeypatch.setattr(catalog_module, name, read)
+    assert catalog.resolve("policy").id == id_of(policies[0], "policy")
+
+
+def test_words_that_change_while_it_runs_are_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copied(0, "served")
+    catalog = start(folder, tmp_path)
+    change(folder, template_digest="0" * 16)
+    with pytest.raises(UserError, match="prompt template 0000000000000000"):
+        catalog.resolve(None)
+
+
+def test_another_base_that_comes_while_it_runs_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copied(0, "served")
+    catalog = start(folder, tmp_path)
+    change(folder, base="elsewhere")
+    with pytest.raises(UserError, match="policy is trained on 'elsewhere', this server runs"):
+        catalog.resolve(None)
+
+
+# --- refusals at the start
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"template_digest": "0" * 16},
+            r"trained with the prompt template 0{16}, this server renders \w{16}: ",
+        ),
+        ({"style": {"frame": {}}}, "model_ref.json: not a model reference"),
+        ({"style": None}, "model_ref.json: not a model reference"),
+        ({"space": {"name": "none", "axes": []}}, "its space has no axis"),
+        ({"adapter": "nowhere"}, r"nowhere/adapter_config.json: no such file; an adapter is a folder written by"),
+        ({"adapter": "\0"}, "not a policy"),
+        ({"data_digest": "\ud800"}, "not a policy"),
+        ({"config_digest": float("nan")}, "not a policy"),
+        ({"unknown": 1}, "not a model reference"),
+    ],
+)
+def test_a_policy_that_would_not_be_asked_as_it_was_trained_is_refused(
+    copied: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        start(copied(0, "odd", **changes), tmp_path)
+
+
+def test_a_style_that_renders_nothing_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+    style = PromptStyle().to_dict() | {"frame": {"opening": 5, "closing": "", "answer_lead": ""}}
+    with pytest.raises(UserError, match="its style or space is damaged"):
+        start(copied(0, "odd", style=style), tmp_path)
+
+
+@pytest.fixture
+def base_with_template(tiny_qwen2: Path, tmp_path: Path) -> Path:
+    base = Path(shutil.copytree(tiny_qwen2, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(TEMPLATE)
+    return base
+
+
+def test_another_chat_template_than_the_policys_is_refused(base_with_template: Path, tmp_path: Path) -> None:
+    style = PromptStyle(frame=chat_frame(load_tokenizer(str(base_with_template))))
+    policy = write_policy(tmp_path / "p", base_with_template, seed=1, style=style)
+    start(policy, tmp_path)
+    template = base_with_template / "chat_template.jinja"
+    template.write_text(TEMPLATE.replace("<assistant>", "<model>"))
+    with pytest.raises(UserError, match=r"policy: trained inside another chat template than .*: put the tokenizer"):
+        start(policy, tmp_path)
+    template.unlink()
+    with pytest.raises(UserError, match="another chat template"):
+        start(policy, tmp_path)
+
+
+def test_a_frame_by_hand_is_another_chat_template(tiny_qwen2: Path, tmp_path: Path) -> None:
+    policy = write_policy(tmp_path / "p", tiny_qwen2, seed=1, style=PromptStyle(frame=Frame("<", ">", "")))
+    with pytest.raises(UserError, match="another chat template"):
+        start(policy, tmp_path)
+
+
+@pytest.mark.parametrize("role", ["policy", "adapters", "ends", "root"])
+def test_a_place_without_a_policy_is_named(policies: list[Path], tmp_path: Path, role: str) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    given: dict[str, Any] = {
+        "policy": {},
+        "adapters": {"adapters": {"other": nowhere}},
+        "ends": {"ends": {"first": str(policies[0]), "second": nowhere}},
+        "root": {"store": {"root": nowhere}},
+    }[role]
+    with pytest.raises(UserError, match=r"nowhere.*: no such file"):
+        start(Path(nowhere) if role == "policy" else policies[0], tmp_path, **given)
+
+
+@pytest.mark.parametrize("role", ["adapters", "ends"])
+def test_another_base_is_refused(
+    policies: list[Path], copied: Callable[..., Path], tiny_llama: Path, tmp_path: Path, role: str
+) -> None:
+    other = str(copied(1, "other", base=str(tiny_llama)))
+    given: dict[str, Any] = {"adapters": {"other": other}, "ends": {"first": str(policies[0]), "second": other}}
+    with pytest.raises(UserError, match=rf"(other|slider) is trained on '{tiny_llama}', this server runs"):
+        start(policies[0], tmp_path, **{role: given[role]})
+
+
+def test_a_fully_fine_tuned_model_is_served_alone(
+    policies: list[Path], copied: Callable[..., Path], tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    full = copied(0, "full", adapter=None, weights=str(tiny_qwen2), adapter_sha256=None)
+    catalog = start(full, tmp_path)
+    assert catalog.resolve(None).source is None
+    assert catalog.model == str(tiny_qwen2)
+    message = "other: a fully fine-tuned model is served alone"
+    with pytest.raises(UserError, match=message):
+        start(policies[0], tmp_path, adapters={"other": str(full)})
+    with pytest.raises(UserError, match=message):
+        start(full, tmp_path, adapters={"other": str(policies[0])})
+    with pytest.raises(UserError, match="slider: a fully fine-tuned model is served alone"):
+        start(full, tmp_path, ends={"first": str(full), "second": str(full)})
+
+
+def test_a_fully_fine_tuned_model_in_place_of_an_adapter_is_not_answered_by_the_base(
+    copied: Callable[..., Path], tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    folder = copied(0, "served")
+    catalog = start(folder, tmp_path)
+    change(folder, adapter=None, weights=str(tiny_qwen2))
+    with pytest.raises(UserError, match="served alone"):
+        catalog.resolve(None)
+
+
+def test_ends_in_different_words_are_refused(policies: list[Path], tiny_qwen2: Path, tmp_path: Path) -> None:
+    style = PromptStyle(condition_position="after")
+    after = write_policy(tmp_path / "after", tiny_qwen2, seed=1, style=style)
+    other_space = PreferenceSpace("other", SPACE.axes[:1])
+    narrow = write_policy(tmp_path / "narrow", tiny_qwen2, seed=1, space=other_space)
+    for odd in (after, narrow):
+        with pytest.raises(UserError, match="ends: the two policies are asked in different words"):
+            start(policies[0], tmp_path, ends={"first": str(policies[0]), "second": str(odd)})
+
+
+def test_ends_without_adapters_are_refused(policies: list[Path], copied: Callable[..., Path], tmp_path: Path) -> None:
+    bare = copied(0, "bare", adapter=None)
+    with pytest.raises(UserError, match=r"ends: .*bare has no LoRA adapter to interpolate"):
+        start(policies[0], tmp_path, ends={"first": str(policies[0]), "second": str(bare)})
+
+
+# --- the root folder
+
+
+def test_a_folder_of_the_root_is_served_by_its_name(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    copied(1, "root/early")
+    catalog, _ = with_root(policies, tmp_path)
+    assert catalog.resolve("early").id == id_of(policies[1], "early")
+    copied(2, "root/later")
+    assert catalog.resolve("later").id == id_of(policies[2], "later")
+    assert catalog.resolve(id_of(policies[2], "later")).id == id_of(policies[2], "later")
+    assert names(catalog) == ["policy", "base", "early", "later"]
+    shutil.rmtree(tmp_path / "root" / "later")
+    with pytest.raises(UnknownModelError):
+        catalog.resolve("later")
+    assert names(catalog) == ["policy", "base", "early"]
+
+
+def test_a_list_reads_no_weights_of_the_root(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(1, "root/big")
+    catalog, _ = with_root(policies, tmp_path)
+    monkeypatch.setattr(catalog_module, "content_of", lambda folder: pytest.fail("read"))
+    listed = catalog.listed()[-1]
+    assert listed.id == "big"
+    assert listed.ref.adapter_sha256 == json.loads((policies[1] / MODEL_REF_NAME).read_text())["adapter_sha256"]
+
+
+def test_more_folders_than_are_listed_are_served(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "MAX_LISTED", 1)
+    copied(1, "root/first")
+    copied(2, "root/second")
+    catalog, _ = with_root(policies, tmp_path)
+    assert names(catalog) == ["policy", "base", "first"]
+    assert catalog.resolve("second").id == id_of(policies[2], "second")
+
+
+def test_the_recipes_names_come_before_the_roots(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("policy", "base", "other", "slider", "steered"):
+        copied(2, f"root/{name}")
+    catalog, _ = with_root(policies, tmp_path, adapters={"other": str(policies[1])})
+    assert catalog.resolve("policy").id == id_of(policies[0], "policy")
+    assert catalog.resolve("other").id == id_of(policies[1], "other")
+    assert catalog.resolve("base").source is None
+    for name in ("slider", "steered"):
+        with pytest.raises(UnknownModelError):
+            catalog.resolve(name)
+    assert names(catalog) == ["policy", "base", "other"]
+
+
+def damaged(folder: Path, damage: str) -> None:
+    ref = folder / MODEL_REF_NAME
+    if damage == "no adapter":
+        shutil.rmtree(folder / "adapter")
+    elif damage == "no weights":
+        (folder / "adapter" / "adapter_model.safetensors").unlink()
+    elif damage == "a folder for a file":
+        (folder / "adapter" / "adapter_config.json").unlink()
+        (folder / "adapter" / "adapter_config.json").mkdir()
+    elif damage == "no reference":
+        ref.unlink()
+    elif damage == "a reference that links to itself":
+        ref.unlink()
+        ref.symlink_to(ref)
+    elif damage == "another base":
+        change(folder, base="x")
+    elif damage == "other words":
+        change(folder, template_digest="x")
+    elif damage == "fully fine-tuned":
+        change(folder, adapter=None, weights="w")
+    else:
+        texts = {"an empty one": "", "not JSON": "{", "a list": "[]", "not text": b"\xff", "deep": "[" * 100_000}
+        content = texts[damage]
+        ref.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+DAMAGES = [
+    "no adapter", "no weights", "a folder for a file", "no reference", "a reference that links to itself",
+    "another base", "other words", "fully fine-tuned", "an empty one", "not JSON", "a list", "not text", "deep",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_policy_hides_no_other_and_is_a_typed_error(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path, damage: str
+) -> None:
+    damaged(copied(1, "root/broken"), damage)
+    copied(2, "root/whole")
+    catalog, _ = with_root(policies, tmp_path)
+    assert names(catalog)[:2] == ["policy", "base"]
+    assert "whole" in names(catalog)
+    with pytest.raises(UserError):
+        catalog.resolve("broken")
+    assert catalog.resolve("whole").id == id_of(policies[2], "whole")
+
+
+def test_a_damaged_policy_of_the_recipe_is_left_out_of_the_list(copied: Callable[..., Path], tmp_path: Path) -> None:
+    catalog = start(copied(0, "served"), tmp_path, adapters={"other": str(copied(1, "other"))})
+    shutil.rmtree(tmp_path / "other")
+    assert names(catalog) == ["policy", "base"]
+
+
+def test_a_root_that_goes_away_hides_nothing_else(policies: list[Path], tmp_path: Path) -> None:
+    catalog, root = with_root(policies, tmp_path)
+    root.rmdir()
+    assert names(catalog) == ["policy", "base"]
+    with pytest.raises(UnknownModelError):
+        catalog.resolve("early")
+
+
+@pytest.mark.parametrize("linked", ["the folder", "the reference", "the adapter", "the weights"])
+def test_a_link_out_of_the_root_is_not_followed(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path, linked: str
+) -> None:
+    outside, folder = copied(1, "outside"), copied(2, "root/linked")
+    catalog, _ = with_root(policies, tmp_path)
+    part = {
+        "the folder": "",
+        "the reference": MODEL_REF_NAME,
+        "the adapter": "adapter",
+        "the weights": "adapter/adapter_model.safetensors",
+    }[linked]
+    replaced = folder / part
+    if replaced.is_dir():
+        shutil.rmtree(replaced)
+    else:
+        replaced.unlink()
+    replaced.symlink_to(outside / part)
+    with pytest.raises(UserError, match=r"is not in store\.root"):
+        catalog.resolve("linked")
+    assert names(catalog) == ["policy", "base"]
+
+
+@pytest.mark.parametrize("adapter", ["../../outside/adapter", "{outside}/adapter"])
+def test_a_reference_in_the_root_cannot_name_an_adapter_elsewhere(
+    policies: list[Path], copied: Callable[..., Path], tmp_path: Path, adapter: str
+) -> None:
+    outside = copied(1, "outside")
+    copied(2, "root/odd", adapter=adapter.format(outside=outside))
+    catalog, _ = with_root(policies, tmp_path)
+    with pytest.raises(UserError, match=r"is not in store\.root"):
+        catalog.resolve("odd")
+
+
+def test_a_link_within_the_root_is_followed(policies: list[Path], copied: Callable[..., Path], tmp_path: Path) -> None:
+    copied(1, "root/v2")
+    catalog, root = with_root(policies, tmp_path)
+    (root / "latest").symlink_to("v2")
+    assert catalog.resolve("latest").id == id_of(policies[1], "latest")
+
+
+def test_the_digest_is_of_the_words(policies: list[Path]) -> None:
+    raw = json.loads((policies[0] / MODEL_REF_NAME).read_text())
+    assert raw["template_digest"] == template_digest(PromptStyle(), SPACE)

@@ -1,0 +1,245 @@
+"""The transformers engine: continuous batching and shared scoring give what each request alone would get."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from pft_core.errors import UserError
+from pft_core.evaluation.answers import score_branches
+from pft_core.evaluation.steering import SteeringVectors, steered
+from pft_core.policies.model import load_base, load_policy
+from pft_core.scoring.scorer import BranchScorer
+from pipelines.serve.engines.decoding import nucleus
+from pipelines.serve.engines.engine import EngineFault, Sampling, Steering, Step
+from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
+from pipelines.serve.policies.adapters import LoadedAdapter
+from tests.builders import random_trees
+from tests.serving import write_policy
+
+CPU = torch.device("cpu")
+EOS = 2
+GREEDY = Sampling(max_tokens=6, temperature=0, logprobs=2)
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
+VECTORS = SteeringVectors((1,), {"Risk": torch.linspace(-3, 3, 32)[None]}, "words", "base")
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[LoadedAdapter]:
+    root = tmp_path_factory.mktemp("served")
+    folders = [write_policy(root / f"{i}", tiny_qwen2, seed=i) / "adapter" for i in range(4)]
+    return [LoadedAdapter(f"a{i}@{i:012x}", folder) for i, folder in enumerate(folders)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_qwen2: Path) -> Iterator[TransformersEngine]:
+    made = start(tiny_qwen2)
+    yield made
+    asyncio.run(made.close())
+
+
+def start(base: Path, *, slots: int = 2) -> TransformersEngine:
+    return TransformersEngine(TransformersSettings(str(base), "fp32", "cpu", 8, 256, slots, (VECTORS, 1)))
+
+
+async def collect(engine: Any, prompt: list[int], sampling: Sampling, *, after: float = 0, **how: Any) -> list[Step]:
+    await asyncio.sleep(after)
+    return [step async for step in engine.generate(prompt, sampling, how.get("adapter"), how.get("steering"))]
+
+
+def written(steps: list[Step]) -> list[int]:
+    return [token.id for step in steps for token in step.tokens]
+
+
+def by_transformers(model: Any, prompt: list[int], count: int) -> list[int]:
+    """The reference: transformers' own greedy generation of one prompt."""
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
+                         pad_token_id=0, eos_token_id=2)  # fmt: skip
+    return [int(token) for token in out[0, len(prompt) :] if token != 2]
+
+
+def test_rows_that_join_and_leave_write_what_each_alone_would(
+    tiny_qwen2: Path, engine: TransformersEngine, adapters: list[LoadedAdapter]
+) -> None:
+    async def ask() -> list[list[Step]]:
+        jobs = []
+        for i, prompt in enumerate(PROMPTS):
+            for adapter in (None, adapters[0], adapters[1]):
+                sampling = Sampling(max_tokens=3 + 5 * i, temperature=0)
+                jobs.append(collect(engine, prompt, sampling, adapter=adapter, after=0.004 * len(jobs)))
+        return await asyncio.gather(*jobs)
+
+    answers = iter(asyncio.run(ask()))
+    for i, prompt in enumerate(PROMPTS):
+        for adapter in (None, adapters[0], adapters[1]):
+            folder = None if adapter is None else str(adapter.folder)
+            model = load_policy(str(tiny_qwen2), folder, None, precision="fp32", device=CPU)
+            assert written(next(answers)) == by_transformers(model, prompt, 3 + 5 * i)
+
+
+def test_scores_are_those_of_the_evaluation(
+    tiny_qwen2: Path, engine: TransformersEngine, adapters: list[LoadedAdapter]
+) -> None:
+    trees = random_trees(5)
+
+    async def ask() -> list[list[np.ndarray]]:
+        # A generation runs meanwhile, with an adapter of its own.
+        busy = asyncio.create_task(collect(engine, PROMPTS[0], GREEDY, adapter=adapters[1]))
+        asked = (None, adapters[0], adapters[1], adapters[2])
+        scores = await asyncio.gather(*(engine.score(trees, adapter) for adapter in asked))
+        await busy
+        return scores
+
+    for adapter, scores in zip((None, *adapters[:3]), asyncio.run(ask()), strict=True):
+        folder = None if adapter is None else str(adapter.folder)
+        model = load_policy(str(tiny_qwen2), folder, None, precision="fp32", device=CPU)
+        expected = score_branches(trees, scorer=BranchScorer(model), tokens_per_batch=256)
+        for found, wanted in zip(scores, expected, strict=True):
+            # The same code on the same weights; batches may be cut elsewhere.
+            np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_log_probabilities_of_what_is_written_are_the_models(engine: TransformersEngine, tiny_qwen2: Path) -> None:
+    steps = asyncio.run(collect(engine, PROMPTS[1], GREEDY))
+    model: Any = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
+    ids = written(steps)
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPTS[1] + ids])).logits[0].log_softmax(-1)
+    for place, token in enumerate(token for step in steps for token in step.tokens):
+        row = logits[len(PROMPTS[1]) - 1 + place]
+        assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-4)
+        assert token.top[0] == (int(row.argmax()), pytest.approx(float(row.max()), abs=1e-4))
+
+
+def test_a_seed_repeats_a_sample_whatever_runs_beside_it(engine: TransformersEngine) -> None:
+    sampling = Sampling(max_tokens=8, temperature=1.0, top_p=0.9, seed=7)
+
+    async def crowd() -> list[list[Step]]:
+        return await asyncio.gather(*(collect(engine, PROMPTS[0], sampling) for _ in range(3)),
+                                    collect(engine, PROMPTS[1], Sampling(max_tokens=9, temperature=1.0)))  # fmt: skip
+
+    alone = written(asyncio.run(collect(engine, PROMPTS[0], sampling)))
+    assert [written(steps) for steps in asyncio.run(crowd())[:3]] == [alone] * 3
+
+
+def test_the_nucleus_is_the_smallest_set_that_holds_top_p() -> None:
+    # 0.5 + 0.3 = 0.8 >= 0.6, and 0.5 alone is not.
+    kept = nucleus(torch.tensor([0.1, 0.5, 0.3, 0.1]), 0.6)
+    assert kept.tolist() == pytest.approx([0, 0.5, 0.3, 0])
+    assert nucleus(torch.tensor([0.6, 0.4]), 0.1).tolist() == pytest.approx([0.6, 0])
+
+
+def test_only_the_choices_can_be_written(engine: TransformersEngine) -> None:
+    choices = ((20, 21, 22), (20, 30), (40,))
+    seen = {
+        tuple(written(asyncio.run(collect(engine, PROMPTS[0], Sampling(9, temperature=2.0, seed=s, choices=choices)))))
+        for s in range(20)
+    }
+    assert seen <= set(choices)
+    assert len(seen) > 1
+
+
+def test_more_adapters_than_slots_take_turns(
+    tiny_qwen2: Path, engine: TransformersEngine, adapters: list[LoadedAdapter]
+) -> None:
+    async def ask() -> list[list[Step]]:
+        return await asyncio.gather(
+            *(collect(engine, PROMPTS[0], GREEDY, adapter=adapter) for adapter in [*adapters, *adapters])
+        )
+
+    for adapter, steps in zip([*adapters, *adapters], asyncio.run(ask()), strict=True):
+        model = load_policy(str(tiny_qwen2), str(adapter.folder), None, precision="fp32", device=CPU)
+        assert written(steps) == by_transformers(model, PROMPTS[0], GREEDY.max_tokens)
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tiny_qwen2: Path, tmp_path: Path) -> None:
+    broken = write_policy(tmp_path / "broken", tiny_qwen2, seed=1) / "adapter"
+    config = (broken / "adapter_config.json").read_text()
+    (broken / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 3'))
+    engine = start(tiny_qwen2)
+
+    async def ask() -> tuple[list[Step], list[Step]]:
+        before = await collect(engine, PROMPTS[0], GREEDY)
+        with pytest.raises(UserError, match="does not fit"):
+            await collect(engine, PROMPTS[0], GREEDY, adapter=LoadedAdapter("x@0123456789ab", broken))
+        with pytest.raises(UserError, match="does not fit"):
+            await engine.score(random_trees(1), LoadedAdapter("x@0123456789ab", broken))
+        after = await collect(engine, PROMPTS[0], GREEDY)
+        await engine.close()
+        return before, after
+
+    before, after = asyncio.run(ask())
+    assert before == after
+    assert not [module for module in engine._model.base.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def test_a_reader_that_leaves_ends_the_work(engine: TransformersEngine) -> None:
+    async def leave() -> None:
+        steps: Any = engine.generate(PROMPTS[0], Sampling(max_tokens=100_000, temperature=1.0, seed=0), None)
+        await anext(steps)
+        (row,) = engine._batch.rows
+        await steps.aclose()
+        for _ in range(200):
+            if not engine._batch.rows:
+                assert row.written[-1] != EOS, "it was not its own end"
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the row is still written")
+
+    asyncio.run(leave())
+
+
+def test_steering_adds_its_direction_to_scores_and_to_what_is_written(
+    tiny_qwen2: Path, engine: TransformersEngine
+) -> None:
+    trees = random_trees(3)
+    steering = Steering("Risk", 2.0)
+    scores = asyncio.run(engine.score(trees, None, steering))
+    model = load_policy(str(tiny_qwen2), None, None, precision="fp32", device=CPU)
+    scorer = BranchScorer(model, backend="separate")
+    with steered(scorer, VECTORS.direction("Risk", 1), layer=1, multiplier=2.0):
+        expected = score_branches(trees, scorer=scorer, tokens_per_batch=256)
+    for found, wanted in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    # Read as an answer, the first token that was written has the log-probability that it was written with.
+    steps = asyncio.run(collect(engine, PROMPTS[1], GREEDY, steering=steering))
+    plain = asyncio.run(collect(engine, PROMPTS[1], GREEDY))
+    assert [token.logprob for step in steps for token in step.tokens] != [
+        token.logprob for step in plain for token in step.tokens
+    ]
+    from tests.builders import tree
+
+    ids = written(steps)
+    (read,) = asyncio.run(engine.score([tree("t", [PROMPTS[1]], [ids], (0,))], None, steering))
+    told = sum(token.logprob or 0.0 for step in steps for token in step.tokens)
+    assert float(read[0]) == pytest.approx(told, abs=1e-3)
+
+
+def test_a_direction_that_was_not_read_is_the_askers_mistake(engine: TransformersEngine) -> None:
+    with pytest.raises(UserError, match="no steering vector"):
+        asyncio.run(engine.score(random_trees(1), None, Steering("Pace", 1.0)))
+
+
+def test_a_broken_engine_says_so_to_everyone(tiny_qwen2: Path) -> None:
+    engine = start(tiny_qwen2)
+
+    def explode(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    engine._batch.step = explode  # type: ignore[method-assign]
+
+    async def ask() -> None:
+        with pytest.raises(EngineFault, match="out of memory"):
+            await collect(engine, PROMPTS[0], GREEDY)
+        with pytest.raises(EngineFault):
+            await engine.check()
+        with pytest.raises(EngineFault):
+            await engine.score(random_trees(1), None)
+
+    asyncio.run(ask())

@@ -1,0 +1,349 @@
+"""What stands in front of every route: keys, strangers, paces, sizes, request ids and metrics."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+
+from pipelines.serve.config import LimitsConfig, ScalingConfig
+from pipelines.serve.http import guard
+from pipelines.serve.http.admission import Admission
+from pipelines.serve.http.guard import Guard, Observed
+from pipelines.serve.http.keys import KeyRing, RateLimiter, add_key
+from pipelines.serve.metrics import LATENCY_S, Metrics
+
+ROUTES = frozenset({"/", "/v1/choose", "/healthz", "/readyz"})
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass
+class Answer:
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: list[bytes] = field(default_factory=list)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(b"".join(self.parts))["error"]
+        return found
+
+
+def scope(path: str, headers: Headers, client: Any = ("127.0.0.1", 5)) -> dict[str, Any]:
+    return {"type": "http", "method": "POST", "path": path, "headers": list(headers), "client": client}
+
+
+def ask(
+    app: Any, path: str = "/v1/choose", headers: Headers = (), body: Sequence[bytes] = (b"{}",), **more: Any
+) -> Answer:
+    """Send one request in these parts."""
+    answer, left = Answer(), list(body)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = message["status"]
+            answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            answer.parts.append(message["body"])
+
+    asyncio.run(app(scope(path, headers, **more), receive, send))
+    return answer
+
+
+class Inside:
+    """The application behind the guard: notes what reaches it, and says it back in parts."""
+
+    def __init__(self) -> None:
+        self.reached: list[tuple[str, bytes]] = []
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message.get("more_body", False)
+        self.reached.append((scope["path"], body))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-inside", b"1")]})
+        await send({"type": "http.response.body", "body": body[:1], "more_body": True})
+        await send({"type": "http.response.body", "body": body[1:]})
+
+
+@dataclass
+class Fence:
+    app: Any
+    inside: Inside
+    metrics: Metrics
+    secret: str
+
+    @property
+    def key(self) -> list[tuple[bytes, bytes]]:
+        return [(b"authorization", f"Bearer {self.secret}".encode())]
+
+
+def fence(tmp_path: Path, *, keyed: bool = True, pace: int | None = None, **limits: Any) -> Fence:
+    file = tmp_path / "keys.json"
+    secret = add_key(file, "ann", requests_per_minute=pace) if keyed else ""
+    inside, metrics = Inside(), Metrics()
+    guarded = Guard(
+        inside, LimitsConfig(**limits), KeyRing(file) if keyed else None, metrics, Admission(ScalingConfig())
+    )
+    return Fence(Observed(guarded, metrics, ROUTES, tells_id=True), inside, metrics, secret)
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> Fence:
+    return fence(tmp_path)
+
+
+# --- keys
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/choose", "/metrics", "/openapi.json", "/nowhere", "/healthz/", "//healthz", ""]
+)
+def test_every_path_needs_a_key(keyed: Fence, path: str) -> None:
+    answer = ask(keyed.app, path)
+    assert answer.status == 401
+    assert answer.error["code"] == "invalid_api_key"
+    assert 'Basic realm="pft"' in answer.headers["www-authenticate"]
+    assert keyed.inside.reached == []
+    assert ask(keyed.app, path, keyed.key).status == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_need_none(keyed: Fence, path: str) -> None:
+    assert ask(keyed.app, path).status == 200
+
+
+def test_a_browser_gives_the_key_as_a_password(keyed: Fence) -> None:
+    for user in ("", "anyone"):
+        password = base64.b64encode(f"{user}:{keyed.secret}".encode())
+        assert ask(keyed.app, "/", [(b"authorization", b"Basic " + password)]).status == 200
+
+
+def test_the_first_of_two_headers_counts(keyed: Fence) -> None:
+    assert ask(keyed.app, headers=[(b"authorization", b"Bearer wrong"), *keyed.key]).status == 401
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Fence:
+    """A fence for many examples."""
+    return fence(tmp_path_factory.mktemp("keyed"))
+
+
+@given(scheme=st.sampled_from([b"Bearer ", b"Basic ", b"basic", b""]), value=st.binary(max_size=80))
+@example(scheme=b"Basic ", value="\xfc".encode("latin-1"))
+@example(scheme=b"Bearer ", value=b"\xff\xfe")
+@example(scheme=b"Basic ", value=base64.b64encode(b"\xff:\xff"))
+def test_a_malformed_header_is_a_wrong_key(many: Fence, scheme: bytes, value: bytes) -> None:
+    assert ask(many.app, headers=[(b"authorization", scheme + value)]).status == 401
+
+
+def test_a_websocket_is_closed(keyed: Fence) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(keyed.app({"type": "websocket", "path": "/v1/choose", "headers": []}, None, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]
+    assert keyed.inside.reached == []
+
+
+# --- a server without keys
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000", "[::1]"])
+def test_this_machine_needs_no_key_where_there_are_none(tmp_path: Path, host: str) -> None:
+    open_fence = fence(tmp_path, keyed=False)
+    assert ask(open_fence.app, headers=[(b"host", host.encode())]).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "client"),
+    [
+        ("localhost", "192.168.1.5"),
+        ("localhost", "::ffff:10.0.0.1"),
+        ("evil.example", "127.0.0.1"),
+        ("evil.example:8000", "127.0.0.1"),
+        ("127.0.0.1.evil.example", "127.0.0.1"),
+        ("localhost.evil.example:80", "127.0.0.1"),
+        ("evil.example#localhost", "127.0.0.1"),
+        ("localhost@evil.example", "127.0.0.1"),
+        ("192.168.1.5:8000", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        (None, "127.0.0.1"),
+    ],
+)
+def test_strangers_and_foreign_names_are_sent_away(tmp_path: Path, host: str | None, client: str) -> None:
+    open_fence = fence(tmp_path, keyed=False)
+    answer = ask(open_fence.app, headers=[(b"host", host.encode())] if host is not None else [], client=(client, 5))
+    assert answer.status == 403
+    assert "pft key" in answer.error["message"]
+    assert open_fence.inside.reached == []
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_up_to_the_limit_passes_whole_and_a_larger_one_does_not(tmp_path: Path, declared: bool) -> None:
+    small = fence(tmp_path, body_bytes=10)
+    for size, status in ((10, 200), (11, 413)):
+        header = [(b"content-length", str(size).encode())] if declared else []
+        body = [b"x" * 4, b"x" * 4, b"x" * (size - 8)]
+        assert ask(small.app, headers=[*small.key, *header], body=body).status == status
+    assert small.inside.reached == [("/v1/choose", b"x" * 10)]
+
+
+def test_a_body_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
+    small, parts = fence(tmp_path, body_bytes=10), 0
+    answer = Answer()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal parts
+        parts += 1
+        return {"type": "http.request", "body": b"x" * 6, "more_body": True}
+
+    async def send(message: Any) -> None:
+        answer.status = message.get("status", answer.status)
+
+    asyncio.run(small.app(scope("/v1/choose", small.key), receive, send))
+    assert (answer.status, parts) == (413, 2)  # 6 + 6 > 10
+
+
+@pytest.mark.parametrize("declared", ["\xb2", "-1", "x", "9" * 5000, "1e9", ""])
+def test_a_length_that_is_no_number_breaks_nothing(tmp_path: Path, declared: str) -> None:
+    small = fence(tmp_path, body_bytes=10)
+    length = [(b"content-length", declared.encode("latin-1"))]
+    assert ask(small.app, headers=[*small.key, *length]).status == 200
+
+
+def test_a_wrong_key_is_told_before_a_body_is_read(tmp_path: Path) -> None:
+    small = fence(tmp_path, body_bytes=10)
+    assert ask(small.app, headers=[(b"content-length", b"1000000")]).status == 401
+
+
+def test_a_client_that_leaves_is_not_answered(keyed: Fence) -> None:
+    async def left() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nobody is there")
+
+    asyncio.run(keyed.app(scope("/v1/choose", keyed.key), left, send))
+    assert keyed.inside.reached == []
+
+
+# --- paces
+
+
+def test_a_key_beyond_its_pace_is_told_when_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(guard, "RateLimiter", lambda: RateLimiter(lambda: now[0]))
+    paced = fence(tmp_path, pace=2)
+    assert [ask(paced.app, headers=paced.key).status for _ in range(3)] == [200, 200, 429]
+    answer = ask(paced.app, headers=paced.key)
+    assert answer.headers["retry-after"] == "30"  # 60 s / 2
+    assert answer.error["code"] == "rate_limit_exceeded"
+    now[0] = 29.5
+    assert ask(paced.app, headers=paced.key).headers["retry-after"] == "1"
+    now[0] = 30
+    assert ask(paced.app, headers=paced.key).status == 200
+    assert 'pft_rejected_total{reason="pace"} 3.0' in exposed(paced)
+
+
+def test_the_recipes_pace_holds_for_a_key_without_one_and_not_for_probes(tmp_path: Path) -> None:
+    paced = fence(tmp_path, requests_per_minute=1)
+    assert [ask(paced.app, headers=paced.key).status for _ in range(2)] == [200, 429]
+    assert ask(paced.app, "/healthz").status == 200
+    assert ask(paced.app).status == 401  # a stranger is not told of the pace
+
+
+# --- request ids, metrics, streams
+
+
+@pytest.mark.parametrize("given_id", ["abc", "A-1_2.3:4", "x" * 128])
+def test_a_well_formed_request_id_is_said_back(keyed: Fence, given_id: str) -> None:
+    answer = ask(keyed.app, headers=[*keyed.key, (b"x-request-id", given_id.encode())])
+    assert answer.headers["x-request-id"] == given_id
+
+
+@pytest.mark.parametrize("given_id", ["", "x" * 129, "a b", "a\r\nset-cookie: b=1", "a\n", "\xfc", "<script>", "\0"])
+def test_another_request_id_is_replaced(keyed: Fence, given_id: str) -> None:
+    headers = [*keyed.key, (b"x-request-id", given_id.encode("latin-1"))]
+    found = [ask(keyed.app, headers=headers).headers["x-request-id"] for _ in range(2)]
+    assert all(len(id) == 32 and id.isalnum() for id in found)
+    assert found[0] != found[1]
+
+
+def test_a_refusal_has_a_request_id_too(keyed: Fence) -> None:
+    assert ask(keyed.app, headers=[(b"x-request-id", b"mine")]).headers["x-request-id"] == "mine"
+
+
+def exposed(some: Fence) -> str:
+    return generate_latest(some.metrics.registry).decode()
+
+
+def test_requests_are_counted_by_route_and_status_and_no_client_names_a_series(keyed: Fence) -> None:
+    ask(keyed.app, "/v1/choose", keyed.key)
+    before = exposed(keyed).count("\n")
+    ask(keyed.app, "/v1/choose", keyed.key)
+    for number in range(20):
+        ask(keyed.app, f"/made-up/{number}", [*keyed.key, (b"x-request-id", f"id{number}".encode())])
+    ask(keyed.app, "/v1/choose")
+    text = exposed(keyed)
+    assert 'pft_requests_total{route="/v1/choose",status="200"} 2.0' in text
+    assert 'pft_requests_total{route="/v1/choose",status="401"} 1.0' in text
+    assert 'pft_requests_total{route="other",status="200"} 20.0' in text
+    assert "made-up" not in text
+    assert "id1" not in text
+    # `other` brings its histogram and two counters, the 401 two counters; however many requests there were.
+    assert text.count("\n") - before == len(LATENCY_S) + 1 + 3 + 2 + 2
+    assert "pft_requests_in_flight 0.0" in text
+
+
+def test_a_fault_inside_is_counted_and_leaves_nothing_in_flight(tmp_path: Path) -> None:
+    metrics = Metrics()
+
+    async def faulty(*_: Any) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        ask(Observed(faulty, metrics, ROUTES, tells_id=True))
+    text = generate_latest(metrics.registry).decode()
+    assert 'pft_requests_total{route="/v1/choose",status="500"} 1.0' in text
+    assert "pft_requests_in_flight 0.0" in text
+
+
+def test_a_stream_comes_through_in_its_parts(keyed: Fence) -> None:
+    answer = ask(keyed.app, headers=keyed.key, body=[b"ab", b"cd"])
+    assert answer.parts == [b"a", b"bcd"]
+    assert answer.headers["x-inside"] == "1"
+
+
+def test_what_follows_the_body_reaches_the_application(tmp_path: Path) -> None:
+    """A stream notices by it that its client has left."""
+    seen: list[str] = []
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([(await receive())["type"] for _ in range(2)])
+
+    messages = [{"type": "http.request", "body": b"{}", "more_body": False}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    secret = add_key(tmp_path / "keys.json", "ann")
+    app = Guard(inside, LimitsConfig(), KeyRing(tmp_path / "keys.json"), Metrics(), Admission(ScalingConfig()))
+    asyncio.run(app(scope("/x", [(b"authorization", f"Bearer {secret}".encode())]), receive, None))  # type: ignore[arg-type]
+    assert seen == ["http.request", "http.disconnect"]

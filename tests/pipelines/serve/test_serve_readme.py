@@ -1,0 +1,46 @@
+"""The examples of the README work as printed, but for the port."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pft_core.data.preferences import load_space
+from tests.serving import LocalServer, serve_config, write_policy
+
+README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    root = tmp_path_factory.mktemp("readme")
+    policy = write_policy(root / "policy", tiny_qwen2, seed=0, space=load_space("toyworld"))
+    with LocalServer(serve_config(policy, root / "cache", engine={"name": "transformers"})).running() as running:
+        yield running
+
+
+def printed(pattern: str, server: LocalServer) -> str:
+    found = re.search(pattern, README, re.DOTALL)
+    assert found, pattern
+    return found[1].replace("http://127.0.0.1:8000", server.url)
+
+
+def test_the_curl_line(server: LocalServer) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    line = printed(r"```\n(curl [^\n]*/v1/choose[^\n]*)\n```", server)
+    done = subprocess.run(["bash", "-c", f"{line} -s"], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["letter"] in ("A", "B")
+
+
+def test_the_python_client(server: LocalServer) -> None:
+    code = printed(r"```python\n(from openai.*?)```", server)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Daring ->" in done.stdout
+    assert "'mixing': 'probabilities'" in done.stdout

@@ -1,0 +1,420 @@
+"""The vLLM engine against the transformers engine and BranchScorer, on one tiny model in float32."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("vllm")
+
+from pft_core.encoding.examples import BranchedExample
+from pft_core.errors import UserError
+from pft_core.evaluation.answers import score_branches
+from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter, with_adapter
+from pft_core.scoring.scorer import BranchScorer
+from pipelines.serve.engines.engine import Engine, Sampling, Steering, Step, Token
+from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
+from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, following
+from pipelines.serve.policies.adapters import LoadedAdapter
+from tests.builders import random_trees, tree
+from tests.serving import wide_base
+
+pytestmark = pytest.mark.vllm
+
+CPU = torch.device("cpu")
+EOS = 2
+# Per log-probability: float32 sums in another order. Measured: 4e-6 on sums of 9 labels.
+TOLERANCE = 1e-3
+GREEDY = Sampling(max_tokens=12, temperature=0, logprobs=3)
+PROMPT = [int(token) for token in np.random.default_rng(7).integers(3, 600, 100)]
+CHOICES = ((40, 41, 42), (40, 41, 50, 51), (40, 41), (60, 61, 62))
+Scores = list[NDArray[np.float32]]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Served:
+    """The engine under test on a loop of its own, its model, and adapters with what they score."""
+
+    engine: VllmEngine
+    loop: asyncio.AbstractEventLoop
+    model: Path
+    adapters: list[LoadedAdapter]
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(asyncio.wait_for(work, timeout=60))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wide_base(tmp_path_factory.mktemp("heads_of_32") / "model", tiny_qwen2)
+
+
+def write_adapter(model: Path, folder: Path, seed: int, *, rank: int = 4) -> LoadedAdapter:
+    """An adapter as if trained: B is not zero."""
+    base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU)
+    policy = add_lora(base, LoraSettings(rank, 2 * rank, 0.0, ["q_proj", "v_proj", "down_proj"]), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+    weights = {name: torch.randn(weight.shape, generator=generator) * 0.2 for name, weight in trained.items()}
+    save_adapter(policy, weights, folder)
+    return LoadedAdapter(f"{folder.name}@{seed:012d}", folder)
+
+
+def settings(model: Path) -> VllmSettings:
+    """Two slots: three adapters have to take turns."""
+    return VllmSettings(str(model), "fp32", 512, 8, 2, 8, gpu_memory=0.5, cpu_cache_gib=1, threads=1, enable_lora=True)
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("adapters")
+    adapters = [write_adapter(model, root / f"a{seed}", seed) for seed in range(3)]
+    loop = asyncio.new_event_loop()
+    engine = VllmEngine(settings(model))
+    yield Served(engine, loop, model, adapters)
+    loop.run_until_complete(engine.close())
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def sibling(served: Served) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(TransformersSettings(str(served.model), "fp32", "cpu", 8, 4096, 3))
+    yield engine
+    served.run(engine.close())
+
+
+def expected(served: Served, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None) -> Scores:
+    """What training and evaluation say."""
+    policy: Any = load_base(str(served.model), precision="fp32", gradient_checkpointing=False, device=CPU)
+    if adapter is not None:
+        policy = with_adapter(policy, adapter.folder)
+    return score_branches(examples, scorer=BranchScorer(policy.eval()), tokens_per_batch=4096)
+
+
+def assert_close(scores: Scores, wanted: Scores) -> None:
+    assert len(scores) == len(wanted)
+    for got, want in zip(scores, wanted, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+
+
+def apart(first: Scores, second: Scores) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
+
+
+async def collect(steps: AsyncIterator[Step]) -> list[Step]:
+    return [step async for step in steps]
+
+
+def tokens_of(steps: Sequence[Step]) -> list[Token]:
+    """Steps are cut by time: one that is fetched late holds several tokens."""
+    return [token for step in steps for token in step.tokens]
+
+
+def ids(steps: Sequence[Step]) -> list[int]:
+    return [token.id for token in tokens_of(steps)]
+
+
+def write(
+    served: Served, engine: Engine, prompt: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None
+) -> list[Step]:
+    return served.run(collect(engine.generate(prompt, sampling, adapter)))
+
+
+def answers(prefix: Sequence[int], choices: Sequence[Sequence[int]]) -> BranchedExample:
+    """Choices after a prompt, each ended by EOS."""
+    return tree("question", [prefix] * len(choices), [[*choice, EOS] for choice in choices], range(len(choices)))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_scores_are_those_of_the_branch_scorer(served: Served, adapted: bool) -> None:
+    adapter = served.adapters[0] if adapted else None
+    examples = [*random_trees(4), answers(PROMPT, CHOICES)]
+    assert_close(served.run(served.engine.score(examples, adapter)), expected(served, examples, adapter))
+
+
+def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: Served) -> None:
+    unlabelled = tree("unlabelled", [[5, 6, 7], [5, 6, 8]], [[], [9]])
+    without_prefix = tree("without prefix", [[5, 6], [7, 8]], [[9, 10], [11]])
+    nothing = tree("nothing", [[5, 6, 7], [5, 6, 8]], [[], []])
+    assert len(without_prefix.prefix_ids) == 0
+    scores = served.run(served.engine.score([unlabelled, without_prefix, nothing], None))
+    assert scores[0][0] == 0
+    assert scores[2].tolist() == [0, 0]
+    assert_close(scores[:2], expected(served, [unlabelled, without_prefix], None))
+
+
+def test_adapters_and_the_base_keep_apart_in_one_batch(served: Served) -> None:
+    examples = random_trees(3, seed=1)
+    policies = [served.adapters[0], served.adapters[1], None]
+
+    async def at_once() -> list[Scores]:
+        return await asyncio.gather(*(served.engine.score(examples, policy) for policy in policies))
+
+    scores = served.run(at_once())
+    for policy, got in zip(policies, scores, strict=True):
+        assert_close(got, expected(served, examples, policy))
+    assert min(apart(scores[0], scores[1]), apart(scores[0], scores[2])) > 100 * TOLERANCE
+
+
+def test_more_adapters_than_slots_take_turns(served: Served) -> None:
+    examples = random_trees(2, seed=2)
+    wanted = [expected(served, examples, adapter) for adapter in served.adapters]
+
+    async def two_rounds() -> list[Scores]:
+        return await asyncio.gather(*(served.engine.score(examples, adapter) for adapter in served.adapters * 2))
+
+    for got, want in zip(served.run(two_rounds()), wanted * 2, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_greedy_text_is_that_of_the_transformers_engine(
+    served: Served, sibling: TransformersEngine, adapted: bool
+) -> None:
+    adapter = served.adapters[1] if adapted else None
+    steps, wanted = (write(served, engine, PROMPT, GREEDY, adapter) for engine in (served.engine, sibling))
+    assert ids(steps) == ids(wanted)
+    assert steps[-1].finish_reason == wanted[-1].finish_reason == "length"
+    for token, want in zip(tokens_of(steps), tokens_of(wanted), strict=True):
+        assert token.logprob == pytest.approx(want.logprob, abs=TOLERANCE)
+        assert [id for id, _ in token.top] == [id for id, _ in want.top]
+        assert [logp for _, logp in token.top] == pytest.approx([logp for _, logp in want.top], abs=TOLERANCE)
+
+
+def test_text_ends_with_eos_which_is_not_told(served: Served) -> None:
+    """At temperature 2 the 600 tokens are nearly even: 8 texts of 300 draws meet EOS about 4 times."""
+
+    async def texts() -> list[list[Step]]:
+        hot = [Sampling(max_tokens=300, temperature=2, seed=seed) for seed in range(8)]
+        return await asyncio.gather(*(collect(served.engine.generate(PROMPT, each, None)) for each in hot))
+
+    texts_steps = served.run(texts())
+    reasons = [steps[-1].finish_reason for steps in texts_steps]
+    assert set(reasons) == {"stop", "length"}
+    for steps, reason in zip(texts_steps, reasons, strict=True):
+        assert EOS not in ids(steps)
+        assert (len(ids(steps)) == 300) == (reason == "length")
+        assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+
+
+def test_a_seed_repeats_a_text(served: Served) -> None:
+    texts = [ids(write(served, served.engine, PROMPT, Sampling(20, seed=seed))) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_scoring_leaves_the_log_probabilities_of_texts_in_the_same_batch_alone(served: Served) -> None:
+    alone = write(served, served.engine, PROMPT, GREEDY)
+
+    async def beside_scoring() -> list[Step]:
+        scoring = asyncio.gather(*(served.engine.score(random_trees(4, seed=seed), None) for seed in range(4)))
+        steps = await collect(served.engine.generate(PROMPT, GREEDY, None))
+        await scoring
+        return steps
+
+    for token, other in zip(tokens_of(alone), tokens_of(served.run(beside_scoring())), strict=True):
+        assert dict(token.top) == pytest.approx(dict(other.top), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_only_choices_are_written_whatever_the_temperature(served: Served, logprobs: int | None) -> None:
+    async def draws() -> list[list[Step]]:
+        hot = [Sampling(10, temperature=2, seed=seed, logprobs=logprobs, choices=CHOICES) for seed in range(24)]
+        return await asyncio.gather(*(collect(served.engine.generate(PROMPT, each, None)) for each in hot))
+
+    drawn = served.run(draws())
+    assert {tuple(ids(steps)) for steps in drawn} == set(CHOICES)
+    assert {steps[-1].finish_reason for steps in drawn} == {"stop"}
+
+
+def test_a_choice_is_told_with_the_log_probabilities_of_the_model_as_it_is(
+    served: Served, sibling: TransformersEngine
+) -> None:
+    sampling = Sampling(10, temperature=0, logprobs=2, choices=CHOICES)
+    steps, wanted = (write(served, engine, PROMPT, sampling) for engine in (served.engine, sibling))
+    assert ids(steps) == ids(wanted)
+    for token, want in zip(tokens_of(steps), tokens_of(wanted), strict=True):
+        assert token.logprob == pytest.approx(want.logprob, abs=TOLERANCE)
+        assert dict(token.top) == pytest.approx(dict(want.top), abs=TOLERANCE)
+        assert token.logprob < -1  # the mask would have made it nearly certain
+
+
+def test_a_choice_that_is_cut_ends_with_length(served: Served) -> None:
+    steps = write(served, served.engine, PROMPT, Sampling(1, choices=CHOICES[:1]))
+    assert (ids(steps), steps[-1].finish_reason) == ([40], "length")
+
+
+def test_what_may_follow_is_a_choice_s_next_token_and_eos_after_a_whole_one() -> None:
+    assert following(CHOICES, [], EOS) == [40, 60]
+    assert following(CHOICES, [40, 41], EOS) == [EOS, 42, 50]
+    assert following(CHOICES, [60, 61, 62], EOS) == [EOS]
+
+
+def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) -> None:
+    """Blocks hold 32 tokens, and the last token is always read: of 100 tokens, 3 blocks are cached."""
+    prompt = [int(token) for token in np.random.default_rng(8).integers(3, 600, 100)]
+    runs = [write(served, served.engine, prompt, Sampling(3), adapter) for adapter in (None, None, served.adapters[0])]
+    assert [steps[0].cached_tokens for steps in runs] == [0, 96, 0]
+    assert {step.cached_tokens for steps in runs for step in steps[1:]} <= {0}
+    chosen = write(served, served.engine, prompt, Sampling(5, choices=CHOICES))
+    assert [step.cached_tokens for step in chosen] == [96] + [0] * (len(chosen) - 1)
+
+
+def assert_alive(served: Served) -> None:
+    examples = random_trees(1)
+    assert_close(
+        served.run(served.engine.score(examples, served.adapters[0])), expected(served, examples, served.adapters[0])
+    )
+    served.run(served.engine.check())
+
+
+def test_an_adapter_of_too_high_a_rank_is_refused_and_the_engine_lives_on(served: Served, tmp_path: Path) -> None:
+    adapter = write_adapter(served.model, tmp_path / "wide", 9, rank=16)
+    with pytest.raises(UserError, match=r"rank 16, engine\.max_adapter_rank is 8"):
+        served.run(served.engine.score(random_trees(1), adapter))
+    assert_alive(served)
+
+
+def cut_file(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        save_file(change(load_file(file)), file)
+
+    return apply
+
+
+BROKEN = {
+    "cut": cut_file,
+    "empty": change_tensors(lambda tensors: {}),
+    "half": change_tensors(lambda tensors: {name: t for name, t in tensors.items() if "layers.0" in name}),
+    "narrow": change_tensors(lambda tensors: {name: t[:, :2].contiguous() for name, t in tensors.items()}),
+    "unknown to vLLM": lambda folder: change_config(folder, alora_invocation_tokens=[5]),
+}
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_adapter_is_refused_and_the_engine_lives_on(served: Served, tmp_path: Path, fault: str) -> None:
+    folder = shutil.copytree(served.adapters[0].folder, tmp_path / "broken")
+    BROKEN[fault](folder)
+    adapter = LoadedAdapter(f"broken-{list(BROKEN).index(fault)}@000000000000", folder)
+    with pytest.raises(UserError, match=adapter.id) as refused:
+        served.run(served.engine.score(random_trees(1), adapter))
+    assert str(tmp_path) not in str(refused.value), "clients are told"
+    assert_alive(served)
+
+
+def test_steering_is_refused_with_a_reason(served: Served) -> None:
+    steering = Steering("Risk", 1.0)
+    with pytest.raises(UserError, match="transformers engine only"):
+        served.run(served.engine.score(random_trees(1), None, steering))
+    with pytest.raises(UserError, match="transformers engine only"):
+        served.run(collect(served.engine.generate(PROMPT, GREEDY, None, steering)))
+
+
+def test_prompts_beyond_max_length_are_refused(served: Served) -> None:
+    long = PROMPT * 6
+    with pytest.raises(UserError, match=r"601 tokens, engine\.max_length is 512"):
+        served.run(collect(served.engine.generate(long, GREEDY, None)))
+    with pytest.raises(UserError, match=r"602 tokens, engine\.max_length is 512"):
+        served.run(served.engine.score([answers(long, [[5], [6]])], None))
+
+
+def test_a_text_and_a_score_may_fill_max_length(served: Served) -> None:
+    prompt = (PROMPT * 6)[:510]
+    assert len(ids(write(served, served.engine, prompt, Sampling(20, temperature=0)))) == 2
+    examples = [answers(prompt, [[5], [6]])]
+    assert_close(served.run(served.engine.score(examples, None)), expected(served, examples, None))
+
+
+def test_a_dropped_text_is_gone_from_the_engine(served: Served) -> None:
+    async def drop() -> int:
+        steps = served.engine.generate(PROMPT, Sampling(max_tokens=400), None)
+        await anext(steps)
+        await steps.aclose()
+        return served.engine._engine.get_num_unfinished_requests()
+
+    assert served.run(drop()) == 0
+
+
+PROCESS = """
+import asyncio, json, multiprocessing, os, signal, sys
+from pipelines.serve.engine import EngineFault, Sampling
+from pipelines.serve.vllm_engine import VllmEngine, VllmSettings
+
+async def after_its_death(engine, pid):
+    os.kill(pid, signal.SIGKILL)
+    for attempt in range(100):
+        try:
+            await engine.check()
+        except EngineFault:
+            break
+        await asyncio.sleep(0.1)
+    try:
+        [step async for step in engine.generate([5, 6], Sampling(1), None)]
+    except EngineFault as fault:
+        print("fault", fault, flush=True)
+
+if __name__ == "__main__":
+    engine = VllmEngine(VllmSettings(**json.loads(sys.argv[1])))
+    [child] = multiprocessing.active_children()
+    print("pid", child.pid, flush=True)
+    if sys.stdin.readline():
+        asyncio.run(after_its_death(engine, child.pid))
+"""
+
+
+def start(model: Path) -> tuple[subprocess.Popen[str], int]:
+    """A process with an engine, and the id of the engine's own process."""
+    command = [sys.executable, "-c", PROCESS, json.dumps(asdict(settings(model)))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("pid "):
+            return process, int(line.split()[1])
+    raise AssertionError("the engine did not start")
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_the_engine_s_process_ends_when_ours_is_killed(model: Path) -> None:
+    process, engine_pid = start(model)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{engine_pid}").exists():
+        assert time.monotonic() < deadline, os.kill(engine_pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_dead_engine_is_a_fault(model: Path) -> None:
+    process, _ = start(model)
+    output, _ = process.communicate("kill it\n", timeout=60)
+    assert "fault vLLM's process ended" in output

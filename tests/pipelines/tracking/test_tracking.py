@@ -1,0 +1,334 @@
+"""Metrics reach MLflow once each, whatever dies in between, and the run never waits for them."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pft_core.data.manifest import DatasetManifest
+from pft_core.data.preferences import Axis, Pole, PreferenceSpace
+from pft_core.errors import UserError
+from pipelines.config import RunConfig, TrackingConfig
+from pipelines.tracking import tracker as tracking
+from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, whole_steps
+from pipelines.tracking.tracker import Tracker, close_killed, cut_spool, read_metrics, tracking_uri
+
+NO_SERVER = "http://user:hunter2@127.0.0.1:9"  # the discard port: nothing listens
+LONG = 120.0  # seconds; the first start makes the database, which takes a while on a busy machine
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage folder for all tests here: making MLflow's database takes seconds, and must be quiet."""
+    folder = tmp_path_factory.mktemp("storage")
+    first = {"run_name": "first", "run_key": "first", "run_dir": folder, "params": {}}
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        tracker = Tracker.start(uri=None, storage=folder, experiment="first", **first)
+        tracker.finish("FINISHED", limit_s=LONG)
+    assert printed.getvalue() == ""
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_uri_from_outside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture
+def start(storage: Path, tmp_path: Path) -> Callable[..., Tracker]:
+    """Start a tracker of the run in `tmp_path`, keyed by it."""
+
+    def start(**changes: Any) -> Tracker:
+        given = {"uri": None, "storage": storage, "experiment": "tests", "run_name": "a run", "params": {}}
+        return Tracker.start(**{**given, "run_key": tmp_path.name, "run_dir": tmp_path, **changes})
+
+    return start
+
+
+@pytest.fixture
+def mlflow_runs(storage: Path, tmp_path: Path) -> Callable[[], list[Any]]:
+    """The server's view: all MLflow runs with this test's key, newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+
+    def find() -> list[Any]:
+        experiment = client.get_experiment_by_name("tests")
+        wanted = f"tags.run_key = '{tmp_path.name}'"
+        return list(client.search_runs([experiment.experiment_id], wanted)) if experiment else []
+
+    find.client = client  # type: ignore[attr-defined]
+    return find
+
+
+def points(find: Any, key: str) -> list[tuple[int, float]]:
+    (run,) = find()
+    return [(m.step, m.value) for m in find.client.get_metric_history(run.info.run_id, key)]
+
+
+def manifest(folder: Path) -> Path:
+    axis = Axis("Risk", Pole("Daring"), Pole("Careful"))
+    counts: dict[str, Any] = {"rows_in": 9, "rows_out": 8, "pairs_out": 8, "rejected": 1}
+    DatasetManifest(
+        source="json",
+        forms=("one",),
+        space=PreferenceSpace("test", (axis,)),
+        shards=(),
+        rejected_by_reason={"missing key": 1},
+        length_quantiles={},
+        config_digest="c" * 16,
+        data_digest="d" * 16,
+        **counts,
+    ).save(folder)
+    return folder
+
+
+def test_a_run_arrives_whole(start: Any, mlflow_runs: Any, tmp_path: Path) -> None:
+    prepared, adapter = tmp_path / "prepared", tmp_path / "adapter"
+    prepared.mkdir()
+    adapter.mkdir()
+    manifest(prepared)
+    (adapter / "weights.txt").write_text("w")
+    (tmp_path / "report.html").write_text("<p>")
+    tracker = start(params={"train": {"lr": 1e-4}, "name": "x"}, inputs=[prepared], tags={"kind": "train"})
+    tracker.log(1, {"loss": 2.0, "lr": 0.0})
+    tracker.log(2, {"loss": 1.5, "lr": 1e-4})
+    tracker.artifact(adapter)
+    tracker.artifact(tmp_path / "report.html", "reports")
+    tracker.finish("FINISHED", limit_s=LONG)
+
+    (run,) = mlflow_runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"train.lr": "0.0001", "name": "x"}
+    assert run.data.tags["kind"] == "train"
+    assert points(mlflow_runs, "loss") == [(1, 2.0), (2, 1.5)]
+    (entry,) = run.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("prepared", "d" * 16)
+    stored = [f.path for f in mlflow_runs.client.list_artifacts(run.info.run_id)]
+    assert sorted(stored) == ["adapter", "reports"]
+    (weights,) = mlflow_runs.client.list_artifacts(run.info.run_id, "adapter")
+    assert weights.path == "adapter/weights.txt"
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run_with_each_step_once(
+    start: Any, mlflow_runs: Any, tmp_path: Path
+) -> None:
+    tracker = start(params={"workers": 2, "seed": 0})
+    for step in range(1, 6):
+        tracker.log(step, {"loss": 10.0 - step, "pairs_per_s": 100.0})
+    tracker.finish("FAILED", limit_s=LONG)
+    assert mlflow_runs()[0].info.status == "FAILED"
+
+    tracker = start(params={"workers": 4, "seed": 0})
+    for step in range(4, 8):  # the checkpoint held 3 steps: 4 and 5 are done again, at another speed
+        tracker.log(step, {"loss": 10.0 - step, "pairs_per_s": 200.0})
+    tracker.finish("FINISHED", limit_s=LONG)
+
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["pairs_per_s"] for row in read_metrics(tmp_path)] == [100.0] * 3 + [200.0] * 4
+    (run,) = mlflow_runs()
+    assert run.info.status == "FINISHED"
+    assert points(mlflow_runs, "loss") == [(step, 10.0 - step) for step in range(1, 8)]
+    assert [step for step, _ in points(mlflow_runs, "pairs_per_s")] == [1, 2, 3, 4, 5, 6, 7]
+    assert run.data.params == {"workers": "2", "seed": "0"}
+    assert run.data.tags["changed.workers"] == "4"
+    assert run.data.tags["resume_count"] == "1"
+    assert "changed.seed" not in run.data.tags
+
+
+def test_a_batch_sent_twice_counts_once(start: Any, mlflow_runs: Any) -> None:
+    tracker = start()
+    tracker.finish("FINISHED", limit_s=LONG)
+    run = MlflowRun(tracker._spec)
+    rows = [{"step": step, "loss": float(step)} for step in range(3)]
+    run.send(rows)
+    run.send(rows)  # as after a reply that was lost
+    run.close("KILLED")
+    assert points(mlflow_runs, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert mlflow_runs()[0].info.status == "KILLED"
+
+
+def test_a_fresh_start_with_the_same_key_is_a_new_mlflow_run(start: Any, mlflow_runs: Any, tmp_path: Path) -> None:
+    for folder in ("first", "again"):  # `--fresh` empties the run's folder
+        (tmp_path / folder).mkdir()
+        tracker = start(run_dir=tmp_path / folder)
+        tracker.log(1, {"loss": 1.0})
+        tracker.finish("FINISHED", limit_s=LONG)
+    assert [run.data.metrics["loss"] for run in mlflow_runs()] == [1.0, 1.0]
+
+
+def test_without_a_server_the_run_goes_on_and_the_next_start_delivers(
+    start: Any, mlflow_runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking.console, "width", 1000)
+    (tmp_path / "adapter").mkdir()
+    tracker = start(uri=NO_SERVER)
+    started = time.perf_counter()
+    for step in range(100):
+        tracker.log(step, {"loss": float(step)})
+    tracker.artifact(tmp_path / "adapter")
+    assert time.perf_counter() - started < 1.0  # 100 lines into a file
+    tracker.finish("FINISHED", limit_s=1.0)
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "100 steps of metrics" in shown.err
+    assert "1 artifacts" in shown.err
+    assert "hunter2" not in shown.err
+
+    start().finish("FINISHED", limit_s=LONG)
+    assert points(mlflow_runs, "loss") == [(step, float(step)) for step in range(100)]
+
+
+def test_a_server_that_comes_back_during_the_run_gets_everything(
+    start: Any, mlflow_runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, send = threading.Event(), MlflowRun.send
+
+    def fail_once(self: MlflowRun, rows: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionError("gone")
+        send(self, rows)
+
+    monkeypatch.setattr(MlflowRun, "send", fail_once)
+    monkeypatch.setattr(tracking, "DELIVER_EVERY_S", 0.1)
+    tracker = start()
+    tracker.log(1, {"loss": 1.0})
+    assert failed.wait(LONG)
+    tracker.log(2, {"loss": 0.5})
+    tracker.finish("FINISHED", limit_s=LONG)
+    assert points(mlflow_runs, "loss") == [(1, 1.0), (2, 0.5)]
+
+
+def test_nothing_is_printed_and_no_thread_stays(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    before = set(threading.enumerate())
+    tracker = start()
+    tracker.log(1, {"loss": 1.0})
+    tracker.finish("FINISHED", limit_s=LONG)
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left & {"tracker", "SystemMetricsMonitor"}
+
+
+def test_system_metrics_are_recorded(start: Any, mlflow_runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    tracker = start()
+    deadline = time.monotonic() + LONG
+    while not (runs := mlflow_runs()) or not any(key.startswith("system/") for key in runs[0].data.metrics):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    tracker.log(0, {"loss": 1.0})  # system metrics have steps of their own, which do not count as delivered
+    tracker.finish("FINISHED", limit_s=LONG)
+    assert points(mlflow_runs, "loss") == [(0, 1.0)]
+
+
+def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    spool = tmp_path / "metrics.jsonl"
+    spool.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    cut_spool(spool)
+    assert spool.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_a_rewind_drops_later_rows_only(tmp_path: Path) -> None:
+    spool = tmp_path / "metrics.jsonl"
+    spool.write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)))
+    cut_spool(spool, after=5)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
+
+
+def test_batches_hold_whole_steps() -> None:
+    # 400 metrics a step and at most 1000 a batch: two steps, two steps, one
+    rows = [{"step": step} | {f"m{i}": 0.0 for i in range(400)} for step in range(5)]
+    assert [[row["step"] for row in batch] for batch in whole_steps(rows)] == [[0, 1], [2, 3], [4]]
+
+
+def test_the_uri_comes_from_the_config_else_the_environment_else_the_storage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
+    assert tracking_uri(None, tmp_path) == "http://there:5000"
+    assert tracking_uri("postgresql+psycopg2://db/x", tmp_path) == "postgresql+psycopg2://db/x"
+
+
+def test_a_uri_that_is_no_store_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tracking.uri=ftp://\*\*\*@host: not a tracking store"):
+        tracking_uri("ftp://me:hunter2@host", tmp_path)
+
+
+def test_params_are_flat_short_and_without_credentials() -> None:
+    config = {"a": {"b": [1, 2], "c": None}, "uri": "http://me:hunter2@host/x", "empty": {}, "long": "x" * 7000}
+    flat = flatten(config)
+    assert flat == {"a.b": "[1, 2]", "a.c": "null", "uri": "http://***@host/x", "empty": "{}", "long": "x" * 6000}
+
+
+def test_every_uri_of_a_text_is_masked() -> None:
+    text = "http://a:b@host failed, then postgresql://c@db/x; mail me@host"
+    assert mask_credentials(text) == "http://***@host failed, then postgresql://***@db/x; mail me@host"
+
+
+def test_processes_that_open_a_new_store_at_once_all_deliver(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from pipelines.tracking import Tracker
+storage, name = Path(sys.argv[1]), sys.argv[2]
+(storage / name).mkdir()
+tracker = Tracker.start(
+    uri=None, storage=storage, experiment="e", run_name=name, run_key=name, run_dir=storage / name, params={"a": 1}
+)
+tracker.log(1, {"x": 1.0})
+tracker.finish("FINISHED")
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two", "three")
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert not any("not delivered" in error or "Traceback" in error for error in errors), errors
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted(run.info.run_name for run in runs) == ["one", "three", "two"]
+    assert all(run.data.metrics["x"] == 1.0 for run in runs)
+
+
+def test_a_part_of_a_search_is_placed_below_it_as_soon_as_the_search_is_there(start, mlflow_runs, tmp_path) -> None:
+    folders = {name: tmp_path / name for name in ("part", "whole")}
+    for folder in folders.values():
+        folder.mkdir()
+    part = start(run_key=tmp_path.name, run_dir=folders["part"], parent=f"{tmp_path.name}-whole")
+    part.log(0, {"loss": 1.0})  # waits in the spool: its search is not there
+    whole = start(run_key=f"{tmp_path.name}-whole", run_dir=folders["whole"])
+    whole.finish("FINISHED", limit_s=LONG)
+    part.finish("FINISHED", limit_s=LONG)
+    (run,) = mlflow_runs()
+    parent = mlflow_runs.client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["run_key"] == f"{tmp_path.name}-whole"
+    assert points(mlflow_runs, "loss") == [(0, 1.0)]
+
+
+def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_left_as_it_is(start, mlflow_runs, storage) -> None:
+    config = RunConfig(storage=str(storage), tracking=TrackingConfig(experiment="tests"))
+    start().finish("FINISHED", limit_s=LONG)
+    (run,) = mlflow_runs()
+    close_killed(config, run.data.tags["run_key"])
+    assert mlflow_runs()[0].info.status == "FINISHED"
+    mlflow_runs.client.update_run(run.info.run_id, status="RUNNING")
+    close_killed(config, run.data.tags["run_key"])
+    assert mlflow_runs()[0].info.status == "KILLED"
+    close_killed(config, "a key that no run has")

@@ -1,0 +1,481 @@
+"""The report of a search: drawings at hand-computed places; files that are whole, escaped and hold every trial."""
+
+import csv
+import io
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from itertools import product
+from typing import Any
+
+import pytest
+
+from pft_core.files import read_json
+from pipelines.tune.drawings import (
+    accuracy_panel,
+    front_steps,
+    heat_map,
+    is_same_ratio,
+    legend_places,
+    pareto_panel,
+    ratio_scale,
+    ratio_ticks,
+)
+from pipelines.tune.points import ratio_name
+from pipelines.tune.report import heat_panels, mark_of, render, write_search
+
+HOSTILE = "<script>alert(1)</script> & \"Co\" 'x'"
+GRID = (0, 0.25, 0.5, 1, 2)
+MODES = ("grid", "soup", "asha", "optuna")
+
+
+def t_of(alpha: float, beta: float) -> float | str | None:
+    if alpha == 0 or beta == 0:
+        return None if alpha == beta else "inf" if beta == 0 else "-inf"
+    return math.log(alpha / beta)
+
+
+def values(first: float, second: float) -> dict[str, Any]:
+    """The numbers of a measured trial or cell."""
+    both = max(0.0, first + second - 1)
+    numbers = {"pole_first": first, "pole_second": second, "worse_pole": min(first, second), "both_right": both}
+    intervals = {name: [max(0.0, value - 0.06), min(1.0, value + 0.05)] for name, value in numbers.items()}
+    low, high = intervals["both_right"]
+    return {**numbers, "low": low, "high": high, "intervals": intervals, "all_first": None, "all_second": None}
+
+
+def unsure(first: float, second: float) -> dict[str, Any]:
+    """Numbers whose intervals hold everything, so that drawings reach from 0 to 1."""
+    numbers = values(first, second)
+    return numbers | {"intervals": {name: [0.0, 1.0] for name in numbers["intervals"]}}
+
+
+NO_VALUES = {**dict.fromkeys(values(1, 1)), "intervals": {}}
+
+
+def trial(alpha: float, beta: float, numbers: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    return {
+        "alpha": alpha,
+        "beta": beta,
+        "t": t_of(alpha, beta),
+        "source": "trained",
+        "changes": {},
+        "status": "finished" if numbers else "failed",
+        "error": None,
+        "run_id": f"run-{alpha}-{beta}",
+        "run_dir": f"runs/{alpha}-{beta}",
+        "steps": 150,
+        "seconds": 17.25,
+        "attempt": 1,
+        "rung_losses": [],
+        "parents": [],
+        "weights": [],
+        **(numbers or NO_VALUES),
+        **changes,
+    }
+
+
+def reached(alpha: float, beta: float) -> dict[str, Any]:
+    """What a balance reaches: each side the more, the larger its share; a side without any keeps to chance or less."""
+    share = alpha / (alpha + beta) if alpha + beta else 0.5
+    peak = 0.5 if alpha + beta == 0 else 0.96
+    return values(round(peak * share**0.25, 4), round(peak * (1 - share) ** 0.2, 4))
+
+
+def cell(alpha: float, beta: float, source: str, index: int, found: dict[str, Any]) -> dict[str, Any]:
+    same = {key: found[key] for key in (*NO_VALUES, "status", "changes")}
+    return {"alpha": alpha, "beta": beta, "t": t_of(alpha, beta), "source": source, "trial": index, **same}
+
+
+def report_of(mode: str = "grid", *, levels: tuple[float, ...] = GRID, **changes: Any) -> dict[str, Any]:
+    """A whole report: the cells of a grid by their distinct ratios, or 12 draws of optuna."""
+    trials = [trial(0, 0, reached(0, 0), source="base", steps=None, seconds=3.0, run_id=None)]
+    cells = []
+    if mode == "optuna":
+        for i in range(12):
+            alpha = math.exp(math.sin(3.0 * i) * 2)
+            found = {**reached(alpha, 1), "all_first": 0.5, "all_second": 0.25}
+            trials.append(trial(alpha, 1.0, found, changes={"train.lr": 0.0003 * (i + 1), "lora.r": 8}))
+            cells.append(cell(alpha, 1.0, "trained", len(trials) - 1, trials[-1]))
+    else:
+        places = {"base": 0}
+        for alpha, beta in product(levels, levels):
+            name = ratio_name(t_of(alpha, beta))
+            if is_new := name not in places:
+                places[name] = len(trials)
+                trials.append(trial(alpha, beta, reached(alpha, beta)))
+                if mode == "soup" and name not in ("0:1", "1:1", "1:0"):
+                    trials[-1] |= {"source": "soup", "steps": None}
+            found = trials[places[name]]
+            source = found["source"] if is_new or found["source"] != "trained" else "same_ratio"
+            cells.append(cell(alpha, beta, source, places[name], found))
+    by_first = sorted(range(1, len(trials)), key=lambda i: trials[i]["pole_first"])
+    best = max(range(len(trials)), key=lambda i: trials[i]["worse_pole"])
+    report = {
+        "title": "Search of quickstart",
+        "mode": mode,
+        "name": "quickstart",
+        "metric": "worse_pole",
+        "form": "one",
+        "axes": [{"name": "Risk", "first": "Daring", "second": "Careful"}],
+        "cells": cells,
+        "trials": trials,
+        "front": by_first,
+        "hypervolume": 0.8123,
+        "knee": best,
+        "pick": {"trial": best, **{k: trials[best][k] for k in ("alpha", "beta", "t", "source")}, "why": "It is best."},
+        "verification": [],
+        "sentences": ["The pick is 1:1.", "Both ends fail on one side."],
+        "warnings": ["Two ratios are within each other's interval."],
+        "notes": ["Cells of one ratio share a training."],
+        "timings": {"search": 200.5, "verify": None},
+        "config": {"model": "tiny", "train": {"lr": 0.01}},
+        "digests": {"data": "0123456789abcdef"},
+        "recipe": "chosen.yaml",
+        "model": "quickstart@champion",
+    }
+    if mode == "soup":
+        add_verification(report, "1:8")
+        add_verification(report, "2:1")
+    if mode == "asha":
+        for index in (1, 5):
+            stop(report, index)
+    return {**report, **changes}
+
+
+def add_verification(report: dict[str, Any], name: str) -> None:
+    trials = report["trials"]
+    soup = next(i for i, found in enumerate(trials) if ratio_name(found["t"]) == name)
+    ends = [i for i, found in enumerate(trials) if found["source"] == "trained"][:2]
+    trials[soup] |= {"parents": ends, "weights": [0.25, 0.75]}
+    better = values(trials[soup]["pole_first"] + 0.02, trials[soup]["pole_second"])
+    trials.append(trial(trials[soup]["alpha"], trials[soup]["beta"], better))
+    gap = {"soup": 0.5, "trained": 0.52, "gap": 0.02, "low": -0.012, "high": 0.051}
+    found = {"t": trials[soup]["t"], "soup": soup, "trained": len(trials) - 1}
+    report["verification"].append({**found, "metric": {"worse_pole": gap, "both_right": gap}})
+
+
+def stop(report: dict[str, Any], index: int) -> None:
+    """Stop a trial early: it and all its cells lose their numbers, and it is no longer on the front."""
+    stopped = {**NO_VALUES, "status": "stopped"}
+    report["trials"][index] |= {**stopped, "rung_losses": [0.91, 0.87]}
+    for found in report["cells"]:
+        found |= stopped if found["trial"] == index else {}
+    report["front"] = [i for i in report["front"] if i != index]
+
+
+def all_failed() -> dict[str, Any]:
+    report = report_of(front=[], hypervolume=None, knee=None, pick=None, model=None)
+    for index in range(len(report["trials"])):
+        stop(report, index)
+    report["trials"][1] |= {"status": "failed", "error": "out of memory", "run_id": None, "seconds": None}
+    return report
+
+
+def single_trial() -> dict[str, Any]:
+    """One cell, one trial, no base."""
+    report = report_of(levels=(1,))
+    report["trials"] = report["trials"][1:]
+    report["cells"][0]["trial"] = 0
+    report["pick"] |= {"trial": 0}
+    return {**report, "front": [0], "knee": None}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes, and that tags close in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for key, value in self.attributes if key == name]
+
+
+@pytest.mark.parametrize(
+    ("t", "name"),
+    [
+        (0.0, "1:1"),
+        (math.log(0.25 / 2), "1:8"),
+        (math.log(2.5), "2.5:1"),
+        (math.log(1234.5678 / 3.1), "398:1"),
+        (math.log(1e-4), "1:10000"),
+        ("-inf", "0:1"),
+        ("inf", "1:0"),
+        (None, "base"),
+    ],
+)
+def test_a_ratio_is_named_with_its_smaller_side_as_one(t, name) -> None:
+    assert ratio_name(t) == name
+
+
+def test_ratios_are_the_same_but_for_the_last_bit() -> None:
+    a, b = math.log(0.1 / 0.3), math.log(0.7 / 2.1)
+    assert a != b
+    assert is_same_ratio(a, b)
+    assert is_same_ratio("inf", "inf")
+    assert not is_same_ratio("inf", "-inf")
+    assert is_same_ratio(None, None)
+    assert not is_same_ratio(None, 0.0)
+
+
+def test_one_side_alone_stands_apart_from_the_finite_ratios() -> None:
+    # From 0 to 400, 16 of margin: 0:1 at 16, finite ones from 16 + 60 = 76, and without 1:0 up to 400 - 16 = 384.
+    x = ratio_scale([-math.inf, -1.0, 1.0], start=0.0, end=400.0)
+    assert [x(t) for t in (-math.inf, -1.0, 0.0, 1.0)] == [16.0, 76.0, 230.0, 384.0]
+
+
+def test_a_single_ratio_stands_in_the_middle() -> None:
+    assert ratio_scale([0.5], start=0.0, end=400.0)(0.5) == 200.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "names"),
+    [
+        (1 / 8, 8, ["1:8", "1:4", "1:2", "1:1", "2:1", "4:1", "8:1"]),
+        (1 / 100, 100, ["1:64", "1:16", "1:4", "1:1", "4:1", "16:1", "64:1"]),
+        (0.8, 1.5, ["1:1.25", "1.5:1"]),
+    ],
+)
+def test_ticks_are_ratios_of_powers_of_two_where_the_range_holds_them(low, high, names) -> None:
+    assert [ratio_name(t) for t in ratio_ticks(math.log(low), math.log(high))] == names
+
+
+def test_the_heat_map_has_alpha_down_and_beta_across_and_outlines_the_picked_ratio() -> None:
+    # Tiles of 10 x 10 from (58, 62): alpha 2 is the second row, beta 1 the first column.
+    places = [(2, 1), (1, 2), (1, 1), (2, 2)]
+    cells = [{"alpha": a, "beta": b, "t": t_of(a, b), "changes": {}} for a, b in places]
+    panels = [("One (%)", cells, [0.1, 0.2, 0.3, 0.4]), ("All (%)", cells, [None] * 4)]
+    drawn = heat_map(panels, picked=cells[3], tile_width=10, tile_height=10)
+    assert [(t.x, t.y, t.value, t.is_picked) for t in drawn.panels[0].tiles] == [
+        (58, 72, 0.1, False),
+        (68, 62, 0.2, False),
+        (58, 62, 0.3, True),
+        (68, 72, 0.4, True),
+    ]
+    assert drawn.columns == [(63, 1), (73, 2)]
+    assert drawn.rows == [(67, 1), (77, 2)]
+    # A panel is 62 + 2 * 10 + 18 high, and as wide as its title of 7 letters needs: 58 + 7 * 8 + 18; two in a line.
+    assert [(panel.left, panel.top) for panel in drawn.panels] == [(0, 0), (132, 0)]
+    assert (drawn.width, drawn.height) == (264, 100)
+
+
+def test_the_heat_map_shows_means_of_both_poles_and_the_panels_that_have_values() -> None:
+    report = report_of()
+    assert [name for name, *_ in heat_panels(report)] == ["One (%)", "Worse pole (%)", "Both right (%)"]
+    place = next(i for i, c in enumerate(report["cells"]) if (c["alpha"], c["beta"]) == (1, 1))
+    report["cells"][place] |= {"pole_first": 0.5, "pole_second": 0.75, "all_first": 0.25, "all_second": 0.5}
+    shown = {name: values for name, _, values in heat_panels(report)}
+    assert list(shown) == ["One (%)", "All (%)", "Worse pole (%)", "Both right (%)"]
+    assert (shown["One (%)"][place], shown["All (%)"][place]) == (0.625, 0.375)
+    assert [name for name, *_ in heat_panels({**report, "form": "all"})] == [
+        "All (%)",
+        "Worse pole (%)",
+        "Both right (%)",
+    ]
+    assert heat_panels(report_of("optuna")) == []
+
+
+def test_every_combination_of_other_changes_has_panels_of_its_own() -> None:
+    report = report_of(levels=(1, 2))
+    slow, fast = ([{**c, "changes": {"train.lr": lr}} for c in report["cells"]] for lr in (0.001, 0.01))
+    report["cells"] = slow + fast
+    report["trials"][report["pick"]["trial"]]["changes"] = {"train.lr": 0.01}
+    found = heat_panels(report)
+    assert [(name, len(cells)) for name, cells, _ in found][2:4] == [
+        ("Both right (%), train.lr = 0.001", 4),
+        ("One (%), train.lr = 0.01", 4),
+    ]
+    drawn = heat_map(found, picked=report["trials"][report["pick"]["trial"]])
+    assert [sum(tile.is_picked for tile in panel.tiles) for panel in drawn.panels] == [0, 0, 0, 2, 2, 2]
+
+
+def test_a_cell_says_where_its_number_is_from() -> None:
+    report = report_of("soup")
+    marks = {(c["alpha"], c["beta"]): mark_of(c, trials=report["trials"]) for c in report["cells"]}
+    assert marks[0, 0] == "base"
+    assert (marks[0, 0.25], marks[0, 2]) == ("trained", "= 0:0.25")
+    assert (marks[0.25, 0.5], marks[1, 2]) == ("soup", "soup")
+    asha = report_of("asha")
+    stopped = [mark_of(c, trials=asha["trials"]) for c in asha["cells"] if c["trial"] == 1]
+    assert stopped == ["stopped"] * 4
+
+
+def test_accuracy_is_drawn_against_t_with_a_band_and_one_side_alone_linked_to_it() -> None:
+    numbers = unsure(0.5, 0.5)
+    trials = [trial(1, 2, numbers), trial(0, 1, numbers), trial(2, 1, numbers), trial(0, 0, numbers, source="base")]
+    panel = accuracy_panel(trials, picked=trials[2], width=658.0, height=290.0)
+    assert panel is not None
+    first, _, both = panel.lines
+    # x: 46 to 658 - 112 = 546; 0:1 at 46 + 16 = 62, 1:2 at 62 + 60 = 122, 2:1 at 546 - 16 = 530.
+    # y: 1 at 44, 0 at 290 - 46 = 244, so 0.5 at 144.
+    assert first.points == "122.0,144.0 530.0,144.0"
+    assert first.links == ["62.0,144.0 122.0,144.0"]
+    assert first.band == "122.0,244.0 530.0,244.0 530.0,44.0 122.0,44.0"
+    assert [(dot.x, dot.interval) for dot in first.dots] == [(62.0, (244.0, 44.0)), (122.0, None), (530.0, None)]
+    assert (first.base_y, panel.picked_x) == (144.0, 530.0)
+    assert (both.band, [dot.y for dot in both.dots]) == ("", [244.0] * 3)
+    assert panel.x_ticks == [(122.0, "1:2"), (326.0, "1:1"), (530.0, "2:1"), (62.0, "0 : 1")]
+
+
+def test_trials_that_share_a_ratio_are_dots_without_a_line() -> None:
+    trials = [trial(1, 1, values(0.5, 0.6)), trial(2, 2, values(0.7, 0.6)), trial(2, 1, values(0.7, 0.6))]
+    panel = accuracy_panel(trials)
+    assert panel is not None
+    assert all((line.points, line.band, line.links) == ("", "", []) for line in panel.lines)
+    changed = accuracy_panel([trials[0], {**trials[2], "changes": {"train.lr": 0.1}}])
+    assert changed is not None
+    assert changed.lines[0].points == ""
+    assert all(dot.interval for line in panel.lines[:2] for dot in line.dots)
+    aside = accuracy_panel(trials, aside={1})
+    assert aside is not None
+    left, beside, _ = aside.lines[0].dots
+    assert aside.lines[0].points.count(",") == 2
+    assert (beside.x - left.x, left.interval is None, beside.interval is None) == (7.0, True, False)
+
+
+def test_the_front_is_a_step_line_around_what_it_dominates() -> None:
+    # From the left edge to the first point, then down and across to the next, then down to the bottom.
+    assert front_steps([(10, 20), (30, 50)], 0, 100) == "0,20 10,20 10,50 30,50 30,100"
+    assert front_steps([], 0, 100) == ""
+
+
+def test_the_pareto_plot_has_equal_scales_and_names_pick_and_knee_by_ratio() -> None:
+    numbers = unsure(0.25, 0.75)
+    trials = [trial(1, 2, numbers), trial(4, 1, numbers), trial(1, 1)]
+    panel = pareto_panel(trials, [0], marked={"pick": 0, "knee": 0}, height=290.0)
+    assert panel is not None
+    # A square of 290 - 46 - 44 = 200 from (58, 44): 0.25 across is 50, 0.75 up is 150 from the bottom at 244.
+    assert [(p.x, p.y, p.across, p.down, p.is_front) for p in panel.points] == [
+        (108.0, 94.0, (58.0, 258.0), (244.0, 44.0), True),
+        (108.0, 94.0, (58.0, 258.0), (244.0, 44.0), False),
+    ]
+    assert panel.front == "58.0,94.0 108.0,94.0 108.0,244.0"
+    assert [(label.text, label.x) for label in panel.labels] == [("pick and knee 1:2", 108.0)]
+    two = pareto_panel(trials, [0], marked={"pick": 0, "knee": 1}, height=290.0)
+    assert two is not None
+    assert [(label.text, label.x) for label in two.labels] == [("pick 1:2", 108.0), ("knee 4:1", 230.0)]
+
+
+def test_there_is_nothing_to_draw_where_no_trial_was_measured() -> None:
+    failed = [trial(1, 1), trial(0, 0, values(0.5, 0.5), source="base")]
+    assert accuracy_panel(failed) is None
+    assert pareto_panel(failed, [], marked={"pick": None, "knee": None}) is None
+
+
+def test_a_legend_leaves_each_entry_the_room_of_its_text() -> None:
+    # 24 for the mark, 10 letters of 6.3, 18 to the next.
+    assert legend_places(["a" * 10, "b"], left=5.0) == [5.0, 110.0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_writes_whole_files_that_load_nothing(mode, tmp_path) -> None:
+    report = report_of(mode)
+    paths = write_search(report, tmp_path)
+    names = {"report_json", "report_html", "accuracy_svg", "pareto_svg", "table_csv"}
+    assert set(paths) == names | ({"heat_map_svg"} if mode != "optuna" else set())
+    assert sorted(tmp_path.iterdir()) == sorted(paths.values())
+    text = paths["report_html"].read_text()
+    page = Page(text)
+    assert not page.open
+    assert not {"script", "iframe", "link", "img", "object"} & set(page.tags)
+    assert all(value.startswith("#") for value in page.values("href"))
+    assert {value[1:] for value in page.values("href")} <= set(page.values("id"))
+    assert not page.values("src")
+    assert "http:" not in text
+    assert "url(" not in text
+    assert all(sentence.replace("'", "&#39;") in text for sentence in [*report["sentences"], *report["warnings"]])
+    assert len(re.findall(r'id="trial-\d+"', text)) == len(report["trials"])
+    assert text.count('class="drawing') == len(paths) - 3
+    assert read_json(paths["report_json"], what="a report")["cells"] == report["cells"]
+
+
+@pytest.mark.parametrize("report", [all_failed(), single_trial(), report_of(levels=(0.3, 1, 1.7, 3, 5.1, 6.7))])
+def test_reports_with_no_number_one_trial_or_many_trials_are_shown(report, tmp_path) -> None:
+    paths = write_search(report, tmp_path)
+    assert not Page(paths["report_html"].read_text()).open
+    assert "heat_map_svg" in paths
+    assert ("pareto_svg" in paths) == ("accuracy_svg" in paths) == (report["pick"] is not None)
+    assert len(list(csv.DictReader(io.StringIO(paths["table_csv"].read_text())))) == len(report["trials"])
+
+
+def test_a_trial_without_numbers_says_why() -> None:
+    text = render(all_failed())
+    assert '<span class="bad">failed</span>: out of memory' in text
+    assert "stopped" in text
+    assert "0.910<br>0.870" in text
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_drawings_are_xml_of_their_own(mode, tmp_path) -> None:
+    report = report_of(mode, axes=[{"name": "a", "first": HOSTILE, "second": "<b>&"}])
+    drawings = [path for name, path in write_search(report, tmp_path).items() if name.endswith("_svg")]
+    assert drawings
+    for path in drawings:
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in path.read_text()
+        assert not any("href" in name for element in root.iter() for name in element.attrib)
+
+
+def test_the_heat_map_outlines_every_cell_of_the_picked_ratio(tmp_path) -> None:
+    text = write_search(report_of(), tmp_path)["heat_map_svg"].read_text()
+    # 1:1 is the pick; alpha = beta in 4 of the cells, in each of 3 panels.
+    assert text.count('class="picked"') == 4 * 3
+
+
+def test_a_drawing_that_a_later_report_lacks_is_removed(tmp_path) -> None:
+    write_search(report_of(), tmp_path)
+    write_search(report_of("optuna"), tmp_path)
+    assert not (tmp_path / "heat_map.svg").exists()
+
+
+def test_texts_are_escaped_and_credentials_masked(tmp_path) -> None:
+    report = report_of(title=HOSTILE, sentences=[HOSTILE], warnings=["<i>x"], notes=["<b>y"], name="<u>", recipe="<s>")
+    report["trials"][2] |= {"error": "no answer from postgresql://ann:secret@db/x <em>", "changes": {"<tt>": "<tt>"}}
+    report["config"]["tracking"] = {"uri": "https://ann:secret@host/"}
+    report["pick"]["why"] = "<q>"
+    paths = write_search(report, tmp_path)
+    assert not any("secret" in path.read_text() for path in paths.values())
+    assert not {"script", "i", "b", "u", "s", "em", "tt", "q"} & set(Page(paths["report_html"].read_text()).tags)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_table_has_every_trial_with_the_same_numbers(mode, tmp_path) -> None:
+    report = report_of(mode)
+    with write_search(report, tmp_path)["table_csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, found in zip(rows, report["trials"], strict=True):
+        for key in ("alpha", "beta", "pole_first", "pole_second", "worse_pole", "both_right", "steps", "seconds"):
+            assert (float(row[key]) if row[key] else None) == found[key]
+        assert (row["t"] or None) == (None if found["t"] is None else str(found["t"]))
+        assert (row["run_id"] or None) == found["run_id"]
+        assert [row["both_right_low"], row["both_right_high"]] == [
+            "" if end is None else repr(end) for end in (found["low"], found["high"])
+        ]
+        for key, value in found["changes"].items():
+            assert float(row[f"changes.{key}"]) == value
+
+
+def test_verification_shows_soup_trained_and_gap_for_both_metrics() -> None:
+    text = render(report_of("soup"))
+    start = text.index("Soups against real training")
+    part = text[start : text.index("Every trial", start)]
+    assert part.count("+2.0") == 4  # two ratios, two metrics
+    assert "-1.2 to +5.1" in part
+    assert "worse pole" in part
+    assert "both right" in part
+    assert "0.25 of" in text
