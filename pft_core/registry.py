@@ -1,0 +1,56 @@
+"""What is chosen by name: an objective, a source, a metric. Shipped entries and those of a plugin stand side by side.
+
+An entry is light: it says what a thing is and needs, and where its code lies. Configs, `--help` and tables read entries
+without loading the code.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from pft_core.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name, in the order in which they were added."""
+
+    def __init__(self, kind: str):
+        """kind: what a person calls an entry, such as "objective"."""
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> T:
+        """Add an entry and return it. Raises UserError for a name that is taken."""
+        if name in self._entries:
+            raise UserError(f"{self.kind} {name!r} is registered already: choose another name")
+        self._entries[name] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> T:
+        """Return the entry of that name. Raises UserError with the nearest known name."""
+        return self.get(name, place=self.kind)
+
+    def get(self, name: str, *, place: str) -> T:
+        """As `[name]`; place: where the user gave the name, such as a key of a recipe."""
+        if name not in self._entries:
+            raise UserError(f"{place}={name!r} does not exist.{did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def load_code(place: str | Any) -> Any:
+    """Return what "package.module:name" names, imported now; anything but text is returned as it is."""
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
