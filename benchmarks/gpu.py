@@ -45,12 +45,11 @@ from pft_core.encoding import BranchedExample, collate, plan_bins
 from pft_core.errors import UserError
 from pft_core.policies import LoraSettings, add_lora, checkpoint_activations
 from pft_core.scoring import Backend, BranchScorer
-from pft_core.training import EngineSettings, TorchEngine
+from pft_core.training import EngineSettings, OptimizerSettings, TorchEngine
 
 SHAPES = ("vcd", "bqd", "dpo1500", "alignx")
 BACKENDS: tuple[Backend, ...] = ("separate", "split", "flex")
 LORA = LoraSettings(r=8, alpha=32, dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-SETTINGS = EngineSettings(name="torch", zero_stage=0, weight_decay=0.01, max_grad_norm=1.0, precision="bf16")
 LEARNING_RATE = 1e-6
 FLOAT32_LIMIT = 1e-5
 DRY_RUN_SCALE = 16  # lengths of a dry run are this many times shorter
@@ -323,7 +322,7 @@ def measure_model(
     dtype = torch.bfloat16 if training == "lora" else torch.float32
     try:
         model = random_model(config, training=training, dtype=dtype, device=device)
-        engine = TorchEngine(BranchScorer(model), SETTINGS, device=device)
+        engine = TorchEngine(BranchScorer(model), EngineSettings(), OptimizerSettings(), device=device)
     except torch.OutOfMemoryError:
         yield about | {"measured": "out of memory"}
         return

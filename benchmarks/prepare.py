@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.harness import at_least, finish, machine, say
 from pft_core.data import RECORD_SCHEMA, SIDES, DatasetManifest, PairedExample, PreferenceSpace, Shard
+from pft_core.encoding import EncodingSpec
 from pft_core.files import file_sha256
-from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
+from pft_core.prompts import PromptSettings, PromptStyle, render_answer, render_prompt, target_options
 
 ROWS_PER_SHARD = 4_000
 FEW, MANY, MOST = 20_000, 60_000, 200_000
@@ -193,15 +194,16 @@ def datasets_map(texts: Path, tokenizer: Any, cache: Path) -> None:
 
 def encode(data: Path, tokenizer: Path, *, actors: int) -> None:
     """Encode a data set anew, as `prepare` and `train` do."""
-    from pipelines.config import EncodingConfig, PromptConfig
-    from pipelines.encode.job import ensure_layer
+    from pipelines.encode.job import ensure_layer, read_tokenizer
 
     shutil.rmtree(data / "encoded", ignore_errors=True)
+    facts = read_tokenizer(str(tokenizer), PromptSettings())
     ensure_layer(
         data,
+        DatasetManifest.load(data),
         model=str(tokenizer),
-        prompt=PromptConfig(),
-        encoding=EncodingConfig(),
+        tokenizer=facts,
+        spec=EncodingSpec(facts.style),
         max_reject_fraction=0.5,
         concurrency=actors,
     )

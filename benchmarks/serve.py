@@ -69,7 +69,7 @@ def make_policy(folder: Path, base: Path, *, seed: int, style: PromptStyle) -> P
     """Write a LoRA policy with random weights."""
     device = torch.device("cpu")
     loaded = load_base(str(base), precision="fp32", gradient_checkpointing=False, device=device)
-    model = add_lora(loaded, LoraSettings(8, 16, 0.0, ["q_proj", "v_proj"]), seed=seed)
+    model = add_lora(loaded, LoraSettings(r=8, alpha=16, dropout=0.0, target_modules=["q_proj", "v_proj"]), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: 0.02 * torch.randn(weight.shape, generator=generator)

@@ -30,12 +30,8 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Return the entry of that name. Raises UserError with the nearest known name."""
-        return self.get(name, place=self.kind)
-
-    def get(self, name: str, *, place: str) -> T:
-        """As `[name]`; place: where the user gave the name, such as a key of a recipe."""
         if name not in self._entries:
-            raise UserError(f"{place}={name!r} does not exist.{did_you_mean(name, self._entries)}")
+            raise UserError(f"{self.kind} {name!r} does not exist.{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

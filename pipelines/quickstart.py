@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.data import DatasetManifest
+from pft_core.data import DatasetManifest, opened
 from pft_core.files import read_json
 from pipelines.config import RunConfig
 from pipelines.console import console
@@ -45,7 +45,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
         test_data = embedded_data(config, "test")
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
-        with tracked(config, run_dir, key, inputs=[config.data, test_data]) as tracker:
+        with tracked(config, run_dir, key, inputs=opened(config.data, test_data)) as tracker:
             report = assemble(config, test_data, run_dir, timings)
             report_json, report_html = write_report(report, run_dir)
             tracker.log(0, headline_metrics(report["rows"]))
@@ -101,7 +101,7 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
     """Train one policy with Ray Train; return its model reference (the base model's folder for the untrained one)."""
     if policy.objective is None:
         return str(config.model)
-    chosen = config.train.model_copy(update={"objective": policy.objective})
+    chosen = config.train.with_objective(policy.objective)
     folder = run_dir / policy.name.replace(":", "-")
     result = train.run(config.model_copy(update={"name": folder.name, "train": chosen}), run_dir=folder)
     return str(result["model_ref"])

@@ -1,11 +1,14 @@
 """Small hand-made inputs that several tests share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from pft_core.data.manifest import DatasetManifest, Shard
 from pft_core.data.preferences import Axis, Pole, PreferenceSpace
@@ -13,6 +16,14 @@ from pft_core.data.record_schema import RECORD_SCHEMA
 from pft_core.data.records import Option, PairedExample, paired_example
 from pft_core.encoding.examples import BranchedExample, LabelCounts, branched_example
 from pft_core.files import file_sha256
+from pft_core.objectives import Objective
+from pft_core.scoring import BranchScorer
+from pft_core.training.engines.build import build_engine
+from pft_core.training.engines.engine import Engine
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
+from pft_core.training.order import Order
+from pft_core.training.planning import LoopSettings
+from pft_core.training.settings import TrainSettings
 
 SPACE = PreferenceSpace(
     "tiny",
@@ -98,3 +109,30 @@ def write_dataset(folder: Path, records: Sequence[PairedExample], *, forms: tupl
         data_digest=sha256[:16],
     ).save(folder)
     return folder
+
+
+def loop_settings(
+    objective: Objective, order: Order, *, total_pairs: int, schedule_steps: int, seed: int = 0, **train: Any
+) -> LoopSettings:
+    """Settings of a loop by hand; the rest are of `TrainSettings`, without warm-up or checkpoints on the way."""
+    given = {"warmup_steps": 0, "checkpoint_every": 0, "lr": 1e-3, **train}
+    return LoopSettings(
+        TrainSettings.model_construct(**given), objective, order, total_pairs, schedule_steps, seed, shares_prefix=True
+    )
+
+
+def varied(settings: LoopSettings, **changes: Any) -> LoopSettings:
+    """Change fields of the loop's settings, or of the train settings in them."""
+    of_train = {
+        key: value for key, value in changes.items() if key in TrainSettings.model_fields and key != "objective"
+    }
+    own = {key: value for key, value in changes.items() if key not in of_train}
+    return replace(settings, train=settings.train.model_copy(update=of_train), **own)
+
+
+def engine_of(
+    scorer: BranchScorer, *, device: torch.device, name: str = "torch", zero_stage: int = 0, **optimizer: Any
+) -> Engine:
+    """An engine by hand; the rest are of `OptimizerSettings`, in float32 unless they say otherwise."""
+    settings = EngineSettings(name=name, zero_stage=zero_stage)  # type: ignore[arg-type]
+    return build_engine(scorer, settings, OptimizerSettings(**{"precision": "fp32", **optimizer}), device=device)

@@ -20,9 +20,10 @@ from pft_core.data.records import Reject
 from pft_core.evaluation.answers import ask
 from pft_core.evaluation.tasks import Outcome
 from pft_core.files import file_sha256
-from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter
+from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.pretrained import load_tokenizer
+from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
 from pipelines.evaluate.job import EvaluateConfig, items_of, make_job, read_items, resolve_policy
 from pipelines.evaluate.worker import answerers
@@ -52,7 +53,7 @@ def write_policy(
     """A LoRA policy with random weights, as `pft train` leaves it: model_ref.json and adapter/."""
     model = add_lora(
         load_base(str(base), precision="fp32", gradient_checkpointing=False, device=CPU),
-        LoraSettings(r, 8, 0.0, ["q_proj", "v_proj", "o_proj"]),
+        LoraSettings(r=r, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj"]),
         seed=seed,
     )
     generator = torch.Generator().manual_seed(seed)

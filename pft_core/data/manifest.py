@@ -53,3 +53,8 @@ class DatasetManifest:
             return DatasetManifest(**raw)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: not a data set manifest ({error}); run `pft prepare` again") from None
+
+
+def opened(*folders: str | None) -> list[tuple[Path, DatasetManifest]]:
+    """Return prepared folders with their manifests, None left out. Raises UserError."""
+    return [(Path(folder), DatasetManifest.load(Path(folder))) for folder in folders if folder]

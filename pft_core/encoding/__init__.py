@@ -14,16 +14,10 @@ if TYPE_CHECKING:
         common_prefix_length,
         select_sides,
     )
-    from pft_core.encoding.layer import (
-        EncodedLayer,
-        LayerPart,
-        encode_part,
-        finish_layer,
-        layer_is_complete,
-        layer_key,
-        tokenizer_digest,
-    )
+    from pft_core.encoding.facts import TokenizerFacts, tokenizer_facts
+    from pft_core.encoding.layer import EncodedLayer, LayerPart, encode_part, finish_layer, layer_is_complete, layer_key
+    from pft_core.encoding.settings import EncodingSettings
     from pft_core.encoding.tokens import TokenizedAnswer, tokenize, tokenize_prompts
-    from pft_core.encoding.views import EncodingSpec, View, encode_pairs
+    from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs
 else:
     __getattr__ = lazy_exports(__name__)

@@ -53,7 +53,8 @@ class LayerPart:
 
 def layer_key(*, data_digest: str, tokenizer_digest: str, spec: EncodingSpec, space: PreferenceSpace) -> str:
     """Return the digest over all that decides token ids and masks: layers with equal keys hold equal rows."""
-    return digest([_FORMAT, data_digest, tokenizer_digest, asdict(spec), space.to_dict()])
+    decided = {"style": spec.style.to_dict(), **spec.encoding.model_dump(), "view": spec.view}
+    return digest([_FORMAT, data_digest, tokenizer_digest, decided, space.to_dict()])
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

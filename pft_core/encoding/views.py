@@ -1,19 +1,15 @@
 """Views: a record becomes a BranchedExample, a shared prefix and a branch for each prompt and answer of the view."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-import numpy as np
 
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
 from pft_core.encoding.examples import BranchedExample, branched_example, without_first_label
+from pft_core.encoding.overlong import fit_length
+from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.tokens import TokenizedAnswer, tokenize
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
-
-Mask = Literal["exact", "paper"]
-
-OverlongPolicy = Literal["reject", "cut_prompt"]
 
 View = Literal["pft", "preference"]
 
@@ -30,9 +26,7 @@ class EncodingSpec:
     """What decides token ids and masks, besides the tokenizer and the records."""
 
     style: PromptStyle
-    max_length: int
-    mask: Mask = "exact"
-    overlong: OverlongPolicy = "reject"
+    encoding: EncodingSettings = field(default_factory=EncodingSettings)
     view: View = "pft"
 
 
@@ -41,8 +35,8 @@ def encode_pairs(
 ) -> tuple[list[BranchedExample], list[Reject]]:
     """Encode the spec's view: per item a prefix, and a branch for each prompt and answer that the view names.
 
-    Items longer than `spec.max_length` in any branch are rejected, or lose tokens from the head of the scenario
-    (never of the answer, and the same tokens in every branch). Example ids are `record id:form`.
+    Items longer than `max_length` in any branch are rejected, or lose tokens from the head of the scenario (never of
+    the answer, and the same tokens in every branch). Example ids are `record id:form`.
     """
     texts, prompt_lengths, spans = [], [], []
     for record, form in items:
@@ -64,23 +58,13 @@ def encode_pairs(
 
 
 def _tree(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec, axis: int) -> BranchedExample | Reject:
-    excess = max(len(r.ids) for r in rows) - spec.max_length
-    if excess > 0:
-        cuttable = min(r.scenario_tokens[1] - r.scenario_tokens[0] for r in rows)
-        if spec.overlong == "reject" or excess > cuttable:
-            longest = max(len(r.ids) for r in rows)
-            return Reject(example_id, "scenario", "overlong", f"{longest} tokens, max_length is {spec.max_length}")
-        rows = [_without_scenario_head(r, excess) for r in rows]
-    prompts = [r.ids[: r.answer_start] for r in rows]
-    answers = [r.ids[r.answer_start :] for r in rows]
+    fitting = fit_length(example_id, rows, spec.encoding)
+    if isinstance(fitting, Reject):
+        return fitting
+    prompts = [row.ids[: row.answer_start] for row in fitting]
+    answers = [row.ids[row.answer_start :] for row in fitting]
     sides = [asked for asked, _ in VIEWS[spec.view]]
     example = replace(branched_example(example_id, prompts, answers, sides), axis=axis)
-    if spec.mask == "paper":
+    if spec.encoding.mask == "paper":
         return replace(example, branches=tuple(without_first_label(b) for b in example.branches))
     return example
-
-
-def _without_scenario_head(row: TokenizedAnswer, count: int) -> TokenizedAnswer:
-    start, end = row.scenario_tokens
-    ids = np.concatenate([row.ids[:start], row.ids[start + count :]])
-    return TokenizedAnswer(ids, row.answer_start - count, (start, end - count))

@@ -4,18 +4,24 @@ A preference loss can fall while chosen and rejected answers both lose probabili
 difference that it looks at does not show that.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pft_core.encoding import BranchedBatch, LabelCounts
+from pft_core.encoding import LabelCounts
 from pft_core.objectives.nll import side_terms
-from pft_core.objectives.objective import Objective, add_terms, per_side
+from pft_core.objectives.objective import Objective, add_terms, joined, per_side
 from pft_core.objectives.preference import AnswerPairs, answer_pairs, pairs_per_side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pft_core.encoding import BranchedBatch
 
 MEASURES: dict[str, Callable[[AnswerPairs], Tensor]] = {
     "log_ratio": lambda pairs: pairs.log_ratio,  # DPO's reward margin is beta times it
@@ -37,7 +43,7 @@ def _answers_and_rejected(objective: Objective) -> Objective:
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         pairs = answer_pairs(logps_R.detach(), batch)
-        return torch.cat([per_side(measure(pairs), pairs.side) for measure in MEASURES.values()])
+        return joined([per_side(measure(pairs), pairs.side) for measure in MEASURES.values()])
 
     return _reading_references(objective, tuple(MEASURES), denominators, sums)
 

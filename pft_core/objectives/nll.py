@@ -1,14 +1,22 @@
 """Objectives on the log-likelihood of demonstrations: paired, one-sided, mixed, and several axes side by side."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pft_core.data import SIDES
-from pft_core.encoding import BranchedBatch, LabelCounts
+from pft_core.encoding import LabelCounts
 from pft_core.objectives.objective import SIDE_NAMES, Objective, Term, per_side
+from pft_core.objectives.settings import ObjectiveSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pft_core.encoding import BranchedBatch
 
 
 def label_tokens_per_side(counts: LabelCounts) -> NDArray[np.float64]:
@@ -82,3 +90,23 @@ def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
         return logps_R.new_zeros(len(terms)).index_add(0, term_R, -logps_R)
 
     return Objective(terms, (weighted_sides(alpha, beta),), denominators, sums)
+
+
+def pft(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return paired_nll(alpha=settings.alpha, beta=settings.beta, update=settings.update)
+
+
+def k_way(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return k_way_nll(alpha=settings.alpha, beta=settings.beta, axes=axes)
+
+
+def one_sided_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return one_sided_nll(side=0)
+
+
+def one_sided_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return one_sided_nll(side=1)
+
+
+def mixed(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return mixed_nll()

@@ -4,16 +4,22 @@ The loop divides once. So nothing is an average of averages, and how a step is c
 update.
 """
 
-from collections.abc import Callable
+from __future__ import annotations  # types alone name torch: a driver builds objectives without it
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pft_core.data import SIDES
-from pft_core.encoding import BranchedBatch, LabelCounts, View
+from pft_core.encoding import VIEWS, LabelCounts, View
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pft_core.encoding import BranchedBatch
 
 SIDE_NAMES = ("first", "second")
 
@@ -49,6 +55,16 @@ class Objective:
     takes_pairs_apart: bool = False
 
     @property
+    def examples_per_pair(self) -> int:
+        return len(SIDES) if self.takes_pairs_apart else 1
+
+    @property
+    def num_branches(self) -> int:
+        """Branches of a pair that run at once: what the longest micro-batch has to hold."""
+        asked = [side for side, _ in VIEWS[self.view]]
+        return max(sum(side in phase for side in asked) for phase in self.phases)
+
+    @property
     def trained_sides(self) -> tuple[int, ...]:
         """The sides that any of the updates trains on, in order."""
         return tuple(sorted({side for phase in self.phases for side in phase}))
@@ -78,8 +94,15 @@ def add_terms(
         objective,
         terms=(*objective.terms, *terms),
         denominators=lambda counts: np.concatenate([objective.denominators(counts), denominators(counts)]),
-        sums=lambda logps_R, batch: torch.cat([objective.sums(logps_R, batch), sums(logps_R, batch)]),
+        sums=lambda logps_R, batch: joined([objective.sums(logps_R, batch), sums(logps_R, batch)]),
     )
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return vectors end to end."""
+    import torch
+
+    return torch.cat(list(parts))
 
 
 def per_side(values_R: Tensor, sides_R: Tensor) -> Tensor:

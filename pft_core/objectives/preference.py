@@ -5,19 +5,26 @@ side's, so a record gives one pair for each side. The branches of a batch altern
 Means are over pairs, per side.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from pft_core.data import SIDES
-from pft_core.encoding import BranchedBatch, LabelCounts
+from pft_core.encoding import LabelCounts
 from pft_core.objectives.nll import side_terms
 from pft_core.objectives.objective import Objective, add_terms, per_side
+from pft_core.objectives.settings import ObjectiveSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pft_core.encoding import BranchedBatch
 
 # N pairs of a batch.
 
@@ -53,12 +60,12 @@ def answer_pairs(logps_R: Tensor, batch: BranchedBatch) -> AnswerPairs:
     )  # fmt: skip
 
 
-PairLoss = Callable[[AnswerPairs], Tensor]  # -> loss per pair [N]
+PairLoss = Callable[[AnswerPairs], "Tensor"]  # -> loss per pair [N]
 
 
 def dpo_loss(pairs: AnswerPairs, *, beta: float) -> Tensor:
     """`-log sigmoid(beta * log_ratio)` (Rafailov et al. 2023, eq. 7)."""
-    return -logsigmoid(beta * pairs.log_ratio)
+    return negative_log_sigmoid(beta * pairs.log_ratio)
 
 
 def ipo_loss(pairs: AnswerPairs, *, beta: float) -> Tensor:
@@ -76,7 +83,13 @@ def simpo_loss(pairs: AnswerPairs, *, beta: float, gamma: float) -> Tensor:
     (Meng et al. 2024, eq. 6)."""
     chosen = pairs.chosen / pairs.num_chosen.clamp(min=1)
     rejected = pairs.rejected / pairs.num_rejected.clamp(min=1)
-    return -logsigmoid(beta * (chosen - rejected) - gamma)
+    return negative_log_sigmoid(beta * (chosen - rejected) - gamma)
+
+
+def negative_log_sigmoid(values: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(values)
 
 
 def preference_objective(
@@ -87,7 +100,7 @@ def preference_objective(
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         pairs = answer_pairs(logps_R, batch)
-        return per_side(torch.where(pairs.num_chosen > 0, pair_loss(pairs), 0.0), pairs.side)
+        return per_side(pair_loss(pairs).where(pairs.num_chosen > 0, 0.0), pairs.side)
 
     terms = side_terms(first, second)
     return Objective(terms, (tuple(sides),), pairs_per_side, sums, "preference", uses_reference)
@@ -110,3 +123,30 @@ def with_nll(objective: Objective, *, weight: float) -> Objective:
         return per_side(-logps_R[::2], batch.branch_side[::2])
 
     return add_terms(objective, side_terms(*weights, name="nll"), denominators, sums)
+
+
+def dpo(settings: ObjectiveSettings, axes: Sequence[str], *, sides: Sequence[int] = SIDES) -> Objective:
+    loss = partial(dpo_loss, beta=settings.preference_beta)
+    return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, sides=sides)
+
+
+def dpo_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return dpo(settings, axes, sides=(0,))
+
+
+def dpo_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return dpo(settings, axes, sides=(1,))
+
+
+def dpo_nll(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    return with_nll(dpo(settings, axes), weight=settings.nll_weight)
+
+
+def ipo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    loss = partial(ipo_loss, beta=settings.preference_beta)
+    return preference_objective(loss, alpha=settings.alpha, beta=settings.beta)
+
+
+def simpo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    loss = partial(simpo_loss, beta=settings.preference_beta, gamma=settings.simpo_gamma)
+    return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, uses_reference=False)

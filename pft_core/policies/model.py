@@ -7,9 +7,8 @@ loaded with precision="fp32". Code that ships inside a model folder is never run
 import copy
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pft_core.errors import UserError
-from pft_core.policies.pretrained import Precision, _first_line, _load_errors, _local_folder, load_tokenizer
+from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder
+from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -30,22 +30,12 @@ class SavedWeightsError(UserError):
     """Weights that were just written, or an adapter that was just read, do not hold what they should."""
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """A low-rank adapter: rank, scale numerator, dropout, and names of linear layers or "all-linear"."""
-
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: list[str] | Literal["all-linear"]
-
-
 def load_base(
     name_or_path: str, *, precision: Precision, gradient_checkpointing: bool, device: torch.device
 ) -> PreTrainedModel:
     """Load a causal language model in the given precision. Raises UserError for a folder that cannot be one."""
-    _local_folder(name_or_path)
-    with _load_errors(name_or_path):
+    local_folder(name_or_path)
+    with load_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=DTYPES[precision], trust_remote_code=False, output_loading_info=True
         )
@@ -227,7 +217,7 @@ def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str 
         expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
         difference = _difference(load_file(file), expected)
     except (RuntimeError, ValueError, SafetensorError) as error:
-        difference = _first_line(error)
+        difference = first_line(error)
     if difference:
         raise UserError(f"adapter={str(folder)!r} does not fit {model.name_or_path!r}: {difference}")
     return adapted

@@ -6,40 +6,49 @@ Code that ships inside a model folder is never run.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
 
-Precision = Literal["bf16", "fp32"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
     """Load a tokenizer from a folder or the hub. Raises UserError for a folder that is missing or has none."""
-    folder = _local_folder(name_or_path)
+    from transformers import AutoTokenizer
+
+    refuse_missing_tokenizer(name_or_path)
+    with load_errors(name_or_path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    return tokenizer
+
+
+def refuse_missing_tokenizer(name_or_path: str) -> None:
+    """Raise UserError for a folder that is missing, has no tokenizer, or wants its own code run; loads nothing."""
+    folder = local_folder(name_or_path)
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"model={name_or_path!r} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): "
             "copy the base model's tokenizer files into it"
         )
-    with _load_errors(name_or_path):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    return tokenizer
 
 
 def load_config(name_or_path: str) -> Any:
     """Load a model's config from a folder or the hub. Raises UserError for a folder that has none."""
-    _local_folder(name_or_path)
-    with _load_errors(name_or_path):
+    from transformers import AutoConfig
+
+    local_folder(name_or_path)
+    with load_errors(name_or_path):
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
 
 
-def _local_folder(name_or_path: str) -> Path | None:
+def local_folder(name_or_path: str) -> Path | None:
     """Return the folder, or None for a hub name. Raises UserError for a path that leads nowhere, or to code."""
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -62,7 +71,7 @@ def _refuse_own_code(folder: Path) -> None:
 
 
 @contextmanager
-def _load_errors(name_or_path: str) -> Iterator[None]:
+def load_errors(name_or_path: str) -> Iterator[None]:
     """Turn a loader's refusal into one message that names the model."""
     try:
         yield
@@ -72,9 +81,9 @@ def _load_errors(name_or_path: str) -> Iterator[None]:
                 "it needs its own code (auto_map in config.json), which is never run: use a model transformers knows"
             )
         else:
-            fault = f"cannot be loaded as a causal language model ({_first_line(error)})"
+            fault = f"cannot be loaded as a causal language model ({first_line(error)})"
         raise UserError(f"model={name_or_path!r}: {fault}") from None
 
 
-def _first_line(error: Any) -> str:
+def first_line(error: Any) -> str:
     return str(error).strip().partition("\n")[0]

@@ -18,5 +18,6 @@ if TYPE_CHECKING:
         target_options,
         template_digest,
     )
+    from pft_core.prompts.settings import PromptSettings
 else:
     __getattr__ = lazy_exports(__name__)

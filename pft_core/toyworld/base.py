@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pft_core.data import SIDES, PairedExample, load_space
-from pft_core.encoding import BranchedExample, EncodingSpec, branched_example, collate, encode_pairs, tokenize
+from pft_core.encoding import (
+    BranchedExample,
+    EncodingSettings,
+    EncodingSpec,
+    branched_example,
+    collate,
+    encode_pairs,
+    tokenize,
+)
 from pft_core.prompts import PromptStyle, render_answer, render_prompt
 from pft_core.scoring import BranchScorer
 from pft_core.toyworld.scenarios import generate
@@ -76,7 +84,7 @@ def new_model(vocabulary: int, *, eos: int, pad: int, heads: int = 4, positions:
 
 def upbringing(tokenizer: Any, *, seed: int) -> list[BranchedExample]:
     """Return the base model's training examples in the order of training."""
-    spec = EncodingSpec(_STYLE, _MAX_LENGTH)
+    spec = EncodingSpec(_STYLE, EncodingSettings(max_length=_MAX_LENGTH))
     records = generate(seed=seed, split="train", num_per_axis=_NUM_PER_AXIS, space=_BASE)
     fitting, _ = encode_pairs([(record, "one") for record in records], spec=spec, space=_BASE, tokenizer=tokenizer)
     strange = list(generate(seed=seed, split="train", num_per_axis=_NUM_PER_AXIS, space=_DEMO))

@@ -7,12 +7,12 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pft_core.training.checkpoint import CHECKPOINT_MANIFEST_NAME, CheckpointError, policy_folder, verify_checkpoint
     from pft_core.training.demonstrations import examples_for
-    from pft_core.training.engines import EngineSettings, NonFiniteError, TorchEngine, build_engine
+    from pft_core.training.engines import EngineSettings, NonFiniteError, OptimizerSettings, TorchEngine, build_engine
     from pft_core.training.local_context import LocalContext
     from pft_core.training.loop import FitResult, TrainContext, fit
     from pft_core.training.memory import plan_memory
-    from pft_core.training.order import Order
     from pft_core.training.planning import ExampleStore, LoopSettings, largest_bin
     from pft_core.training.reference import ReferencedStore, reference_file, reference_logps
+    from pft_core.training.settings import TrainSettings
 else:
     __getattr__ = lazy_exports(__name__)

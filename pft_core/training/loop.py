@@ -136,7 +136,7 @@ def save(
     """Write weights, optimizer state and the policy into one verified checkpoint, then publish it."""
     folder = context.checkpoint_folder(step + 1)
     state = engine.gathered_state()
-    pairs_done = min((step + 1) * settings.pairs_per_step, settings.total_pairs)
+    pairs_done = min((step + 1) * settings.train.pairs_per_step, settings.total_pairs)
     checkpoint.save(
         folder,
         engine=engine,
@@ -151,18 +151,18 @@ def save(
 def is_due(step: int, settings: LoopSettings) -> bool:
     """Whether a checkpoint (with validation, where there is validation data) follows this step."""
     done = step + 1
-    periods = (settings.checkpoint_every, settings.validate_every)
+    periods = (settings.train.checkpoint_every, settings.train.validate_every)
     return done == settings.num_steps or any(p and done % p == 0 for p in periods)
 
 
 def lr_at(step: int, settings: LoopSettings) -> float:
     """Learning rate of a step (0-based): linear warm-up from 0, then linear or cosine decay to 0."""
-    if step < settings.warmup_steps:
-        return settings.lr * step / settings.warmup_steps
-    decay_steps = max(1, settings.schedule_steps - settings.warmup_steps)
-    done = (step - settings.warmup_steps) / decay_steps
-    factor = 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return settings.lr * max(0.0, factor)
+    if step < settings.train.warmup_steps:
+        return settings.train.lr * step / settings.train.warmup_steps
+    decay_steps = max(1, settings.schedule_steps - settings.train.warmup_steps)
+    done = (step - settings.train.warmup_steps) / decay_steps
+    factor = 1.0 - done if settings.train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.train.lr * max(0.0, factor)
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -172,7 +172,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 def diagnose(step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine) -> dict[str, float]:
     """The cosine between the two sides' gradients, at the steps that are asked for (torch engine only)."""
-    if not settings.diagnostics_every or step % settings.diagnostics_every:
+    if not settings.train.diagnostics_every or step % settings.train.diagnostics_every:
         return {}
     assert isinstance(engine, TorchEngine), "partitioned gradients have no cosine: the config refuses this"
     cosine = gradient_cosine(updates, objective=settings.objective, engine=engine)
@@ -248,7 +248,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """What is reported of a step: losses, gradient norm before clipping, lr, rates over all ranks (of tokens of the
     pairs, not of padding), the share of padding among the tokens that ran, peak memory."""
-    pairs = min((step + 1) * settings.pairs_per_step, settings.total_pairs) - step * settings.pairs_per_step
+    pairs = min((step + 1) * settings.train.pairs_per_step, settings.total_pairs) - step * settings.train.pairs_per_step
     return (
         outcome.terms
         | gap(outcome.terms)

@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pft_core.data import SIDES
 from pft_core.encoding import (
     BranchedBatch,
     BranchedExample,
@@ -27,6 +26,7 @@ from pft_core.encoding import (
 )
 from pft_core.objectives import Objective
 from pft_core.training.order import Order
+from pft_core.training.settings import TrainSettings
 
 T = TypeVar("T")
 STEPS_AHEAD = 2
@@ -43,38 +43,36 @@ class ExampleStore(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Everything that decides the sequence of updates.
+    """Everything that decides the sequence of updates: the settings, and what follows from them and the data.
 
     total_pairs: over all epochs. order: of the store's examples, which are two a pair where the objective takes pairs
-    apart. pairs_per_microbatch: None cuts a step by tokens_per_microbatch and normalises over the step; a number cuts
-    by count and normalises per micro-batch, as the paper's code does. Steps are optimizer steps, a period of 0 means
-    never; schedule_steps: where the lr reaches 0.
-    shares_prefix: whether the prefix of a pair counts once against the token budget (see BranchScorer).
+    apart. train.pairs_per_microbatch: None cuts a step by tokens_per_microbatch and normalises over the step; a number
+    cuts by count and normalises per micro-batch, as the paper's code does. Steps are optimizer steps; schedule_steps:
+    where the lr reaches 0. shares_prefix: whether the prefix of a pair counts once against the token budget (see
+    BranchScorer).
     """
 
+    train: TrainSettings
     objective: Objective
     order: Order
     total_pairs: int
-    pairs_per_step: int
-    tokens_per_microbatch: int
-    pairs_per_microbatch: int | None
-    lr: float
-    schedule: Literal["linear", "cosine"]
-    warmup_steps: int
     schedule_steps: int
     seed: int
-    checkpoint_every: int = 0
-    validate_every: int = 0
-    diagnostics_every: int = 0
     shares_prefix: bool = False
 
-    @property
-    def examples_per_pair(self) -> int:
-        return len(SIDES) if self.objective.takes_pairs_apart else 1
+    @staticmethod
+    def of(
+        train: TrainSettings, objective: Objective, *, num_pairs: int, seed: int, shares_prefix: bool
+    ) -> "LoopSettings":
+        """Settle what follows: the order of `num_pairs` pairs, the length of the run, a schedule as long."""
+        total = train.total_pairs(num_pairs)
+        order = Order(num_pairs * objective.examples_per_pair, seed)
+        steps = math.ceil(total / train.pairs_per_step)
+        return LoopSettings(train, objective, order, total, steps, seed, shares_prefix)
 
     @property
     def num_steps(self) -> int:
-        return math.ceil(self.total_pairs / self.pairs_per_step)
+        return math.ceil(self.total_pairs / self.train.pairs_per_step)
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ def step_updates(step: int, *, settings: LoopSettings, store: ExampleStore, rank
     """Plan and read what a rank runs at a step: one update, or one per side when the objective is asynchronous."""
     indices = settings.order.step_indices(
         step,
-        examples_per_step=settings.pairs_per_step * settings.examples_per_pair,
-        total_examples=settings.total_pairs * settings.examples_per_pair,
+        examples_per_step=settings.train.pairs_per_step * settings.objective.examples_per_pair,
+        total_examples=settings.total_pairs * settings.objective.examples_per_pair,
     )
     whole = settings.objective.denominators(store.label_counts(indices))
     updates = []
@@ -128,8 +126,8 @@ def read_ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[tuple
 
 def refuse_pairs_over_budget(settings: LoopSettings, store: ExampleStore) -> None:
     """Say before the first step that the longest pair fits no bin. Raises UserError."""
-    if settings.pairs_per_microbatch is None:
-        plan_bins([longest_pair(settings, store)], tokens_per_microbatch=settings.tokens_per_microbatch)
+    if settings.train.pairs_per_microbatch is None:
+        plan_bins([longest_pair(settings, store)], tokens_per_microbatch=settings.train.tokens_per_microbatch)
 
 
 def longest_pair(settings: LoopSettings, store: ExampleStore) -> int:
@@ -142,17 +140,17 @@ def longest_pair(settings: LoopSettings, store: ExampleStore) -> int:
 
 def largest_bin(settings: LoopSettings, store: ExampleStore, *, num_ranks: int) -> int:
     """Return how many tokens one forward runs at most."""
-    longest = longest_pair(settings, store) * settings.examples_per_pair
-    if settings.pairs_per_microbatch is not None:
-        return longest * settings.pairs_per_microbatch
-    return min(settings.tokens_per_microbatch, longest * math.ceil(settings.pairs_per_step / num_ranks))
+    longest = longest_pair(settings, store) * settings.objective.examples_per_pair
+    if settings.train.pairs_per_microbatch is not None:
+        return longest * settings.train.pairs_per_microbatch
+    return min(settings.train.tokens_per_microbatch, longest * math.ceil(settings.train.pairs_per_step / num_ranks))
 
 
 def plan_phase(
     indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
 ) -> Phase:
     """Plan one update for all ranks from lengths alone; each rank gets the same number of bins (some may be empty)."""
-    cut = _cut_by_tokens if settings.pairs_per_microbatch is None else _cut_by_count
+    cut = _cut_by_tokens if settings.train.pairs_per_microbatch is None else _cut_by_count
     bins = cut(indices, sides, settings=settings, store=store, num_ranks=num_ranks)
     most = max(len(rank_bins) for rank_bins in bins)
     bins = [rank_bins + [[]] * (most - len(rank_bins)) for rank_bins in bins]
@@ -170,7 +168,7 @@ def _cut_by_tokens(
     for share in deal(len(indices), num_ranks=num_ranks):
         mine = [indices[i] for i in share]
         lengths = store.num_tokens(mine, sides=sides, shares_prefix=settings.shares_prefix)
-        planned = plan_bins(lengths, tokens_per_microbatch=settings.tokens_per_microbatch)
+        planned = plan_bins(lengths, tokens_per_microbatch=settings.train.tokens_per_microbatch)
         bins.append([[mine[i] for i in items] for items in planned])
     return bins
 
@@ -179,8 +177,8 @@ def _cut_by_count(
     indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
 ) -> list[list[list[int]]]:
     """Cut into micro-batches first, and deal these to ranks: their means depend on the cut, so ranks must not."""
-    assert settings.pairs_per_microbatch is not None
-    items_per_bin = settings.pairs_per_microbatch * settings.examples_per_pair
+    assert settings.train.pairs_per_microbatch is not None
+    items_per_bin = settings.train.pairs_per_microbatch * settings.objective.examples_per_pair
     planned = plan_fixed(len(indices), items_per_bin=items_per_bin)
     return [[[indices[i] for i in planned[b]] for b in own] for own in deal(len(planned), num_ranks=num_ranks)]
 
@@ -189,9 +187,9 @@ def bin_denominators(
     items: Sequence[int], whole: NDArray[np.float64], *, settings: LoopSettings, store: ExampleStore
 ) -> NDArray[np.float64]:
     """The whole step's denominators; or a micro-batch's own, times the micro-batches of a full step (the paper)."""
-    if settings.pairs_per_microbatch is None:
+    if settings.train.pairs_per_microbatch is None:
         return whole
-    per_step = settings.pairs_per_step / settings.pairs_per_microbatch
+    per_step = settings.train.pairs_per_step / settings.train.pairs_per_microbatch
     return per_step * settings.objective.denominators(store.label_counts(items))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pft_core.data import DatasetManifest, Form, PreferenceSpace, Reject
+from pft_core.data import DatasetManifest, Form, PreferenceSpace, Reject, opened
 from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
 from pft_core.evaluation import Answered, Answerer, Outcome
@@ -26,7 +26,7 @@ from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_
 from pipelines.evaluate.job import read_items
 from pipelines.jobs import run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
-from pipelines.train import train_here
+from pipelines.train import Layers, resolve, train_here
 
 OUTCOMES_NAME = "outcomes.jsonl"
 CAPABILITY_NAME = "capability.json"
@@ -100,7 +100,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
         begun = time.monotonic()
-        with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
+        with tracked(config, run_dir, key, inputs=opened(config.data, cell.test)) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
             (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
@@ -131,7 +131,8 @@ def train_stages(cell: Cell, run_dir: Path, tracker: Tracker) -> ModelRef:
     for number, (config, layer) in enumerate(zip(cell.stages, cell.layers, strict=False), start=1):
         config = config.model_copy(update={"model": base})
         folder = run_dir if number == len(cell.layers) else run_dir / f"stage{number}"
-        ref, steps = train_here(config, layer, folder, log=after(first_step, tracker), device=cell.device)
+        run, layers = resolve(config), Layers(layer, None)
+        ref, steps = train_here(run, layers, folder, log=after(first_step, tracker), device=cell.device)
         first_step += steps
         if number < len(cell.layers):
             base = trained_model(base, ref, folder)

@@ -7,22 +7,20 @@ from pathlib import Path
 import torch
 
 from pft_core.data import DatasetManifest, PreferenceSpace
-from pft_core.encoding import View
 from pft_core.evaluation import read_items
 from pft_core.files import digest
 from pft_core.policies import base_digest
-from pft_core.prompts import PromptStyle
+from pft_core.prompts import PromptSettings, PromptStyle
 from pft_core.toyworld import SHIPPED_BASE, make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import SuiteData, read_records, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant
-from pipelines.config import PromptConfig, RunConfig, changed
+from pipelines.config import RunConfig, changed
 from pipelines.console import console
-from pipelines.encode.job import ensure_layer
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import code_digest, commit
-from pipelines.train import axis_names, objective_of
+from pipelines.train import encoded, resolve
 
 YARDSTICKS = ("position", "bag_of_words")  # asked of the records alone: no cell
 
@@ -127,24 +125,12 @@ class Layers:
 
     def of(self, config: RunConfig) -> str:
         """Encode the training data for this run, or find it encoded."""
-        axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
-        view = objective_of(config.train, axes).view
-        key = digest([config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction, view])
+        run = resolve(config)
+        what = [config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction]
+        key = digest([*what, run.objective.view])
         if key not in self._found:
-            self._found[key] = str(encoded_for(config, view))
+            self._found[key] = encoded(run).train
         return self._found[key]
-
-
-def encoded_for(config: RunConfig, view: View) -> Path:
-    return ensure_layer(
-        Path(str(config.data)),
-        model=str(config.model),
-        prompt=config.prompt,
-        encoding=config.encoding,
-        max_reject_fraction=config.max_reject_fraction,
-        concurrency=1,
-        view=view,
-    )
 
 
 def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
@@ -153,7 +139,7 @@ def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
         return str(SHIPPED_BASE)
     if size.base != "text":
         return size.base
-    prompt = PromptConfig(**size.run.get("prompt", {}))
+    prompt = PromptSettings(**size.run.get("prompt", {}))
     style = PromptStyle(prompt.condition_position, prompt.answer)
     key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), code_digest()])
     folder = storage / "bases" / f"text-{key}"

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.errors import UserError, did_you_mean
+from pft_core.settings import Settings
 from pipelines.compare.methods import method
-from pipelines.config import Section
 from pipelines.strict import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
@@ -18,7 +18,7 @@ METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s"
 Size = Literal["tiny", "paper"]
 
 
-class Variant(Section):
+class Variant(Settings):
     """One value of what a suite varies: its name in the report, and what it changes."""
 
     value: str | int | float
@@ -27,7 +27,7 @@ class Variant(Section):
     axes: list[str] | None = Field(default=None, min_length=1)  # of training and test; None: all
 
 
-class SuiteSize(Section):
+class SuiteSize(Settings):
     """The scale of a suite: data, base model, seeds, and the run config that every method starts from."""
 
     data: Literal["toyworld", "vcd", "bqd"]  # vcd and bqd are read from the folder PFT_DATA; without it, toyworld
@@ -63,7 +63,7 @@ class SuiteSize(Section):
         return f"{self.data}, {self.base}, {len(self.seeds)} seeds, a cell needs {resources}"
 
 
-class Suite(Section):
+class Suite(Settings):
     """A comparison."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")

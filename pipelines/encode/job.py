@@ -7,60 +7,37 @@ from pft_core.data import DatasetManifest
 from pft_core.encoding import (
     EncodingSpec,
     LayerPart,
-    View,
+    TokenizerFacts,
     encode_part,
     finish_layer,
     layer_is_complete,
     layer_key,
-    tokenizer_digest,
+    tokenizer_facts,
 )
 from pft_core.errors import UserError
-from pft_core.prompts import PromptStyle, chat_frame
-from pipelines.config import EncodingConfig, PromptConfig
+from pft_core.prompts import PromptSettings
 from pipelines.console import console
 
 # Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.
 PAIRS_ENCODED_HERE = 10_000
 
 
-def prompt_style(config: PromptConfig, tokenizer: Any) -> PromptStyle:
-    """Resolve the prompt section; a chat frame is cut out of the tokenizer's own template."""
-    if config.template == "plain":
-        return PromptStyle(config.condition_position, config.answer, condition=config.condition)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"prompt.template=chat, but tokenizer {tokenizer.name_or_path!r} has no chat template: use plain"
-        )
-    return PromptStyle(config.condition_position, config.answer, chat_frame(tokenizer), config.condition)
-
-
-def encoding_spec(
-    prompt: PromptConfig, encoding: EncodingConfig, tokenizer: Any, *, view: View = "pft"
-) -> EncodingSpec:
-    return EncodingSpec(prompt_style(prompt, tokenizer), encoding.max_length, encoding.mask, encoding.overlong, view)
-
-
 def ensure_layer(
     data: Path,
+    manifest: DatasetManifest,
     *,
     model: str,
-    prompt: PromptConfig,
-    encoding: EncodingConfig,
+    tokenizer: TokenizerFacts,
+    spec: EncodingSpec,
     max_reject_fraction: float,
     concurrency: int,
-    view: View = "pft",
 ) -> Path:
-    """Return the folder of the layer for this data set, tokenizer, wording and view, encoded first where it is missing.
+    """Return the folder of the layer for this data set, tokenizer and spec, encoded first where it is missing.
 
     Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length`.
     """
-    from pft_core.policies import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    manifest = DatasetManifest.load(data)
-    spec = encoding_spec(prompt, encoding, tokenizer, view=view)
     key = layer_key(
-        data_digest=manifest.data_digest, tokenizer_digest=tokenizer_digest(tokenizer), spec=spec, space=manifest.space
+        data_digest=manifest.data_digest, tokenizer_digest=tokenizer.digest, spec=spec, space=manifest.space
     )
     folder = data / "encoded" / key
     if layer_is_complete(folder, key=key):
@@ -71,9 +48,16 @@ def ensure_layer(
     here = manifest.pairs_out <= PAIRS_ENCODED_HERE
     encode = _encode_here if here else _encode_on_ray
     parts = encode(data, folder, manifest, spec=spec, model=model, concurrency=concurrency)
-    _refuse_if_mostly_overlong(parts, encoding.max_length, max_reject_fraction)
-    finish_layer(folder, parts, key=key, view=view)
+    _refuse_if_mostly_overlong(parts, spec.encoding.max_length, max_reject_fraction)
+    finish_layer(folder, parts, key=key, view=spec.view)
     return folder
+
+
+def read_tokenizer(model: str, prompt: PromptSettings) -> TokenizerFacts:
+    """Load a model's tokenizer for what a job has to know of it. Raises UserError."""
+    from pft_core.policies import load_tokenizer
+
+    return tokenizer_facts(load_tokenizer(model), prompt)
 
 
 def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:

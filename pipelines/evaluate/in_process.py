@@ -5,16 +5,16 @@ from pathlib import Path
 
 from pft_core.data import DatasetManifest, PreferenceSpace, Reject
 from pft_core.evaluation import Answerer, Asking, Outcome, ask
-from pft_core.policies import ModelRef, load_tokenizer
+from pft_core.policies import ModelRef
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
-from pipelines.encode.job import prompt_style
+from pipelines.encode.job import read_tokenizer
 from pipelines.evaluate.worker import Item, Job
 
 
 def untrained(config: RunConfig, data: str) -> ModelRef:
     """A reference to the base model, asked in the words of the config and the data."""
-    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
+    style = read_tokenizer(str(config.model), config.prompt).style
     space = DatasetManifest.load(Path(data)).space
     return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
 

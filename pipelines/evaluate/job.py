@@ -20,11 +20,11 @@ from pft_core.data import DatasetManifest, Form, PairedExample, Reject, worded_a
 from pft_core.errors import UserError
 from pft_core.evaluation import Asking, Outcome, ask, report_rows
 from pft_core.files import digest, file_sha256
-from pft_core.policies import MODEL_REF_NAME, ModelRef, load_tokenizer
-from pft_core.prompts import template_digest
-from pipelines.config import PromptConfig, Section
+from pft_core.policies import MODEL_REF_NAME, ModelRef
+from pft_core.prompts import PromptSettings, template_digest
+from pft_core.settings import Settings
 from pipelines.console import console
-from pipelines.encode.job import prompt_style
+from pipelines.encode.job import read_tokenizer
 from pipelines.evaluate.endpoint import Served
 from pipelines.evaluate.worker import Item, Job, PolicyActor, items_table
 from pipelines.jobs import code_digest, ensure_ray
@@ -35,7 +35,7 @@ OUTCOMES_NAME = "outcomes.jsonl"  # what was chosen, item by item: every figure 
 REJECTS_NAME = "rejects.jsonl"
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(Settings):
     """What to evaluate, on which prepared data, and how to ask."""
 
     model: str | None = None  # a model reference (file or folder), a model folder, or a hub name; a served one's name
@@ -45,7 +45,7 @@ class EvaluateConfig(Section):
     output: str
     policy: str | None = None  # its name in the report; None: the name of the model's folder
     scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
-    prompt: PromptConfig = PromptConfig()  # for a model without a reference
+    prompt: PromptSettings = PromptSettings()  # for a model without a reference
     forms: list[Form] | None = None  # None: the data set's
     limit_per_axis: PositiveInt | None = None  # None: every item
     max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
@@ -140,7 +140,7 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest) -> ModelRe
         ref = replace(trained, space=worded_as(trained.space, manifest.space))
     else:
         model = str(config.model)
-        style = prompt_style(config.prompt, load_tokenizer(model))
+        style = read_tokenizer(model, config.prompt).style
         base = str(Path(model).resolve()) if Path(model).is_dir() else model
         ref = ModelRef(base, None, None, style, manifest.space, (), "", "", "", None)
     if config.scoring is not None and config.scoring != "generate":

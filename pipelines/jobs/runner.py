@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,21 @@ Result = dict[str, Any]
 
 
 def run_job(
-    config: RunConfig, run: Callable[[Path, str], Result], *, fresh: bool, kind: str, run_dir: Path | None = None
+    config: RunConfig,
+    run: Callable[[Path, str], Result],
+    *,
+    fresh: bool,
+    kind: str,
+    run_dir: Path | None = None,
+    key: str | None = None,
 ) -> Result:
     """Call `run(run_dir, key)` unless a finished run with this key is there, whose result is returned again.
 
-    run_dir: `<storage>/<name>-<key[:8]>` unless the caller gives a fixed one. An unfinished run gets the same folder
-    again, so that `run` can continue in it; `fresh` removes what is there first. Raises UserError when another
-    process writes the folder, or when it holds something that is not this run.
+    run_dir: `<storage>/<name>-<key[:8]>` unless the caller gives a fixed one; key: `run_key`, where it is known. An
+    unfinished run gets the same folder again, so that `run` can continue in it; `fresh` removes what is there first.
+    Raises UserError when another process writes the folder, or when it holds something that is not this run.
     """
-    key = run_key(config, kind=kind)
+    key = key or run_key(config, kind=kind, data=data_digests(config))
     run_dir = run_dir or Path(config.storage) / f"{config.name}-{key[:8]}"
     with locked(run_dir):
         if fresh:
@@ -101,7 +107,11 @@ def remove_run(run_dir: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def run_key(config: RunConfig, *, kind: str) -> str:
-    """Return the digest of all that decides a run's result: its kind, config, data and code."""
-    data = [DatasetManifest.load(Path(d)).data_digest if d else None for d in (config.data, config.validation_data)]
-    return digest([kind, config.model_dump(exclude=NOT_IN_KEY), data, code_digest()])
+def run_key(config: RunConfig, *, kind: str, data: Sequence[str | None]) -> str:
+    """Return the digest of all that decides a run's result: its kind, config, data and code. data: their digests."""
+    return digest([kind, config.model_dump(exclude=NOT_IN_KEY), list(data), code_digest()])
+
+
+def data_digests(config: RunConfig) -> list[str | None]:
+    """Return the digests of training and validation data. Raises UserError for a folder that was not prepared."""
+    return [DatasetManifest.load(Path(d)).data_digest if d else None for d in (config.data, config.validation_data)]

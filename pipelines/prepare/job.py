@@ -32,12 +32,13 @@ from pft_core.data import (
     load_hub,
     read_rows,
 )
-from pft_core.encoding import EncodedLayer
+from pft_core.encoding import EncodedLayer, EncodingSettings, EncodingSpec
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256
-from pipelines.config import EncodingConfig, PromptConfig, Section
+from pft_core.prompts import PromptSettings
+from pft_core.settings import Settings
 from pipelines.console import console
-from pipelines.encode.job import ensure_layer
+from pipelines.encode.job import ensure_layer, read_tokenizer
 from pipelines.jobs import code_digest, ensure_ray, locked, unwrap_user_error
 from pipelines.prepare.outcomes import read_outcomes, reject_duplicates, settle_axes
 from pipelines.prepare.worker import (
@@ -62,7 +63,7 @@ NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_re
 InputFile = tuple[Path, str]  # where it is, and its name as the user gave it
 
 
-class PrepareConfig(Section):
+class PrepareConfig(Settings):
     """What to read, how to read it, and where to put the records."""
 
     source: Literal["vcd", "bqd", "trl", "json", "toyworld"]
@@ -76,8 +77,8 @@ class PrepareConfig(Section):
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
     num_workers: PositiveInt | None = None  # tasks at once; None: as many as the cluster has CPUs
     model: str | None = None  # encode for this model too, as prompt and encoding say
-    prompt: PromptConfig = PromptConfig()
-    encoding: EncodingConfig = EncodingConfig()
+    prompt: PromptSettings = PromptSettings()
+    encoding: EncodingSettings = EncodingSettings()
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -308,11 +309,13 @@ def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> Dat
     if config.model is None:
         return manifest
     model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
+    tokenizer = read_tokenizer(model, config.prompt)
     folder = ensure_layer(
         data,
+        manifest,
         model=model,
-        prompt=config.prompt,
-        encoding=config.encoding,
+        tokenizer=tokenizer,
+        spec=EncodingSpec(tokenizer.style, config.encoding),
         max_reject_fraction=config.max_reject_fraction,
         concurrency=tasks_at_once(config),
     )

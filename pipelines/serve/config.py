@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config import Section, recipe_path
+from pft_core.settings import Settings
+from pipelines.config import recipe_path
 from pipelines.strict import apply_override, build, read_yaml
 
 APPLICATION = "pft"  # its name in Ray Serve
@@ -25,7 +26,7 @@ def absolute(place: str) -> str:
 Place = Annotated[str, AfterValidator(absolute)]
 
 
-class EngineConfig(Section):
+class ServingEngineSettings(Settings):
     """What runs the model."""
 
     name: Literal["auto", "vllm", "transformers"] = "auto"  # auto: vLLM where it is installed
@@ -40,7 +41,7 @@ class EngineConfig(Section):
     threads: PositiveInt = 1  # CPU threads of one replica
 
 
-class ScalingConfig(Section):
+class ReplicaSettings(Settings):
     """Replicas of the engine, and how much each takes on before clients are sent away."""
 
     min_replicas: PositiveInt = 1
@@ -58,7 +59,7 @@ class ScalingConfig(Section):
         return self
 
 
-class LimitsConfig(Section):
+class LimitsSettings(Settings):
     """What one request may ask for."""
 
     timeout_s: PositiveFloat = 120
@@ -70,7 +71,7 @@ class LimitsConfig(Section):
     requests_per_minute: PositiveInt | None = None  # of each key that names no limit of its own; None: no limit
 
 
-class SteeringConfig(Section):
+class SteeringConfig(Settings):
     """CAA: a file of vectors written by `pft compare`, and the setting that its sweep picked."""
 
     vectors: Place
@@ -78,7 +79,7 @@ class SteeringConfig(Section):
     multiplier: float
 
 
-class EndsConfig(Section):
+class EndsConfig(Settings):
     """The two policies between which the slider moves: trained for the first poles, and for the second.
 
     What lies between them moves along all axes that they were trained on at once; a request's axis says which end is
@@ -90,7 +91,7 @@ class EndsConfig(Section):
     steps: PositiveInt = 20  # weights are rounded to 1/steps, so that a slider asks for a bounded number of adapters
 
 
-class AdapterStoreConfig(Section):
+class AdapterStoreConfig(Settings):
     """Where adapters come from besides those named, and where their copies are kept."""
 
     root: Place | None = None  # a folder, or s3://: its subfolders are served by name, on demand
@@ -100,7 +101,7 @@ class AdapterStoreConfig(Section):
     alias_ttl_s: PositiveFloat = 5  # how long an alias is taken to point where it did
 
 
-class ServeConfig(Section):
+class ServeConfig(Settings):
     """A server. A place is a folder written by `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
     policy: Place  # place of the policy that answers where a request names no other
@@ -109,9 +110,9 @@ class ServeConfig(Section):
     ends: EndsConfig | None = None
     steering: SteeringConfig | None = None
     store: AdapterStoreConfig = AdapterStoreConfig()
-    engine: EngineConfig = EngineConfig()
-    scaling: ScalingConfig = ScalingConfig()
-    limits: LimitsConfig = LimitsConfig()
+    engine: ServingEngineSettings = ServingEngineSettings()
+    scaling: ReplicaSettings = ReplicaSettings()
+    limits: LimitsSettings = LimitsSettings()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)  # 0: a free one
     keys: Place | None = None  # file written by `pft key`; needed beyond this machine

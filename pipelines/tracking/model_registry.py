@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.errors import UserError
-from pipelines.config import RunConfig
 from pipelines.tracking.mlflow_run import find_run, mask_credentials, opening, quiet_mlflow
+from pipelines.tracking.settings import TrackedConfig
 from pipelines.tracking.tracker import tracking_uri
 
 
-def register(config: RunConfig, run_key: str, *, name: str, aliases: Sequence[str], tags: Mapping[str, str]) -> str:
+def register(config: TrackedConfig, run_key: str, *, name: str, aliases: Sequence[str], tags: Mapping[str, str]) -> str:
     """Make the tracked run with this key a version of the model `name`, and let the aliases point to it.
 
     A version's files are the run's artifacts: model_ref.json and the adapter. A run that is a version already stays

@@ -17,7 +17,6 @@ from typing import Any, Literal, Self
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
-from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.tracking.mlflow_run import (
     MlflowRun,
@@ -29,6 +28,7 @@ from pipelines.tracking.mlflow_run import (
     opening,
     quiet_mlflow,
 )
+from pipelines.tracking.settings import TrackedConfig
 
 SPOOL_NAME = "metrics.jsonl"
 START_NAME = "mlflow.json"
@@ -58,15 +58,15 @@ class Tracker:
         run_key: str,
         run_dir: Path,
         params: Mapping[str, Any],
-        inputs: Sequence[Path] = (),
+        inputs: Sequence[tuple[Path, DatasetManifest]] = (),
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
     ) -> Self:
         """Start, or continue the MLflow run of this folder and key, with what its spool still holds.
 
         uri: None means MLFLOW_TRACKING_URI, else SQLite in `storage`. params: the resolved config, nested.
-        inputs: folders written by `pft prepare`. parent: the run key of the run that this is a part of.
-        Raises UserError for a URI that MLflow cannot track to.
+        inputs: folders written by `pft prepare`, and their manifests. parent: the run key of the run that this is a
+        part of. Raises UserError for a URI that MLflow cannot track to.
         """
         started_ms, num_starts = count_start(run_dir, run_key)
         spec = RunSpec(
@@ -77,7 +77,7 @@ class Tracker:
             started_ms=started_ms,
             num_starts=num_starts,
             params=flatten(params),
-            inputs=[(folder, DatasetManifest.load(folder)) for folder in inputs],
+            inputs=list(inputs),
             tags=tags or {},
             parent=parent,
         )
@@ -184,7 +184,9 @@ class Tracker:
 
 
 @contextmanager
-def tracked(config: RunConfig, run_dir: Path, key: str, *, inputs: Sequence[str | None]) -> Iterator[Tracker]:
+def tracked(
+    config: TrackedConfig, run_dir: Path, key: str, *, inputs: Sequence[tuple[Path, DatasetManifest]]
+) -> Iterator[Tracker]:
     """Track a job for as long as the block runs; it ends FINISHED, FAILED, or KILLED by the user."""
     tracker = Tracker.start(
         uri=config.tracking.uri,
@@ -194,7 +196,7 @@ def tracked(config: RunConfig, run_dir: Path, key: str, *, inputs: Sequence[str 
         run_key=key,
         run_dir=run_dir,
         params=config.model_dump(),
-        inputs=[Path(folder) for folder in inputs if folder],
+        inputs=inputs,
         parent=config.tracking.parent,
     )
     status: Status = "FAILED"
@@ -208,7 +210,7 @@ def tracked(config: RunConfig, run_dir: Path, key: str, *, inputs: Sequence[str 
         tracker.finish(status)
 
 
-def close_killed(config: RunConfig, run_key: str) -> None:
+def close_killed(config: TrackedConfig, run_key: str) -> None:
     """Mark the run of a process that was killed, which could not do it itself. Raises MlflowException."""
     quiet_mlflow()
     from mlflow import MlflowClient

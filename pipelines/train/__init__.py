@@ -6,8 +6,8 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.train.in_process import train_here
-    from pipelines.train.objective import axis_names, objective_of
     from pipelines.train.publish import policy_kind
-    from pipelines.train.worker import build_and_fit
+    from pipelines.train.resolved_run import Layers, encoded, resolve
+    from pipelines.train.worker import Payload, build_and_fit
 else:
     __getattr__ = lazy_exports(__name__)

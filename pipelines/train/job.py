@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,18 @@ import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pft_core.data import DatasetManifest
+from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
-from pft_core.policies import MODEL_REF_NAME, ModelRef, load_tokenizer
+from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_missing_tokenizer
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.encode.job import ensure_layer
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
-from pipelines.train.objective import axis_names, objective_of
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
+from pipelines.train.resolved_run import Layers, ResolvedRun, encoded, resolve
 from pipelines.train.worker import Mailbox, Payload, train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -38,19 +38,21 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
 
     Result: run_dir, model_ref, adapter (None after full fine-tuning), steps, pairs, resumed_from.
     """
-    refuse_missing_inputs(config)
+    known = refuse_missing_inputs(config)
     ensure_ray()
     config = with_embedded(config)
     refuse_missing_resources(config)
-    return run_job(config, lambda folder, key: execute(config, folder, key), fresh=fresh, kind="train", run_dir=run_dir)
+    resolved = resolve(config, known)
+    key = resolved.key(kind="train")
+    return run_job(config, partial(execute, resolved), fresh=fresh, kind="train", run_dir=run_dir, key=key)
 
 
-def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
+def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
     """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
-    started = time.perf_counter()
-    payload = make_payload(config)
-    with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
-        ref, outcome = train_on_ray(payload, run_dir, tracker)
+    started, config = time.perf_counter(), run.config
+    layers = encoded(run)
+    with tracked(config, run_dir, key, inputs=run.inputs) as tracker:
+        ref, outcome = train_on_ray(run, layers, run_dir, tracker)
         report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
@@ -61,73 +63,44 @@ def execute(config: RunConfig, run_dir: Path, key: str) -> dict[str, Any]:
 
 
 def train_on_ray(
-    payload: Payload, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
+    run: ResolvedRun, layers: Layers, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
 ) -> tuple[ModelRef, dict[str, Any]]:
     """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
 
     callbacks: told of every checkpoint's metrics. Raises UserError for a mistake that a worker met.
     """
-    result = fit_on_ray(payload, run_dir, tracker, callbacks=callbacks)
+    result = fit_on_ray(Payload.of(run, layers), run_dir, tracker, callbacks=callbacks)
     outcome = result.return_value
     if "error" in outcome:
         raise UserError(outcome["error"])
-    best = best_checkpoint(payload.config, result)
-    return publish(payload.config, run_dir, last=result.checkpoint, best=best), outcome
+    best = best_checkpoint(run.config, result)
+    return publish(run, run_dir, last=result.checkpoint, best=best), outcome
 
 
-def refuse_missing_inputs(config: RunConfig) -> None:
-    """Say before Ray starts that data or model are not there. Raises UserError."""
+def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
+    """Say before Ray starts that data or model are not there; return the manifests that are. Raises UserError."""
     if config.data is None:
         raise UserError("data is not set: give data=DIR, a folder written by `pft prepare`")
     if config.model is None:
         raise UserError("model is not set: give model=DIR_OR_NAME, a Hugging Face causal language model")
     if config.train.validate_every and config.validation_data is None:
         raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
-    for data in (config.data, config.validation_data):
-        if data not in (None, TOYWORLD):
-            DatasetManifest.load(Path(str(data)))
     if config.model != TOYWORLD:
-        load_tokenizer(config.model)
+        refuse_missing_tokenizer(config.model)
+    folders = [data for data in (config.data, config.validation_data) if data not in (None, TOYWORLD)]
+    return {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
 
 
 def refuse_missing_resources(config: RunConfig) -> None:
     """Say before waiting that the cluster is too small. Raises UserError."""
     have = ray.cluster_resources()
-    for name, amount in worker_resources(config).items():
+    for name, amount in config.scaling.worker_resources.items():
         needed = amount * config.scaling.num_workers
         if needed > have.get(name, 0):
             raise UserError(
                 f"scaling.num_workers={config.scaling.num_workers} needs {needed:g} {name}, the cluster has "
                 f"{have.get(name, 0):g}: lower scaling.num_workers, or join a larger cluster with RAY_ADDRESS"
             )
-
-
-def worker_resources(config: RunConfig) -> dict[str, float]:
-    """Logical resources of one worker: what the config says, else one CPU, and one GPU where they are used."""
-    default = {"CPU": 1.0} | ({"GPU": 1.0} if config.scaling.use_gpu else {})
-    return config.scaling.resources_per_worker or default
-
-
-def make_payload(config: RunConfig) -> Payload:
-    """Make sure that the data sets are encoded for this tokenizer, wording and objective."""
-    axes = axis_names(DatasetManifest.load(Path(str(config.data))).space)
-    view = objective_of(config.train, axes).view
-
-    def layer(data: str) -> str:
-        return str(
-            ensure_layer(
-                Path(data).resolve(),
-                model=str(config.model),
-                prompt=config.prompt,
-                encoding=config.encoding,
-                view=view,
-                max_reject_fraction=config.max_reject_fraction,
-                concurrency=config.scaling.num_workers,
-            )
-        )
-
-    validation = layer(config.validation_data) if config.validation_data and config.train.validate_every else None
-    return Payload(config, axes, layer(str(config.data)), validation)
 
 
 def fit_on_ray(
@@ -146,7 +119,7 @@ def fit_on_ray(
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.num_workers,
             use_gpu=config.scaling.use_gpu,
-            resources_per_worker=worker_resources(config),
+            resources_per_worker=config.scaling.worker_resources,
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
@@ -232,11 +205,11 @@ def best_checkpoint(config: RunConfig, result: ray.train.Result) -> ray.train.Ch
 
 
 def publish(
-    config: RunConfig, run_dir: Path, *, last: ray.train.Checkpoint, best: ray.train.Checkpoint | None
+    run: ResolvedRun, run_dir: Path, *, last: ray.train.Checkpoint, best: ray.train.Checkpoint | None
 ) -> ModelRef:
     """Copy the last policy (and the best one by validation) out of the checkpoints and write the reference to it."""
     if best is not None:
         with best.as_directory() as folder:
-            copy_policy(Path(folder), run_dir / f"{policy_kind(config)}_best")
+            copy_policy(Path(folder), run_dir / f"{policy_kind(run.config)}_best")
     with last.as_directory() as folder:
-        return publish_policy(config, Path(folder), run_dir)
+        return publish_policy(run, Path(folder), run_dir)

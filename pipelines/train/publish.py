@@ -3,31 +3,28 @@
 import shutil
 from pathlib import Path
 
-from pft_core.data import DatasetManifest
 from pft_core.files import digest, file_sha256
-from pft_core.policies import ModelRef, load_tokenizer
+from pft_core.policies import ModelRef
 from pft_core.prompts import template_digest
 from pft_core.training import policy_folder
 from pipelines.config import RunConfig
-from pipelines.encode.job import prompt_style
-from pipelines.train.objective import axis_names, objective_of
+from pipelines.train.resolved_run import ResolvedRun
 
 
-def publish_policy(config: RunConfig, saved: Path, run_dir: Path) -> ModelRef:
+def publish_policy(run: ResolvedRun, saved: Path, run_dir: Path) -> ModelRef:
     """Copy the policy of a checkpoint folder into the run and write model_ref.json."""
+    config, space = run.config, run.manifest.space
     kind = policy_kind(config)
     copy_policy(saved, run_dir / kind)
-    manifest = DatasetManifest.load(Path(str(config.data)))
-    style = prompt_style(config.prompt, load_tokenizer(str(config.model)))
     ref = ModelRef(
         base=str(config.model),
         adapter=kind if config.lora is not None else None,
         weights=kind if config.lora is None else None,
-        style=style,
-        space=manifest.space,
-        trained_sides=objective_of(config.train, axis_names(manifest.space)).trained_sides,
-        template_digest=template_digest(style, manifest.space),
-        data_digest=manifest.data_digest,
+        style=run.style,
+        space=space,
+        trained_sides=run.objective.trained_sides,
+        template_digest=template_digest(run.style, space),
+        data_digest=run.manifest.data_digest,
         config_digest=digest(config.model_dump()),
         adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
     )

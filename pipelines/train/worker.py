@@ -6,7 +6,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,10 @@ import ray.train
 import torch
 from torch import Tensor
 
-from pft_core.data import SIDES
 from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
+from pft_core.objectives import build_objective
 from pft_core.policies import (
-    LoraSettings,
     Precision,
     add_lora,
     checkpoint_activations,
@@ -35,12 +34,10 @@ from pft_core.policies import (
 from pft_core.scoring import BranchScorer
 from pft_core.training import (
     CheckpointError,
-    EngineSettings,
     ExampleStore,
     FitResult,
     LoopSettings,
     NonFiniteError,
-    Order,
     ReferencedStore,
     TrainContext,
     build_engine,
@@ -51,21 +48,24 @@ from pft_core.training import (
     reference_file,
     reference_logps,
 )
-from pipelines.config import RunConfig, total_pairs
+from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.train.objective import objective_of
+from pipelines.train.resolved_run import Layers, ResolvedRun
 
 MAILBOX_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Payload:
-    """All a worker needs: the resolved config, the data's axes, and the encoded layers' folders (validation: None)."""
+    """All a worker needs of a resolved run: what the driver holds beyond it does not travel."""
 
     config: RunConfig
     axes: tuple[str, ...]
-    layer: str
-    validation_layer: str | None
+    layers: Layers
+
+    @staticmethod
+    def of(run: ResolvedRun, layers: Layers) -> "Payload":
+        return Payload(run.config, run.axes, layers)
 
 
 class Mailbox:
@@ -148,21 +148,27 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
     """Load model and data, wrap the scorer into the engine, train."""
     config = payload.config
     torch.set_num_threads(config.scaling.threads_per_worker)
-    store: ExampleStore = EncodedLayer(Path(payload.layer))
-    validation: ExampleStore | None = EncodedLayer(Path(payload.validation_layer)) if payload.validation_layer else None
+    layers = payload.layers
+    store: ExampleStore = EncodedLayer(Path(layers.train))
+    validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
     tokenizer = load_tokenizer(str(config.model))
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, tokenizer)
     scorer = BranchScorer(model, backend=config.train.attention_backend)
-    settings = loop_settings(config, axes=payload.axes, num_pairs=len(store), shares_prefix=scorer.shares_prefix)
+    objective = build_objective(
+        config.train, axes=payload.axes, reports_displacement=config.train.diagnostics_every > 0
+    )
+    settings = LoopSettings.of(
+        config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
+    )
     if config.train.gradient_checkpointing == "auto":
-        num_tokens = largest_bin(settings, examples_for(settings.objective, store), num_ranks=context.world_size)
+        num_tokens = largest_bin(settings, examples_for(objective, store), num_ranks=context.world_size)
         checkpoint_where_memory_is_short(scorer, num_tokens, precision=config.train.precision, context=context)
-    if settings.objective.uses_reference:
+    if objective.uses_reference:
         referenced = partial(with_references, scorer=scorer, config=config, device=context.device)
-        store = referenced(store, Path(payload.layer))
-        validation = validation and referenced(validation, Path(str(payload.validation_layer)))
-    engine = build_engine(scorer, engine_settings(config), device=context.device)
+        store = referenced(store, Path(layers.train))
+        validation = validation and referenced(validation, Path(str(layers.validation)))
+    engine = build_engine(scorer, config.engine, config.train, device=context.device)
 
     def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
         if config.lora is None:
@@ -171,7 +177,7 @@ def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
             # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
             save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
-    store = examples_for(settings.objective, store)
+    store = examples_for(objective, store)
     return fit(settings, store=store, engine=engine, context=context, save_policy=save_policy, validation=validation)
 
 
@@ -186,7 +192,7 @@ def build_model(config: RunConfig, device: torch.device) -> Any:
     )
     if config.lora is None:
         return base
-    return add_lora(base, LoraSettings(**config.lora.model_dump()), seed=config.seed)
+    return add_lora(base, config.lora, seed=config.seed)
 
 
 def checkpoint_where_memory_is_short(
@@ -217,38 +223,3 @@ def with_references(
         device=device,
     )
     return ReferencedStore(store, logps_EB)
-
-
-def engine_settings(config: RunConfig) -> EngineSettings:
-    return EngineSettings(
-        name=config.engine.name,
-        zero_stage=config.engine.zero_stage,
-        weight_decay=config.train.weight_decay,
-        max_grad_norm=config.train.max_grad_norm,
-        precision=config.train.precision,
-    )
-
-
-def loop_settings(
-    config: RunConfig, *, axes: Sequence[str], num_pairs: int, shares_prefix: bool = False
-) -> LoopSettings:
-    train = config.train
-    pairs = total_pairs(config, num_pairs)
-    objective = objective_of(train, axes)
-    return LoopSettings(
-        objective=objective,
-        order=Order(num_pairs * (len(SIDES) if objective.takes_pairs_apart else 1), config.seed),
-        total_pairs=pairs,
-        pairs_per_step=train.pairs_per_step,
-        tokens_per_microbatch=train.tokens_per_microbatch,
-        pairs_per_microbatch=train.pairs_per_microbatch if train.normalization == "micro_batch" else None,
-        lr=train.lr,
-        schedule=train.schedule,
-        warmup_steps=train.warmup_steps,
-        schedule_steps=-(-pairs // train.pairs_per_step),
-        seed=config.seed,
-        checkpoint_every=train.checkpoint_every,
-        validate_every=train.validate_every,
-        diagnostics_every=train.diagnostics_every,
-        shares_prefix=shares_prefix,
-    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from pft_core.evaluation import Outcome, front, hypervolume, knee
 from pft_core.files import read_json
-from pipelines.config import SearchConfig
+from pipelines.config import SearchSettings
 from pipelines.jobs import JOB_NAME
 from pipelines.tracking import SPOOL_NAME
 from pipelines.tune.figures import FIGURES, gaps, intervals_of
@@ -67,7 +67,7 @@ def rung_losses(trial: Trial) -> list[float]:
     return Rungs(trial.config.train.validate_every).losses(trial.run_dir)
 
 
-def cells_of(search: SearchConfig, rows: Sequence[Row], *, is_grid: bool) -> Sequence[Row]:
+def cells_of(search: SearchSettings, rows: Sequence[Row], *, is_grid: bool) -> Sequence[Row]:
     """Every cell of the grid with the trial that answers it; without a grid (optuna), a cell for each trial."""
     if not is_grid:
         return [cell(row, i, row["alpha"], row["beta"]) for i, row in enumerate(rows)]

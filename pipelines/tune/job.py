@@ -5,14 +5,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pft_core.data import DatasetManifest
+from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pipelines.config import SEARCHABLE, Range, RunConfig, changed
+from pipelines.config import Range, RunConfig, changed, searchable
 from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import ensure_ray, locked, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
+from pipelines.train import encoded, resolve
 from pipelines.train import job as train
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
 from pipelines.tune.results import Found, Mode, Result, TrialsFailed, publish
@@ -38,7 +39,7 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     job = whole.model_copy(update={"name": f"{config.name}-{mode}", "storage": str(Path(whole.storage) / "tune")})
 
     def execute(run_dir: Path, key: str) -> Result:
-        with tracked(job, run_dir, key, inputs=[job.data, job.validation_data]) as tracker:
+        with tracked(job, run_dir, key, inputs=opened(job.data, job.validation_data)) as tracker:
             shared = trial_config(whole, key)
             if fresh:
                 forget(shared, mode)
@@ -63,10 +64,10 @@ def forget(config: RunConfig, mode: Mode) -> None:
 
 def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
     """Say what cannot be searched. Raises UserError."""
-    if config.train.objective not in SEARCHABLE:
+    if not config.train.entry.is_searchable:
         raise UserError(
             f"train.objective={config.train.objective} is not decided by the ratio of alpha and beta: take one of "
-            f"{', '.join(SEARCHABLE)}"
+            f"{', '.join(searchable())}"
         )
     if config.validation_data is None and config.data not in (None, TOYWORLD):
         raise UserError("validation_data is not set: the ratio is picked on it; give validation_data=DIR")
@@ -164,5 +165,5 @@ def encode(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         key = digest([config.prompt.model_dump(), config.encoding.model_dump(), config.train.objective, config.model])
         if key not in seen:
-            train.make_payload(config)
+            encoded(resolve(config))
         seen.add(key)

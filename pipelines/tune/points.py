@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pft_core.errors import UserError
 from pft_core.policies import between
-from pipelines.config import Range, SearchConfig
+from pipelines.config import Range, SearchSettings
 
 Source = Literal["trained", "soup", "base"]
 SUM = 2.0  # of alpha and beta where the grid does not give both: that of the recipes' 1 and 1
@@ -87,7 +87,7 @@ def at_log_ratio(t: float) -> tuple[float, float]:
     return SUM * share, SUM * (1 - share)
 
 
-def grid_cells(search: SearchConfig) -> list[tuple[float, float]]:
+def grid_cells(search: SearchSettings) -> list[tuple[float, float]]:
     return list(product(sorted(set(search.alphas)), sorted(set(search.betas))))
 
 
@@ -100,7 +100,7 @@ def distinct_ratios(cells: Sequence[tuple[float, float]]) -> list[tuple[float, f
     return [by_share[share] for share in sorted(by_share)]
 
 
-def grid_points(search: SearchConfig) -> list[Point]:
+def grid_points(search: SearchSettings) -> list[Point]:
     """A training for each ratio and each combination of the other choices, and the base where the grid has (0, 0).
 
     Raises UserError for a range, which a grid cannot walk.
@@ -114,7 +114,7 @@ def base_points(cells: Sequence[tuple[float, float]]) -> list[Point]:
     return [Point(0.0, 0.0, "base")] if (0, 0) in cells else []
 
 
-def combinations(search: SearchConfig) -> Iterator[dict[str, Any]]:
+def combinations(search: SearchSettings) -> Iterator[dict[str, Any]]:
     for key, values in search.space.items():
         if isinstance(values, Range):
             raise UserError(f"search.space.{key} is a range: give a list of values, or search with --mode optuna")
@@ -122,7 +122,7 @@ def combinations(search: SearchConfig) -> Iterator[dict[str, Any]]:
     return (dict(zip(search.space, chosen, strict=True)) for chosen in product(*lists))
 
 
-def soup_points(search: SearchConfig) -> list[Point]:
+def soup_points(search: SearchSettings) -> list[Point]:
     """Trainings at both ends and in the middle, and a soup for every ratio between; parents stand before their soups.
 
     Raises UserError where the grid has no ratio between its ends, or other choices are to be tried: weights from

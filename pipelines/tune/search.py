@@ -14,7 +14,6 @@ from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.jobs import at_once, unwrap_user_error
 from pipelines.tracking import DRAIN_LIMIT_S
-from pipelines.train.job import worker_resources
 from pipelines.tune import rungs
 from pipelines.tune.figures import FIGURES
 from pipelines.tune.searchers import proposed
@@ -30,7 +29,7 @@ def trial_resources(config: RunConfig) -> dict[str, float]:
     """What one trial holds in the cluster: a warm process, or the workers of Ray Train and their driver."""
     if config.search.trials == "warm":
         return {"CPU": 1.0} | ({"GPU": 1.0} if config.scaling.use_gpu else {})
-    return {name: amount * config.scaling.num_workers for name, amount in worker_resources(config).items()}
+    return {name: amount * config.scaling.num_workers for name, amount in config.scaling.worker_resources.items()}
 
 
 def trials_at_once(config: RunConfig) -> int:

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from pft_core.errors import UserError
-from pipelines.config import Range, RunConfig, SearchConfig, changed
+from pipelines.config import Range, RunConfig, SearchSettings, changed
 from pipelines.tune.figures import POLES
 from pipelines.tune.points import Point, at_log_ratio
 
@@ -113,7 +113,7 @@ def takes_fractions(config: RunConfig, key: str) -> bool:
     return True
 
 
-def sampler_of(search: SearchConfig, *, seed: int) -> optuna.samplers.BaseSampler:
+def sampler_of(search: SearchSettings, *, seed: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "nsga2":
         # The usual 50 would leave a short search no second generation.
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, search.num_trials // 4))

@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from pft_core.data import DatasetManifest
+from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.evaluation import Outcome
 from pft_core.files import digest, file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef, interpolate_adapters, interpolate_weights
-from pipelines.config import EngineConfig, RunConfig, ScalingConfig, SearchConfig, changed, total_pairs
+from pft_core.training import EngineSettings
+from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
 from pipelines.evaluate import answerers, ask_here, asking_job, untrained
 from pipelines.evaluate import job as evaluate
-from pipelines.jobs import CONFIG_NAME, run_job, run_key
+from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
+from pipelines.train import encoded, policy_kind, resolve, train_here
 from pipelines.train import job as train
-from pipelines.train import policy_kind, train_here
 from pipelines.tune.figures import figures_of
 from pipelines.tune.points import Point
 from pipelines.tune.rungs import NUM_RUNGS, Rungs
@@ -50,9 +51,9 @@ class Trial:
         point = self.point
         weights = {} if point.source == "base" else {"train.alpha": point.alpha, "train.beta": point.beta}
         config = changed(self.search.model_dump(), [point.changes, weights], source="search.space")
-        update: dict[str, Any] = {"search": SearchConfig()}
+        update: dict[str, Any] = {"search": SearchSettings()}
         if self.is_warm:
-            update |= {"engine": EngineConfig(), "scaling": ScalingConfig(use_gpu=config.scaling.use_gpu)}
+            update |= {"engine": EngineSettings(), "scaling": ScalingSettings(use_gpu=config.scaling.use_gpu)}
         if self.stops_early:
             update["train"] = config.train.model_copy(update={"validate_every": steps_of_a_rung(config)})
         return config.model_copy(update=update)
@@ -66,7 +67,8 @@ class Trial:
 
     @property
     def key(self) -> str:
-        return run_key(self.config, kind=self.kind)
+        config = self.config
+        return run_key(config, kind=self.kind, data=data_digests(config))
 
     @property
     def run_dir(self) -> Path:
@@ -80,7 +82,7 @@ class Trial:
 
 def steps_of_a_rung(config: RunConfig) -> int:
     """Steps from one look at a trial to the next; pairs too long to be encoded count as steps here."""
-    pairs = total_pairs(config, DatasetManifest.load(Path(str(config.data))).pairs_out)
+    pairs = config.train.total_pairs(DatasetManifest.load(Path(str(config.data))).pairs_out)
     return math.ceil(pairs / config.train.pairs_per_step / NUM_RUNGS)
 
 
@@ -96,7 +98,7 @@ def run_trial(trial: Trial) -> Result:
 
     def execute(run_dir: Path, key: str) -> Result:
         begun = time.monotonic()
-        with tracked(config, run_dir, key, inputs=[config.data, config.validation_data]) as tracker:
+        with tracked(config, run_dir, key, inputs=opened(config.data, config.validation_data)) as tracker:
             ref, steps = policy_of(trial, run_dir, tracker, rungs)
             outcomes, num_rejected = ask_policy(trial, ref, run_dir)
             figures = figures_of(outcomes, form=trial.search.search.form)
@@ -131,18 +133,12 @@ def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None
         return untrained(trial.config, str(trial.config.validation_data)), 0
     if trial.point.source == "soup":
         return soup_of(trial, run_dir), 0
-    payload = train.make_payload(trial.config)
+    run = resolve(trial.config)
+    layers = encoded(run)
     if not trial.is_warm:
-        _, outcome = train.train_on_ray(payload, run_dir, tracker, callbacks=rungs.callbacks() if rungs else ())
+        _, outcome = train.train_on_ray(run, layers, run_dir, tracker, callbacks=rungs.callbacks() if rungs else ())
         return ModelRef.load(run_dir), outcome["steps"]
-    return train_here(
-        payload.config,
-        payload.layer,
-        run_dir,
-        log=logging_to(tracker, rungs),
-        device=device_of(trial.config),
-        validation_layer=payload.validation_layer,
-    )
+    return train_here(run, layers, run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 
 
 def logging_to(tracker: Tracker, rungs: Rungs | None) -> Callable[[int, dict[str, float]], None]:

@@ -22,12 +22,14 @@ from pft_core.encoding.batching import collate
 from pft_core.encoding.examples import BranchedExample, branched_example
 from pft_core.objectives.nll import paired_nll
 from pft_core.scoring.scorer import BranchScorer
-from pft_core.training.engines.engine import Engine, EngineSettings
-from pft_core.training.engines.registry import build_engine
+from pft_core.training.engines.build import build_engine
+from pft_core.training.engines.engine import Engine
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.local_context import LocalContext
 from pft_core.training.loop import lr_at, run_bins
 from pft_core.training.order import Order
 from pft_core.training.planning import LoopSettings, Update, bin_denominators, read_batch
+from pft_core.training.settings import TrainSettings
 from tests.builders import MemoryStore
 
 TOLERANCES = {"loss": 1e-4, "grad_norm_rel": 1e-3, "final_weights": 1e-4, "initial_ce": 1e-4}
@@ -96,30 +98,31 @@ def replay(
 
 def reference_settings(expected: dict[str, Any], *, num_pairs: int) -> LoopSettings:
     pairs_per_step = expected["batch_size"] * expected["gradient_accumulation_steps"]
-    return LoopSettings(
-        objective=paired_nll(alpha=expected["alpha"], beta=expected["beta"]),
-        order=Order(num_pairs, seed=0, shuffle=False),
-        total_pairs=pairs_per_step * len(expected["trajectory"]),
+    train = TrainSettings(
+        normalization="micro_batch",
         pairs_per_step=pairs_per_step,
         tokens_per_microbatch=10**9,
         pairs_per_microbatch=expected["batch_size"],
         lr=expected["learning_rate"],
         schedule="linear",
         warmup_steps=expected["warmup_steps"],
+        checkpoint_every=0,
+    )
+    return LoopSettings(
+        train,
+        objective=paired_nll(alpha=expected["alpha"], beta=expected["beta"]),
+        order=Order(num_pairs, seed=0, shuffle=False),
+        total_pairs=pairs_per_step * len(expected["trajectory"]),
         schedule_steps=expected["scheduler_total_steps"],
         seed=0,
     )
 
 
 def reference_engine(scorer: BranchScorer, expected: dict[str, Any]) -> Engine:
-    settings = EngineSettings(
-        name="torch",
-        zero_stage=0,
-        weight_decay=expected["weight_decay"],
-        max_grad_norm=expected["max_grad_norm"],
-        precision="fp32",
+    optimizer = OptimizerSettings(
+        weight_decay=expected["weight_decay"], max_grad_norm=expected["max_grad_norm"], precision="fp32"
     )
-    return build_engine(scorer, settings, device=torch.device("cpu"))
+    return build_engine(scorer, EngineSettings(name="torch"), optimizer, device=torch.device("cpu"))
 
 
 def weight_deviation(folder: Path, scorer: BranchScorer) -> float:

@@ -93,7 +93,10 @@ def test_a_fault_of_the_file_names_the_file_and_one_of_the_command_line_does_not
         (["train.pairs_per_microbatch=4"], "pairs_per_microbatch and normalization=micro_batch go together"),
         (["train.normalization=micro_batch", "train.pairs_per_microbatch=3"], "pairs_per_step=32 is not a multiple of"),
         (["train.alpha=0", "train.beta=0"], "alpha and beta are both 0"),
-        (["train.update=asynchronous", "train.objective=mixed"], "update=asynchronous needs objective=pft, not mixed"),
+        (
+            ["train.update=asynchronous", "train.objective=mixed"],
+            "update=asynchronous has no effect on objective=mixed",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(overrides: list[str], part: str) -> None:

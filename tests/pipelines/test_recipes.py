@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.config import RECIPES, load_config, resolved
+from pipelines.config import load_config, resolved
+from pipelines.config.recipes import RECIPES
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pft_core.encoding import BranchedBatch
 from pft_core.scoring import BranchScorer
-from pft_core.training.engines.engine import AdamWEngine, EngineSettings, NonFiniteError, clip_gradients
+from pft_core.training.engines.engine import AdamWEngine, NonFiniteError, clip_gradients
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.ranks import num_ranks, this_rank
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,12 @@ log = logging.getLogger(__name__)
 class DeepSpeedEngine(AdamWEngine):
     """ZeRO stage 0 (replicas), 1 (optimizer state cut), 2 (and gradients) or 3 (and weights, the frozen ones too)."""
 
-    def __init__(self, scorer: BranchScorer, settings: EngineSettings, *, device: torch.device):
-        super().__init__(scorer, settings, device=device)
+    def __init__(
+        self, scorer: BranchScorer, settings: EngineSettings, optimizer: OptimizerSettings, *, device: torch.device
+    ):
+        super().__init__(scorer, settings, optimizer, device=device)
         deepspeed = _prepared_deepspeed(device)
-        self._config = deepspeed_config(settings, trained=list(self.trained.values()), scorer=scorer)
+        self._config = deepspeed_config(settings, optimizer, trained=list(self.trained.values()), scorer=scorer)
         self._engine, *_ = deepspeed.initialize(model=scorer, optimizer=self.adamw, config=self._config)
         self._gathered = deepspeed.zero.GatheredParameters
 
@@ -43,7 +46,7 @@ class DeepSpeedEngine(AdamWEngine):
     def _update(self) -> float:
         if self.settings.zero_stage == 0:
             # Without ZeRO, DeepSpeed neither reports the norm nor checks it; gradients are summed by now.
-            norm = clip_gradients(self.trained.values(), self.settings.max_grad_norm)
+            norm = clip_gradients(self.trained.values(), self.optimizer.max_grad_norm)
             self._engine.step()
             return norm
         self._engine.step()
@@ -78,7 +81,9 @@ class DeepSpeedEngine(AdamWEngine):
         return state
 
 
-def deepspeed_config(settings: EngineSettings, *, trained: list[Any], scorer: BranchScorer) -> dict[str, Any]:
+def deepspeed_config(
+    settings: EngineSettings, optimizer: OptimizerSettings, *, trained: list[Any], scorer: BranchScorer
+) -> dict[str, Any]:
     """Derive DeepSpeed's JSON. Batch sizes are formal: a step is what `backward(is_last=True)` ends."""
     num_trained = sum(w.numel() for w in trained)
     zero: dict[str, Any] = {
@@ -92,11 +97,11 @@ def deepspeed_config(settings: EngineSettings, *, trained: list[Any], scorer: Br
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.max_grad_norm if settings.zero_stage > 0 else 0.0,
+        "gradient_clipping": optimizer.max_grad_norm if settings.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         # With no "safe" modules, weights and gradients travel between ranks in their own type: sums stay float32.
         "torch_autocast": {
-            "enabled": settings.precision == "bf16",
+            "enabled": optimizer.precision == "bf16",
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },

@@ -11,9 +11,8 @@ bfloat16) and for full fine-tuning.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,6 +22,7 @@ from torch import Tensor
 from pft_core.encoding import BranchedBatch
 from pft_core.errors import UserError
 from pft_core.scoring import BranchScorer
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.ranks import num_ranks, this_rank
 
 STATE_NAME = "engine.safetensors"
@@ -30,17 +30,6 @@ STATE_NAME = "engine.safetensors"
 
 class NonFiniteError(RuntimeError):
     """A loss or a gradient is infinite or not a number; no weight has changed."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """The optimisation apart from the learning rate; `zero_stage` counts for deepspeed only."""
-
-    name: Literal["torch", "deepspeed"]
-    zero_stage: int
-    weight_decay: float
-    max_grad_norm: float
-    precision: Literal["bf16", "fp32"]
 
 
 class Engine(Protocol):
@@ -70,19 +59,22 @@ class Engine(Protocol):
 class AdamWEngine(ABC):
     """What both engines share: AdamW with torch's defaults, the check of losses, one rank's files."""
 
-    def __init__(self, scorer: BranchScorer, settings: EngineSettings, *, device: torch.device):
+    def __init__(
+        self, scorer: BranchScorer, settings: EngineSettings, optimizer: OptimizerSettings, *, device: torch.device
+    ):
         if device.index is not None:
             # Collectives of Python objects go through the current device, which is the first one by default.
             torch.cuda.set_device(device)
         self.scorer = scorer.to(device).train()
         self.settings = settings
+        self.optimizer = optimizer
         self.device = device
         self.trained = {n.removeprefix("model."): p for n, p in scorer.named_parameters() if p.requires_grad}
         assert self.trained, "nothing to train: every weight is frozen"
         low = [n for n, p in self.trained.items() if p.dtype != torch.float32]
         assert not low, f"trained weights must be float32 (load the base with precision='fp32'): {low[:3]}"
         # The learning rate comes with every step.
-        self.adamw = torch.optim.AdamW(self.trained.values(), lr=0.0, weight_decay=settings.weight_decay)
+        self.adamw = torch.optim.AdamW(self.trained.values(), lr=0.0, weight_decay=optimizer.weight_decay)
         self._losses_finite = torch.ones((), device=device)
 
     def step(self, lr: float) -> float:

@@ -1,16 +1,25 @@
-"""Engines by the names that a config uses."""
+"""Training engines by the names that a config uses. A new one is a class that keeps `Engine`, and an entry here."""
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from pft_core.scoring import BranchScorer
-from pft_core.training.engines.engine import Engine, EngineSettings
-from pft_core.training.engines.torch_engine import TorchEngine
+from pft_core.registry import Registry
 
 
-def build_engine(scorer: BranchScorer, settings: EngineSettings, *, device: torch.device) -> Engine:
-    """Move the scorer to the device, in training mode, and wrap it in the engine that the settings name."""
-    if settings.name == "torch":
-        return TorchEngine(scorer, settings, device=device)
-    from pft_core.training.engines.deepspeed_engine import DeepSpeedEngine
+@dataclass(frozen=True)
+class EngineEntry:
+    """What a config knows of an engine before its code is loaded.
 
-    return DeepSpeedEngine(scorer, settings, device=device)
+    build: a function of (scorer, EngineSettings, OptimizerSettings, device=) that returns the Engine, or its place as
+    "package.module:name". has_whole_gradients: whether every rank can see the gradients of all trained weights.
+    """
+
+    build: str | Callable[..., Any]
+    has_whole_gradients: bool = False
+
+
+ENGINES: Registry[EngineEntry] = Registry("engine")
+
+ENGINES.add("torch", EngineEntry("pft_core.training.engines.torch_engine:TorchEngine", has_whole_gradients=True))
+ENGINES.add("deepspeed", EngineEntry("pft_core.training.engines.deepspeed_engine:DeepSpeedEngine"))

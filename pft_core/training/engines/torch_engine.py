@@ -6,21 +6,24 @@ from torch import Tensor
 
 from pft_core.encoding import BranchedBatch
 from pft_core.scoring import BranchScorer
-from pft_core.training.engines.engine import AdamWEngine, EngineSettings, clip_gradients
+from pft_core.training.engines.engine import AdamWEngine, clip_gradients
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.ranks import num_ranks
 
 
 class TorchEngine(AdamWEngine):
     """Plain torch: weights on every rank, gradients summed by one all-reduce at the step."""
 
-    def __init__(self, scorer: BranchScorer, settings: EngineSettings, *, device: torch.device):
-        super().__init__(scorer, settings, device=device)
+    def __init__(
+        self, scorer: BranchScorer, settings: EngineSettings, optimizer: OptimizerSettings, *, device: torch.device
+    ):
+        super().__init__(scorer, settings, optimizer, device=device)
         if num_ranks() > 1:
             for weight in self.trained.values():
                 dist.broadcast(weight.data, src=0)
 
     def __call__(self, batch: BranchedBatch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optimizer.precision == "bf16"):
             logps: Tensor = self.scorer(batch)
         return logps
 
@@ -30,7 +33,7 @@ class TorchEngine(AdamWEngine):
 
     def _update(self) -> float:
         self._sum_gradients()
-        norm = clip_gradients(self.trained.values(), self.settings.max_grad_norm)
+        norm = clip_gradients(self.trained.values(), self.optimizer.max_grad_norm)
         self.adamw.step()
         self.adamw.zero_grad()
         return norm

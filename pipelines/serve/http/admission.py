@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.serve.config import ScalingConfig
+from pipelines.serve.config import ReplicaSettings
 
 RECOUNT_S = 2.0
 STILL_S = 0.05  # between looks whether the last request is answered
@@ -33,7 +33,7 @@ STOPPING = Refusal(503, "stopping", "this server stops: ask another, or this one
 class Admission:
     """The places of one server. One request holds one place, however much it asks of the engines."""
 
-    def __init__(self, scaling: ScalingConfig, *, count_replicas: Callable[[], Awaitable[int]] | None = None):
+    def __init__(self, scaling: ReplicaSettings, *, count_replicas: Callable[[], Awaitable[int]] | None = None):
         """count_replicas: how many run by now, where the number may change; None: min_replicas."""
         self._scaling, self._count_replicas = scaling, count_replicas
         self._replicas, self._counted_at = scaling.min_replicas, 0.0

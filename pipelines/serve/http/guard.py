@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from pipelines.serve.config import LimitsConfig, is_loopback
+from pipelines.serve.config import LimitsSettings, is_loopback
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.keys import KeyRing, RateLimiter, secret_in
 from pipelines.serve.http.openai_format import error_body
@@ -70,7 +70,7 @@ class Observed:
 class Guard:
     """Lets in who has a key, at that key's pace, with a body of a bearable size, while there is a place."""
 
-    def __init__(self, app: App, limits: LimitsConfig, keys: KeyRing | None, metrics: Metrics, admission: Admission):
+    def __init__(self, app: App, limits: LimitsSettings, keys: KeyRing | None, metrics: Metrics, admission: Admission):
         """keys: None lets this machine's own programs in, and nobody else."""
         self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
         self._admission = admission

@@ -20,7 +20,7 @@ from typing import Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pft_core.errors import UserError
-from pipelines.config import Section
+from pft_core.settings import Settings
 from pipelines.strict import build
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ PREFIX = "pft-"
 RELOAD_S = 2.0
 
 
-class Key(Section):
+class Key(Settings):
     """Whose key it is, its SHA-256, and how many requests a minute it may make; None: as many as the recipe says."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -37,7 +37,7 @@ class Key(Section):
     requests_per_minute: PositiveInt | None = None
 
 
-class KeyFile(Section):
+class KeyFile(Settings):
     keys: list[Key]
 
     @model_validator(mode="after")

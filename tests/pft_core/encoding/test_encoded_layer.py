@@ -15,12 +15,13 @@ from pft_core.encoding.layer import (
     layer_key,
     tokenizer_digest,
 )
+from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.views import EncodingSpec, encode_pairs
 from pft_core.errors import UserError
 from pft_core.prompts.rendering import PromptStyle
 from tests.builders import SPACE, record
 
-SPEC = EncodingSpec(PromptStyle(), max_length=512)
+SPEC = EncodingSpec(PromptStyle(), EncodingSettings(max_length=512))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_counts_are_known_without_reading_rows(tokenizer, tmp_path) -> None:
 
 def test_overlong_pairs_are_counted_and_a_layer_without_pairs_says_why(tokenizer, tmp_path) -> None:
     with pytest.raises(UserError, match=r"no pair is left \(10 longer than encoding.max_length\)"):
-        write_layer(tmp_path, tokenizer, spec=EncodingSpec(PromptStyle(), max_length=20))
+        write_layer(tmp_path, tokenizer, spec=EncodingSpec(PromptStyle(), EncodingSettings(max_length=20)))
 
 
 def test_a_folder_without_its_layer_file_is_not_complete(tokenizer, tmp_path) -> None:
@@ -80,9 +81,9 @@ def test_the_key_changes_with_everything_that_decides_token_ids(tokenizer) -> No
     others = [
         {"data_digest": "e"},
         {"tokenizer_digest": "t"},
-        {"spec": EncodingSpec(PromptStyle("after"), max_length=512)},
-        {"spec": EncodingSpec(PromptStyle(), max_length=256)},
-        {"spec": EncodingSpec(PromptStyle(), max_length=512, mask="paper")},
+        {"spec": EncodingSpec(PromptStyle("after"), EncodingSettings(max_length=512))},
+        {"spec": EncodingSpec(PromptStyle(), EncodingSettings(max_length=256))},
+        {"spec": EncodingSpec(PromptStyle(), EncodingSettings(max_length=512, mask="paper"))},
         {"space": SPACE.restricted_to(["Risk"])},
     ]
     keys = {layer_key(**{**base, **other}) for other in [{}, *others]}

@@ -4,6 +4,7 @@ from transformers import AutoTokenizer
 
 from pft_core.data.preferences import SIDES
 from pft_core.encoding.examples import BranchedExample, common_prefix_length, select_sides, without_first_label
+from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.views import EncodingSpec, encode_pairs
 from pft_core.prompts.rendering import PromptStyle, chat_frame, render_answer, render_prompt, target_options
 from tests.builders import SPACE, record, tree
@@ -19,7 +20,10 @@ def tokenizer(tiny_qwen2):
 def encode(tokenizer, *, style=PromptStyle(), items=None, **spec):  # noqa: B008
     items = items or [(record(), "one")]
     return encode_pairs(
-        items, spec=EncodingSpec(style, **{"max_length": 512, **spec}), space=SPACE, tokenizer=tokenizer
+        items,
+        spec=EncodingSpec(style, EncodingSettings(**{"max_length": 512, **spec})),
+        space=SPACE,
+        tokenizer=tokenizer,
     )
 
 

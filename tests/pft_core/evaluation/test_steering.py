@@ -22,7 +22,8 @@ from pft_core.evaluation.steering import (
     steered,
     sweep,
 )
-from pft_core.policies.model import LoraSettings, add_lora
+from pft_core.policies.model import add_lora
+from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, render_answer, render_prompt, target_options
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import SPACE, record

@@ -1,12 +1,15 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from pft_core.encoding.batching import collate
 from pft_core.encoding.examples import LabelCounts
-from pft_core.errors import UserError
 from pft_core.objectives.nll import mixed_nll, one_sided_nll, paired_nll
-from pft_core.objectives.registry import ObjectiveSettings, build_objective
+from pft_core.objectives.registry import OBJECTIVES
+from pft_core.objectives.settings import ObjectiveSettings
 from tests.builders import tree
 
 BATCH = collate([tree("a", [[5, 6], [5, 7]], [[8, 9], [8]]), tree("b", [[5, 6], [5, 7]], [[8], [8, 9, 10]])])
@@ -49,5 +52,45 @@ def test_a_term_without_labels_adds_nothing_instead_of_nan() -> None:
 
 
 def test_an_unknown_objective_names_the_nearest_one() -> None:
-    with pytest.raises(UserError, match="Did you mean 'mixed'"):
-        build_objective(ObjectiveSettings("mixd"))
+    with pytest.raises(ValueError, match="objective 'mixd' does not exist. Did you mean 'mixed'"):
+        ObjectiveSettings(objective="mixd")
+
+
+@pytest.mark.parametrize(
+    ("objective", "knob", "value"),
+    [
+        ("one_sided:first", "alpha", 2.0),
+        ("pft", "simpo_gamma", 0.5),
+        ("dpo:second", "alpha", 0.5),
+        ("mixed", "beta", 0),
+    ],
+)
+def test_a_knob_that_an_objective_does_not_take_is_an_error(objective: str, knob: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{knob}={float(value)} has no effect on objective={objective}"):
+        ObjectiveSettings(objective=objective, **{knob: value})
+
+
+def test_a_stored_config_that_lists_every_default_still_opens() -> None:
+    for name in OBJECTIVES:
+        assert ObjectiveSettings(**ObjectiveSettings(objective=name).model_dump()).objective == name
+
+
+def test_an_objective_without_any_weight_is_refused() -> None:
+    for settings in ({"alpha": 0, "beta": 0}, {"objective": "dpo:first", "alpha": 0}):
+        with pytest.raises(ValueError, match="a weight"):
+            ObjectiveSettings(**settings)
+
+
+def test_another_objective_takes_over_only_the_knobs_that_it_has() -> None:
+    settings = ObjectiveSettings(objective="simpo", alpha=2.0, preference_beta=2.0, simpo_gamma=0.5)
+    changed = settings.with_objective("dpo")
+    assert changed == ObjectiveSettings(objective="dpo", alpha=2.0, preference_beta=2.0)
+
+
+def test_objectives_are_built_without_torch() -> None:
+    code = (
+        "import sys\nfrom pft_core.objectives import OBJECTIVES, ObjectiveSettings, build_objective\n"
+        "for name in OBJECTIVES: build_objective(ObjectiveSettings(objective=name), axes=['Risk'])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

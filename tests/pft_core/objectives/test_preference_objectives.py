@@ -9,9 +9,11 @@ import torch
 
 from pft_core.encoding.batching import BranchedBatch, collate, empty_example
 from pft_core.encoding.examples import BranchedExample, LabelCounts, select_sides
+from pft_core.objectives.build import build_objective
 from pft_core.objectives.objective import Objective
-from pft_core.objectives.registry import ObjectiveSettings, build_objective
-from pft_core.policies.model import LoraSettings, add_lora, load_base
+from pft_core.objectives.settings import ObjectiveSettings
+from pft_core.policies.model import add_lora, load_base
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training.reference import ReferencedStore
 from tests.builders import MemoryStore, tree
@@ -49,12 +51,12 @@ def softplus(x: float) -> float:
 
 def test_dpo_is_alpha_and_beta_times_the_mean_over_pairs_of_either_side() -> None:
     # -log sigmoid(0.5 * 2) = log(1 + e^-1) on both sides
-    objective = build_objective(ObjectiveSettings("dpo", alpha=2.0, beta=0.5, preference_beta=0.5))
+    objective = build_objective(ObjectiveSettings(objective="dpo", alpha=2.0, beta=0.5, preference_beta=0.5))
     assert value(objective) == pytest.approx(2.5 * softplus(-1.0), rel=1e-6)
 
 
 def test_one_sided_dpo_runs_the_pairs_of_its_side_alone() -> None:
-    objective = build_objective(ObjectiveSettings("dpo:second", preference_beta=0.5))
+    objective = build_objective(ObjectiveSettings(objective="dpo:second", preference_beta=0.5))
     assert objective.phases == ((1,),)
     batch = collate([select_sides(example, (1,)) for example in STORE.read([0])])
     loss = objective.loss(objective.sums(LOGPS_R[2:], batch), objective.denominators(COUNTS))
@@ -63,24 +65,24 @@ def test_one_sided_dpo_runs_the_pairs_of_its_side_alone() -> None:
 
 def test_ipo_pulls_the_log_ratio_per_token_to_half_of_one_over_beta() -> None:
     # first: 1 / 2 tokens + 1 / 1 = 1.5, second: 0.5 / 1 + 1.5 / 2 = 1.25; 1 / 0.8 = 1.25: 0.25^2 + 0
-    assert value(build_objective(ObjectiveSettings("ipo", preference_beta=0.4))) == pytest.approx(0.0625)
+    assert value(build_objective(ObjectiveSettings(objective="ipo", preference_beta=0.4))) == pytest.approx(0.0625)
 
 
 def test_simpo_compares_means_per_token_and_reads_no_reference() -> None:
     # first: chosen -1 / 2, rejected -3 / 1: 2 * 2.5 - 1 = 4; second: chosen -2 / 1, rejected -2.5 / 2: 2 * -0.75 - 1
-    objective = build_objective(ObjectiveSettings("simpo", preference_beta=2.0, simpo_gamma=1.0))
+    objective = build_objective(ObjectiveSettings(objective="simpo", preference_beta=2.0, simpo_gamma=1.0))
     assert not objective.uses_reference
     assert value(objective) == pytest.approx(softplus(-4.0) + softplus(2.5), rel=1e-6)
 
 
 def test_dpo_with_nll_adds_the_chosen_answers_loss_per_token() -> None:
     # chosen: -1 over 2 tokens, -2 over 1 token
-    settings = ObjectiveSettings("dpo_nll", preference_beta=0.5, nll_weight=0.25)
+    settings = ObjectiveSettings(objective="dpo_nll", preference_beta=0.5, nll_weight=0.25)
     assert value(build_objective(settings)) == pytest.approx(2 * softplus(-1.0) + 0.25 * (0.5 + 2.0), rel=1e-6)
 
 
 def test_margins_and_displacement_are_reported_and_weigh_nothing() -> None:
-    reported = means(build_objective(ObjectiveSettings("dpo")))
+    reported = means(build_objective(ObjectiveSettings(objective="dpo")))
     assert reported["log_ratio_first"] == reported["log_ratio_second"] == 2.0
     assert reported["ratio_accuracy_first"] == 1.0
     # chosen: -1 + 2 and -2 + 2.5; rejected: -3 + 2 and -2.5 + 1
@@ -89,7 +91,7 @@ def test_margins_and_displacement_are_reported_and_weigh_nothing() -> None:
 
 
 def test_paired_fine_tuning_reports_displacement_when_it_is_asked_to() -> None:
-    objective = build_objective(ObjectiveSettings("pft", reports_displacement=True))
+    objective = build_objective(ObjectiveSettings(objective="pft"), reports_displacement=True)
     pair = tree("p", [[5, 6], [5, 7]], [[8], [9]])
     store = ReferencedStore(MemoryStore([pair]), np.array([[-2.0, -3.0]], dtype=np.float32))
     sums = objective.sums(torch.tensor([-1.5, -4.0]), collate(store.read([0])))
@@ -100,7 +102,7 @@ def test_paired_fine_tuning_reports_displacement_when_it_is_asked_to() -> None:
 
 
 def test_an_idle_ranks_pair_without_labels_adds_no_loss_and_no_gradient() -> None:
-    objective = build_objective(ObjectiveSettings("dpo"))
+    objective = build_objective(ObjectiveSettings(objective="dpo"))
     logps = torch.zeros(2, requires_grad=True)
     sums = objective.sums(logps, collate([empty_example()]))
     assert sums.tolist() == [0.0] * len(objective.terms)
@@ -118,7 +120,7 @@ def test_k_way_is_the_mean_over_axes_of_each_axis_own_paired_loss() -> None:
     batch = collate(
         [BranchedExample(e.id, e.prefix_ids, e.branches, axis) for e, axis in zip(examples, axes, strict=True)]
     )
-    objective = build_objective(ObjectiveSettings("k_way", alpha=1.0, beta=0.5, axes=("Risk", "Pace")))
+    objective = build_objective(ObjectiveSettings(objective="k_way", alpha=1.0, beta=0.5), axes=("Risk", "Pace"))
     loss = objective.loss(
         objective.sums(torch.tensor([-1.0, -4.0, -2.0, -3.0, -6.0, -5.0]), batch), objective.denominators(counts)
     )
@@ -160,7 +162,7 @@ def test_loss_gradients_and_margins_are_those_of_trl_on_the_same_batch(tiny_qwen
 
     store = ReferencedStore(MemoryStore(pairs), reference)
     batch: BranchedBatch = collate(store.read(range(4)))
-    objective = build_objective(ObjectiveSettings(name, preference_beta=0.3))
+    objective = build_objective(ObjectiveSettings(objective=name, preference_beta=0.3))
     counts = store.label_counts(range(4))
     ours = gradients(
         scorer, lambda: objective.loss(objective.sums(scorer(batch), batch), objective.denominators(counts))

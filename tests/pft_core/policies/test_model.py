@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from pft_core.encoding.batching import collate
 from pft_core.errors import UserError
 from pft_core.policies.model import (
-    LoraSettings,
     SavedWeightsError,
     add_lora,
     load_base,
@@ -24,6 +23,7 @@ from pft_core.policies.model import (
     trained_shapes,
 )
 from pft_core.policies.pretrained import load_tokenizer
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import random_trees
 
@@ -93,11 +93,11 @@ def test_adapters_are_float32_above_a_bf16_base(folder: Path) -> None:
 @pytest.mark.parametrize("targets", [["q_porj"], ["q_proj", "query"]])
 def test_target_modules_that_match_nothing_name_those_that_exist(folder: Path, targets: list[str]) -> None:
     with pytest.raises(UserError, match=rf"{targets[-1]}.*q_proj"):
-        add_lora(base(folder), LoraSettings(4, 8, 0.0, targets), seed=1)
+        add_lora(base(folder), LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=targets), seed=1)
 
 
 def test_all_linear_leaves_the_head_alone(folder: Path) -> None:
-    model = add_lora(base(folder), LoraSettings(4, 8, 0.0, "all-linear"), seed=1)
+    model = add_lora(base(folder), LoraSettings(r=4, alpha=8, dropout=0.0, target_modules="all-linear"), seed=1)
     # 2 layers x (q, k, v, o, gate, up, down) x (A, B)
     assert len(trained_shapes(model)) == 28
 
@@ -113,7 +113,7 @@ def test_a_saved_adapter_scores_as_the_trained_one(folder: Path, tmp_path: Path,
 
 def test_an_adapter_is_written_alike_twice(folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        model = add_lora(base(folder), LoraSettings(4, 8, 0.0, "all-linear"), seed=1)
+        model = add_lora(base(folder), LoraSettings(r=4, alpha=8, dropout=0.0, target_modules="all-linear"), seed=1)
         save_adapter(model, trained_state(model), tmp_path / name)
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

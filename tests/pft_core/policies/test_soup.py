@@ -18,7 +18,6 @@ from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pft_core.policies import soup
 from pft_core.policies.model import (
-    LoraSettings,
     SavedWeightsError,
     add_lora,
     load_base,
@@ -27,6 +26,7 @@ from pft_core.policies.model import (
     save_full,
 )
 from pft_core.policies.pretrained import load_tokenizer
+from pft_core.policies.settings import LoraSettings
 from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import random_trees
@@ -51,7 +51,7 @@ def noise(model: Any, seed: int) -> dict[str, Tensor]:
 
 
 def write_adapter(base: Path, folder: Path, seed: int, *, r: int = 4, alpha: int = 8, targets: Any = TARGETS) -> Path:
-    model = add_lora(load(base), LoraSettings(r, alpha, 0.0, targets), seed=seed)
+    model = add_lora(load(base), LoraSettings(r=r, alpha=alpha, dropout=0.0, target_modules=targets), seed=seed)
     save_adapter(model, noise(model, seed), folder)
     return folder
 

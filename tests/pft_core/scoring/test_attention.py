@@ -14,7 +14,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from pft_core.encoding.batching import BranchedBatch, collate, empty_example
 from pft_core.encoding.examples import BranchedExample
 from pft_core.errors import UserError
-from pft_core.policies.model import LoraSettings, add_lora
+from pft_core.policies.model import add_lora
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.scoring.tree_decoder import why_no_trees
 from tests.builders import random_trees, tree

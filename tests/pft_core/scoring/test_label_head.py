@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from pft_core.encoding.batching import collate
-from pft_core.policies.model import LoraSettings, add_lora, load_base
+from pft_core.policies.model import add_lora, load_base
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring import label_head
 from pft_core.scoring.label_head import label_logps
 from pft_core.scoring.scorer import BranchScorer

@@ -1,40 +1,34 @@
 """Pairs taken apart: every side of every pair once an epoch, with its own tokens and labels alone."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
 from pft_core.data.preferences import SIDES
 from pft_core.encoding.batching import BranchedBatch
+from pft_core.objectives.build import build_objective
 from pft_core.objectives.nll import paired_nll
-from pft_core.objectives.registry import ObjectiveSettings, build_objective
+from pft_core.objectives.settings import ObjectiveSettings
 from pft_core.training.demonstrations import Demonstrations, examples_for
 from pft_core.training.order import Order
 from pft_core.training.planning import LoopSettings, largest_bin, step_updates
-from tests.builders import MemoryStore, random_trees, tree
+from tests.builders import MemoryStore, loop_settings, random_trees, tree, varied
 
 # Prefix 2, branches 1 + 4 and 1 + 2.
 PAIRS = MemoryStore([tree("a", [[5, 6, 7], [5, 6, 8]], [[9] * 4, [9] * 2]), tree("b", [[5, 6]] * 2, [[7], [8]])])
-MIXED = build_objective(ObjectiveSettings("mixed"))
+MIXED = build_objective(ObjectiveSettings(objective="mixed"))
 
 
 def settings(num_pairs: int, **changes: object) -> LoopSettings:
-    base = LoopSettings(
-        objective=MIXED,
-        order=Order(2 * num_pairs, seed=0),
+    base = loop_settings(
+        MIXED,
+        Order(2 * num_pairs, seed=0),
         total_pairs=num_pairs,
+        schedule_steps=2,
         pairs_per_step=4,
         tokens_per_microbatch=1000,
-        pairs_per_microbatch=None,
-        lr=1e-3,
-        schedule="linear",
-        warmup_steps=0,
-        schedule_steps=2,
-        seed=0,
-        shares_prefix=True,
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return varied(base, **changes)
 
 
 def answers_of(batch: BranchedBatch) -> list[tuple[str, int]]:

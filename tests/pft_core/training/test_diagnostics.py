@@ -5,41 +5,47 @@ from pathlib import Path
 import pytest
 import torch
 
-from pft_core.objectives.registry import ObjectiveSettings, build_objective
+from pft_core.objectives.build import build_objective
+from pft_core.objectives.settings import ObjectiveSettings
 from pft_core.policies.model import load_base
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training.diagnostics import gradient_cosine
-from pft_core.training.engines.engine import EngineSettings
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.engines.torch_engine import TorchEngine
 from pft_core.training.order import Order
-from pft_core.training.planning import LoopSettings, Update, step_updates
-from tests.builders import MemoryStore, random_trees, tree
+from pft_core.training.planning import Update, step_updates
+from tests.builders import MemoryStore, loop_settings, random_trees, tree
 
 CPU = torch.device("cpu")
-SETTINGS = EngineSettings("torch", 0, weight_decay=0.0, max_grad_norm=1.0, precision="fp32")
 
 
 def engine(folder: Path) -> TorchEngine:
     base = load_base(str(folder), precision="fp32", gradient_checkpointing=False, device=CPU)
-    return TorchEngine(BranchScorer(base), SETTINGS, device=CPU)
+    return TorchEngine(BranchScorer(base), EngineSettings(), OptimizerSettings(precision="fp32"), device=CPU)
 
 
 def updates(store: MemoryStore, objective, *, tokens: int = 10_000) -> list[Update]:
-    settings = LoopSettings(
-        objective=objective, order=Order(len(store), seed=0), total_pairs=len(store), pairs_per_step=len(store),
-        tokens_per_microbatch=tokens, pairs_per_microbatch=None, lr=1e-3, schedule="linear", warmup_steps=0,
-        schedule_steps=1, seed=0, shares_prefix=True,
-    )  # fmt: skip
+    settings = loop_settings(
+        objective,
+        Order(len(store), seed=0),
+        total_pairs=len(store),
+        schedule_steps=1,
+        pairs_per_step=len(store),
+        tokens_per_microbatch=tokens,
+    )
     return step_updates(0, settings=settings, store=store, rank=0, num_ranks=1)
 
 
 @pytest.mark.parametrize("tokens", [10_000, 60])
 def test_it_is_the_cosine_of_gradients_taken_one_side_at_a_time(tiny_qwen2, tokens) -> None:
-    objective = build_objective(ObjectiveSettings("pft", alpha=1.0, beta=0.5))
+    objective = build_objective(ObjectiveSettings(objective="pft", alpha=1.0, beta=0.5))
     store, made = MemoryStore(random_trees(4)), engine(tiny_qwen2)
     found = gradient_cosine(updates(store, objective, tokens=tokens), objective=objective, engine=made)
     gradients = []
-    for settings in (ObjectiveSettings("pft", alpha=1.0, beta=0.0), ObjectiveSettings("pft", alpha=0.0, beta=0.5)):
+    for settings in (
+        ObjectiveSettings(objective="pft", alpha=1.0, beta=0.0),
+        ObjectiveSettings(objective="pft", alpha=0.0, beta=0.5),
+    ):
         alone = build_objective(settings)
         (update,) = updates(store, alone)
         made.scorer.zero_grad()
@@ -53,8 +59,8 @@ def test_it_is_the_cosine_of_gradients_taken_one_side_at_a_time(tiny_qwen2, toke
 
 def test_equal_sides_pull_alike_and_a_missing_side_has_no_cosine(tiny_qwen2) -> None:
     same = MemoryStore([tree("a", [[5, 6, 7]] * 2, [[9, 10]] * 2)])
-    objective = build_objective(ObjectiveSettings("pft"))
+    objective = build_objective(ObjectiveSettings(objective="pft"))
     cosine = gradient_cosine(updates(same, objective), objective=objective, engine=engine(tiny_qwen2))
     assert cosine == pytest.approx(1.0, abs=1e-5)  # a float32 sum over all weights
-    one_sided = build_objective(ObjectiveSettings("one_sided:first"))
+    one_sided = build_objective(ObjectiveSettings(objective="one_sided:first"))
     assert gradient_cosine(updates(same, one_sided), objective=one_sided, engine=engine(tiny_qwen2)) is None

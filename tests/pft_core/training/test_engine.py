@@ -17,13 +17,14 @@ from torch import Tensor
 from pft_core.encoding.batching import collate, empty_example
 from pft_core.encoding.examples import BranchedExample
 from pft_core.errors import UserError
-from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter
+from pft_core.policies.model import add_lora, load_base, save_adapter
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training import checkpoint
 from pft_core.training.engines.deepspeed_engine import deepspeed_config
-from pft_core.training.engines.engine import AdamWEngine, EngineSettings, NonFiniteError
-from pft_core.training.engines.registry import build_engine
-from tests.builders import random_trees
+from pft_core.training.engines.engine import AdamWEngine, NonFiniteError
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
+from tests.builders import engine_of, random_trees
 
 CPU = torch.device("cpu")
 TORCH = ("torch", 0)
@@ -46,8 +47,8 @@ def make_engine(
     frozen = precision if lora else "fp32"
     model = load_base(str(folder), precision=frozen, gradient_checkpointing=checkpointing, device=CPU)  # type: ignore[arg-type]
     scorer = BranchScorer(add_lora(model, LORA, seed=1) if lora else model)
-    settings = EngineSettings(name, stage, weight_decay=0.01, max_grad_norm=0.5, precision=precision)  # type: ignore[arg-type]
-    return build_engine(scorer, settings, device=CPU)  # type: ignore[return-value]
+    optimizer = {"weight_decay": 0.01, "max_grad_norm": 0.5, "precision": precision}
+    return engine_of(scorer, device=CPU, name=name, zero_stage=stage, **optimizer)  # type: ignore[return-value]
 
 
 def run_bins(engine: AdamWEngine, bins: Sequence[Sequence[BranchedExample]], labels: Sequence[int]) -> float:
@@ -304,8 +305,9 @@ def test_adapter_weights_stay_whole_under_zero_3_and_those_of_a_full_training_do
     model = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
     scorer = BranchScorer(add_lora(model, LORA, seed=1) if lora else model)
     trained = [w for w in scorer.parameters() if w.requires_grad]
-    settings = EngineSettings("deepspeed", 3, weight_decay=0.0, max_grad_norm=1.0, precision="fp32")
-    zero = deepspeed_config(settings, trained=trained, scorer=scorer)["zero_optimization"]
+    settings = EngineSettings(name="deepspeed", zero_stage=3)
+    optimizer = OptimizerSettings(precision="fp32")
+    zero = deepspeed_config(settings, optimizer, trained=trained, scorer=scorer)["zero_optimization"]
     # DeepSpeed partitions weights of at least so many elements.
     threshold = zero.get("stage3_param_persistence_threshold", 0)
     assert all(w.numel() < threshold for w in trained) == lora

@@ -10,31 +10,28 @@ import torch
 
 from pft_core.errors import UserError
 from pft_core.objectives.nll import mixed_nll, one_sided_nll, paired_nll
-from pft_core.policies.model import LoraSettings, add_lora, load_base
+from pft_core.policies.model import add_lora, load_base
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
-from pft_core.training.engines.engine import EngineSettings, NonFiniteError
-from pft_core.training.engines.registry import build_engine
+from pft_core.training.engines.engine import NonFiniteError
 from pft_core.training.local_context import LocalContext
 from pft_core.training.loop import FitResult, fit, lr_at
 from pft_core.training.order import Order
 from pft_core.training.planning import LoopSettings, plan_phase
-from tests.builders import MemoryStore, random_trees
+from tests.builders import MemoryStore, engine_of, loop_settings, random_trees, varied
 
 STORE = MemoryStore(random_trees(12))
 CPU = torch.device("cpu")
-SETTINGS = LoopSettings(
-    objective=paired_nll(alpha=1.0, beta=0.5),
-    order=Order(len(STORE), seed=3),
+SETTINGS = loop_settings(
+    paired_nll(alpha=1.0, beta=0.5),
+    Order(len(STORE), seed=3),
     total_pairs=30,
-    pairs_per_step=8,
-    tokens_per_microbatch=10_000,
-    pairs_per_microbatch=None,
-    lr=1e-2,
-    schedule="linear",
-    warmup_steps=1,
     schedule_steps=4,
     seed=5,
-    shares_prefix=True,
+    pairs_per_step=8,
+    tokens_per_microbatch=10_000,
+    lr=1e-2,
+    warmup_steps=1,
 )
 
 
@@ -59,8 +56,7 @@ def run(model_dir: Path, folder: Path, settings: LoopSettings = SETTINGS, *, sto
     """Fit a rank-4 adapter with dropout; return weights, metrics per step, and the result."""
     base = load_base(str(model_dir), precision="fp32", gradient_checkpointing=False, device=CPU)
     model = add_lora(base, LoraSettings(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "v_proj"]), seed=1)
-    chosen = EngineSettings(name="torch", zero_stage=0, weight_decay=0.01, max_grad_norm=1.0, precision="fp32")
-    engine = build_engine(BranchScorer(model), chosen, device=CPU)
+    engine = engine_of(BranchScorer(model), device=CPU)
     recorder = Recorder(stop_after)
     context = LocalContext(folder, device=CPU, log=recorder)
     result: FitResult | None = None
@@ -75,7 +71,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_an_interrupted_run_continues_bitwise(tiny_qwen2, tmp_path) -> None:
-    settings = replace(SETTINGS, checkpoint_every=2)
+    settings = varied(SETTINGS, checkpoint_every=2)
     whole, metrics, _ = run(tiny_qwen2, tmp_path / "whole", settings)
     run(tiny_qwen2, tmp_path / "cut", settings, stop_after=3)
     resumed, later, result = run(tiny_qwen2, tmp_path / "cut", settings)
@@ -86,7 +82,7 @@ def test_an_interrupted_run_continues_bitwise(tiny_qwen2, tmp_path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_qwen2, tmp_path) -> None:
-    settings = replace(SETTINGS, checkpoint_every=1)
+    settings = varied(SETTINGS, checkpoint_every=1)
     run(tiny_qwen2, tmp_path, settings, stop_after=4)
     victim = next(p for p in (tmp_path / "checkpoint-00000003").rglob("*") if p.is_file() and p.name != "MANIFEST.json")
     victim.write_bytes(victim.read_bytes()[:-1])
@@ -98,7 +94,7 @@ def test_how_a_step_is_cut_into_bins_never_changes_the_update(tiny_qwen2, tmp_pa
     # One bin, bins of one or two pairs: dropout draws differ with the cut, so it is off here.
     losses = []
     for budget in (10_000, 120, 60):
-        settings = replace(SETTINGS, tokens_per_microbatch=budget, total_pairs=16)
+        settings = varied(SETTINGS, tokens_per_microbatch=budget, total_pairs=16)
         _, metrics, _ = run_without_dropout(tiny_qwen2, tmp_path / str(budget), settings)
         losses.append([metrics[s][k] for s in (1, 2) for k in ("loss_first", "loss_second", "grad_norm")])
     for other in losses[1:]:
@@ -108,10 +104,7 @@ def test_how_a_step_is_cut_into_bins_never_changes_the_update(tiny_qwen2, tmp_pa
 def run_without_dropout(model_dir, folder, settings, *, max_grad_norm=1.0):
     base = load_base(str(model_dir), precision="fp32", gradient_checkpointing=False, device=CPU)
     model = add_lora(base, LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"]), seed=1)
-    chosen = EngineSettings(
-        name="torch", zero_stage=0, weight_decay=0.01, max_grad_norm=max_grad_norm, precision="fp32"
-    )
-    engine = build_engine(BranchScorer(model), chosen, device=CPU)
+    engine = engine_of(BranchScorer(model), device=CPU, max_grad_norm=max_grad_norm)
     recorder = Recorder()
     context = LocalContext(folder, device=CPU, log=recorder)
     result = fit(settings, store=STORE, engine=engine, context=context, save_policy=lambda *_: None)
@@ -121,10 +114,10 @@ def run_without_dropout(model_dir, folder, settings, *, max_grad_norm=1.0):
 def update_of(model_dir, folder, alpha: float, beta: float) -> torch.Tensor:
     """What ten steps change, as one vector; gradients are clipped in every one of them."""
     objective = paired_nll(alpha=alpha, beta=beta)
-    settings = replace(SETTINGS, objective=objective, total_pairs=80, warmup_steps=0, schedule_steps=10)
+    settings = varied(SETTINGS, objective=objective, total_pairs=80, warmup_steps=0, schedule_steps=10)
     model, metrics, _ = run_without_dropout(model_dir, folder, settings, max_grad_norm=0.1)
     assert min(row["grad_norm"] for row in metrics.values()) > 0.1
-    untouched, _, _ = run_without_dropout(model_dir, folder / "none", replace(settings, lr=0.0), max_grad_norm=0.1)
+    untouched, _, _ = run_without_dropout(model_dir, folder / "none", varied(settings, lr=0.0), max_grad_norm=0.1)
     pairs = zip(model.parameters(), untouched.parameters(), strict=True)
     return torch.cat([(after - before).detach().flatten() for after, before in pairs if after.requires_grad])
 
@@ -139,15 +132,15 @@ def test_alpha_and_beta_act_through_their_ratio_alone(tiny_qwen2, tmp_path) -> N
 
 
 def test_one_sided_training_reports_only_its_side(tiny_qwen2, tmp_path) -> None:
-    _, metrics, _ = run(tiny_qwen2, tmp_path, replace(SETTINGS, objective=one_sided_nll(side=1), total_pairs=8))
+    _, metrics, _ = run(tiny_qwen2, tmp_path, varied(SETTINGS, objective=one_sided_nll(side=1), total_pairs=8))
     assert "loss_second" in metrics[1]
     assert "loss_first" not in metrics[1]
 
 
 @pytest.mark.parametrize("update", ["synchronous", "asynchronous"])
 def test_a_side_without_weight_is_not_run(tiny_qwen2, tmp_path, update) -> None:
-    weightless = replace(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0, update=update))
-    alone = replace(SETTINGS, objective=one_sided_nll(side=1))
+    weightless = varied(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0, update=update))
+    alone = varied(SETTINGS, objective=one_sided_nll(side=1))
     paired, metrics, _ = run(tiny_qwen2, tmp_path / "paired", weightless)
     single, expected, _ = run(tiny_qwen2, tmp_path / "alone", alone)
     assert "loss_first" not in metrics[1]
@@ -156,7 +149,7 @@ def test_a_side_without_weight_is_not_run(tiny_qwen2, tmp_path, update) -> None:
 
 
 def test_validation_tells_of_a_side_that_is_not_trained(tiny_qwen2, tmp_path) -> None:
-    settings = replace(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0), total_pairs=8)
+    settings = varied(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0), total_pairs=8)
     _, metrics, _ = run(tiny_qwen2, tmp_path, settings, validation=STORE)
     assert metrics[1]["val_loss"] == pytest.approx(metrics[1]["val_loss_second"])
     assert metrics[1]["val_loss_first"] > 0
@@ -165,16 +158,16 @@ def test_validation_tells_of_a_side_that_is_not_trained(tiny_qwen2, tmp_path) ->
 def test_the_asynchronous_update_takes_the_second_gradient_at_the_moved_weights(tiny_qwen2, tmp_path) -> None:
     # In the first step with a positive lr the first side is trained alone, then the second: its loss differs from
     # the synchronous one, which is taken before any move.
-    settings = replace(SETTINGS, warmup_steps=0, total_pairs=8, schedule_steps=1)
+    settings = varied(SETTINGS, warmup_steps=0, total_pairs=8, schedule_steps=1)
     _, together, _ = run_without_dropout(tiny_qwen2, tmp_path / "sync", settings)
-    asynchronous = replace(settings, objective=paired_nll(alpha=1.0, beta=0.5, update="asynchronous"))
+    asynchronous = varied(settings, objective=paired_nll(alpha=1.0, beta=0.5, update="asynchronous"))
     _, apart, _ = run_without_dropout(tiny_qwen2, tmp_path / "async", asynchronous)
     assert apart[1]["loss_first"] == pytest.approx(together[1]["loss_first"], rel=1e-6)
     assert abs(apart[1]["loss_second"] - together[1]["loss_second"]) > 1e-4
 
 
 def test_validation_reports_the_weighted_loss(tiny_qwen2, tmp_path) -> None:
-    settings = replace(SETTINGS, validate_every=2, total_pairs=16, objective=mixed_nll())
+    settings = varied(SETTINGS, validate_every=2, total_pairs=16, objective=mixed_nll())
     _, metrics, _ = run(tiny_qwen2, tmp_path, settings, validation=MemoryStore(random_trees(5, seed=9)))
     assert "val_loss" not in metrics[1]
     assert metrics[2]["val_loss"] == pytest.approx(metrics[2]["val_loss"], rel=1e-6)
@@ -188,14 +181,14 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_step_and_examples(tin
 
     step = next(s for s in itertools.count() if 7 in STEP_INDICES[s])
     with pytest.raises(NonFiniteError, match=rf"step {step + 1}.*pair-7"):
-        run(tiny_qwen2, tmp_path, replace(SETTINGS, objective=replace(objective, sums=poisoned)))
+        run(tiny_qwen2, tmp_path, varied(SETTINGS, objective=replace(objective, sums=poisoned)))
 
 
 STEP_INDICES = [SETTINGS.order.step_indices(s, examples_per_step=8, total_examples=30) for s in range(4)]
 
 
 def test_all_ranks_run_the_same_number_of_bins_and_share_all_pairs() -> None:
-    settings = replace(SETTINGS, tokens_per_microbatch=80)
+    settings = varied(SETTINGS, tokens_per_microbatch=80)
     indices = [0, 3, 5, 6, 7]
     phase = plan_phase(indices, (0, 1), settings=settings, store=STORE, num_ranks=3)
     assert len({len(rank_bins) for rank_bins in phase.bins}) == 1
@@ -204,7 +197,7 @@ def test_all_ranks_run_the_same_number_of_bins_and_share_all_pairs() -> None:
 
 def test_micro_batches_are_cut_before_they_are_dealt_to_ranks() -> None:
     # 5 pairs in micro-batches of 2: (0, 1), (2, 3), (4); a full step of 8 pairs has 4, which is what means divide by.
-    settings = replace(SETTINGS, pairs_per_microbatch=2)
+    settings = varied(SETTINGS, pairs_per_microbatch=2)
     phase = plan_phase([0, 1, 2, 3, 4], (0, 1), settings=settings, store=STORE, num_ranks=2)
     assert phase.bins == [[[0, 1], [4]], [[2, 3], []]]
     for rank in (0, 1):
@@ -213,14 +206,14 @@ def test_micro_batches_are_cut_before_they_are_dealt_to_ranks() -> None:
 
 
 def test_the_learning_rate_warms_up_from_zero_and_decays_to_zero() -> None:
-    settings = replace(SETTINGS, lr=1.0, warmup_steps=2, schedule_steps=6)
+    settings = varied(SETTINGS, lr=1.0, warmup_steps=2, schedule_steps=6)
     assert [lr_at(s, settings) for s in range(7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
-    cosine = replace(settings, schedule="cosine")
+    cosine = varied(settings, schedule="cosine")
     assert [round(lr_at(s, cosine), 6) for s in (2, 4, 6)] == [1.0, 0.5, 0.0]
 
 
 def test_a_pair_over_the_token_budget_is_refused_before_the_first_step(tiny_qwen2, tmp_path) -> None:
     longest = max(STORE.num_tokens(range(len(STORE)), sides=(0, 1), shares_prefix=True))
-    settings = replace(SETTINGS, tokens_per_microbatch=longest - 1)
+    settings = varied(SETTINGS, tokens_per_microbatch=longest - 1)
     with pytest.raises(UserError, match=rf"tokens_per_microbatch={longest - 1} .* raise it to {longest}"):
         run(tiny_qwen2, tmp_path, settings)

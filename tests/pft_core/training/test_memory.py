@@ -9,7 +9,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pft_core.encoding.batching import collate
-from pft_core.policies.model import LoraSettings, add_lora, checkpoint_activations, load_base
+from pft_core.policies.model import add_lora, checkpoint_activations, load_base
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training import memory
 from pft_core.training.local_context import LocalContext

@@ -1,29 +1,21 @@
 """What a step's plan says before anything runs."""
 
-from dataclasses import replace
-
 import pytest
 
 from pft_core.objectives.nll import one_sided_nll, paired_nll
 from pft_core.training.order import Order
-from pft_core.training.planning import LoopSettings, largest_bin
-from tests.builders import MemoryStore, tree
+from pft_core.training.planning import largest_bin
+from tests.builders import MemoryStore, loop_settings, tree, varied
 
 # Prefix 2, branches 1 + 4 and 1 + 2: ten tokens where the prefix is shared. The other pair has four.
 STORE = MemoryStore([tree("long", [[5, 6, 7], [5, 6, 8]], [[9] * 4, [9] * 2]), tree("short", [[5, 6]] * 2, [[7], [8]])])
-SETTINGS = LoopSettings(
-    objective=paired_nll(alpha=1.0, beta=1.0),
-    order=Order(2, seed=0),
+SETTINGS = loop_settings(
+    paired_nll(alpha=1.0, beta=1.0),
+    Order(2, seed=0),
     total_pairs=16,
+    schedule_steps=2,
     pairs_per_step=8,
     tokens_per_microbatch=1000,
-    pairs_per_microbatch=None,
-    lr=1e-3,
-    schedule="linear",
-    warmup_steps=0,
-    schedule_steps=2,
-    seed=0,
-    shares_prefix=True,
 )
 
 
@@ -39,4 +31,4 @@ SETTINGS = LoopSettings(
     ],
 )
 def test_the_largest_bin_is_bounded_before_the_run(changes, num_ranks, tokens) -> None:
-    assert largest_bin(replace(SETTINGS, **changes), STORE, num_ranks=num_ranks) == tokens
+    assert largest_bin(varied(SETTINGS, **changes), STORE, num_ranks=num_ranks) == tokens

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from pft_core.encoding.batching import collate
 from pft_core.policies.identity import base_digest
-from pft_core.policies.model import LoraSettings, add_lora, load_base
+from pft_core.policies.model import add_lora, load_base
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training.reference import reference_file, reference_logps
 from tests.builders import MemoryStore, random_trees

@@ -15,8 +15,9 @@ from pft_core.errors import UserError
 from pft_core.evaluation import capability
 from pft_core.evaluation.answers import Asking
 from pft_core.evaluation.capability import Answered, Item, ask_items, drop, encode_items, position_baseline, read_items
-from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter, trained_shapes
+from pft_core.policies.model import add_lora, load_base, save_adapter, trained_shapes
 from pft_core.policies.model_ref import ModelRef
+from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import Frame, PromptStyle
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.evaluate.capability import ask_capability, ask_lm_eval, capability_rows
@@ -64,7 +65,7 @@ def tokenizer(tiny_qwen2):
 def adapter(tiny_qwen2, tmp_path_factory) -> Path:
     """A LoRA adapter that changes the model much."""
     base = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
-    model = add_lora(base, LoraSettings(4, 8, 0.0, "all-linear"), seed=1)
+    model = add_lora(base, LoraSettings(r=4, alpha=8, dropout=0.0, target_modules="all-linear"), seed=1)
     names = trained_shapes(model)
     generator = torch.Generator().manual_seed(1)
     state = {name: torch.randn(shape, generator=generator) for name, shape in names.items()}

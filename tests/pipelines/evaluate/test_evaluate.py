@@ -14,8 +14,9 @@ from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
 from pft_core.evaluation.tasks import Outcome, report_rows
 from pft_core.files import file_sha256, read_json
-from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter
+from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef
+from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.job import EvaluateConfig, make_job, read_answers, read_items, resolve_policy, trained_poles
@@ -47,7 +48,7 @@ def data(tmp_path_factory) -> Path:
 def adapter(tiny_qwen2, tmp_path_factory) -> Path:
     """A LoRA adapter strong enough to change choices."""
     base = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
-    model = add_lora(base, LoraSettings(4, 64, 0.0, "all-linear"), seed=0)
+    model = add_lora(base, LoraSettings(r=4, alpha=64, dropout=0.0, target_modules="all-linear"), seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:

@@ -16,8 +16,9 @@ from pft_core.errors import UserError
 from pft_core.files import read_json
 from pipelines.config import RunConfig, load_config
 from pipelines.jobs import runner as jobs
+from pipelines.jobs.cluster import refuse_silent_address
 from pipelines.jobs.mistakes import unwrap_user_error
-from pipelines.jobs.runner import run_job, run_key
+from pipelines.jobs.runner import data_digests, run_job, run_key
 
 
 def config(storage: Path, *overrides: str) -> RunConfig:
@@ -38,13 +39,15 @@ class Work:
         return {"run_dir": str(run_dir), "calls": self.calls}
 
 
+def key_of(config: RunConfig, kind: str = "train") -> str:
+    return run_key(config, kind=kind, data=data_digests(config))
+
+
 def test_a_finished_run_is_used_again_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     work = Work()
     first = run_job(config(tmp_path), work, fresh=False, kind="train")
     second = run_job(config(tmp_path), work, fresh=False, kind="train")
-    assert (
-        first == second == {"run_dir": str(tmp_path / f"r-{run_key(config(tmp_path), kind='train')[:8]}"), "calls": 1}
-    )
+    assert first == second == {"run_dir": str(tmp_path / f"r-{key_of(config(tmp_path))[:8]}"), "calls": 1}
     assert "is finished already" in capfd.readouterr().err.replace("\n", " ")
 
 
@@ -112,12 +115,12 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
 
 
 def test_the_key_follows_config_and_code_but_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = run_key(config(tmp_path), kind="train")
-    assert key == run_key(config(tmp_path / "elsewhere", "tracking.experiment=other"), kind="train")
-    assert key != run_key(config(tmp_path, "train.lr=2e-3"), kind="train")
-    assert key != run_key(config(tmp_path), kind="quickstart")
+    key = key_of(config(tmp_path), "train")
+    assert key == key_of(config(tmp_path / "elsewhere", "tracking.experiment=other"), "train")
+    assert key != key_of(config(tmp_path, "train.lr=2e-3"), "train")
+    assert key != key_of(config(tmp_path), "quickstart")
     monkeypatch.setattr(jobs, "code_digest", lambda: "another version")
-    assert key != run_key(config(tmp_path), kind="train")
+    assert key != key_of(config(tmp_path), "train")
 
 
 def test_the_key_follows_the_data_and_not_its_folder(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_the_key_follows_the_data_and_not_its_folder(tmp_path: Path) -> None:
     for name, content in (("a", manifest), ("moved", manifest), ("changed", replace(manifest, data_digest="digest-2"))):
         (tmp_path / name).mkdir()
         content.save(tmp_path / name)
-    keys = {name: run_key(config(tmp_path, f"data={tmp_path / name}"), kind="t") for name in ("a", "moved", "changed")}
+    keys = {name: key_of(config(tmp_path, f"data={tmp_path / name}"), "t") for name in ("a", "moved", "changed")}
     assert keys["a"] == keys["moved"] != keys["changed"]
 
 
@@ -173,7 +176,7 @@ def test_a_full_disk_is_the_users_business() -> None:
 
 def test_a_dead_address_is_said_at_once() -> None:
     with pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray cluster answers"):
-        jobs.refuse_silent_address("127.0.0.1:1")
+        refuse_silent_address("127.0.0.1:1")
 
 
 @pytest.mark.ray

@@ -15,9 +15,9 @@ from pft_core.data.preferences import load_space
 from pft_core.data.records import PairedExample
 from pft_core.data.sources import readers
 from pft_core.encoding.layer import EncodedLayer
+from pft_core.encoding.settings import EncodingSettings
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
-from pipelines.config import EncodingConfig
 from pipelines.prepare import job as prepare
 from pipelines.prepare.job import PrepareConfig, run
 from pipelines.prepare.worker import _call
@@ -328,7 +328,7 @@ def test_with_a_model_the_layer_comes_with_the_records(tmp_path: Path, tiny_qwen
 def test_a_model_that_no_pair_fits_leaves_nothing_behind(tmp_path: Path, tiny_qwen2: Path) -> None:
     source = write_list(tmp_path / "rows.json", [vcd(0)])
     with pytest.raises(UserError, match=r"encoding\.max_length=8 leaves 0 of 1 pairs"):
-        run(config(tmp_path / "out", source, model=str(tiny_qwen2), encoding=EncodingConfig(max_length=8)))
+        run(config(tmp_path / "out", source, model=str(tiny_qwen2), encoding=EncodingSettings(max_length=8)))
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ from transformers import Qwen2Config
 from benchmarks.load import Body, Client, Load, closed_loop, open_loop
 from pft_core.errors import UserError
 from pipelines.serve import job
-from pipelines.serve.config import APPLICATION, EngineConfig, ServeConfig
+from pipelines.serve.config import APPLICATION, ServeConfig, ServingEngineSettings
 from pipelines.serve.deployments import build
 from pipelines.serve.engines.registry import fitted
 from tests.serving import serve_config, write_policy
@@ -212,7 +212,7 @@ def test_the_length_is_the_models_unless_the_recipe_asks_for_more(config: ServeC
     Qwen2Config(max_position_embeddings=300).save_pretrained(tmp_path)
     named = config.engine.model_dump(exclude_unset=True)
     del named["max_length"]
-    unnamed = config.model_copy(update={"engine": EngineConfig(**named)})
+    unnamed = config.model_copy(update={"engine": ServingEngineSettings(**named)})
     assert fitted(unnamed, model).engine.max_length == 300
     with pytest.raises(UserError, match=r"max_length=512: .* takes 300 tokens"):
         fitted(config, model)

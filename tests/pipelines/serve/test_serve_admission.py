@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.serve.config import LimitsConfig, ScalingConfig
+from pipelines.serve.config import LimitsSettings, ReplicaSettings
 from pipelines.serve.http import admission as admission_module
 from pipelines.serve.http.admission import FULL, STOPPING, Admission
 from pipelines.serve.http.guard import Guard
@@ -13,8 +13,8 @@ from pipelines.serve.metrics import Metrics
 from pipelines.serve.together import together
 
 
-def small(**settings: Any) -> ScalingConfig:
-    return ScalingConfig(max_ongoing_requests=2, max_queued_requests=1, **settings)
+def small(**settings: Any) -> ReplicaSettings:
+    return ReplicaSettings(max_ongoing_requests=2, max_queued_requests=1, **settings)
 
 
 def test_there_are_as_many_places_as_replicas_take_on_and_may_wait() -> None:
@@ -29,7 +29,7 @@ def test_there_are_as_many_places_as_replicas_take_on_and_may_wait() -> None:
 
 
 def test_a_place_is_free_again_after_a_fault() -> None:
-    admission = Admission(ScalingConfig(max_ongoing_requests=1, max_queued_requests=0))
+    admission = Admission(ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
 
     def fail() -> None:
         with admission.place():
@@ -99,7 +99,7 @@ def test_a_request_holds_a_place_from_the_end_of_its_body_to_the_end_of_its_answ
     """Who sends a body slowly keeps nobody out."""
 
     async def run() -> tuple[list[int], list[Any]]:
-        admission = Admission(ScalingConfig(max_ongoing_requests=1, max_queued_requests=0))
+        admission = Admission(ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
         finish, slow_body = asyncio.Event(), asyncio.Event()
 
         async def app(_: Any, receive: Any, send: Any) -> None:
@@ -108,7 +108,7 @@ def test_a_request_holds_a_place_from_the_end_of_its_body_to_the_end_of_its_answ
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-        guard = Guard(app, LimitsConfig(), None, Metrics(), admission)
+        guard = Guard(app, LimitsSettings(), None, Metrics(), admission)
         statuses: list[int] = []
         headers: list[Any] = []
 

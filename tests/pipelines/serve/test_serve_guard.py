@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from pipelines.serve.config import LimitsConfig, ScalingConfig
+from pipelines.serve.config import LimitsSettings, ReplicaSettings
 from pipelines.serve.http import guard
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.guard import Guard, Observed
@@ -94,7 +94,7 @@ def fence(tmp_path: Path, *, keyed: bool = True, pace: int | None = None, **limi
     secret = add_key(file, "ann", requests_per_minute=pace) if keyed else ""
     inside, metrics = Inside(), Metrics()
     guarded = Guard(
-        inside, LimitsConfig(**limits), KeyRing(file) if keyed else None, metrics, Admission(ScalingConfig())
+        inside, LimitsSettings(**limits), KeyRing(file) if keyed else None, metrics, Admission(ReplicaSettings())
     )
     return Fence(Observed(guarded, metrics, ROUTES, tells_id=True), inside, metrics, secret)
 
@@ -344,6 +344,6 @@ def test_what_follows_the_body_reaches_the_application(tmp_path: Path) -> None:
         return messages.pop(0)
 
     secret = add_key(tmp_path / "keys.json", "ann")
-    app = Guard(inside, LimitsConfig(), KeyRing(tmp_path / "keys.json"), Metrics(), Admission(ScalingConfig()))
+    app = Guard(inside, LimitsSettings(), KeyRing(tmp_path / "keys.json"), Metrics(), Admission(ReplicaSettings()))
     asyncio.run(app(scope("/x", [(b"authorization", f"Bearer {secret}".encode())]), receive, None))  # type: ignore[arg-type]
     assert seen == ["http.request", "http.disconnect"]

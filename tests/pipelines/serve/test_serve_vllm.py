@@ -24,7 +24,8 @@ pytest.importorskip("vllm")
 from pft_core.encoding.examples import BranchedExample
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import score_branches
-from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter, with_adapter
+from pft_core.policies.model import add_lora, load_base, save_adapter, with_adapter
+from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.serve.engines.engine import Engine, Sampling, Steering, Step, Token
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
@@ -68,7 +69,11 @@ def model(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_adapter(model: Path, folder: Path, seed: int, *, rank: int = 4) -> LoadedAdapter:
     """An adapter as if trained: B is not zero."""
     base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU)
-    policy = add_lora(base, LoraSettings(rank, 2 * rank, 0.0, ["q_proj", "v_proj", "down_proj"]), seed=seed)
+    policy = add_lora(
+        base,
+        LoraSettings(r=rank, alpha=2 * rank, dropout=0.0, target_modules=["q_proj", "v_proj", "down_proj"]),
+        seed=seed,
+    )
     generator = torch.Generator().manual_seed(seed)
     trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
     weights = {name: torch.randn(weight.shape, generator=generator) * 0.2 for name, weight in trained.items()}

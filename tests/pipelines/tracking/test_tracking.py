@@ -16,9 +16,10 @@ import pytest
 from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import Axis, Pole, PreferenceSpace
 from pft_core.errors import UserError
-from pipelines.config import RunConfig, TrackingConfig
+from pipelines.config.run import RunConfig
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, whole_steps
+from pipelines.tracking.settings import TrackingSettings
 from pipelines.tracking.tracker import Tracker, close_killed, cut_spool, read_metrics, tracking_uri
 
 NO_SERVER = "http://user:hunter2@127.0.0.1:9"  # the discard port: nothing listens
@@ -323,7 +324,7 @@ def test_a_part_of_a_search_is_placed_below_it_as_soon_as_the_search_is_there(st
 
 
 def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_left_as_it_is(start, mlflow_runs, storage) -> None:
-    config = RunConfig(storage=str(storage), tracking=TrackingConfig(experiment="tests"))
+    config = RunConfig(storage=str(storage), tracking=TrackingSettings(experiment="tests"))
     start().finish("FINISHED", limit_s=LONG)
     (run,) = mlflow_runs()
     close_killed(config, run.data.tags["run_key"])

@@ -2,19 +2,24 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
+from pft_core.data.manifest import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
+from pft_core.policies import pretrained
 from pft_core.policies.model_ref import ModelRef
 from pft_core.training.local_context import LocalContext
 from pipelines.config import RunConfig
 from pipelines.train import job as train
-from pipelines.train.worker import build_and_fit
+from pipelines.train import resolved_run, worker
+from pipelines.train.resolved_run import encoded, resolve
+from pipelines.train.worker import Payload, build_and_fit
 from tests.builders import record, write_dataset
 
 pytestmark = pytest.mark.ray
@@ -39,6 +44,11 @@ def config(model: Path, data: Path, storage: Path, **sections) -> RunConfig:
     return RunConfig(name="t", data=str(data), model=str(model), storage=str(storage), **settings)
 
 
+def payload_of(chosen: RunConfig) -> Payload:
+    run = resolve(chosen)
+    return Payload.of(run, encoded(run))
+
+
 def losses(run_dir: Path) -> list[tuple[float, float]]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [(row["loss_first"], row["loss_second"]) for row in rows if "loss_first" in row]
@@ -53,7 +63,7 @@ def test_a_ray_run_is_the_plain_run_and_is_used_again(ray_cluster, tiny_qwen2, d
         device=torch.device("cpu"),
         log=lambda s, m: plain.append((m["loss_first"], m["loss_second"])),
     )
-    build_and_fit(train.make_payload(chosen), context)
+    build_and_fit(payload_of(chosen), context)
     assert losses(Path(result["run_dir"])) == plain
     assert (result["steps"], result["pairs"], result["resumed_from"]) == (6, 24, None)
     assert "first pole" in (Path(result["run_dir"]) / "report.html").read_text()
@@ -78,7 +88,7 @@ def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_di
         device=torch.device("cpu"),
         log=lambda s, m: plain.append((m["loss_first"], m["loss_second"])),
     )
-    build_and_fit(train.make_payload(chosen), context)
+    build_and_fit(payload_of(chosen), context)
     assert losses(run_dir) == plain
     # Before the first update the policy is its own reference: log 2 for each side.
     assert plain[0] == pytest.approx((math.log(2), math.log(2)), abs=1e-5)
@@ -155,3 +165,34 @@ def test_target_modules_that_match_nothing_are_a_users_mistake(ray_cluster, tiny
 def test_data_without_a_pair_that_fits_is_refused(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     with pytest.raises(UserError, match=r"encoding.max_length=16 leaves 0 of 12 pairs"):
         train.run(config(tiny_qwen2, data, tmp_path, encoding={"max_length": 16}))
+
+
+def test_what_a_run_names_is_read_once_in_the_driver_and_once_in_a_worker(
+    ray_cluster, tiny_qwen2, data, tmp_path, monkeypatch
+) -> None:
+    counts: Counter[str] = Counter()
+
+    def counted(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, staticmethod(call) if isinstance(owner, type) else call)
+
+    counted(DatasetManifest, "load")
+    counted(pretrained, "load_tokenizer")
+    counted(resolved_run, "read_tokenizer")
+    counted(resolved_run, "build_objective")
+    train.run(config(tiny_qwen2, data, tmp_path, validation_data=str(data), train={"validate_every": 2}))
+    # Two manifests: of training and of validation.
+    assert counts == {"load": 2, "read_tokenizer": 1, "build_objective": 1}
+
+    counts.clear()
+    counted(worker, "load_tokenizer")
+    counted(worker, "build_objective")
+    payload = payload_of(config(tiny_qwen2, data, tmp_path / "plain"))
+    counts.clear()
+    build_and_fit(payload, LocalContext(tmp_path / "plain", device=torch.device("cpu")))
+    assert counts == {"load_tokenizer": 1, "build_objective": 1}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.config import SearchConfig
+from pipelines.config.search import SearchSettings
 from pipelines.tune import findings, wording
 from pipelines.tune.points import log_ratio
 
@@ -61,7 +61,7 @@ def test_what_did_not_finish_is_not_picked() -> None:
 def test_every_cell_of_the_grid_names_the_trial_of_its_ratio() -> None:
     rows = [*ENDS, MIDDLE, BASE]
     cells = findings.cells_of(
-        SearchConfig(alphas=[0, 1, 2], betas=[0, 1, 2], space={}),
+        SearchSettings(alphas=[0, 1, 2], betas=[0, 1, 2], space={}),
         [*rows, row(1, 2, 0.5, 0.8), row(2, 1, 0.8, 0.5)],
         is_grid=True,
     )
@@ -78,7 +78,7 @@ def test_every_cell_of_the_grid_names_the_trial_of_its_ratio() -> None:
 
 def test_cells_of_other_choices_are_answered_by_their_own_trials() -> None:
     rows = [row(1, 1, 0.5, 0.5, changes={"train.lr": 0.1}), row(1, 1, 0.9, 0.9, changes={"train.lr": 0.2}), BASE]
-    search = SearchConfig(alphas=[0, 1], betas=[0, 1], space={"train.lr": [0.1, 0.2]})
+    search = SearchSettings(alphas=[0, 1], betas=[0, 1], space={"train.lr": [0.1, 0.2]})
     rows += [row(a, b, 0.5, 0.5, changes={"train.lr": lr}) for lr in (0.1, 0.2) for a, b in ((0, 1), (1, 0))]
     cells = findings.cells_of(search, rows, is_grid=True)
     assert [cell["trial"] for cell in cells if (cell["alpha"], cell["beta"]) == (1, 1)] == [0, 1]
@@ -87,7 +87,7 @@ def test_cells_of_other_choices_are_answered_by_their_own_trials() -> None:
 
 def test_without_a_grid_every_trial_is_a_cell() -> None:
     rows = [row(1.5, 0.5, 0.5, 0.5), row(0.4, 1.6, 0.5, 0.5)]
-    assert [cell["alpha"] for cell in findings.cells_of(SearchConfig(), rows, is_grid=False)] == [1.5, 0.4]
+    assert [cell["alpha"] for cell in findings.cells_of(SearchSettings(), rows, is_grid=False)] == [1.5, 0.4]
 
 
 def test_the_words_say_whether_zero_fails_on_its_side_and_the_middle_is_best() -> None:

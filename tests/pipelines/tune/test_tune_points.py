@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pft_core.errors import UserError
-from pipelines.config import SearchConfig
+from pipelines.config.search import SearchSettings
 from pipelines.tune.points import (
     Point,
     at_log_ratio,
@@ -17,7 +17,7 @@ from pipelines.tune.points import (
     verification_points,
 )
 
-SEARCH = SearchConfig()  # {0, 0.25, 0.5, 1, 2} squared
+SEARCH = SearchSettings()  # {0, 0.25, 0.5, 1, 2} squared
 
 
 def weights(points: list[Point]) -> list[tuple[float, float]]:
@@ -38,11 +38,11 @@ def test_the_grid_of_the_paper_has_24_cells_that_train_and_nine_ratios() -> None
 def test_the_grid_is_a_training_for_each_ratio_and_the_base_for_no_weights() -> None:
     points = grid_points(SEARCH)
     assert [point.source for point in points] == ["trained"] * 9 + ["base"]
-    assert grid_points(SearchConfig(alphas=[1], betas=[1, 2])) == [Point(1, 2), Point(1, 1)]
+    assert grid_points(SearchSettings(alphas=[1], betas=[1, 2])) == [Point(1, 2), Point(1, 1)]
 
 
 def test_other_choices_multiply_the_grid() -> None:
-    search = SearchConfig(alphas=[1], betas=[1], space={"train.lr": [0.1, 0.2], "lora.r": [4, 8]})
+    search = SearchSettings(alphas=[1], betas=[1], space={"train.lr": [0.1, 0.2], "lora.r": [4, 8]})
     assert [dict(point.changes) for point in grid_points(search)] == [
         {"train.lr": 0.1, "lora.r": 4}, {"train.lr": 0.1, "lora.r": 8},
         {"train.lr": 0.2, "lora.r": 4}, {"train.lr": 0.2, "lora.r": 8},
@@ -51,7 +51,7 @@ def test_other_choices_multiply_the_grid() -> None:
 
 def test_a_grid_cannot_walk_a_range() -> None:
     with pytest.raises(UserError, match=r"search\.space\.train\.lr is a range: .* --mode optuna"):
-        grid_points(SearchConfig(space={"train.lr": {"low": 0.1, "high": 0.2}}))
+        grid_points(SearchSettings(space={"train.lr": {"low": 0.1, "high": 0.2}}))
 
 
 def test_soups_lie_between_both_ends_and_the_middle() -> None:
@@ -78,8 +78,8 @@ def test_what_is_verified_is_farthest_from_what_was_trained() -> None:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        (SearchConfig(alphas=[1], betas=[1, 2]), "soups need at least 3 ratios, the grid has 2"),
-        (SearchConfig(space={"train.lr": [0.1]}), "differ in their ratio alone"),
+        (SearchSettings(alphas=[1], betas=[1, 2]), "soups need at least 3 ratios, the grid has 2"),
+        (SearchSettings(space={"train.lr": [0.1]}), "differ in their ratio alone"),
     ],
 )
 def test_soups_need_ratios_between_and_nothing_else(search, message) -> None:

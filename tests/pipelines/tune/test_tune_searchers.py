@@ -7,13 +7,14 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from pipelines.config import RunConfig, SearchConfig
+from pipelines.config.run import RunConfig
+from pipelines.config.search import SearchSettings
 from pipelines.tune.points import soup_points
 from pipelines.tune.searchers import ListedPoints, OptunaPoints, proposed, sampler_of
 
 
 def test_a_soup_waits_for_its_parents() -> None:
-    points = soup_points(SearchConfig(alphas=[0, 1, 3], betas=[0, 1, 3]))  # soups at 1:3 and 3:1
+    points = soup_points(SearchSettings(alphas=[0, 1, 3], betas=[0, 1, 3]))  # soups at 1:3 and 3:1
     searcher = ListedPoints(points)
     names = [proposed(searcher.suggest(f"trial {i}")).ratio for i in range(2)]
     assert names == ["1:1", "0:1"]
@@ -31,7 +32,7 @@ def test_a_soup_waits_for_its_parents() -> None:
 
 
 def search(**changes) -> RunConfig:
-    return RunConfig(search=SearchConfig(num_trials=4, **changes))
+    return RunConfig(search=SearchSettings(num_trials=4, **changes))
 
 
 def study(folder: Path, config: RunConfig) -> OptunaPoints:

@@ -1,0 +1,32 @@
+"""What a job that tokenises nothing itself has to know of a tokenizer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pft_core.encoding.layer import tokenizer_digest
+from pft_core.errors import UserError
+from pft_core.prompts import Frame, PromptSettings, PromptStyle, chat_frame
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """digest: of the tokenizer's whole definition; style: the words of a recipe in this tokenizer's frame."""
+
+    digest: str
+    style: PromptStyle
+
+
+def tokenizer_facts(tokenizer: Any, prompt: PromptSettings) -> TokenizerFacts:
+    """Return the facts. Raises UserError where the recipe wants a chat template and the tokenizer has none."""
+    return TokenizerFacts(tokenizer_digest(tokenizer), prompt.style(frame_for(tokenizer, prompt)))
+
+
+def frame_for(tokenizer: Any, prompt: PromptSettings) -> Frame:
+    """Return the text around a user's message: plain, or cut out of the tokenizer's own template. Raises UserError."""
+    if prompt.template == "plain":
+        return Frame()
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"prompt.template=chat, but tokenizer {tokenizer.name_or_path!r} has no chat template: use plain"
+        )
+    return chat_frame(tokenizer)

@@ -1,0 +1,15 @@
+"""What a recipe says of encoding."""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from pft_core.settings import Settings
+
+
+class EncodingSettings(Settings):
+    """Token budget and masks of one side of a pair."""
+
+    max_length: PositiveInt = 1024  # tokens; the paper's 512 cuts about half of the VCD answers
+    mask: Literal["exact", "paper"] = "exact"
+    overlong: Literal["reject", "cut_prompt"] = "reject"

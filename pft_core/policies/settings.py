@@ -1,0 +1,20 @@
+"""What a recipe says of a policy."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from pft_core.settings import Settings
+
+Precision = Literal["bf16", "fp32"]
+
+
+class LoraSettings(Settings):
+    """A low-rank adapter; the defaults are the paper's. target_modules: names of linear layers, or all of them."""
+
+    r: PositiveInt = 8
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj"]
+    )

@@ -1,0 +1,19 @@
+"""What a recipe says of prompts."""
+
+from typing import Literal
+
+from pft_core.prompts.rendering import Frame, PromptStyle
+from pft_core.settings import Settings
+
+
+class PromptSettings(Settings):
+    """How a record becomes text."""
+
+    condition_position: Literal["before", "after"] = "before"  # the paper's prompt
+    answer: Literal["letter", "option"] = "letter"
+    template: Literal["plain", "chat"] = "plain"
+    condition: Literal["description", "control_token"] = "description"  # control_token: Controllable PO
+
+    def style(self, frame: Frame) -> PromptStyle:
+        """Return the style in this frame: the text around a user's message."""
+        return PromptStyle(self.condition_position, self.answer, frame, self.condition)

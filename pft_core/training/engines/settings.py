@@ -1,0 +1,34 @@
+"""What a recipe says of the engine."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, field_validator
+
+from pft_core.policies import Precision
+from pft_core.settings import Settings
+from pft_core.training.engines.registry import ENGINES, EngineEntry
+
+
+class OptimizerSettings(Settings):
+    """What an engine does with gradients, apart from the learning rate, which comes with every step."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Precision = "bf16"
+
+
+class EngineSettings(Settings):
+    """Plain torch, or DeepSpeed at a ZeRO stage; DeepSpeed's JSON is derived from this."""
+
+    name: str = "torch"
+    zero_stage: Literal[0, 1, 2, 3] = 2  # of deepspeed
+
+    @property
+    def entry(self) -> EngineEntry:
+        return ENGINES[self.name]
+
+    @field_validator("name")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        ENGINES[name]
+        return name

@@ -1,0 +1,13 @@
+"""What a run is made of: recipes, settings under one roof, and the numbers that follow from them."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.config.derived import resolved
+    from pipelines.config.recipes import changed, load_config, recipe_path
+    from pipelines.config.run import RunConfig, ScalingSettings
+    from pipelines.config.search import Range, SearchSettings, searchable
+else:
+    __getattr__ = lazy_exports(__name__)

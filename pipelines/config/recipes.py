@@ -1,0 +1,61 @@
+"""Recipes: a shipped name or a YAML file, with overrides from the command line, into a config."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pft_core.errors import UserError, did_you_mean
+from pipelines.config.run import RunConfig
+from pipelines.strict import apply_override, build, read_yaml
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a shipped recipe by its bare name, or a YAML file, and apply `train.lr=1e-4`-like overrides.
+
+    Raises UserError with place, value and what to do.
+    """
+    path = recipe_path(recipe)
+    raw = read_yaml(path)
+    given = [apply_override(raw, override) for override in overrides]
+
+    def source(key: str) -> str:
+        on_the_command_line = any(f"{g}.".startswith(f"{key}.") or key.startswith(f"{g}.") for g in given)
+        return "" if on_the_command_line else f"{path.name}: "
+
+    return build(RunConfig, raw, source=source)
+
+
+def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:
+    """Build a run config from sections and dotted changes, the later ones winning. Raises UserError, naming source."""
+    result: dict[str, Any] = _copied(raw)
+    for key, value in (item for change in changes for item in change.items()):
+        *sections, last = key.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{source}: {section} is a section, this is {place!r}")
+        place[last] = value
+    return build(RunConfig, result, source=lambda _: f"{source}: ")
+
+
+def _copied(raw: Any) -> Any:
+    return {key: _copied(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
+
+
+def recipe_path(recipe: str | Path, *, folder: Path = RECIPES, kind: str = "recipe") -> Path:
+    """Return the file of a recipe: a bare name is one of those shipped in the folder, anything else a path.
+
+    Raises UserError.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"{path}: no such {kind} file")
+        return path
+    shipped = {file.stem: file for file in folder.glob("*.yaml")}
+    if str(recipe) not in shipped:
+        raise UserError(f"{kind} {str(recipe)!r} does not exist.{did_you_mean(str(recipe), shipped)}")
+    return shipped[str(recipe)]

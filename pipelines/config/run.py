@@ -1,0 +1,64 @@
+"""What a run is made of: the settings of every part, under one recipe.
+
+A default is the paper's value or the safe one; the comment beside it says which where it matters.
+"""
+
+from typing import Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from pft_core.encoding import EncodingSettings
+from pft_core.policies import LoraSettings
+from pft_core.prompts import PromptSettings
+from pft_core.settings import Settings
+from pft_core.training import EngineSettings, TrainSettings
+from pipelines.config.search import SearchSettings
+from pipelines.tracking import TrackingSettings
+
+
+class ScalingSettings(Settings):
+    """Mirrors ray.train.ScalingConfig."""
+
+    num_workers: PositiveInt = 1
+    use_gpu: bool = False
+    resources_per_worker: dict[str, float] | None = None
+    threads_per_worker: PositiveInt = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """Logical resources of one worker: what is said of them, else one CPU, and one GPU where they are used."""
+        return self.resources_per_worker or {"CPU": 1.0} | ({"GPU": 1.0} if self.use_gpu else {})
+
+
+class RunConfig(Settings):
+    """A training run: the whole of it, as `pft show config` prints it."""
+
+    name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: str | None = None  # a folder written by `pft prepare`
+    validation_data: str | None = None
+    model: str | None = None  # a local folder, or a hub name
+    storage: str = "runs"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    prompt: PromptSettings = PromptSettings()
+    encoding: EncodingSettings = EncodingSettings()
+    lora: LoraSettings | None = LoraSettings()  # None: full fine-tuning
+    train: TrainSettings = TrainSettings()
+    engine: EngineSettings = EngineSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    search: SearchSettings = SearchSettings()
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _diagnostics_see_whole_gradients(self) -> Self:
+        if self.train.diagnostics_every and not self.engine.entry.has_whole_gradients:
+            raise ValueError(
+                "train.diagnostics_every needs whole gradients on every worker: set engine.name=torch, or leave it at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_is_a_folder(self) -> Self:
+        if "://" in self.storage:
+            raise ValueError(f"storage={self.storage!r} is a URL: give a folder on a file system that all nodes see")
+        return self

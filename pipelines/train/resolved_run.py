@@ -1,0 +1,94 @@
+"""A training run with all that its config names, read once: what runs, its workers and its policy are made of this."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from pft_core.data import DatasetManifest
+from pft_core.encoding import EncodingSpec, TokenizerFacts
+from pft_core.objectives import Objective, build_objective
+from pft_core.prompts import PromptStyle
+from pipelines.config import RunConfig
+from pipelines.encode.job import ensure_layer, read_tokenizer
+from pipelines.jobs import run_key
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """config: its data and model are folders or hub names. validation: None where the config names no folder for it."""
+
+    config: RunConfig
+    manifest: DatasetManifest
+    validation: DatasetManifest | None
+    tokenizer: TokenizerFacts
+    objective: Objective
+
+    @property
+    def style(self) -> PromptStyle:
+        return self.tokenizer.style
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the data, in the order in which the objective counts them."""
+        return tuple(axis.name for axis in self.manifest.space.axes)
+
+    @property
+    def inputs(self) -> list[tuple[Path, DatasetManifest]]:
+        """The prepared folders, with their manifests."""
+        named = ((self.config.data, self.manifest), (self.config.validation_data, self.validation))
+        return [(Path(folder), manifest) for folder, manifest in named if folder and manifest]
+
+    def key(self, *, kind: str) -> str:
+        """Return the run key: see `run_key`."""
+        digests = [self.manifest.data_digest, self.validation.data_digest if self.validation else None]
+        return run_key(self.config, kind=kind, data=digests)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Folders of the encoded data; validation: None where the run does not validate."""
+
+    train: str
+    validation: str | None
+
+
+def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingProxyType({})) -> ResolvedRun:
+    """Read what the config names; known: manifests that have been read already, by their absolute folders.
+
+    Raises UserError for data that was not prepared, and for a model without a tokenizer.
+    """
+
+    def manifest_in(folder: str) -> DatasetManifest:
+        return known.get(str(Path(folder).resolve())) or DatasetManifest.load(Path(folder))
+
+    manifest = manifest_in(str(config.data))
+    validation = manifest_in(config.validation_data) if config.validation_data else None
+    objective = build_objective(
+        config.train,
+        axes=[axis.name for axis in manifest.space.axes],
+        reports_displacement=config.train.diagnostics_every > 0,
+    )
+    return ResolvedRun(config, manifest, validation, read_tokenizer(str(config.model), config.prompt), objective)
+
+
+def encoded(run: ResolvedRun) -> Layers:
+    """Make sure that the data is encoded for this tokenizer, wording and objective; call it under the run's lock."""
+    config = run.config
+    validation = None
+    if run.validation is not None and config.train.validate_every:
+        validation = layer_of(run, str(config.validation_data), run.validation)
+    return Layers(layer_of(run, str(config.data), run.manifest), validation)
+
+
+def layer_of(run: ResolvedRun, data: str, manifest: DatasetManifest) -> str:
+    folder = ensure_layer(
+        Path(data).resolve(),
+        manifest,
+        model=str(run.config.model),
+        tokenizer=run.tokenizer,
+        spec=EncodingSpec(run.style, run.config.encoding, run.objective.view),
+        max_reject_fraction=run.config.max_reject_fraction,
+        concurrency=run.config.scaling.num_workers,
+    )
+    return str(folder)
