@@ -52,7 +52,7 @@ def test_a_term_without_labels_adds_nothing_instead_of_nan() -> None:
 
 
 def test_an_unknown_objective_names_the_nearest_one() -> None:
-    with pytest.raises(ValueError, match="objective 'mixd' does not exist. Did you mean 'mixed'"):
+    with pytest.raises(ValueError, match=r"objective 'mixd' does not exist\. Did you mean 'mixed'"):
         ObjectiveSettings(objective="mixd")
 
 
