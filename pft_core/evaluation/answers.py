@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
 from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, collate, plan_bins, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
-from pft_core.evaluation.tasks import Choice, Outcome
+from pft_core.evaluation.metrics import Choice, Outcome
 from pft_core.files import digest
 from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
 from pft_core.scoring import BranchScorer

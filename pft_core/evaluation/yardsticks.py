@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from pft_core.data import Form, PairedExample
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks import Choice, Outcome, always_by_position
+from pft_core.evaluation.metrics import Choice, Outcome, always_by_position
 from pft_core.files import digest
 
 _FOLDS = 5

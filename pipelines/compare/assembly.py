@@ -6,7 +6,7 @@ from typing import Any
 
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.evaluation import Answered, Outcome, bag_of_words, position_only
+from pft_core.evaluation import METRICS, Answered, Outcome, bag_of_words, position_only
 from pft_core.files import digest, read_json
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
@@ -20,8 +20,8 @@ from pipelines.compare.statistics import (
     area_rows,
     corrected,
     on_common_items,
-    rate_rows,
     rows_of,
+    run_rows,
     significance_against,
 )
 from pipelines.compare.suite import Size, Suite, SuiteSize
@@ -53,8 +53,8 @@ def assemble(
         notes += left_out
         rows += [row for f in of_plan for row in rows_of(f, plan.space, suite.metrics)]
         tests += tests_of(suite, of_plan, plan)
-        if "pairs_per_s" in suite.metrics:
-            rows += rate_rows([(f, rates_of(f, pairs)) for f in of_plan])
+        for metric in (m for m in suite.metrics if not METRICS[m].counts_outcomes):
+            rows += run_rows(metric, [(f, of_runs(metric, f, pairs)) for f in of_plan])
         found += of_plan
     rows += [row for plan, pairs in done for row in capability_of(suite, plan, pairs)]
     area, area_tests = area_rows(found, suite.reference)
@@ -97,10 +97,10 @@ def answers(told: dict[str, Any]) -> list[Answered]:
     return [Answered(**answer) for answer in told["answers"]]
 
 
-def rates_of(found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
-    """Pairs a second of each finished seed of a method; none where nothing is trained."""
-    mine = [result for cell, result in pairs if cell.name == found.method]
-    return [result["pairs_per_s"] for result in mine if result.get("pairs_per_s") is not None]
+def of_runs(metric: str, found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
+    """What a metric measures of each finished seed of a method; none where it has nothing to measure."""
+    mine = [result for cell, result in pairs if cell.name == found.method and "error" not in result]
+    return [value for result in mine if (value := METRICS[metric].code(result)) is not None]
 
 
 def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Found]:

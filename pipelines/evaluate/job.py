@@ -18,7 +18,7 @@ from pydantic import PositiveInt, model_validator
 
 from pft_core.data import DatasetManifest, Form, PairedExample, Reject, worded_as
 from pft_core.errors import UserError
-from pft_core.evaluation import Asking, Outcome, ask, report_rows
+from pft_core.evaluation import METRICS, Asking, Outcome, ask, report_rows
 from pft_core.files import digest, file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef, load_tokenizer
 from pft_core.prompts import template_digest
@@ -85,7 +85,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     trained = poles_of(ref) if served else trained_poles(config)
     rows = report_rows(outcomes, policy=policy_name(config), space=ref.space, trained_poles=trained)
     if served and not served.has_base:  # what a policy has of its base cannot be told without the base
-        rows = [row for row in rows if row["metric"] != "leak"]
+        rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
     report = {
         "rows": rows,
         "items": {

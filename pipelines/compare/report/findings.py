@@ -3,21 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pft_core.evaluation import METRICS
 from pipelines.compare.statistics import AREA
-from pipelines.reporting import METRICS, Row
+from pipelines.reporting import Row
 
 POSITION, BAG_OF_WORDS = "position", "bag_of_words"
 YARDSTICKS = {POSITION: "position only", BAG_OF_WORDS: "bag-of-words probe"}
 LEVEL = 0.05  # of significance, after Holm's correction
-RIGHT = ("one", "all", "both_right")  # shares of right answers: what position alone reaches is a bar for them
-NAMES = {metric: name for metric, (name, _) in METRICS.items()} | {
-    "unparsed": "Unparsed",
-    "capability": "Capability",
-    "capability_drop": "Capability drop",
-    "pairs_per_s": "Pairs/s",
-    AREA: "Area under both right",
-}
-RATES = ("pairs_per_s",)  # not shares: not shown in percent
 PLUS_MINUS, REACHES, BELOW, MISSING = "\u00b1", "\u2020", "\u2021", "\u2013"
 TESTS = {"paired_t": "paired t over {} seeds", "mcnemar": "McNemar on {} items"}  # the tests that a verdict rests on
 
@@ -41,7 +33,7 @@ class Comparison:
         of_one = [row for row in self.rows if row["metric"] != AREA]
         self.variants = _distinct(value_of(row["variant"]) for row in [*of_one, *self.runs]) or [None]
         self.varies = next((r["variant"]["name"] for r in self.rows if isinstance(r["variant"], Mapping)), "variant")
-        self.metrics = [m for m in NAMES if any(row["metric"] == m for row in self.rows)]
+        self.metrics = [m for m in METRICS if any(row["metric"] == m for row in self.rows)]
         self.reference: str = report["config"].get("reference", "pft")
         self._rows = {
             (row["method"], row["metric"], row["axis"], row["pole"], value_of(row["variant"])): row for row in self.rows
@@ -58,7 +50,7 @@ class Comparison:
 
     @property
     def right_metrics(self) -> list[str]:
-        return [metric for metric in RIGHT if metric in self.metrics]
+        return [metric for metric in self.metrics if METRICS[metric].is_right]
 
     def row(self, method: str, metric: str, axis: str | None, pole: str | None, variant: Any) -> Row | None:
         return self._rows.get((method, metric, axis, pole, variant))
@@ -95,7 +87,7 @@ class Comparison:
 
 def shown(metric: str, value: float) -> str:
     """A value of a metric for reading: shares in percent."""
-    return f"{value:.3g}" if metric in RATES else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if METRICS[metric].is_share else f"{value:.3g}"
 
 
 def spread(row: Row) -> str:
@@ -111,7 +103,7 @@ def in_words(row: Row) -> str:
 def position_mark(row: Row) -> str:
     """A sign where the interval reaches what position alone gives, and another where it lies wholly below."""
     baseline = row["position_baseline"]
-    if row["metric"] not in RIGHT or baseline is None or row["method"] == POSITION or row["low"] > baseline:
+    if not METRICS[row["metric"]].is_right or baseline is None or row["method"] == POSITION or row["low"] > baseline:
         return ""
     return REACHES if row["high"] >= baseline else BELOW
 
@@ -131,7 +123,7 @@ def headline(view: Comparison) -> list[str]:
 
 def standing(view: Comparison, metric: str, variant: Any) -> list[str]:
     """Whether the reference method has the highest mean over axes; said as plainly where it has not."""
-    name, reference = NAMES[metric], view.reference
+    name, reference = METRICS[metric].label, view.reference
     rows = sorted(view.averages(view.opponents, metric, variant), key=lambda row: -row["mean"])
     own = view.average(reference, metric, variant)
     others = [row for row in rows if row["method"] != reference]
@@ -209,7 +201,7 @@ def against_words(view: Comparison, metric: str, variant: Any) -> list[str]:
         return []
     above = [row["method"] for row in rows if row["low"] > probe["mean"]]
     below = [row["method"] for row in rows if row["low"] <= probe["mean"]]
-    value = f"the bag-of-words probe ({shown(metric, probe['mean'])} %) on {NAMES[metric]}"
+    value = f"the bag-of-words probe ({shown(metric, probe['mean'])} %) on {METRICS[metric].label}"
     if not above:
         return [f"No method's interval is above {value}: none is shown to have learnt more than the options' words."]
     if not below:
@@ -225,7 +217,7 @@ def against_position(view: Comparison, metric: str, variant: Any) -> list[str]:
         if methods := [method for method, own in marks.items() if own == mark]:
             baseline = next(row["position_baseline"] for row in view.of_variant(variant) if _is_average(row, metric))
             place = f"the position baseline ({shown(metric, baseline)} %)"
-            found.append(f"The interval of {NAMES[metric]} {verb} {place} for {listed(methods)}.")
+            found.append(f"The interval of {METRICS[metric].label} {verb} {place} for {listed(methods)}.")
     return found
 
 
@@ -253,7 +245,7 @@ def basis(view: Comparison, metrics: Sequence[str], variants: Sequence[Any]) -> 
     """What the numbers of a table rest on: items, seeds, intervals, and where the data and the words come from."""
     rows = [row for row in view.rows if row["metric"] in metrics and value_of(row["variant"]) in variants]
     items = {m: [r["n_items"] for r in rows if _is_counted(r, m)] for m in metrics}
-    counted = [f"{_range(found)} for {NAMES[m]}" for m, found in items.items() if found]
+    counted = [f"{_range(found)} for {METRICS[m].label}" for m, found in items.items() if found]
     seeds = view.usual_seeds()
     said = [f"Test items: {', '.join(counted)}."] if counted else []
     if seeds > 1:

@@ -9,8 +9,8 @@ import pytest
 from pft_core.data.preferences import load_space
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking
+from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.steering import SweepPoint
-from pft_core.evaluation.tasks import Outcome
 from pft_core.policies.identity import base_digest
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle

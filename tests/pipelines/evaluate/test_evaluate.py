@@ -12,7 +12,8 @@ from pft_core.data.preferences import Axis, Pole, PreferenceSpace, worded_as
 from pft_core.data.record_schema import RECORD_SCHEMA
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
-from pft_core.evaluation.tasks import Outcome, report_rows
+from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.rows import report_rows
 from pft_core.files import file_sha256, read_json
 from pft_core.policies.model import LoraSettings, add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef
