@@ -3,15 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pft_core.evaluation import METRICS
+from pft_core.evaluation import METRICS, YARDSTICKS, Yardstick
 from pipelines.compare.statistics import AREA
 from pipelines.reporting import Row
 
-POSITION, BAG_OF_WORDS = "position", "bag_of_words"
-YARDSTICKS = {POSITION: "position only", BAG_OF_WORDS: "bag-of-words probe"}
 LEVEL = 0.05  # of significance, after Holm's correction
 PLUS_MINUS, REACHES, BELOW, MISSING = "\u00b1", "\u2020", "\u2021", "\u2013"
 TESTS = {"paired_t": "paired t over {} seeds", "mcnemar": "McNemar on {} items"}  # the tests that a verdict rests on
+
+
+def method_label(method: str) -> str:
+    """What a method is called in a table."""
+    return YARDSTICKS[method].label if method in YARDSTICKS else method
 
 
 def value_of(variant: Any) -> Any:
@@ -103,7 +106,8 @@ def in_words(row: Row) -> str:
 def position_mark(row: Row) -> str:
     """A sign where the interval reaches what position alone gives, and another where it lies wholly below."""
     baseline = row["position_baseline"]
-    if not METRICS[row["metric"]].is_right or baseline is None or row["method"] == POSITION or row["low"] > baseline:
+    is_position = row["method"] in YARDSTICKS and YARDSTICKS[row["method"]].is_position
+    if not METRICS[row["metric"]].is_right or baseline is None or is_position or row["low"] > baseline:
         return ""
     return REACHES if row["high"] >= baseline else BELOW
 
@@ -116,7 +120,7 @@ def headline(view: Comparison) -> list[str]:
         for metric in metrics if len(view.variants) == 1 else metrics[:1]:
             lines = [*standing(view, metric, variant), *differences(view, metric, variant)]
             prefix = "" if variant is None else f"{view.varies} {variant}: "
-            said.append(prefix + " ".join([*lines, *against_words(view, metric, variant)]))
+            said.append(prefix + " ".join([*lines, *against_yardsticks(view, metric, variant)]))
     said.append(" ".join([*standing(view, AREA, None), *differences(view, AREA, None)]))
     return [line for line in said if line] + failures(view)
 
@@ -193,20 +197,23 @@ def kinds(tests: Sequence[Row]) -> str:
     return ", ".join(TESTS[kind].format(_range(found)) for kind, found in sizes.items())
 
 
-def against_words(view: Comparison, metric: str, variant: Any) -> list[str]:
-    """Which methods' intervals lie above the probe that sees only the words of the options."""
-    probe = view.average(BAG_OF_WORDS, metric, variant)
+def against_yardsticks(view: Comparison, metric: str, variant: Any) -> list[str]:
+    """Which methods' intervals lie above each yardstick that shows something where it is not beaten."""
     rows = view.averages(view.opponents, metric, variant)
-    if probe is None or not rows:
-        return []
+    found = {name: view.average(name, metric, variant) for name in YARDSTICKS if YARDSTICKS[name].if_unbeaten}
+    return [_against(YARDSTICKS[name], probe, rows) for name, probe in found.items() if probe and rows]
+
+
+def _against(yardstick: Yardstick, probe: Row, rows: Sequence[Row]) -> str:
+    metric = probe["metric"]
     above = [row["method"] for row in rows if row["low"] > probe["mean"]]
     below = [row["method"] for row in rows if row["low"] <= probe["mean"]]
-    value = f"the bag-of-words probe ({shown(metric, probe['mean'])} %) on {METRICS[metric].label}"
+    value = f"the {yardstick.label} ({shown(metric, probe['mean'])} %) on {METRICS[metric].label}"
     if not above:
-        return [f"No method's interval is above {value}: none is shown to have learnt more than the options' words."]
+        return f"No method's interval is above {value}: {yardstick.if_unbeaten}."
     if not below:
-        return [f"Every method's interval is above {value}."]
-    return [f"Above {value}, with their intervals: {listed(above)}; not shown to be: {listed(below)}."]
+        return f"Every method's interval is above {value}."
+    return f"Above {value}, with their intervals: {listed(above)}; not shown to be: {listed(below)}."
 
 
 def against_position(view: Comparison, metric: str, variant: Any) -> list[str]:

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.evaluation import METRICS, metrics_where, pairs_first
+from pft_core.evaluation import METRICS, YARDSTICKS, metrics_where, pairs_first
 from pft_core.files import write_json
 from pipelines.compare.report import charts as compare_charts
 from pipelines.compare.report.findings import (
     MISSING,
-    YARDSTICKS,
     Comparison,
     against_position,
     failures,
     headline,
     is_significant,
+    method_label,
     position_mark,
     run_name,
     shown,
@@ -189,7 +189,7 @@ def role(view: Comparison, method: str) -> str:
 
 
 def short(text: str) -> str:
-    return cut_label(YARDSTICKS.get(text, text), LABEL_LENGTH)
+    return cut_label(method_label(text), LABEL_LENGTH)
 
 
 def p_value(value: float) -> str:

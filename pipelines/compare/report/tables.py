@@ -13,13 +13,13 @@ from pft_core.evaluation import METRICS
 from pipelines.compare.report.findings import (
     MISSING,
     PLUS_MINUS,
-    YARDSTICKS,
     Comparison,
     against_position,
-    against_words,
+    against_yardsticks,
     basis,
     differences,
     failures,
+    method_label,
     position_mark,
     shown,
     spread,
@@ -74,7 +74,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        return YARDSTICKS.get(self.method, self.method) + (f" ({self.note})" if self.note else "")
+        return method_label(self.method) + (f" ({self.note})" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def caption(view: Comparison, metrics: Sequence[str], variant: Any) -> list[str]
     said = [f"{view.report['title']}{where}.", *view.report["captions"], *reading(view, metrics)]
     for metric in (m for m in metrics if m in view.right_metrics):
         said += standing(view, metric, variant) + differences(view, metric, variant)
-        said += against_words(view, metric, variant) + against_position(view, metric, variant)
+        said += against_yardsticks(view, metric, variant) + against_position(view, metric, variant)
     return said + basis(view, metrics, [variant]) + failures(view)
 
 
