@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.evaluation import METRICS, Metric, metrics_where
+from pft_core.evaluation import METRICS, TASKS, Metric, Task, metrics_where
 from pft_core.files import write_json
+from pft_core.registry import Registry
 from pipelines.reporting import charts
 from pipelines.reporting.charts import Row
 from pipelines.reporting.pages import render_template, write_whole
@@ -41,15 +42,16 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
     rows, timings = report["rows"], dict(report["timings"])
     total_s = timings.pop("total", None) or sum(timings.values())
     headline = headline_metric(rows)
-    cards = policy_cards(rows, headline)
+    policies = policy_cards(rows, headline)
+    cards = [card for card in policies if card.rows]
     return {
-        "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in cards),
-        "sentences": summary(cards, headline),
+        "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in policies),
+        "sentences": [*summary(cards, headline), *of_tasks(rows)],
         "warnings": warnings(rows, report.get("items")),
         "notes": report.get("notes", []),
         "cards": cards,
         "span": span,
-        "colour": {card.policy: card.colour for card in cards},
+        "colour": {card.policy: card.colour for card in policies},
         "headline": METRICS[headline].label,
         "bars": [(named(m), panels) for m in leading_metrics() if (panels := charts.bar_panels(rows, m))],
         "training": [training_view(policy, steps) for policy, steps in report.get("training", {}).items() if steps],
@@ -91,9 +93,10 @@ class PolicyCard:
 
 
 def named(metric: str) -> tuple[str, str]:
-    """Return a metric's label and meaning; of one that is not registered here, its name."""
-    said = METRICS[metric] if metric in METRICS else Metric(metric, "", "run", None)
-    return said.label, said.meaning
+    """Return the label and meaning of a metric or task; of one that is not registered here, its name."""
+    kinds: list[Registry[Metric] | Registry[Task]] = [METRICS, TASKS]
+    said = next((kind[metric] for kind in kinds if metric in kind), None)
+    return (said.label, said.meaning) if said else (metric, "")
 
 
 def leading_metrics() -> list[str]:
@@ -148,6 +151,20 @@ def _sentences(card: PolicyCard, name: str) -> list[str]:
     above = len(card.above_position)
     said.append(f"{above} of {count(card.rows)} lie{'s' * (above == 1)} clearly above what position alone reaches.")
     return said
+
+
+def of_tasks(rows: Sequence[Row]) -> list[str]:
+    """Say what each policy does on tasks that are not prepared records."""
+    return [_of_task(row) for row in rows if row["metric"] in TASKS]
+
+
+def _of_task(row: Row) -> str:
+    place = " / ".join(name for name in (row["axis"], row["pole"]) if name)
+    where = f"{TASKS[row['metric']].label}{f' on {place}' if place else ''}"
+    found = f"{row['policy']} reaches {number(row['value'])} ({number(row['low'])} to {number(row['high'])}) on {where}"
+    by_position = row["position_baseline"]
+    beside = "" if by_position is None else f"; position alone reaches {number(by_position)}"
+    return f"{found}, {row['n']} items{beside}."
 
 
 def warnings(rows: Sequence[Row], items: Mapping[str, Any] | None) -> list[str]:
