@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pft_core.errors import UserError, did_you_mean
+from pft_core.evaluation import TASKS
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.strict import build
@@ -122,6 +123,9 @@ def evaluate(
     ] = None,
     forms: Annotated[str | None, typer.Option(metavar="one,all", help="Questions to ask; else the data's.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data actors, each with the model.")] = None,
+    task: Annotated[
+        str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
+    ] = "choices",
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
     from pipelines.evaluate import job as evaluate
@@ -133,6 +137,7 @@ def evaluate(
         "scoring": scoring,
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
+        "task": task,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return evaluate.run(build(evaluate.EvaluateConfig, {"data": str(data), "output": str(output), **given}))

@@ -18,7 +18,7 @@ from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import PreferenceSpace
 from pft_core.data.records import Reject
 from pft_core.evaluation.answers import ask
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.files import file_sha256
 from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef

@@ -33,12 +33,22 @@ if TYPE_CHECKING:
         read_items,
         scores,
     )
-    from pft_core.evaluation.counts import PAIR_MEASURES, POLE_MEASURES, CountTable, count_table
     from pft_core.evaluation.history import by_history
+    from pft_core.evaluation.metrics import (
+        METRICS,
+        CountTable,
+        Metric,
+        Outcome,
+        always_by_position,
+        count_table,
+        metrics_where,
+        pairs_first,
+        report_rows,
+    )
     from pft_core.evaluation.pareto import front, hypervolume, knee
     from pft_core.evaluation.significance import holm, mcnemar, paired_t, sign_flip
     from pft_core.evaluation.steering import SteeringVectors, by_steering, contrast_vectors, steered, sweep
-    from pft_core.evaluation.tasks import Outcome, always_by_position, report_rows
-    from pft_core.evaluation.yardsticks import bag_of_words, position_only
+    from pft_core.evaluation.tasks import TASKS, Reply, Task, TaskItem, answer_items, scored, task_rows
+    from pft_core.evaluation.yardsticks import YARDSTICKS, Yardstick
 else:
     __getattr__ = lazy_exports(__name__)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
 from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, collate, plan_bins, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
-from pft_core.evaluation.tasks import Choice, Outcome
+from pft_core.evaluation.metrics import Choice, Outcome
 from pft_core.files import digest
 from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
 from pft_core.scoring import BranchScorer
@@ -185,15 +185,21 @@ def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, 
     prompts = _prompt_ids(questions, tokenizer=tokenizer, asking=asking)
     outcomes: list[Answer] = [_ungeneratable(q, ids, asking) for q, ids in zip(questions, prompts, strict=True)]
     asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    num_tokens = [len(prompts[i]) + asking.max_new_tokens for i in asked]
-    for members in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
-        batch = [asked[member] for member in members]
-        replies = generate(
-            [prompts[i] for i in batch], model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens
-        )
-        for i, reply in zip(batch, replies, strict=True):
-            outcomes[i] = read_reply(reply, questions[i], asking.style)
+    replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, asking=asking)
+    for i, reply in zip(asked, replies, strict=True):
+        outcomes[i] = read_reply(reply, questions[i], asking.style)
     return outcomes
+
+
+def write_greedily(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, asking: Asking) -> list[str]:
+    """Return the greedy continuation of each prompt, as text, in batches of `asking.tokens_per_batch`."""
+    num_tokens = [len(ids) + asking.max_new_tokens for ids in prompts]
+    replies: dict[int, str] = {}
+    for members in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
+        batch = [prompts[i] for i in members]
+        texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens)
+        replies.update(zip(members, texts, strict=True))
+    return [replies[i] for i in range(len(prompts))]
 
 
 def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[NDArray[np.int32]]:

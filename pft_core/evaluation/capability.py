@@ -8,7 +8,6 @@ are; what would follow the letter does not count, as in lm-eval.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.data import Reject, RowFault, file_parts, files_in, read_rows, row_parser, text_of
-from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
+from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, score_branches
 from pft_core.evaluation.significance import interval_over_seeds
+from pft_core.evaluation.tasks import TaskItem
+from pft_core.evaluation.tasks import encode_items as encode_task_items
 from pft_core.files import digest
 from pft_core.scoring import BranchScorer
 
@@ -100,24 +101,22 @@ def ask_items(
 
 def encode_items(items: Sequence[Item], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
     """Encode each item as a prompt and two branches: the correct letter, and the incorrect one."""
-    frame = asking.style.frame
-    prompts = [frame.opening + item.prompt + frame.closing for item in items for _ in range(2)]
-    answers = [frame.answer_lead + letter for item in items for letter in (item.correct, item.incorrect)]
-    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    lengths = [len(prompt) for prompt in prompts]
-    rows = iter(tokenize(texts, lengths, [(0, 0)] * len(texts), tokenizer) if texts else [])
-    return [_branches(item, list(islice(rows, 2)), asking) for item in items]
+    asked = [TaskItem(item.id, item.prompt, (item.correct, item.incorrect)) for item in items]
+    return encode_task_items(asked, tokenizer=tokenizer, asking=asking)
 
 
-def _branches(item: Item, rows: Sequence[TokenizedAnswer], asking: Asking) -> BranchedExample | Reject:
-    rows_ids = [row.ids[:-1] for row in rows]  # without the EOS that ends an answer
-    longest = max(len(ids) for ids in rows_ids)
-    if longest > asking.max_length:
-        return Reject(item.id, "prompt", "overlong", f"{longest} tokens, max_length is {asking.max_length}")
-    starts = [row.answer_start for row in rows]
-    prompts = [ids[:start] for ids, start in zip(rows_ids, starts, strict=True)]
-    answers = [ids[start:] for ids, start in zip(rows_ids, starts, strict=True)]
-    return branched_example(item.id, prompts, answers, range(2))
+def task_items(path: Path, _: Asking) -> list[TaskItem | Reject]:
+    """The items of a two-choice file for `pft evaluate`, the letters in their order. Raises UserError as read_items."""
+    return [item if isinstance(item, Reject) else _as_asked(item) for item in read_items(path)]
+
+
+def _as_asked(item: Item) -> TaskItem:
+    letters = (min(item.correct, item.incorrect), max(item.correct, item.incorrect))
+    return TaskItem(item.id, item.prompt, letters, gold=letters.index(item.correct))
+
+
+def right_letter(item: TaskItem, place: int) -> float:
+    return float(place == item.gold)
 
 
 def _answered(item: Item, logps: NDArray[np.float32]) -> Answered:

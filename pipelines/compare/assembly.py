@@ -6,13 +6,13 @@ from typing import Any
 
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.evaluation import Answered, Outcome, bag_of_words, position_only
+from pft_core.evaluation import METRICS, YARDSTICKS, Answered, Outcome
 from pft_core.files import digest, read_json
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
 from pipelines.compare.data import limited, read_records, released_file
 from pipelines.compare.methods import METHODS
-from pipelines.compare.plan import YARDSTICKS, VariantPlan
+from pipelines.compare.plan import VariantPlan
 from pipelines.compare.pool import Result
 from pipelines.compare.statistics import (
     Found,
@@ -20,8 +20,8 @@ from pipelines.compare.statistics import (
     area_rows,
     corrected,
     on_common_items,
-    rate_rows,
     rows_of,
+    run_rows,
     significance_against,
 )
 from pipelines.compare.suite import Size, Suite, SuiteSize
@@ -53,8 +53,8 @@ def assemble(
         notes += left_out
         rows += [row for f in of_plan for row in rows_of(f, plan.space, suite.metrics)]
         tests += tests_of(suite, of_plan, plan)
-        if "pairs_per_s" in suite.metrics:
-            rows += rate_rows([(f, rates_of(f, pairs)) for f in of_plan])
+        for metric in (m for m in suite.metrics if not METRICS[m].counts_outcomes):
+            rows += run_rows(metric, [(f, of_runs(metric, f, pairs)) for f in of_plan])
         found += of_plan
     rows += [row for plan, pairs in done for row in capability_of(suite, plan, pairs)]
     area, area_tests = area_rows(found, suite.reference)
@@ -97,10 +97,10 @@ def answers(told: dict[str, Any]) -> list[Answered]:
     return [Answered(**answer) for answer in told["answers"]]
 
 
-def rates_of(found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
-    """Pairs a second of each finished seed of a method; none where nothing is trained."""
-    mine = [result for cell, result in pairs if cell.name == found.method]
-    return [result["pairs_per_s"] for result in mine if result.get("pairs_per_s") is not None]
+def of_runs(metric: str, found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
+    """What a metric measures of each finished seed of a method; none where it has nothing to measure."""
+    mine = [result for cell, result in pairs if cell.name == found.method and "error" not in result]
+    return [value for result in mine if (value := METRICS[metric].code(result)) is not None]
 
 
 def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Found]:
@@ -108,7 +108,7 @@ def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[t
     for name in suite.methods:
         mine = [(cell, result) for cell, result in pairs if cell.name == name and "error" not in result]
         variant = describe(suite, plan)
-        if METHODS[name].asked in YARDSTICKS:
+        if name in YARDSTICKS:
             yield Found(
                 name, variant, {NO_SEED: (yardstick_id(name, plan), yardstick(name, size, plan))}, 1, is_yardstick=True
             )
@@ -123,11 +123,10 @@ def describe(suite: Suite, plan: VariantPlan) -> dict[str, Any] | None:
 
 def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
     """What position alone, or the words of the options alone, would choose."""
+    asked = YARDSTICKS[name]
     test = list(limited(read_records(plan.data.test), size.test_per_axis))
-    if name == "position":
-        return [outcome for form in size.forms for outcome in position_only(test, form)]
-    train = list(read_records(plan.data.train))
-    return [outcome for form in size.forms for outcome in bag_of_words(train, test, seed=0, form=form)]
+    train = list(read_records(plan.data.train)) if asked.reads_training else []
+    return [outcome for form in size.forms for outcome in asked.outcomes(train, test, form)]
 
 
 def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
@@ -203,7 +202,7 @@ def run_lines(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Resul
         status = {"status": "failed" if error else "finished", "error": error}
         yield {key: result.get(key) for key in RUN_KEYS} | head | status | {"variant": value_of_plan(plan)}
     data = {key: DatasetManifest.load(folder).data_digest for key, folder in yardstick_data(plan).items()}
-    for name in (name for name in suite.methods if METHODS[name].asked in YARDSTICKS):
+    for name in (name for name in suite.methods if name in YARDSTICKS):
         head = {"run_id": yardstick_id(name, plan), "method": name, "seed": None, "status": "finished"}
         yield dict.fromkeys((*RUN_KEYS, "error")) | head | data | {"commit": commit(), "variant": value_of_plan(plan)}
 

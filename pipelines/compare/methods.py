@@ -1,18 +1,19 @@
-"""The methods that a suite can name: how each is trained, and how it is asked."""
+"""The methods that a suite can name: how each is trained, and how it is asked. A yardstick can be named as one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pft_core.errors import UserError, did_you_mean
+from pft_core.evaluation import YARDSTICKS
 
-Asked = Literal["condition", "history", "steering", "position", "bag_of_words"]
+Asked = Literal["condition", "history", "steering", "yardstick"]
 
 
 @dataclass(frozen=True)
 class Method:
     """stages: for each training in turn, what it changes in the suite's run config (none: nothing is trained); a later
-    stage starts from the policy of the one before. asked: how the policy is told the preference, or the yardstick that
+    stage starts from the policy of the one before. asked: how the policy is told the preference, or that a yardstick
     answers in its place. says: what it is, for the reader of a table. seeded: whether a seed changes what it does.
     """
 
@@ -32,8 +33,6 @@ def _trained(says: str, objective: str, **changes: Any) -> Method:
 _CONTROL = {"prompt.condition": "control_token"}
 
 METHODS: dict[str, Method] = {
-    "position": Method("always the first option for the first pole, the second for the second", asked="position"),
-    "bag_of_words": Method("a linear probe on the words of single options", asked="bag_of_words"),
     "prompt_only": Method("the base model, told the preference"),
     "history": Method("the base model, shown solved examples of the preference", asked="history"),
     "caa": Method("the base model, steered by the mean difference of its activations", asked="steering"),
@@ -57,7 +56,9 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """Look a method up. Raises UserError with the nearest known name."""
+    """Look a method or a yardstick up. Raises UserError with the nearest known name."""
+    if name in YARDSTICKS:
+        return Method(YARDSTICKS[name].says, asked="yardstick")
     if name not in METHODS:
-        raise UserError(f"method {name!r} does not exist.{did_you_mean(name, METHODS)}")
+        raise UserError(f"method {name!r} does not exist.{did_you_mean(name, [*YARDSTICKS, *METHODS])}")
     return METHODS[name]

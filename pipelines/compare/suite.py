@@ -8,13 +8,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.errors import UserError, did_you_mean
+from pft_core.evaluation import metrics_where
 from pft_core.settings import Settings
 from pipelines.compare.methods import method
 from pipelines.strict import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
-METRICS = ("one", "all", "both_right", "flip", "leak", "unparsed", "pairs_per_s")
 Size = Literal["tiny", "paper"]
 
 
@@ -83,9 +83,10 @@ class Suite(Settings):
         once([variant.value for variant in self.variants], "variant")
         if self.reference not in self.methods:
             raise ValueError(f"reference={self.reference!r} is not among the methods {self.methods}")
+        known = metrics_where(can_be_asked_for=True)
         for metric in self.metrics:
-            if metric not in METRICS:
-                raise ValueError(f"metric {metric!r} does not exist.{did_you_mean(metric, METRICS)}")
+            if metric not in known:
+                raise ValueError(f"metric {metric!r} does not exist.{did_you_mean(metric, known)}")
         if (self.varies is None) != (not self.variants):
             raise ValueError("varies and variants go together: name what the variants change, or leave both out")
         return self

@@ -24,10 +24,9 @@ from pft_core.evaluation import (
     read_items,
     scores,
 )
-from pft_core.policies import load_policy, load_tokenizer, refuse_foreign_tokenizer
 from pft_core.prompts import Frame
 from pft_core.scoring import BranchScorer
-from pipelines.evaluate.worker import Job
+from pipelines.evaluate.worker import Job, load_asked
 
 SCORES = ("acc", "exact_match")  # lm-eval's per-item scores that are counted, the first that a task has
 
@@ -38,18 +37,10 @@ def ask_capability(job: Job, path: Path) -> list[Answered | Reject]:
     What could not be read or is too long is a Reject: the caller counts it.
     """
     items = read_items(path)
-    model, tokenizer = _policy(job)
+    model, tokenizer = load_asked(job)
     asked = [item for item in items if isinstance(item, Item)]
     answers = iter(ask_items(asked, scorer=BranchScorer(model), tokenizer=tokenizer, asking=job.asking))
     return [item if isinstance(item, Reject) else next(answers) for item in items]
-
-
-def _policy(job: Job) -> tuple[Any, Any]:
-    ref = job.ref
-    tokenizer = load_tokenizer(ref.weights or ref.base)
-    model = load_policy(ref.base, ref.adapter, ref.weights, precision=job.precision, device=job.device)
-    refuse_foreign_tokenizer(model, tokenizer)
-    return model, tokenizer
 
 
 def ask_lm_eval(job: Job, tasks: Sequence[str]) -> list[Answered]:
@@ -68,7 +59,7 @@ def ask_lm_eval(job: Job, tasks: Sequence[str]) -> list[Answered]:
     # Its own tasks are a long list of files to read, which tasks given by path do not need.
     manager = TaskManager(include_defaults=not all(Path(task).is_file() for task in tasks))
     loaded = _loaded(manager, tasks)
-    model, tokenizer = _policy(job)
+    model, tokenizer = load_asked(job)
     # The same limit of padded tokens as elsewhere, were every item as long as a question may be. Log-probabilities in
     # float32, as elsewhere: rounded to bfloat16 they would often tie, and lm-eval takes the first of equals.
     batch_size = max(1, job.asking.tokens_per_batch // job.asking.max_length)

@@ -1,24 +1,31 @@
-"""Evaluate a policy: Ray Data actors hold the model and ask every item; the report's rows are made here.
-
-Items go to the actors in fixed groups, so that the result does not depend on how many actors there are.
-"""
+"""Evaluate a policy: Ray Data actors hold the model and ask every item; the report's rows are made here."""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pyarrow.parquet as pq
 import ray
-import ray.data
 from pydantic import PositiveInt, model_validator
 
-from pft_core.data import DatasetManifest, Form, PairedExample, Reject, worded_as
+from pft_core.data import MANIFEST_NAME, DatasetManifest, Form, PairedExample, PreferenceSpace, Reject, worded_as
 from pft_core.errors import UserError
-from pft_core.evaluation import Asking, Outcome, ask, report_rows
+from pft_core.evaluation import (
+    METRICS,
+    TASKS,
+    Asking,
+    Outcome,
+    Task,
+    TaskItem,
+    ask,
+    report_rows,
+    scored,
+    task_rows,
+)
 from pft_core.files import digest, file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, template_digest
@@ -26,11 +33,11 @@ from pft_core.settings import Settings
 from pipelines.console import console
 from pipelines.encode.job import read_tokenizer
 from pipelines.evaluate.endpoint import Served
-from pipelines.evaluate.worker import Item, Job, PolicyActor, items_table
+from pipelines.evaluate.pool import ask_on_ray, ask_task_on_ray
+from pipelines.evaluate.worker import Item, Job
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import write_report
 
-ITEMS_PER_GROUP = 64
 OUTCOMES_NAME = "outcomes.jsonl"  # what was chosen, item by item: every figure of the report follows from it
 REJECTS_NAME = "rejects.jsonl"
 
@@ -41,7 +48,8 @@ class EvaluateConfig(Settings):
     model: str | None = None  # a model reference (file or folder), a model folder, or a hub name; a served one's name
     endpoint: str | None = None  # URL of a `pft serve`, which is asked instead of a model that is loaded here
     adapter: str | None = None  # None: the reference's
-    data: str  # a folder written by `pft prepare`
+    task: str = "choices"  # what is asked: a registered task
+    data: str  # a folder written by `pft prepare`; for another task what it reads
     output: str
     policy: str | None = None  # its name in the report; None: the name of the model's folder
     scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
@@ -57,6 +65,16 @@ class EvaluateConfig(Settings):
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
 
     @model_validator(mode="after")
+    def _the_task_is_there_and_can_be_asked_so(self) -> Self:
+        options = {"endpoint": self.endpoint, "forms": self.forms, "scoring": self.scoring}
+        given = [
+            name for name, value in {**options, "limit_per_axis": self.limit_per_axis}.items() if value is not None
+        ]
+        if not TASKS.get(self.task, place="task").asks_records and given:
+            raise ValueError(f"task={self.task} has questions of its own: leave {', '.join(given)} out")
+        return self
+
+    @model_validator(mode="after")
     def _someone_is_asked(self) -> Self:
         if self.endpoint is None and self.model is None:
             raise ValueError("model is not set: give --model, or --endpoint of a server")
@@ -65,8 +83,43 @@ class EvaluateConfig(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class Found:
+    """What asking a policy has found. lines: each answer as JSON; ask_s, statistics_s: seconds."""
+
+    rows: list[dict[str, Any]]
+    num_items: int
+    lines: list[str]
+    rejects: list[Reject]
+    digests: dict[str, str | None]
+    ask_s: float
+    statistics_s: float
+
+
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json."""
+    task = TASKS.get(config.task, place="task")
+    found = of_records(config) if task.asks_records else of_task(config, task)
+    report = {
+        "rows": found.rows,
+        "items": {
+            "in": found.num_items,
+            "out": len(found.lines),
+            "rejected": len(found.rejects),
+            "rejected_by_reason": rejected_by_reason(found.rejects),
+        },
+        "timings": {"ask": found.ask_s, "statistics": found.statistics_s},
+        "config": config.model_dump(),
+        "digests": found.digests,
+    }
+    report_json, _ = write_report(report, Path(config.output))
+    write_lines(Path(config.output) / OUTCOMES_NAME, found.lines)
+    write_lines(Path(config.output) / REJECTS_NAME, [json.dumps(asdict(reject)) for reject in found.rejects])
+    return {"report_json": str(report_json)}
+
+
+def of_records(config: EvaluateConfig) -> Found:
+    """Ask prepared records under both poles and under none; the rows are those of the metrics."""
     manifest = DatasetManifest.load(Path(config.data))
     served = None if config.endpoint is None else served_policy(config, manifest)
     ref = served.ref if served else resolve_policy(config, manifest)
@@ -78,30 +131,46 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         outcomes, rejects = items_of(ask(items, served.answer, served.base_answer))
     else:
         outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
-    console.print(f"{len(items)} items asked, {len(outcomes)} answered, {len(rejects)} rejected")
-    if not outcomes:
-        raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
+    refuse_all_rejected(config, len(items), len(outcomes), rejects)
     asked = time.perf_counter()
     trained = poles_of(ref) if served else trained_poles(config)
     rows = report_rows(outcomes, policy=policy_name(config), space=ref.space, trained_poles=trained)
     if served and not served.has_base:  # what a policy has of its base cannot be told without the base
-        rows = [row for row in rows if row["metric"] != "leak"]
-    report = {
-        "rows": rows,
-        "items": {
-            "in": len(items),
-            "out": len(outcomes),
-            "rejected": len(rejects),
-            "rejected_by_reason": rejected_by_reason(rejects),
-        },
-        "timings": {"ask": asked - started, "statistics": time.perf_counter() - asked},
-        "config": config.model_dump(),
-        "digests": digests(ref, manifest),
-    }
-    report_json, _ = write_report(report, Path(config.output))
-    write_lines(Path(config.output) / OUTCOMES_NAME, [outcome.to_json() for outcome in outcomes])
-    write_lines(Path(config.output) / REJECTS_NAME, [json.dumps(asdict(reject)) for reject in rejects])
-    return {"report_json": str(report_json)}
+        rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
+    lines = [outcome.to_json() for outcome in outcomes]
+    digests = digests_of(ref, manifest.data_digest)
+    return Found(rows, len(items), lines, rejects, digests, asked - started, time.perf_counter() - asked)
+
+
+def of_task(config: EvaluateConfig, task: Task) -> Found:
+    """Ask the items of a task; its rows have its name as their metric."""
+    data = Path(config.data)
+    manifest = DatasetManifest.load(data) if (data / MANIFEST_NAME).is_file() else None
+    ref = resolve_policy(config, manifest)
+    read = task.read(data, asking_of(config, ref))
+    items = [item for item in read if isinstance(item, TaskItem)]
+    ensure_ray()
+    started = time.perf_counter()
+    replies, rejects = ask_task_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
+    rejects = [item for item in read if isinstance(item, Reject)] + rejects
+    refuse_all_rejected(config, len(read), len(replies), rejects)
+    asked = time.perf_counter()
+    found = [scored(task, items[place], reply) for place, reply in sorted(replies.items())]
+    rows = task_rows(
+        config.task, found, policy=policy_name(config), space=ref.space, trained_poles=trained_poles(config)
+    )
+    digests = digests_of(
+        ref, manifest.data_digest if manifest else digest([[i.id, i.prompt, i.answers] for i in items])
+    )
+    lines = [each.to_json() for each in found]
+    return Found(rows, len(read), lines, rejects, digests, asked - started, time.perf_counter() - asked)
+
+
+def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: int, rejects: Sequence[Reject]) -> None:
+    """Say how many items were answered. Raises UserError for none."""
+    console.print(f"{num_items} items asked, {num_answered} answered, {len(rejects)} rejected")
+    if not num_answered:
+        raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -133,16 +202,20 @@ def poles_of(ref: ModelRef) -> dict[str, set[int]]:
     return {axis.name: set(ref.trained_sides) for axis in ref.space.axes}
 
 
-def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest) -> ModelRef:
-    """Return the policy with the words it is asked in: a reference's own, else the config's and the data set's."""
+def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> ModelRef:
+    """Return the policy with the words it is asked in: a reference's own, else the config's and the data set's.
+
+    manifest: None where the data are no prepared records, and have no words.
+    """
     trained = trained_reference(config)
     if trained is not None:
-        ref = replace(trained, space=worded_as(trained.space, manifest.space))
+        ref = replace(trained, space=worded_as(trained.space, manifest.space)) if manifest else trained
     else:
         model = str(config.model)
         style = read_tokenizer(model, config.prompt).style
         base = str(Path(model).resolve()) if Path(model).is_dir() else model
-        ref = ModelRef(base, None, None, style, manifest.space, (), "", "", "", None)
+        space = manifest.space if manifest else PreferenceSpace("none", ())
+        ref = ModelRef(base, None, None, style, space, (), "", "", "", None)
     if config.scoring is not None and config.scoring != "generate":
         ref = replace(ref, style=replace(ref.style, answer=config.scoring))
     if config.adapter is not None:
@@ -197,65 +270,30 @@ def read_shard(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+def asking_of(config: EvaluateConfig, ref: ModelRef) -> Asking:
+    return Asking(ref.style, ref.space, config.max_length, config.tokens_per_batch, config.max_new_tokens)
+
+
 def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
-    asking = Asking(ref.style, ref.space, config.max_length, config.tokens_per_batch, config.max_new_tokens)
     use_gpu = "GPU" in ray.cluster_resources() if config.use_gpu is None else config.use_gpu
     precision = config.precision or ("bf16" if use_gpu else "fp32")
-    return Job(ref, asking, config.scoring == "generate", precision, use_gpu, config.threads_per_worker)
-
-
-def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> tuple[list[Outcome], list[Reject]]:
-    """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
-    resources = {"CPU": 1, "GPU": 1 if job.use_gpu else 0}
-    refuse_missing_resources(num_workers, resources)
-    groups = [items_table(items[i : i + ITEMS_PER_GROUP]) for i in range(0, len(items), ITEMS_PER_GROUP)]
-    console.print(f"evaluating {len(items)} items with {num_workers} workers")
-    answered = ray.data.from_arrow(groups).map_batches(
-        PolicyActor,
-        fn_constructor_kwargs={"job": job},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(groups))),
-        num_cpus=resources["CPU"],
-        num_gpus=resources["GPU"],
-    )
-    return read_answers(answered.take_all())
-
-
-def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome], list[Reject]]:
-    """Sort what the actors returned. Raises UserError for a mistake that one of them met."""
-    if faults := sorted({row["fault"] for row in rows if row["fault"]}):
-        raise UserError(faults[0])
-    outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
-    rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
-    return outcomes, rejects
+    return Job(ref, asking_of(config, ref), config.scoring == "generate", precision, use_gpu, config.threads_per_worker)
 
 
 def items_of(answered: Sequence[Outcome | Reject]) -> tuple[list[Outcome], list[Reject]]:
     return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
 
 
-def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:
-    """Say before waiting that the cluster is too small. Raises UserError."""
-    have = ray.cluster_resources()
-    for name, amount in resources.items():
-        if num_workers * amount > have.get(name, 0):
-            raise UserError(
-                f"num_workers={num_workers} needs {num_workers * amount} {name}, the cluster has "
-                f"{have.get(name, 0):g}: lower num_workers, or join a larger cluster with RAY_ADDRESS"
-            )
-
-
 def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
     return dict(sorted(Counter(reject.reason for reject in rejects).items()))
 
 
-def digests(ref: ModelRef, manifest: DatasetManifest) -> dict[str, str | None]:
+def digests_of(ref: ModelRef, data_digest: str) -> dict[str, str | None]:
     """Everything that decides the numbers, so that they can be found again."""
     return {
         "model": digest(ref.config_digest or ref.base),
         "adapter_sha256": ref.adapter_sha256,
-        "data": manifest.data_digest,
+        "data": data_digest,
         "training_data": ref.data_digest or None,
         "template": ref.template_digest,
         "code": code_digest(),

@@ -11,7 +11,18 @@ import torch
 
 from pft_core.data import RECORD_SCHEMA, Form, PairedExample, Reject
 from pft_core.errors import UserError
-from pft_core.evaluation import Answer, Answerer, Asking, Outcome, Question, ask, by_generation, by_likelihood
+from pft_core.evaluation import (
+    Answer,
+    Answerer,
+    Asking,
+    Outcome,
+    Question,
+    TaskItem,
+    answer_items,
+    ask,
+    by_generation,
+    by_likelihood,
+)
 from pft_core.policies import ModelRef, load_policy, load_tokenizer, refuse_foreign_tokenizer
 from pft_core.scoring import BranchScorer
 
@@ -62,6 +73,49 @@ class PolicyActor:
     @cached_property
     def _policy_and_base(self) -> tuple[Answerer, Answerer | None]:
         return answerers(self._job)
+
+
+def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
+    """What a worker needs of a task's items; first: the place of the first one. The driver scores."""
+    rows = [{"place": first + i, "prompt": item.prompt, "answers": list(item.answers)} for i, item in enumerate(items)]
+    schema = pa.schema([("place", pa.int64()), ("prompt", pa.string()), ("answers", pa.list_(pa.string()))])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+class TaskActor:
+    """As PolicyActor, for the items of a task: an outcome is the item's place and reply."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        torch.set_num_threads(job.num_threads)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        items = [TaskItem(str(row["place"]), row["prompt"], tuple(row["answers"])) for row in table.to_pylist()]
+        try:
+            model, tokenizer = self._policy
+            replies = answer_items(items, model=model, tokenizer=tokenizer, asking=self._job.asking)
+        except UserError as error:
+            return pa.Table.from_pylist([{"fault": str(error)}], schema=ANSWERED_SCHEMA)
+        rows = [
+            {"reject": json.dumps(asdict(reply))}
+            if isinstance(reply, Reject)
+            else {"outcome": json.dumps([int(item.id), reply])}
+            for item, reply in zip(items, replies, strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=ANSWERED_SCHEMA)
+
+    @cached_property
+    def _policy(self) -> tuple[Any, Any]:
+        return load_asked(self._job)
+
+
+def load_asked(job: Job) -> tuple[Any, Any]:
+    """Load the policy alone, with its tokenizer. Raises UserError."""
+    ref = job.ref
+    tokenizer = load_tokenizer(ref.weights or ref.base)
+    model = load_policy(ref.base, ref.adapter, ref.weights, precision=job.precision, device=job.device)
+    refuse_foreign_tokenizer(model, tokenizer)
+    return model, tokenizer
 
 
 def answerers(job: Job) -> tuple[Answerer, Answerer | None]:

@@ -19,6 +19,6 @@ if TYPE_CHECKING:
         ticks_between,
     )
     from pipelines.reporting.pages import render_template, write_whole
-    from pipelines.reporting.report import CURVE_NAMES, METRICS, seconds, without_credentials, write_report
+    from pipelines.reporting.report import CURVE_NAMES, seconds, without_credentials, write_report
 else:
     __getattr__ = lazy_exports(__name__)

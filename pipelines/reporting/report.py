@@ -5,27 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pft_core.evaluation import METRICS, TASKS, Metric, Task, metrics_where
 from pft_core.files import write_json
+from pft_core.registry import Registry
 from pipelines.reporting import charts
 from pipelines.reporting.charts import Row
 from pipelines.reporting.pages import render_template, write_whole
 from pipelines.tracking import flatten, mask_credentials
 
-POLE_METRICS = ("one", "all")  # the headline is the first of these that the rows have
 NUM_COLOURS = 5
-METRICS = {
-    "one": ("One", "the one option that the policy chooses shows the pole that was asked for"),
-    "all": (
-        "All",
-        "1 where exactly the options of the asked pole are chosen, 0 with a wrong one, else the share found",
-    ),
-    "both_right": ("Both right", "the same scenario is answered right under the first pole and under the second"),
-    "flip": ("Flip", "the chosen pole changes when the opposite one is asked for"),
-    "leak": ("Leak", "how far the policy, asked for no pole, has moved from its base (0 is best)"),
-    "precision": ("Precision", "share of the chosen options that show the asked pole"),
-    "recall": ("Recall", "share of the options of the asked pole that are chosen"),
-    "f1": ("F1", "harmonic mean of precision and recall"),
-}
 CURVE_NAMES = {"loss_first": "first pole", "loss_second": "second pole", "loss": "loss", "val_loss": "validation"}
 SMALL_CURVES = {"grad_norm": "gradient norm", "lr": "learning rate", "pairs_per_s": "pairs per second"}
 
@@ -54,20 +42,21 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
     rows, timings = report["rows"], dict(report["timings"])
     total_s = timings.pop("total", None) or sum(timings.values())
     headline = headline_metric(rows)
-    cards = policy_cards(rows, headline)
+    policies = policy_cards(rows, headline)
+    cards = [card for card in policies if card.rows]
     return {
-        "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in cards),
-        "sentences": summary(cards, headline),
+        "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in policies),
+        "sentences": [*summary(cards, headline), *of_tasks(rows)],
         "warnings": warnings(rows, report.get("items")),
         "notes": report.get("notes", []),
         "cards": cards,
         "span": span,
-        "colour": {card.policy: card.colour for card in cards},
-        "headline": METRICS[headline][0],
-        "bars": [(METRICS[m], panels) for m in POLE_METRICS if (panels := charts.bar_panels(rows, m))],
+        "colour": {card.policy: card.colour for card in policies},
+        "headline": METRICS[headline].label,
+        "bars": [(named(m), panels) for m in leading_metrics() if (panels := charts.bar_panels(rows, m))],
         "training": [training_view(policy, steps) for policy, steps in report.get("training", {}).items() if steps],
         "rows": rows,
-        "metrics": {name: METRICS.get(name, (name, "")) for name in dict.fromkeys(row["metric"] for row in rows)},
+        "metrics": {name: named(name) for name in dict.fromkeys(row["metric"] for row in rows)},
         "timings": timings,
         "total_s": total_s,
         "config": flatten(report["config"]),
@@ -103,9 +92,22 @@ class PolicyCard:
         return [row for row in self.rows if row["low"] > row["position_baseline"]]
 
 
+def named(metric: str) -> tuple[str, str]:
+    """Return the label and meaning of a metric or task; of one that is not registered here, its name."""
+    kinds: list[Registry[Metric] | Registry[Task]] = [METRICS, TASKS]
+    said = next((kind[metric] for kind in kinds if metric in kind), None)
+    return (said.label, said.meaning) if said else (metric, "")
+
+
+def leading_metrics() -> list[str]:
+    """The shares of right answers of each pole; the first that a report has is its headline."""
+    return metrics_where(is_right=True, has_poles=True)
+
+
 def headline_metric(rows: Sequence[Row]) -> str:
     present = {row["metric"] for row in rows}
-    return next((metric for metric in POLE_METRICS if metric in present), "one")
+    leading = leading_metrics()
+    return next((metric for metric in leading if metric in present), leading[0])
 
 
 def policy_cards(rows: Sequence[Row], headline: str) -> list[PolicyCard]:
@@ -135,7 +137,7 @@ def policy_colours(of_policy: Mapping[str, Sequence[Row]]) -> dict[str, int]:
 
 def summary(cards: Sequence[PolicyCard], headline: str) -> list[str]:
     """Say in plain words what each policy does on the poles that it was trained on, and on the others."""
-    return [" ".join(_sentences(card, METRICS[headline][0])) for card in cards]
+    return [" ".join(_sentences(card, METRICS[headline].label)) for card in cards]
 
 
 def _sentences(card: PolicyCard, name: str) -> list[str]:
@@ -151,15 +153,29 @@ def _sentences(card: PolicyCard, name: str) -> list[str]:
     return said
 
 
+def of_tasks(rows: Sequence[Row]) -> list[str]:
+    """Say what each policy does on tasks that are not prepared records."""
+    return [_of_task(row) for row in rows if row["metric"] in TASKS]
+
+
+def _of_task(row: Row) -> str:
+    place = " / ".join(name for name in (row["axis"], row["pole"]) if name)
+    where = f"{TASKS[row['metric']].label}{f' on {place}' if place else ''}"
+    found = f"{row['policy']} reaches {number(row['value'])} ({number(row['low'])} to {number(row['high'])}) on {where}"
+    by_position = row["position_baseline"]
+    beside = "" if by_position is None else f"; position alone reaches {number(by_position)}"
+    return f"{found}, {row['n']} items{beside}."
+
+
 def warnings(rows: Sequence[Row], items: Mapping[str, Any] | None) -> list[str]:
     """What a reader must know before believing a number."""
     found = []
     for policy in dict.fromkeys(row["policy"] for row in rows):
         own = [row for row in rows if row["policy"] == policy]
-        below = [r for r in own if r["metric"] in POLE_METRICS and r["value"] < r["position_baseline"]]
+        below = [r for r in own if r["metric"] in leading_metrics() and r["value"] < r["position_baseline"]]
         if below:
             places = ", ".join(
-                f"{r['axis']} / {r['pole']} {METRICS[r['metric']][0]} {number(r['value'])} "
+                f"{r['axis']} / {r['pole']} {METRICS[r['metric']].label} {number(r['value'])} "
                 f"(position {number(r['position_baseline'])})"
                 for r in below
             )

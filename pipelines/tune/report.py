@@ -9,8 +9,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from pft_core.evaluation import METRICS
 from pft_core.files import write_json
-from pipelines.reporting import METRICS, Row, render_template, seconds, short, without_credentials, write_whole
+from pipelines.reporting import Row, render_template, seconds, short, without_credentials, write_whole
 from pipelines.tracking import flatten
 from pipelines.tune.drawings import accuracy_panel, base_of, has_value, heat_map, legend_places, pareto_panel
 from pipelines.tune.points import ratio_name
@@ -89,7 +90,7 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
         "alone": False,
         "colours": DRAWING_COLOURS,
         "c": {name: f"var(--{name})" for name in DRAWING_COLOURS},
-        "form": METRICS[report["form"]][0],
+        "form": METRICS[report["form"]].label,
         "metric_names": metric_names(report),
         "heat_map": heat_map(panels, picked=picked) if panels else None,
         "kind_of": kind_of,
@@ -147,9 +148,10 @@ def heat_panels(report: Mapping[str, Any]) -> list[tuple[str, list[Row], list[fl
 
 def heat_metrics(report: Mapping[str, Any]) -> list[tuple[str, Callable[[Row], float | None]]]:
     """What the panels show of a cell, by name: *One* and *All* are means of both poles."""
-    of_poles = [(METRICS[report["form"]][0], lambda cell: mean_of(cell["pole_first"], cell["pole_second"]))]
-    of_all = [("All", lambda cell: mean_of(cell["all_first"], cell["all_second"]))] if report["form"] != "all" else []
-    return [*of_poles, *of_all, ("Worse pole", itemgetter("worse_pole")), ("Both right", itemgetter("both_right"))]
+    of_poles = [(METRICS[report["form"]].label, lambda cell: mean_of(cell["pole_first"], cell["pole_second"]))]
+    of_all = [(METRICS["all"].label, lambda cell: mean_of(cell["all_first"], cell["all_second"]))]
+    of_pair = [(METRICS["both_right"].label, itemgetter("both_right"))]
+    return [*of_poles, *(of_all * (report["form"] != "all")), ("Worse pole", itemgetter("worse_pole")), *of_pair]
 
 
 def mean_of(first: float | None, second: float | None) -> float | None:

@@ -3,23 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pft_core.evaluation import METRICS, YARDSTICKS, Yardstick
 from pipelines.compare.statistics import AREA
-from pipelines.reporting import METRICS, Row
+from pipelines.reporting import Row
 
-POSITION, BAG_OF_WORDS = "position", "bag_of_words"
-YARDSTICKS = {POSITION: "position only", BAG_OF_WORDS: "bag-of-words probe"}
 LEVEL = 0.05  # of significance, after Holm's correction
-RIGHT = ("one", "all", "both_right")  # shares of right answers: what position alone reaches is a bar for them
-NAMES = {metric: name for metric, (name, _) in METRICS.items()} | {
-    "unparsed": "Unparsed",
-    "capability": "Capability",
-    "capability_drop": "Capability drop",
-    "pairs_per_s": "Pairs/s",
-    AREA: "Area under both right",
-}
-RATES = ("pairs_per_s",)  # not shares: not shown in percent
 PLUS_MINUS, REACHES, BELOW, MISSING = "\u00b1", "\u2020", "\u2021", "\u2013"
 TESTS = {"paired_t": "paired t over {} seeds", "mcnemar": "McNemar on {} items"}  # the tests that a verdict rests on
+
+
+def method_label(method: str) -> str:
+    """What a method is called in a table."""
+    return YARDSTICKS[method].label if method in YARDSTICKS else method
 
 
 def value_of(variant: Any) -> Any:
@@ -41,7 +36,7 @@ class Comparison:
         of_one = [row for row in self.rows if row["metric"] != AREA]
         self.variants = _distinct(value_of(row["variant"]) for row in [*of_one, *self.runs]) or [None]
         self.varies = next((r["variant"]["name"] for r in self.rows if isinstance(r["variant"], Mapping)), "variant")
-        self.metrics = [m for m in NAMES if any(row["metric"] == m for row in self.rows)]
+        self.metrics = [m for m in METRICS if any(row["metric"] == m for row in self.rows)]
         self.reference: str = report["config"].get("reference", "pft")
         self._rows = {
             (row["method"], row["metric"], row["axis"], row["pole"], value_of(row["variant"])): row for row in self.rows
@@ -58,7 +53,7 @@ class Comparison:
 
     @property
     def right_metrics(self) -> list[str]:
-        return [metric for metric in RIGHT if metric in self.metrics]
+        return [metric for metric in self.metrics if METRICS[metric].is_right]
 
     def row(self, method: str, metric: str, axis: str | None, pole: str | None, variant: Any) -> Row | None:
         return self._rows.get((method, metric, axis, pole, variant))
@@ -95,7 +90,7 @@ class Comparison:
 
 def shown(metric: str, value: float) -> str:
     """A value of a metric for reading: shares in percent."""
-    return f"{value:.3g}" if metric in RATES else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if METRICS[metric].is_share else f"{value:.3g}"
 
 
 def spread(row: Row) -> str:
@@ -111,7 +106,8 @@ def in_words(row: Row) -> str:
 def position_mark(row: Row) -> str:
     """A sign where the interval reaches what position alone gives, and another where it lies wholly below."""
     baseline = row["position_baseline"]
-    if row["metric"] not in RIGHT or baseline is None or row["method"] == POSITION or row["low"] > baseline:
+    is_position = row["method"] in YARDSTICKS and YARDSTICKS[row["method"]].is_position
+    if not METRICS[row["metric"]].is_right or baseline is None or is_position or row["low"] > baseline:
         return ""
     return REACHES if row["high"] >= baseline else BELOW
 
@@ -124,14 +120,14 @@ def headline(view: Comparison) -> list[str]:
         for metric in metrics if len(view.variants) == 1 else metrics[:1]:
             lines = [*standing(view, metric, variant), *differences(view, metric, variant)]
             prefix = "" if variant is None else f"{view.varies} {variant}: "
-            said.append(prefix + " ".join([*lines, *against_words(view, metric, variant)]))
+            said.append(prefix + " ".join([*lines, *against_yardsticks(view, metric, variant)]))
     said.append(" ".join([*standing(view, AREA, None), *differences(view, AREA, None)]))
     return [line for line in said if line] + failures(view)
 
 
 def standing(view: Comparison, metric: str, variant: Any) -> list[str]:
     """Whether the reference method has the highest mean over axes; said as plainly where it has not."""
-    name, reference = NAMES[metric], view.reference
+    name, reference = METRICS[metric].label, view.reference
     rows = sorted(view.averages(view.opponents, metric, variant), key=lambda row: -row["mean"])
     own = view.average(reference, metric, variant)
     others = [row for row in rows if row["method"] != reference]
@@ -201,20 +197,23 @@ def kinds(tests: Sequence[Row]) -> str:
     return ", ".join(TESTS[kind].format(_range(found)) for kind, found in sizes.items())
 
 
-def against_words(view: Comparison, metric: str, variant: Any) -> list[str]:
-    """Which methods' intervals lie above the probe that sees only the words of the options."""
-    probe = view.average(BAG_OF_WORDS, metric, variant)
+def against_yardsticks(view: Comparison, metric: str, variant: Any) -> list[str]:
+    """Which methods' intervals lie above each yardstick that shows something where it is not beaten."""
     rows = view.averages(view.opponents, metric, variant)
-    if probe is None or not rows:
-        return []
+    found = {name: view.average(name, metric, variant) for name in YARDSTICKS if YARDSTICKS[name].if_unbeaten}
+    return [_against(YARDSTICKS[name], probe, rows) for name, probe in found.items() if probe and rows]
+
+
+def _against(yardstick: Yardstick, probe: Row, rows: Sequence[Row]) -> str:
+    metric = probe["metric"]
     above = [row["method"] for row in rows if row["low"] > probe["mean"]]
     below = [row["method"] for row in rows if row["low"] <= probe["mean"]]
-    value = f"the bag-of-words probe ({shown(metric, probe['mean'])} %) on {NAMES[metric]}"
+    value = f"the {yardstick.label} ({shown(metric, probe['mean'])} %) on {METRICS[metric].label}"
     if not above:
-        return [f"No method's interval is above {value}: none is shown to have learnt more than the options' words."]
+        return f"No method's interval is above {value}: {yardstick.if_unbeaten}."
     if not below:
-        return [f"Every method's interval is above {value}."]
-    return [f"Above {value}, with their intervals: {listed(above)}; not shown to be: {listed(below)}."]
+        return f"Every method's interval is above {value}."
+    return f"Above {value}, with their intervals: {listed(above)}; not shown to be: {listed(below)}."
 
 
 def against_position(view: Comparison, metric: str, variant: Any) -> list[str]:
@@ -225,7 +224,7 @@ def against_position(view: Comparison, metric: str, variant: Any) -> list[str]:
         if methods := [method for method, own in marks.items() if own == mark]:
             baseline = next(row["position_baseline"] for row in view.of_variant(variant) if _is_average(row, metric))
             place = f"the position baseline ({shown(metric, baseline)} %)"
-            found.append(f"The interval of {NAMES[metric]} {verb} {place} for {listed(methods)}.")
+            found.append(f"The interval of {METRICS[metric].label} {verb} {place} for {listed(methods)}.")
     return found
 
 
@@ -253,7 +252,7 @@ def basis(view: Comparison, metrics: Sequence[str], variants: Sequence[Any]) -> 
     """What the numbers of a table rest on: items, seeds, intervals, and where the data and the words come from."""
     rows = [row for row in view.rows if row["metric"] in metrics and value_of(row["variant"]) in variants]
     items = {m: [r["n_items"] for r in rows if _is_counted(r, m)] for m in metrics}
-    counted = [f"{_range(found)} for {NAMES[m]}" for m, found in items.items() if found]
+    counted = [f"{_range(found)} for {METRICS[m].label}" for m, found in items.items() if found]
     seeds = view.usual_seeds()
     said = [f"Test items: {', '.join(counted)}."] if counted else []
     if seeds > 1:

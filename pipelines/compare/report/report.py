@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pft_core.evaluation import METRICS, YARDSTICKS, metrics_where, pairs_first
 from pft_core.files import write_json
 from pipelines.compare.report import charts as compare_charts
 from pipelines.compare.report.findings import (
     MISSING,
-    NAMES,
-    YARDSTICKS,
     Comparison,
     against_position,
     failures,
     headline,
     is_significant,
+    method_label,
     position_mark,
     run_name,
     shown,
@@ -24,10 +24,8 @@ from pipelines.compare.report.findings import (
 from pipelines.compare.report.latex import latex
 from pipelines.compare.report.markdown import markdown
 from pipelines.compare.report.tables import Table, across_variants, area, by_metric, by_pole
-from pipelines.compare.statistics import AREA
 from pipelines.reporting import (
     CURVE_NAMES,
-    METRICS,
     BarPanel,
     Row,
     render_template,
@@ -40,18 +38,8 @@ from pipelines.reporting import (
 )
 from pipelines.tracking import flatten
 
-POLE_METRICS = ("one", "all")
-HEAT_METRICS = ("both_right", "one", "all")
-LINE_METRICS = ("both_right", "one", "all", "capability")
 LABEL_LENGTH = 18  # characters that fit beside a bar, or at the end of a line
 TEST_NAMES = {"paired_t": "paired t over seeds", "permutation": "sign flips over seeds", "mcnemar": "McNemar on items"}
-MEANINGS = {metric: meaning for metric, (_, meaning) in METRICS.items()} | {
-    "unparsed": "share of the answers that name no option; they count as not right",
-    "capability": "share of right answers to general questions that name no preference",
-    "capability_drop": "capability of the base minus that after training, item by item: positive is a loss",
-    "pairs_per_s": "pairs trained on in a second: the mean over seeds of each run's median step",
-    AREA: "mean both right over what varies, from its smallest value to its largest, by the trapezoid rule",
-}
 
 
 def write_comparison(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -91,14 +79,14 @@ def page_of(view: Comparison) -> dict[str, Any]:
         "sentences": headline(view),
         "warnings": warnings(view),
         "across": [t for t in (across_variants(view), area(view)) if not t.is_empty] if len(view.variants) > 1 else [],
-        "lines": [panel for m in LINE_METRICS if (panel := compare_charts.line_panel(view, m))],
+        "lines": [panel for m in line_metrics() if (panel := compare_charts.line_panel(view, m))],
         "styles": compare_charts.line_styles(view),
         "parts": [part_of(view, variant) for variant in view.variants],
         "tests": sorted(tests_of(view), key=lambda test: test.is_detail),
         "numbers": numbers_of(view),
         "runs": [(run, run_name(view, run)) for run in view.runs],
-        "metrics": [(NAMES[metric], MEANINGS[metric]) for metric in view.metrics],
-        "names": NAMES,
+        "metrics": [(METRICS[metric].label, METRICS[metric].meaning) for metric in view.metrics],
+        "names": {metric: METRICS[metric].label for metric in METRICS},
         "curve_names": CURVE_NAMES,
         "missing": MISSING,
         "shown": shown,
@@ -119,6 +107,12 @@ def warnings(view: Comparison) -> list[str]:
     return found
 
 
+def line_metrics() -> list[str]:
+    """What is drawn over what a suite varies: shares of right answers, then what asks for it."""
+    right = metrics_where(is_right=True)
+    return pairs_first(right) + [metric for metric in metrics_where(over_variants=True) if metric not in right]
+
+
 @dataclass(frozen=True)
 class Part:
     """What the page shows of one variant."""
@@ -132,11 +126,15 @@ class Part:
 
 def part_of(view: Comparison, variant: Any) -> Part:
     tables = [by_pole(view, variant), by_metric(view, variant)]
-    maps = [compare_charts.heat_map(view, metric, variant) for metric in HEAT_METRICS]
+    maps = [compare_charts.heat_map(view, metric, variant) for metric in pairs_first(metrics_where(is_right=True))]
     return Part(
         variant,
         [table for table in tables if not table.is_empty],
-        [(m, panels) for m in POLE_METRICS if (panels := compare_charts.bars_of(view, m, variant))],
+        [
+            (m, panels)
+            for m in metrics_where(is_right=True, has_poles=True)
+            if (panels := compare_charts.bars_of(view, m, variant))
+        ],
         [found for found in maps if found],
         compare_charts.learning_panels(view, variant),
     )
@@ -191,7 +189,7 @@ def role(view: Comparison, method: str) -> str:
 
 
 def short(text: str) -> str:
-    return cut_label(YARDSTICKS.get(text, text), LABEL_LENGTH)
+    return cut_label(method_label(text), LABEL_LENGTH)
 
 
 def p_value(value: float) -> str:

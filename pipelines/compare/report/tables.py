@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pft_core.evaluation import METRICS
 from pipelines.compare.report.findings import (
     MISSING,
-    NAMES,
     PLUS_MINUS,
-    RATES,
-    YARDSTICKS,
     Comparison,
     against_position,
-    against_words,
+    against_yardsticks,
     basis,
     differences,
     failures,
+    method_label,
     position_mark,
     shown,
     spread,
@@ -29,19 +28,7 @@ from pipelines.compare.report.findings import (
 from pipelines.compare.statistics import AREA
 from pipelines.reporting import Row
 
-POLE_METRICS = ("one", "all")
-BLOCK_TITLES = {"one": "Multi-choice One", "all": "Multi-choice All"}
-BEST = {
-    "one": max,
-    "all": max,
-    "both_right": max,
-    "flip": max,
-    "leak": min,
-    "unparsed": min,
-    "capability": max,
-    "capability_drop": min,
-    AREA: max,
-}
+BEST = {"highest": max, "lowest": min}
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        return YARDSTICKS.get(self.method, self.method) + (f" ({self.note})" if self.note else "")
+        return method_label(self.method) + (f" ({self.note})" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -135,20 +122,20 @@ def tables_of(view: Comparison) -> list[Table]:
 
 def by_pole(view: Comparison, variant: Any) -> Table:
     """The layout of the paper: per axis and pole, with the average over all; a block each for One and All."""
-    rows = [row for row in view.of_variant(variant) if row["metric"] in POLE_METRICS]
+    rows = [row for row in view.of_variant(variant) if has_block(row["metric"])]
     places = dict.fromkeys((row["axis"], row["pole"]) for row in rows if row["pole"] is not None)
     columns = [Column(axis, pole, None, axis, pole, variant) for axis, pole in places]
     columns.append(Column("", "Average", None, None, None, variant))
-    metrics = [metric for metric in POLE_METRICS if any(row["metric"] == metric for row in rows)]
+    metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
     blocks = [Block(block_title(m), *lines_of(view, columns, m)) for m in metrics]
     return Table("poles", titled(view, "each pole", variant), columns, blocks, caption(view, metrics, variant))
 
 
 def by_metric(view: Comparison, variant: Any) -> Table:
     """The other metrics as columns, each the mean over axes."""
-    rows = [row for row in view.of_variant(variant) if row["axis"] is None and row["metric"] not in POLE_METRICS]
+    rows = [row for row in view.of_variant(variant) if row["axis"] is None and not has_block(row["metric"])]
     metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
-    columns = [Column("Mean over axes", NAMES[m], m, None, None, variant) for m in metrics]
+    columns = [Column("Mean over axes", METRICS[m].label, m, None, None, variant) for m in metrics]
     blocks = [Block("", *lines_of(view, columns, None))]
     return Table("metrics", titled(view, "means over axes", variant), columns, blocks, caption(view, metrics, variant))
 
@@ -164,7 +151,7 @@ def across_variants(view: Comparison) -> Table:
 
 def area(view: Comparison) -> Table:
     """The area under the curve over what varies."""
-    columns = [Column(f"By {view.varies}", NAMES[AREA], AREA, None, None, None)]
+    columns = [Column(f"By {view.varies}", METRICS[AREA].label, AREA, None, None, None)]
     blocks = [Block("", *lines_of(view, columns, AREA))] if AREA in view.metrics else []
     said = [
         f"{view.report['title']}: the mean of both right from {view.varies} {view.variants[0]} to "
@@ -210,10 +197,8 @@ def line_of(
 def best_shown(rows: Sequence[Row | None]) -> str | None:
     """The best value of a column as it is shown, so that all that look the same are marked; None without a contest."""
     held = [row for row in rows if row]
-    if len(held) < 2 or held[0]["metric"] not in BEST:
-        return None
-    metric = held[0]["metric"]
-    return shown(metric, BEST[metric](row["mean"] for row in held))
+    best = METRICS[held[0]["metric"]].best if len(held) > 1 else None
+    return shown(held[0]["metric"], BEST[best](row["mean"] for row in held)) if best else None
 
 
 def caption(view: Comparison, metrics: Sequence[str], variant: Any) -> list[str]:
@@ -222,21 +207,26 @@ def caption(view: Comparison, metrics: Sequence[str], variant: Any) -> list[str]
     said = [f"{view.report['title']}{where}.", *view.report["captions"], *reading(view, metrics)]
     for metric in (m for m in metrics if m in view.right_metrics):
         said += standing(view, metric, variant) + differences(view, metric, variant)
-        said += against_words(view, metric, variant) + against_position(view, metric, variant)
+        said += against_yardsticks(view, metric, variant) + against_position(view, metric, variant)
     return said + basis(view, metrics, [variant]) + failures(view)
 
 
 def reading(view: Comparison, metrics: Sequence[str]) -> list[str]:
     """How to read the cells."""
-    lowest = [NAMES[metric] for metric in metrics if BEST.get(metric) is min]
+    lowest = [METRICS[metric].label for metric in metrics if METRICS[metric].best == "lowest"]
     best = "Bold: the highest mean" + (f" (of {' and '.join(lowest)} the lowest)" if lowest else "")
-    shares = ["Shares in %."] if any(metric not in RATES for metric in metrics) else []
+    shares = ["Shares in %."] if any(METRICS[metric].is_share for metric in metrics) else []
     yardsticks = ["Below the rule: yardsticks, which train nothing."] if view.yardsticks else []
     return [*shares, f"{best}, significant or not.", *yardsticks]
 
 
 def block_title(metric: str) -> str:
-    return BLOCK_TITLES.get(metric, NAMES[metric]) + ("" if metric in RATES else " (%)")
+    return (METRICS[metric].title or METRICS[metric].label) + (" (%)" if METRICS[metric].is_share else "")
+
+
+def has_block(metric: str) -> bool:
+    """Whether a metric has a part of its own in the table of poles, and no column in that of means."""
+    return METRICS[metric].is_right and METRICS[metric].has_poles
 
 
 def titled(view: Comparison, what: str, variant: Any) -> str:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
         Row,
         corrected,
         on_common_items,
-        rate_rows,
         rows_of,
+        run_rows,
         significance_against,
     )
 else:

@@ -9,15 +9,16 @@ import numpy as np
 from pft_core.data import Form, PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.evaluation import (
-    PAIR_MEASURES,
-    POLE_MEASURES,
+    METRICS,
     CountTable,
     Outcome,
     always_by_position,
     count_table,
     holm,
     mcnemar,
+    metrics_where,
     paired_t,
+    pairs_first,
     sign_flip,
 )
 
@@ -40,7 +41,7 @@ class Found:
     is_yardstick: bool = False
 
     def answers(self, metric: str) -> bool:
-        return not (self.is_yardstick and metric in ("leak", "unparsed"))
+        return METRICS[metric].has_baseline or not self.is_yardstick
 
     @property
     def head(self) -> Row:
@@ -65,24 +66,29 @@ class Found:
 
 def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[Row]:
     """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
-    runs = found.runs
     places: list[tuple[str | None, int | None]] = [(None, None)]
     for axis in space.axes:
         places += [(axis.name, None), (axis.name, 0), (axis.name, 1)]
     rows = []
-    for metric in (m for m in metrics if (m in POLE_MEASURES or m in PAIR_MEASURES) and found.answers(m)):
+    for metric in (m for m in metrics if METRICS[m].counts_outcomes and found.answers(m)):
         for name, side in places:
-            if side is not None and metric in PAIR_MEASURES:
-                continue
-            counted = count_table(runs, metric, axis=name, side=side)
-            if counted is None:
-                continue
-            by_position = count_table([[always_by_position(o) for o in runs[0]]], metric, axis=name, side=side)
-            baseline = None if metric in ("leak", "unparsed") or by_position is None else by_position.values()[0]
-            pole = None if name is None or side is None else space.axis(name).poles[side].name
-            place = {"axis": name, "pole": pole, "metric": metric, "position_baseline": baseline}
-            rows.append(row_of(counted, **found.head, **place))
+            counted = None
+            if side is None or METRICS[metric].has_poles:
+                counted = count_table(found.runs, metric, axis=name, side=side)
+            if counted is not None:
+                pole = None if name is None or side is None else space.axis(name).poles[side].name
+                place = {"axis": name, "pole": pole, "metric": metric}
+                baseline = by_position(found, metric, name, side)
+                rows.append(row_of(counted, **found.head, **place, position_baseline=baseline))
     return rows
+
+
+def by_position(found: Found, metric: str, axis: str | None, side: int | None) -> float | None:
+    """What position alone reaches on the same items; None for a metric that it has no part in."""
+    if not METRICS[metric].has_baseline:
+        return None
+    counted = count_table([[always_by_position(o) for o in found.runs[0]]], metric, axis=axis, side=side)
+    return None if counted is None else counted.values()[0]
 
 
 def row_of(counted: CountTable, **head: Any) -> Row:
@@ -103,12 +109,12 @@ def row_of(counted: CountTable, **head: Any) -> Row:
 
 
 def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[Row]:
-    """Test the reference against each other method on `both_right` and `one`, over the seeds that both finished."""
+    """Test the reference against each other method on the metrics that say so, over the seeds that both finished."""
     axes: list[str | None] = [None, *(axis.name for axis in space.axes)]
     return [
         test
         for other in others
-        for metric in ("both_right", "one")
+        for metric in pairs_first(metrics_where(is_tested=True))
         for axis in axes
         for test in _tests(reference, other, metric, axis)
     ]
@@ -125,8 +131,8 @@ def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> lis
         return []
     head: Row = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
     head["run_ids"] = list(dict.fromkeys(run_ids))
-    # An item's `one` is two answers, which are not independent: McNemar's test is not for them.
-    return compared(ours, theirs, items_decide=metric == "both_right", a=reference.method, b=other.method, **head)
+    # Under poles an item is two answers, which are not independent: McNemar's test is not for them.
+    return compared(ours, theirs, items_decide=METRICS[metric].of == "pair", a=reference.method, b=other.method, **head)
 
 
 def compared(ours: CountTable, theirs: CountTable, *, items_decide: bool, **head: Any) -> list[Row]:
@@ -172,24 +178,24 @@ def corrected(tests: Sequence[Row]) -> list[Row]:
     return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
 
 
-def rate_rows(found: Sequence[tuple[Found, Sequence[float]]]) -> list[Row]:
-    """One row a method and variant: pairs a second of training, the mean over seeds of each run's median step."""
+def run_rows(metric: str, found: Sequence[tuple[Found, Sequence[float]]]) -> list[Row]:
+    """One row a method and variant: the mean over seeds of what a metric has measured of each run."""
     return [
         {
             **f.head,
             "axis": None,
             "pole": None,
-            "metric": "pairs_per_s",
+            "metric": metric,
             "position_baseline": None,
-            "mean": float(np.mean(rates)),
-            "sd": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "low": None,
             "high": None,
             "n_items": None,
-            "n_seeds": len(rates),
+            "n_seeds": len(values),
         }
-        for f, rates in found
-        if rates
+        for f, values in found
+        if values
     ]
 
 

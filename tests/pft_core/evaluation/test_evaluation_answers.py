@@ -19,7 +19,7 @@ from pft_core.evaluation.answers import (
     read_reply,
     score_branches,
 )
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.prompts.rendering import PromptStyle, render_answer, render_prompt
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import SPACE, record

@@ -3,7 +3,8 @@ import random
 
 import pytest
 
-from pft_core.evaluation.tasks import Outcome, report_rows
+from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.rows import report_rows
 from tests.builders import SPACE
 
 

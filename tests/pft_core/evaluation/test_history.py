@@ -11,7 +11,7 @@ from pft_core.encoding.tokens import tokenize
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, Question, ask, by_generation, by_likelihood, encode_options
 from pft_core.evaluation.history import by_history
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.prompts.rendering import Frame, PromptStyle, render_answer, render_prompt, target_options
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import SPACE, record

@@ -12,8 +12,10 @@ from pft_core.data.sources.checks import Accepted
 from pft_core.data.sources.readers import file_parts, read_rows
 from pft_core.data.sources.registry import parse_rows
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks import Outcome, both_right, right
-from pft_core.evaluation.yardsticks import bag_of_words, choose, fit_probe, position_only
+from pft_core.evaluation.metrics.measures import both_right, right
+from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.yardsticks.position import position_only
+from pft_core.evaluation.yardsticks.words import bag_of_words, choose, fit_probe
 from pft_core.files import digest
 from pft_core.toyworld.scenarios import generate
 

@@ -9,8 +9,9 @@ import pytest
 from pft_core.data.preferences import load_space
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking
+from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.steering import SweepPoint
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation.yardsticks.registry import YARDSTICKS
 from pft_core.policies.identity import base_digest
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle
@@ -52,11 +53,12 @@ def storage(tmp_path_factory) -> Path:
 
 
 def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storage) -> None:
-    chosen = suite([*METHODS], seeds=[0])
+    methods = [*YARDSTICKS, *METHODS]
+    chosen = suite(methods, seeds=[0])
     result = job.run(chosen, size="tiny", storage=storage)
     first = report(result)
     assert result["failed"] == 0
-    assert {row["method"] for row in first["rows"]} == set(METHODS)
+    assert {row["method"] for row in first["rows"]} == set(methods)
     assert {row["n_items"] for row in first["rows"] if row["axis"] is None} == {24}
     runs = {(run["method"], run["seed"]): run for run in first["runs"]}
     assert all(run["run_id"] and run["data_digest"] and run["test_digest"] for run in runs.values())

@@ -3,15 +3,15 @@
 import pytest
 
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome
 from pipelines.compare.assembly import said_once
 from pipelines.compare.statistics.area import area_rows
 from pipelines.compare.statistics.rows import (
     Found,
     corrected,
     on_common_items,
-    rate_rows,
     rows_of,
+    run_rows,
     significance_against,
 )
 from tests.builders import SPACE
@@ -119,7 +119,7 @@ def test_yardsticks_have_no_leak_and_always_answer() -> None:
 
 def test_rates_are_means_of_each_runs_median_step() -> None:
     ours = found("pft", {0: run(1, 1), 1: run(1, 1)})
-    (row,) = rate_rows([(ours, [10.0, 14.0]), (found("position", {0: run(1, 1)}), [])])
+    (row,) = run_rows("pairs_per_s", [(ours, [10.0, 14.0]), (found("position", {0: run(1, 1)}), [])])
     assert (row["mean"], row["n_seeds"], row["run_ids"]) == (12.0, 2, ["pft-0", "pft-1"])
 
 

@@ -12,14 +12,16 @@ from pft_core.data.preferences import Axis, Pole, PreferenceSpace, worded_as
 from pft_core.data.record_schema import RECORD_SCHEMA
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
-from pft_core.evaluation.tasks import Outcome, report_rows
+from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.rows import report_rows
 from pft_core.files import file_sha256, read_json
 from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
-from pipelines.evaluate.job import EvaluateConfig, make_job, read_answers, read_items, resolve_policy, trained_poles
+from pipelines.evaluate.job import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
+from pipelines.evaluate.pool import read_answers
 from pipelines.evaluate.worker import PolicyActor, items_table
 from tests.builders import SPACE, record
 

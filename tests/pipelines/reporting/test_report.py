@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pft_core.evaluation.metrics.metric import Metric
+from pft_core.evaluation.metrics.registry import METRICS
 from pipelines.reporting import charts
 from pipelines.reporting.report import number, policy_colours, render, seconds, write_report
 
@@ -232,3 +234,11 @@ def test_a_training_run_without_rows_shows_its_curves_and_no_empty_table() -> No
     assert "Training of t" in text
     assert "first pole" in text
     assert "All numbers" not in text
+
+
+def test_a_metric_from_outside_is_explained_and_drawn_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_entries", {name: METRICS[name] for name in METRICS})
+    METRICS.add("own", Metric("My own", "what it means", "pole", None, is_right=True))
+    text = render(small_report(row("pft", "Daring", 0.9), row("pft", "Daring", 0.8, metric="own")))
+    assert "<dt>My own</dt><dd>what it means</dd>" in text
+    assert "My own of every policy on Risk" in text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pft_core.evaluation.tasks import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome
 from pipelines.tune.figures import figures_of, gaps, intervals_of
 
 FIRST, SECOND = frozenset({0}), frozenset({1})

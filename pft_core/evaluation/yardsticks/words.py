@@ -1,6 +1,6 @@
-"""What reads no scenario, as a measure of what does: position alone, and the words of single options."""
+"""What the words of single options would choose, without their scenario."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from sklearn.pipeline import make_pipeline
 
 from pft_core.data import Form, PairedExample
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks import Choice, Outcome, always_by_position
-from pft_core.files import digest
+from pft_core.evaluation.metrics import Choice, Outcome
+from pft_core.evaluation.yardsticks.position import outcome_of
 
 _FOLDS = 5
 _INVERSE_REGULARISATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -22,13 +22,8 @@ _STEPS = 1000  # of the solver, at most
 _WORD = r"\w+|[^\w\s]+"  # also signs and single letters: an option may consist of nothing else
 
 
-def position_only(records: Iterable[PairedExample], form: Form) -> list[Outcome]:
-    """Always choose the first option for the first pole, and the second option for the second."""
-    return [always_by_position(_outcome(record, form, (None, None))) for record in records]
-
-
 def bag_of_words(
-    train_records: Sequence[PairedExample], test_records: Sequence[PairedExample], *, seed: int, form: Form = "one"
+    train_records: Sequence[PairedExample], test_records: Sequence[PairedExample], *, seed: int = 0, form: Form = "one"
 ) -> list[Outcome]:
     """Choose by the words and word pairs of each option alone; a probe per axis has learnt whose pole they are.
 
@@ -37,7 +32,7 @@ def bag_of_words(
     """
     axes = dict.fromkeys(record.axis for record in test_records)
     probes = {axis: fit_probe([r for r in train_records if r.axis == axis], axis, seed=seed) for axis in axes}
-    return [_outcome(record, form, choose(_chances(probes[record.axis], record), form)) for record in test_records]
+    return [outcome_of(record, form, choose(_chances(probes[record.axis], record), form)) for record in test_records]
 
 
 def fit_probe(records: Sequence[PairedExample], axis: str, *, seed: int) -> Any:
@@ -98,8 +93,3 @@ def choose(chances: Sequence[tuple[float, str]], form: Form) -> tuple[Choice, Ch
         frozenset(i for i in ranked if chances[i][0] >= 0.5) or first,
         frozenset(i for i in ranked if chances[i][0] <= 0.5) or second,
     )
-
-
-def _outcome(record: PairedExample, form: Form, chosen: tuple[Choice, Choice]) -> Outcome:
-    sides = tuple(option.side for option in record.options)
-    return Outcome(record.id, digest(record.scenario), record.axis, form, sides, chosen)

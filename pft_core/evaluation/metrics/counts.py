@@ -5,42 +5,30 @@ Every value is a ratio of sums over items, so an interval draws scenarios, for a
 
 # S seeds, N items
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pft_core.data import SIDES, Form
+from pft_core.data import SIDES
+from pft_core.evaluation.metrics.measures import Counts
+from pft_core.evaluation.metrics.metric import Metric
+from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.evaluation.significance import interval_over_seeds
 from pft_core.evaluation.statistics import ratio
-from pft_core.evaluation.tasks import Outcome, both_right, flip, leak, right, subset_score
-
-Counts = tuple[float, float]  # numerator and denominator of one outcome
 
 
-def unparsed(outcome: Outcome, side: int) -> Counts:
-    """The reply under this pole names no option."""
-    return float(outcome.chosen[side] is None), 1.0
-
-
-POLE_MEASURES: dict[str, tuple[Form, Callable[[Outcome, int], Counts]]] = {
-    "one": ("one", right),
-    "all": ("all", subset_score),
-    "unparsed": ("one", unparsed),
-}
-PAIR_MEASURES: dict[str, Callable[[Outcome], Counts]] = {"both_right": both_right, "flip": flip, "leak": leak}
-
-
-def measured(metric: str, outcome: Outcome, side: int | None) -> Counts | None:
+def measured(metric: Metric, outcome: Outcome, side: int | None) -> Counts | None:
     """One outcome's counts of a metric, under one pole or (None) over both; None where the metric does not ask it."""
-    if metric in PAIR_MEASURES:
-        return PAIR_MEASURES[metric](outcome) if outcome.form == "one" else None
-    form, measure = POLE_MEASURES[metric]
-    if outcome.form != form:
+    if outcome.form != metric.form:
         return None
-    counts = [measure(outcome, s) for s in ((side,) if side is not None else SIDES)]
-    return sum(n for n, _ in counts), sum(d for _, d in counts)
+    if not metric.has_poles:
+        counts: Counts = metric.code(outcome)
+        return counts
+    of_sides = [metric.code(outcome, s) for s in ((side,) if side is not None else SIDES)]
+    return sum(n for n, _ in of_sides), sum(d for _, d in of_sides)
 
 
 @dataclass(frozen=True)
@@ -70,11 +58,12 @@ class CountTable:
 def count_table(
     runs: Sequence[Sequence[Outcome]], metric: str, *, axis: str | None, side: int | None
 ) -> CountTable | None:
-    """Count a metric on one axis or (None) on all; None where no item asks for it."""
-    kept = [i for i, o in enumerate(runs[0]) if (axis is None or o.axis == axis) and measured(metric, o, side)]
+    """Count a metric, by its name, on one axis or (None) on all; None where no item asks for it."""
+    asked = METRICS[metric]
+    kept = [i for i, o in enumerate(runs[0]) if (axis is None or o.axis == axis) and measured(asked, o, side)]
     if not kept:
         return None
-    counts_SN2 = np.array([[measured(metric, run[i], side) for i in kept] for run in runs], dtype=np.float64)
+    counts_SN2 = np.array([[measured(asked, run[i], side) for i in kept] for run in runs], dtype=np.float64)
     items = [runs[0][i] for i in kept]
     scenarios, axes = tuple(o.scenario for o in items), tuple(o.axis for o in items)
-    return CountTable(counts_SN2[..., 0], counts_SN2[..., 1], scenarios, axes, absolute=metric == "leak")
+    return CountTable(counts_SN2[..., 0], counts_SN2[..., 1], scenarios, axes, absolute=asked.is_size)

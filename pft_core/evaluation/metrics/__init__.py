@@ -1,0 +1,14 @@
+"""Metrics: what each says of itself, and from outcomes to counts and rows."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.evaluation.metrics.counts import CountTable, count_table
+    from pft_core.evaluation.metrics.metric import Metric
+    from pft_core.evaluation.metrics.outcome import Choice, Outcome, always_by_position
+    from pft_core.evaluation.metrics.registry import METRICS, metrics_where, pairs_first
+    from pft_core.evaluation.metrics.rows import report_rows
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -1,0 +1,67 @@
+"""From what a policy chose to the rows of a report: each metric with n, interval, position baseline, unparsed share.
+
+A metric gives one outcome's numerator and denominator; its value is the ratio of the sums.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pft_core.data import SIDES, Axis, Form, PreferenceSpace
+from pft_core.evaluation.metrics.metric import Metric
+from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
+from pft_core.evaluation.metrics.registry import METRICS, metrics_where
+from pft_core.evaluation.statistics import interval, ratio
+
+
+def report_rows(
+    outcomes: Iterable[Outcome], *, policy: str, space: PreferenceSpace, trained_poles: Mapping[str, set[int]] | None
+) -> list[dict[str, Any]]:
+    """Return the rows of one policy, in the order of the space's axes; the order of the outcomes does not matter.
+
+    trained_poles: the sides of each axis that the policy was trained on; None: not known.
+    """
+    groups: dict[tuple[str, Form], list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: o.item_id):
+        groups.setdefault((outcome.axis, outcome.form), []).append(outcome)
+    rows = []
+    for axis in space.axes:
+        sides = None if trained_poles is None else trained_poles.get(axis.name, set())
+        for form in dict.fromkeys(METRICS[name].form for name in METRICS):
+            if group := groups.get((axis.name, form)):
+                rows += [{"policy": policy, "axis": axis.name, **row} for row in _axis_rows(group, axis, form, sides)]
+    return rows
+
+
+def _axis_rows(group: Sequence[Outcome], axis: Axis, form: Form, trained: set[int] | None) -> list[dict[str, Any]]:
+    names = metrics_where(form=form, counts_outcomes=True, in_evaluation=True)
+    rows = []
+    for side in SIDES:
+        head = {"pole": axis.poles[side].name, "trained_pole": None if trained is None else side in trained}
+        rows += [{**head, **_row(name, group, side)} for name in names if METRICS[name].has_poles]
+    head = {"pole": None, "trained_pole": None}
+    return rows + [{**head, **_row(name, group, None)} for name in names if not METRICS[name].has_poles]
+
+
+def _row(name: str, group: Sequence[Outcome], side: int | None) -> dict[str, Any]:
+    metric = METRICS[name]
+    under = () if side is None else (side,)
+    numerators, denominators = zip(*(metric.code(outcome, *under) for outcome in group), strict=True)
+    low, high = interval(numerators, denominators, [o.scenario for o in group], absolute=metric.is_size)
+    by_position = [metric.code(always_by_position(outcome), *under) for outcome in group]
+    unparsed = [choice is None for outcome in group for choice in _choices(outcome, metric, side)]
+    return {
+        "metric": name,
+        "value": ratio(numerators, denominators, absolute=metric.is_size),
+        "n": len(group),
+        "low": low,
+        "high": high,
+        "position_baseline": ratio(*zip(*by_position, strict=True)) if metric.has_baseline else None,
+        "unparsed": sum(unparsed) / len(unparsed),
+    }
+
+
+def _choices(outcome: Outcome, metric: Metric, side: int | None) -> Sequence[object]:
+    """What the metric reads of an outcome."""
+    if metric.needs_base:
+        return (outcome.unconditioned,)
+    return outcome.chosen if side is None else (outcome.chosen[side],)

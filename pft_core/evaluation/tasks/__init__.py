@@ -1,0 +1,13 @@
+"""Tasks of an evaluation: what is asked, how an answer is scored, and the rows of it."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pft_core.evaluation.tasks.asking import answer_items, encode_items
+    from pft_core.evaluation.tasks.registry import TASKS
+    from pft_core.evaluation.tasks.rows import scored, task_rows
+    from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
+else:
+    __getattr__ = lazy_exports(__name__)

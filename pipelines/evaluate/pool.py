@@ -1,0 +1,87 @@
+"""Items to a pool of Ray Data actors and answers back.
+
+Items go to the actors in fixed groups, so that the result does not depend on how many actors there are.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.data
+
+from pft_core.data import Reject
+from pft_core.errors import UserError
+from pft_core.evaluation import Outcome, Reply, TaskItem
+from pipelines.console import console
+from pipelines.evaluate.worker import Item, Job, PolicyActor, TaskActor, items_table, task_table
+
+ITEMS_PER_GROUP = 64
+
+
+def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> tuple[list[Outcome], list[Reject]]:
+    """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
+    groups = [items_table(items[i : i + ITEMS_PER_GROUP]) for i in range(0, len(items), ITEMS_PER_GROUP)]
+    return read_answers(on_ray(PolicyActor, groups, job, num_workers=num_workers))
+
+
+def ask_task_on_ray(items: Sequence[TaskItem], job: Job, *, num_workers: int) -> tuple[dict[int, Reply], list[Reject]]:
+    """Ask the items of a task likewise; return replies by the places of their items, and what could not be asked."""
+    groups = [task_table(items[i : i + ITEMS_PER_GROUP], i) for i in range(0, len(items), ITEMS_PER_GROUP)]
+    return read_replies(items, on_ray(TaskActor, groups, job, num_workers=num_workers) if items else [])
+
+
+def on_ray(actor: Any, groups: Sequence[Any], job: Job, *, num_workers: int) -> list[dict[str, Any]]:
+    """Give every group (a table) to one of a pool of actors; return all rows. Raises UserError where it has no room."""
+    resources = {"CPU": 1, "GPU": 1 if job.use_gpu else 0}
+    refuse_missing_resources(num_workers, resources)
+    num_items = sum(group.num_rows for group in groups)
+    console.print(f"evaluating {num_items} items with {num_workers} workers")
+    answered = ray.data.from_arrow(list(groups)).map_batches(
+        actor,
+        fn_constructor_kwargs={"job": job},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(groups))),
+        num_cpus=resources["CPU"],
+        num_gpus=resources["GPU"],
+    )
+    rows: list[dict[str, Any]] = answered.take_all()
+    return rows
+
+
+def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome], list[Reject]]:
+    """Sort what the actors returned. Raises UserError for a mistake that one of them met."""
+    refuse_faults(rows)
+    outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
+    rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
+    return outcomes, rejects
+
+
+def read_replies(
+    items: Sequence[TaskItem], rows: Sequence[Mapping[str, str | None]]
+) -> tuple[dict[int, Reply], list[Reject]]:
+    """As read_answers, for a task; a reject gets the id of its item back."""
+    refuse_faults(rows)
+    told = [json.loads(row["outcome"]) for row in rows if row["outcome"]]
+    replies = {place: reply if isinstance(reply, str) else tuple(reply) for place, reply in told}
+    rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
+    return replies, [replace(reject, row=items[int(reject.row)].id) for reject in rejects]
+
+
+def refuse_faults(rows: Sequence[Mapping[str, str | None]]) -> None:
+    """Raise UserError for a mistake that an actor met."""
+    if faults := sorted({row["fault"] for row in rows if row["fault"]}):
+        raise UserError(faults[0])
+
+
+def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:
+    """Say before waiting that the cluster is too small. Raises UserError."""
+    have = ray.cluster_resources()
+    for name, amount in resources.items():
+        if num_workers * amount > have.get(name, 0):
+            raise UserError(
+                f"num_workers={num_workers} needs {num_workers * amount} {name}, the cluster has "
+                f"{have.get(name, 0):g}: lower num_workers, or join a larger cluster with RAY_ADDRESS"
+            )
