@@ -5,7 +5,6 @@ loaded with precision="fp32". Code that ships inside a model folder is never run
 """
 
 import copy
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pft_core.errors import UserError
+from pft_core.files import whole_folder
 from pft_core.policies.pretrained import Precision, _first_line, _load_errors, _local_folder, load_tokenizer
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -204,11 +204,9 @@ def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
         return folder
     device = torch.device("cpu")
     model: Any = load_policy(base, str(adapter), None, precision="fp32", device=device)
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.merge_and_unload().save_pretrained(unfinished)
-    load_tokenizer(base).save_pretrained(unfinished)
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        model.merge_and_unload().save_pretrained(unfinished)
+        load_tokenizer(base).save_pretrained(unfinished)
     return folder
 
 

@@ -16,7 +16,7 @@ from pft_core.data import DatasetManifest, Form, PreferenceSpace, Reject
 from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
 from pft_core.evaluation import Answered, Answerer, Outcome
-from pft_core.files import digest, file_sha256, write_json
+from pft_core.files import digest, file_sha256, write_json, write_text
 from pft_core.policies import ModelRef, merge_adapter
 from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
@@ -103,7 +103,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=[config.data, cell.test]) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
-            (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
+            write_text(run_dir / OUTCOMES_NAME, "".join(f"{o.to_json()}\n" for o in outcomes))
             capability_error = write_capability(cell, ref, run_dir)
         return {
             "run_id": run_dir.name,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard
 from pft_core.errors import UserError
-from pft_core.files import digest, file_sha256
+from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.toyworld import Split
 from pipelines.compare.suite import SuiteSize
 from pipelines.embedded import NUM_PER_AXIS
@@ -116,20 +116,22 @@ def _hash(record_id: str) -> str:
 
 
 def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetManifest) -> Path:
-    (folder / "records").mkdir(parents=True, exist_ok=True)
-    path = folder / "records" / "part-00000.parquet"
-    pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), path, compression="zstd")
-    shard = Shard("records/part-00000.parquet", file_sha256(path), len(records))
-    replace(
-        manifest,
-        shards=(shard,),
-        rows_in=len(records),
-        rows_out=len(records),
-        pairs_out=len(records) * len(manifest.forms),
-        rejected=0,
-        rejected_by_reason={},
-        data_digest=digest([[shard.sha256], manifest.forms, manifest.space.to_dict()]),
-    ).save(folder)
+    with whole_folder(folder) as unfinished:
+        (unfinished / "records").mkdir()
+        path = unfinished / "records" / "part-00000.parquet"
+        rows = [r.to_row() for r in records]
+        pq.write_table(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA), path, compression="zstd")
+        shard = Shard("records/part-00000.parquet", file_sha256(path), len(records))
+        replace(
+            manifest,
+            shards=(shard,),
+            rows_in=len(records),
+            rows_out=len(records),
+            pairs_out=len(records) * len(manifest.forms),
+            rejected=0,
+            rejected_by_reason={},
+            data_digest=digest([[shard.sha256], manifest.forms, manifest.space.to_dict()]),
+        ).save(unfinished)
     return folder
 
 

@@ -19,7 +19,7 @@ from pydantic import PositiveInt, model_validator
 from pft_core.data import DatasetManifest, Form, PairedExample, Reject, worded_as
 from pft_core.errors import UserError
 from pft_core.evaluation import Asking, Outcome, ask, report_rows
-from pft_core.files import digest, file_sha256
+from pft_core.files import digest, file_sha256, write_text
 from pft_core.policies import MODEL_REF_NAME, ModelRef, load_tokenizer
 from pft_core.prompts import template_digest
 from pipelines.config import PromptConfig, Section
@@ -99,16 +99,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "digests": digests(ref, manifest),
     }
     report_json, _ = write_report(report, Path(config.output))
-    write_lines(Path(config.output) / OUTCOMES_NAME, [outcome.to_json() for outcome in outcomes])
-    write_lines(Path(config.output) / REJECTS_NAME, [json.dumps(asdict(reject)) for reject in rejects])
+    write_text(Path(config.output) / OUTCOMES_NAME, "".join(f"{outcome.to_json()}\n" for outcome in outcomes))
+    write_text(Path(config.output) / REJECTS_NAME, "".join(f"{json.dumps(asdict(reject))}\n" for reject in rejects))
     return {"report_json": str(report_json)}
-
-
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
 
 
 def served_policy(config: EvaluateConfig, manifest: DatasetManifest) -> Served:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.files import write_json
+from pft_core.files import write_json, write_text
 from pipelines.reporting import charts
 from pipelines.reporting.charts import Row
-from pipelines.reporting.pages import render_template, write_whole
+from pipelines.reporting.pages import render_template
 from pipelines.tracking import flatten, mask_credentials
 
 POLE_METRICS = ("one", "all")  # the headline is the first of these that the rows have
@@ -39,7 +39,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     report = {**report, "config": without_credentials(report["config"])}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    write_whole(folder / "report.html", render(report))
+    write_text(folder / "report.html", render(report))
     return folder / "report.json", folder / "report.html"
 
 

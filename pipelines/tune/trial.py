@@ -16,7 +16,7 @@ import torch
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.evaluation import Outcome
-from pft_core.files import digest, file_sha256
+from pft_core.files import digest, file_sha256, write_text
 from pft_core.policies import MODEL_REF_NAME, ModelRef, interpolate_adapters, interpolate_weights
 from pipelines.config import EngineConfig, RunConfig, ScalingConfig, SearchConfig, changed, total_pairs
 from pipelines.evaluate import answerers, ask_here, asking_job, untrained
@@ -194,5 +194,5 @@ def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome
         outcomes, rejects = evaluate.ask_on_ray(items, job, num_workers=config.scaling.num_workers)
     if not outcomes:
         raise UserError(f"{folder}: every validation item is longer than encoding.max_length: raise it")
-    evaluate.write_lines(run_dir / evaluate.OUTCOMES_NAME, [outcome.to_json() for outcome in outcomes])
+    write_text(run_dir / evaluate.OUTCOMES_NAME, "".join(f"{outcome.to_json()}\n" for outcome in outcomes))
     return outcomes, len(rejects)
