@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard
+from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard, read_records
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.toyworld import Split
@@ -133,19 +132,3 @@ def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetMani
             data_digest=digest([[shard.sha256], manifest.forms, manifest.space.to_dict()]),
         ).save(unfinished)
     return folder
-
-
-def limited(records: Iterable[PairedExample], per_axis: int | None) -> Iterator[PairedExample]:
-    """The first records of each axis."""
-    seen: Counter[str] = Counter()
-    for record in records:
-        seen[record.axis] += 1
-        if per_axis is None or seen[record.axis] <= per_axis:
-            yield record
-
-
-def read_records(data: Path) -> Iterator[PairedExample]:
-    """The records of a prepared folder, in order."""
-    for shard in DatasetManifest.load(data).shards:
-        for row in pq.read_table(data / shard.path).to_pylist():
-            yield PairedExample.from_row(row)

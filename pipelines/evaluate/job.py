@@ -11,14 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from pydantic import PositiveInt, model_validator
 
-from pft_core.data import DatasetManifest, Form, PairedExample, Reject, worded_as
+from pft_core.data import DatasetManifest, Form, Reject, read_records, worded_as
 from pft_core.errors import UserError
-from pft_core.evaluation import Asking, Outcome, ask, report_rows
+from pft_core.evaluation import Asking, Outcome, report_rows, write_outcomes
 from pft_core.files import digest, file_sha256, write_text
 from pft_core.policies import MODEL_REF_NAME, ModelRef, load_tokenizer
 from pft_core.prompts import template_digest
@@ -26,12 +25,12 @@ from pipelines.config import PromptConfig, Section
 from pipelines.console import console
 from pipelines.encode.job import prompt_style
 from pipelines.evaluate.endpoint import Served
+from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.worker import Item, Job, PolicyActor, items_table
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import write_report
 
 ITEMS_PER_GROUP = 64
-OUTCOMES_NAME = "outcomes.jsonl"  # what was chosen, item by item: every figure of the report follows from it
 REJECTS_NAME = "rejects.jsonl"
 
 
@@ -75,7 +74,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         ensure_ray()
     started = time.perf_counter()
     if served is not None:
-        outcomes, rejects = items_of(ask(items, served.answer, served.base_answer))
+        outcomes, rejects = ask_here(items, served.answer, served.base_answer)
     else:
         outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
     console.print(f"{len(items)} items asked, {len(outcomes)} answered, {len(rejects)} rejected")
@@ -99,7 +98,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "digests": digests(ref, manifest),
     }
     report_json, _ = write_report(report, Path(config.output))
-    write_text(Path(config.output) / OUTCOMES_NAME, "".join(f"{outcome.to_json()}\n" for outcome in outcomes))
+    write_outcomes(Path(config.output), outcomes)
     write_text(Path(config.output) / REJECTS_NAME, "".join(f"{json.dumps(asdict(reject))}\n" for reject in rejects))
     return {"report_json": str(report_json)}
 
@@ -163,13 +162,7 @@ def read_items(
     folder: Path, manifest: DatasetManifest, *, forms: Sequence[Form] | None, limit_per_axis: int | None
 ) -> list[Item]:
     """Read the records, in record order and at most `limit_per_axis` of each axis, once per form of question."""
-    seen: Counter[str] = Counter()
-    records = []
-    for shard in manifest.shards:
-        for row in read_shard(folder / shard.path):
-            seen[row["axis"]] += 1
-            if limit_per_axis is None or seen[row["axis"]] <= limit_per_axis:
-                records.append(PairedExample.from_row(row))
+    records = list(read_records(folder, manifest, per_axis=limit_per_axis))
     asked: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
     return [(record, form) for form in asked for record in records]
 
@@ -182,12 +175,6 @@ def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
     for axis, found in scenarios.items():
         if len(found) < 2:
             raise UserError(f"{axis!r}: an interval needs at least 2 scenarios, the data has {len(found)}: {advice}")
-
-
-def read_shard(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, though the manifest beside it lists it: run `pft prepare` again")
-    return pq.read_table(path).to_pylist()
 
 
 def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
@@ -222,10 +209,6 @@ def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome
     outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
     return outcomes, rejects
-
-
-def items_of(answered: Sequence[Outcome | Reject]) -> tuple[list[Outcome], list[Reject]]:
-    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
 
 
 def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:
