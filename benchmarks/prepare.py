@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import at_least, finish, machine, say
-from pft_core.data import RECORD_SCHEMA, SIDES, DatasetManifest, PairedExample, PreferenceSpace, Shard
+from pft_core.data import RECORD_SCHEMA, SIDES, DatasetManifest, PairedExample, PreferenceSpace, Shard, read_records
 from pft_core.encoding import EncodingSpec
 from pft_core.files import file_sha256
 from pft_core.prompts import PromptSettings, PromptStyle, render_answer, render_prompt, target_options
@@ -115,9 +115,7 @@ def source_records(folder: Path) -> tuple[str, list[PairedExample], PreferenceSp
     files = [str(file) for file in sorted(Path(os.environ.get("PFT_DATA", "-")).glob("bqd/*/train.json"))]
     given = {"source": "bqd", "input": files} if files else {"source": "toyworld"}
     manifest = prepare(PrepareConfig(output=str(folder / "source"), num_workers=1, **given), folder / "source")
-    tables = [pq.read_table(folder / "source" / shard.path) for shard in manifest.shards]
-    rows = pa.concat_tables(tables).to_pylist()
-    return str(given["source"]), [PairedExample.from_row(row) for row in rows], manifest.space
+    return str(given["source"]), list(read_records(folder / "source", manifest)), manifest.space
 
 
 def train_tokenizer(records: list[PairedExample], folder: Path) -> Any:

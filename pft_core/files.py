@@ -1,12 +1,25 @@
-"""Digests, and JSON files that a reader sees whole or not at all."""
+"""Digests, and files and folders that a reader sees whole or not at all, also after a kill or a power failure.
 
+What is being written lies in a hidden folder beside its target, `.<name>.<node>-<random>.tmp`, which its process locks:
+the next writer of the same target removes those that nobody holds any more. A folder that is replaced waits as
+`.<name>.replaced` until the new one has its place; `restore_folder` puts it back where a kill came between.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pft_core.errors import UserError
+
+_UNFINISHED = ".tmp"
 
 
 def digest(content: Any) -> str:
@@ -22,9 +35,13 @@ def file_sha256(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part of it."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, *, what: str) -> Any:
@@ -35,3 +52,137 @@ def read_json(path: Path, *, what: str) -> Any:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
+
+
+def contents(folder: Path) -> list[Path]:
+    """Return what is in a folder, less what is being written there or was left half-written by a kill."""
+    return [path for path in folder.iterdir() if not (path.name.startswith(".") and path.suffix == _UNFINISHED)]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file takes the place of `path` at the end, when it is on the disk.
+
+    After an exception, or a kill at any point, what was at `path` is there still.
+    """
+    with _workplace(path) as hidden:
+        yield hidden / path.name
+        _sync(hidden / path.name)
+        os.replace(hidden / path.name, path)
+        _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to write in; it takes the place of `path` at the end, when all of it is on the disk.
+
+    After an exception the old folder is at `path` still. After a kill the old or the new one is, or the old one waits
+    beside it for `restore_folder`, which whoever writes `path` again calls before reading it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _workplace(path) as hidden:
+        new = hidden / path.name
+        new.mkdir()
+        yield new
+        _put(new, path, hidden)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give a folder that is written the place of another on the same disk, as safely as `whole_folder` does."""
+    with _workplace(path) as hidden:
+        _put(new, path, hidden)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; it loses its name first, so that nothing half-deleted is ever found under it."""
+    with _workplace(path) as hidden:
+        os.rename(path, hidden / path.name)
+
+
+def restore_folder(path: Path) -> None:
+    """Clear up after a kill: put back the old folder where no new one has its place, and remove what else was left."""
+    if path.parent.is_dir() and (_replaced(path).exists() or any(_unfinished(path))):
+        with _workplace(path) as hidden, _locked(path.parent):
+            _settle(path, hidden)
+
+
+def _put(new: Path, path: Path, hidden: Path) -> None:
+    """Move the new folder to `path`, and what was there into `hidden`."""
+    for part in [*new.rglob("*"), new]:
+        _sync(part)
+    with _locked(path.parent):
+        _settle(path, hidden)
+        if os.path.lexists(path):
+            os.rename(path, _replaced(path))
+        try:
+            os.rename(new, path)
+            _sync(path.parent)
+        finally:
+            _settle(path, hidden)
+
+
+def _settle(path: Path, hidden: Path) -> None:
+    """Put the replaced folder back where nothing has taken its place, else away to be deleted."""
+    if os.path.lexists(_replaced(path)):
+        os.rename(_replaced(path), hidden / secrets.token_hex(4) if os.path.lexists(path) else path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `path`, locked and deleted at the end; those of processes that were killed go too."""
+    with ExitStack() as stack:
+        with _locked(path.parent):  # nobody takes the new folder for a leftover before it is locked
+            for left in _unfinished(path):
+                with suppress(FileNotFoundError), _locked(left, wait=False) as is_nobodys:
+                    if is_nobodys:
+                        shutil.rmtree(left, ignore_errors=True)
+            hidden = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_UNFINISHED, dir=path.parent))
+            stack.callback(shutil.rmtree, hidden, ignore_errors=True)
+            stack.enter_context(_locked(hidden))
+        yield hidden
+
+
+def _unfinished(path: Path) -> list[Path]:
+    return [p for p in path.parent.iterdir() if p.name.startswith(_prefix(path)) and p.suffix == _UNFINISHED]
+
+
+def _prefix(path: Path) -> str:
+    # The node counts: locks on a shared disk may not be seen by other nodes.
+    return f".{path.name}.{digest(os.uname().nodename)[:6]}-"
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder until the block or the process ends; say whether it is held: not every disk has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    finally:
+        _lock(descriptor, fcntl.LOCK_UN)  # by itself it would last as long as a process that was forked meanwhile
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, operation: int) -> bool:
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError:  # held by another process, or not to be had on this disk
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text a line, whole or not at all."""
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -17,7 +17,6 @@ import uvicorn
 from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import PreferenceSpace
 from pft_core.data.records import Reject
-from pft_core.evaluation.answers import ask
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.files import file_sha256
 from pft_core.policies.model import add_lora, load_base, save_adapter
@@ -25,7 +24,8 @@ from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
-from pipelines.evaluate.job import EvaluateConfig, items_of, make_job, read_items, resolve_policy
+from pipelines.evaluate.in_process import ask_here
+from pipelines.evaluate.job import EvaluateConfig, make_job, read_items, resolve_policy
 from pipelines.evaluate.worker import answerers
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines.registry import make_host
@@ -89,7 +89,7 @@ def found_offline(config: EvaluateConfig) -> tuple[list[Outcome], list[Reject]]:
     data = Path(config.data)
     manifest = DatasetManifest.load(data)
     items = read_items(data, manifest, forms=None, limit_per_axis=None)
-    return items_of(ask(items, *answerers(make_job(config, resolve_policy(config, manifest)))))
+    return ask_here(items, *answerers(make_job(config, resolve_policy(config, manifest))))
 
 
 @dataclass

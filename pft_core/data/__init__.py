@@ -7,6 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pft_core.data.manifest import MANIFEST_NAME, DatasetManifest, Shard, opened
     from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space, worded_as
+    from pft_core.data.prepared import read_records, read_shard
     from pft_core.data.record_schema import RECORD_SCHEMA
     from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject, content_id
     from pft_core.data.sources import (

@@ -5,7 +5,6 @@ by everything that decides token ids; the step path reads rows and lengths witho
 """
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pft_core.data import Form, PairedExample, PreferenceSpace
+from pft_core.data import Form, PreferenceSpace, read_shard
 from pft_core.encoding.examples import Branch, BranchedExample, LabelCounts
 from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs
 from pft_core.errors import UserError
-from pft_core.files import digest, file_sha256, read_json, write_json
+from pft_core.files import digest, file_sha256, read_json, whole_file, write_json
 
 LAYER_NAME = "layer.json"
 _FORMAT = 2
@@ -74,14 +72,13 @@ def encode_part(
 ) -> LayerPart:
     """Encode one record shard into one Arrow file, a batch at a time; overlong pairs are left out and counted."""
     rows = rejected = 0
-    temporary = part.with_name(f".{part.name}.{os.getpid()}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        for batch in pq.ParquetFile(records_parquet).iter_batches(RECORDS_PER_BATCH):
-            items = [(PairedExample.from_row(row), form) for row in batch.to_pylist() for form in forms]
+    with whole_file(part) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        records = read_shard(records_parquet)
+        while batch := list(itertools.islice(records, RECORDS_PER_BATCH)):
+            items = [(record, form) for record in batch for form in forms]
             examples, rejects = encode_pairs(items, spec=spec, space=space, tokenizer=tokenizer)
             writer.write_batch(pa.RecordBatch.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA))
             rows, rejected = rows + len(examples), rejected + len(rejects)
-    os.replace(temporary, part)
     return LayerPart(part.name, file_sha256(part), rows, rejected)
 
 

@@ -26,6 +26,7 @@ from pft_core.data import SIDES, PairedExample, Reject
 from pft_core.encoding import BranchedBatch, BranchedExample
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation.answers import Answer, Asking, Question, by_likelihood, encode_options, score_branches
+from pft_core.files import whole_file
 from pft_core.prompts import target_options
 from pft_core.scoring import BranchScorer
 
@@ -61,9 +62,9 @@ class SteeringVectors:
         """Write safetensors, one tensor per axis; what else there is to know stands as JSON in the metadata."""
         header = {"axes": list(self.by_axis), **asdict(replace(self, by_axis={}))}
         del header["by_axis"]
-        unfinished = file.with_name(f".{file.name}.tmp")
-        save_file(self.by_axis, unfinished, metadata={_HEADER: json.dumps(header)})
-        return unfinished.replace(file)
+        with whole_file(file) as unfinished:
+            save_file(self.by_axis, unfinished, metadata={_HEADER: json.dumps(header)})
+        return file
 
     @staticmethod
     def load(file: Path, *, template_digest: str, base_digest: str) -> "SteeringVectors":

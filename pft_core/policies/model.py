@@ -5,7 +5,6 @@ loaded with precision="fp32". Code that ships inside a model folder is never run
 """
 
 import copy
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pft_core.errors import UserError
+from pft_core.files import whole_folder
 from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder
 from pft_core.policies.settings import LoraSettings, Precision
 
@@ -194,11 +194,9 @@ def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
         return folder
     device = torch.device("cpu")
     model: Any = load_policy(base, str(adapter), None, precision="fp32", device=device)
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.merge_and_unload().save_pretrained(unfinished)
-    load_tokenizer(base).save_pretrained(unfinished)
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        model.merge_and_unload().save_pretrained(unfinished)
+        load_tokenizer(base).save_pretrained(unfinished)
     return folder
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pft_core.errors import UserError
-from pft_core.files import read_json, write_json
+from pft_core.files import read_json, whole_folder, write_json
 from pft_core.policies.model import SavedWeightsError
 
 SUM_TOLERANCE = 1e-6  # of the weights, which are often written with few digits
@@ -76,7 +76,7 @@ def interpolate_adapters(parts: Sequence[tuple[Path, float]], folder: Path) -> P
     adapters = [_read_adapter(path) for path, _ in used]
     for other in adapters[1:]:
         _refuse_other_adapter(adapters[0], other)
-    with _whole(folder) as unfinished:
+    with whole_folder(folder) as unfinished:
         if len(used) == 1:
             for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
                 shutil.copyfile(used[0][0] / name, unfinished / name)
@@ -98,7 +98,7 @@ def interpolate_weights(parts: Sequence[tuple[Path, float]], folder: Path) -> Pa
     models = [_read_model(path) for path, _ in used]
     for other in models[1:]:
         _refuse_other_model(models[0], other)
-    with _whole(folder) as unfinished:
+    with whole_folder(folder) as unfinished:
         if len(used) == 1:
             shutil.copytree(used[0][0], unfinished, dirs_exist_ok=True)
         else:
@@ -115,20 +115,6 @@ def _used(parts: Sequence[tuple[Path, float]]) -> list[tuple[Path, float]]:
     if abs(total - 1) > SUM_TOLERANCE:
         raise UserError(f"soup: the weights {[weight for _, weight in parts]} sum to {total:.7g}: they must sum to 1")
     return [(path, weight) for path, weight in parts if weight > 0]
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder to write in; it takes the place of `folder` at the end, or goes when something fails."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:

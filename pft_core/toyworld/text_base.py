@@ -4,10 +4,8 @@ It first repeats passages, which is how a model of this size learns to copy, the
 words of one listed option. It never sees which pole an option shows, nor the order in which a record lists them.
 """
 
-import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 
 from pft_core.data import Axis, Option, PairedExample, Pole, PreferenceSpace
 from pft_core.encoding import BranchedExample, branched_example, collate, tokenize
+from pft_core.files import whole_folder
 from pft_core.prompts import PromptStyle, render_answer, render_prompt
 from pft_core.scoring import BranchScorer
 from pft_core.toyworld.base import new_model
@@ -74,12 +73,9 @@ def make_text_base(
             len(tokenizer), eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, heads=_HEADS, positions=_POSITIONS
         )
     _bring_up(model, upbringing(items, tokenizer, style=style, seed=seed, effort=effort), effort)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
 
 
 def _texts(items: Sequence[Item], style: PromptStyle) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pft_core.files import replace_folder
 from pft_core.training import checkpoint
 
 
@@ -35,10 +36,7 @@ class LocalContext:
         """Give the folder its final name once every rank has written."""
         self._barrier()
         if self.rank == 0:
-            final = folder.with_name(folder.name.removeprefix("unfinished-"))
-            if final.exists():
-                shutil.rmtree(final)
-            folder.rename(final)
+            replace_folder(folder, folder.with_name(folder.name.removeprefix("unfinished-")))
         self._barrier()
 
     def latest_checkpoint(self) -> Path | None:

@@ -4,7 +4,6 @@ Preference objectives compare a policy with the model it started from. With LoRA
 adapter off, so no second copy of the weights is loaded, and later runs over the same pairs load none of it at all.
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from pft_core.data import SIDES
 from pft_core.encoding import BranchedExample, plan_bins
-from pft_core.files import digest
+from pft_core.files import digest, whole_file
 from pft_core.policies import Precision, base_digest
 from pft_core.scoring import BranchScorer
 from pft_core.training.loop import gather
@@ -59,9 +58,8 @@ def reference_logps(
     for indices, rows in gather([share]):
         logps_EB[indices] = rows
     if this_rank() == 0:
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        save_file({"logps": logps_EB}, unfinished)
-        unfinished.replace(file)
+        with whole_file(file) as unfinished:
+            save_file({"logps": logps_EB}, unfinished)
     return logps_EB
 
 

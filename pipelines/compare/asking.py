@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pft_core.data import read_records
 from pft_core.evaluation import Answerer, SteeringVectors, by_history, by_steering, contrast_vectors, sweep
 from pft_core.files import read_json, write_json
 from pft_core.policies import base_digest, load_policy, load_tokenizer
 from pft_core.scoring import BranchScorer
-from pipelines.compare.data import limited, read_records
 from pipelines.evaluate import Job, answerers
 
 HISTORY_LENGTH = 3  # solved examples, as many as the paper infers a preference from
@@ -55,7 +55,7 @@ def asked_steered(job: Job, *, train: Path, validation: Path, run_dir: Path) -> 
         "asking": job.asking,
         "vectors": vectors,
     }
-    best, tried = sweep(list(limited(read_records(validation), SWEEP_PER_AXIS)), multipliers=MULTIPLIERS, **how)
+    best, tried = sweep(list(read_records(validation, per_axis=SWEEP_PER_AXIS)), multipliers=MULTIPLIERS, **how)
     write_json(run_dir / SWEEP_NAME, {"chosen": asdict(best), "tried": [asdict(point) for point in tried]})
     return partial(by_steering, layer=best.layer, multiplier=best.multiplier, **how), None
 

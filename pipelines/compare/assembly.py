@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.data import DatasetManifest
+from pft_core.data import DatasetManifest, read_records
 from pft_core.errors import UserError
-from pft_core.evaluation import METRICS, YARDSTICKS, Answered, Outcome
+from pft_core.evaluation import METRICS, YARDSTICKS, Answered, Outcome, read_outcomes
 from pft_core.files import digest, read_json
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
-from pipelines.compare.data import limited, read_records, released_file
+from pipelines.compare.data import released_file
 from pipelines.compare.methods import METHODS
 from pipelines.compare.plan import VariantPlan
 from pipelines.compare.pool import Result
@@ -124,7 +124,7 @@ def describe(suite: Suite, plan: VariantPlan) -> dict[str, Any] | None:
 def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
     """What position alone, or the words of the options alone, would choose."""
     asked = YARDSTICKS[name]
-    test = list(limited(read_records(plan.data.test), size.test_per_axis))
+    test = list(read_records(plan.data.test, per_axis=size.test_per_axis))
     train = list(read_records(plan.data.train)) if asked.reads_training else []
     return [outcome for form in size.forms for outcome in asked.outcomes(train, test, form)]
 
@@ -160,10 +160,6 @@ def notes_of(cell: Cell, result: Result) -> Iterator[tuple[str, str]]:
     told = general_answers(result)
     if told and told["after"]["rejected"]:
         yield "", f"{told['after']['rejected']} general questions were too long, or could not be read."
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    return [Outcome.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def tests_of(suite: Suite, found: Sequence[Found], plan: VariantPlan) -> list[dict[str, Any]]:

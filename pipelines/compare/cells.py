@@ -15,7 +15,7 @@ import torch
 from pft_core.data import DatasetManifest, Form, PreferenceSpace, Reject, opened
 from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
-from pft_core.evaluation import Answered, Answerer, Outcome
+from pft_core.evaluation import OUTCOMES_NAME, Answered, Answerer, Outcome, write_outcomes
 from pft_core.files import digest, file_sha256, write_json
 from pft_core.policies import ModelRef, merge_adapter
 from pipelines.compare.asking import asked_after_history, asked_steered
@@ -28,7 +28,6 @@ from pipelines.jobs import run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train import Layers, resolve, train_here
 
-OUTCOMES_NAME = "outcomes.jsonl"
 CAPABILITY_NAME = "capability.json"
 CAPABILITY_MAX_LENGTH = 1024  # tokens; general questions are longer than scenarios
 NO_SEED = -1  # of methods that a seed does not change
@@ -103,7 +102,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=opened(config.data, cell.test)) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
-            (run_dir / OUTCOMES_NAME).write_text("".join(f"{o.to_json()}\n" for o in outcomes), encoding="utf-8")
+            write_outcomes(run_dir, outcomes)
             capability_error = write_capability(cell, ref, run_dir)
         return {
             "run_id": run_dir.name,

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard
+from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard, read_records
 from pft_core.errors import UserError
-from pft_core.files import digest, file_sha256
+from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.toyworld import Split
 from pipelines.compare.suite import SuiteSize
 from pipelines.embedded import NUM_PER_AXIS
@@ -116,34 +115,20 @@ def _hash(record_id: str) -> str:
 
 
 def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetManifest) -> Path:
-    (folder / "records").mkdir(parents=True, exist_ok=True)
-    path = folder / "records" / "part-00000.parquet"
-    pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), path, compression="zstd")
-    shard = Shard("records/part-00000.parquet", file_sha256(path), len(records))
-    replace(
-        manifest,
-        shards=(shard,),
-        rows_in=len(records),
-        rows_out=len(records),
-        pairs_out=len(records) * len(manifest.forms),
-        rejected=0,
-        rejected_by_reason={},
-        data_digest=digest([[shard.sha256], manifest.forms, manifest.space.to_dict()]),
-    ).save(folder)
+    with whole_folder(folder) as unfinished:
+        (unfinished / "records").mkdir()
+        path = unfinished / "records" / "part-00000.parquet"
+        rows = [r.to_row() for r in records]
+        pq.write_table(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA), path, compression="zstd")
+        shard = Shard("records/part-00000.parquet", file_sha256(path), len(records))
+        replace(
+            manifest,
+            shards=(shard,),
+            rows_in=len(records),
+            rows_out=len(records),
+            pairs_out=len(records) * len(manifest.forms),
+            rejected=0,
+            rejected_by_reason={},
+            data_digest=digest([[shard.sha256], manifest.forms, manifest.space.to_dict()]),
+        ).save(unfinished)
     return folder
-
-
-def limited(records: Iterable[PairedExample], per_axis: int | None) -> Iterator[PairedExample]:
-    """The first records of each axis."""
-    seen: Counter[str] = Counter()
-    for record in records:
-        seen[record.axis] += 1
-        if per_axis is None or seen[record.axis] <= per_axis:
-            yield record
-
-
-def read_records(data: Path) -> Iterator[PairedExample]:
-    """The records of a prepared folder, in order."""
-    for shard in DatasetManifest.load(data).shards:
-        for row in pq.read_table(data / shard.path).to_pylist():
-            yield PairedExample.from_row(row)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from pft_core.data import DatasetManifest, PreferenceSpace
+from pft_core.data import DatasetManifest, PreferenceSpace, read_records
 from pft_core.evaluation import YARDSTICKS, read_items
 from pft_core.files import digest
 from pft_core.policies import base_digest
 from pft_core.prompts import PromptSettings, PromptStyle
 from pft_core.toyworld import SHIPPED_BASE, make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import SuiteData, read_records, released_file, subset
+from pipelines.compare.data import SuiteData, released_file, subset
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.config import RunConfig, changed

@@ -8,37 +8,43 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import pyarrow.parquet as pq
 import ray
 from pydantic import PositiveInt, model_validator
 
-from pft_core.data import MANIFEST_NAME, DatasetManifest, Form, PairedExample, PreferenceSpace, Reject, worded_as
+from pft_core.data import (
+    MANIFEST_NAME,
+    DatasetManifest,
+    Form,
+    PreferenceSpace,
+    Reject,
+    read_records,
+    worded_as,
+)
 from pft_core.errors import UserError
 from pft_core.evaluation import (
     METRICS,
+    OUTCOMES_NAME,
     TASKS,
     Asking,
-    Outcome,
     Task,
     TaskItem,
-    ask,
     report_rows,
     scored,
     task_rows,
 )
-from pft_core.files import digest, file_sha256
+from pft_core.files import digest, file_sha256, write_lines
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, template_digest
 from pft_core.settings import Settings
 from pipelines.console import console
 from pipelines.encode.job import read_tokenizer
 from pipelines.evaluate.endpoint import Served
+from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.pool import ask_on_ray, ask_task_on_ray
 from pipelines.evaluate.worker import Item, Job
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import write_report
 
-OUTCOMES_NAME = "outcomes.jsonl"  # what was chosen, item by item: every figure of the report follows from it
 REJECTS_NAME = "rejects.jsonl"
 
 
@@ -70,7 +76,7 @@ class EvaluateConfig(Settings):
         given = [
             name for name, value in {**options, "limit_per_axis": self.limit_per_axis}.items() if value is not None
         ]
-        if not TASKS.get(self.task, place="task").asks_records and given:
+        if not TASKS[self.task].asks_records and given:
             raise ValueError(f"task={self.task} has questions of its own: leave {', '.join(given)} out")
         return self
 
@@ -98,7 +104,7 @@ class Found:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json."""
-    task = TASKS.get(config.task, place="task")
+    task = TASKS[config.task]
     found = of_records(config) if task.asks_records else of_task(config, task)
     report = {
         "rows": found.rows,
@@ -128,7 +134,7 @@ def of_records(config: EvaluateConfig) -> Found:
         ensure_ray()
     started = time.perf_counter()
     if served is not None:
-        outcomes, rejects = items_of(ask(items, served.answer, served.base_answer))
+        outcomes, rejects = ask_here(items, served.answer, served.base_answer)
     else:
         outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
     refuse_all_rejected(config, len(items), len(outcomes), rejects)
@@ -171,13 +177,6 @@ def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: in
     console.print(f"{num_items} items asked, {num_answered} answered, {len(rejects)} rejected")
     if not num_answered:
         raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
-
-
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
 
 
 def served_policy(config: EvaluateConfig, manifest: DatasetManifest) -> Served:
@@ -243,13 +242,7 @@ def read_items(
     folder: Path, manifest: DatasetManifest, *, forms: Sequence[Form] | None, limit_per_axis: int | None
 ) -> list[Item]:
     """Read the records, in record order and at most `limit_per_axis` of each axis, once per form of question."""
-    seen: Counter[str] = Counter()
-    records = []
-    for shard in manifest.shards:
-        for row in read_shard(folder / shard.path):
-            seen[row["axis"]] += 1
-            if limit_per_axis is None or seen[row["axis"]] <= limit_per_axis:
-                records.append(PairedExample.from_row(row))
+    records = list(read_records(folder, manifest, per_axis=limit_per_axis))
     asked: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
     return [(record, form) for form in asked for record in records]
 
@@ -264,12 +257,6 @@ def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
             raise UserError(f"{axis!r}: an interval needs at least 2 scenarios, the data has {len(found)}: {advice}")
 
 
-def read_shard(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, though the manifest beside it lists it: run `pft prepare` again")
-    return pq.read_table(path).to_pylist()
-
-
 def asking_of(config: EvaluateConfig, ref: ModelRef) -> Asking:
     return Asking(ref.style, ref.space, config.max_length, config.tokens_per_batch, config.max_new_tokens)
 
@@ -278,10 +265,6 @@ def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
     use_gpu = "GPU" in ray.cluster_resources() if config.use_gpu is None else config.use_gpu
     precision = config.precision or ("bf16" if use_gpu else "fp32")
     return Job(ref, asking_of(config, ref), config.scoring == "generate", precision, use_gpu, config.threads_per_worker)
-
-
-def items_of(answered: Sequence[Outcome | Reject]) -> tuple[list[Outcome], list[Reject]]:
-    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
 
 
 def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:

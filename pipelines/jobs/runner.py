@@ -1,7 +1,5 @@
 """The job runner: one run key for one config, data and code; a run is reused, continued or started, never mixed up."""
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ import yaml
 
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.files import digest, read_json, write_json
+from pft_core.files import contents, digest, read_json, remove_folder, write_json, write_text
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.jobs.code import code_digest
@@ -64,14 +62,14 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
     run_dir.mkdir(parents=True, exist_ok=True)
     job |= {"status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(run_dir / JOB_NAME, job)
-    (run_dir / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    write_text(run_dir / CONFIG_NAME, yaml.safe_dump(config.model_dump(), sort_keys=False))
     begun = time.monotonic()
     try:
         result = run(run_dir, job["key"])
     except Exception as error:
         mistake = unwrap_user_error(error)
         if mistake and job["attempt"] == 1 and not _has_trained(run_dir):
-            shutil.rmtree(run_dir)  # nothing was done: a mistake leaves no half-written run behind
+            remove_folder(run_dir)  # nothing was done: a mistake leaves no half-written run behind
         else:
             write_json(run_dir / JOB_NAME, job | {"status": "failed", "error": str(mistake or repr(error))})
         raise
@@ -85,7 +83,7 @@ def _has_trained(run_dir: Path) -> bool:
 
 def _job_in(run_dir: Path, key: str) -> dict[str, Any]:
     """Return the job.json of a run with this key, {} where there is no run yet."""
-    if not run_dir.exists() or not any(run_dir.iterdir()):
+    if not run_dir.exists() or not contents(run_dir):
         return {}
     if not (run_dir / JOB_NAME).exists():
         raise UserError(f"{run_dir}: holds files, but no {JOB_NAME}: it is not a run; choose another folder")
@@ -99,12 +97,9 @@ def remove_run(run_dir: Path) -> None:
     """Delete a run. Raises UserError for a folder that is not one of ours."""
     if not run_dir.exists():
         return
-    if any(run_dir.iterdir()) and not (run_dir / JOB_NAME).exists():
+    if contents(run_dir) and not (run_dir / JOB_NAME).exists():
         raise UserError(f"{run_dir}: has no {JOB_NAME}, so it is not a run and --fresh does not delete it")
-    # Renamed first: cut off half-way, a deletion must not leave a folder that looks like a run.
-    doomed = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.deleted")
-    run_dir.rename(doomed)
-    shutil.rmtree(doomed)
+    remove_folder(run_dir)
 
 
 def run_key(config: RunConfig, *, kind: str, data: Sequence[str | None]) -> str:

@@ -34,7 +34,7 @@ from pft_core.data import (
 )
 from pft_core.encoding import EncodedLayer, EncodingSettings, EncodingSpec
 from pft_core.errors import UserError
-from pft_core.files import digest, file_sha256
+from pft_core.files import contents, digest, file_sha256, restore_folder, whole_folder
 from pft_core.prompts import PromptSettings
 from pft_core.settings import Settings
 from pipelines.console import console
@@ -100,20 +100,20 @@ def run(config: PrepareConfig) -> dict[str, Any]:
 
 def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
     """Bring `output` up to date with the config, and add the encoded layer if a model is given."""
-    local = local_files(config)
-    refuse_foreign_output(output)
-    with locked(output), work_folder(output) as work:
-        files = local + hub_files(config, work)
-        key = config_digest(config, files)
-        manifest = reusable(output, key)
-        if manifest is not None:
-            console.print(f"{output}: prepared already from the same input, used again")
-            refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
-            return encoded(config, output, manifest)
-        manifest = write_data(config, files, work, key=key)
-        manifest = encoded(config, work / "data", manifest)
-        publish(work / "data", output, old=work / "old")
-        return manifest
+    with locked(output):
+        restore_folder(output)
+        local = local_files(config)
+        refuse_foreign_output(output)
+        with work_folder(output) as work:
+            files = local + hub_files(config, work)
+            key = config_digest(config, files)
+            manifest = reusable(output, key)
+            if manifest is not None:
+                console.print(f"{output}: prepared already from the same input, used again")
+                refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
+                return encoded(config, output, manifest)
+            with whole_folder(output) as data:
+                return encoded(config, data, write_data(config, files, data, work=work, key=key))
 
 
 def local_files(config: PrepareConfig) -> list[InputFile]:
@@ -141,7 +141,7 @@ def refuse_foreign_output(output: Path) -> None:
     """Raise UserError where the output is a file, or a folder with anything that `prepare` did not write."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file, and the output has to be a folder: choose another name")
-    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    names = {path.name for path in contents(output)} if output.exists() else set()
     if names and not (names <= OWN_NAMES and previous(output)):
         raise UserError(f"{output}: holds files, and is not a data set that prepare wrote: choose another folder")
 
@@ -165,30 +165,19 @@ def reusable(output: Path, key: str) -> DatasetManifest | None:
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """Provide a folder on the output's own disk, so that the result can be moved; it is gone afterwards."""
+    """Provide a folder for what is read and staged, on the output's own disk; it is gone afterwards."""
     work = output.with_name(f".{output.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    for name in ("staged", f"data/{RECORDS_NAME}"):
-        (work / name).mkdir(parents=True)
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    work.mkdir()
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def publish(data: Path, output: Path, *, old: Path) -> None:
-    """Put the new data set in the place of the old one."""
-    if output.exists():
-        output.rename(old)
-    data.rename(output)
-
-
-def write_data(config: PrepareConfig, files: list[InputFile], work: Path, *, key: str) -> DatasetManifest:
-    """Stage every row, decide which go on, write shards, rejects and manifest into `work/data`."""
-    tasks = [
-        StageTask(origin, str(work / "staged" / f"{number:05d}"))
-        for number, origin in enumerate(origins(config, files))
-    ]
+def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, work: Path, key: str) -> DatasetManifest:
+    """Stage every row in `work`, decide which go on, write shards, rejects and manifest into `data`."""
+    tasks = [StageTask(o, str(work / f"staged-{number:05d}")) for number, o in enumerate(origins(config, files))]
     num_workers = tasks_at_once(config)
     staged = [f for r in on_ray(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
@@ -200,9 +189,9 @@ def write_data(config: PrepareConfig, files: list[InputFile], work: Path, *, key
     by_reason = {str(reason): int(count) for reason, count in sorted(rejects["reason"].value_counts().items())}
     refuse_too_few(by_reason, config, rows_in=len(rows), examples=rejects.head(3))
     table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(table, work / "data" / REJECTS_NAME)
+    pq.write_table(table, data / REJECTS_NAME)
     kept = np.flatnonzero(rows["reason"].isna())
-    shards, lengths = write_shards(kept, staged, rows_in_file, work / "data", num_workers=num_workers)
+    shards, lengths = write_shards(kept, staged, rows_in_file, data, num_workers=num_workers)
     forms = tuple(sorted(set(config.forms), reverse=True))
     manifest = DatasetManifest(
         source=config.source,
@@ -219,7 +208,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], work: Path, *, key
         # Forms and wording count: with other ones the same shards train another policy.
         data_digest=digest([[shard.sha256 for shard in shards], forms, space.to_dict()]),
     )
-    manifest.save(work / "data")
+    manifest.save(data)
     console.print(f"{len(rows)} rows in, {len(kept)} out, {len(rejects)} rejected{listed(by_reason)}")
     return manifest
 
@@ -281,6 +270,7 @@ def write_shards(
     kept: np.ndarray, staged: list[str], rows_in_file: list[int], data: Path, *, num_workers: int
 ) -> tuple[tuple[Shard, ...], dict[str, dict[str, float]]]:
     """Write the kept rows (indices over all staged files) as shards; return these and the length quantiles."""
+    (data / RECORDS_NAME).mkdir()
     ends = np.cumsum(rows_in_file)
     names: list[str] = []
     tasks: list[ShardTask] = []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         ticks,
         ticks_between,
     )
-    from pipelines.reporting.pages import render_template, write_whole
+    from pipelines.reporting.pages import render_template
     from pipelines.reporting.report import CURVE_NAMES, seconds, without_credentials, write_report
 else:
     __getattr__ = lazy_exports(__name__)

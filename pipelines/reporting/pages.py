@@ -1,6 +1,5 @@
-"""Pages and other texts of a report: templates in, escaped text out, and each file whole or not at all."""
+"""Pages of a report: templates in, escaped text out."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,3 @@ def render_template(name: str, values: Mapping[str, Any], *, filters: Mapping[st
     )
     environment.filters |= filters
     return environment.get_template(name).render(values)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

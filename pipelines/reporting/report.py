@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.evaluation import METRICS, TASKS, Metric, Task, metrics_where
-from pft_core.files import write_json
+from pft_core.files import write_json, write_text
 from pft_core.registry import Registry
 from pipelines.reporting import charts
 from pipelines.reporting.charts import Row
-from pipelines.reporting.pages import render_template, write_whole
+from pipelines.reporting.pages import render_template
 from pipelines.tracking import flatten, mask_credentials
 
 NUM_COLOURS = 5
@@ -27,7 +27,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     report = {**report, "config": without_credentials(report["config"])}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    write_whole(folder / "report.html", render(report))
+    write_text(folder / "report.html", render(report))
     return folder / "report.json", folder / "report.html"
 
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from pft_core.files import digest, file_sha256
+from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.policies import ModelRef
 from pft_core.prompts import template_digest
 from pft_core.training import policy_folder
@@ -39,8 +39,5 @@ def policy_kind(config: RunConfig) -> str:
 
 def copy_policy(saved: Path, target: Path) -> None:
     """Copy the policy of a checkpoint folder; the target appears whole or not at all."""
-    unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(policy_folder(saved), unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    with whole_folder(target) as unfinished:
+        shutil.copytree(policy_folder(saved), unfinished, dirs_exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState, _TrainingResultState
 
+from pft_core.files import write_text
 from pft_core.training import CHECKPOINT_MANIFEST_NAME, CheckpointError, verify_checkpoint
 from pipelines.console import console
 
@@ -43,9 +44,7 @@ def mend_snapshot(folder: Path, metrics_by_step: Mapping[int, dict[str, Any]], *
         timed_out_validation_checkpoint_dir_names=[],
         failed_validation_checkpoint_dir_names=[],
     )
-    unfinished = folder / f".{SNAPSHOT_NAME}.tmp"
-    unfinished.write_text(state.model_dump_json(), encoding="utf-8")
-    unfinished.replace(folder / SNAPSHOT_NAME)
+    write_text(folder / SNAPSHOT_NAME, state.model_dump_json())
 
 
 def _finished(folder: Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.evaluation import Outcome, front, hypervolume, knee
+from pft_core.evaluation import Outcome, front, hypervolume, knee, read_outcomes
 from pft_core.files import read_json
 from pipelines.config import SearchSettings
 from pipelines.jobs import JOB_NAME
@@ -51,14 +51,9 @@ def _trial_row(trial: Trial, error: str | None, places: Mapping[str, int]) -> Ro
 
 
 def _figures(trial: Trial, result: Row) -> Row:
-    intervals = intervals_of(outcomes_of(result), form=trial.search.search.form)
+    intervals = intervals_of(read_outcomes(Path(result["outcomes"])), form=trial.search.search.form)
     low, high = intervals["both_right"]
     return {name: result[name] for name in MEASURED} | {"low": low, "high": high, "intervals": intervals}
-
-
-def outcomes_of(result: Row) -> list[Outcome]:
-    lines = Path(result["outcomes"]).read_text(encoding="utf-8").splitlines()
-    return [Outcome.from_json(line) for line in lines]
 
 
 def rung_losses(trial: Trial) -> list[float]:
@@ -137,4 +132,5 @@ def verification(trials: Sequence[Trial], rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def _finished_outcomes(trial: Trial) -> list[Outcome]:
-    return outcomes_of(read_json(trial.run_dir / JOB_NAME, what="the state of a trial")["result"])
+    result = read_json(trial.run_dir / JOB_NAME, what="the state of a trial")["result"]
+    return read_outcomes(Path(result["outcomes"]))

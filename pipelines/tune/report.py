@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.evaluation import METRICS
-from pft_core.files import write_json
-from pipelines.reporting import Row, render_template, seconds, short, without_credentials, write_whole
+from pft_core.files import write_json, write_text
+from pipelines.reporting import Row, render_template, seconds, short, without_credentials
 from pipelines.tracking import flatten
 from pipelines.tune.drawings import accuracy_panel, base_of, has_value, heat_map, legend_places, pareto_panel
 from pipelines.tune.points import ratio_name
@@ -51,7 +51,7 @@ def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
             (folder / file).unlink(missing_ok=True)
     write_json(folder / "report.json", report)
     for name, text in texts.items():
-        write_whole(folder / name, text)
+        write_text(folder / name, text)
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
 
 

@@ -11,12 +11,11 @@ from mlflow.exceptions import MlflowException
 
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.files import read_json, write_json
+from pft_core.files import read_json, write_json, write_text
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest, commit
-from pipelines.reporting import write_whole
 from pipelines.tracking import Tracker, close_killed, register
 from pipelines.tune import findings, wording
 from pipelines.tune.figures import FIGURES
@@ -141,7 +140,7 @@ def write_recipe(config: RunConfig, report: Mapping[str, Any], run_dir: Path) ->
     head = f"# {report['sentences'][0]}\n"
     if row["source"] == "soup":
         head += "# What was picked is a soup: this recipe trains its ratio, which gives another policy.\n"
-    write_whole(path, head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False))
+    write_text(path, head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False))
     return path
 
 

@@ -15,7 +15,7 @@ import torch
 
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
-from pft_core.evaluation import Outcome
+from pft_core.evaluation import OUTCOMES_NAME, Outcome, write_outcomes
 from pft_core.files import digest, file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef, interpolate_adapters, interpolate_weights
 from pft_core.training import EngineSettings
@@ -103,13 +103,13 @@ def run_trial(trial: Trial) -> Result:
             outcomes, num_rejected = ask_policy(trial, ref, run_dir)
             figures = figures_of(outcomes, form=trial.search.search.form)
             tracker.log(steps + 1, {name: value for name, value in figures.items() if value is not None})
-            for path in (run_dir / CONFIG_NAME, run_dir / evaluate.OUTCOMES_NAME):
+            for path in (run_dir / CONFIG_NAME, run_dir / OUTCOMES_NAME):
                 tracker.artifact(path)
             if trial.point.source != "base":
                 upload_policy(tracker, run_dir, config)
         return {
             "run_dir": str(run_dir),
-            "outcomes": str(run_dir / evaluate.OUTCOMES_NAME),
+            "outcomes": str(run_dir / OUTCOMES_NAME),
             "items_rejected": num_rejected,
             "steps": steps,
             "seconds": time.monotonic() - begun,
@@ -190,5 +190,5 @@ def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome
         outcomes, rejects = evaluate.ask_on_ray(items, job, num_workers=config.scaling.num_workers)
     if not outcomes:
         raise UserError(f"{folder}: every validation item is longer than encoding.max_length: raise it")
-    evaluate.write_lines(run_dir / evaluate.OUTCOMES_NAME, [outcome.to_json() for outcome in outcomes])
+    write_outcomes(run_dir, outcomes)
     return outcomes, len(rejects)

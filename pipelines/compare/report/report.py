@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.evaluation import METRICS, YARDSTICKS, metrics_where, pairs_first
-from pft_core.files import write_json
+from pft_core.files import write_json, write_text
 from pipelines.compare.report import charts as compare_charts
 from pipelines.compare.report.findings import (
     MISSING,
@@ -31,7 +31,6 @@ from pipelines.reporting import (
     render_template,
     seconds,
     without_credentials,
-    write_whole,
 )
 from pipelines.reporting import (
     short as cut_label,
@@ -53,7 +52,7 @@ def write_comparison(report: Mapping[str, Any], folder: Path) -> dict[str, Path]
     write_json(folder / "report.json", report)
     texts = {"report.html": render(report), "tables.md": markdown(report), "tables.tex": latex(report)}
     for name, text in texts.items():
-        write_whole(folder / name, text)
+        write_text(folder / name, text)
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
 
 

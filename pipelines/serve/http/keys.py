@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pft_core.errors import UserError
+from pft_core.files import whole_file
 from pft_core.settings import Settings
 from pipelines.strict import build
 
@@ -76,13 +76,9 @@ def _writing(file: Path) -> Iterator[None]:
 
 def _replace(file: Path, text: str) -> None:
     """Write a file that its owner alone can read, from its first byte on."""
-    unfinished = file.with_name(f".{file.name}.tmp")
-    unfinished.unlink(missing_ok=True)  # of a process that was killed
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as written:
-        written.write(text)
-        written.flush()
-        os.fsync(written.fileno())
-    unfinished.replace(file)
+    with whole_file(file) as unfinished:
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_keys(file: Path) -> list[Key]:

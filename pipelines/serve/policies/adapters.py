@@ -19,7 +19,7 @@ from typing import Any
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from pft_core.errors import UserError
-from pft_core.files import digest
+from pft_core.files import digest, whole_folder
 from pft_core.policies import interpolate_adapters
 from pipelines.tracking import mask_credentials, opening, quiet_mlflow, sqlite_path, tracking_uri
 
@@ -138,22 +138,17 @@ class AdapterCache:
             return True
 
     def _make(self, source: AdapterSource, target: Path) -> None:
-        unfinished = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
             if isinstance(source, Blend):
                 with self.held(source.first) as first, self.held(source.second) as second:
                     parts = [(first.folder, source.first_weight), (second.folder, 1 - source.first_weight)]
-                    interpolate_adapters(parts, unfinished)
+                    interpolate_adapters(parts, target)
             else:
-                fetch(source.place, unfinished, registry=self._registry)
-                _refuse_other_content(source, unfinished)
-            _sync(unfinished)
-            unfinished.rename(target)
+                with whole_folder(target) as unfinished:
+                    fetch(source.place, unfinished, registry=self._registry)
+                    _refuse_other_content(source, unfinished)
         except OSError as error:
             raise UserError(f"{source.id}: cannot be copied to {self._folder} ({error.strerror or error})") from None
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _evict(self) -> None:
         """Remove copies beyond the limit, and what killed processes left; what is in use, or being made, stays."""
@@ -182,16 +177,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Put files on the disk before their folder gets its name: after a power failure a name stands for a whole copy."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _last_use(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -209,8 +194,8 @@ def _refuse_other_content(source: Source, folder: Path) -> None:
 
 
 def fetch(place: str, folder: Path, *, registry: str | None = None) -> Path:
-    """Copy an adapter's two files into a new folder. Raises UserError where they are not there."""
-    folder.mkdir(parents=True)
+    """Copy an adapter's two files into a folder. Raises UserError where they are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
         if place.startswith(REGISTRY_SCHEME):
             download(place, f"adapter/{name}", folder, registry=registry)

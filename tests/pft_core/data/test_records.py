@@ -1,10 +1,17 @@
 """Records: ids depend on content only, shown order carries no information, nothing is lost on the way to Parquet."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from pft_core.data.manifest import DatasetManifest
+from pft_core.data.prepared import read_records, read_shard
 from pft_core.data.record_schema import RECORD_SCHEMA
 from pft_core.data.records import Option, PairedExample, content_id, counterbalanced, paired_example
+from pft_core.errors import UserError
+from tests.builders import record, write_dataset
 
 OPTIONS = [Option("go", 0), Option("stay", 1), Option("ask", 0)]
 
@@ -43,4 +50,20 @@ def test_a_record_survives_parquet(tmp_path) -> None:
     records = [paired_example("Risk", f"plan {i}", OPTIONS[: 2 + i % 2], "response") for i in range(3)]
     path = tmp_path / "records.parquet"
     pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), path)
-    assert [PairedExample.from_row(row) for row in pq.read_table(path).to_pylist()] == records
+    assert list(read_shard(path)) == records
+
+
+def test_records_are_read_in_the_order_of_the_shards(tmp_path) -> None:
+    records = [record(n, axis=("Risk", "Pace")[n % 3 == 0]) for n in range(1200)]  # more than memory holds at once
+    data = write_dataset(tmp_path / "data", records)
+    assert list(read_records(data)) == records
+    assert list(read_records(data, per_axis=2)) == records[:4]
+    manifest = DatasetManifest.load(data)
+    twice = replace(manifest, shards=manifest.shards * 2)
+    assert list(read_records(data, twice)) == records * 2
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path) -> None:
+    manifest = DatasetManifest.load(write_dataset(tmp_path / "data", [record(0)]))
+    with pytest.raises(UserError, match=r"elsewhere/.*parquet: no such file, though the manifest beside it lists it"):
+        list(read_records(tmp_path / "elsewhere", manifest))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from pft_core.encoding.batching import collate
 from pft_core.errors import UserError
-from pft_core.files import file_sha256
+from pft_core.files import contents, file_sha256
 from pft_core.policies import soup
 from pft_core.policies.model import (
     SavedWeightsError,
@@ -211,7 +211,7 @@ def test_a_part_left_alone_is_copied_and_those_of_weight_0_are_not_read(adapters
 
 
 def test_a_soup_replaces_an_older_one_and_what_a_killed_call_left(adapters: list[Path], tmp_path: Path) -> None:
-    for name in ("soup", ".soup.tmp"):
+    for name in ("soup", ".soup.replaced"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").touch()
     folder = interpolate_adapters(parts_of(adapters, WEIGHTS), tmp_path / "soup")
@@ -223,7 +223,8 @@ def test_a_soup_appears_whole_or_not_at_all(
     adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(*args: Any) -> None:
-        assert [path.name for path in tmp_path.iterdir()] == [".soup.tmp"]  # the weights are there already
+        assert [path.name for path in tmp_path.rglob("*.safetensors")] == [ADAPTER_FILES[1]]
+        assert contents(tmp_path) == []
         raise OSError("no space left")
 
     monkeypatch.setattr(soup, "write_json", full_disk)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from pft_core.data.preferences import load_space
+from pft_core.data.prepared import read_records
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking
 from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.outcome_files import read_outcomes
 from pft_core.evaluation.steering import SweepPoint
 from pft_core.evaluation.yardsticks.registry import YARDSTICKS
 from pft_core.policies.identity import base_digest
@@ -18,7 +20,7 @@ from pft_core.prompts.rendering import PromptStyle
 from pft_core.toyworld.base import SHIPPED_BASE
 from pft_core.toyworld.scenarios import generate
 from pipelines.compare import asking, job
-from pipelines.compare.data import held_out, read_records
+from pipelines.compare.data import held_out
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, load_suite, shipped_suites
 from pipelines.evaluate.worker import Job
@@ -85,7 +87,7 @@ def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storag
 
 
 def outcomes(run_dir: Path) -> list[Outcome]:
-    return [Outcome.from_json(line) for line in (run_dir / "outcomes.jsonl").read_text().splitlines()]
+    return read_outcomes(run_dir / "outcomes.jsonl")
 
 
 def test_steering_chooses_its_setting_on_validation_records(tmp_path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import load_space
 from pft_core.errors import UserError
-from pft_core.files import read_json
+from pft_core.files import read_json, whole_file
 from pipelines.config import RunConfig, load_config
 from pipelines.jobs import runner as jobs
 from pipelines.jobs.cluster import refuse_silent_address
@@ -61,6 +62,24 @@ def test_an_unfinished_run_continues_in_the_same_folder(tmp_path: Path) -> None:
     assert run_job(config(tmp_path), work, fresh=False, kind="train") == {"run_dir": str(run_dir), "calls": 2}
     job = read_json(run_dir / "job.json", what="job")
     assert (job["status"], job["attempt"]) == ("finished", 2)
+
+
+def test_a_run_that_was_killed_before_its_state_was_written_is_started(tmp_path: Path) -> None:
+    run_dir = tmp_path / f"r-{run_key(config(tmp_path), kind='train')[:8]}"
+    for fresh in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(jobs, "write_json", killed_before_the_end)
+            with pytest.raises(KeyboardInterrupt):
+                run_job(config(tmp_path), Work(), fresh=fresh, kind="train")
+        assert [path.name[:10] for path in run_dir.iterdir()] == [".job.json."]
+        assert run_job(config(tmp_path), Work(), fresh=fresh, kind="train")["calls"] == 1
+
+
+def killed_before_the_end(path: Path, _: Any) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text("half of a fi")
+        raise KeyboardInterrupt
 
 
 def test_fresh_deletes_the_run_and_starts_anew(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """prepare: what goes in comes out as records or as rejects, whole or not at all, and the same with any workers."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +314,58 @@ def test_an_interrupted_run_leaves_the_old_data_set(tmp_path: Path, monkeypatch:
         run(config(tmp_path / "out", source, forms=["all"]))
     assert DatasetManifest.load(tmp_path / "out") == before
     assert {p.name for p in tmp_path.iterdir()} == {"rows.json", "out"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: after it the process does nothing more to the disk."""
+
+
+def kill_before(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let this process rename folders, but stop it for good right before the rename of that number."""
+    taken, rename = itertools.count(1), os.rename
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        if next(taken) >= step:
+            patch.setattr(shutil, "rmtree", dead)
+            raise Killed
+        rename(*args, **kwargs)
+
+    def dead(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    patch.setattr(os, "rename", counted)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("again", ["the same", "another", "a wrong one"])
+def test_a_kill_between_the_renames_loses_no_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, again: str
+) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0)])
+    run(config(tmp_path / "out", source))
+    old = DatasetManifest.load(tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
+        kill_before(step, patch)
+        run(config(tmp_path / "out", source, forms=["all"]))
+    assert (tmp_path / "out").exists() == (step != 2)
+    if again == "a wrong one":
+        with pytest.raises(UserError, match="no such file"):
+            run(config(tmp_path / "out", "missing.json"))
+        assert (DatasetManifest.load(tmp_path / "out") == old) == (step < 3)
+    else:
+        forms: Any = ["all"] if again == "the same" else ["one"]
+        run(config(tmp_path / "out", source, forms=forms))
+        assert DatasetManifest.load(tmp_path / "out").forms == tuple(forms)
+    assert len(records_in(tmp_path / "out")) == 1
+    assert {path.name for path in tmp_path.iterdir()} - {".out.work"} == {"rows.json", "out"}
+
+
+def test_a_half_written_manifest_makes_no_foreign_folder(tmp_path: Path) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(0)])
+    run(config(tmp_path / "out", source))
+    (tmp_path / "out" / ".manifest.json.killed.tmp").mkdir()
+    assert run(config(tmp_path / "out", source, forms=["all"]))["rows_out"] == 1
+    assert not (tmp_path / "out" / ".manifest.json.killed.tmp").exists()
 
 
 def test_with_a_model_the_layer_comes_with_the_records(tmp_path: Path, tiny_qwen2: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,10 @@ def test_the_file_is_its_owners_alone_from_the_first_byte_on(file: Path, monkeyp
     modes = []
 
     def synced(descriptor: int) -> None:
-        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        mode = os.fstat(descriptor).st_mode
+        modes.extend([stat.S_IMODE(mode)] if stat.S_ISREG(mode) else [])
 
-    monkeypatch.setattr(keys.os, "fsync", synced)
+    monkeypatch.setattr(os, "fsync", synced)
     for name in ("ann", "bob"):
         add_key(file, name)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -100,10 +102,19 @@ def test_of_keys_made_at_once_none_is_lost(file: Path) -> None:
     assert {key.name for key in read_keys(file)} == {f"{name}{number}" for name in "abc" for number in range(10)}
 
 
+def _die_before_the_key_is_there(file: Path) -> None:
+    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    add_key(file, "bob")
+
+
 def test_what_a_killed_process_left_is_in_nobodys_way(file: Path) -> None:
-    file.with_name(".keys.json.tmp").write_text("half of a fi")
+    process = FORK.Process(target=_die_before_the_key_is_there, args=(file,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     add_key(file, "ann")
     assert [key.name for key in read_keys(file)] == ["ann"]
+    assert {path.name for path in file.parent.iterdir()} == {"keys.json", ".keys.json.lock"}
 
 
 # --- the ring

@@ -1,0 +1,27 @@
+"""What was chosen, item by item, kept in a file: every figure of a report follows from it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pft_core.errors import UserError
+from pft_core.evaluation.metrics import Outcome
+from pft_core.files import write_lines
+
+OUTCOMES_NAME = "outcomes.jsonl"
+
+
+def write_outcomes(folder: Path, outcomes: Sequence[Outcome]) -> Path:
+    """Write one outcome a line, whole or not at all; return the file."""
+    write_lines(folder / OUTCOMES_NAME, (outcome.to_json() for outcome in outcomes))
+    return folder / OUTCOMES_NAME
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """Read what `write_outcomes` wrote. Raises UserError where there is no such file, or something else."""
+    try:
+        return [Outcome.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the outcomes of a run: run it again with --fresh") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not outcomes ({error}): run it again with --fresh") from None

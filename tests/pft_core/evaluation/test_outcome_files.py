@@ -1,0 +1,27 @@
+"""Outcomes in a file: what is read is what was written, and anything else is named."""
+
+from pathlib import Path
+
+import pytest
+
+from pft_core.errors import UserError
+from pft_core.evaluation.outcome_files import read_outcomes, write_outcomes
+from pft_core.evaluation.tasks import Outcome
+
+OUTCOMES = [
+    Outcome("a", "Where\u2028to?", "Risk", "one", (0, 1), (frozenset({0}), None), frozenset({1})),
+    Outcome("b", "When?", "Pace", "all", (0, 1, 0), (frozenset({0, 2}), frozenset())),
+]
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    assert read_outcomes(write_outcomes(tmp_path, OUTCOMES)) == OUTCOMES
+
+
+def test_a_file_without_outcomes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"outcomes\.jsonl: no such file"):
+        read_outcomes(tmp_path / "outcomes.jsonl")
+    for text in ("[1]\n", "{}\n", '{"cut": \n'):
+        (tmp_path / "outcomes.jsonl").write_text(text)
+        with pytest.raises(UserError, match=r"outcomes\.jsonl: not outcomes"):
+            read_outcomes(tmp_path / "outcomes.jsonl")
