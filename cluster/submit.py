@@ -1,50 +1,64 @@
-"""Run a verb as a Ray job: upload this checkout, start the command on the cluster, follow its log to the end.
+"""Run a verb as a Ray job: upload the code, start the command on the cluster, follow its log to the end.
 
 The same command submitted twice is one job: its id is derived from the command and the code, and an id in use is
 followed.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.upload import digest, in_upload, plugins_of, runtime_env
 from pft_core.errors import UserError, did_you_mean
 
-ROOT = Path(__file__).resolve().parents[1]
-PATH_OPTIONS = ("--input", "--data", "--model", "--adapter", "--output")
-VERBS = ("prepare", "train", "evaluate", "quickstart", "show")
-# Only code travels: data and results live on storage that every node sees.
-EXCLUDES = ["/runs", "/data", "/build", "/dist", ".*_cache", "__pycache__", "*.egg-info", "mlruns", "*.db"]
 POLL_SECONDS = 0.5
 AGENT_SECONDS = 60.0
 SHOWN_LINES = 20
 
 
-def run(command: list[str], *, address: str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class JobVerb:
+    """A verb of the command line that runs as a job, as the command line itself describes it.
+
+    num_names: words after the verb that name a recipe or a command. path_options: options that take a path;
+    plugin_options: those that take a plugin. stores: how it is told where results go: by an override, by an option.
+    """
+
+    num_names: int = 0
+    path_options: tuple[str, ...] = ()
+    plugin_options: tuple[str, ...] = ()
+    stores: Literal["override", "option"] | None = None
+
+
+def run(
+    command: list[str], *, address: str | None, verbs: Mapping[str, JobVerb], plugins: Sequence[str] = ()
+) -> dict[str, Any]:
     """Submit `pft <command>` and follow it. Result: submission_id, status, and the command's own result.
 
+    verbs: those that run as jobs, by name; plugins: files or modules that the command is given besides its own.
     address: the dashboard's URL; None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS. A token is sent along where this machine
     has one: RAY_AUTH_TOKEN, or the file that a local Ray keeps.
-    Raises UserError when the command is no verb, no cluster answers, or the recipe would not be uploaded.
+    Raises UserError when the command is no verb, no cluster answers, or a file of it would not be uploaded.
     """
-    if command[0] not in VERBS:
-        raise UserError(f"submit: {command[0]!r} is not a verb that runs as a job.{did_you_mean(command[0], VERBS)}")
-    if not (ROOT / "pyproject.toml").is_file():
-        raise UserError(f"{ROOT}: not a checkout; `pft submit` uploads one: install it with `pip install -e .`")
+    if command[0] not in verbs:
+        raise UserError(f"submit: {command[0]!r} is not a verb that runs as a job.{did_you_mean(command[0], verbs)}")
+    verb = verbs[command[0]]
+    sent = for_the_cluster([*command, *plugin_arguments(command, verb, plugins)], verb)
     client = connect(address)
-    submission_id = submit_once(client, for_the_cluster(command))
+    submission_id = submit_once(client, sent)
     status = follow(client, submission_id)
     result = {"submission_id": submission_id, "status": status.value}
     if status == JobStatus.SUCCEEDED:
@@ -71,20 +85,33 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise UserError(f"cluster at {shown}: {error}: give the dashboard's URL: --address http://HOST:8265") from None
 
 
-def for_the_cluster(command: list[str]) -> list[str]:
-    """Rewrite paths: a recipe file is uploaded with the checkout, all else is absolute, on storage that both sides see.
+def plugin_arguments(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:
+    """Return the arguments that give a verb more plugins: its option, or an override that keeps the recipe's own."""
+    if not plugins:
+        return []
+    if verb.plugin_options:
+        return [word for plugin in plugins for word in (verb.plugin_options[0], plugin)]
+    if verb.stores != "override":
+        raise UserError(f"submit: --plugin: {command[0]} takes no plugins: leave it out")
+    recipes = [Path(word) for word in command[1 : 1 + verb.num_names] if Path(word).is_file()]
+    return [f"plugins={json.dumps([*(p for recipe in recipes for p in plugins_of(recipe)), *plugins])}"]
 
-    A relative folder would lie in the job's copy of the checkout, which goes when the job ends. Raises UserError.
+
+def for_the_cluster(command: list[str], verb: JobVerb) -> list[str]:
+    """Rewrite paths: recipes and plugins travel with the code, all else is absolute, on storage that both sides see.
+
+    A relative folder would lie in the job's copy of the code, which goes when the job ends. Raises UserError.
     """
-    verb, *rest = command
-    num_names = {"train": 1, "show": 2}.get(verb, 0)
-    names, arguments = rest[:num_names], rest[num_names:]
-    if verb == "quickstart" or (verb == "train" and "storage" not in _keys_of(names)):
+    name, *rest = command
+    names, arguments = rest[: verb.num_names], rest[verb.num_names :]
+    if verb.stores == "override" and "storage" not in _keys_of(names):
         arguments = ["storage=runs", *arguments]  # a later storage= wins
-    return [verb, *(_in_upload(name) for name in names), *_placed(arguments)]
+    if verb.stores == "option" and "--storage" not in arguments:
+        arguments = ["--storage", "runs", *arguments]
+    return [name, *(in_upload(word) for word in names), *_placed(arguments, verb)]
 
 
-def _placed(arguments: list[str]) -> Iterator[str]:
+def _placed(arguments: list[str], verb: JobVerb) -> Iterator[str]:
     option = ""
     for word in arguments:
         if word.startswith("--"):
@@ -92,23 +119,26 @@ def _placed(arguments: list[str]) -> Iterator[str]:
             yield word
             continue
         key, equals, value = word.rpartition("=")
-        is_output = option == "--output" or key == "storage"
-        names_a_path = bool(equals) or option in PATH_OPTIONS
+        if option in verb.plugin_options or key == "plugins":
+            yield _plugins_placed(key, equals, value)
+            continue
+        is_output = option in ("--output", "--storage") or key == "storage"
+        names_a_path = bool(equals) or option in verb.path_options
         yield f"{key}{equals}{Path(value).resolve()}" if names_a_path and (is_output or Path(value).exists()) else word
+
+
+def _plugins_placed(key: str, equals: str, value: str) -> str:
+    """Plugins of an option, or of `plugins=[a.py, b.py]`, as the job sees them. Raises UserError."""
+    if not equals:
+        return in_upload(value)
+    names = yaml.safe_load(value)
+    placed = [in_upload(str(name)) for name in names] if isinstance(names, list) else names
+    return f"{key}={json.dumps(placed)}"
 
 
 def _keys_of(names: list[str]) -> set[str]:
     files = [Path(name) for name in names if Path(name).is_file()]
     return {line.partition(":")[0] for file in files for line in file.read_text(encoding="utf-8").splitlines()}
-
-
-def _in_upload(name: str) -> str:
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
-        return name
-    if not path.resolve().is_relative_to(ROOT):
-        raise UserError(f"{name}: is not inside {ROOT}, so the cluster would not see it: copy it there")
-    return str(path.resolve().relative_to(ROOT))
 
 
 def submit_once(client: JobSubmissionClient, command: list[str]) -> str:
@@ -132,7 +162,8 @@ def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -
     python = f"$(command -v {shlex.quote(sys.executable)} || echo python)"
     entrypoint = f"{python} {shlex.join(['-m', 'pipelines.cli', *command])}"
     try:
-        _submit(client, entrypoint, submission_id, deadline=time.monotonic() + AGENT_SECONDS)
+        env = runtime_env(command)
+        _submit(client, entrypoint, submission_id, env, deadline=time.monotonic() + AGENT_SECONDS)
         print(f"{submission_id}: {entrypoint}", file=sys.stderr)
     except RuntimeError as error:
         if "already exists" not in str(error):  # else another process was faster, and its job is the one to follow
@@ -140,15 +171,13 @@ def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -
     return submission_id
 
 
-def _submit(client: JobSubmissionClient, entrypoint: str, submission_id: str, *, deadline: float) -> None:
+def _submit(
+    client: JobSubmissionClient, entrypoint: str, submission_id: str, env: dict[str, Any], *, deadline: float
+) -> None:
     """Submit, and wait where a cluster has only just started and its agent has not."""
     while True:
         try:
-            client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=submission_id,
-                runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
-            )
+            client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=env)
             return
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -158,16 +187,8 @@ def _submit(client: JobSubmissionClient, entrypoint: str, submission_id: str, *,
 
 def job_name(command: list[str]) -> str:
     """Return an id that says the verb and the recipe, and ends with the digest of command, code, recipe and data."""
-    sha = hashlib.sha256(json.dumps(command).encode())
-    for word in command:
-        place = ROOT / word.rpartition("=")[2]
-        for path in (place, place / "manifest.json"):
-            sha.update(path.read_bytes() if path.is_file() else b"")
-    for path in sorted(p for pattern in ("pft_core/**/*", "pipelines/**/*") for p in ROOT.glob(pattern)):
-        if path.suffix in (".py", ".yaml"):
-            sha.update(path.read_bytes())
     words = [re.sub(r"[^A-Za-z0-9.-]+", "-", Path(word).stem) for word in command[:2]]
-    return "-".join(["pft", *words, sha.hexdigest()[:8]])
+    return "-".join(["pft", *words, digest(command)[:8]])
 
 
 def attempts(name: str) -> Iterator[str]:

@@ -5,18 +5,24 @@ mistake in what the user gave (one message, no traceback), 130 interrupted.
 """
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
+from pipelines.plugins import place_of
 from pipelines.strict import build
+
+if TYPE_CHECKING:
+    from cluster.submit import JobVerb
 
 app = typer.Typer(
     add_completion=False,
@@ -29,7 +35,12 @@ app.add_typer(show, name="show")
 
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.lr=1e-4")]
+STORING = ("train", "tune", "quickstart")  # verbs whose override storage= says where runs are kept
 MODES = ("grid", "soup", "asha", "optuna")  # of tune
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Your code, which registers what other options name."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
 
 
@@ -62,7 +73,7 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 @app.command()
 @verb
 def prepare(
-    source: Annotated[str, typer.Option(metavar="vcd|bqd|trl|json|toyworld", help="The form of the raw rows.")],
+    source: Annotated[str, typer.Option(metavar="|".join(SOURCES), help="The form of the raw rows.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
     input: Annotated[
         list[str] | None, typer.Option(metavar="PATH...", help="Files, folders, or a hub data set's name.")
@@ -78,6 +89,7 @@ def prepare(
     max_reject_fraction: Annotated[
         float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
     ] = None,
+    plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
     from pipelines.prepare import job as prepare
@@ -89,6 +101,7 @@ def prepare(
         "num_workers": num_workers,
         "model": model,
         "max_reject_fraction": max_reject_fraction,
+        "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
     raw = {"source": source, "input": input or [], "output": str(output), "forms": split_list(forms), **given}
@@ -126,6 +139,7 @@ def evaluate(
     task: Annotated[
         str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
     ] = "choices",
+    plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
     from pipelines.evaluate import job as evaluate
@@ -138,6 +152,7 @@ def evaluate(
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
         "task": task,
+        "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
     return evaluate.run(build(evaluate.EvaluateConfig, {"data": str(data), "output": str(output), **given}))
@@ -164,6 +179,7 @@ def compare(
     size: Annotated[str, typer.Option(metavar="tiny|paper", help="Two cores, or the paper's models on GPUs.")] = "tiny",
     storage: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and reports are kept.")] = Path("runs"),
     list_suites: Annotated[bool, typer.Option("--list", help="List the shipped suites.")] = False,
+    plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Compare methods over seeds, with intervals, tests and yardsticks: `pft compare SUITE`."""
     from pipelines.compare import load_suite, shipped_suites
@@ -175,7 +191,7 @@ def compare(
             for at, chosen_size in shipped.sizes.items():
                 console.print(f"{'':20}   {at}: {chosen_size.summary}", highlight=False, soft_wrap=True)
         return {"suites": list(suites)}
-    chosen = load_suite(suite, overrides or [])
+    chosen = load_suite(suite, overrides or [], plugin or [])
     from pipelines.compare import job
 
     return job.run(chosen, size=size, storage=storage)  # type: ignore[arg-type]
@@ -230,11 +246,12 @@ def submit(
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="The cluster's dashboard; else RAY_ADDRESS.")
     ] = None,
+    plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Run a verb on a Ray cluster as a job, and follow it."""
     from cluster import submit
 
-    return submit.run(command, address=address)
+    return submit.run(command, address=address, verbs=job_verbs(), plugins=plugin or [])
 
 
 @show.command("config")
@@ -260,6 +277,30 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     result = serve_yaml(load_serve_config(recipe, overrides or []))
     console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
     return result
+
+
+def job_verbs() -> "dict[str, JobVerb]":
+    """Describe the verbs that run as jobs, by this command line's own table: all but those that act where one is."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {name: _job_verb(name, command) for name, command in commands.items() if name not in ("submit", "key")}
+
+
+def _job_verb(name: str, command: Any) -> "JobVerb":
+    from cluster.submit import JobVerb
+
+    if hasattr(command, "commands"):  # a group: which command of it, and its recipe
+        return JobVerb(num_names=2)
+    options = {option: p.metavar or "" for p in command.params for option in p.opts if option.startswith("--")}
+    paths = tuple(option for option, metavar in options.items() if re.search("DIR|FILE|PATH", metavar))
+    recipes = [p for p in command.params if p.name in ("recipe", "suite")]
+    stores: Any = "option" if "--storage" in options else "override" if name in STORING else None
+    plugins = tuple(option for option in options if option == "--plugin")
+    return JobVerb(len(recipes), tuple(o for o in paths if o not in plugins), plugins, stores)
+
+
+def places_of(plugins: list[str] | None) -> list[str] | None:
+    """The places of plugins that are named on the command line; None where there are none."""
+    return [place_of(name, Path.cwd()) for name in plugins] if plugins else None
 
 
 def split_list(text: str) -> list[str]:

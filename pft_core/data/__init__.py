@@ -19,8 +19,6 @@ if TYPE_CHECKING:
         file_parts,
         files_in,
         is_hub_name,
-        is_prompt_completion,
-        join_prompt_completions,
         load_hub,
         parse_rows,
         read_rows,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal
 
-from pft_core.data import Option, PairedExample, PreferenceSpace, content_id, load_space
+from pft_core.data import Accepted, Option, PairedExample, PreferenceSpace, content_id, load_space
 from pft_core.errors import UserError
 from pft_core.toyworld.words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 
@@ -30,6 +30,13 @@ def generate(
     streams = [_axis_items(axis.name, seed=seed, split=split, num_items=num_per_axis) for axis in space.axes]
     for items in zip(*streams, strict=True):
         yield from items
+
+
+def generated_rows(*, split: Split, seed: int, num_per_axis: int) -> Iterator[tuple[str, Accepted]]:
+    """Yield each item of `toyworld` as a source's row: where it is from, the record, and its axis."""
+    space = load_space("toyworld")
+    for number, record in enumerate(generate(seed=seed, split=split, num_per_axis=num_per_axis)):
+        yield f"toyworld:{number}", Accepted(record, space.axis(record.axis))
 
 
 def _axis_items(axis: str, *, seed: int, split: Split, num_items: int) -> Iterator[PairedExample]:

@@ -11,7 +11,7 @@ from pft_core.files import digest, read_json
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
 from pipelines.compare.data import released_file
-from pipelines.compare.methods import METHODS
+from pipelines.compare.methods import method
 from pipelines.compare.plan import VariantPlan
 from pipelines.compare.pool import Result
 from pipelines.compare.statistics import (
@@ -114,7 +114,7 @@ def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[t
             )
         elif mine:
             by_seed = {cell.seed: (result["run_id"], read_outcomes(Path(result["outcomes"]))) for cell, result in mine}
-            yield Found(name, variant, by_seed, len(size.seeds) if METHODS[name].seeded else 1)
+            yield Found(name, variant, by_seed, len(size.seeds) if method(name).seeded else 1)
 
 
 def describe(suite: Suite, plan: VariantPlan) -> dict[str, Any] | None:

@@ -14,17 +14,13 @@ from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedE
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.toyworld import Split
-from pipelines.compare.suite import SuiteSize
-from pipelines.embedded import NUM_PER_AXIS
+from pipelines.compare.suite import FILES, SuiteSize
+from pipelines.embedded import NUM_PER_AXIS, TOYWORLD
 from pipelines.prepare import job as prepare
 
 HELD_OUT_SHARE = 0.1  # of the training records, where a data set has no validation split of its own
+TEST_SHARE = 0.2  # of a single prepared folder
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-# File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
-FILES = {
-    "vcd": {"train": "vcd/train.json", "validation": "vcd/val.json", "test": "vcd/test.json"},
-    "bqd": {"train": "bqd/*/train.json", "test": "bqd/*/test_ab.json"},
-}
 
 
 @dataclass(frozen=True)
@@ -40,26 +36,47 @@ class SuiteData:
 def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
     """Prepare train, validation and test records, or find them prepared. Raises UserError."""
     name = size.data
+    if name not in (TOYWORLD, *FILES):
+        return prepared_data(Path(name), storage)
     refuse_missing(name)
     folders = {split: storage / name / split for split in SPLITS}
     for split in SPLITS:
-        if name == "toyworld":
+        if name == TOYWORLD:
             _prepare({"split": split, "num_per_axis": NUM_PER_AXIS[split]}, name, folders[split], size)
         elif split in FILES[name]:
             _prepare({"input": _files(name, split)}, name, folders[split], size)
-    if name != "toyworld" and "validation" not in FILES[name]:
+    if name != TOYWORLD and "validation" not in FILES[name]:
         return SuiteData(name, *held_out(folders["train"], storage / name), folders["test"])
     return SuiteData(name, folders["train"], folders["validation"], folders["test"])
 
 
-def held_out(data: Path, storage: Path) -> tuple[Path, Path]:
-    """Split prepared records into those to train on and those that choose settings, by a hash of their scenarios."""
+def prepared_data(folder: Path, storage: Path) -> SuiteData:
+    """Take a folder that `pft prepare` wrote, or one with such folders named train, validation and test.
+
+    What has no test, or no validation records of its own, gives a share of its scenarios to them. Raises UserError.
+    """
+    name, test = folder.resolve().name, folder / "test"
+    train = folder / "train" if test.is_dir() else folder
+    if not test.is_dir():
+        train, test = held_out(train, storage / name / "tested", share=TEST_SHARE, salt="test")
+    if (folder / "validation").is_dir():
+        return SuiteData(name, train, folder / "validation", test)
+    return SuiteData(name, *held_out(train, storage / name), test)
+
+
+def held_out(data: Path, storage: Path, *, share: float = HELD_OUT_SHARE, salt: str = "subset") -> tuple[Path, Path]:
+    """Split prepared records into those to train on and a share that is kept out, by a hash of their scenarios.
+
+    salt: two splits one after the other need two, or the second finds nothing. Raises UserError where a part is empty.
+    """
     manifest = DatasetManifest.load(data)
     train, validation = (storage / f"{part}-{manifest.data_digest}" for part in ("kept", "held-out"))
     if (train / MANIFEST_NAME).is_file() and (validation / MANIFEST_NAME).is_file():
         return train, validation
     records = list(read_records(data))
-    chosen = {r.id for r in records if int(_hash(r.scenario)[:8], 16) < HELD_OUT_SHARE * 16**8}
+    chosen = {r.id for r in records if int(_hash(r.scenario, salt)[:8], 16) < share * 16**8}
+    if len(chosen) in (0, len(records)):
+        raise UserError(f"{data}: {len(records)} records are too few to hold a share of {share:g} out: give more data")
     return (
         _write(train, [r for r in records if r.id not in chosen], manifest),
         _write(validation, [r for r in records if r.id in chosen], manifest),
@@ -73,7 +90,7 @@ def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -
 def refuse_missing(name: str) -> None:
     """Raise UserError where the released files of a data set are not in the folder that PFT_DATA names."""
     folder = os.environ.get("PFT_DATA")
-    if name != "toyworld" and not (folder and _files(name, "train")):
+    if name != TOYWORLD and not (folder and _files(name, "train")):
         raise UserError(
             f"PFT_DATA={folder or ''} holds no {FILES[name]['train']}: set it to the folder of the released data"
             + (", or unset it for the embedded data at size tiny" if folder else "")
@@ -110,8 +127,8 @@ def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records:
     return _write(folder, [r for r in records if (_hash(r.id), r.id) in kept], replace(manifest, space=space))
 
 
-def _hash(record_id: str) -> str:
-    return hashlib.sha256(f"subset:{record_id}".encode()).hexdigest()
+def _hash(text: str, salt: str = "subset") -> str:
+    return hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()
 
 
 def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetManifest) -> Path:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import YARDSTICKS
+from pft_core.objectives import OBJECTIVES
 
 Asked = Literal["condition", "history", "steering", "yardstick"]
 
@@ -56,9 +57,12 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """Look a method or a yardstick up. Raises UserError with the nearest known name."""
+    """Look up a method, a yardstick, or a training by any registered objective. Raises UserError."""
     if name in YARDSTICKS:
         return Method(YARDSTICKS[name].says, asked="yardstick")
-    if name not in METHODS:
-        raise UserError(f"method {name!r} does not exist.{did_you_mean(name, [*YARDSTICKS, *METHODS])}")
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    if name in OBJECTIVES:
+        return _trained(f"trained with the objective {name}", name)
+    known = dict.fromkeys([*YARDSTICKS, *METHODS, *OBJECTIVES])
+    raise UserError(f"method {name!r} does not exist.{did_you_mean(name, known)}")

@@ -14,7 +14,7 @@ from pft_core.prompts import PromptSettings, PromptStyle
 from pft_core.toyworld import SHIPPED_BASE, make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import SuiteData, released_file, subset
-from pipelines.compare.methods import METHODS
+from pipelines.compare.methods import method as method_named
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
@@ -59,7 +59,7 @@ def cells_of(
     weights = base_digest(base)
     code_commit, capability = commit(), released_file(size.capability) if size.capability else None
     for name in (name for name in suite.methods if name not in YARDSTICKS):  # those are asked of the records alone
-        method = METHODS[name]
+        method = method_named(name)
         for seed in size.seeds if method.seeded else [NO_SEED]:
             fixed = {
                 "name": f"{name.replace(':', '-')}",
@@ -68,6 +68,7 @@ def cells_of(
                 "seed": max(seed, 0),
                 "storage": str(storage / "cells"),
                 "tracking.experiment": f"compare/{suite.name}",
+                "plugins": suite.plugins,
             }
             stages = stage_configs(size, name, variant, fixed)
             yield Cell(
@@ -96,7 +97,7 @@ def stage_configs(
     own = size.of_method.get(name, {})
     varied = variant.set if variant else {}
     return tuple(
-        changed(size.run, [stage, own, varied, fixed], source="suite") for stage in METHODS[name].stages or ({},)
+        changed(size.run, [stage, own, varied, fixed], source="suite") for stage in method_named(name).stages or ({},)
     )
 
 

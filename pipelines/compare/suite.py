@@ -11,11 +11,18 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import metrics_where
 from pft_core.settings import Settings
 from pipelines.compare.methods import method
+from pipelines.config import place_plugins
+from pipelines.plugins import PluggedSettings, place_of
 from pipelines.strict import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
 Size = Literal["tiny", "paper"]
+# File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
+FILES = {
+    "vcd": {"train": "vcd/train.json", "validation": "vcd/val.json", "test": "vcd/test.json"},
+    "bqd": {"train": "bqd/*/train.json", "test": "bqd/*/test_ab.json"},
+}
 
 
 class Variant(Settings):
@@ -30,7 +37,7 @@ class Variant(Settings):
 class SuiteSize(Settings):
     """The scale of a suite: data, base model, seeds, and the run config that every method starts from."""
 
-    data: Literal["toyworld", "vcd", "bqd"]  # vcd and bqd are read from the folder PFT_DATA; without it, toyworld
+    data: str  # toyworld, a prepared folder, or vcd or bqd: read from the folder PFT_DATA; without it, toyworld
     base: str  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
     seeds: list[NonNegativeInt] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
@@ -49,6 +56,14 @@ class SuiteSize(Settings):
     def _each_seed_once(cls, seeds: list[int]) -> list[int]:
         return once(seeds, "seed")
 
+    @field_validator("data")
+    @classmethod
+    def _data_is_there(cls, data: str) -> str:
+        if data not in ("toyworld", *FILES) and not Path(data).is_dir():
+            known = did_you_mean(data, ["toyworld", *FILES])
+            raise ValueError(f"{data!r} is no data set, and no folder written by `pft prepare`.{known}")
+        return data
+
     @field_validator("of_method")
     @classmethod
     def _methods_exist(cls, changes: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +78,7 @@ class SuiteSize(Settings):
         return f"{self.data}, {self.base}, {len(self.seeds)} seeds, a cell needs {resources}"
 
 
-class Suite(Settings):
+class Suite(PluggedSettings):
     """A comparison."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -107,12 +122,17 @@ def _known(look_up: Any, name: str) -> None:
         raise ValueError(str(error)) from None
 
 
-def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
-    """Read a shipped suite by its bare name, or a YAML file, with dotted overrides. Raises UserError."""
+def load_suite(name: str, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> Suite:
+    """Read a shipped suite by its bare name, or a YAML file, with dotted overrides and more plugins.
+
+    Raises UserError.
+    """
     path = suite_path(name)
     raw = with_defaults(read_yaml(path))
+    place_plugins(raw, path.parent)
     for override in overrides:
         apply_override(raw, override)
+    raw["plugins"] = [*raw.get("plugins", []), *(place_of(plugin, Path.cwd()) for plugin in plugins)]
     return build(Suite, raw, source=lambda _: f"{path.name}: ")
 
 
@@ -130,7 +150,7 @@ def _filled(defaults: Mapping[str, Any], own: Any) -> Any:
     if not isinstance(own, Mapping) or os.environ.get("PFT_DATA"):
         return _merged(defaults, own)
     data = own.get("data", defaults.get("data"))
-    if data == "toyworld" or defaults.get("data") != "toyworld":
+    if data not in FILES or defaults.get("data") != "toyworld":
         return _merged(defaults, own)
     kept = {key: value for key, value in own.items() if key not in ("data", "base", "run", "of_method")}
     note = f"Data: the embedded toyworld in place of {data}, since PFT_DATA names no folder."

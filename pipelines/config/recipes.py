@@ -6,6 +6,7 @@ from typing import Any
 
 from pft_core.errors import UserError, did_you_mean
 from pipelines.config.run import RunConfig
+from pipelines.plugins import place_of
 from pipelines.strict import apply_override, build, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -18,13 +19,22 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = recipe_path(recipe)
     raw = read_yaml(path)
+    place_plugins(raw, path.parent)
     given = [apply_override(raw, override) for override in overrides]
+    place_plugins(raw, Path.cwd())
 
     def source(key: str) -> str:
         on_the_command_line = any(f"{g}.".startswith(f"{key}.") or key.startswith(f"{g}.") for g in given)
         return "" if on_the_command_line else f"{path.name}: "
 
     return build(RunConfig, raw, source=source)
+
+
+def place_plugins(raw: dict[str, Any], folder: Path) -> None:
+    """Make the paths of plugins absolute, in place: a recipe's from it, an override's from here."""
+    places = raw.get("plugins")
+    if isinstance(places, list):
+        raw["plugins"] = [place_of(place, folder) if isinstance(place, str) else place for place in places]
 
 
 def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:

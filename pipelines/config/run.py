@@ -13,6 +13,7 @@ from pft_core.prompts import PromptSettings
 from pft_core.settings import Settings
 from pft_core.training import EngineSettings, TrainSettings
 from pipelines.config.search import SearchSettings
+from pipelines.plugins import PluggedSettings
 from pipelines.tracking import TrackingSettings
 
 
@@ -30,7 +31,7 @@ class ScalingSettings(Settings):
         return self.resources_per_worker or {"CPU": 1.0} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
-class RunConfig(Settings):
+class RunConfig(PluggedSettings):
     """A training run: the whole of it, as `pft show config` prints it."""
 
     name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -35,7 +35,6 @@ from pft_core.evaluation import (
 from pft_core.files import digest, file_sha256, write_lines
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, template_digest
-from pft_core.settings import Settings
 from pipelines.console import console
 from pipelines.encode.job import read_tokenizer
 from pipelines.evaluate.endpoint import Served
@@ -43,12 +42,13 @@ from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.pool import ask_on_ray, ask_task_on_ray
 from pipelines.evaluate.worker import Item, Job
 from pipelines.jobs import code_digest, ensure_ray
+from pipelines.plugins import PluggedSettings
 from pipelines.reporting import write_report
 
 REJECTS_NAME = "rejects.jsonl"
 
 
-class EvaluateConfig(Settings):
+class EvaluateConfig(PluggedSettings):
     """What to evaluate, on which prepared data, and how to ask."""
 
     model: str | None = None  # a model reference (file or folder), a model folder, or a hub name; a served one's name

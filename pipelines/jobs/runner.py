@@ -15,6 +15,7 @@ from pipelines.console import console
 from pipelines.jobs.code import code_digest
 from pipelines.jobs.lock import locked
 from pipelines.jobs.mistakes import unwrap_user_error
+from pipelines.plugins import read_plugins
 
 JOB_NAME = "job.json"
 
@@ -22,9 +23,9 @@ CONFIG_NAME = "config.yaml"
 
 METRICS_NAME = "metrics.jsonl"
 
-# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets count by
-# content, not by place.
-NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search"}
+# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets and plugins
+# count by content, not by place.
+NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search", "plugins"}
 
 Result = dict[str, Any]
 
@@ -104,7 +105,8 @@ def remove_run(run_dir: Path) -> None:
 
 def run_key(config: RunConfig, *, kind: str, data: Sequence[str | None]) -> str:
     """Return the digest of all that decides a run's result: its kind, config, data and code. data: their digests."""
-    return digest([kind, config.model_dump(exclude=NOT_IN_KEY), list(data), code_digest()])
+    code = [code_digest(), *(plugin.digest for plugin in read_plugins(config.plugins))]
+    return digest([kind, config.model_dump(exclude=NOT_IN_KEY), list(data), code])
 
 
 def data_digests(config: RunConfig) -> list[str | None]:

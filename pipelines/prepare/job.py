@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from pft_core.data import (
     MANIFEST_NAME,
+    SOURCES,
     DatasetManifest,
     Part,
     PreferenceSpace,
@@ -28,7 +29,6 @@ from pft_core.data import (
     file_parts,
     files_in,
     is_hub_name,
-    is_prompt_completion,
     load_hub,
     read_rows,
 )
@@ -36,10 +36,10 @@ from pft_core.encoding import EncodedLayer, EncodingSettings, EncodingSpec
 from pft_core.errors import UserError
 from pft_core.files import contents, digest, file_sha256, restore_folder, whole_folder
 from pft_core.prompts import PromptSettings
-from pft_core.settings import Settings
 from pipelines.console import console
 from pipelines.encode.job import ensure_layer, read_tokenizer
 from pipelines.jobs import code_digest, ensure_ray, locked, unwrap_user_error
+from pipelines.plugins import PluggedSettings, read_plugins
 from pipelines.prepare.outcomes import read_outcomes, reject_duplicates, settle_axes
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
@@ -58,15 +58,15 @@ OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded"}
 RECORDS_PER_SHARD = 4096
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 # Neither where the result goes nor how fast it is made, nor what is done with it later, changes the records.
-NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction"}
+NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction", "plugins"}
 
 InputFile = tuple[Path, str]  # where it is, and its name as the user gave it
 
 
-class PrepareConfig(Settings):
+class PrepareConfig(PluggedSettings):
     """What to read, how to read it, and where to put the records."""
 
-    source: Literal["vcd", "bqd", "trl", "json", "toyworld"]
+    source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
     output: str
     input: list[str] = Field(default_factory=list)  # files, folders, or hub data sets as owner/name; none for toyworld
     axis: str | None = None  # where rows do not name theirs; for bqd the parent folder's name unless it is given
@@ -79,6 +79,12 @@ class PrepareConfig(Settings):
     model: str | None = None  # encode for this model too, as prompt and encoding say
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
+
+    @field_validator("source")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        SOURCES[name]
+        return name
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -118,9 +124,10 @@ def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
 
 def local_files(config: PrepareConfig) -> list[InputFile]:
     """Return the files that the local inputs name. Raises UserError."""
-    if config.source == "toyworld" and config.input:
-        raise UserError(f"input={config.input}: the rows of source=toyworld are generated: leave input out")
-    if config.source != "toyworld" and not config.input:
+    reads_files = SOURCES[config.source].reads_files
+    if config.input and not reads_files:
+        raise UserError(f"input={config.input}: the rows of source={config.source} are generated: leave input out")
+    if reads_files and not config.input:
         raise UserError(f"input is not set: source={config.source} reads files: add --input PATH...")
     return [(path, str(path)) for given in config.input if not is_hub_name(given) for path in files_in(given)]
 
@@ -134,7 +141,8 @@ def hub_files(config: PrepareConfig, work: Path) -> list[InputFile]:
 def config_digest(config: PrepareConfig, files: list[InputFile]) -> str:
     """Return the digest of all that decides the records: the config, the content of the files, and the code."""
     content = [(name, file_sha256(path)) for path, name in files]
-    return digest([config.model_dump(exclude=NOT_IN_DIGEST), content, code_digest()])
+    code = [code_digest(), *(plugin.digest for plugin in read_plugins(config.plugins))]
+    return digest([config.model_dump(exclude=NOT_IN_DIGEST), content, code])
 
 
 def refuse_foreign_output(output: Path) -> None:
@@ -177,7 +185,11 @@ def work_folder(output: Path) -> Iterator[Path]:
 
 def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, work: Path, key: str) -> DatasetManifest:
     """Stage every row in `work`, decide which go on, write shards, rejects and manifest into `data`."""
-    tasks = [StageTask(o, str(work / f"staged-{number:05d}")) for number, o in enumerate(origins(config, files))]
+    plugins = read_plugins(config.plugins)
+    tasks = [
+        StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
+        for number, origin in enumerate(origins(config, files))
+    ]
     num_workers = tasks_at_once(config)
     staged = [f for r in on_ray(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
@@ -215,13 +227,14 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
 
 def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:
     """Return where outcomes come from, one for each task of the first round."""
-    if config.source == "toyworld":
-        return [GenerateTask(config.seed, config.split, config.num_per_axis)]
+    entry = SOURCES[config.source]
+    if not entry.reads_files:
+        return [GenerateTask(config.source, config.split, config.seed, config.num_per_axis)]
     parts = [part for path, name in files for part in file_parts(path, name)]
-    if config.source == "trl" and is_prompt_completion(first_object(parts)):
+    if entry.is_joined(first_object(parts)):
         # Rows are joined, and the two of a pair may be anywhere.
         return [ReadTask(config.source, tuple(parts), config.axis, joined=True)]
-    axis_of_folder = config.source == "bqd" and config.axis is None
+    axis_of_folder = entry.axis_is_folder and config.axis is None
     axes = [Path(part.path).parent.name if axis_of_folder else config.axis for part in parts]
     return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
 

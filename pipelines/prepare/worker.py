@@ -16,21 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from pft_core.data import (
-    RECORD_SCHEMA,
-    Accepted,
-    Outcome,
-    Part,
-    Reject,
-    join_prompt_completions,
-    load_space,
-    parse_rows,
-    read_rows,
-)
+from pft_core.data import RECORD_SCHEMA, SOURCES, Outcome, Part, Reject, parse_rows, read_rows
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
+from pft_core.registry import load_code
 from pipelines.console import console
 from pipelines.jobs import unwrap_user_error
+from pipelines.plugins import Plugin, load_plugins
 
 # A staged file is read whole for every shard that takes a row from it.
 STAGED_ROWS = 4096
@@ -53,25 +45,24 @@ class ReadTask:
     def outcomes(self) -> Iterator[tuple[str, Outcome]]:
         rows = chain.from_iterable(read_rows(part) for part in self.parts)
         if self.joined:
-            return join_prompt_completions(rows, self.axis)
+            joined: Iterator[tuple[str, Outcome]] = load_code(SOURCES[self.source].join)(rows, self.axis)
+            return joined
         return parse_rows(rows, source=self.source, axis=self.axis)
 
 
 @dataclass(frozen=True)
 class GenerateTask:
-    """The embedded data set: what `pft_core.toyworld.generate` takes."""
+    """A source whose rows are made: what its `generate` takes."""
 
+    source: str
+    split: str
     seed: int
-    split: Any
     num_per_axis: int
 
     def outcomes(self) -> Iterator[tuple[str, Outcome]]:
-        from pft_core.toyworld import generate
-
-        space = load_space("toyworld")
-        records = generate(seed=self.seed, split=self.split, num_per_axis=self.num_per_axis)
-        for number, record in enumerate(records):
-            yield f"toyworld:{number}", Accepted(record, space.axis(record.axis))
+        generate = load_code(SOURCES[self.source].generate)
+        rows: Iterator[tuple[str, Outcome]] = generate(split=self.split, seed=self.seed, num_per_axis=self.num_per_axis)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -80,6 +71,7 @@ class StageTask:
 
     origin: ReadTask | GenerateTask
     prefix: str
+    plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +84,7 @@ class ShardTask:
 
 def stage(task: StageTask) -> dict[str, Any]:
     """Read and validate; return the staged files, in order."""
+    load_plugins(task.plugins)
     files = []
     for number, outcomes in enumerate(_chunks(task.origin.outcomes(), STAGED_ROWS)):
         path = f"{task.prefix}-{number:05d}.parquet"

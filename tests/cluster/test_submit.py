@@ -1,6 +1,8 @@
 """A verb runs as a Ray job: once, followed to its end, its result handed back."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -10,11 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import submit
+from cluster import submit, upload
 from pft_core.errors import UserError
+from pipelines.cli import job_verbs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ["show", "config", "quickstart"]
+VERBS = job_verbs()
+
+
+def sent_as(command: list[str]) -> list[str]:
+    return submit.for_the_cluster(command, VERBS[command[0]])
 
 
 class FakeClient:
@@ -100,7 +108,7 @@ def test_the_id_names_verb_and_recipe_and_follows_the_whole_command() -> None:
 def test_paths_are_sent_as_the_cluster_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vcd").mkdir()
-    sent = submit.for_the_cluster(["train", "quickstart", "data=vcd", "model=org/name", "train.lr=1e-4"])
+    sent = sent_as(["train", "quickstart", "data=vcd", "model=org/name", "train.lr=1e-4"])
     assert sent == [
         "train",
         "quickstart",
@@ -109,24 +117,82 @@ def test_paths_are_sent_as_the_cluster_sees_them(tmp_path: Path, monkeypatch: py
         "model=org/name",
         "train.lr=1e-4",
     ]
-    sent = submit.for_the_cluster(["prepare", "--source", "vcd", "--input", "vcd", "--output", "out"])
+    sent = sent_as(["prepare", "--source", "vcd", "--input", "vcd", "--output", "out"])
     assert sent == ["prepare", "--source", "vcd", "--input", f"{tmp_path}/vcd", "--output", f"{tmp_path}/out"]
     recipe = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
-    assert submit.for_the_cluster(["show", "config", os.path.relpath(recipe)])[2] == "pipelines/recipes/quickstart.yaml"
+    assert sent_as(["show", "config", os.path.relpath(recipe)])[2] == "pipelines/recipes/quickstart.yaml"
 
 
 def test_a_recipe_outside_the_checkout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     with pytest.raises(UserError, match="copy it there"):
-        submit.for_the_cluster(["train", str(tmp_path / "mine.yaml")])
+        sent_as(["train", str(tmp_path / "mine.yaml")])
+
+
+@pytest.fixture
+def in_checkout() -> Iterator[Path]:
+    """A folder inside the checkout, as a user's own files would lie there."""
+    folder = ROOT / "own-submit-test"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_every_verb_of_the_command_line_that_runs_anywhere_runs_as_a_job() -> None:
+    assert {"prepare", "train", "evaluate", "quickstart", "compare", "tune", "serve", "show"} == set(VERBS)
+    assert sent_as(["tune", "quickstart", "--mode", "soup"])[:3] == ["tune", "quickstart", f"storage={Path.cwd()}/runs"]
+    assert sent_as(["compare", "budget"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/runs"]
+
+
+def test_plugins_travel_with_the_job(in_checkout: Path) -> None:
+    (in_checkout / "own.py").write_text("VALUE = 1\n")
+    (in_checkout / "mine.yaml").write_text("name: mine\nplugins: [own.py]\n")
+    relative = f"{in_checkout.name}/own.py"
+    command = ["evaluate", "--data", "org/data", "--output", "out", "--plugin", str(in_checkout / "own.py")]
+    assert sent_as(command)[-1] == relative
+    recipe = str(in_checkout / "mine.yaml")
+    added = submit.plugin_arguments(["train", recipe], VERBS["train"], [str(in_checkout / "own.py"), "package.module"])
+    assert sent_as(["train", recipe, *added])[-1] == f'plugins=["{relative}", "{relative}", "package.module"]'
+    before = submit.job_name(["train", f"{in_checkout.name}/mine.yaml"])
+    (in_checkout / "own.py").write_text("VALUE = 2\n")
+    assert submit.job_name(["train", f"{in_checkout.name}/mine.yaml"]) != before
+
+
+def test_a_plugin_that_cannot_travel_is_refused(tmp_path: Path, in_checkout: Path) -> None:
+    (tmp_path / "own.py").write_text("")
+    with pytest.raises(UserError, match=r"own\.py: is not inside .* copy it there"):
+        sent_as(["prepare", "--source", "vcd", "--output", "out", "--plugin", str(tmp_path / "own.py")])
+    (in_checkout / "mine.yaml").write_text(f"plugins: [{tmp_path / 'own.py'}]\n")
+    with pytest.raises(UserError, match=r"own\.py: is not inside"):
+        sent_as(["train", str(in_checkout / "mine.yaml")])
+    with pytest.raises(UserError, match="serve takes no plugins"):
+        submit.plugin_arguments(["serve", "quickstart"], VERBS["serve"], ["own.py"])
+
+
+def test_an_installed_package_uploads_itself_and_the_files_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "is_checkout", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("plugins: [own.py]\n")
+    (tmp_path / "recipes" / "own.py").write_text("")
+    command = sent_as(["train", "recipes/mine.yaml"])
+    folder = Path(upload.runtime_env(command)["working_dir"])
+    assert (folder / "pipelines" / "cli.py").is_file()
+    assert (folder / "recipes" / "own.py").is_file()
+    assert (folder / "recipes" / "mine.yaml").is_file()
+    assert not [path for path in folder.iterdir() if path.name not in ("pft_core", "pipelines", "cluster", "recipes")]
 
 
 def test_a_misspelt_verb_and_a_silent_address_are_the_users_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"'trian' is not a verb that runs as a job\. Did you mean 'train'"):
-        submit.run(["trian"], address=None)
+        submit.run(["trian"], address=None, verbs=VERBS)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     with pytest.raises(UserError, match=r"cluster at http://127\.0\.0\.1:1: .* --address http://HOST:8265"):
-        submit.run(COMMAND, address="http://127.0.0.1:1")
+        submit.run(COMMAND, address="http://127.0.0.1:1", verbs=VERBS)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -142,7 +208,7 @@ def test_a_cluster_that_asks_for_a_token_says_where_to_put_it(status: int, monke
     with HTTPServer(("127.0.0.1", 0), Locked) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UserError, match="RAY_AUTH_TOKEN"):
-            submit.run(COMMAND, address=f"http://127.0.0.1:{server.server_port}")
+            submit.run(COMMAND, address=f"http://127.0.0.1:{server.server_port}", verbs=VERBS)
         server.shutdown()
 
 
@@ -161,12 +227,12 @@ def test_a_job_runs_on_a_cluster_once_and_hands_its_result_back(
 
     address = f"http://{ray._private.worker.global_worker.node.webui_url}"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
-    first = submit.run(COMMAND, address=address)
+    first = submit.run(COMMAND, address=address, verbs=VERBS)
     assert first["status"] == "SUCCEEDED"
     assert first["result"]["name"] == "quickstart"
-    assert submit.run(COMMAND, address=address) == first
+    assert submit.run(COMMAND, address=address, verbs=VERBS) == first
     assert "has succeeded already" in capfd.readouterr().err
-    failed = submit.run(["show", "config", "quikstart"], address=address)
+    failed = submit.run(["show", "config", "quikstart"], address=address, verbs=VERBS)
     assert failed["status"] == "FAILED"
     assert "Did you mean 'quickstart'?" in failed["message"]
 

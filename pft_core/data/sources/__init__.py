@@ -8,6 +8,5 @@ if TYPE_CHECKING:
     from pft_core.data.sources.checks import Accepted, Outcome, RowFault, row_parser, shipped_axes, text_of
     from pft_core.data.sources.readers import Part, file_parts, files_in, is_hub_name, load_hub, read_rows
     from pft_core.data.sources.registry import SOURCES, parse_rows
-    from pft_core.data.sources.trl import is_prompt_completion, join_prompt_completions
 else:
     __getattr__ = lazy_exports(__name__)

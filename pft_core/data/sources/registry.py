@@ -1,42 +1,60 @@
-"""Raw rows in, records or rejects out: one pure function per released format."""
+"""Forms of raw rows by the names that a user gives. A new one is a function that reads a row, and an entry here."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pft_core.data.records import Reject
-from pft_core.data.sources.bqd import bqd_row
-from pft_core.data.sources.checks import Accepted, Outcome, shipped_axes
-from pft_core.data.sources.own import own_row
-from pft_core.data.sources.readers import Located, Part, file_parts, files_in, is_hub_name, load_hub, read_rows
-from pft_core.data.sources.trl import is_prompt_completion, join_prompt_completions, preference_row
-from pft_core.data.sources.vcd import vcd_row
+from pft_core.data.sources.checks import Outcome
+from pft_core.data.sources.readers import Located
+from pft_core.registry import Registry, load_code
 
-__all__ = [
-    "SOURCES",
-    "Accepted",
-    "Outcome",
-    "Part",
-    "file_parts",
-    "files_in",
-    "is_hub_name",
-    "is_prompt_completion",
-    "join_prompt_completions",
-    "load_hub",
-    "parse_rows",
-    "read_rows",
-    "shipped_axes",
-]
 
-SOURCES: dict[str, Callable[[Any, str, str | None], Outcome]] = {
-    "vcd": vcd_row,
-    "bqd": bqd_row,
-    "trl": preference_row,
-    "json": own_row,
-}
+@dataclass(frozen=True)
+class SourceEntry:
+    """How rows of a form are read; code may be given as "package.module:name".
+
+    row: a function (row, where, axis) -> Accepted or Reject, as `row_parser` makes it. axis_is_folder: whether rows
+    without an axis are of the one that their folder is named after. needs_joining, join: whether the rows of all files,
+    told by the first, are halves to be put together, and the function (rows, axis) that does it. generate: in place of
+    rows that are read, a function (split, seed, num_per_axis) -> (where, Accepted).
+    """
+
+    row: str | Callable[[Any, str, str | None], Outcome] | None = None
+    axis_is_folder: bool = False
+    needs_joining: str | Callable[[Any], bool] | None = None
+    join: str | Callable[[Iterable[Located], str | None], Iterator[tuple[str, Outcome]]] | None = None
+    generate: str | Callable[..., Iterator[tuple[str, Outcome]]] | None = None
+
+    @property
+    def reads_files(self) -> bool:
+        return self.generate is None
+
+    def is_joined(self, first_row: Any) -> bool:
+        """Whether the rows of an input are to be put together, by its first row."""
+        return self.needs_joining is not None and bool(load_code(self.needs_joining)(first_row))
+
+
+SOURCES: Registry[SourceEntry] = Registry("source")
+
+_HERE = "pft_core.data.sources"
+
+SOURCES.add("vcd", SourceEntry(f"{_HERE}.vcd:vcd_row"))
+SOURCES.add("bqd", SourceEntry(f"{_HERE}.bqd:bqd_row", axis_is_folder=True))
+SOURCES.add(
+    "trl",
+    SourceEntry(
+        f"{_HERE}.trl:preference_row",
+        needs_joining=f"{_HERE}.trl:is_prompt_completion",
+        join=f"{_HERE}.trl:join_prompt_completions",
+    ),
+)
+SOURCES.add("json", SourceEntry(f"{_HERE}.own:own_row"))
+SOURCES.add("toyworld", SourceEntry(generate="pft_core.toyworld.scenarios:generated_rows"))
 
 
 def parse_rows(rows: Iterable[Located], *, source: str, axis: str | None) -> Iterator[tuple[str, Outcome]]:
     """Yield (where, outcome) of each row, in order. rows: as `read_rows` gives them."""
-    parse = SOURCES[source]
+    parse = load_code(SOURCES[source].row)
     for where, row in rows:
         yield where, row if isinstance(row, Reject) else parse(row, where, axis)
