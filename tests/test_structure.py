@@ -19,6 +19,7 @@ PACKAGES = {name for name, path in FILES.items() if path.name == "__init__.py"}
 ROOMS = sorted(name for name in PACKAGES if "." in name)
 
 HEAVY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "ray", "mlflow", "vllm", "datasets", "pyarrow"}
+HEAVY |= {"matplotlib"}  # what draws nothing does not wait for it
 CLUSTER = {"ray", "mlflow", "vllm"}
 
 # A room imports only those to its left; `embedded`, the data set that comes with the package, is prepared by `prepare`.

@@ -5,20 +5,25 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.reporting.charts import (
-        MAX_POINTS,
-        BarPanel,
-        Row,
-        Scale,
-        bar_panels,
-        drawable,
+    from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
+    from pipelines.reporting.curves import Curve, loss_chart, points_of, steps_per_point
+    from pipelines.reporting.drawing import (
+        DPI,
+        INK,
+        beside,
+        blank,
+        chart_style,
+        fit,
+        fit_ends,
+        hint,
         labels_apart,
+        printable,
         short,
-        smoothed,
         ticks,
-        ticks_between,
+        width_of,
     )
-    from pipelines.reporting.pages import render_template
+    from pipelines.reporting.pages import Row, render_template
     from pipelines.reporting.report import CURVE_NAMES, seconds, without_credentials, write_report
+    from pipelines.reporting.svg import inline_svg, svg_file
 else:
     __getattr__ = lazy_exports(__name__)

@@ -5,16 +5,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pft_core.evaluation import METRICS, TASKS, Metric, Task, metrics_where
 from pft_core.files import write_json, write_text
 from pft_core.registry import Registry
-from pipelines.reporting import charts
-from pipelines.reporting.charts import Row
-from pipelines.reporting.pages import render_template
+from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
+from pipelines.reporting.curves import Curve, loss_chart, points_of, spark_line, steps_per_point
+from pipelines.reporting.drawing import INK, short
+from pipelines.reporting.pages import Row, render_template
+from pipelines.reporting.svg import inline_svg
 from pipelines.tracking import flatten, mask_credentials
 
+COLOURS = INK | {  # of the page and its drawings, where it is not dark; c0 to c4 are of policies
+    "c0": "#8b93a1",
+    "c1": "#0b6bcb",
+    "c2": "#d9730d",
+    "c3": "#128a5e",
+    "c4": "#a2409c",
+    "first": "#6b4de6",
+    "second": "#0a8f86",
+}
 NUM_COLOURS = 5
 CURVE_NAMES = {"loss_first": "first pole", "loss_second": "second pole", "loss": "loss", "val_loss": "validation"}
+CURVE_COLOURS = {"loss_first": COLOURS["first"], "loss_second": COLOURS["second"], "val_loss": COLOURS["c0"]}
 SMALL_CURVES = {"grad_norm": "gradient norm", "lr": "learning rate", "pairs_per_s": "pairs per second"}
 
 
@@ -33,7 +47,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
-    filters = {"number": number, "seconds": seconds, "short": charts.short}
+    filters = {"number": number, "seconds": seconds}
     return render_template("report.html.j2", page_of(report), filters=filters)
 
 
@@ -44,6 +58,7 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
     headline = headline_metric(rows)
     policies = policy_cards(rows, headline)
     cards = [card for card in policies if card.rows]
+    colour = {card.policy: card.colour for card in policies}
     return {
         "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in policies),
         "sentences": [*summary(cards, headline), *of_tasks(rows)],
@@ -51,10 +66,15 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
         "notes": report.get("notes", []),
         "cards": cards,
         "span": span,
-        "colour": {card.policy: card.colour for card in policies},
+        "colours": COLOURS,
+        "colour": colour,
         "headline": METRICS[headline].label,
-        "bars": [(named(m), panels) for m in leading_metrics() if (panels := charts.bar_panels(rows, m))],
-        "training": [training_view(policy, steps) for policy, steps in report.get("training", {}).items() if steps],
+        "bars": [(named(m), panels) for m in leading_metrics() if (panels := bar_panels(rows, m, colour))],
+        "training": [
+            training_view(policy, steps, COLOURS[f"c{colour.get(policy, 0)}"])
+            for policy, steps in report.get("training", {}).items()
+            if steps
+        ],
         "rows": rows,
         "metrics": {name: named(name) for name in dict.fromkeys(row["metric"] for row in rows)},
         "timings": timings,
@@ -189,23 +209,62 @@ def warnings(rows: Sequence[Row], items: Mapping[str, Any] | None) -> list[str]:
     return found
 
 
+def bar_panels(rows: Sequence[Row], metric: str, colour: Mapping[str, int]) -> dict[str, Markup]:
+    """Draw the bars of each axis; colour: the index of each policy's."""
+    return {
+        axis: inline_svg(
+            bar_chart([bar_group(pole, found, colour) for pole, found in poles.items()]),
+            f"{METRICS[metric].label} of every policy on {axis}",
+            COLOURS,
+        )
+        for axis, poles in rows_by_pole(rows, metric).items()
+    }
+
+
+def bar_group(pole: str, rows: Sequence[Row], colour: Mapping[str, int]) -> BarGroup:
+    """Say what the bars of one pole are."""
+    bars = [_bar(row, COLOURS[f"c{colour[row['policy']]}"]) for row in rows]
+    return BarGroup(pole, f"n = {rows[0]['n']}", bars, rows[0]["position_baseline"])
+
+
+def _bar(row: Row, colour: str) -> Bar:
+    value, low, high = (number(row[key], 3) for key in ("value", "low", "high"))
+    place = f"{row['policy']}, {row['axis']} / {row['pole']}"
+    return Bar(
+        short(row["policy"]),
+        row["value"],
+        row["low"],
+        row["high"],
+        number(row["value"]),
+        f"{place}: {value}, 95 % interval {low} to {high}, n = {row['n']}",
+        colour,
+        is_pale=row["trained_pole"] is False,
+    )
+
+
 @dataclass(frozen=True)
 class TrainingView:
-    """The loss curves of a policy, and small ones of what else is worth a glance: (caption, panel)."""
+    """The loss curves of a policy, and small ones of what else is worth a glance: (caption, drawing, last value)."""
 
     policy: str
-    loss: charts.CurvePanel | None
-    names: Mapping[str, str]
-    small: list[tuple[str, charts.CurvePanel]]
+    loss: Markup | None
+    steps_per_point: int
+    small: list[tuple[str, Markup, float]]
 
 
-def training_view(policy: str, steps: Sequence[Row]) -> TrainingView:
-    panels = [
-        (caption, charts.curve_panel(steps, [name], width=150.0, height=56.0, right=4.0))
-        for name, caption in SMALL_CURVES.items()
+def training_view(policy: str, steps: Sequence[Row], colour: str) -> TrainingView:
+    curves = [
+        Curve(caption, CURVE_COLOURS.get(name, colour), points)
+        for name, caption in CURVE_NAMES.items()
+        if (points := points_of(steps, name))
     ]
-    loss = charts.curve_panel(steps, list(CURVE_NAMES))
-    return TrainingView(policy, loss, CURVE_NAMES, [(caption, panel) for caption, panel in panels if panel])
+    loss = inline_svg(loss_chart(curves), f"Loss curves of {policy}", COLOURS) if curves else None
+    small = [
+        (caption, inline_svg(spark_line(points, colour), f"{caption} of {policy}", COLOURS), points[-1][1])
+        for name, caption in SMALL_CURVES.items()
+        if (points := points_of(steps, name))
+    ]
+    return TrainingView(policy, loss, steps_per_point(len(steps)), small)
 
 
 def span(rows: Iterable[Row], *, percent: bool = False) -> str:

@@ -4,33 +4,34 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pft_core.evaluation import METRICS
 from pft_core.files import write_json, write_text
-from pipelines.reporting import Row, render_template, seconds, short, without_credentials
+from pipelines.reporting import Row, inline_svg, render_template, seconds, svg_file, without_credentials
 from pipelines.tracking import flatten
-from pipelines.tune.drawings import accuracy_panel, base_of, has_value, heat_map, legend_places, pareto_panel
+from pipelines.tune.drawings import (
+    COLOURS,
+    HeatPanel,
+    Tile,
+    accuracy_chart,
+    base_of,
+    has_value,
+    heat_map_chart,
+    is_of,
+    pareto_chart,
+)
+from pipelines.tune.formats import MISSING, brief, in_words, interval, percent, points
 from pipelines.tune.points import ratio_name
 
-MISSING = "\u2013"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MEASURED = ("pole_first", "pole_second", "worse_pole", "both_right")  # each with an interval
 OPTIONAL = ("changes", "rung_losses", "parents", "all_first")  # columns that not every search has
 DRAWINGS = {"heat_map": "heat_map.svg", "accuracy": "accuracy.svg", "pareto": "pareto.svg"}
-DRAWING_COLOURS = {
-    "card": "#ffffff",
-    "text": "#15181d",
-    "soft": "#59616e",
-    "grid": "#e9ecf0",
-    "rule": "#8b93a1",
-    "first": "#6b4de6",
-    "second": "#0a8f86",
-    "both": "#d9730d",
-    "heat": "#0b6bcb",
-}
 
 
 def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -41,12 +42,11 @@ def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """
     report = without_credentials(report)
     folder.mkdir(parents=True, exist_ok=True)
-    page = page_of(report)
-    texts = {"report.html": filled("tune.html.j2", page), "table.csv": table_csv(report["trials"])}
+    drawings = drawings_of(report)
+    texts = {"report.html": filled(page_of(report, drawings)), "table.csv": table_csv(report["trials"])}
     for name, file in DRAWINGS.items():
-        if page[name]:
-            alone = page | {"alone": True, "c": DRAWING_COLOURS}
-            texts[file] = filled(f"tune_{file}.j2", alone)
+        if drawing := drawings.get(name):
+            texts[file] = svg_file(*drawing, background=COLOURS["card"])
         else:
             (folder / file).unlink(missing_ok=True)
     write_json(folder / "report.json", report)
@@ -57,10 +57,10 @@ def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
-    return filled("tune.html.j2", page_of(report))
+    return filled(page_of(report, drawings_of(report)))
 
 
-def filled(template: str, page: Mapping[str, Any]) -> str:
+def filled(page: Mapping[str, Any]) -> str:
     filters = {
         "brief": brief,
         "interval": interval,
@@ -68,37 +68,43 @@ def filled(template: str, page: Mapping[str, Any]) -> str:
         "points": points,
         "ratio": ratio_name,
         "seconds": seconds,
-        "short": short,
     }
-    return render_template(template, page, filters=filters)
+    return render_template("tune.html.j2", page, filters=filters)
 
 
-def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the page and the drawings show."""
+def drawings_of(report: Mapping[str, Any]) -> "dict[str, tuple[Figure, str]]":
+    """Draw what there is something to draw for: figures by name, each with what it shows."""
+    trials, pick, names = report["trials"], report["pick"], metric_names(report)
+    picked = trials[pick["trial"]] if pick else None
+    panels = heat_tiles(report, picked)
+    verifying = {line["trained"] for line in report["verification"]}
+    marked = {"pick": pick["trial"] if pick else None, "knee": report["knee"]}
+    drawn = {
+        "heat_map": (heat_map_chart(panels) if panels else None, "Heat map of alpha and beta"),
+        "accuracy": (
+            accuracy_chart(trials, names, picked=picked, aside=verifying),
+            "Accuracy against the ratio of alpha to beta",
+        ),
+        "pareto": (
+            pareto_chart(trials, report["front"], names, marked=marked),
+            f"{names['pole_first']} against {names['pole_second']}",
+        ),
+    }
+    return {name: (figure, label) for name, (figure, label) in drawn.items() if figure}
+
+
+def page_of(report: Mapping[str, Any], drawings: "Mapping[str, tuple[Figure, str]]") -> dict[str, Any]:
+    """Everything that the page shows."""
     trials, pick = report["trials"], report["pick"]
     picked = trials[pick["trial"]] if pick else None
-    panels = heat_panels(report)
-    verifying = {line["trained"] for line in report["verification"]}
-    accuracy = accuracy_panel(trials, picked=picked, aside=verifying)
-    marked = {"pick": pick["trial"] if pick else None, "knee": report["knee"]}
-    pareto = pareto_panel(trials, report["front"], marked=marked)
-    sources = [kind for kind in ("trained", "soup", "base") if any(_is_drawn(trial, kind) for trial in trials)]
-    entries = sources + ["pick"] * bool(accuracy and accuracy.picked_x is not None)
     timings = {name: value for name, value in report["timings"].items() if value is not None}
+    inline = {name: inline_svg(*drawing, colours=COLOURS) for name, drawing in drawings.items()}
     return {
+        **{name: inline.get(name) for name in DRAWINGS},
         "report": report,
-        "alone": False,
-        "colours": DRAWING_COLOURS,
-        "c": {name: f"var(--{name})" for name in DRAWING_COLOURS},
+        "colours": COLOURS,
         "form": METRICS[report["form"]].label,
         "metric_names": metric_names(report),
-        "heat_map": heat_map(panels, picked=picked) if panels else None,
-        "kind_of": kind_of,
-        "mark_of": partial(mark_of, trials=trials),
-        "accuracy": accuracy,
-        "accuracy_legend": list(zip(entries, legend_places(entries, left=46.0), strict=True)),
-        "pareto": pareto,
-        "pareto_legend": sources + ["front"] * bool(report["front"]),
         "picked": picked,
         "base": base_of(trials),
         "in_words": in_words,
@@ -109,10 +115,6 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
         "config": flatten(report["config"]),
         "digests": flatten(report["digests"]),
     }
-
-
-def _is_drawn(trial: Row, kind: str) -> bool:
-    return trial["source"] == kind and has_value(trial)
 
 
 def metric_names(report: Mapping[str, Any]) -> dict[str, str]:
@@ -158,6 +160,31 @@ def mean_of(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else (first + second) / 2
 
 
+def heat_tiles(report: Mapping[str, Any], picked: Row | None) -> list[HeatPanel]:
+    """Say what each cell of the panels shows."""
+    return [
+        HeatPanel(
+            name,
+            [_tile(name, cell, value, picked, report["trials"]) for cell, value in zip(cells, values, strict=True)],
+        )
+        for name, cells, values in heat_panels(report)
+    ]
+
+
+def _tile(panel: str, cell: Row, value: float | None, picked: Row | None, trials: Sequence[Row]) -> Tile:
+    kind = kind_of(cell)
+    place = f"alpha {brief(cell['alpha'])}, beta {brief(cell['beta'])} ({ratio_name(cell['t'])})"
+    return Tile(
+        cell["alpha"],
+        cell["beta"],
+        value,
+        kind,
+        mark_of(cell, trials=trials),
+        f"{panel}, {place}, {kind.replace('_', ' ')}: {percent(value)}",
+        is_of(cell, picked),
+    )
+
+
 def kind_of(cell: Row) -> str:
     """What a cell is drawn as: its source, or that it has no number."""
     return cell["source"] if cell["status"] == "finished" else cell["status"]
@@ -169,29 +196,6 @@ def mark_of(cell: Row, *, trials: Sequence[Row]) -> str:
         return kind_of(cell)
     trial = trials[cell["trial"]]
     return f"= {brief(trial['alpha'])}:{brief(trial['beta'])}"
-
-
-def brief(value: Any) -> str:
-    """Write a number of a table that may have many digits; other values as they are."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.1f}"
-
-
-def points(value: float | None) -> str:
-    """Write a difference in percentage points."""
-    return MISSING if value is None else f"{100 * value:+.1f}"
-
-
-def interval(ends: Sequence[float] | None) -> str:
-    return f"{percent(ends[0])} {MISSING} {percent(ends[1])}" if ends else ""
-
-
-def in_words(values: Mapping[str, Any]) -> str:
-    """Write what a trial changes, beside its ratio: train.lr = 0.01, lora.r = 8."""
-    return ", ".join(f"{name} = {brief(value)}" for name, value in values.items())
 
 
 def table_csv(trials: Sequence[Row]) -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pft_core.data.records import Reject
 from pft_core.data.sources.checks import Outcome
-from pft_core.data.sources.readers import Located
 from pft_core.registry import Registry, load_code
+
+if TYPE_CHECKING:
+    from pft_core.data.sources.readers import Located
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class SourceEntry:
     row: str | Callable[[Any, str, str | None], Outcome] | None = None
     axis_is_folder: bool = False
     needs_joining: str | Callable[[Any], bool] | None = None
-    join: str | Callable[[Iterable[Located], str | None], Iterator[tuple[str, Outcome]]] | None = None
+    join: str | Callable[["Iterable[Located]", str | None], Iterator[tuple[str, Outcome]]] | None = None
     generate: str | Callable[..., Iterator[tuple[str, Outcome]]] | None = None
 
     @property
@@ -53,7 +55,7 @@ SOURCES.add("json", SourceEntry(f"{_HERE}.own:own_row"))
 SOURCES.add("toyworld", SourceEntry(generate="pft_core.toyworld.scenarios:generated_rows"))
 
 
-def parse_rows(rows: Iterable[Located], *, source: str, axis: str | None) -> Iterator[tuple[str, Outcome]]:
+def parse_rows(rows: "Iterable[Located]", *, source: str, axis: str | None) -> Iterator[tuple[str, Outcome]]:
     """Yield (where, outcome) of each row, in order. rows: as `read_rows` gives them."""
     parse = load_code(SOURCES[source].row)
     for where, row in rows:

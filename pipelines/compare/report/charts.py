@@ -1,37 +1,95 @@
-"""Geometry of a comparison's drawings: heat maps, means against what varies, learning curves; bars as in `charts`."""
+"""A comparison's charts: bars, means against what varies, learning curves; and the rows of its heat maps."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.compare.report.findings import YARDSTICKS, Comparison, value_of
+from pft_core.evaluation import YARDSTICKS
+from pipelines.compare.report.findings import Comparison, method_label, position_mark, shown, value_of
 from pipelines.reporting import (
     CURVE_NAMES,
-    MAX_POINTS,
-    BarPanel,
+    INK,
+    Bar,
+    BarGroup,
+    Curve,
     Row,
-    Scale,
-    bar_panels,
-    drawable,
-    labels_apart,
-    smoothed,
+    bar_chart,
+    blank,
+    chart_style,
+    fit_ends,
+    hint,
+    loss_chart,
+    points_of,
+    rows_by_pole,
+    short,
     ticks,
-    ticks_between,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LINE_COLOURS = {  # l0 is the reference's
+    "l0": "#0b6bcb",
+    "l1": "#d9730d",
+    "l2": "#128a5e",
+    "l3": "#a2409c",
+    "l4": "#b3261e",
+    "l5": "#6b4de6",
+    "l6": "#0a8f86",
+    "l7": "#8a6d00",
+}
+COLOURS = INK | LINE_COLOURS | {"opponent": "#9db4cf", "yardstick": "#8b93a1"}  # of the page where it is not dark
+CURVE_COLOURS = {"loss_first": COLOURS["l5"], "loss_second": COLOURS["l6"]}
+DASHES = ("-", (0, (7, 5)), (0, (2, 5)))  # pixels
 LOGARITHMIC_FROM = 8  # times that the largest value is the smallest
+LABEL_LENGTH = 18  # characters that fit beside a bar, or at the end of a line
+LABEL_HEIGHT = 15.0  # pixels
 
 
-NUM_COLOURS = 8  # of lines; colour 0 is the reference's
+def role(view: Comparison, method: str) -> str:
+    """What a method is drawn as: the reference stands out, yardsticks stand back."""
+    if method in YARDSTICKS:
+        return "yardstick"
+    return "reference" if method == view.reference else "opponent"
 
-NUM_DASHES = 3
+
+def label_of(method: str) -> str:
+    return short(method_label(method), LABEL_LENGTH)
 
 
-def bars_of(view: Comparison, metric: str, variant: Any) -> list[BarPanel]:
-    """A panel per axis, methods in order, yardsticks last."""
+def bar_charts(view: Comparison, metric: str, variant: Any) -> "dict[str, Figure]":
+    """Draw the bars of each axis, methods in order, yardsticks last."""
     rows = sorted(view.of_variant(variant), key=lambda row: row["method"] in YARDSTICKS)
-    return bar_panels(rows, metric, width=360.0, label_width=136.0)
+    return {
+        axis: bar_chart([_bar_group(view, pole, found) for pole, found in poles.items()], width=360.0, unit=100.0)
+        for axis, poles in rows_by_pole(rows, metric).items()
+    }
+
+
+def _bar_group(view: Comparison, pole: str, rows: Sequence[Row]) -> BarGroup:
+    bars = [_bar(row, role(view, row["method"])) for row in rows]
+    return BarGroup(pole, f"n = {rows[0]['n_items']}", bars, rows[0]["position_baseline"])
+
+
+def _bar(row: Row, role: str) -> Bar:
+    return Bar(
+        label_of(row["method"]),
+        row["mean"],
+        row["low"],
+        row["high"],
+        shown(row["metric"], row["mean"]) + position_mark(row),
+        f"{row['method']}, {row['axis']} / {row['pole']}: {_in_words(row)}, {row['n_items']} items, "
+        f"{row['n_seeds']} seeds",
+        COLOURS["l0" if role == "reference" else role],
+        label_colour=COLOURS["soft" if role == "yardstick" else "text"],
+        label_weight=700 if role == "reference" else 400,
+    )
+
+
+def _in_words(row: Row) -> str:
+    value, low, high = (shown(row["metric"], row[key]) for key in ("mean", "low", "high"))
+    return f"{value}, 95 % interval {low} to {high}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +102,7 @@ class HeatMap:
 
 
 def heat_map(view: Comparison, metric: str, variant: Any) -> HeatMap | None:
-    """Lay out the rows over both poles of an axis; None where there are none."""
+    """Sort the rows over both poles of an axis for a table; None where there are none."""
     rows = [row for row in view.of_variant(variant) if row["metric"] == metric and row["pole"] is None]
     axes = list(dict.fromkeys(row["axis"] for row in rows if row["axis"] is not None))
     present = {row["method"] for row in rows}
@@ -53,126 +111,93 @@ def heat_map(view: Comparison, metric: str, variant: Any) -> HeatMap | None:
     return HeatMap(metric, axes, lines) if axes else None
 
 
-@dataclass(frozen=True)
-class Series:
-    """One method's means as polyline text, its intervals as polygon text, and its marks (x, y, row)."""
-
-    method: str
-    points: str
-    band: str
-    marks: list[tuple[float, float, Row]]
-    label_y: float
+def is_logarithmic(view: Comparison) -> bool:
+    """Whether what varies is a number that spans so much that its logarithm is drawn."""
+    values = [value for value in view.variants if isinstance(value, int | float)]
+    return len(values) > 1 and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
 
 
-@dataclass(frozen=True)
-class LinePanel:
-    """Means over axes against a number that varies; x_ticks: (position, value)."""
+def rows_by_value(view: Comparison, metric: str) -> dict[str, list[Row]]:
+    """Return each method's means over axes by rising value of what varies.
 
-    metric: str
-    series: list[Series]
-    width: float
-    height: float
-    x_ticks: list[tuple[float, Any]]
-    y: Scale
-    y_ticks: list[float]
-    left: float
-    right: float
-    is_logarithmic: bool
-
-
-def line_panel(view: Comparison, metric: str, *, width: float = 520.0, height: float = 300.0) -> LinePanel | None:
-    """Lay out one metric; None where what varies is no number, has one value, or no row has an interval."""
+    Empty where that is no number or has one value; methods without intervals are left out.
+    """
     values = view.variants
     if len(values) < 2 or not all(isinstance(value, int | float) for value in values):
-        return None
-    rows = {
-        method: [(v, row) for v in sorted(values) if (row := view.average(method, metric, v))]
+        return {}
+    found = {
+        method: [row for value in sorted(values) if (row := view.average(method, metric, value))]
         for method in [*view.opponents, *view.yardsticks]
     }
-    rows = {method: found for method, found in rows.items() if found and found[0][1]["low"] is not None}
-    if not rows:
+    return {method: rows for method, rows in found.items() if rows and rows[0]["low"] is not None}
+
+
+@chart_style()
+def line_chart(view: Comparison, metric: str, *, width: float = 520.0, height: float = 300.0) -> "Figure | None":
+    """Draw the means of one metric, in percent, against what varies; None where there is nothing to draw."""
+    series = rows_by_value(view, metric)
+    if not series:
         return None
-    is_logarithmic = min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
-    place = math.log if is_logarithmic else float
-    x = Scale(place(min(values)), place(max(values)), 42.0, width - 128.0)
-    ends = [row[key] for found in rows.values() for _, row in found for key in ("low", "high")]
-    y_ticks = ticks_between(min(ends), max(ends))
-    y = Scale(y_ticks[0], y_ticks[-1], height - 26.0, 12.0)
-    drawn = {m: [(x(place(value)), y(row["mean"]), row) for value, row in found] for m, found in rows.items()}
-    labels = dict(zip(drawn, labels_apart([marks[-1][1] for marks in drawn.values()], bottom=y.start), strict=True))
-    series = [Series(m, _line(marks), _band(marks, y), marks, labels[m]) for m, marks in drawn.items()]
-    x_ticks = [(x(place(value)), value) for value in sorted(values)]
-    return LinePanel(metric, series, width, height, x_ticks, y, y_ticks, x.start, x.end, is_logarithmic)
+    figure, axes = blank(width, max(height, LABEL_HEIGHT * len(series) + 50.0))
+    _scales(axes, view, series)
+    styles = line_styles(view)
+    for method, rows in reversed(series.items()):
+        _line(axes, view, rows, *styles[method])
+    fit_ends(axes, [(rows[-1]["mean"], label_of(method), _ink(styles[method][0])) for method, rows in series.items()])
+    return figure
 
 
-def _line(marks: Iterable[tuple[float, float, Row]]) -> str:
-    return " ".join(f"{x},{y}" for x, y, _ in marks)
+def _ink(colour: str) -> str:
+    """The colour of a line's name: the grey of yardsticks is too light to read."""
+    return COLOURS["soft"] if colour == COLOURS["yardstick"] else colour
 
 
-def _band(marks: Sequence[tuple[float, float, Row]], y: Scale) -> str:
-    """The lower ends forwards, then the upper ends backwards."""
-    lower = [f"{x},{y(row['low'])}" for x, _, row in marks]
-    upper = [f"{x},{y(row['high'])}" for x, _, row in reversed(marks)]
-    return " ".join(lower + upper)
+def _scales(axes: "Axes", view: Comparison, series: Mapping[str, Sequence[Row]]) -> None:
+    values = sorted(view.variants)
+    if is_logarithmic(view):
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xlim(values[0], values[-1])
+    axes.set_xticks(values, [str(value) for value in values])
+    ends = [row[key] for rows in series.values() for row in rows for key in ("low", "high")]
+    levels = ticks(min(ends), max(ends))
+    axes.set_ylim(levels[0], levels[-1])
+    axes.set_yticks(levels, [f"{100 * level:g}" for level in levels])
+    axes.tick_params(pad=8)
+    axes.grid(axis="y", color=INK["grid"], lw=1)
 
 
-@dataclass(frozen=True)
-class LearningPanel:
-    """The losses of one method: a line per seed and side, (curve name, points), and a label a side, (name, y)."""
-
-    method: str
-    lines: list[tuple[str, str]]
-    labels: list[tuple[str, float]]
-    num_seeds: int
-    steps_per_point: int
-    width: float
-    height: float
-    x: Scale
-    y: Scale
-    x_ticks: list[float]
-    y_ticks: list[float]
+def _line(axes: "Axes", view: Comparison, rows: Sequence[Row], colour: str, dash: Any) -> None:
+    xs = [value_of(row["variant"]) for row in rows]
+    if colour != COLOURS["yardstick"]:
+        ends = [*(row["low"] for row in rows), *(row["high"] for row in reversed(rows))]
+        axes.fill([*xs, *reversed(xs)], ends, color=colour, alpha=0.1, lw=0)
+    axes.plot(xs, [row["mean"] for row in rows], color=colour, ls=dash, lw=3 if colour == COLOURS["l0"] else 2)
+    for x, row in zip(xs, rows, strict=True):
+        (dot,) = axes.plot([x], [row["mean"]], "o", color=colour, ms=6, mew=0)
+        hint(dot, f"{row['method']}, {view.varies} {x}: {_in_words(row)}")
 
 
-def learning_panels(view: Comparison, variant: Any) -> list[LearningPanel]:
-    """Lay out the curves of each method under one variant."""
-    curves = [c for c in view.report["curves"] if value_of(c["variant"]) == variant]
-    panels = [learning_panel(m, [c["steps"] for c in curves if c["method"] == m]) for m in view.methods]
-    return [panel for panel in panels if panel]
-
-
-def learning_panel(
-    method: str, seeds: Sequence[Sequence[Row]], *, width: float = 360.0, height: float = 190.0
-) -> LearningPanel | None:
-    """Lay out one method's losses; None where no step has one. A total is drawn only where no side is."""
-    found = [
-        (name, points)
-        for name in CURVE_NAMES
-        for steps in seeds
-        if (points := smoothed([(row["step"], row[name]) for row in steps if drawable(row, name)]))
-    ]
-    of_side = [(name, points) for name, points in found if name.startswith("loss_")]
-    found = of_side or found
-    if not found:
-        return None
-    top = max(value for _, points in found for _, value in points)
-    last_step = max(step for _, points in found for step, _ in points)
-    x_ticks, y_ticks = ticks(last_step), ticks(top)
-    x = Scale(0.0, max(last_step, 1), 38.0, width - 84.0)
-    y = Scale(0.0, max(top, y_ticks[-1]), height - 24.0, 10.0)
-    lines = [(name, " ".join(f"{x(step)},{y(value)}" for step, value in points)) for name, points in found]
-    ends = {name: y(_mean([points[-1][1] for n, points in found if n == name])) for name, _ in found}
-    labels = list(zip(ends, labels_apart(list(ends.values()), bottom=y.start), strict=True))
-    steps_per_point = math.ceil(max(len(steps) for steps in seeds) / MAX_POINTS)
-    return LearningPanel(method, lines, labels, len(seeds), steps_per_point, width, height, x, y, x_ticks, y_ticks)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def line_styles(view: Comparison) -> dict[str, tuple[int, int]]:
-    """A colour and a dash for the line of each method; the reference has the first colour, yardsticks are grey (-1)."""
+def line_styles(view: Comparison) -> dict[str, tuple[str, Any]]:
+    """A colour and a dash for the line of each method; the reference has the first colour, yardsticks are grey."""
     others = [method for method in view.opponents if method != view.reference]
-    styles = {view.reference: (0, 0)}
-    styles |= {m: (1 + i % (NUM_COLOURS - 1), i // (NUM_COLOURS - 1) % NUM_DASHES) for i, m in enumerate(others)}
-    return styles | {method: (-1, 1 + i % 2) for i, method in enumerate(view.yardsticks)}
+    colours = list(LINE_COLOURS.values())
+    num = len(colours) - 1
+    styles: dict[str, tuple[str, Any]] = {view.reference: (colours[0], DASHES[0])}
+    styles |= {m: (colours[1 + i % num], DASHES[i // num % len(DASHES)]) for i, m in enumerate(others)}
+    return styles | {m: (COLOURS["yardstick"], DASHES[1 + i % 2]) for i, m in enumerate(view.yardsticks)}
+
+
+def learning_curves(seeds: Sequence[Sequence[Row]]) -> list[Curve]:
+    """Return the losses of one method, a curve per seed and side. A total is drawn only where no side is."""
+    found = [(name, points) for name in CURVE_NAMES for steps in seeds if (points := points_of(steps, name))]
+    of_side = [(name, points) for name, points in found if name.startswith("loss_")]
+    return [
+        Curve(CURVE_NAMES[name], CURVE_COLOURS.get(name, COLOURS["yardstick"]), points)
+        for name, points in of_side or found
+    ]
+
+
+def learning_chart(curves: Sequence[Curve]) -> "Figure":
+    """Draw the losses of one method's seeds."""
+    return loss_chart(curves, width=360.0, height=190.0, thin=True)

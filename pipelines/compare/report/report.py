@@ -5,9 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.evaluation import METRICS, YARDSTICKS, metrics_where, pairs_first
+from markupsafe import Markup
+
+from pft_core.evaluation import METRICS, metrics_where, pairs_first
 from pft_core.files import write_json, write_text
-from pipelines.compare.report import charts as compare_charts
+from pipelines.compare.report.charts import (
+    COLOURS,
+    HeatMap,
+    bar_charts,
+    heat_map,
+    is_logarithmic,
+    learning_chart,
+    learning_curves,
+    line_chart,
+    role,
+)
 from pipelines.compare.report.findings import (
     MISSING,
     Comparison,
@@ -15,7 +27,6 @@ from pipelines.compare.report.findings import (
     failures,
     headline,
     is_significant,
-    method_label,
     position_mark,
     run_name,
     shown,
@@ -25,19 +36,15 @@ from pipelines.compare.report.latex import latex
 from pipelines.compare.report.markdown import markdown
 from pipelines.compare.report.tables import Table, across_variants, area, by_metric, by_pole
 from pipelines.reporting import (
-    CURVE_NAMES,
-    BarPanel,
     Row,
+    inline_svg,
     render_template,
     seconds,
+    steps_per_point,
     without_credentials,
-)
-from pipelines.reporting import (
-    short as cut_label,
 )
 from pipelines.tracking import flatten
 
-LABEL_LENGTH = 18  # characters that fit beside a bar, or at the end of a line
 TEST_NAMES = {"paired_t": "paired t over seeds", "permutation": "sign flips over seeds", "mcnemar": "McNemar on items"}
 
 
@@ -60,10 +67,8 @@ def render(report: Mapping[str, Any]) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
     filters = {
         "seconds": seconds,
-        "short": short,
         "p_value": p_value,
         "mark": position_mark,
-        "value_of": value_of,
     }
     return render_template("compare.html.j2", page_of(Comparison(report)), filters=filters)
 
@@ -78,15 +83,15 @@ def page_of(view: Comparison) -> dict[str, Any]:
         "sentences": headline(view),
         "warnings": warnings(view),
         "across": [t for t in (across_variants(view), area(view)) if not t.is_empty] if len(view.variants) > 1 else [],
-        "lines": [panel for m in line_metrics() if (panel := compare_charts.line_panel(view, m))],
-        "styles": compare_charts.line_styles(view),
+        "lines": lines_of(view),
+        "is_logarithmic": is_logarithmic(view),
+        "colours": COLOURS,
         "parts": [part_of(view, variant) for variant in view.variants],
         "tests": sorted(tests_of(view), key=lambda test: test.is_detail),
         "numbers": numbers_of(view),
         "runs": [(run, run_name(view, run)) for run in view.runs],
         "metrics": [(METRICS[metric].label, METRICS[metric].meaning) for metric in view.metrics],
         "names": {metric: METRICS[metric].label for metric in METRICS},
-        "curve_names": CURVE_NAMES,
         "missing": MISSING,
         "shown": shown,
         "role": role,
@@ -112,31 +117,64 @@ def line_metrics() -> list[str]:
     return pairs_first(right) + [metric for metric in metrics_where(over_variants=True) if metric not in right]
 
 
+def lines_of(view: Comparison) -> list[tuple[str, Markup]]:
+    """Draw the means of each metric against what varies, where it can be drawn."""
+    drawn = [(METRICS[m].label, figure) for m in line_metrics() if (figure := line_chart(view, m))]
+    return [(name, inline_svg(figure, f"{name} of every method by {view.varies}", COLOURS)) for name, figure in drawn]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The learning curves of one method."""
+
+    method: str
+    num_seeds: int
+    steps_per_point: int
+    drawing: Markup
+
+
 @dataclass(frozen=True)
 class Part:
-    """What the page shows of one variant."""
+    """What the page shows of one variant; bars: a drawing per axis."""
 
     variant: Any
     tables: list[Table]
-    bars: list[tuple[str, list[BarPanel]]]
-    heat_maps: list[compare_charts.HeatMap]
-    learning: list[compare_charts.LearningPanel]
+    bars: list[tuple[str, dict[str, Markup]]]
+    heat_maps: list[HeatMap]
+    learning: list[Learning]
 
 
 def part_of(view: Comparison, variant: Any) -> Part:
     tables = [by_pole(view, variant), by_metric(view, variant)]
-    maps = [compare_charts.heat_map(view, metric, variant) for metric in pairs_first(metrics_where(is_right=True))]
+    maps = [heat_map(view, metric, variant) for metric in pairs_first(metrics_where(is_right=True))]
     return Part(
         variant,
         [table for table in tables if not table.is_empty],
         [
-            (m, panels)
+            (m, drawings)
             for m in metrics_where(is_right=True, has_poles=True)
-            if (panels := compare_charts.bars_of(view, m, variant))
+            if (drawings := bars_of(view, m, variant))
         ],
         [found for found in maps if found],
-        compare_charts.learning_panels(view, variant),
+        [found for method in view.methods if (found := learning_of(view, method, variant))],
     )
+
+
+def bars_of(view: Comparison, metric: str, variant: Any) -> dict[str, Markup]:
+    return {
+        axis: inline_svg(figure, f"{METRICS[metric].label} of every method on {axis}", COLOURS)
+        for axis, figure in bar_charts(view, metric, variant).items()
+    }
+
+
+def learning_of(view: Comparison, method: str, variant: Any) -> Learning | None:
+    curves = [c for c in view.report["curves"] if c["method"] == method and value_of(c["variant"]) == variant]
+    seeds = [curve["steps"] for curve in curves]
+    drawn = learning_curves(seeds)
+    if not drawn:
+        return None
+    drawing = inline_svg(learning_chart(drawn), f"Loss curves of {method}", COLOURS)
+    return Learning(method, len(seeds), steps_per_point(max(map(len, seeds))), drawing)
 
 
 @dataclass(frozen=True)
@@ -178,17 +216,6 @@ def numbers_of(view: Comparison) -> list[NumberLine]:
         NumberLine(row, value_of(row["variant"]), [places[run] for run in row["run_ids"] if run in places])
         for row in view.rows
     ]
-
-
-def role(view: Comparison, method: str) -> str:
-    """What a method is drawn as: the reference stands out, yardsticks stand back."""
-    if method in YARDSTICKS:
-        return "yardstick"
-    return "reference" if method == view.reference else "opponent"
-
-
-def short(text: str) -> str:
-    return cut_label(method_label(text), LABEL_LENGTH)
 
 
 def p_value(value: float) -> str:

@@ -9,7 +9,6 @@ import pytest
 
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.registry import METRICS
-from pipelines.reporting import charts
 from pipelines.reporting.report import number, policy_colours, render, seconds, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -171,45 +170,30 @@ def test_a_report_without_a_title_is_named_after_its_policies() -> None:
     assert "Evaluation of p" in Page(render(report)).all_text()
 
 
-def test_bars_are_as_long_as_their_values() -> None:
-    other_metric = row("p", "Daring", 0.9, metric="all")
-    rows = [row("p", "Daring", 0.25), row("q", "Daring", 1.0), other_metric, row("p", "Careful", 0.0)]
-    (panel,) = charts.bar_panels(rows, "one")
-    start, full = panel.x(0.0), panel.x(1.0)
-    assert panel.x(0.25) - start == pytest.approx((full - start) / 4, abs=0.1)  # a tenth of a unit is drawn
-    assert [[r["policy"] for _, r in group.bars] for group in panel.groups] == [["p", "q"], ["p"]]
-    tops = [y for group in panel.groups for y, _ in group.bars]
-    assert tops == sorted(tops)
-    assert panel.groups[-1].bottom < panel.height
+def test_every_policy_has_its_bar_on_every_axis_and_its_curves(report: dict[str, Any]) -> None:
+    page = Page(render(report))
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
+    assert labels == [
+        "One of every policy on Risk",
+        "Loss curves of pft",
+        "gradient norm of pft",
+        "learning rate of pft",
+    ]
+    text = page.all_text()
+    assert "pft, Risk / Careful: 0.953, 95 % interval 0.933 to 0.973, n = 300" in text
+    assert "first pole" in text
+    assert "second pole" in text
+    assert "Up to 4 steps are averaged into one point." in text
 
 
-def test_long_curves_are_averaged_not_cut() -> None:
-    # 320 points and at most 160 drawn: neighbours are averaged, (1 + 2) / 2 = 1.5 first, (319 + 320) / 2 last
-    points = charts.smoothed([(step, float(step)) for step in range(1, 321)])
-    assert len(points) == 160
-    assert points[0] == (1.5, 1.5)
-    assert points[-1] == (319.5, 319.5)
+def test_the_same_report_is_the_same_page(report: dict[str, Any]) -> None:
+    assert render(report) == render(report)
 
 
-def test_a_curve_skips_what_is_not_a_number() -> None:
-    panel = charts.curve_panel([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}], ["loss"])
-    assert panel is not None
-    assert len(panel.curves[0].points.split()) == 1
-    assert charts.curve_panel([{"step": 1}], ["loss"]) is None
-
-
-@pytest.mark.parametrize(
-    ("high", "expected"),
-    [(1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (2.3, [0, 0.5, 1, 1.5, 2]), (400, [0, 100, 200, 300, 400]), (0, [0])],
-)
-def test_ticks_are_round(high: float, expected: list[float]) -> None:
-    assert charts.ticks(high) == expected
-
-
-def test_labels_of_curves_that_end_together_do_not_overlap() -> None:
-    ends = [charts.Curve("a", "", 0.1, 100.0), charts.Curve("b", "", 0.1, 101.0)]
-    ys = sorted(curve.last_y for curve in charts.apart(ends))
-    assert ys == [86.0, 101.0]  # the lower keeps its place, the upper makes room of 15
+def test_a_name_with_a_dollar_is_a_name(report: dict[str, Any]) -> None:
+    for found in report["rows"]:
+        found["policy"] = f"${found['policy'][:3]}$"
+    assert Page(render(report)).all_text().count("$pft$") > 4
 
 
 def test_what_was_not_trained_is_grey_beside_what_was() -> None:

@@ -1,4 +1,4 @@
-"""The report of a search: drawings at hand-computed places; files that are whole, escaped and hold every trial."""
+"""The report of a search: files that are whole, escaped and hold every trial."""
 
 import csv
 import io
@@ -12,18 +12,8 @@ from typing import Any
 import pytest
 
 from pft_core.files import read_json
-from pipelines.tune.drawings import (
-    accuracy_panel,
-    front_steps,
-    heat_map,
-    is_same_ratio,
-    legend_places,
-    pareto_panel,
-    ratio_scale,
-    ratio_ticks,
-)
 from pipelines.tune.points import ratio_name
-from pipelines.tune.report import heat_panels, mark_of, render, write_search
+from pipelines.tune.report import heat_panels, heat_tiles, mark_of, render, write_search
 
 HOSTILE = "<script>alert(1)</script> & \"Co\" 'x'"
 GRID = (0, 0.25, 0.5, 1, 2)
@@ -222,57 +212,6 @@ def test_a_ratio_is_named_with_its_smaller_side_as_one(t, name) -> None:
     assert ratio_name(t) == name
 
 
-def test_ratios_are_the_same_but_for_the_last_bit() -> None:
-    a, b = math.log(0.1 / 0.3), math.log(0.7 / 2.1)
-    assert a != b
-    assert is_same_ratio(a, b)
-    assert is_same_ratio("inf", "inf")
-    assert not is_same_ratio("inf", "-inf")
-    assert is_same_ratio(None, None)
-    assert not is_same_ratio(None, 0.0)
-
-
-def test_one_side_alone_stands_apart_from_the_finite_ratios() -> None:
-    # From 0 to 400, 16 of margin: 0:1 at 16, finite ones from 16 + 60 = 76, and without 1:0 up to 400 - 16 = 384.
-    x = ratio_scale([-math.inf, -1.0, 1.0], start=0.0, end=400.0)
-    assert [x(t) for t in (-math.inf, -1.0, 0.0, 1.0)] == [16.0, 76.0, 230.0, 384.0]
-
-
-def test_a_single_ratio_stands_in_the_middle() -> None:
-    assert ratio_scale([0.5], start=0.0, end=400.0)(0.5) == 200.0
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "names"),
-    [
-        (1 / 8, 8, ["1:8", "1:4", "1:2", "1:1", "2:1", "4:1", "8:1"]),
-        (1 / 100, 100, ["1:64", "1:16", "1:4", "1:1", "4:1", "16:1", "64:1"]),
-        (0.8, 1.5, ["1:1.25", "1.5:1"]),
-    ],
-)
-def test_ticks_are_ratios_of_powers_of_two_where_the_range_holds_them(low, high, names) -> None:
-    assert [ratio_name(t) for t in ratio_ticks(math.log(low), math.log(high))] == names
-
-
-def test_the_heat_map_has_alpha_down_and_beta_across_and_outlines_the_picked_ratio() -> None:
-    # Tiles of 10 x 10 from (58, 62): alpha 2 is the second row, beta 1 the first column.
-    places = [(2, 1), (1, 2), (1, 1), (2, 2)]
-    cells = [{"alpha": a, "beta": b, "t": t_of(a, b), "changes": {}} for a, b in places]
-    panels = [("One (%)", cells, [0.1, 0.2, 0.3, 0.4]), ("All (%)", cells, [None] * 4)]
-    drawn = heat_map(panels, picked=cells[3], tile_width=10, tile_height=10)
-    assert [(t.x, t.y, t.value, t.is_picked) for t in drawn.panels[0].tiles] == [
-        (58, 72, 0.1, False),
-        (68, 62, 0.2, False),
-        (58, 62, 0.3, True),
-        (68, 72, 0.4, True),
-    ]
-    assert drawn.columns == [(63, 1), (73, 2)]
-    assert drawn.rows == [(67, 1), (77, 2)]
-    # A panel is 62 + 2 * 10 + 18 high, and as wide as its title of 7 letters needs: 58 + 7 * 8 + 18; two in a line.
-    assert [(panel.left, panel.top) for panel in drawn.panels] == [(0, 0), (132, 0)]
-    assert (drawn.width, drawn.height) == (264, 100)
-
-
 def test_the_heat_map_shows_means_of_both_poles_and_the_panels_that_have_values() -> None:
     report = report_of()
     assert [name for name, *_ in heat_panels(report)] == ["One (%)", "Worse pole (%)", "Both right (%)"]
@@ -299,8 +238,8 @@ def test_every_combination_of_other_changes_has_panels_of_its_own() -> None:
         ("Both right (%), train.lr = 0.001", 4),
         ("One (%), train.lr = 0.01", 4),
     ]
-    drawn = heat_map(found, picked=report["trials"][report["pick"]["trial"]])
-    assert [sum(tile.is_picked for tile in panel.tiles) for panel in drawn.panels] == [0, 0, 0, 2, 2, 2]
+    tiles = heat_tiles(report, report["trials"][report["pick"]["trial"]])
+    assert [sum(tile.is_picked for tile in panel.tiles) for panel in tiles] == [0, 0, 0, 2, 2, 2]
 
 
 def test_a_cell_says_where_its_number_is_from() -> None:
@@ -312,73 +251,6 @@ def test_a_cell_says_where_its_number_is_from() -> None:
     asha = report_of("asha")
     stopped = [mark_of(c, trials=asha["trials"]) for c in asha["cells"] if c["trial"] == 1]
     assert stopped == ["stopped"] * 4
-
-
-def test_accuracy_is_drawn_against_t_with_a_band_and_one_side_alone_linked_to_it() -> None:
-    numbers = unsure(0.5, 0.5)
-    trials = [trial(1, 2, numbers), trial(0, 1, numbers), trial(2, 1, numbers), trial(0, 0, numbers, source="base")]
-    panel = accuracy_panel(trials, picked=trials[2], width=658.0, height=290.0)
-    assert panel is not None
-    first, _, both = panel.lines
-    # x: 46 to 658 - 112 = 546; 0:1 at 46 + 16 = 62, 1:2 at 62 + 60 = 122, 2:1 at 546 - 16 = 530.
-    # y: 1 at 44, 0 at 290 - 46 = 244, so 0.5 at 144.
-    assert first.points == "122.0,144.0 530.0,144.0"
-    assert first.links == ["62.0,144.0 122.0,144.0"]
-    assert first.band == "122.0,244.0 530.0,244.0 530.0,44.0 122.0,44.0"
-    assert [(dot.x, dot.interval) for dot in first.dots] == [(62.0, (244.0, 44.0)), (122.0, None), (530.0, None)]
-    assert (first.base_y, panel.picked_x) == (144.0, 530.0)
-    assert (both.band, [dot.y for dot in both.dots]) == ("", [244.0] * 3)
-    assert panel.x_ticks == [(122.0, "1:2"), (326.0, "1:1"), (530.0, "2:1"), (62.0, "0 : 1")]
-
-
-def test_trials_that_share_a_ratio_are_dots_without_a_line() -> None:
-    trials = [trial(1, 1, values(0.5, 0.6)), trial(2, 2, values(0.7, 0.6)), trial(2, 1, values(0.7, 0.6))]
-    panel = accuracy_panel(trials)
-    assert panel is not None
-    assert all((line.points, line.band, line.links) == ("", "", []) for line in panel.lines)
-    changed = accuracy_panel([trials[0], {**trials[2], "changes": {"train.lr": 0.1}}])
-    assert changed is not None
-    assert changed.lines[0].points == ""
-    assert all(dot.interval for line in panel.lines[:2] for dot in line.dots)
-    aside = accuracy_panel(trials, aside={1})
-    assert aside is not None
-    left, beside, _ = aside.lines[0].dots
-    assert aside.lines[0].points.count(",") == 2
-    assert (beside.x - left.x, left.interval is None, beside.interval is None) == (7.0, True, False)
-
-
-def test_the_front_is_a_step_line_around_what_it_dominates() -> None:
-    # From the left edge to the first point, then down and across to the next, then down to the bottom.
-    assert front_steps([(10, 20), (30, 50)], 0, 100) == "0,20 10,20 10,50 30,50 30,100"
-    assert front_steps([], 0, 100) == ""
-
-
-def test_the_pareto_plot_has_equal_scales_and_names_pick_and_knee_by_ratio() -> None:
-    numbers = unsure(0.25, 0.75)
-    trials = [trial(1, 2, numbers), trial(4, 1, numbers), trial(1, 1)]
-    panel = pareto_panel(trials, [0], marked={"pick": 0, "knee": 0}, height=290.0)
-    assert panel is not None
-    # A square of 290 - 46 - 44 = 200 from (58, 44): 0.25 across is 50, 0.75 up is 150 from the bottom at 244.
-    assert [(p.x, p.y, p.across, p.down, p.is_front) for p in panel.points] == [
-        (108.0, 94.0, (58.0, 258.0), (244.0, 44.0), True),
-        (108.0, 94.0, (58.0, 258.0), (244.0, 44.0), False),
-    ]
-    assert panel.front == "58.0,94.0 108.0,94.0 108.0,244.0"
-    assert [(label.text, label.x) for label in panel.labels] == [("pick and knee 1:2", 108.0)]
-    two = pareto_panel(trials, [0], marked={"pick": 0, "knee": 1}, height=290.0)
-    assert two is not None
-    assert [(label.text, label.x) for label in two.labels] == [("pick 1:2", 108.0), ("knee 4:1", 230.0)]
-
-
-def test_there_is_nothing_to_draw_where_no_trial_was_measured() -> None:
-    failed = [trial(1, 1), trial(0, 0, values(0.5, 0.5), source="base")]
-    assert accuracy_panel(failed) is None
-    assert pareto_panel(failed, [], marked={"pick": None, "knee": None}) is None
-
-
-def test_a_legend_leaves_each_entry_the_room_of_its_text() -> None:
-    # 24 for the mark, 10 letters of 6.3, 18 to the next.
-    assert legend_places(["a" * 10, "b"], left=5.0) == [5.0, 110.0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -432,9 +304,18 @@ def test_drawings_are_xml_of_their_own(mode, tmp_path) -> None:
 
 
 def test_the_heat_map_outlines_every_cell_of_the_picked_ratio(tmp_path) -> None:
-    text = write_search(report_of(), tmp_path)["heat_map_svg"].read_text()
+    report = report_of()
     # 1:1 is the pick; alpha = beta in 4 of the cells, in each of 3 panels.
-    assert text.count('class="picked"') == 4 * 3
+    panels = heat_tiles(report, report["trials"][report["pick"]["trial"]])
+    assert [sum(tile.is_picked for tile in panel.tiles) for panel in panels] == [4] * 3
+    # A frame is drawn of lines 3 pixels wide, and so are no others.
+    assert write_search(report, tmp_path)["heat_map_svg"].read_text().count("stroke-width: 3;") == 4 * 3
+
+
+def test_the_same_report_is_the_same_files(tmp_path) -> None:
+    first = {name: path.read_bytes() for name, path in write_search(report_of("soup"), tmp_path / "a").items()}
+    again = {name: path.read_bytes() for name, path in write_search(report_of("soup"), tmp_path / "b").items()}
+    assert first == again
 
 
 def test_a_drawing_that_a_later_report_lacks_is_removed(tmp_path) -> None:

@@ -1,0 +1,122 @@
+"""Bar charts of shares: a group of bars for each pole of an axis, with intervals and what position alone reaches."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from pipelines.reporting.drawing import INK, beside, blank, chart_style, cut_to, fit, hint, printable, width_of
+from pipelines.reporting.pages import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+HEAD, STEP, GAP, FOOT = 26.0, 24.0, 10.0, 18.0  # pixels: a pole's name, a bar, between groups, the scale
+BAR, CAP = 15.0, 3.5  # pixels: the height of a bar, half of the end of an interval
+COUNT_WIDTH = 70.0  # pixels that a pole's name leaves to what stands right of it
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar; value, low and high are shares, text is the value as it is written beside it."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    hint: str
+    colour: str
+    is_pale: bool = False
+    label_colour: str = INK["text"]
+    label_weight: int = 400
+
+
+@dataclass(frozen=True)
+class BarGroup:
+    """The bars of one pole; note: what they rest on; position: the share that position alone reaches."""
+
+    pole: str
+    note: str
+    bars: Sequence[Bar]
+    position: float | None
+
+    @property
+    def height(self) -> float:
+        return HEAD + STEP * len(self.bars)
+
+
+def rows_by_pole(rows: Iterable[Row], metric: str) -> dict[str, dict[str, list[Row]]]:
+    """Sort the rows of a metric by axis and pole; those over both poles are left out."""
+    by_axis: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if row["metric"] == metric and row["pole"] is not None:
+            by_axis.setdefault(row["axis"], {}).setdefault(row["pole"], []).append(row)
+    return by_axis
+
+
+@chart_style()
+def bar_chart(groups: Sequence[BarGroup], *, width: float = 340.0, unit: float = 1.0) -> "Figure":
+    """Draw the bars of one axis over a scale of shares; unit: what a share of 1 is written as."""
+    bottom = sum(group.height for group in groups) + GAP * len(groups)
+    figure, axes = blank(width, bottom + FOOT)
+    axes.set(xlim=(0.0, 1.0), ylim=(bottom, 0.0))
+    axes.set_xticks(TICKS, [f"{unit * tick:g}" for tick in TICKS])
+    axes.vlines(TICKS, HEAD - 4, bottom, color=INK["grid"], linewidth=1, zorder=0)
+    tops = list(accumulate([group.height + GAP for group in groups], initial=0.0))
+    for group, top in zip(groups, tops, strict=False):
+        _head(axes, group, top)
+        _bars(axes, group, top + HEAD)
+    _names(axes, groups, tops)
+    fit(axes, pad=0.5)
+    return figure
+
+
+def _head(axes: "Axes", group: BarGroup, top: float) -> None:
+    from matplotlib.transforms import blended_transform_factory
+
+    across = blended_transform_factory(axes.figure.transSubfigure, axes.transData)
+    y = top + HEAD - 6
+    note = axes.text(1.0, y, group.note, transform=across, ha="right", color=INK["soft"], size=11)
+    pole = axes.text(0.0, y, printable(group.pole), transform=across, weight=700, size=13)
+    for text in (note, pole):
+        text.set_in_layout(False)
+    cut_to(pole, axes.figure.bbox.width - COUNT_WIDTH)
+
+
+def _bars(axes: "Axes", group: BarGroup, top: float) -> None:
+    for i, bar in enumerate(group.bars):
+        y = top + STEP * i + 10.5
+        alpha = 0.38 if bar.is_pale else 1.0
+        (drawn,) = axes.barh(y, bar.value, BAR, color=bar.colour, alpha=alpha)
+        hint(drawn, bar.hint)
+        whisker = [(bar.low, -CAP), (bar.low, CAP), (bar.low, 0), (bar.high, 0), (bar.high, -CAP), (bar.high, CAP)]
+        axes.plot(
+            [x for x, _ in whisker], [y + dy for _, dy in whisker], color=INK["text"], alpha=0.75, lw=1.4, zorder=3
+        )
+    if group.position is not None:
+        ends = [top - 1, top + STEP * len(group.bars) - 1]
+        axes.plot([group.position] * 2, ends, color=INK["text"], lw=1.6, ls=(0, (3, 3)), zorder=4)
+
+
+def _names(axes: "Axes", groups: Sequence[BarGroup], tops: Sequence[float]) -> None:
+    """Write each bar's name on its left and its value on its right, the values flush right."""
+    bars = [
+        (top + HEAD + STEP * i + 10.5, bar)
+        for group, top in zip(groups, tops, strict=False)
+        for i, bar in enumerate(group.bars)
+    ]
+    axes.set_yticks([y for y, _ in bars], [bar.label for _, bar in bars])
+    axes.tick_params("y", pad=8, labelsize=12.5)
+    values = [
+        beside(axes, bar.text, (1.0, y), (0.0, 0.0), by_value=True, ha="right", va="center_baseline", size=12.5)
+        for y, bar in bars
+    ]
+    for name, value, (_, bar) in zip(axes.get_yticklabels(), values, bars, strict=True):
+        name.set(color=bar.label_colour, weight=bar.label_weight, va="center_baseline")
+        value.set(color=bar.label_colour, weight=bar.label_weight)
+    widest = max(map(width_of, values))
+    for value in values:
+        value.set_position((10.0 + widest, 0.0))

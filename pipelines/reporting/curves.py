@@ -1,0 +1,86 @@
+"""Line charts of what a training logs: losses over the steps, and small lines of what else is worth a glance."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.reporting.drawing import INK, blank, chart_style, fit_ends, ticks
+from pipelines.reporting.pages import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_POINTS = 160  # per curve; more cannot be seen
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: its points are steps and losses; lines of one name share a label."""
+
+    name: str
+    colour: str
+    points: Points
+
+
+@chart_style()
+def loss_chart(curves: Sequence[Curve], *, width: float = 460.0, height: float = 210.0, thin: bool = False) -> "Figure":
+    """Draw losses over the steps, from step 0 and from a loss of 0, each named at its end."""
+    figure, axes = blank(width, height)
+    last_step = max(step for curve in curves for step, _ in curve.points)
+    losses = [value for curve in curves for _, value in curve.points]
+    low, high = min(0.0, *losses), max(0.0, *losses)
+    axes.set(xlim=(0.0, max(last_step, 1.0)), ylim=(low, high if high > low else 1.0))
+    _scale(axes, last_step, low, high)
+    for curve in curves:
+        steps, values = zip(*curve.points, strict=True)
+        axes.plot(steps, values, color=curve.colour, lw=1.3 if thin else 2.0, alpha=0.7 if thin else 1.0)
+    fit_ends(axes, _ends(curves))
+    return figure
+
+
+def _scale(axes: "Axes", last_step: float, low: float, high: float) -> None:
+    steps = [tick for tick in ticks(0.0, last_step) if tick <= last_step]
+    losses = [tick for tick in ticks(low, high) if low <= tick <= high]
+    axes.set_xticks(steps, [f"{tick:g}" for tick in steps])
+    axes.set_yticks(losses, [f"{tick:g}" for tick in losses])
+    axes.tick_params(pad=6)
+    axes.grid(axis="y", color=INK["grid"], lw=1)
+
+
+def _ends(curves: Sequence[Curve]) -> list[tuple[float, str, str]]:
+    """Return mean last loss, name and colour of the lines of each name."""
+    last: dict[tuple[str, str], list[float]] = {}
+    for curve in curves:
+        last.setdefault((curve.name, curve.colour), []).append(curve.points[-1][1])
+    return [(sum(ends) / len(ends), name, colour) for (name, colour), ends in last.items()]
+
+
+@chart_style()
+def spark_line(points: Points, colour: str, *, width: float = 114.0, height: float = 38.0) -> "Figure":
+    """Draw one small line without a scale, from 0."""
+    figure, axes = blank(width, height)
+    steps, values = zip(*points, strict=True)
+    axes.set(xlim=(0.0, max(*steps, 1.0)), ylim=(min(0.0, *values), max(*values, 0.0) or 1.0), xticks=[], yticks=[])
+    axes.plot(steps, values, color=colour, lw=2.0)
+    axes.set_position((0.01, 0.1, 0.98, 0.75))
+    return figure
+
+
+def points_of(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    """Return the steps and values of one number of a training, averaged where there are many."""
+    return smoothed([(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])])
+
+
+def smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Average runs of neighbours so that at most MAX_POINTS are left."""
+    size = steps_per_point(len(points))
+    parts = [points[i : i + size] for i in range(0, len(points), max(size, 1))]
+    return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
+
+
+def steps_per_point(count: int) -> int:
+    """Return how many of so many steps are averaged into one point."""
+    return math.ceil(count / MAX_POINTS)

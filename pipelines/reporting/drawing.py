@@ -1,0 +1,176 @@
+"""What all charts share: a canvas measured in CSS pixels, their style, and room for every label."""
+
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation, Text
+
+DPI = 72  # at which a point is a pixel
+INK = {"text": "#15181d", "soft": "#59616e", "grid": "#e9ecf0"}
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK["soft"],
+    "axes.labelsize": 11,
+    "axes.xmargin": 0,
+    "axes.ymargin": 0,
+    "figure.dpi": DPI,
+    "figure.frameon": False,
+    "font.family": "DejaVu Sans",  # wider than what pages are read in, so that what fits here fits there
+    "font.size": 12,
+    "lines.scale_dashes": False,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "chart",
+    "text.color": INK["text"],
+    "text.parse_math": False,  # a `$` in a user's label is a `$`
+    "xtick.bottom": False,
+    "xtick.labelcolor": INK["soft"],
+    "xtick.labelsize": 11,
+    "ytick.labelcolor": INK["soft"],
+    "ytick.labelsize": 11,
+    "ytick.left": False,
+}
+HINT = "hint: "  # begins the id of what says something when it is pointed at
+LABEL_DISTANCE = 15.0
+LABEL_LENGTH = 13  # characters that fit beside a bar
+WIDER = 0.45  # of the font's size: what an East Asian letter has beyond the box that stands for it where it is measured
+
+
+@contextmanager
+def chart_style() -> Iterator[None]:
+    """Draw in the style of the charts, whatever the user's own matplotlib settings are."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font may have it
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def blank(width: float, height: float) -> "tuple[Figure, Axes]":
+    """Return a figure of this size in pixels, and axes without a frame that fill it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / DPI, height / DPI))
+    return figure, figure.add_axes((0.0, 0.0, 1.0, 1.0), frameon=False)
+
+
+def hint(artist: "Artist", text: str) -> None:
+    """Let a mark say something when it is pointed at."""
+    artist.set_gid(HINT + printable(text))
+
+
+def printable(text: str) -> str:
+    """Write a text in one line of letters that XML can hold."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def short(text: str, length: int = LABEL_LENGTH) -> str:
+    """Cut a label to some letters; those of double width count twice."""
+    text = printable(text)
+    if len(text) + wide_letters(text) <= length:
+        return text
+    while text and len(text) + wide_letters(text) > length - 1:
+        text = text[:-1]
+    return text + "\u2026"
+
+
+def wide_letters(text: str) -> int:
+    return sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+
+
+def width_of(text: "Text") -> float:
+    """Return the width of a text in pixels, without the line that may lead from it."""
+    from matplotlib.text import Text
+
+    return Text.get_window_extent(text).width + _unmeasured(text)
+
+
+def _unmeasured(text: "Text") -> float:
+    return WIDER * float(text.get_fontsize()) * wide_letters(text.get_text())
+
+
+def cut_to(text: "Text", width: float) -> None:
+    """Shorten a text until it is no wider than so many pixels."""
+    text.set_text(short(text.get_text(), 80))
+    while width_of(text) > width and len(text.get_text()) > 1:
+        text.set_text(short(text.get_text().rstrip("\u2026"), len(text.get_text()) - 1))
+
+
+def fit(axes: "Axes", *, pad: float = 2.0, above: float = 0.0) -> None:
+    """Give the axes what their labels leave of the figure; above: pixels that stay free over them."""
+    inner = axes.get_window_extent()
+    outer = axes.get_tightbbox() or inner
+    width, height = axes.figure.bbox.size
+    left, right = inner.x0 - outer.x0 + pad + _more(axes, "right"), outer.x1 - inner.x1 + pad + _more(axes, "left")
+    bottom, top = inner.y0 - outer.y0 + pad, outer.y1 - inner.y1 + max(pad, above)
+    axes.set_position((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+
+
+def _more(axes: "Axes", alignment: str) -> float:
+    """Return the most that the texts of an alignment lack where they are measured, in pixels."""
+    from matplotlib.text import Text
+
+    texts = [
+        text for text in axes.findobj(Text) if text.get_horizontalalignment() == alignment and text.get_in_layout()
+    ]
+    return max(map(_unmeasured, texts), default=0.0)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers from at most `low` to at least `high`."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + 0.1)
+    return [round(float(tick), 12) for tick in found]
+
+
+def beside(
+    axes: "Axes",
+    text: str,
+    place: tuple[float, float],
+    offset: tuple[float, float],
+    *,
+    by_value: bool = False,
+    **style: Any,
+) -> "Annotation":
+    """Write a text some pixels from a place, which is a share of the axes; by_value: with its y as a value."""
+    coords = axes.get_yaxis_transform() if by_value else "axes fraction"
+    return axes.annotate(
+        text, place, offset, xycoords=coords, textcoords="offset points", annotation_clip=False, **style
+    )
+
+
+def fit_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
+    """Fit the axes and name lines at their right ends, apart so that they can be read; ends: y, name and colour."""
+    texts = [
+        beside(axes, name, (1.0, y), (8.0, 0.0), by_value=True, color=colour, weight=700, va="center_baseline")
+        for y, name, colour in ends
+    ]
+    fit(axes, above=10.0)
+    ys = [float(axes.transData.transform((0.0, y))[1]) for y, *_ in ends]
+    low, high = axes.get_window_extent().intervaly
+    for text, y, moved in zip(texts, ys, labels_apart(ys, low=low, high=high), strict=True):
+        text.set_position((8.0, moved - y))
+
+
+def labels_apart(places: Sequence[float], *, low: float, high: float, distance: float = LABEL_DISTANCE) -> list[float]:
+    """Move labels apart, up first and back down from `high`, no lower than `low` where they fit. Order is kept."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    placed = [max(place, low) for place in places]
+    for below, i in pairwise(order):
+        placed[i] = max(placed[i], placed[below] + distance)
+    limit = high
+    for i in reversed(order):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - distance
+    return placed

@@ -1,0 +1,70 @@
+"""What the drawings of a search have in common: which trials have numbers, the colours, and the scale of values."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines.reporting import INK, Row, ticks
+
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
+
+COLOURS = INK | {  # of the page where it is not dark, and of the drawings that are files
+    "card": "#ffffff",
+    "rule": "#8b93a1",
+    "first": "#6b4de6",
+    "second": "#0a8f86",
+    "both": "#d9730d",
+    "heat": "#0b6bcb",
+}
+SOURCES = ("trained", "soup", "base")
+BANDED = ("pole_first", "pole_second")  # metrics drawn with their intervals
+
+
+def has_value(trial: Row) -> bool:
+    """Whether a trial was measured; one that was stopped or failed was not."""
+    return trial["pole_first"] is not None
+
+
+def base_of(trials: Sequence[Row]) -> Row | None:
+    return next((trial for trial in trials if trial["source"] == "base" and has_value(trial)), None)
+
+
+def sources_of(trials: Iterable[Row]) -> list[str]:
+    """Return where the measured trials are from, in the order of a legend."""
+    found = {trial["source"] for trial in trials if has_value(trial)}
+    return [source for source in SOURCES if source in found]
+
+
+def is_same_ratio(a: float | str | None, b: float | str | None) -> bool:
+    """Whether two t are one ratio; 0.1 : 0.3 and 0.2 : 0.6 differ in the last bit."""
+    if a is None or b is None:
+        return a is b
+    return math.isclose(float(a), float(b), abs_tol=1e-9)
+
+
+def is_of(cell: Row, trial: Row | None) -> bool:
+    """Whether a cell has a trial's ratio and its other changes."""
+    return trial is not None and is_same_ratio(cell["t"], trial["t"]) and cell["changes"] == trial["changes"]
+
+
+def value_ticks(trials: Iterable[Row], metrics: Sequence[str]) -> list[float]:
+    """Return round shares between which lie every value and the intervals that are drawn."""
+    ends = [end for trial in trials for metric in metrics for end in _ends(trial, metric)]
+    return ticks(min(ends), max(ends))
+
+
+def _ends(trial: Row, metric: str) -> list[float]:
+    return [trial[metric], *(trial["intervals"][metric] if metric in BANDED else ())]
+
+
+def dot_style(source: str, colour: str, radius: float) -> dict[str, Any]:
+    """Say how a trial is marked: filled where trained, hollow where a soup; radius in pixels."""
+    face = COLOURS["card"] if source == "soup" else colour
+    return {"marker": "o", "ls": "none", "mfc": face, "mec": colour, "ms": 2 * radius, "mew": 1.6}
+
+
+def legend_dot(source: str, colour: str, radius: float) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **dot_style(source, colour, radius))
