@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         Outcome,
         Part,
         RowFault,
+        SourceEntry,
+        accept,
         file_parts,
         files_in,
         is_hub_name,

@@ -1,0 +1,173 @@
+"""A user's own objective, source, metric and task, through every job, without an edit in the package."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pft_core.errors import UserError
+from pft_core.evaluation.metrics.registry import METRICS
+from pft_core.objectives.registry import OBJECTIVES
+from pipelines.compare import job as compare
+from pipelines.compare.suite import load_suite
+from pipelines.config import load_config
+from pipelines.evaluate import job as evaluate
+from pipelines.plugins import load_plugins, read_plugins
+from pipelines.prepare import job as prepare
+from pipelines.strict import build
+from pipelines.train import job as train
+
+PLUGIN = Path(__file__).with_name("own_plugin.py")
+OWN = ("halved", "both_wrong")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin, raw rows in its format, a recipe and a suite that name what it brings."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copy(PLUGIN, folder / "own.py")
+    rows = [
+        {"situation": f"The town has plan {n} .", "fast": f"go {n} now", "slow": f"wait {n} more"} for n in range(60)
+    ]
+    write_lines(folder / "rows.jsonl", rows)
+    questions = [
+        {"id": f"q{n}", "question": "The a of ?", "answers": ["plan", "job"], "right": n % 2} for n in range(4)
+    ]
+    write_lines(folder / "questions.jsonl", questions)
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def small_run(model: Path) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "prompt": {"answer": "option"},
+        "lora": {"r": 2, "alpha": 4, "dropout": 0.0},
+        "train": {
+            "objective": "halved", "pairs_per_step": 4, "max_steps": 2, "warmup_steps": 0, "precision": "fp32",
+            "checkpoint_every": 0,
+        },
+        "plugins": ["own.py"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(folder: Path, ray_cluster: None) -> Path:
+    raw = {"source": "two_answers", "input": [str(folder / "rows.jsonl")], "output": str(folder / "data")}
+    result = prepare.run(build(prepare.PrepareConfig, {**raw, "plugins": [str(folder / "own.py")]}))
+    assert (result["rows_in"], result["rows_out"], result["rejected"]) == (60, 60, 0)
+    return folder / "data"
+
+
+@pytest.mark.ray
+def test_an_own_objective_trains_and_an_own_metric_and_task_are_reported(
+    folder: Path, prepared: Path, tiny_qwen2: Path
+) -> None:
+    (folder / "own.yaml").write_text(yaml.safe_dump(small_run(tiny_qwen2)), encoding="utf-8")
+    config = load_config(folder / "own.yaml", [f"data={prepared}", f"storage={folder / 'runs'}"])
+    run = train.run(config)
+    metrics = [json.loads(line) for line in (Path(run["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss_first", "loss_second"} <= metrics[0].keys()
+    asked = {"model": run["model_ref"], "data": str(prepared), "output": str(folder / "report"), "limit_per_axis": 8}
+    rows = report_of(evaluate.run(build(evaluate.EvaluateConfig, asked)))
+    assert [row["n"] for row in rows if row["metric"] == "both_wrong"]
+    asked |= {"data": str(folder / "questions.jsonl"), "output": str(folder / "trivia"), "task": "trivia"}
+    del asked["limit_per_axis"]
+    rows = report_of(evaluate.run(build(evaluate.EvaluateConfig, asked)))
+    assert [(row["metric"], row["n"]) for row in rows] == [("trivia", 4)]
+
+
+def report_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(json.loads(Path(result["report_json"]).read_text())["rows"])
+
+
+@pytest.mark.ray
+def test_a_suite_compares_any_objective_by_any_metric_on_a_prepared_folder(
+    folder: Path, prepared: Path, tiny_qwen2: Path
+) -> None:
+    run = {key: value for key, value in small_run(tiny_qwen2).items() if key not in ("plugins", "model")}
+    run["train"] = {key: value for key, value in run["train"].items() if key != "objective"}
+    suite = {
+        "name": "own",
+        "title": "Own methods on own data",
+        "methods": ["halved", "pft"],
+        "metrics": ["both_right", "both_wrong"],
+        "plugins": ["own.py"],
+        "sizes": {"tiny": {"data": str(prepared), "base": str(tiny_qwen2), "seeds": [0], "run": run, "forms": ["one"]}},
+    }
+    (folder / "own_suite.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
+    result = compare.run(load_suite(str(folder / "own_suite.yaml")), size="tiny", storage=folder / "compare")
+    assert (result["cells"], result["failed"]) == (2, 0)
+    rows = report_of(result)
+    assert {(row["method"], row["metric"]) for row in rows} >= {("halved", "both_wrong"), ("pft", "both_right")}
+
+
+def test_the_run_key_follows_the_code_of_a_plugin(folder: Path, tmp_path: Path) -> None:
+    first = read_plugins([str(folder / "own.py")])[0]
+    (tmp_path / "own.py").write_text((folder / "own.py").read_text() + "\nMORE = 1\n")
+    assert read_plugins([str(tmp_path / "own.py")])[0].digest != first.digest
+    assert read_plugins(["json"])[0].digest == read_plugins(["json"])[0].digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_module\n", r"mine\.py, line 1: does not import: ModuleNotFoundError"),
+        ("x = 1\nx = = 2\n", r"mine\.py, line 2: does not import: SyntaxError"),
+        (
+            "from pft_core.objectives import OBJECTIVES, ObjectiveEntry\n\nOBJECTIVES.add('pft', ObjectiveEntry(print))\n",
+            r"mine\.py: objective 'pft' is registered already: choose another name",
+        ),
+    ],
+)
+def test_a_plugin_that_does_not_import_or_takes_a_name_is_one_clear_error(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_plugins(read_plugins([str(tmp_path / "mine.py")]))
+
+
+def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plugin .*nowhere\.py: cannot be read"):
+        load_config("quickstart", [f"plugins=[{tmp_path}/nowhere.py]"])
+    with pytest.raises(UserError, match=r"plugin no\.such: no such module here"):
+        load_config("quickstart", ["plugins=[no.such]"])
+
+
+def test_a_worker_imports_what_the_settings_bring_also_where_the_file_is_not(tmp_path: Path) -> None:
+    # A process of its own, as the names of the plugin must not stay registered here.
+    code = f"""
+import pickle, sys
+from pathlib import Path
+from pipelines.config import load_config
+path = Path({str(tmp_path)!r}) / "mine.py"
+path.write_text("from pft_core.objectives import OBJECTIVES, ObjectiveEntry\\nOBJECTIVES.add('mine', ObjectiveEntry(print))")
+config = load_config("quickstart", [f"plugins=[{{path}}]", "train.objective=mine"])
+sys.stdout.buffer.write(pickle.dumps(config))
+path.unlink()
+"""
+    pickled = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    opened = "import pickle, sys; print(pickle.load(sys.stdin.buffer).train.entry.build.__name__)"
+    result = subprocess.run([sys.executable, "-c", opened], input=pickled, capture_output=True, check=True)
+    assert result.stdout.decode().strip() == "print"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered_here_only() -> Any:
+    """What this module's plugin registers goes with it: other tests list the shipped names."""
+    yield
+    from pft_core.data.sources.registry import SOURCES
+    from pft_core.evaluation.tasks.registry import TASKS
+
+    registries = {OBJECTIVES: "halved", METRICS: "both_wrong", SOURCES: "two_answers", TASKS: "trivia"}
+    for registry, name in registries.items():
+        registry._entries.pop(name, None)
