@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--overload-s", type=float, default=15.0)
     arguments = parser.parse_args()
     from pipelines.serve import build as build_app
-    from pipelines.serve import runs_vllm
+    from pipelines.serve import chosen_engine
 
     with tempfile.TemporaryDirectory(prefix="pft-serve-") as scratch:
         config = write_everything(Path(scratch), engine=arguments.engine)
@@ -233,7 +233,7 @@ def main() -> None:
             result = asyncio.run(measure(config, raw, **how))
         finally:
             job.shut_down()
-    engine = "vllm" if runs_vllm(config) else "transformers"
+    engine = chosen_engine(config)
     harness.finish({"engine": engine, **result, **harness.machine()}, as_json=arguments.json)
 
 

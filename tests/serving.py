@@ -28,7 +28,7 @@ from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.job import EvaluateConfig, make_job, read_items, resolve_policy
 from pipelines.evaluate.worker import answerers
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines.registry import make_host
+from pipelines.serve.engines.build import make_host
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.routes import make_app
 from pipelines.serve.metrics import Metrics

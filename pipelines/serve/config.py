@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.settings import Settings
 from pipelines.config import recipe_path
+from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.strict import apply_override, build, read_yaml
 
 APPLICATION = "pft"  # its name in Ray Serve
@@ -29,7 +30,7 @@ Place = Annotated[str, AfterValidator(absolute)]
 class ServingEngineSettings(Settings):
     """What runs the model."""
 
-    name: Literal["auto", "vllm", "transformers"] = "auto"  # auto: vLLM where it is installed
+    name: str = AUTO  # auto: vLLM where it is installed, transformers elsewhere and for steering
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
     max_length: PositiveInt = 2048  # tokens of prompt and answer; the model's own limit where that is lower
     max_batch: PositiveInt = 64  # sequences that are continued at once
@@ -39,6 +40,13 @@ class ServingEngineSettings(Settings):
     gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vLLM: share of a GPU's memory
     cpu_cache_gib: PositiveInt = 1  # vLLM on a CPU: memory of its key-value cache
     threads: PositiveInt = 1  # CPU threads of one replica
+
+    @field_validator("name")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        if name != AUTO:
+            SERVING_ENGINES[name]
+        return name
 
 
 class ReplicaSettings(Settings):
@@ -129,10 +137,12 @@ class ServeConfig(Settings):
 
     @model_validator(mode="after")
     def _steering_reaches_the_layers(self) -> Self:
-        if self.steering is not None and self.engine.name == "vllm":
-            raise ValueError(
-                "steering: vLLM gives no way to add a vector to its layers' outputs: set engine.name=transformers"
-            )
+        if self.steering is None or self.engine.name == AUTO:
+            return self
+        engine = SERVING_ENGINES[self.engine.name]
+        if not engine.steers:
+            able = " or ".join(f"engine.name={name}" for name in SERVING_ENGINES if SERVING_ENGINES[name].steers)
+            raise ValueError(f"steering: {engine.why_not}: set {able}")
         return self
 
     @model_validator(mode="after")

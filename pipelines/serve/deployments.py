@@ -31,9 +31,9 @@ from pipelines.serve.engines import (
     Steering,
     Step,
     UnavailableError,
+    chosen_engine,
     fitted,
     make_host,
-    runs_vllm,
 )
 from pipelines.serve.http import Admission, KeyRing, make_app
 from pipelines.serve.metrics import Metrics
@@ -190,7 +190,7 @@ def build(raw: dict[str, Any]) -> Any:
         KeyRing(Path(config.keys))
     if config.examples is not None:
         read_examples(Path(config.examples))
-    runs_vllm(config)
+    chosen_engine(config)
     dumped = config.model_dump()
     engines = serve.deployment(EngineReplica).options(name="engine", **engine_options(config))
     ref = catalog.default.ref

@@ -19,7 +19,7 @@ from pft_core.errors import UserError
 from pipelines.serve import job
 from pipelines.serve.config import APPLICATION, ServeConfig, ServingEngineSettings
 from pipelines.serve.deployments import build
-from pipelines.serve.engines.registry import fitted
+from pipelines.serve.engines.build import fitted
 from tests.serving import serve_config, write_policy
 
 pytestmark = pytest.mark.ray

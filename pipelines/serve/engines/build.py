@@ -1,13 +1,14 @@
 """The engine that a recipe asks for, with the adapters of the node it runs on."""
 
-import importlib.util
 from pathlib import Path
 
 import torch
 
 from pft_core.errors import UserError
 from pft_core.policies import Precision, load_config
+from pft_core.registry import load_code
 from pipelines.serve.config import ServeConfig
+from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.serve.engines.engine import Engine
 from pipelines.serve.engines.host import EngineHost
 from pipelines.serve.policies import AdapterCache
@@ -21,7 +22,8 @@ def make_host(config: ServeConfig, model: str, template_digest: str, *, lora: bo
     model: folder or hub name; template_digest: of the words that steering vectors were read under; lora: whether any
     policy of the server has an adapter.
     """
-    engine = _vllm(config, model, lora=lora) if runs_vllm(config) else _transformers(config, model, template_digest)
+    build = load_code(SERVING_ENGINES[chosen_engine(config)].build)
+    engine: Engine = build(config, model, template_digest=template_digest, lora=lora)
     return EngineHost(engine, make_cache(config))
 
 
@@ -45,15 +47,21 @@ def make_cache(config: ServeConfig) -> AdapterCache:
     return AdapterCache(folder, most=config.store.max_cached, registry=config.store.registry)
 
 
-def runs_vllm(config: ServeConfig) -> bool:
-    """Return whether vLLM is the engine. Raises UserError where it cannot be."""
-    installed = importlib.util.find_spec("vllm") is not None
-    if config.engine.name == "vllm" and not installed:
-        raise UserError("engine.name=vllm: vLLM is not installed: `make setup-vllm`, or engine.name=transformers")
-    return installed and config.engine.name != "transformers" and config.steering is None
+def chosen_engine(config: ServeConfig) -> str:
+    """Return the name of the engine that runs. Raises UserError where the one that is asked for is not installed."""
+    name = config.engine.name
+    if name == AUTO:
+        entries = {name: SERVING_ENGINES[name] for name in SERVING_ENGINES}
+        steering = config.steering is not None
+        return next(name for name, e in entries.items() if e.is_installed and (e.steers or not steering))
+    if not SERVING_ENGINES[name].is_installed:
+        others = " or ".join(f"engine.name={other}" for other in SERVING_ENGINES if other != name)
+        raise UserError(f"engine.name={name}: {SERVING_ENGINES[name].install}, or {others}")
+    return name
 
 
-def _vllm(config: ServeConfig, model: str, *, lora: bool) -> Engine:
+def vllm_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> Engine:
+    """vLLM: continuous batching, shared prefixes, many adapters."""
     from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
 
     engine = config.engine
@@ -73,7 +81,8 @@ def _vllm(config: ServeConfig, model: str, *, lora: bool) -> Engine:
     )
 
 
-def _transformers(config: ServeConfig, model: str, template_digest: str) -> Engine:
+def transformers_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> Engine:
+    """transformers with continuous batching; the engine that can steer."""
     from pft_core.evaluation import SteeringVectors
     from pft_core.policies import base_digest
     from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
