@@ -27,7 +27,7 @@ from pipelines.encode.job import prompt_style
 from pipelines.evaluate.endpoint import Served
 from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.worker import Item, Job, PolicyActor, items_table
-from pipelines.jobs import code_digest, ensure_ray
+from pipelines.jobs import code_digest, ensure_ray, has_gpus, refuse_missing_resources
 from pipelines.reporting import write_report
 
 ITEMS_PER_GROUP = 64
@@ -179,7 +179,7 @@ def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
 
 def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
     asking = Asking(ref.style, ref.space, config.max_length, config.tokens_per_batch, config.max_new_tokens)
-    use_gpu = "GPU" in ray.cluster_resources() if config.use_gpu is None else config.use_gpu
+    use_gpu = has_gpus() if config.use_gpu is None else config.use_gpu
     precision = config.precision or ("bf16" if use_gpu else "fp32")
     return Job(ref, asking, config.scoring == "generate", precision, use_gpu, config.threads_per_worker)
 
@@ -187,7 +187,7 @@ def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
 def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> tuple[list[Outcome], list[Reject]]:
     """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
     resources = {"CPU": 1, "GPU": 1 if job.use_gpu else 0}
-    refuse_missing_resources(num_workers, resources)
+    refuse_missing_resources("num_workers", num_workers, resources)
     groups = [items_table(items[i : i + ITEMS_PER_GROUP]) for i in range(0, len(items), ITEMS_PER_GROUP)]
     console.print(f"evaluating {len(items)} items with {num_workers} workers")
     answered = ray.data.from_arrow(groups).map_batches(
@@ -209,17 +209,6 @@ def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome
     outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
     return outcomes, rejects
-
-
-def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:
-    """Say before waiting that the cluster is too small. Raises UserError."""
-    have = ray.cluster_resources()
-    for name, amount in resources.items():
-        if num_workers * amount > have.get(name, 0):
-            raise UserError(
-                f"num_workers={num_workers} needs {num_workers * amount} {name}, the cluster has "
-                f"{have.get(name, 0):g}: lower num_workers, or join a larger cluster with RAY_ADDRESS"
-            )
 
 
 def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.encode.job import ensure_layer
-from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.objective import axis_names, objective_of
@@ -41,7 +41,7 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     refuse_missing_inputs(config)
     ensure_ray()
     config = with_embedded(config)
-    refuse_missing_resources(config)
+    refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, worker_resources(config))
     return run_job(config, lambda folder, key: execute(config, folder, key), fresh=fresh, kind="train", run_dir=run_dir)
 
 
@@ -88,18 +88,6 @@ def refuse_missing_inputs(config: RunConfig) -> None:
             DatasetManifest.load(Path(str(data)))
     if config.model != TOYWORLD:
         load_tokenizer(config.model)
-
-
-def refuse_missing_resources(config: RunConfig) -> None:
-    """Say before waiting that the cluster is too small. Raises UserError."""
-    have = ray.cluster_resources()
-    for name, amount in worker_resources(config).items():
-        needed = amount * config.scaling.num_workers
-        if needed > have.get(name, 0):
-            raise UserError(
-                f"scaling.num_workers={config.scaling.num_workers} needs {needed:g} {name}, the cluster has "
-                f"{have.get(name, 0):g}: lower scaling.num_workers, or join a larger cluster with RAY_ADDRESS"
-            )
 
 
 def worker_resources(config: RunConfig) -> dict[str, float]:
