@@ -26,7 +26,7 @@ from pft_core.data import load_space
 from pft_core.files import file_sha256
 from pft_core.policies import LoraSettings, ModelRef, add_lora, load_base, save_adapter
 from pft_core.prompts import PromptStyle, template_digest
-from pipelines.serve import Sampling, ServeConfig, job, make_host
+from pipelines.serve import GenerationRequest, Sampling, ServeConfig, job, make_host
 from pipelines.strict import build
 
 PROMPT_TOKENS, NEW_TOKENS, IN_FLIGHT, QUEUED = 128, 64, 16, 16
@@ -122,7 +122,8 @@ class Raw:
     async def __call__(self, body: Body) -> Sample:
         begun = time.perf_counter()
         sampling = Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"])
-        steps = [step async for step in self.host.generate(body["prompt"], sampling, None, None, stream=False)]
+        request = GenerationRequest(body["prompt"], sampling, stream=False)
+        steps = [step async for step in self.host.generate(request, None)]
         written = sum(len(step.tokens) for step in steps)
         return Sample(200 if steps else 0, time.perf_counter() - begun, content=written)
 

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,9 @@ def remove_folder(path: Path) -> None:
 
 def restore_folder(path: Path) -> None:
     """Clear up after a kill: put back the old folder where no new one has its place, and remove what else was left."""
-    if path.parent.is_dir() and (_replaced(path).exists() or any(_unfinished(path))):
-        with _workplace(path) as hidden, _locked(path.parent):
+    left = [_replaced(path), _moving(path)]
+    if path.parent.is_dir() and (any(map(os.path.lexists, left)) or _unfinished(path)):
+        with _workplace(path) as hidden, _alone(path):
             _settle(path, hidden)
 
 
@@ -110,7 +112,7 @@ def _put(new: Path, path: Path, hidden: Path) -> None:
     """Move the new folder to `path`, and what was there into `hidden`."""
     for part in [*new.rglob("*"), new]:
         _sync(part)
-    with _locked(path.parent):
+    with _alone(path):
         _settle(path, hidden)
         if os.path.lexists(path):
             os.rename(path, _replaced(path))
@@ -131,19 +133,42 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
+def _moving(path: Path) -> Path:
+    return path.with_name(f".{path.name}.moving")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time move folders to and from `path`."""
+    while True:
+        with _locked(_moving(path), flags=os.O_RDWR | os.O_CREAT) as lock:
+            # Between opening and locking, the holder may have finished and removed the file: then this is no lock.
+            if lock.is_there():
+                try:
+                    yield
+                finally:
+                    _moving(path).unlink(missing_ok=True)
+                return
+
+
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
     """Give a hidden folder beside `path`, locked and deleted at the end; those of processes that were killed go too."""
+    for left in _unfinished(path):
+        with suppress(FileNotFoundError), _locked(left, wait=False) as lock:
+            if lock.is_held:
+                shutil.rmtree(left, ignore_errors=True)
     with ExitStack() as stack:
-        with _locked(path.parent):  # nobody takes the new folder for a leftover before it is locked
-            for left in _unfinished(path):
-                with suppress(FileNotFoundError), _locked(left, wait=False) as is_nobodys:
-                    if is_nobodys:
-                        shutil.rmtree(left, ignore_errors=True)
-            hidden = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_UNFINISHED, dir=path.parent))
-            stack.callback(shutil.rmtree, hidden, ignore_errors=True)
-            stack.enter_context(_locked(hidden))
-        yield hidden
+        yield _new_folder(path, stack)
+
+
+def _new_folder(path: Path, stack: ExitStack) -> Path:
+    while True:
+        hidden = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_UNFINISHED, dir=path.parent))
+        stack.callback(shutil.rmtree, hidden, ignore_errors=True)
+        with suppress(FileNotFoundError):  # before it was locked, another has taken it for a leftover
+            if stack.enter_context(_locked(hidden)).is_there():
+                return hidden
 
 
 def _unfinished(path: Path) -> list[Path]:
@@ -155,12 +180,28 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.{digest(os.uname().nodename)[:6]}-"
 
 
+@dataclass(frozen=True)
+class _Lock:
+    """A file or folder that was opened; is_held: not where another process holds it, nor on a disk without locks."""
+
+    path: Path
+    descriptor: int
+    is_held: bool
+
+    def is_there(self) -> bool:
+        """Return whether the path still leads to what was opened."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            return False
+
+
 @contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder until the block or the process ends; say whether it is held: not every disk has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(path: Path, *, flags: int = os.O_RDONLY, wait: bool = True) -> Iterator[_Lock]:
+    """Hold a file or folder until the block or the process ends."""
+    descriptor = os.open(path, flags, 0o666)
     try:
-        yield _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield _Lock(path, descriptor, _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)))
     finally:
         _lock(descriptor, fcntl.LOCK_UN)  # by itself it would last as long as a process that was forked meanwhile
         os.close(descriptor)

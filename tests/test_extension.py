@@ -123,7 +123,7 @@ def test_the_run_key_follows_the_code_of_a_plugin(folder: Path, tmp_path: Path) 
         ("import no_such_module\n", r"mine\.py, line 1: does not import: ModuleNotFoundError"),
         ("x = 1\nx = = 2\n", r"mine\.py, line 2: does not import: SyntaxError"),
         (
-            "from pft_core.objectives import OBJECTIVES, ObjectiveEntry\n\nOBJECTIVES.add('pft', ObjectiveEntry(print))\n",
+            "from pft_core.objectives import OBJECTIVES\n\nOBJECTIVES.add('pft', OBJECTIVES['dpo'])\n",
             r"mine\.py: objective 'pft' is registered already: choose another name",
         ),
     ],
@@ -150,7 +150,8 @@ import pickle, sys
 from pathlib import Path
 from pipelines.config import load_config
 path = Path({str(tmp_path)!r}) / "mine.py"
-path.write_text("from pft_core.objectives import OBJECTIVES, ObjectiveEntry\\nOBJECTIVES.add('mine', ObjectiveEntry(print))")
+lines = ["from pft_core.objectives import OBJECTIVES as O, ObjectiveEntry", "O.add('mine', ObjectiveEntry(print))"]
+path.write_text(chr(10).join(lines))
 config = load_config("quickstart", [f"plugins=[{{path}}]", "train.objective=mine"])
 sys.stdout.buffer.write(pickle.dumps(config))
 path.unlink()

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import ray
 from pydantic import PositiveInt, model_validator
 
 from pft_core.data import (
@@ -41,7 +40,7 @@ from pipelines.evaluate.endpoint import Served
 from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.pool import ask_on_ray, ask_task_on_ray
 from pipelines.evaluate.worker import Item, Job
-from pipelines.jobs import code_digest, ensure_ray
+from pipelines.jobs import code_digest, ensure_ray, has_gpus
 from pipelines.plugins import PluggedSettings
 from pipelines.reporting import write_report
 
@@ -262,7 +261,7 @@ def asking_of(config: EvaluateConfig, ref: ModelRef) -> Asking:
 
 
 def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:
-    use_gpu = "GPU" in ray.cluster_resources() if config.use_gpu is None else config.use_gpu
+    use_gpu = has_gpus() if config.use_gpu is None else config.use_gpu
     precision = config.precision or ("bf16" if use_gpu else "fp32")
     return Job(ref, asking_of(config, ref), config.scoring == "generate", precision, use_gpu, config.threads_per_worker)
 

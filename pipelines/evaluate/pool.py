@@ -16,6 +16,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation import Outcome, Reply, TaskItem
 from pipelines.console import console
 from pipelines.evaluate.worker import Item, Job, PolicyActor, TaskActor, items_table, task_table
+from pipelines.jobs import refuse_missing_resources
 
 ITEMS_PER_GROUP = 64
 
@@ -35,7 +36,7 @@ def ask_task_on_ray(items: Sequence[TaskItem], job: Job, *, num_workers: int) ->
 def on_ray(actor: Any, groups: Sequence[Any], job: Job, *, num_workers: int) -> list[dict[str, Any]]:
     """Give every group (a table) to one of a pool of actors; return all rows. Raises UserError where it has no room."""
     resources = {"CPU": 1, "GPU": 1 if job.use_gpu else 0}
-    refuse_missing_resources(num_workers, resources)
+    refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
     answered = ray.data.from_arrow(list(groups)).map_batches(
@@ -74,14 +75,3 @@ def refuse_faults(rows: Sequence[Mapping[str, str | None]]) -> None:
     """Raise UserError for a mistake that an actor met."""
     if faults := sorted({row["fault"] for row in rows if row["fault"]}):
         raise UserError(faults[0])
-
-
-def refuse_missing_resources(num_workers: int, resources: Mapping[str, int]) -> None:
-    """Say before waiting that the cluster is too small. Raises UserError."""
-    have = ray.cluster_resources()
-    for name, amount in resources.items():
-        if num_workers * amount > have.get(name, 0):
-            raise UserError(
-                f"num_workers={num_workers} needs {num_workers * amount} {name}, the cluster has "
-                f"{have.get(name, 0):g}: lower num_workers, or join a larger cluster with RAY_ADDRESS"
-            )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.jobs.capacity import at_once
+    from pipelines.jobs.capacity import at_once, has_gpus, refuse_missing_resources
     from pipelines.jobs.cluster import ensure_ray
     from pipelines.jobs.code import code_digest, commit
     from pipelines.jobs.lock import locked

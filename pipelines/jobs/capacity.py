@@ -1,4 +1,4 @@
-"""How many jobs of a kind fit onto the cluster at once."""
+"""What the cluster has, and whether that is enough for a job."""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +6,24 @@ from collections.abc import Mapping
 import ray
 
 from pft_core.errors import UserError
+
+
+def has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def refuse_missing_resources(setting: str, number: int, each: Mapping[str, float]) -> None:
+    """Say before waiting that the cluster is too small for so many workers. Raises UserError.
+
+    setting: where the number was given; each: the resources of one worker.
+    """
+    have = ray.cluster_resources()
+    for name, amount in each.items():
+        if number * amount > have.get(name, 0):
+            raise UserError(
+                f"{setting}={number} needs {number * amount:g} {name}, the cluster has {have.get(name, 0):g}: "
+                f"lower {setting}, or join a larger cluster with RAY_ADDRESS"
+            )
 
 
 def at_once(resources: Mapping[str, float], *, what: str) -> int:

@@ -38,7 +38,7 @@ from pft_core.files import contents, digest, file_sha256, restore_folder, whole_
 from pft_core.prompts import PromptSettings
 from pipelines.console import console
 from pipelines.encode.job import ensure_layer, read_tokenizer
-from pipelines.jobs import code_digest, ensure_ray, locked, unwrap_user_error
+from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import PluggedSettings, read_plugins
 from pipelines.prepare.outcomes import read_outcomes, reject_duplicates, settle_axes
 from pipelines.prepare.worker import (
@@ -56,6 +56,7 @@ REJECTS_NAME = "rejects.parquet"
 RECORDS_NAME = "records"
 OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded"}
 RECORDS_PER_SHARD = 4096
+TASK = {"CPU": 1}
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 # Neither where the result goes nor how fast it is made, nor what is done with it later, changes the records.
 NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction", "plugins"}
@@ -75,7 +76,7 @@ class PrepareConfig(PluggedSettings):
     seed: int = Field(default=0, ge=0, lt=2**63)  # of toyworld
     num_per_axis: PositiveInt = 400  # of toyworld
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
-    num_workers: PositiveInt | None = None  # tasks at once; None: as many as the cluster has CPUs
+    num_workers: PositiveInt | None = None  # tasks at once; None: one for each CPU of the cluster
     model: str | None = None  # encode for this model too, as prompt and encoding say
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
@@ -248,14 +249,10 @@ def first_object(parts: list[Part]) -> dict[str, Any]:
 def tasks_at_once(config: PrepareConfig) -> int:
     """Start or join Ray; return how many tasks may run at once. Raises UserError where it has fewer CPUs."""
     ensure_ray()
-    import ray
-
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if config.num_workers is not None and config.num_workers > cpus:
-        raise UserError(
-            f"num_workers={config.num_workers}, and the Ray cluster has {cpus} CPUs: ask for at most {cpus}"
-        )
-    return config.num_workers or cpus
+    if config.num_workers is None:
+        return at_once(TASK, what="a task")
+    refuse_missing_resources("num_workers", config.num_workers, TASK)
+    return config.num_workers
 
 
 def refuse_too_few(

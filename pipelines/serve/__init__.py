@@ -7,7 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pipelines.serve.config import ServeConfig, load_serve_config
     from pipelines.serve.deployments import build
-    from pipelines.serve.engines import Sampling, chosen_engine, make_host
+    from pipelines.serve.engines import GenerationRequest, Sampling, chosen_engine, make_host
     from pipelines.serve.http import add_key
 else:
     __getattr__ = lazy_exports(__name__)

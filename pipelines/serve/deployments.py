@@ -27,7 +27,7 @@ from pipelines.jobs import unwrap_user_error
 from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engines import (
     EngineFault,
-    Sampling,
+    GenerationRequest,
     Steering,
     Step,
     UnavailableError,
@@ -52,17 +52,13 @@ class EngineReplica:
     def __init__(self, raw: dict[str, Any], model: str, template_digest: str, lora: bool):
         self._host = make_host(build_config(ServeConfig, raw), model, template_digest, lora=lora)
 
-    async def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, source: AdapterSource | None, steering: Steering | None
-    ) -> AsyncIterator[Step]:
-        async for step in self._host.generate(prompt_ids, sampling, source, steering):
+    async def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]:
+        async for step in self._host.generate(request, source):
             yield step
 
-    async def write(
-        self, prompt_ids: Sequence[int], sampling: Sampling, source: AdapterSource | None, steering: Steering | None
-    ) -> list[Step]:
+    async def write(self, request: GenerationRequest, source: AdapterSource | None) -> list[Step]:
         """The whole continuation at once: a call for each token would cost more than a small model's token."""
-        return [step async for step in self._host.generate(prompt_ids, sampling, source, steering, stream=False)]
+        return [step async for step in self._host.generate(request, source)]
 
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
@@ -83,21 +79,13 @@ class Replicas:
     def __init__(self, handle: Any, metrics: Metrics):
         self._handle, self._metrics = handle, metrics
 
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        source: AdapterSource | None,
-        steering: Steering | None,
-        *,
-        stream: bool = True,
-    ) -> AsyncIterator[Step]:
-        if stream:
-            async with aclosing(self._stream(prompt_ids, sampling, source, steering)) as steps:
+    async def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]:
+        if request.stream:
+            async with aclosing(self._stream(request, source)) as steps:
                 async for step in steps:
                     yield step
         else:
-            for step in await self._ask("write", prompt_ids, sampling, source, steering):
+            for step in await self._ask("write", request, source):
                 yield step
 
     async def _stream(self, *arguments: Any) -> AsyncGenerator[Step, None]:

@@ -20,7 +20,7 @@ from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_missing_tokenizer
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
@@ -41,7 +41,7 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     known = refuse_missing_inputs(config)
     ensure_ray()
     config = with_embedded(config)
-    refuse_missing_resources(config)
+    refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
     key = resolved.key(kind="train")
     return run_job(config, partial(execute, resolved), fresh=fresh, kind="train", run_dir=run_dir, key=key)
@@ -89,18 +89,6 @@ def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
         refuse_missing_tokenizer(config.model)
     folders = [data for data in (config.data, config.validation_data) if data not in (None, TOYWORLD)]
     return {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
-
-
-def refuse_missing_resources(config: RunConfig) -> None:
-    """Say before waiting that the cluster is too small. Raises UserError."""
-    have = ray.cluster_resources()
-    for name, amount in config.scaling.worker_resources.items():
-        needed = amount * config.scaling.num_workers
-        if needed > have.get(name, 0):
-            raise UserError(
-                f"scaling.num_workers={config.scaling.num_workers} needs {needed:g} {name}, the cluster has "
-                f"{have.get(name, 0):g}: lower scaling.num_workers, or join a larger cluster with RAY_ADDRESS"
-            )
 
 
 def fit_on_ray(

@@ -39,6 +39,16 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt to be continued; stream: whether steps are wanted as they come, or may come all at the end."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    steering: Steering | None = None
+    stream: bool = True
+
+
+@dataclass(frozen=True)
 class Token:
     """One token that was written, its log-probability under the untempered model, and the likeliest in its place."""
 
@@ -68,19 +78,8 @@ class Engine(Protocol):
 
     name: str
 
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        adapter: LoadedAdapter | None,
-        steering: Steering | None = None,
-        *,
-        stream: bool = True,
-    ) -> AsyncIterator[Step]:
-        """Continue a prompt; stream: whether steps are wanted as they come, or may come all at the end.
-
-        Raises UserError for what this engine cannot do, EngineFault when it is broken.
-        """
+    def generate(self, request: GenerationRequest, adapter: LoadedAdapter | None) -> AsyncIterator[Step]:
+        """Continue a prompt. Raises UserError for what this engine cannot do, EngineFault when it is broken."""
         ...
 
     async def score(

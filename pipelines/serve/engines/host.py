@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.encoding import BranchedExample
-from pipelines.serve.engines.engine import Engine, Sampling, Steering, Step
+from pipelines.serve.engines.engine import Engine, GenerationRequest, Steering, Step
 from pipelines.serve.policies import AdapterCache, AdapterSource, LoadedAdapter
 
 
@@ -23,17 +23,7 @@ class Backend(Protocol):
     Raises UserError or UnavailableError.
     """
 
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        source: AdapterSource | None,
-        steering: Steering | None,
-        *,
-        stream: bool,
-    ) -> AsyncIterator[Step]:
-        """Continue a prompt; stream: whether steps are wanted as they come, or may come all at the end."""
-        ...
+    def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]: ...
 
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
@@ -48,17 +38,9 @@ class EngineHost:
     def __init__(self, engine: Engine, cache: AdapterCache):
         self.engine, self._cache = engine, cache
 
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        source: AdapterSource | None,
-        steering: Steering | None,
-        *,
-        stream: bool = True,
-    ) -> AsyncIterator[Step]:
+    async def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]:
         async with self._held(source) as adapter:
-            steps: Any = self.engine.generate(prompt_ids, sampling, adapter, steering, stream=stream)
+            steps: Any = self.engine.generate(request, adapter)
             async with aclosing(steps):
                 async for step in steps:
                     yield step

@@ -25,7 +25,7 @@ from pft_core.evaluation import SteeringVectors, score_branches, steered
 from pft_core.policies import Precision, load_base, load_tokenizer, refuse_foreign_tokenizer, with_adapter
 from pft_core.scoring import BranchScorer
 from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row
-from pipelines.serve.engines.engine import EngineFault, Sampling, Steering, Step
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
 from pipelines.serve.policies import LoadedAdapter
 
 log = logging.getLogger(__name__)
@@ -82,22 +82,15 @@ class TransformersEngine:
         self._thread = threading.Thread(target=self._run, name="transformers-engine", daemon=True)
         self._thread.start()
 
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        adapter: LoadedAdapter | None,
-        steering: Steering | None = None,
-        *,
-        stream: bool = True,
-    ) -> AsyncIterator[Step]:
+    async def generate(self, request: GenerationRequest, adapter: LoadedAdapter | None) -> AsyncIterator[Step]:
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[Step | BaseException] = asyncio.Queue()
 
         def put(step: Step | BaseException) -> None:
             loop.call_soon_threadsafe(steps.put_nowait, step)
 
-        row = Row(prompt_ids, sampling, BASE, emit=put, shift=self._shift(steering))
+        shift = self._shift(request.steering)
+        row = Row(request.prompt_ids, request.sampling, BASE, emit=put, shift=shift)
         self._submit(_Generation(row, adapter, done=put))
         try:
             while True:

@@ -42,7 +42,7 @@ from vllm.v1.executor import UniProcExecutor
 from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pipelines.serve.engines import vllm_cpu_lora
-from pipelines.serve.engines.engine import EngineFault, Sampling, Steering, Step, Token
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step, Token
 from pipelines.serve.policies import LoadedAdapter
 from pipelines.serve.together import together
 
@@ -111,27 +111,12 @@ class VllmEngine:
         # More at once would only stand in vLLM's queue, in front of those who came later with one prompt.
         self._asking = asyncio.Semaphore(settings.max_batch)
 
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        sampling: Sampling,
-        adapter: LoadedAdapter | None,
-        steering: Steering | None = None,
-        *,
-        stream: bool = True,
-    ) -> AsyncGenerator[Step, None]:
-        _refuse(steering)
-        self._refuse_overlong(len(prompt_ids) + 1)
-        prompt = [int(token) for token in prompt_ids]
+    async def generate(self, request: GenerationRequest, adapter: LoadedAdapter | None) -> AsyncGenerator[Step, None]:
+        _refuse(request.steering)
+        self._refuse_overlong(len(request.prompt_ids) + 1)
         with _faults():
             lora = await self._lora(adapter)
-            writing = (
-                self._write_choice(prompt, sampling, lora)
-                if sampling.choices
-                else self._write(
-                    prompt, sampling, lora, RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
-                )
-            )
+            writing = self._write_choice(request, lora) if request.sampling.choices else self._write(request, lora)
             async with aclosing(writing) as steps:
                 async for step in steps:
                     yield step
@@ -156,11 +141,10 @@ class VllmEngine:
     async def close(self) -> None:
         await asyncio.to_thread(self._engine.shutdown)
 
-    async def _write(
-        self, prompt: list[int], sampling: Sampling, lora: LoRARequest | None, kind: RequestOutputKind
-    ) -> AsyncGenerator[Step, None]:
+    async def _write(self, request: GenerationRequest, lora: LoRARequest | None) -> AsyncGenerator[Step, None]:
         """Continue freely; the engine ends a text that reaches max_length."""
-        stop = [self._eos]
+        prompt, sampling = _prompt(request), request.sampling
+        stop, kind = [self._eos], RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
         params = _sampling_params(sampling, max_tokens=sampling.max_tokens, stop_token_ids=stop, output_kind=kind)
         first = True
         async with aclosing(self._run(prompt, params, lora)) as outputs:
@@ -169,10 +153,9 @@ class VllmEngine:
                 yield Step(tuple(tokens), output.outputs[0].finish_reason, _cached(output) if first else 0)
                 first = False
 
-    async def _write_choice(
-        self, prompt: list[int], sampling: Sampling, lora: LoRARequest | None
-    ) -> AsyncGenerator[Step, None]:
+    async def _write_choice(self, request: GenerationRequest, lora: LoRARequest | None) -> AsyncGenerator[Step, None]:
         """Continue to one of the choices; tokens that need no asking come with the next that does."""
+        prompt, sampling = _prompt(request), request.sampling
         most = min(sampling.max_tokens, self._settings.max_length - len(prompt))
         written: list[int] = []
         waiting: list[Token] = []
@@ -273,6 +256,10 @@ class VllmEngine:
         most = self._settings.max_length
         if num_tokens > most:
             raise UserError(f"{num_tokens} tokens, engine.max_length is {most}: shorten the prompt, or raise it")
+
+
+def _prompt(request: GenerationRequest) -> list[int]:
+    return [int(token) for token in request.prompt_ids]
 
 
 def following(choices: Sequence[Sequence[int]], written: Sequence[int], eos: int) -> list[int]:

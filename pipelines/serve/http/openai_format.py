@@ -68,8 +68,7 @@ class Answer:
         }
 
     def logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
-        _, sampling = self.continuation.runs[0]
-        if sampling.logprobs is None:
+        if self.continuation.runs[0].sampling.logprobs is None:
             return None
         if self.chat:
             return {"content": [self._chat_token(token) for token in tokens], "refusal": None}

@@ -10,7 +10,7 @@ from pft_core.encoding import tokenize_prompts
 from pft_core.errors import UserError
 from pft_core.prompts import state_in_message
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import Backend, Sampling, Token
+from pipelines.serve.engines import Backend, GenerationRequest, Sampling, Token
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.requests.asking import Asked, Asker, TooLongError
 from pipelines.serve.requests.bodies import ChatBody, CompletionBody, Message, SamplingBody
@@ -37,7 +37,7 @@ class Continuation:
     """Prompts on their way: what is asked of the engine, n times each."""
 
     asked: Asked
-    runs: tuple[tuple[TokenIds, Sampling], ...]  # of the first prompt all n, then of the next
+    runs: tuple[GenerationRequest, ...]  # of the first prompt all n, then of the next
     prompt_tokens: int
     stops: tuple[str, ...]
     lead: str  # what the frame writes before an answer, and is no part of it
@@ -114,12 +114,9 @@ class Writer:
 
     async def _run(self, continuation: Continuation, index: int, stream: bool) -> AsyncIterator[Piece]:
         decoder = TextStream(self._tokenizer, continuation.stops, lead=continuation.lead)
-        steps: Any = self._backend.generate(
-            *continuation.runs[index],
-            continuation.asked.policy.source,
-            continuation.asked.steering,
-            stream=stream or bool(continuation.stops),  # a stop string ends the work as soon as it is written
-        )
+        # A stop string ends the work as soon as it is written.
+        request = replace(continuation.runs[index], stream=stream or bool(continuation.stops))
+        steps: Any = self._backend.generate(request, continuation.asked.policy.source)
         async with aclosing(steps):
             async for step in steps:
                 text, tokens = "", []
@@ -172,12 +169,12 @@ class Writer:
         if count > most:
             raise UserError(f"n={body.n or 1} of {len(prompts)} prompts: this server writes {most} at once")
         choices = self._choices(body, asked)
-        runs = tuple(run for prompt in prompts for run in self._runs(body, prompt, choices))
+        runs = tuple(run for prompt in prompts for run in self._runs(body, prompt, choices, asked))
         return Continuation(asked, runs, sum(map(len, prompts)), tuple(body.stops), _lead(body, asked))
 
     def _runs(
-        self, body: SamplingBody, prompt: TokenIds, choices: tuple[TokenIds, ...]
-    ) -> Iterator[tuple[TokenIds, Sampling]]:
+        self, body: SamplingBody, prompt: TokenIds, choices: tuple[TokenIds, ...], asked: Asked
+    ) -> Iterator[GenerationRequest]:
         sampling = Sampling(
             max_tokens=self._max_tokens(body, len(prompt)),
             temperature=_temperature(body),
@@ -186,7 +183,8 @@ class Writer:
             choices=choices,
         )
         for i in range(body.n or 1):
-            yield prompt, replace(sampling, seed=None if body.seed is None else (body.seed + i) % 2**63)
+            seed = None if body.seed is None else (body.seed + i) % 2**63
+            yield GenerationRequest(prompt, replace(sampling, seed=seed), asked.steering)
 
     def _max_tokens(self, body: SamplingBody, prompt_tokens: int) -> int:
         room = self._config.engine.max_length - prompt_tokens

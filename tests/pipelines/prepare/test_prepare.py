@@ -258,7 +258,7 @@ def test_a_json_list_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) -> No
         ({"input": ["missing.json"]}, "missing.json: no such file"),
         ({"input": []}, "input is not set"),
         ({"source": "toyworld"}, "leave input out"),
-        ({"num_workers": 1000}, "num_workers=1000, and the Ray cluster has"),
+        ({"num_workers": 1000}, "num_workers=1000 needs 1000 CPU, the cluster has"),
     ],
 )
 def test_a_wrong_request_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:

@@ -16,7 +16,7 @@ from pft_core.evaluation.steering import SteeringVectors, steered
 from pft_core.policies.model import load_base, load_policy
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.serve.engines.decoding import nucleus
-from pipelines.serve.engines.engine import EngineFault, Sampling, Steering, Step
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
 from tests.builders import random_trees
@@ -49,7 +49,8 @@ def start(base: Path, *, slots: int = 2) -> TransformersEngine:
 
 async def collect(engine: Any, prompt: list[int], sampling: Sampling, *, after: float = 0, **how: Any) -> list[Step]:
     await asyncio.sleep(after)
-    return [step async for step in engine.generate(prompt, sampling, how.get("adapter"), how.get("steering"))]
+    request = GenerationRequest(prompt, sampling, how.get("steering"))
+    return [step async for step in engine.generate(request, how.get("adapter"))]
 
 
 def written(steps: list[Step]) -> list[int]:
@@ -181,7 +182,8 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tiny_qwen2: Pat
 
 def test_a_reader_that_leaves_ends_the_work(engine: TransformersEngine) -> None:
     async def leave() -> None:
-        steps: Any = engine.generate(PROMPTS[0], Sampling(max_tokens=100_000, temperature=1.0, seed=0), None)
+        sampling = Sampling(max_tokens=100_000, temperature=1.0, seed=0)
+        steps: Any = engine.generate(GenerationRequest(PROMPTS[0], sampling), None)
         await anext(steps)
         (row,) = engine._batch.rows
         await steps.aclose()

@@ -27,7 +27,7 @@ from pft_core.evaluation.answers import score_branches
 from pft_core.policies.model import add_lora, load_base, save_adapter, with_adapter
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.serve.engines.engine import Engine, Sampling, Steering, Step, Token
+from pipelines.serve.engines.engine import Engine, GenerationRequest, Sampling, Steering, Step, Token
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, following
 from pipelines.serve.policies.adapters import LoadedAdapter
@@ -139,7 +139,7 @@ def ids(steps: Sequence[Step]) -> list[int]:
 def write(
     served: Served, engine: Engine, prompt: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None
 ) -> list[Step]:
-    return served.run(collect(engine.generate(prompt, sampling, adapter)))
+    return served.run(collect(engine.generate(GenerationRequest(prompt, sampling), adapter)))
 
 
 def answers(prefix: Sequence[int], choices: Sequence[Sequence[int]]) -> BranchedExample:
@@ -208,7 +208,9 @@ def test_text_ends_with_eos_which_is_not_told(served: Served) -> None:
 
     async def texts() -> list[list[Step]]:
         hot = [Sampling(max_tokens=300, temperature=2, seed=seed) for seed in range(8)]
-        return await asyncio.gather(*(collect(served.engine.generate(PROMPT, each, None)) for each in hot))
+        return await asyncio.gather(
+            *(collect(served.engine.generate(GenerationRequest(PROMPT, each), None)) for each in hot)
+        )
 
     texts_steps = served.run(texts())
     reasons = [steps[-1].finish_reason for steps in texts_steps]
@@ -229,7 +231,7 @@ def test_scoring_leaves_the_log_probabilities_of_texts_in_the_same_batch_alone(s
 
     async def beside_scoring() -> list[Step]:
         scoring = asyncio.gather(*(served.engine.score(random_trees(4, seed=seed), None) for seed in range(4)))
-        steps = await collect(served.engine.generate(PROMPT, GREEDY, None))
+        steps = await collect(served.engine.generate(GenerationRequest(PROMPT, GREEDY), None))
         await scoring
         return steps
 
@@ -241,7 +243,9 @@ def test_scoring_leaves_the_log_probabilities_of_texts_in_the_same_batch_alone(s
 def test_only_choices_are_written_whatever_the_temperature(served: Served, logprobs: int | None) -> None:
     async def draws() -> list[list[Step]]:
         hot = [Sampling(10, temperature=2, seed=seed, logprobs=logprobs, choices=CHOICES) for seed in range(24)]
-        return await asyncio.gather(*(collect(served.engine.generate(PROMPT, each, None)) for each in hot))
+        return await asyncio.gather(
+            *(collect(served.engine.generate(GenerationRequest(PROMPT, each), None)) for each in hot)
+        )
 
     drawn = served.run(draws())
     assert {tuple(ids(steps)) for steps in drawn} == set(CHOICES)
@@ -339,13 +343,13 @@ def test_steering_is_refused_with_a_reason(served: Served) -> None:
     with pytest.raises(UserError, match="transformers engine only"):
         served.run(served.engine.score(random_trees(1), None, steering))
     with pytest.raises(UserError, match="transformers engine only"):
-        served.run(collect(served.engine.generate(PROMPT, GREEDY, None, steering)))
+        served.run(collect(served.engine.generate(GenerationRequest(PROMPT, GREEDY, steering), None)))
 
 
 def test_prompts_beyond_max_length_are_refused(served: Served) -> None:
     long = PROMPT * 6
     with pytest.raises(UserError, match=r"601 tokens, engine\.max_length is 512"):
-        served.run(collect(served.engine.generate(long, GREEDY, None)))
+        served.run(collect(served.engine.generate(GenerationRequest(long, GREEDY), None)))
     with pytest.raises(UserError, match=r"602 tokens, engine\.max_length is 512"):
         served.run(served.engine.score([answers(long, [[5], [6]])], None))
 
@@ -359,7 +363,7 @@ def test_a_text_and_a_score_may_fill_max_length(served: Served) -> None:
 
 def test_a_dropped_text_is_gone_from_the_engine(served: Served) -> None:
     async def drop() -> int:
-        steps = served.engine.generate(PROMPT, Sampling(max_tokens=400), None)
+        steps = served.engine.generate(GenerationRequest(PROMPT, Sampling(max_tokens=400)), None)
         await anext(steps)
         await steps.aclose()
         return served.engine._engine.get_num_unfinished_requests()
@@ -369,8 +373,8 @@ def test_a_dropped_text_is_gone_from_the_engine(served: Served) -> None:
 
 PROCESS = """
 import asyncio, json, multiprocessing, os, signal, sys
-from pipelines.serve.engine import EngineFault, Sampling
-from pipelines.serve.vllm_engine import VllmEngine, VllmSettings
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling
+from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
 
 async def after_its_death(engine, pid):
     os.kill(pid, signal.SIGKILL)
@@ -381,7 +385,7 @@ async def after_its_death(engine, pid):
             break
         await asyncio.sleep(0.1)
     try:
-        [step async for step in engine.generate([5, 6], Sampling(1), None)]
+        [step async for step in engine.generate(GenerationRequest([5, 6], Sampling(1)), None)]
     except EngineFault as fault:
         print("fault", fault, flush=True)
 
