@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from benchmarks.gpu import (
-    SETTINGS,
     TINY,
     Work,
     attended_keys,
@@ -23,6 +22,7 @@ from benchmarks.gpu import (
 from benchmarks.prepare import FEW, MANY, slopes
 from benchmarks.shapes import shape
 from pft_core.scoring.scorer import BranchScorer
+from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.engines.torch_engine import TorchEngine
 from tests.builders import tree
 
@@ -46,7 +46,7 @@ def test_the_gpu_benchmark_runs_dry_on_cpu_without_ray_and_ends_with_one_json_ob
 def test_a_variant_that_does_not_fit_is_said_and_the_next_one_runs() -> None:
     cpu = torch.device("cpu")
     model = random_model(TINY, training="lora", dtype=torch.bfloat16, device=cpu)
-    engine = TorchEngine(BranchScorer(model), SETTINGS, device=cpu)
+    engine = TorchEngine(BranchScorer(model), EngineSettings(), OptimizerSettings(), device=cpu)
     work = works_of(engine, scaled(shape("vcd"), 16), vocabulary=TINY.vocab_size, tokens=0)["split"]
 
     def too_large() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pft_core.errors import UserError
+from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.outcome_files import read_outcomes, write_outcomes
-from pft_core.evaluation.tasks import Outcome
 
 OUTCOMES = [
     Outcome("a", "Where\u2028to?", "Risk", "one", (0, 1), (frozenset({0}), None), frozenset({1})),
