@@ -4,22 +4,25 @@ By likelihood, the candidates are branches of one prompt and the highest log-pro
 label token where answers are texts of unequal length. By generation, a greedy reply is parsed strictly.
 """
 
+from __future__ import annotations  # a driver asks through others: types alone name torch and the scorer
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
-from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, collate, plan_bins, tokenize
+from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.metrics import Choice, Outcome
 from pft_core.files import digest
 from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
-from pft_core.scoring import BranchScorer
+
+if TYPE_CHECKING:
+    from pft_core.scoring import BranchScorer
 
 MAX_OPTIONS_FOR_SUBSETS = 5  # 31 non-empty subsets; beyond, *All* is asked by generation only
 
@@ -163,6 +166,10 @@ def score_branches(
     examples: Sequence[BranchedExample], *, scorer: BranchScorer, tokens_per_batch: int
 ) -> list[NDArray[np.float32]]:
     """Return the log-probability of each branch, per example, in the order given."""
+    import torch
+
+    from pft_core.encoding import collate, plan_bins
+
     num_tokens = [e.num_tokens if scorer.shares_prefix else _padded_tokens(e) for e in examples]
     device = next(scorer.parameters()).device
     scores: dict[int, NDArray[np.float32]] = {}
@@ -193,6 +200,8 @@ def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, 
 
 def write_greedily(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, asking: Asking) -> list[str]:
     """Return the greedy continuation of each prompt, as text, in batches of `asking.tokens_per_batch`."""
+    from pft_core.encoding import plan_bins
+
     num_tokens = [len(ids) + asking.max_new_tokens for ids in prompts]
     replies: dict[int, str] = {}
     for members in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
@@ -218,6 +227,8 @@ def _ungeneratable(question: Question, ids: NDArray[np.int32], asking: Asking) -
 
 def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, max_new_tokens: int) -> list[str]:
     """Return the greedy continuation of each prompt, as text; left padding makes all replies start together."""
+    import torch
+
     longest = max(len(ids) for ids in prompts)
     # Not the tokenizer's own pad token, which may lie beyond the model's embeddings; padding is masked anyway.
     pad = tokenizer.eos_token_id

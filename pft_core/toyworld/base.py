@@ -43,7 +43,6 @@ _PAIRS_PER_STEP = 32
 _PEAK_LR = 3e-3
 _WARMUP_STEPS = 20
 
-SHIPPED_BASE = Path(__file__).parent / "base_model"
 SHIPPED_SEED = 2
 
 

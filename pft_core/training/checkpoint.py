@@ -7,14 +7,16 @@ each have a local one of the same name whose files are merged afterwards. A fold
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from safetensors import SafetensorError
 
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, read_json, write_json
-from pft_core.training.engines import Engine
+from pft_core.training.ranks import num_ranks, this_rank
+
+if TYPE_CHECKING:
+    from pft_core.training.engines import Engine
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class CheckpointError(UserError):
 def save(
     folder: Path,
     *,
-    engine: Engine,
+    engine: "Engine",
     progress: dict[str, Any],
     rank: int,
     world_size: int,
@@ -67,12 +69,12 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def restore(folder: Path, *, engine: Engine) -> dict[str, Any]:
+def restore(folder: Path, *, engine: "Engine") -> dict[str, Any]:
     """Load a checkpoint into the engine and return its progress; all ranks call, at the world size that wrote it.
 
     Each rank checks its own files before any rank loads. Raises CheckpointError on all ranks if one finds damage.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = this_rank(), num_ranks()
     manifest, fault = {}, None
     try:
         manifest = _read_manifest(folder)
@@ -152,6 +154,8 @@ def _require_world_size(folder: Path, written: int, present: int) -> None:
 def _gather(value: Any, world_size: int) -> list[Any]:
     if world_size == 1:
         return [value]
+    import torch.distributed as dist
+
     values: list[Any] = [None] * world_size
     dist.all_gather_object(values, value)
     return values

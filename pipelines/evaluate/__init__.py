@@ -7,6 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pipelines.evaluate.capability import ask_capability, ask_lm_eval, capability_rows
     from pipelines.evaluate.in_process import ask_here, asking_job, untrained
-    from pipelines.evaluate.worker import Job, answerers
+    from pipelines.evaluate.policy import answerers
+    from pipelines.evaluate.worker import Job
 else:
     __getattr__ = lazy_exports(__name__)

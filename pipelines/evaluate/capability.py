@@ -26,7 +26,8 @@ from pft_core.evaluation import (
 )
 from pft_core.prompts import Frame
 from pft_core.scoring import BranchScorer
-from pipelines.evaluate.worker import Job, load_asked
+from pipelines.evaluate.policy import load_asked
+from pipelines.evaluate.worker import Job
 
 SCORES = ("acc", "exact_match")  # lm-eval's per-item scores that are counted, the first that a task has
 

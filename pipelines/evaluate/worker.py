@@ -3,28 +3,25 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import torch
 
 from pft_core.data import RECORD_SCHEMA, Form, PairedExample, Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import (
-    Answer,
     Answerer,
     Asking,
     Outcome,
-    Question,
     TaskItem,
     answer_items,
     ask,
-    by_generation,
-    by_likelihood,
 )
-from pft_core.policies import ModelRef, load_policy, load_tokenizer, refuse_foreign_tokenizer
-from pft_core.scoring import BranchScorer
+from pft_core.policies import ModelRef
+
+if TYPE_CHECKING:
+    import torch
 
 Item = tuple[PairedExample, Form]
 
@@ -44,7 +41,9 @@ class Job:
     num_threads: int
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
+        import torch
+
         return torch.device("cuda" if self.use_gpu else "cpu")
 
 
@@ -61,7 +60,6 @@ class PolicyActor:
 
     def __init__(self, job: Job):
         self._job = job
-        torch.set_num_threads(job.num_threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in table.to_pylist()]
@@ -72,6 +70,8 @@ class PolicyActor:
 
     @cached_property
     def _policy_and_base(self) -> tuple[Answerer, Answerer | None]:
+        from pipelines.evaluate.policy import answerers
+
         return answerers(self._job)
 
 
@@ -87,7 +87,6 @@ class TaskActor:
 
     def __init__(self, job: Job):
         self._job = job
-        torch.set_num_threads(job.num_threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         items = [TaskItem(str(row["place"]), row["prompt"], tuple(row["answers"])) for row in table.to_pylist()]
@@ -106,41 +105,9 @@ class TaskActor:
 
     @cached_property
     def _policy(self) -> tuple[Any, Any]:
+        from pipelines.evaluate.policy import load_asked
+
         return load_asked(self._job)
-
-
-def load_asked(job: Job) -> tuple[Any, Any]:
-    """Load the policy alone, with its tokenizer. Raises UserError."""
-    ref = job.ref
-    tokenizer = load_tokenizer(ref.weights or ref.base)
-    model = load_policy(ref.base, ref.adapter, ref.weights, precision=job.precision, device=job.device)
-    refuse_foreign_tokenizer(model, tokenizer)
-    return model, tokenizer
-
-
-def answerers(job: Job) -> tuple[Answerer, Answerer | None]:
-    """Load a policy; return how it answers, and how its base does (None: it is its own base). Raises UserError."""
-    ref = job.ref
-    load = partial(load_policy, ref.base, precision=job.precision, device=job.device)
-    tokenizer = load_tokenizer(ref.weights or ref.base)
-    policy = load(adapter=ref.adapter, weights=ref.weights)
-    refuse_foreign_tokenizer(policy, tokenizer)
-    answer = _answerer(job, policy, tokenizer)
-    if ref.weights is not None:
-        return answer, _answerer(job, load(adapter=None, weights=None), tokenizer)
-    return answer, None if ref.adapter is None else partial(without_adapter, policy, answer)
-
-
-def _answerer(job: Job, model: Any, tokenizer: Any) -> Answerer:
-    if job.generate:
-        return partial(by_generation, model=model, tokenizer=tokenizer, asking=job.asking)
-    return partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=job.asking)
-
-
-def without_adapter(policy: Any, answer: Answerer, questions: Sequence[Question]) -> list[Answer]:
-    """Answer as the base model below a LoRA adapter would."""
-    with policy.disable_adapter():
-        return answer(questions)
 
 
 def answered_table(outcomes: Sequence[Outcome | Reject]) -> pa.Table:

@@ -7,9 +7,9 @@ import torch
 
 from pft_core.policies import ModelRef
 from pft_core.training import LocalContext
+from pipelines.train.fitting import build_and_fit
 from pipelines.train.publish import publish_policy
-from pipelines.train.resolved_run import Layers, ResolvedRun
-from pipelines.train.worker import Payload, build_and_fit
+from pipelines.train.resolved_run import Layers, Payload, ResolvedRun
 
 
 def train_here(

@@ -1,4 +1,4 @@
-"""Paired fine-tuning as a Ray Train job: a TorchTrainer around `pft_core.loop.fit`."""
+"""Paired fine-tuning as a Ray Train job: a DataParallelTrainer around `pft_core.training.fit`."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
@@ -23,10 +23,12 @@ from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
+from pipelines.train.mailbox import Mailbox
+from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
-from pipelines.train.resolved_run import Layers, ResolvedRun, encoded, resolve
-from pipelines.train.worker import Mailbox, Payload, train_worker
+from pipelines.train.resolved_run import Layers, Payload, ResolvedRun, encoded, resolve
+from pipelines.train.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
 MAX_FAILURES = 3
@@ -100,10 +102,10 @@ def fit_on_ray(
         metrics = {row["step"]: row for row in read_metrics(run_dir)}
         mend_snapshot(run_dir / CHECKPOINTS, metrics, score="val_loss" if config.train.validate_every else None)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train_worker,
         train_loop_config={"payload": payload, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        backend_config=ProcessGroup(backend="nccl" if config.scaling.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.num_workers,
             use_gpu=config.scaling.use_gpu,

@@ -53,6 +53,19 @@ class Layers:
     validation: str | None
 
 
+@dataclass(frozen=True)
+class Payload:
+    """All a worker needs of a resolved run: what the driver holds beyond it does not travel."""
+
+    config: RunConfig
+    axes: tuple[str, ...]
+    layers: Layers
+
+    @staticmethod
+    def of(run: ResolvedRun, layers: Layers) -> "Payload":
+        return Payload(run.config, run.axes, layers)
+
+
 def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingProxyType({})) -> ResolvedRun:
     """Read what the config names; known: manifests that have been read already, by their absolute folders.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +11,23 @@ from pft_core.data import Reject
 from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
 from pft_core.evaluation.answers import Asking, score_branches, write_greedily
 from pft_core.evaluation.tasks.task import Reply, TaskItem
-from pft_core.scoring import BranchScorer
+
+if TYPE_CHECKING:
+    from pft_core.scoring import BranchScorer
 
 
 def answer_items(items: Sequence[TaskItem], *, model: Any, tokenizer: Any, asking: Asking) -> list[Reply | Reject]:
     """Answer every item, in order; one longer than `asking.max_length` tokens is rejected."""
     chosen = [item for item in items if item.answers]
     written = [item for item in items if not item.answers]
+    from pft_core.scoring import BranchScorer
+
     choices = iter(_choose(chosen, BranchScorer(model), tokenizer, asking) if chosen else [])
     texts = iter(_write(written, model, tokenizer, asking) if written else [])
     return [next(choices) if item.answers else next(texts) for item in items]
 
 
-def _choose(items: Sequence[TaskItem], scorer: BranchScorer, tokenizer: Any, asking: Asking) -> list[Reply | Reject]:
+def _choose(items: Sequence[TaskItem], scorer: "BranchScorer", tokenizer: Any, asking: Asking) -> list[Reply | Reject]:
     encoded = encode_items(items, tokenizer=tokenizer, asking=asking)
     examples = [e for e in encoded if isinstance(e, BranchedExample)]
     logps = iter(score_branches(examples, scorer=scorer, tokens_per_batch=asking.tokens_per_batch))

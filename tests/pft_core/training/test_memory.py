@@ -15,7 +15,7 @@ from pft_core.scoring.scorer import BranchScorer
 from pft_core.training import memory
 from pft_core.training.local_context import LocalContext
 from pft_core.training.memory import count_kept_bytes, measure_kept_bytes, plan_memory, probe_batch
-from pipelines.train.worker import checkpoint_where_memory_is_short
+from pipelines.train.fitting import checkpoint_where_memory_is_short
 from tests.builders import tree
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.yardsticks.position import outcome_of
 from pft_core.evaluation.yardsticks.registry import YARDSTICKS, Yardstick
-from pft_core.toyworld.base import SHIPPED_BASE
+from pft_core.toyworld.shipped import SHIPPED_BASE
 from pipelines.compare.assembly import found_of, run_lines
 from pipelines.compare.data import SuiteData
 from pipelines.compare.plan import Layers, VariantPlan, cells_of

@@ -16,10 +16,10 @@ from pft_core.policies import pretrained
 from pft_core.policies.model_ref import ModelRef
 from pft_core.training.local_context import LocalContext
 from pipelines.config import RunConfig
+from pipelines.train import fitting, resolved_run
 from pipelines.train import job as train
-from pipelines.train import resolved_run, worker
-from pipelines.train.resolved_run import encoded, resolve
-from pipelines.train.worker import Payload, build_and_fit
+from pipelines.train.fitting import build_and_fit
+from pipelines.train.resolved_run import Payload, encoded, resolve
 from tests.builders import record, write_dataset
 
 pytestmark = pytest.mark.ray
@@ -190,8 +190,8 @@ def test_what_a_run_names_is_read_once_in_the_driver_and_once_in_a_worker(
     assert counts == {"load": 2, "read_tokenizer": 1, "build_objective": 1}
 
     counts.clear()
-    counted(worker, "load_tokenizer")
-    counted(worker, "build_objective")
+    counted(fitting, "load_tokenizer")
+    counted(fitting, "build_objective")
     payload = payload_of(config(tiny_qwen2, data, tmp_path / "plain"))
     counts.clear()
     build_and_fit(payload, LocalContext(tmp_path / "plain", device=torch.device("cpu")))

@@ -1,0 +1,40 @@
+"""Metrics on their way from rank 0 to the driver."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+
+class Mailbox:
+    """An actor that carries metrics from rank 0 to the driver: the step path neither waits nor touches a tracker.
+
+    Only a checkpoint waits until the driver has written the metrics of the steps it holds: killed after it, a run
+    never repeats those steps.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[tuple[int, dict[str, float]]] = []
+        self._changed = asyncio.Condition()
+
+    async def put(self, step: int, metrics: dict[str, float]) -> None:
+        async with self._changed:
+            self._items.append((step, metrics))
+            self._changed.notify_all()
+
+    async def take(self, *, num_written: int, wait_s: float) -> list[tuple[int, dict[str, float]]]:
+        """Forget the first `num_written` items, which the driver has written; return the rest, once there are any."""
+        async with self._changed:
+            del self._items[:num_written]
+            self._changed.notify_all()
+            await self._until(lambda: bool(self._items), wait_s)
+            return list(self._items)
+
+    async def written(self, *, wait_s: float) -> None:
+        """Wait until the driver has written everything, or for `wait_s` seconds."""
+        async with self._changed:
+            await self._until(lambda: not self._items, wait_s)
+
+    async def _until(self, condition: Callable[[], bool], wait_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait_for(condition)

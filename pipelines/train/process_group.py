@@ -1,0 +1,95 @@
+"""The process group of the training workers, as Ray's `TorchConfig` makes it, without torch in driver and controller.
+
+Ray imports torch wherever that class is named: three seconds in two processes that compute nothing. Here the workers
+alone do.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.util import TrainingFramework
+
+SHUTDOWN_LIMIT_S = 5
+
+
+@dataclass
+class ProcessGroup(BackendConfig):
+    """backend: gloo or nccl; timeout_s: of a collective."""
+
+    backend: str
+    timeout_s: int = 1800
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return ProcessGroupBackend
+
+    @property
+    def train_func_context(self) -> type["OnDevice"]:
+        return OnDevice
+
+    @property
+    def framework(self) -> TrainingFramework:
+        return TrainingFramework.TORCH
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"backend": self.backend, "init_method": "env", "timeout_s": self.timeout_s}
+
+
+class OnDevice:
+    """Around the training function: the worker's own GPU is the current one, where there are GPUs."""
+
+    def __enter__(self) -> None:
+        from ray.train.torch.config import TorchConfigContextManager
+
+        TorchConfigContextManager().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class ProcessGroupBackend(Backend):
+    """Starts and ends the group; runs in the controller, which only sends names of functions to the workers."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        size = len(worker_group)
+        joining = [
+            worker_group.execute_single_async(
+                rank,
+                join,
+                address=address,
+                port=port,
+                rank=rank,
+                size=size,
+                backend=backend_config.backend,
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(size)
+        ]
+        ray.get(joining)
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        leaving = worker_group.execute_async(leave, several=len(worker_group) > 1)
+        ray.wait(leaving, num_returns=len(leaving), timeout=SHUTDOWN_LIMIT_S)
+
+
+def join(*, address: str, port: int, rank: int, size: int, backend: str, timeout_s: int) -> None:
+    """Join the group, on a worker."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(backend, rank, size, "env://", timeout_s)
+
+
+def leave(*, several: bool) -> None:
+    """Leave the group, on a worker."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=several)
