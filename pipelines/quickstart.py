@@ -38,11 +38,11 @@ POLICIES = (
 def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
     """Run everything into `<storage>/quickstart`. Result: run_dir, report_json, report_html."""
     timings: dict[str, float] = {}
-    with timed("start_ray", timings):
-        ensure_ray()
     with timed("prepare_and_base", timings):
         config = with_embedded(config)
         test_data = embedded_data(config, "test")
+    with timed("start_ray", timings):
+        ensure_ray()
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=opened(config.data, test_data)) as tracker:

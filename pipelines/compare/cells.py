@@ -45,7 +45,7 @@ class Cell:
     variant: Variant | None
     base_digest: str
     stages: tuple[RunConfig, ...]
-    layers: tuple[str, ...]
+    layers: tuple[Layers, ...]
     validation: str
     test: str
     forms: tuple[Form, ...]
@@ -109,7 +109,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             "run_dir": str(run_dir),
             "outcomes": str(run_dir / OUTCOMES_NAME),
             "items_rejected": len(rejects),
-            "pairs_rejected": EncodedLayer(Path(cell.layers[-1])).rejected if cell.layers else 0,
+            "pairs_rejected": EncodedLayer(Path(cell.layers[-1].train)).rejected if cell.layers else 0,
             "base_digest": cell.base_digest,
             "capability_digest": cell.capability_digest,
             "capability_error": capability_error,
@@ -130,8 +130,7 @@ def train_stages(cell: Cell, run_dir: Path, tracker: Tracker) -> ModelRef:
     for number, (config, layer) in enumerate(zip(cell.stages, cell.layers, strict=False), start=1):
         config = config.model_copy(update={"model": base})
         folder = run_dir if number == len(cell.layers) else run_dir / f"stage{number}"
-        run, layers = resolve(config), Layers(layer, None)
-        ref, steps = train_here(run, layers, folder, log=after(first_step, tracker), device=cell.device)
+        ref, steps = train_here(resolve(config), layer, folder, log=after(first_step, tracker), device=cell.device)
         first_step += steps
         if number < len(cell.layers):
             base = trained_model(base, ref, folder)

@@ -20,7 +20,7 @@ from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import code_digest, commit
-from pipelines.train import encoded, resolve
+from pipelines.train import Layers, encoded, resolve
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
         read_items(Path(path))
     base = base_model(size, data, storage)
     plans = []
-    layers = Layers()
+    layers = SuiteLayers()
     variants: list[Variant | None] = [*suite.variants] or [None]
     for variant in variants:
         cut = variant_data(variant, data, storage / "data")
@@ -54,7 +54,13 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
 
 
 def cells_of(
-    suite: Suite, size: SuiteSize, variant: Variant | None, data: SuiteData, base: str, storage: Path, layers: "Layers"
+    suite: Suite,
+    size: SuiteSize,
+    variant: Variant | None,
+    data: SuiteData,
+    base: str,
+    storage: Path,
+    layers: "SuiteLayers",
 ) -> Iterator[Cell]:
     weights = base_digest(base)
     code_commit, capability = commit(), released_file(size.capability) if size.capability else None
@@ -114,19 +120,19 @@ def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> Sui
     )
 
 
-class Layers:
+class SuiteLayers:
     """The encoded layers of a suite's runs, each looked for once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, str] = {}
+        self._found: dict[str, Layers] = {}
 
-    def of(self, config: RunConfig) -> str:
+    def of(self, config: RunConfig) -> Layers:
         """Encode the training data for this run, or find it encoded."""
         run = resolve(config)
         what = [config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction]
         key = digest([*what, run.objective.view])
         if key not in self._found:
-            self._found[key] = encoded(run).train
+            self._found[key] = encoded(run)
         return self._found[key]
 
 

@@ -1,5 +1,6 @@
 """The encoded layer of a prepared data set: reused where a matching one exists, else encoded in bulk with Ray Data."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipelines.console import console
 # Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.
 PAIRS_ENCODED_HERE = 10_000
 
+Say = Callable[[str], object]
+
 
 def ensure_layer(
     data: Path,
@@ -31,8 +34,11 @@ def ensure_layer(
     spec: EncodingSpec,
     max_reject_fraction: float,
     concurrency: int,
+    say: Say = console.print,
 ) -> Path:
     """Return the folder of the layer for this data set, tokenizer and spec, encoded first where it is missing.
+
+    say: told what a person should know.
 
     Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length`.
     """
@@ -41,14 +47,14 @@ def ensure_layer(
     )
     folder = data / "encoded" / key
     if layer_is_complete(folder, key=key):
-        console.print(f"encoded layer {key} reused")
+        say(f"encoded layer {key} reused")
         return folder
-    console.print(f"encoding {manifest.pairs_out} pairs into layer {key}")
+    say(f"encoding {manifest.pairs_out} pairs into layer {key}")
     folder.mkdir(parents=True, exist_ok=True)
     here = manifest.pairs_out <= PAIRS_ENCODED_HERE
     encode = _encode_here if here else _encode_on_ray
     parts = encode(data, folder, manifest, spec=spec, model=model, concurrency=concurrency)
-    _refuse_if_mostly_overlong(parts, spec.encoding.max_length, max_reject_fraction)
+    _refuse_if_mostly_overlong(parts, spec.encoding.max_length, max_reject_fraction, say)
     finish_layer(folder, parts, key=key, view=spec.view)
     return folder
 
@@ -115,12 +121,10 @@ class _ShardEncoder:
         return {key: [value] for key, value in row.items()}
 
 
-def _refuse_if_mostly_overlong(parts: list[LayerPart], max_length: int, max_reject_fraction: float) -> None:
+def _refuse_if_mostly_overlong(parts: list[LayerPart], max_length: int, max_reject_fraction: float, say: Say) -> None:
     kept, rejected = sum(p.rows for p in parts), sum(p.rejected for p in parts)
     if rejected:
-        console.print(
-            f"{rejected} of {kept + rejected} pairs are longer than encoding.max_length={max_length}: left out"
-        )
+        say(f"{rejected} of {kept + rejected} pairs are longer than encoding.max_length={max_length}: left out")
     if kept == 0 or rejected > max_reject_fraction * (kept + rejected):
         raise UserError(
             f"encoding.max_length={max_length} leaves {kept} of {kept + rejected} pairs: raise it, or set "

@@ -7,9 +7,10 @@ folder appears whole, when all is written, or not at all.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ from pipelines.prepare.worker import (
     ReadTask,
     ShardTask,
     StageTask,
-    on_ray,
+    done,
     stage,
     write_shard,
 )
@@ -191,8 +192,8 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
         for number, origin in enumerate(origins(config, files))
     ]
-    num_workers = tasks_at_once(config)
-    staged = [f for r in on_ray(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
+    num_workers = partial(tasks_at_once, config)
+    staged = [f for r in done(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
     rows, rows_in_file = read_outcomes(staged)
@@ -277,7 +278,7 @@ def listed(by_reason: dict[str, int]) -> str:
 
 
 def write_shards(
-    kept: np.ndarray, staged: list[str], rows_in_file: list[int], data: Path, *, num_workers: int
+    kept: np.ndarray, staged: list[str], rows_in_file: list[int], data: Path, *, num_workers: Callable[[], int]
 ) -> tuple[tuple[Shard, ...], dict[str, dict[str, float]]]:
     """Write the kept rows (indices over all staged files) as shards; return these and the length quantiles."""
     (data / RECORDS_NAME).mkdir()
@@ -292,7 +293,7 @@ def write_shards(
         ]
         names.append(f"{RECORDS_NAME}/part-{len(names):05d}.parquet")
         tasks.append(ShardTask(str(data / names[-1]), tuple(pieces)))
-    written = on_ray(write_shard, tasks, num_workers=num_workers, doing="writing records")
+    written = done(write_shard, tasks, num_workers=num_workers, doing="writing records")
     shards = tuple(Shard(name, w["sha256"], w["rows"]) for name, w in zip(names, written, strict=True))
     return shards, {
         what: quantiles([length for w in written for length in w[what]])

@@ -31,6 +31,7 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("row", "key_path", "
 STAGED_SCHEMA = pa.schema([*RECORD_SCHEMA, ("axis_wording", pa.string()), *REJECT_SCHEMA])
 
 T = TypeVar("T")
+TASKS_DONE_HERE = 2
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,23 @@ def write_shard(task: ShardTask) -> dict[str, Any]:
     }
 
 
+def done(
+    work: Callable[[T], dict[str, Any]], tasks: Sequence[T], *, num_workers: Callable[[], int], doing: str
+) -> list[dict[str, Any]]:
+    """Do `work` on every task; return the results in the order of the tasks.
+
+    A few are done here: Ray takes longer to start than they do. Many are done by `num_workers()` at once; doing: what a
+    person reads beside their progress. Raises UserError.
+    """
+    if len(tasks) <= TASKS_DONE_HERE:
+        return [work(task) for task in tasks]
+    return on_ray(work, tasks, num_workers=num_workers(), doing=doing)
+
+
 def on_ray(
     work: Callable[[T], dict[str, Any]], tasks: Sequence[T], *, num_workers: int, doing: str
 ) -> list[dict[str, Any]]:
-    """Do `work` on every task with Ray Data, `num_workers` at once; return the results in the order of the tasks.
-
-    doing: what a person reads beside the progress. Raises UserError.
-    """
-    if not tasks:
-        return []  # Ray Data cannot run on nothing
+    """As `done`, with Ray Data."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -138,8 +147,8 @@ def on_ray(
         batch_size=1,
         compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
     )
-    done = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
-    rows = sorted(done, key=lambda row: row["number"])
+    finished = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
+    rows = sorted(finished, key=lambda row: row["number"])
     for row in rows:
         if row["fault"]:
             raise UserError(row["fault"])

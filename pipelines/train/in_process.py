@@ -28,5 +28,5 @@ def train_here(
     result = build_and_fit(Payload.of(run, layers), context)
     saved = context.latest_checkpoint()
     assert saved is not None, "a run ends with a checkpoint"
-    publish_policy(run, saved, folder)
+    publish_policy(run, layers.style, saved, folder)
     return ModelRef.load(folder), result.steps

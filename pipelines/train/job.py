@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_missing_tokenizer
+from pft_core.prompts import PromptStyle
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
+from pipelines.train.encoding import start_encoding
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
-from pipelines.train.resolved_run import Layers, Payload, ResolvedRun, encoded, resolve
+from pipelines.train.resolved_run import ResolvedRun, resolve
 from pipelines.train.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -41,8 +43,8 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     Result: run_dir, model_ref, adapter (None after full fine-tuning), steps, pairs, resumed_from.
     """
     known = refuse_missing_inputs(config)
-    ensure_ray()
     config = with_embedded(config)
+    ensure_ray()
     refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
     key = resolved.key(kind="train")
@@ -52,9 +54,8 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
 def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
     """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
     started, config = time.perf_counter(), run.config
-    layers = encoded(run)
     with tracked(config, run_dir, key, inputs=run.inputs) as tracker:
-        ref, outcome = train_on_ray(run, layers, run_dir, tracker)
+        ref, outcome = train_on_ray(run, start_encoding(run), run_dir, tracker)
         report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
@@ -65,18 +66,20 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
 
 
 def train_on_ray(
-    run: ResolvedRun, layers: Layers, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
+    run: ResolvedRun, encoding: Any, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
 ) -> tuple[ModelRef, dict[str, Any]]:
     """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
 
-    callbacks: told of every checkpoint's metrics. Raises UserError for a mistake that a worker met.
+    encoding: what `start_encoding` returned. callbacks: told of every checkpoint's metrics. Raises UserError for a
+    mistake that a worker met.
     """
-    result = fit_on_ray(Payload.of(run, layers), run_dir, tracker, callbacks=callbacks)
+    result = fit_on_ray(run, encoding, run_dir, tracker, callbacks=callbacks)
     outcome = result.return_value
     if "error" in outcome:
         raise UserError(outcome["error"])
     best = best_checkpoint(run.config, result)
-    return publish(run, run_dir, last=result.checkpoint, best=best), outcome
+    layers, _ = ray.get(encoding)
+    return publish(run, layers.style, run_dir, last=result.checkpoint, best=best), outcome
 
 
 def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
@@ -94,17 +97,17 @@ def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
 
 
 def fit_on_ray(
-    payload: Payload, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback]
+    run: ResolvedRun, encoding: Any, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback]
 ) -> ray.train.Result:
     """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
-    config = payload.config
+    config = run.config
     if (run_dir / CHECKPOINTS).exists():
         metrics = {row["step"]: row for row in read_metrics(run_dir)}
         mend_snapshot(run_dir / CHECKPOINTS, metrics, score="val_loss" if config.train.validate_every else None)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = DataParallelTrainer(
         train_worker,
-        train_loop_config={"payload": payload, "mailbox": mailbox},
+        train_loop_config={"run": run, "encoding": encoding, "mailbox": mailbox},
         backend_config=ProcessGroup(backend="nccl" if config.scaling.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.num_workers,
@@ -120,7 +123,7 @@ def fit_on_ray(
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scaling.threads_per_worker)}},
         ),
     )
-    with pumping(mailbox, tracker):
+    with pumping(mailbox, tracker), telling(encoding):
         return trainer.fit()
 
 
@@ -131,6 +134,19 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
     return ray.train.CheckpointConfig(
         num_to_keep=2, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
     )
+
+
+@contextmanager
+def telling(encoding: Any) -> Iterator[None]:
+    """Say what the encoding has to say as soon as it is done, from a thread of the driver while the block runs."""
+
+    def tell() -> None:
+        with suppress(ray.exceptions.RayError):  # the workers meet the same, and the run ends with it
+            for note in ray.get(encoding)[1]:
+                console.print(note)
+
+    threading.Thread(target=tell, daemon=True).start()
+    yield
 
 
 @contextmanager
@@ -195,11 +211,16 @@ def best_checkpoint(config: RunConfig, result: ray.train.Result) -> ray.train.Ch
 
 
 def publish(
-    run: ResolvedRun, run_dir: Path, *, last: ray.train.Checkpoint, best: ray.train.Checkpoint | None
+    run: ResolvedRun,
+    style: PromptStyle,
+    run_dir: Path,
+    *,
+    last: ray.train.Checkpoint,
+    best: ray.train.Checkpoint | None,
 ) -> ModelRef:
     """Copy the last policy (and the best one by validation) out of the checkpoints and write the reference to it."""
     if best is not None:
         with best.as_directory() as folder:
             copy_policy(Path(folder), run_dir / f"{policy_kind(run.config)}_best")
     with last.as_directory() as folder:
-        return publish_policy(run, Path(folder), run_dir)
+        return publish_policy(run, style, Path(folder), run_dir)

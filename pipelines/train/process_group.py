@@ -65,7 +65,7 @@ class ProcessGroupBackend(Backend):
                 join,
                 address=address,
                 port=port,
-                rank=rank,
+                world_rank=rank,
                 size=size,
                 backend=backend_config.backend,
                 timeout_s=backend_config.timeout_s,
@@ -79,13 +79,13 @@ class ProcessGroupBackend(Backend):
         ray.wait(leaving, num_returns=len(leaving), timeout=SHUTDOWN_LIMIT_S)
 
 
-def join(*, address: str, port: int, rank: int, size: int, backend: str, timeout_s: int) -> None:
+def join(*, address: str, port: int, world_rank: int, size: int, backend: str, timeout_s: int) -> None:
     """Join the group, on a worker."""
     from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
 
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
     _set_torch_distributed_env_vars()
-    _setup_torch_process_group(backend, rank, size, "env://", timeout_s)
+    _setup_torch_process_group(backend, world_rank, size, "env://", timeout_s)
 
 
 def leave(*, several: bool) -> None:

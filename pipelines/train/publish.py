@@ -5,14 +5,14 @@ from pathlib import Path
 
 from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.policies import ModelRef
-from pft_core.prompts import template_digest
+from pft_core.prompts import PromptStyle, template_digest
 from pft_core.training import policy_folder
 from pipelines.config import RunConfig
 from pipelines.train.resolved_run import ResolvedRun
 
 
-def publish_policy(run: ResolvedRun, saved: Path, run_dir: Path) -> ModelRef:
-    """Copy the policy of a checkpoint folder into the run and write model_ref.json."""
+def publish_policy(run: ResolvedRun, style: PromptStyle, saved: Path, run_dir: Path) -> ModelRef:
+    """Copy the policy of a checkpoint folder into the run and write model_ref.json. style: its words."""
     config, space = run.config, run.manifest.space
     kind = policy_kind(config)
     copy_policy(saved, run_dir / kind)
@@ -20,10 +20,10 @@ def publish_policy(run: ResolvedRun, saved: Path, run_dir: Path) -> ModelRef:
         base=str(config.model),
         adapter=kind if config.lora is not None else None,
         weights=kind if config.lora is None else None,
-        style=run.style,
+        style=style,
         space=space,
         trained_sides=run.objective.trained_sides,
-        template_digest=template_digest(run.style, space),
+        template_digest=template_digest(style, space),
         data_digest=run.manifest.data_digest,
         config_digest=digest(config.model_dump()),
         adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,

@@ -6,11 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pft_core.data import DatasetManifest
-from pft_core.encoding import EncodingSpec, TokenizerFacts
 from pft_core.objectives import Objective, build_objective
 from pft_core.prompts import PromptStyle
 from pipelines.config import RunConfig
-from pipelines.encode.job import ensure_layer, read_tokenizer
 from pipelines.jobs import run_key
 
 
@@ -21,12 +19,7 @@ class ResolvedRun:
     config: RunConfig
     manifest: DatasetManifest
     validation: DatasetManifest | None
-    tokenizer: TokenizerFacts
     objective: Objective
-
-    @property
-    def style(self) -> PromptStyle:
-        return self.tokenizer.style
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -47,10 +40,11 @@ class ResolvedRun:
 
 @dataclass(frozen=True)
 class Layers:
-    """Folders of the encoded data; validation: None where the run does not validate."""
+    """Folders of the encoded data, and its words; validation: None where the run does not validate."""
 
     train: str
     validation: str | None
+    style: PromptStyle
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class Payload:
 def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingProxyType({})) -> ResolvedRun:
     """Read what the config names; known: manifests that have been read already, by their absolute folders.
 
-    Raises UserError for data that was not prepared, and for a model without a tokenizer.
+    Raises UserError for data that was not prepared.
     """
 
     def manifest_in(folder: str) -> DatasetManifest:
@@ -82,26 +76,4 @@ def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingPro
         axes=[axis.name for axis in manifest.space.axes],
         reports_displacement=config.train.diagnostics_every > 0,
     )
-    return ResolvedRun(config, manifest, validation, read_tokenizer(str(config.model), config.prompt), objective)
-
-
-def encoded(run: ResolvedRun) -> Layers:
-    """Make sure that the data is encoded for this tokenizer, wording and objective; call it under the run's lock."""
-    config = run.config
-    validation = None
-    if run.validation is not None and config.train.validate_every:
-        validation = layer_of(run, str(config.validation_data), run.validation)
-    return Layers(layer_of(run, str(config.data), run.manifest), validation)
-
-
-def layer_of(run: ResolvedRun, data: str, manifest: DatasetManifest) -> str:
-    folder = ensure_layer(
-        Path(data).resolve(),
-        manifest,
-        model=str(run.config.model),
-        tokenizer=run.tokenizer,
-        spec=EncodingSpec(run.style, run.config.encoding, run.objective.view),
-        max_reject_fraction=run.config.max_reject_fraction,
-        concurrency=run.config.scaling.num_workers,
-    )
-    return str(folder)
+    return ResolvedRun(config, manifest, validation, objective)

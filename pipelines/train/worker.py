@@ -12,6 +12,8 @@ import ray
 import ray.train
 
 from pft_core.errors import UserError
+from pipelines.jobs import unwrap_user_error
+from pipelines.train.resolved_run import Payload
 
 MAILBOX_LIMIT_S = 30.0
 
@@ -54,7 +56,13 @@ def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
     from pipelines.train.fitting import build_and_fit
 
     try:
-        result = build_and_fit(inputs["payload"], RayContext(inputs["mailbox"]))
-    except (UserError, NonFiniteError) as error:
-        return {"error": str(error)}
+        # Only now: what came before this line was imported while the data was encoded.
+        layers, _ = ray.get(inputs["encoding"])
+        payload = Payload.of(inputs["run"], layers)
+        result = build_and_fit(payload, RayContext(inputs["mailbox"]))
+    except (UserError, NonFiniteError, ray.exceptions.RayTaskError) as error:
+        mistake = unwrap_user_error(error)
+        if mistake is None and not isinstance(error, NonFiniteError):
+            raise
+        return {"error": str(mistake or error)}
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}

@@ -24,7 +24,7 @@ from pipelines.evaluate import answerers, ask_here, asking_job, untrained
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
-from pipelines.train import encoded, policy_kind, resolve, train_here
+from pipelines.train import encoded, policy_kind, resolve, start_encoding, train_here
 from pipelines.train import job as train
 from pipelines.tune.figures import figures_of
 from pipelines.tune.points import Point
@@ -134,11 +134,11 @@ def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None
     if trial.point.source == "soup":
         return soup_of(trial, run_dir), 0
     run = resolve(trial.config)
-    layers = encoded(run)
     if not trial.is_warm:
-        _, outcome = train.train_on_ray(run, layers, run_dir, tracker, callbacks=rungs.callbacks() if rungs else ())
+        told = rungs.callbacks() if rungs else ()
+        _, outcome = train.train_on_ray(run, start_encoding(run), run_dir, tracker, callbacks=told)
         return ModelRef.load(run_dir), outcome["steps"]
-    return train_here(run, layers, run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
+    return train_here(run, encoded(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 
 
 def logging_to(tracker: Tracker, rungs: Rungs | None) -> Callable[[int, dict[str, float]], None]:

@@ -17,8 +17,8 @@ from pft_core.evaluation.yardsticks.registry import YARDSTICKS
 from pft_core.policies.identity import base_digest
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle
-from pft_core.toyworld.shipped import SHIPPED_BASE
 from pft_core.toyworld.scenarios import generate
+from pft_core.toyworld.shipped import SHIPPED_BASE
 from pipelines.compare import asking, job
 from pipelines.compare.data import held_out
 from pipelines.compare.methods import METHODS

@@ -12,7 +12,7 @@ from pft_core.evaluation.yardsticks.registry import YARDSTICKS, Yardstick
 from pft_core.toyworld.shipped import SHIPPED_BASE
 from pipelines.compare.assembly import found_of, run_lines
 from pipelines.compare.data import SuiteData
-from pipelines.compare.plan import Layers, VariantPlan, cells_of
+from pipelines.compare.plan import SuiteLayers, VariantPlan, cells_of
 from pipelines.compare.report.findings import Comparison, headline
 from pipelines.compare.report.report import role
 from pipelines.compare.report.tables import by_pole
@@ -62,7 +62,7 @@ def test_it_answers_the_test_records_after_the_training_records_and_is_no_cell(t
     assert [outcome.chosen[0] for outcome in own.runs[0]] == [frozenset({1})] * 3
     assert [outcome.chosen[0] for outcome in position.runs[0]] == [frozenset({0})] * 3
     assert [line["method"] for line in run_lines(chosen, plan, [])] == ["position", "by_number"]
-    assert not list(cells_of(chosen, size, None, plan.data, str(SHIPPED_BASE), tmp_path, Layers()))
+    assert not list(cells_of(chosen, size, None, plan.data, str(SHIPPED_BASE), tmp_path, SuiteLayers()))
 
 
 def test_it_stands_below_the_rule_under_its_label_and_says_where_nothing_beats_it() -> None:
