@@ -1,4 +1,4 @@
-"""Paired fine-tuning as a Ray Train job: a DataParallelTrainer around `pft_core.training.fit`."""
+"""Paired fine-tuning as a Ray Train job: a trainer around `pft_core.training.fit`."""
 
 import threading
 import time
@@ -12,7 +12,6 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import UserCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
@@ -30,6 +29,7 @@ from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
 from pipelines.train.resolved_run import ResolvedRun, resolve
+from pipelines.train.trainer import Trainer
 from pipelines.train.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -105,7 +105,7 @@ def fit_on_ray(
         metrics = {row["step"]: row for row in read_metrics(run_dir)}
         mend_snapshot(run_dir / CHECKPOINTS, metrics, score="val_loss" if config.train.validate_every else None)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    trainer = DataParallelTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"run": run, "encoding": encoding, "mailbox": mailbox},
         backend_config=ProcessGroup(backend="nccl" if config.scaling.use_gpu else "gloo"),
