@@ -25,7 +25,7 @@ from pft_core.policies.pretrained import load_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
 from pipelines.evaluate.in_process import ask_here
-from pipelines.evaluate.job import EvaluateConfig, make_job, read_items, resolve_policy
+from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy
 from pipelines.evaluate.worker import answerers
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines.build import make_host
