@@ -142,6 +142,7 @@ def evaluate(
     plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
+    from pipelines.evaluate import EvaluateConfig
     from pipelines.evaluate import job as evaluate
 
     options = {
@@ -155,7 +156,7 @@ def evaluate(
         "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return evaluate.run(build(evaluate.EvaluateConfig, {"data": str(data), "output": str(output), **given}))
+    return evaluate.run(build(EvaluateConfig, {"data": str(data), "output": str(output), **given}))
 
 
 @app.command()

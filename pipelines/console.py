@@ -4,11 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from pft_core.evaluation import EvaluationRow
 
 console = Console(stderr=True)
 
@@ -30,18 +33,21 @@ def reserve_stdout() -> Callable[[dict[str, Any]], None]:
     return write_result
 
 
-def one_table(rows: Iterable[dict[str, Any]]) -> Table:
+def one_table(rows: Iterable["EvaluationRow"]) -> Table:
     """Lay the *One* rows of a report out: a line per axis and pole, a column per policy, 95 % intervals in brackets.
 
     Bold marks a pole that the policy was trained on.
     """
-    rows = [row for row in rows if row["metric"] == "one" and row["pole"] is not None]
-    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    cells = {
+        (axis, pole, row["policy"]): row
+        for row in rows
+        if row["metric"] == "one" and (axis := row["axis"]) is not None and (pole := row["pole"]) is not None
+    }
+    policies = list(dict.fromkeys(policy for *_, policy in cells))
     table = Table(title="One: the chosen option shows the target pole", caption="bold: trained on this pole")
     for heading in ("axis", "pole", "n", *policies, "position"):
         table.add_column(heading, justify="left" if heading in ("axis", "pole") else "right")
-    cells = {(row["axis"], row["pole"], row["policy"]): row for row in rows}
-    for axis, pole in dict.fromkeys((row["axis"], row["pole"]) for row in rows):
+    for axis, pole in dict.fromkeys((axis, pole) for axis, pole, _ in cells):
         present = {policy: cells[axis, pole, policy] for policy in policies if (axis, pole, policy) in cells}
         any_row = next(iter(present.values()))
         table.add_row(
@@ -54,7 +60,7 @@ def one_table(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def _cell(row: dict[str, Any]) -> Text:
+def _cell(row: "EvaluationRow") -> Text:
     text = f"{_number(row['value'])} ({_number(row['low'])}-{_number(row['high'])})"
     return Text(text, style="bold" if row["trained_pole"] else "")
 

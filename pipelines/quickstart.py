@@ -2,20 +2,22 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pft_core.data import DatasetManifest, opened
+from pft_core.evaluation import EvaluationRow
 from pft_core.files import read_json
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import embedded_data, with_embedded
+from pipelines.evaluate import EvaluateConfig
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
-from pipelines.reporting import write_report
+from pipelines.reporting import ItemCounts, RunReport, write_report
 from pipelines.tracking import read_metrics, tracked
 from pipelines.train import job as train
 
@@ -57,19 +59,20 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
     return run_job(config, execute, fresh=fresh, kind="quickstart", run_dir=run_dir)
 
 
-def headline_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+def headline_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     """Return the report's values under names that MLflow can list side by side."""
-    return {
-        "/".join(row[key] for key in ("metric", "policy", "axis", "pole") if row[key] is not None): row["value"]
-        for row in rows
-        if row["value"] is not None
-    }
+    return {_name(row): row["value"] for row in rows}
 
 
-def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str, float]) -> dict[str, Any]:
+def _name(row: EvaluationRow) -> str:
+    return "/".join(part for part in (row["metric"], row["policy"], row["axis"], row["pole"]) if part is not None)
+
+
+def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str, float]) -> RunReport:
     """Train and evaluate every policy and put the parts into one report."""
-    rows, digests, curves = [], {}, {}
-    items, reasons = Counter[str](), Counter[str]()
+    rows: list[EvaluationRow] = []
+    counts: list[ItemCounts] = []
+    digests, curves = {}, {}
     for policy in POLICIES:
         console.rule(policy.name)
         with timed(f"train {policy.name}", timings):
@@ -78,15 +81,14 @@ def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str
             report = evaluate_policy(policy, model, config, test_data, run_dir)
         rows += report["rows"]
         digests[policy.name] = report["digests"]
-        items.update({name: report["items"][name] for name in ("in", "out", "rejected")})
-        reasons.update(report["items"]["rejected_by_reason"])
+        counts.append(report["items"])
         if policy.objective is not None:
             curves[policy.name] = read_metrics(Path(model).parent)
     timings["total"] = sum(timings.values())
     return {
         "title": "PFT quickstart: one policy for both sides of a value conflict",
         "rows": rows,
-        "items": {**items, "rejected_by_reason": dict(reasons)},
+        "items": added_up(counts),
         "timings": timings,
         "config": config.model_dump(),
         "digests": {"test_data": DatasetManifest.load(Path(test_data)).data_digest, "policies": digests},
@@ -94,6 +96,19 @@ def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str
         "notes": [
             "Tiny model on generated data: these numbers show that the pipeline works, not how a real policy does."
         ],
+    }
+
+
+def added_up(counts: Sequence[ItemCounts]) -> ItemCounts:
+    """The items of all policies together."""
+    reasons = Counter[str]()
+    for each in counts:
+        reasons.update(each["rejected_by_reason"])
+    return {
+        "in": sum(each["in"] for each in counts),
+        "out": sum(each["out"] for each in counts),
+        "rejected": sum(each["rejected"] for each in counts),
+        "rejected_by_reason": dict(reasons),
     }
 
 
@@ -107,9 +122,9 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
     return str(result["model_ref"])
 
 
-def evaluate_policy(policy: Policy, model: str, config: RunConfig, data: str, run_dir: Path) -> dict[str, Any]:
+def evaluate_policy(policy: Policy, model: str, config: RunConfig, data: str, run_dir: Path) -> RunReport:
     """Evaluate one policy with as many Ray Data actors as there were training workers; return its report."""
-    request = evaluate.EvaluateConfig(
+    request = EvaluateConfig(
         model=model,
         data=data,
         output=str(run_dir / "evaluation" / policy.name.replace(":", "-")),
@@ -120,7 +135,8 @@ def evaluate_policy(policy: Policy, model: str, config: RunConfig, data: str, ru
         use_gpu=config.scaling.use_gpu,
     )
     result = evaluate.run(request)
-    return dict(read_json(Path(result["report_json"]), what="an evaluation report"))
+    report: RunReport = read_json(Path(result["report_json"]), what="an evaluation report")
+    return report
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from pft_core.policies.pretrained import load_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
 from pipelines.evaluate.in_process import ask_here
-from pipelines.evaluate.job import EvaluateConfig, make_job, read_items, resolve_policy
 from pipelines.evaluate.policy import answerers
+from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines.build import make_host
 from pipelines.serve.http.admission import Admission

@@ -16,6 +16,7 @@ from pft_core.objectives.registry import OBJECTIVES
 from pipelines.compare import job as compare
 from pipelines.compare.suite import load_suite
 from pipelines.config import load_config
+from pipelines.evaluate import EvaluateConfig
 from pipelines.evaluate import job as evaluate
 from pipelines.plugins import load_plugins, read_plugins
 from pipelines.prepare import job as prepare
@@ -77,11 +78,11 @@ def test_an_own_objective_trains_and_an_own_metric_and_task_are_reported(
     metrics = [json.loads(line) for line in (Path(run["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
     assert {"loss_first", "loss_second"} <= metrics[0].keys()
     asked = {"model": run["model_ref"], "data": str(prepared), "output": str(folder / "report"), "limit_per_axis": 8}
-    rows = report_of(evaluate.run(build(evaluate.EvaluateConfig, asked)))
+    rows = report_of(evaluate.run(build(EvaluateConfig, asked)))
     assert [row["n"] for row in rows if row["metric"] == "both_wrong"]
     asked |= {"data": str(folder / "questions.jsonl"), "output": str(folder / "trivia"), "task": "trivia"}
     del asked["limit_per_axis"]
-    rows = report_of(evaluate.run(build(evaluate.EvaluateConfig, asked)))
+    rows = report_of(evaluate.run(build(EvaluateConfig, asked)))
     assert [(row["metric"], row["n"]) for row in rows] == [("trivia", 4)]
 
 

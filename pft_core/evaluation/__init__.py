@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pft_core.evaluation.metrics import (
         METRICS,
         CountTable,
+        EvaluationRow,
         Metric,
         Outcome,
         always_by_position,

@@ -14,10 +14,14 @@ from pipelines.compare.data import released_file
 from pipelines.compare.methods import method
 from pipelines.compare.plan import VariantPlan
 from pipelines.compare.pool import Result
+from pipelines.compare.report import ComparisonReport, LearningCurve, RunLine, RunOrigin
 from pipelines.compare.statistics import (
+    ComparisonRow,
     Found,
-    Row,
+    PairedTest,
+    Varied,
     area_rows,
+    capability_rows,
     corrected,
     on_common_items,
     rows_of,
@@ -25,28 +29,21 @@ from pipelines.compare.statistics import (
     significance_against,
 )
 from pipelines.compare.suite import Size, Suite, SuiteSize
-from pipelines.evaluate import capability_rows
 from pipelines.jobs import code_digest, commit
 from pipelines.tracking import read_metrics
-
-# Of a run's result, in the report.
-RUN_KEYS = (
-    "run_id", "data_digest", "test_digest", "template_digest", "base_digest", "capability_digest", "commit", "seconds",
-    "items_rejected", "pairs_rejected",
-)  # fmt: skip
 
 
 def assemble(
     suite: Suite, size: Size, plans: Sequence[VariantPlan], results: Sequence[Result], *, seconds: float
-) -> dict[str, Any]:
+) -> ComparisonReport:
     """Put what the cells found into one report. Raises UserError where nothing finished, or results do not fit."""
     refuse_nothing_finished(results)
     left = iter(results)
     done = [(plan, [(cell, next(left)) for cell in plan.cells]) for plan in plans]
     found: list[Found] = []
     notes: list[str] = []
-    rows: list[Row] = []
-    tests: list[Row] = []
+    rows: list[ComparisonRow] = []
+    tests: list[PairedTest] = []
     for plan, pairs in done:
         refuse_mixed_digests(pairs)
         of_plan, left_out = on_common_items(list(found_of(suite, suite.sizes[size], plan, pairs)))
@@ -74,7 +71,7 @@ def assemble(
     }
 
 
-def capability_of(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Row]:
+def capability_of(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[ComparisonRow]:
     """The rows of general capability of each method that was asked for it, and of its drop where it was trained."""
     for name in suite.methods:
         found = {
@@ -117,8 +114,8 @@ def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[t
             yield Found(name, variant, by_seed, len(size.seeds) if method(name).seeded else 1)
 
 
-def describe(suite: Suite, plan: VariantPlan) -> dict[str, Any] | None:
-    return None if plan.variant is None else {"name": suite.varies, "value": plan.variant.value}
+def describe(suite: Suite, plan: VariantPlan) -> Varied | None:
+    return None if plan.variant is None else {"name": str(suite.varies), "value": plan.variant.value}
 
 
 def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
@@ -162,7 +159,7 @@ def notes_of(cell: Cell, result: Result) -> Iterator[tuple[str, str]]:
         yield "", f"{told['after']['rejected']} general questions were too long, or could not be read."
 
 
-def tests_of(suite: Suite, found: Sequence[Found], plan: VariantPlan) -> list[dict[str, Any]]:
+def tests_of(suite: Suite, found: Sequence[Found], plan: VariantPlan) -> list[PairedTest]:
     reference = next((f for f in found if f.method == suite.reference), None)
     others = [f for f in found if f.method != suite.reference]
     return significance_against(reference, others, plan.space) if reference else []
@@ -190,17 +187,43 @@ def refuse_mixed_digests(pairs: Sequence[tuple[Cell, Result]]) -> None:
                 )
 
 
-def run_lines(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Row]:
+def run_lines(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[RunLine]:
     """Where the numbers of one variant come from: every cell, and the yardsticks."""
     for cell, result in pairs:
-        head = {"method": cell.name, "seed": None if cell.seed == NO_SEED else cell.seed}
         error = result.get("error")
-        status = {"status": "failed" if error else "finished", "error": error}
-        yield {key: result.get(key) for key in RUN_KEYS} | head | status | {"variant": value_of_plan(plan)}
-    data = {key: DatasetManifest.load(folder).data_digest for key, folder in yardstick_data(plan).items()}
+        yield {
+            **origin_of(result),
+            "method": cell.name,
+            "seed": None if cell.seed == NO_SEED else cell.seed,
+            "status": "failed" if error else "finished",
+            "error": error,
+            "variant": value_of_plan(plan),
+        }
     for name in (name for name in suite.methods if name in YARDSTICKS):
-        head = {"run_id": yardstick_id(name, plan), "method": name, "seed": None, "status": "finished"}
-        yield dict.fromkeys((*RUN_KEYS, "error")) | head | data | {"commit": commit(), "variant": value_of_plan(plan)}
+        digests = {key: DatasetManifest.load(folder).data_digest for key, folder in yardstick_data(plan).items()}
+        yield {
+            **origin_of({"run_id": yardstick_id(name, plan), **digests, "commit": commit()}),
+            "error": None,
+            "method": name,
+            "seed": None,
+            "status": "finished",
+            "variant": value_of_plan(plan),
+        }
+
+
+def origin_of(result: Result) -> RunOrigin:
+    return {
+        "run_id": result.get("run_id"),
+        "data_digest": result.get("data_digest"),
+        "test_digest": result.get("test_digest"),
+        "template_digest": result.get("template_digest"),
+        "base_digest": result.get("base_digest"),
+        "capability_digest": result.get("capability_digest"),
+        "commit": result.get("commit"),
+        "seconds": result.get("seconds"),
+        "items_rejected": result.get("items_rejected"),
+        "pairs_rejected": result.get("pairs_rejected"),
+    }
 
 
 def yardstick_data(plan: VariantPlan) -> dict[str, Path]:
@@ -213,11 +236,11 @@ def yardstick_id(name: str, plan: VariantPlan) -> str:
     return f"{name}-{digest([*digests, code_digest()])[:8]}"
 
 
-def value_of_plan(plan: VariantPlan) -> Any:
+def value_of_plan(plan: VariantPlan) -> str | int | float | None:
     return None if plan.variant is None else plan.variant.value
 
 
-def curve(cell: Cell, result: Result) -> dict[str, Any]:
+def curve(cell: Cell, result: Result) -> LearningCurve:
     kept = ("step", "loss", "loss_first", "loss_second", "gradient_cosine")
     steps = [{key: row[key] for key in kept if key in row} for row in read_metrics(Path(result["run_dir"]))]
     variant = None if cell.variant is None else cell.variant.value

@@ -22,8 +22,7 @@ from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
-from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_eval, asking_job, untrained
-from pipelines.evaluate.job import read_items
+from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_eval, asking_job, read_items, untrained
 from pipelines.jobs import run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train import Layers, resolve, train_here

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from pft_core.data import DatasetManifest, PreferenceSpace, read_records
-from pft_core.evaluation import YARDSTICKS, read_items
+from pft_core.evaluation import YARDSTICKS
+from pft_core.evaluation import read_items as read_questions
 from pft_core.files import digest
 from pft_core.policies import base_digest
 from pft_core.prompts import PromptSettings, PromptStyle
@@ -18,7 +19,7 @@ from pipelines.compare.methods import method as method_named
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
-from pipelines.evaluate import job as evaluate
+from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import code_digest, commit
 from pipelines.train import Layers, encoded, resolve
 
@@ -39,10 +40,10 @@ class VariantPlan:
 def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) -> list[VariantPlan]:
     """Cut the data of each variant, encode it for each method, and list the cells."""
     test = Path(data.test)
-    items = evaluate.read_items(test, DatasetManifest.load(test), forms=["one"], limit_per_axis=size.test_per_axis)
-    evaluate.refuse_too_few_scenarios(items, advice="raise test_per_axis")
+    items = read_items(test, DatasetManifest.load(test), forms=["one"], limit_per_axis=size.test_per_axis)
+    refuse_too_few_scenarios(items, advice="raise test_per_axis")
     if size.capability and (path := released_file(size.capability)):
-        read_items(Path(path))
+        read_questions(Path(path))
     base = base_model(size, data, storage)
     plans = []
     layers = SuiteLayers()

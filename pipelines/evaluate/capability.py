@@ -1,29 +1,17 @@
-"""General capability before and after a training: a two-choice file, or tasks of lm-eval, and their rows in a report.
+"""General capability before and after a training: a two-choice file, or tasks of lm-eval.
 
 Both give one score an item, so that the drop is paired item by item.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pft_core.data import Reject
 from pft_core.errors import UserError
-from pft_core.evaluation import (
-    Answered,
-    Item,
-    ask_items,
-    drop,
-    losses,
-    mean_with_interval,
-    position_baseline,
-    read_items,
-    scores,
-)
+from pft_core.evaluation import Answered, Item, ask_items, read_items
 from pft_core.prompts import Frame
 from pft_core.scoring import BranchScorer
 from pipelines.evaluate.policy import load_asked
@@ -95,52 +83,3 @@ def _answers(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Answered]:
         )
     kept = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     return [Answered(f"{task}:{sample['doc_id']}", task, float(sample[metric])) for sample in kept]
-
-
-def capability_rows(
-    method: str,
-    variant: Any,
-    *,
-    before: Sequence[Answered] | None,
-    by_seed: Mapping[int, tuple[str, Sequence[Answered]]],
-) -> list[dict[str, Any]]:
-    """The rows `capability` and, where the method was trained (before is not None), `capability_drop`: before minus
-    after, so that a positive one is a loss.
-
-    by_seed: per finished seed its run id and answers. Raises UserError where runs answered other items.
-    """
-    runs = [answered for _, answered in by_seed.values()]
-    values_SN, ids = scores(runs), [a.item_id for a in runs[0]]
-    row = partial(_row, method, variant, [run_id for run_id, _ in by_seed.values()])
-    rows = [row("capability", values_SN, mean_with_interval(values_SN, ids), position_baseline(runs[0]))]
-    if before is not None:
-        rows.append(row("capability_drop", losses(before, runs), drop(before, runs), None))
-    return rows
-
-
-def _row(
-    method: str,
-    variant: Any,
-    run_ids: Sequence[str],
-    metric: str,
-    values_SN: Any,
-    found: tuple[float, float, float],
-    baseline: float | None,
-) -> dict[str, Any]:
-    by_seed = values_SN.mean(axis=1)
-    mean, low, high = found
-    return {
-        "method": method,
-        "axis": None,
-        "pole": None,
-        "metric": metric,
-        "mean": mean,
-        "sd": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
-        "low": low,
-        "high": high,
-        "n_items": values_SN.shape[1],
-        "n_seeds": len(by_seed),
-        "run_ids": list(run_ids),
-        "position_baseline": baseline,
-        "variant": variant,
-    }

@@ -6,6 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
+    from pipelines.reporting.contents import ItemCounts, RunReport
     from pipelines.reporting.curves import Curve, loss_chart, points_of, steps_per_point
     from pipelines.reporting.drawing import (
         DPI,
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
         ticks,
         width_of,
     )
+    from pipelines.reporting.formats import seconds
     from pipelines.reporting.pages import Row, render_template
-    from pipelines.reporting.report import CURVE_NAMES, seconds, without_credentials, write_report
+    from pipelines.reporting.report import without_credentials, write_report
+    from pipelines.reporting.run_page import CURVE_NAMES
     from pipelines.reporting.svg import inline_svg, svg_file
 else:
     __getattr__ = lazy_exports(__name__)

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from pipelines.reporting.drawing import INK, beside, blank, chart_style, cut_to, fit, hint, printable, width_of
-from pipelines.reporting.pages import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +15,17 @@ TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEAD, STEP, GAP, FOOT = 26.0, 24.0, 10.0, 18.0  # pixels: a pole's name, a bar, between groups, the scale
 BAR, CAP = 15.0, 3.5  # pixels: the height of a bar, half of the end of an interval
 COUNT_WIDTH = 70.0  # pixels that a pole's name leaves to what stands right of it
+
+
+class PlacedRow(TypedDict):
+    """What a row of any report says of its place: the metric, and its axis and pole, None where it is over all."""
+
+    metric: str
+    axis: str | None
+    pole: str | None
+
+
+R = TypeVar("R", bound=PlacedRow)
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,13 @@ class BarGroup:
         return HEAD + STEP * len(self.bars)
 
 
-def rows_by_pole(rows: Iterable[Row], metric: str) -> dict[str, dict[str, list[Row]]]:
+def rows_by_pole(rows: Iterable[R], metric: str) -> dict[str, dict[str, list[R]]]:
     """Sort the rows of a metric by axis and pole; those over both poles are left out."""
-    by_axis: dict[str, dict[str, list[Row]]] = {}
+    by_axis: dict[str, dict[str, list[R]]] = {}
     for row in rows:
-        if row["metric"] == metric and row["pole"] is not None:
-            by_axis.setdefault(row["axis"], {}).setdefault(row["pole"], []).append(row)
+        axis, pole = row["axis"], row["pole"]
+        if row["metric"] == metric and axis is not None and pole is not None:
+            by_axis.setdefault(axis, {}).setdefault(pole, []).append(row)
     return by_axis
 
 

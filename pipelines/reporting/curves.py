@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.reporting.drawing import INK, blank, chart_style, fit_ends, ticks
-from pipelines.reporting.pages import Row
+from pipelines.tracking import StepMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,12 +69,12 @@ def spark_line(points: Points, colour: str, *, width: float = 114.0, height: flo
     return figure
 
 
-def points_of(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+def points_of(steps: Sequence[StepMetrics], name: str) -> list[tuple[float, float]]:
     """Return the steps and values of one number of a training, averaged where there are many."""
-    return smoothed([(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])])
+    return smoothed([(step["step"], step[name]) for step in steps if name in step and math.isfinite(step[name])])
 
 
-def smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+def smoothed(points: Points) -> list[tuple[float, float]]:
     """Average runs of neighbours so that at most MAX_POINTS are left."""
     size = steps_per_point(len(points))
     parts = [points[i : i + size] for i in range(0, len(points), max(size, 1))]

@@ -16,7 +16,7 @@ from typing import Any
 
 from pft_core.data import DatasetManifest
 
-Row = dict[str, Any]  # "step" and the metrics of that step
+StepMetrics = dict[str, Any]  # "step" and the metrics of that step
 POINTS_PER_BATCH = 1000  # MLflow's own limit, as the next two
 ENTRIES_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
@@ -101,7 +101,7 @@ class MlflowRun:
         datasets = [DatasetInput(dataset_entity(folder, manifest)) for folder, manifest in spec.inputs]
         self._client.log_inputs(self._id, datasets=datasets)
 
-    def send(self, rows: Sequence[Row]) -> None:
+    def send(self, rows: Sequence[StepMetrics]) -> None:
         """Log rows in batches of whole steps, each one transaction: `delivered` never points into a step."""
         from mlflow.entities import Metric
 
@@ -150,9 +150,9 @@ def quiet_mlflow() -> None:
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
 
 
-def whole_steps(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def whole_steps(rows: Sequence[StepMetrics]) -> Iterator[list[StepMetrics]]:
     """Cut rows into batches of at most POINTS_PER_BATCH metrics, never inside a row."""
-    batch: list[Row] = []
+    batch: list[StepMetrics] = []
     for row in rows:
         if batch and sum(len(r) - 1 for r in batch) + len(row) - 1 > POINTS_PER_BATCH:
             yield batch

@@ -20,8 +20,8 @@ from pft_core.files import read_json, write_json
 from pipelines.console import console
 from pipelines.tracking.mlflow_run import (
     MlflowRun,
-    Row,
     RunSpec,
+    StepMetrics,
     find_run,
     flatten,
     mask_credentials,
@@ -159,7 +159,7 @@ class Tracker:
             run.upload(*self._artifacts[0])
             self._artifacts.popleft()
 
-    def _rows_after(self, step: int) -> list[Row]:
+    def _rows_after(self, step: int) -> list[StepMetrics]:
         with self._lock:
             while self._rows and self._rows[0]["step"] <= step:
                 self._rows.popleft()
@@ -249,7 +249,7 @@ def count_start(run_dir: Path, run_key: str) -> tuple[int, int]:
     return started_ms, num_starts + 1
 
 
-def read_metrics(run_dir: Path) -> list[Row]:
+def read_metrics(run_dir: Path) -> list[StepMetrics]:
     """Return the metrics of a run, one row per step: `step` and that step's metrics."""
     with (run_dir / SPOOL_NAME).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -21,7 +21,7 @@ from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
-from pipelines.reporting import write_report
+from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import start_encoding
 from pipelines.train.mailbox import Mailbox
@@ -174,7 +174,7 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
             pumped.result()
 
 
-def training_report(config: RunConfig, ref: ModelRef, run_dir: Path, *, seconds: float) -> dict[str, Any]:
+def training_report(config: RunConfig, ref: ModelRef, run_dir: Path, *, seconds: float) -> RunReport:
     """The report of a training run: its curves, config and digests; rows come with an evaluation."""
     return {
         "title": f"Training of {config.name}",

@@ -10,7 +10,7 @@ from pft_core.errors import UserError
 from pft_core.files import digest
 from pipelines.config import Range, RunConfig, changed, searchable
 from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.evaluate import job as evaluate
+from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import ensure_ray, locked, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
 from pipelines.train import encoded, resolve
@@ -104,8 +104,8 @@ def refuse_too_few(config: RunConfig) -> None:
     """Raises UserError where an axis has too few validation scenarios for an interval."""
     folder = Path(str(config.validation_data))
     limit = config.search.limit_per_axis
-    items = evaluate.read_items(folder, DatasetManifest.load(folder), forms=["one"], limit_per_axis=limit)
-    evaluate.refuse_too_few_scenarios(items, advice="raise search.limit_per_axis" if limit else "give more data")
+    items = read_items(folder, DatasetManifest.load(folder), forms=["one"], limit_per_axis=limit)
+    refuse_too_few_scenarios(items, advice="raise search.limit_per_axis" if limit else "give more data")
 
 
 def trial_config(config: RunConfig, key: str) -> RunConfig:

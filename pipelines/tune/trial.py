@@ -20,8 +20,7 @@ from pft_core.files import digest, file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef, interpolate_adapters, interpolate_weights
 from pft_core.training import EngineSettings
 from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
-from pipelines.evaluate import answerers, ask_here, asking_job, untrained
-from pipelines.evaluate import job as evaluate
+from pipelines.evaluate import answerers, ask_here, ask_on_ray, asking_job, read_items, untrained
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
 from pipelines.train import encoded, policy_kind, resolve, start_encoding, train_here
@@ -182,12 +181,12 @@ def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome
     config = trial.config
     folder = Path(str(config.validation_data))
     manifest = DatasetManifest.load(folder)
-    items = evaluate.read_items(folder, manifest, forms=None, limit_per_axis=trial.search.search.limit_per_axis)
+    items = read_items(folder, manifest, forms=None, limit_per_axis=trial.search.search.limit_per_axis)
     job = asking_job(config, ref, manifest.space, use_gpu=config.scaling.use_gpu)
     if trial.is_warm:
         outcomes, rejects = ask_here(items, *answerers(job), unconditioned=False)
     else:
-        outcomes, rejects = evaluate.ask_on_ray(items, job, num_workers=config.scaling.num_workers)
+        outcomes, rejects = ask_on_ray(items, job, num_workers=config.scaling.num_workers)
     if not outcomes:
         raise UserError(f"{folder}: every validation item is longer than encoding.max_length: raise it")
     write_outcomes(run_dir, outcomes)

@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from pft_core.evaluation.metrics.metric import Metric
     from pft_core.evaluation.metrics.outcome import Choice, Outcome, always_by_position
     from pft_core.evaluation.metrics.registry import METRICS, metrics_where, pairs_first
-    from pft_core.evaluation.metrics.rows import report_rows
+    from pft_core.evaluation.metrics.rows import EvaluationRow, report_rows
 else:
     __getattr__ = lazy_exports(__name__)

@@ -4,7 +4,7 @@ A metric gives one outcome's numerator and denominator; its value is the ratio o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from pft_core.data import SIDES, Axis, Form, PreferenceSpace
 from pft_core.evaluation.metrics.metric import Metric
@@ -13,9 +13,29 @@ from pft_core.evaluation.metrics.registry import METRICS, metrics_where
 from pft_core.evaluation.statistics import interval, ratio
 
 
+class EvaluationRow(TypedDict):
+    """One metric or task of a policy, as report.json has it. low, high: the 95 % interval.
+
+    axis, pole: None where it is over all. trained_pole: None over both poles, and where nothing is known of a training.
+    position_baseline: what position alone reaches, None where that says nothing. unparsed: a share of the answers.
+    """
+
+    policy: str
+    axis: str | None
+    pole: str | None
+    trained_pole: bool | None
+    metric: str
+    value: float
+    n: int
+    low: float
+    high: float
+    position_baseline: float | None
+    unparsed: float
+
+
 def report_rows(
     outcomes: Iterable[Outcome], *, policy: str, space: PreferenceSpace, trained_poles: Mapping[str, set[int]] | None
-) -> list[dict[str, Any]]:
+) -> list[EvaluationRow]:
     """Return the rows of one policy, in the order of the space's axes; the order of the outcomes does not matter.
 
     trained_poles: the sides of each axis that the policy was trained on; None: not known.
@@ -28,21 +48,20 @@ def report_rows(
         sides = None if trained_poles is None else trained_poles.get(axis.name, set())
         for form in dict.fromkeys(METRICS[name].form for name in METRICS):
             if group := groups.get((axis.name, form)):
-                rows += [{"policy": policy, "axis": axis.name, **row} for row in _axis_rows(group, axis, form, sides)]
+                rows += [_row(policy, axis, sides, name, group, side) for name, side in _asked(form)]
     return rows
 
 
-def _axis_rows(group: Sequence[Outcome], axis: Axis, form: Form, trained: set[int] | None) -> list[dict[str, Any]]:
+def _asked(form: Form) -> list[tuple[str, int | None]]:
+    """The metrics of a form, each under one pole, then those over both (None)."""
     names = metrics_where(form=form, counts_outcomes=True, in_evaluation=True)
-    rows = []
-    for side in SIDES:
-        head = {"pole": axis.poles[side].name, "trained_pole": None if trained is None else side in trained}
-        rows += [{**head, **_row(name, group, side)} for name in names if METRICS[name].has_poles]
-    head = {"pole": None, "trained_pole": None}
-    return rows + [{**head, **_row(name, group, None)} for name in names if not METRICS[name].has_poles]
+    of_poles: list[tuple[str, int | None]] = [(n, side) for side in SIDES for n in names if METRICS[n].has_poles]
+    return of_poles + [(name, None) for name in names if not METRICS[name].has_poles]
 
 
-def _row(name: str, group: Sequence[Outcome], side: int | None) -> dict[str, Any]:
+def _row(
+    policy: str, axis: Axis, trained: set[int] | None, name: str, group: Sequence[Outcome], side: int | None
+) -> EvaluationRow:
     metric = METRICS[name]
     under = () if side is None else (side,)
     numerators, denominators = zip(*(metric.code(outcome, *under) for outcome in group), strict=True)
@@ -50,6 +69,10 @@ def _row(name: str, group: Sequence[Outcome], side: int | None) -> dict[str, Any
     by_position = [metric.code(always_by_position(outcome), *under) for outcome in group]
     unparsed = [choice is None for outcome in group for choice in _choices(outcome, metric, side)]
     return {
+        "policy": policy,
+        "axis": axis.name,
+        "pole": None if side is None else axis.poles[side].name,
+        "trained_pole": None if side is None or trained is None else side in trained,
         "metric": name,
         "value": ratio(numerators, denominators, absolute=metric.is_size),
         "n": len(group),

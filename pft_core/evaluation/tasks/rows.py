@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pft_core.data import PreferenceSpace
+from pft_core.evaluation.metrics import EvaluationRow
 from pft_core.evaluation.statistics import interval, ratio
 from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
 from pft_core.registry import load_code
@@ -44,7 +45,7 @@ def task_rows(
     policy: str,
     space: PreferenceSpace,
     trained_poles: Mapping[str, set[int]] | None,
-) -> list[dict[str, Any]]:
+) -> list[EvaluationRow]:
     """Return a row for each axis and pole that the items have (None: they have none), unparsed replies as 0.
 
     Raises UserError for an axis that the space does not have.
@@ -52,24 +53,27 @@ def task_rows(
     groups: dict[tuple[str | None, int | None], list[Scored]] = {}
     for each in sorted(found, key=lambda s: (s.item.axis or "", s.item.side or 0, s.item.id)):
         groups.setdefault((each.item.axis, each.item.side), []).append(each)
-    rows = []
-    for (axis, side), group in groups.items():
-        has_pole = axis is not None and side is not None
-        head = {
-            "policy": policy,
-            "axis": axis,
-            "pole": space.axis(axis).poles[side].name if axis is not None and side is not None else None,
-            "trained_pole": side in trained_poles.get(str(axis), ()) if has_pole and trained_poles else None,
-        }
-        rows.append({**head, "metric": name, **_figures(group)})
-    return rows
+    return [_row(name, group, policy, space, trained_poles) for group in groups.values()]
 
 
-def _figures(group: Sequence[Scored]) -> dict[str, Any]:
+def _row(
+    name: str,
+    group: Sequence[Scored],
+    policy: str,
+    space: PreferenceSpace,
+    trained_poles: Mapping[str, set[int]] | None,
+) -> EvaluationRow:
+    axis, side = group[0].item.axis, group[0].item.side
     values, ones = [each.score or 0.0 for each in group], [1.0] * len(group)
     low, high = interval(values, ones, [each.item.scenario or each.item.id for each in group])
     by_position = [each.by_position for each in group if each.by_position is not None]
+    has_pole = axis is not None and side is not None
     return {
+        "policy": policy,
+        "axis": axis,
+        "pole": space.axis(axis).poles[side].name if axis is not None and side is not None else None,
+        "trained_pole": side in trained_poles.get(str(axis), ()) if has_pole and trained_poles else None,
+        "metric": name,
         "value": ratio(values, ones),
         "n": len(group),
         "low": low,

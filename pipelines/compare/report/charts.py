@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pft_core.evaluation import YARDSTICKS
-from pipelines.compare.report.findings import Comparison, method_label, position_mark, shown, value_of
+from pipelines.compare.report.findings import Comparison, interval_of, method_label, position_mark, shown, value_of
+from pipelines.compare.statistics import ComparisonRow
 from pipelines.reporting import (
     CURVE_NAMES,
     INK,
     Bar,
     BarGroup,
     Curve,
-    Row,
     bar_chart,
     blank,
     chart_style,
@@ -24,6 +24,7 @@ from pipelines.reporting import (
     short,
     ticks,
 )
+from pipelines.tracking import StepMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,17 +68,18 @@ def bar_charts(view: Comparison, metric: str, variant: Any) -> "dict[str, Figure
     }
 
 
-def _bar_group(view: Comparison, pole: str, rows: Sequence[Row]) -> BarGroup:
+def _bar_group(view: Comparison, pole: str, rows: Sequence[ComparisonRow]) -> BarGroup:
     bars = [_bar(row, role(view, row["method"])) for row in rows]
     return BarGroup(pole, f"n = {rows[0]['n_items']}", bars, rows[0]["position_baseline"])
 
 
-def _bar(row: Row, role: str) -> Bar:
+def _bar(row: ComparisonRow, role: str) -> Bar:
+    low, high = interval_of(row)
     return Bar(
         label_of(row["method"]),
         row["mean"],
-        row["low"],
-        row["high"],
+        low,
+        high,
         shown(row["metric"], row["mean"]) + position_mark(row),
         f"{row['method']}, {row['axis']} / {row['pole']}: {_in_words(row)}, {row['n_items']} items, "
         f"{row['n_seeds']} seeds",
@@ -87,8 +89,8 @@ def _bar(row: Row, role: str) -> Bar:
     )
 
 
-def _in_words(row: Row) -> str:
-    value, low, high = (shown(row["metric"], row[key]) for key in ("mean", "low", "high"))
+def _in_words(row: ComparisonRow) -> str:
+    value, low, high = (shown(row["metric"], share) for share in (row["mean"], *interval_of(row)))
     return f"{value}, 95 % interval {low} to {high}"
 
 
@@ -98,7 +100,7 @@ class HeatMap:
 
     metric: str
     axes: list[str]
-    lines: list[tuple[str, list[Row | None]]]
+    lines: list[tuple[str, list[ComparisonRow | None]]]
 
 
 def heat_map(view: Comparison, metric: str, variant: Any) -> HeatMap | None:
@@ -117,7 +119,7 @@ def is_logarithmic(view: Comparison) -> bool:
     return len(values) > 1 and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
 
 
-def rows_by_value(view: Comparison, metric: str) -> dict[str, list[Row]]:
+def rows_by_value(view: Comparison, metric: str) -> dict[str, list[ComparisonRow]]:
     """Return each method's means over axes by rising value of what varies.
 
     Empty where that is no number or has one value; methods without intervals are left out.
@@ -152,14 +154,14 @@ def _ink(colour: str) -> str:
     return COLOURS["soft"] if colour == COLOURS["yardstick"] else colour
 
 
-def _scales(axes: "Axes", view: Comparison, series: Mapping[str, Sequence[Row]]) -> None:
+def _scales(axes: "Axes", view: Comparison, series: Mapping[str, Sequence[ComparisonRow]]) -> None:
     values = sorted(view.variants)
     if is_logarithmic(view):
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xlim(values[0], values[-1])
     axes.set_xticks(values, [str(value) for value in values])
-    ends = [row[key] for rows in series.values() for row in rows for key in ("low", "high")]
+    ends = [end for rows in series.values() for row in rows for end in interval_of(row)]
     levels = ticks(min(ends), max(ends))
     axes.set_ylim(levels[0], levels[-1])
     axes.set_yticks(levels, [f"{100 * level:g}" for level in levels])
@@ -167,10 +169,10 @@ def _scales(axes: "Axes", view: Comparison, series: Mapping[str, Sequence[Row]])
     axes.grid(axis="y", color=INK["grid"], lw=1)
 
 
-def _line(axes: "Axes", view: Comparison, rows: Sequence[Row], colour: str, dash: Any) -> None:
+def _line(axes: "Axes", view: Comparison, rows: Sequence[ComparisonRow], colour: str, dash: Any) -> None:
     xs = [value_of(row["variant"]) for row in rows]
     if colour != COLOURS["yardstick"]:
-        ends = [*(row["low"] for row in rows), *(row["high"] for row in reversed(rows))]
+        ends = [*(interval_of(row)[0] for row in rows), *(interval_of(row)[1] for row in reversed(rows))]
         axes.fill([*xs, *reversed(xs)], ends, color=colour, alpha=0.1, lw=0)
     axes.plot(xs, [row["mean"] for row in rows], color=colour, ls=dash, lw=3 if colour == COLOURS["l0"] else 2)
     for x, row in zip(xs, rows, strict=True):
@@ -188,7 +190,7 @@ def line_styles(view: Comparison) -> dict[str, tuple[str, Any]]:
     return styles | {m: (COLOURS["yardstick"], DASHES[1 + i % 2]) for i, m in enumerate(view.yardsticks)}
 
 
-def learning_curves(seeds: Sequence[Sequence[Row]]) -> list[Curve]:
+def learning_curves(seeds: Sequence[Sequence[StepMetrics]]) -> list[Curve]:
     """Return the losses of one method, a curve per seed and side. A total is drawn only where no side is."""
     found = [(name, points) for name in CURVE_NAMES for steps in seeds if (points := points_of(steps, name))]
     of_side = [(name, points) for name, points in found if name.startswith("loss_")]

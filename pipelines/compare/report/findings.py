@@ -1,11 +1,11 @@
 """What a comparison's rows and tests say, in sentences. Nothing is said that a row, a test or a run does not hold."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pft_core.evaluation import METRICS, YARDSTICKS, Yardstick
-from pipelines.compare.statistics import AREA
-from pipelines.reporting import Row
+from pipelines.compare.report.contents import ComparisonReport, RunLine
+from pipelines.compare.statistics import AREA, ComparisonRow, CorrectedTest
 
 LEVEL = 0.05  # of significance, after Holm's correction
 PLUS_MINUS, REACHES, BELOW, MISSING = "\u00b1", "\u2020", "\u2021", "\u2013"
@@ -28,14 +28,14 @@ class Comparison:
     methods: in the order of the rows, then those that only failed. variants: their values, [None] where none vary.
     """
 
-    def __init__(self, report: Mapping[str, Any]) -> None:
+    def __init__(self, report: ComparisonReport) -> None:
         self.report = report
-        self.rows: list[Row] = report["rows"]
-        self.runs: list[Row] = report["runs"]
+        self.rows = report["rows"]
+        self.runs = report["runs"]
         self.methods = _distinct(row["method"] for row in [*self.rows, *self.runs])
         of_one = [row for row in self.rows if row["metric"] != AREA]
         self.variants = _distinct(value_of(row["variant"]) for row in [*of_one, *self.runs]) or [None]
-        self.varies = next((r["variant"]["name"] for r in self.rows if isinstance(r["variant"], Mapping)), "variant")
+        self.varies = next((told["name"] for row in self.rows if (told := row["variant"])), "variant")
         self.metrics = [m for m in METRICS if any(row["metric"] == m for row in self.rows)]
         self.reference: str = report["config"].get("reference", "pft")
         self._rows = {
@@ -55,20 +55,20 @@ class Comparison:
     def right_metrics(self) -> list[str]:
         return [metric for metric in self.metrics if METRICS[metric].is_right]
 
-    def row(self, method: str, metric: str, axis: str | None, pole: str | None, variant: Any) -> Row | None:
+    def row(self, method: str, metric: str, axis: str | None, pole: str | None, variant: Any) -> ComparisonRow | None:
         return self._rows.get((method, metric, axis, pole, variant))
 
-    def average(self, method: str, metric: str, variant: Any) -> Row | None:
+    def average(self, method: str, metric: str, variant: Any) -> ComparisonRow | None:
         """The row over all axes."""
         return self.row(method, metric, None, None, variant)
 
-    def averages(self, methods: Iterable[str], metric: str, variant: Any) -> list[Row]:
+    def averages(self, methods: Iterable[str], metric: str, variant: Any) -> list[ComparisonRow]:
         return [row for method in methods if (row := self.average(method, metric, variant))]
 
-    def of_variant(self, variant: Any) -> list[Row]:
+    def of_variant(self, variant: Any) -> list[ComparisonRow]:
         return [row for row in self.rows if value_of(row["variant"]) == variant]
 
-    def runs_of(self, method: str, variant: Any) -> list[Row]:
+    def runs_of(self, method: str, variant: Any) -> list[RunLine]:
         return [run for run in self.runs if run["method"] == method and value_of(run["variant"]) == variant]
 
     def usual_seeds(self) -> int:
@@ -93,23 +93,34 @@ def shown(metric: str, value: float) -> str:
     return f"{100 * value:.1f}" if METRICS[metric].is_share else f"{value:.3g}"
 
 
-def spread(row: Row) -> str:
+def spread(row: ComparisonRow) -> str:
     """The standard deviation over seeds; empty for one seed, which has none."""
     return shown(row["metric"], row["sd"]) if row["sd"] is not None and row["n_seeds"] > 1 else ""
 
 
-def in_words(row: Row) -> str:
+def interval_of(row: ComparisonRow) -> tuple[float, float]:
+    """The 95 % interval of a metric of choices; rows of whole runs have none, and must not be asked."""
+    low, high = row["low"], row["high"]
+    assert low is not None
+    assert high is not None
+    return low, high
+
+
+def in_words(row: ComparisonRow) -> str:
     """A row's mean and standard deviation for a sentence: 71.2 +- 1.1 %."""
     return shown(row["metric"], row["mean"]) + (f" {PLUS_MINUS} {spread(row)}" if spread(row) else "") + " %"
 
 
-def position_mark(row: Row) -> str:
+def position_mark(row: ComparisonRow) -> str:
     """A sign where the interval reaches what position alone gives, and another where it lies wholly below."""
     baseline = row["position_baseline"]
     is_position = row["method"] in YARDSTICKS and YARDSTICKS[row["method"]].is_position
-    if not METRICS[row["metric"]].is_right or baseline is None or is_position or row["low"] > baseline:
+    if not METRICS[row["metric"]].is_right or baseline is None or is_position:
         return ""
-    return REACHES if row["high"] >= baseline else BELOW
+    low, high = interval_of(row)
+    if low > baseline:
+        return ""
+    return REACHES if high >= baseline else BELOW
 
 
 def headline(view: Comparison) -> list[str]:
@@ -171,7 +182,7 @@ def differences(view: Comparison, metric: str, variant: Any) -> list[str]:
     return [said, *_sign_flips(tests, sure)]
 
 
-def _sign_flips(tests: Sequence[Row], sure: Sequence[Row]) -> list[str]:
+def _sign_flips(tests: Sequence[CorrectedTest], sure: Sequence[CorrectedTest]) -> list[str]:
     """Whether the test without assumptions about the spread confirms what the deciding one found."""
     flips = {test["b"]: test for test in tests if test["test"] == "permutation"}
     asked = [test["b"] for test in sure if test["b"] in flips]
@@ -185,11 +196,11 @@ def _sign_flips(tests: Sequence[Row], sure: Sequence[Row]) -> list[str]:
     return [f"Sign flips over seeds confirm {listed(confirmed) if len(confirmed) < len(asked) else 'all of it'}."]
 
 
-def is_significant(test: Row) -> bool:
-    return bool(test["p_holm"] < LEVEL)
+def is_significant(test: CorrectedTest) -> bool:
+    return test["p_holm"] < LEVEL
 
 
-def kinds(tests: Sequence[Row]) -> str:
+def kinds(tests: Sequence[CorrectedTest]) -> str:
     """Name the tests with their n: `paired t over 2 to 3 seeds`."""
     sizes: dict[str, list[int]] = {}
     for test in tests:
@@ -204,10 +215,10 @@ def against_yardsticks(view: Comparison, metric: str, variant: Any) -> list[str]
     return [_against(YARDSTICKS[name], probe, rows) for name, probe in found.items() if probe and rows]
 
 
-def _against(yardstick: Yardstick, probe: Row, rows: Sequence[Row]) -> str:
+def _against(yardstick: Yardstick, probe: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     metric = probe["metric"]
-    above = [row["method"] for row in rows if row["low"] > probe["mean"]]
-    below = [row["method"] for row in rows if row["low"] <= probe["mean"]]
+    above = [row["method"] for row in rows if interval_of(row)[0] > probe["mean"]]
+    below = [row["method"] for row in rows if interval_of(row)[0] <= probe["mean"]]
     value = f"the {yardstick.label} ({shown(metric, probe['mean'])} %) on {METRICS[metric].label}"
     if not above:
         return f"No method's interval is above {value}: {yardstick.if_unbeaten}."
@@ -222,14 +233,15 @@ def against_position(view: Comparison, metric: str, variant: Any) -> list[str]:
     found = []
     for mark, verb in ((REACHES, "reaches"), (BELOW, "lies below")):
         if methods := [method for method, own in marks.items() if own == mark]:
-            baseline = next(row["position_baseline"] for row in view.of_variant(variant) if _is_average(row, metric))
-            place = f"the position baseline ({shown(metric, baseline)} %)"
+            place = f"the position baseline ({shown(metric, _baseline(view, metric, variant))} %)"
             found.append(f"The interval of {METRICS[metric].label} {verb} {place} for {listed(methods)}.")
     return found
 
 
-def _is_average(row: Row, metric: str) -> bool:
-    return row["metric"] == metric and row["axis"] is None and row["position_baseline"] is not None
+def _baseline(view: Comparison, metric: str, variant: Any) -> float:
+    """What position alone reaches on the mean over axes: the same for every method."""
+    averages = [row for row in view.of_variant(variant) if row["metric"] == metric and row["axis"] is None]
+    return next(found for row in averages if (found := row["position_baseline"]) is not None)
 
 
 def failures(view: Comparison) -> list[str]:
@@ -242,7 +254,7 @@ def failures(view: Comparison) -> list[str]:
     return said + [f"No run of {listed(absent)} has finished: there is no number for it."] * bool(absent)
 
 
-def run_name(view: Comparison, run: Row) -> str:
+def run_name(view: Comparison, run: RunLine) -> str:
     seed = "" if run["seed"] is None else f" seed {run['seed']}"
     variant = value_of(run["variant"])
     return f"{run['method']}{seed}" + ("" if variant is None else f" ({view.varies} {variant})")
@@ -251,7 +263,7 @@ def run_name(view: Comparison, run: Row) -> str:
 def basis(view: Comparison, metrics: Sequence[str], variants: Sequence[Any]) -> list[str]:
     """What the numbers of a table rest on: items, seeds, intervals, and where the data and the words come from."""
     rows = [row for row in view.rows if row["metric"] in metrics and value_of(row["variant"]) in variants]
-    items = {m: [r["n_items"] for r in rows if _is_counted(r, m)] for m in metrics}
+    items = {m: _numbers_of_items(rows, m) for m in metrics}
     counted = [f"{_range(found)} for {METRICS[m].label}" for m, found in items.items() if found]
     seeds = view.usual_seeds()
     said = [f"Test items: {', '.join(counted)}."] if counted else []
@@ -266,11 +278,12 @@ def basis(view: Comparison, metrics: Sequence[str], variants: Sequence[Any]) -> 
     return said + _marks(rows) + [_provenance(view, variants)]
 
 
-def _is_counted(row: Row, metric: str) -> bool:
-    return row["metric"] == metric and row["axis"] is None and row["n_items"] is not None
+def _numbers_of_items(rows: Sequence[ComparisonRow], metric: str) -> list[int]:
+    averages = [row for row in rows if row["metric"] == metric and row["axis"] is None]
+    return [number for row in averages if (number := row["n_items"]) is not None]
 
 
-def _marks(rows: Sequence[Row]) -> list[str]:
+def _marks(rows: Sequence[ComparisonRow]) -> list[str]:
     used = {position_mark(row) for row in rows}
     meanings = {REACHES: "reaches the position baseline", BELOW: "lies wholly below the position baseline"}
     explained = " or ".join(f"{meaning} ({mark})" for mark, meaning in meanings.items() if mark in used)
@@ -280,7 +293,7 @@ def _marks(rows: Sequence[Row]) -> list[str]:
 
 def _provenance(view: Comparison, variants: Sequence[Any]) -> str:
     runs = [run for run in view.runs if value_of(run["variant"]) in variants]
-    parts = {
+    parts: dict[str, Literal["data_digest", "test_digest", "template_digest", "commit"]] = {
         "training data": "data_digest",
         "test data": "test_digest",
         "prompt template": "template_digest",

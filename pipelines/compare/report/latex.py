@@ -1,9 +1,9 @@
 """A comparison's tables as LaTeX, for a document that loads booktabs and graphicx."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from pipelines.compare.report.contents import ComparisonReport
 from pipelines.compare.report.findings import BELOW, MISSING, PLUS_MINUS, REACHES, Comparison
 from pipelines.compare.report.tables import Block, Line, Table, one_line, tables_of
 
@@ -34,7 +34,7 @@ LATEX = {
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
-def latex(report: Mapping[str, Any]) -> str:
+def latex(report: ComparisonReport) -> str:
     """Return all tables as floats for a document that loads booktabs and graphicx."""
     view = Comparison(report)
     tables = tables_of(view)

@@ -1,14 +1,13 @@
 """A comparison's tables as Markdown."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from pipelines.compare.report.contents import ComparisonReport
 from pipelines.compare.report.findings import Comparison
 from pipelines.compare.report.tables import Block, Line, Table, one_line, tables_of
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: ComparisonReport) -> str:
     """Return all tables, each with its caption below it."""
     view = Comparison(report)
     parts = [f"# {markdown_text(str(report['title']))}\n"]

@@ -1,6 +1,5 @@
 """The files of a comparison: its report as JSON, one self-contained page, and its tables, all of the report alone."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipelines.compare.report.charts import (
     line_chart,
     role,
 )
+from pipelines.compare.report.contents import ComparisonReport
 from pipelines.compare.report.findings import (
     MISSING,
     Comparison,
@@ -35,8 +35,8 @@ from pipelines.compare.report.findings import (
 from pipelines.compare.report.latex import latex
 from pipelines.compare.report.markdown import markdown
 from pipelines.compare.report.tables import Table, across_variants, area, by_metric, by_pole
+from pipelines.compare.statistics import ComparisonRow, CorrectedTest
 from pipelines.reporting import (
-    Row,
     inline_svg,
     render_template,
     seconds,
@@ -48,11 +48,10 @@ from pipelines.tracking import flatten
 TEST_NAMES = {"paired_t": "paired t over seeds", "permutation": "sign flips over seeds", "mcnemar": "McNemar on items"}
 
 
-def write_comparison(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def write_comparison(report: ComparisonReport, folder: Path) -> dict[str, Path]:
     """Write report.json, report.html, tables.md and tables.tex into a folder, each whole or not at all.
 
-    report: suite, title, size, captions, rows, tests, curves, runs, timings (seconds), config, digests. Credentials of
-    URIs are masked everywhere, also in the errors of runs.
+    Credentials of URIs are masked everywhere, also in the errors of runs.
     """
     report = without_credentials(report)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def write_comparison(report: Mapping[str, Any], folder: Path) -> dict[str, Path]
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: ComparisonReport) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
     filters = {
         "seconds": seconds,
@@ -181,7 +180,7 @@ def learning_of(view: Comparison, method: str, variant: Any) -> Learning | None:
 class Verdict:
     """One test for reading. is_detail: on one axis, not on the mean over all."""
 
-    test: Row
+    test: CorrectedTest
     kind: str
     variant: Any
     is_significant: bool
@@ -205,7 +204,7 @@ def tests_of(view: Comparison) -> list[Verdict]:
 class NumberLine:
     """One row with the places, in the list of runs, of the runs that it is made from."""
 
-    row: Row
+    row: ComparisonRow
     variant: Any
     runs: list[int]
 

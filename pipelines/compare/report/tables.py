@@ -25,8 +25,7 @@ from pipelines.compare.report.findings import (
     spread,
     standing,
 )
-from pipelines.compare.statistics import AREA
-from pipelines.reporting import Row
+from pipelines.compare.statistics import AREA, ComparisonRow
 
 BEST = {"highest": max, "lowest": min}
 
@@ -47,7 +46,7 @@ class Column:
 class Cell:
     """row: None where there is no number. note: its number of seeds, where the line does not say it."""
 
-    row: Row | None
+    row: ComparisonRow | None
     best: bool = False
     note: str = ""
 
@@ -123,7 +122,8 @@ def tables_of(view: Comparison) -> list[Table]:
 def by_pole(view: Comparison, variant: Any) -> Table:
     """The layout of the paper: per axis and pole, with the average over all; a block each for One and All."""
     rows = [row for row in view.of_variant(variant) if has_block(row["metric"])]
-    places = dict.fromkeys((row["axis"], row["pole"]) for row in rows if row["pole"] is not None)
+    poles = dict.fromkeys((row["axis"], row["pole"]) for row in rows)
+    places = [(axis, pole) for axis, pole in poles if axis is not None and pole is not None]
     columns = [Column(axis, pole, None, axis, pole, variant) for axis, pole in places]
     columns.append(Column("", "Average", None, None, None, variant))
     metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
@@ -162,7 +162,7 @@ def area(view: Comparison) -> Table:
     return Table("area", f"Area under both right, by {view.varies}", columns, blocks, said + _notes(view, [AREA]))
 
 
-def _is_mean(row: Row, metric: str) -> bool:
+def _is_mean(row: ComparisonRow, metric: str) -> bool:
     return row["metric"] == metric and row["axis"] is None
 
 
@@ -183,7 +183,11 @@ def lines_of(view: Comparison, columns: Sequence[Column], metric: str | None) ->
 
 
 def line_of(
-    view: Comparison, method: str, columns: Sequence[Column], rows: Sequence[Row | None], best: Sequence[str | None]
+    view: Comparison,
+    method: str,
+    columns: Sequence[Column],
+    rows: Sequence[ComparisonRow | None],
+    best: Sequence[str | None],
 ) -> Line:
     notes = [view.seeds_note(method, column.variant) for column in columns]
     common = notes[0] if len(set(notes)) == 1 else ""
@@ -194,7 +198,7 @@ def line_of(
     return Line(method, common, cells)
 
 
-def best_shown(rows: Sequence[Row | None]) -> str | None:
+def best_shown(rows: Sequence[ComparisonRow | None]) -> str | None:
     """The best value of a column as it is shown, so that all that look the same are marked; None without a contest."""
     held = [row for row in rows if row]
     best = METRICS[held[0]["metric"]].best if len(held) > 1 else None

@@ -6,9 +6,10 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.compare.statistics.area import AREA, area_rows
+    from pipelines.compare.statistics.capability import capability_rows
+    from pipelines.compare.statistics.contents import ComparisonRow, CorrectedTest, PairedTest, Varied
     from pipelines.compare.statistics.rows import (
         Found,
-        Row,
         corrected,
         on_common_items,
         rows_of,

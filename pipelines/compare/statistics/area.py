@@ -10,19 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from pft_core.evaluation import CountTable, count_table
-from pipelines.compare.statistics.rows import Found, Row, compared, paired_seeds, row_of
+from pipelines.compare.statistics.contents import ComparisonRow, PairedTest, PairHead, RowHead
+from pipelines.compare.statistics.rows import Found, compared, paired_seeds, row_of
 
 AREA = "both_right_area"
 MEASURE = "both_right"
 
 
-def area_rows(found: Sequence[Found], reference: str) -> tuple[list[Row], list[Row]]:
+def area_rows(found: Sequence[Found], reference: str) -> tuple[list[ComparisonRow], list[PairedTest]]:
     """The rows of every method, and the reference's tests, over the seeds that finished under every variant.
 
     Empty where fewer than two variants are numbers.
     """
-    values = list(dict.fromkeys(f.variant["value"] for f in found if f.variant))
-    if len(values) < 2 or not all(isinstance(value, int | float) for value in values):
+    told = list(dict.fromkeys(f.variant["value"] for f in found if f.variant))
+    values = [value for value in told if isinstance(value, int | float)]
+    if len(values) < 2 or len(values) < len(told):
         return [], []
     curves = [curve for name in dict.fromkeys(f.method for f in found) if (curve := _curve(found, name, values))]
     rows = [_row(curve) for curve in curves]
@@ -41,11 +43,19 @@ def _seeds(curve: Sequence[Found]) -> list[int]:
     return [seed for seed in curve[0].by_seed if all(seed in f.by_seed for f in curve)]
 
 
-def _row(curve: Sequence[Found]) -> Row:
+def _row(curve: Sequence[Found]) -> ComparisonRow:
     seeds = _seeds(curve)
     run_ids = [f.by_seed[seed][0] for f in curve for seed in seeds]
-    head = {"method": curve[0].method, "variant": None, "run_ids": run_ids, "axis": None, "pole": None, "metric": AREA}
-    return row_of(area_of(curve, seeds), **head, position_baseline=None)
+    head: RowHead = {
+        "method": curve[0].method,
+        "variant": None,
+        "run_ids": run_ids,
+        "axis": None,
+        "pole": None,
+        "metric": AREA,
+        "position_baseline": None,
+    }
+    return row_of(area_of(curve, seeds), head)
 
 
 def area_of(curve: Sequence[Found], seeds: Sequence[int]) -> CountTable:
@@ -53,7 +63,7 @@ def area_of(curve: Sequence[Found], seeds: Sequence[int]) -> CountTable:
     tables = [count_table([f.by_seed[seed][1] for seed in seeds], MEASURE, axis=None, side=None) for f in curve]
     kept = [t for t in tables if t is not None]
     assert len(kept) == len(tables), "both-right is asked of every item"
-    weights = trapezoid_weights([f.variant["value"] for f in curve if f.variant])
+    weights = trapezoid_weights([float(f.variant["value"]) for f in curve if f.variant])
     numerators_SN = sum(w * t.numerators_SN for w, t in zip(weights, kept, strict=True))
     return CountTable(np.asarray(numerators_SN), kept[0].denominators_SN, kept[0].scenarios, kept[0].axes)
 
@@ -65,13 +75,21 @@ def trapezoid_weights(values: Sequence[float]) -> list[float]:
     return [float(w) for w in (left + right) / (2 * (values[-1] - values[0]))]
 
 
-def _tests(own: Sequence[Found], other: Sequence[Found]) -> list[Row]:
+def _tests(own: Sequence[Found], other: Sequence[Found]) -> list[PairedTest]:
     """Over the seeds that finished everywhere, on both sides."""
     finished = (set(_seeds(own)), set(_seeds(other)))
     pairs = [(a, b) for a, b in paired_seeds(own[0], other[0]) if a in finished[0] and b in finished[1]]
     if not pairs:
         return []
     ours, theirs = area_of(own, [a for a, _ in pairs]), area_of(other, [b for _, b in pairs])
-    head = {"metric": AREA, "axis": None, "pole": None, "variant": None, "a": own[0].method, "b": other[0].method}
     run_ids = [found.by_seed[seed][0] for a, b in pairs for curve, seed in ((own, a), (other, b)) for found in curve]
-    return compared(ours, theirs, items_decide=False, run_ids=list(dict.fromkeys(run_ids)), **head)
+    head: PairHead = {
+        "run_ids": list(dict.fromkeys(run_ids)),
+        "metric": AREA,
+        "axis": None,
+        "pole": None,
+        "variant": None,
+        "a": own[0].method,
+        "b": other[0].method,
+    }
+    return compared(ours, theirs, head, items_decide=False)

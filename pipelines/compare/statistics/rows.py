@@ -2,7 +2,6 @@
 
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,8 +20,16 @@ from pft_core.evaluation import (
     pairs_first,
     sign_flip,
 )
+from pipelines.compare.statistics.contents import (
+    ComparisonRow,
+    CorrectedTest,
+    MethodHead,
+    PairedTest,
+    PairHead,
+    RowHead,
+    Varied,
+)
 
-Row = dict[str, Any]  # of a report
 ROUNDING = 1e-9  # differences between seeds below it are none
 
 
@@ -35,7 +42,7 @@ class Found:
     """
 
     method: str
-    variant: Mapping[str, Any] | None
+    variant: Varied | None
     by_seed: Mapping[int, tuple[str, Sequence[Outcome]]]
     num_seeds: int
     is_yardstick: bool = False
@@ -44,7 +51,7 @@ class Found:
         return METRICS[metric].has_baseline or not self.is_yardstick
 
     @property
-    def head(self) -> Row:
+    def head(self) -> MethodHead:
         """What its rows begin with."""
         return {
             "method": self.method,
@@ -64,7 +71,7 @@ class Found:
         return [outcomes for _, outcomes in self.by_seed.values()]
 
 
-def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[Row]:
+def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> list[ComparisonRow]:
     """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
     places: list[tuple[str | None, int | None]] = [(None, None)]
     for axis in space.axes:
@@ -77,9 +84,14 @@ def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> lis
                 counted = count_table(found.runs, metric, axis=name, side=side)
             if counted is not None:
                 pole = None if name is None or side is None else space.axis(name).poles[side].name
-                place = {"axis": name, "pole": pole, "metric": metric}
-                baseline = by_position(found, metric, name, side)
-                rows.append(row_of(counted, **found.head, **place, position_baseline=baseline))
+                head: RowHead = {
+                    **found.head,
+                    "axis": name,
+                    "pole": pole,
+                    "metric": metric,
+                    "position_baseline": by_position(found, metric, name, side),
+                }
+                rows.append(row_of(counted, head))
     return rows
 
 
@@ -91,8 +103,8 @@ def by_position(found: Found, metric: str, axis: str | None, side: int | None) -
     return None if counted is None else counted.values()[0]
 
 
-def row_of(counted: CountTable, **head: Any) -> Row:
-    """One row of a report; head: method, variant, run_ids, axis, pole, metric, position_baseline."""
+def row_of(counted: CountTable, head: RowHead) -> ComparisonRow:
+    """One row of a report: what it is of, and the mean over seeds of what was counted."""
     values = counted.values()
     low, high = counted.interval()
     mean = float(np.mean(values))
@@ -108,7 +120,7 @@ def row_of(counted: CountTable, **head: Any) -> Row:
     }
 
 
-def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[Row]:
+def significance_against(reference: Found, others: Sequence[Found], space: PreferenceSpace) -> list[PairedTest]:
     """Test the reference against each other method on the metrics that say so, over the seeds that both finished."""
     axes: list[str | None] = [None, *(axis.name for axis in space.axes)]
     return [
@@ -120,7 +132,7 @@ def significance_against(reference: Found, others: Sequence[Found], space: Prefe
     ]
 
 
-def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[Row]:
+def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> list[PairedTest]:
     seeds = paired_seeds(reference, other)
     if not seeds:
         return []
@@ -129,28 +141,35 @@ def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> lis
     ours, theirs = (count_table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
     if ours is None or theirs is None:
         return []
-    head: Row = {"metric": metric, "axis": axis, "pole": None, "variant": reference.variant}
-    head["run_ids"] = list(dict.fromkeys(run_ids))
+    head: PairHead = {
+        "a": reference.method,
+        "b": other.method,
+        "metric": metric,
+        "axis": axis,
+        "pole": None,
+        "variant": reference.variant,
+        "run_ids": list(dict.fromkeys(run_ids)),
+    }
     # Under poles an item is two answers, which are not independent: McNemar's test is not for them.
-    return compared(ours, theirs, items_decide=METRICS[metric].of == "pair", a=reference.method, b=other.method, **head)
+    return compared(ours, theirs, head, items_decide=METRICS[metric].of == "pair")
 
 
-def compared(ours: CountTable, theirs: CountTable, *, items_decide: bool, **head: Any) -> list[Row]:
+def compared(ours: CountTable, theirs: CountTable, head: PairHead, *, items_decide: bool) -> list[PairedTest]:
     """Test two methods on the same seeds: paired t and sign flips over them.
 
     With one seed, or where all seeds differ by the same, seeds say nothing of chance: McNemar on the items of the first
     pair of runs, if items_decide, else no test.
     """
     differences = np.subtract(ours.values(), theirs.values())
-    head |= {"difference": float(differences.mean()), "n": len(differences)}
-    if np.ptp(differences) < ROUNDING and (len(differences) == 1 or abs(differences[0]) > ROUNDING):
+    mean, num = float(differences.mean()), len(differences)
+    if np.ptp(differences) < ROUNDING and (num == 1 or abs(differences[0]) > ROUNDING):
         if not items_decide:
             return []
         p = mcnemar(ours.numerators_SN[0] > 0, theirs.numerators_SN[0] > 0)
-        return [{**head, "n": len(ours.scenarios), "test": "mcnemar", "p": p}]
+        return [{**head, "difference": mean, "n": len(ours.scenarios), "test": "mcnemar", "p": p}]
     return [
-        {**head, "test": "paired_t", "p": paired_t(differences)},
-        {**head, "test": "permutation", "p": sign_flip(differences)},
+        {**head, "difference": mean, "n": num, "test": "paired_t", "p": paired_t(differences)},
+        {**head, "difference": mean, "n": num, "test": "permutation", "p": sign_flip(differences)},
     ]
 
 
@@ -163,7 +182,7 @@ def paired_seeds(reference: Found, other: Found) -> list[tuple[int, int]]:
     return [(seed, lone) for seed in reference.by_seed]
 
 
-def corrected(tests: Sequence[Row]) -> list[Row]:
+def corrected(tests: Sequence[PairedTest]) -> list[CorrectedTest]:
     """Add `p_holm`: over the tests of one metric, those of means over axes apart from single axes'.
 
     Sign flips, which test again what paired t has tested, are a family of their own.
@@ -178,7 +197,7 @@ def corrected(tests: Sequence[Row]) -> list[Row]:
     return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
 
 
-def run_rows(metric: str, found: Sequence[tuple[Found, Sequence[float]]]) -> list[Row]:
+def run_rows(metric: str, found: Sequence[tuple[Found, Sequence[float]]]) -> list[ComparisonRow]:
     """One row a method and variant: the mean over seeds of what a metric has measured of each run."""
     return [
         {

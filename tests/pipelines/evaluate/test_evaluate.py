@@ -20,8 +20,8 @@ from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
-from pipelines.evaluate.job import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.pool import read_answers
+from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.worker import PolicyActor, items_table
 from tests.builders import SPACE, record
 

@@ -13,7 +13,7 @@ from pft_core.files import read_json
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate import pool
 from pipelines.evaluate.capability import ask_capability
-from pipelines.evaluate.job import EvaluateConfig
+from pipelines.evaluate.request import EvaluateConfig
 from pipelines.evaluate.worker import Job
 from pipelines.strict import build
 from tests.builders import record, write_dataset

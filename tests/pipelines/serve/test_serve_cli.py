@@ -28,7 +28,8 @@ from pft_core.policies.pretrained import load_tokenizer
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.cli import app
 from pipelines.evaluate.endpoint import Endpoint
-from pipelines.evaluate.job import EvaluateConfig, run
+from pipelines.evaluate.job import run
+from pipelines.evaluate.request import EvaluateConfig
 from pipelines.serve import job
 from pipelines.serve.config import RECIPES, load_serve_config
 from tests.builders import record, write_dataset

@@ -1,0 +1,59 @@
+"""What the report of a comparison holds: the keys are those of its report.json."""
+
+from typing import Any, Literal, TypedDict
+
+from pipelines.compare.statistics import ComparisonRow, CorrectedTest
+from pipelines.tracking import StepMetrics
+
+
+class RunOrigin(TypedDict):
+    """What a run stands on, and what it left out; None for what a yardstick or a failed run does not have."""
+
+    run_id: str | None
+    data_digest: str | None
+    test_digest: str | None
+    template_digest: str | None
+    base_digest: str | None
+    capability_digest: str | None
+    commit: str | None
+    seconds: float | None
+    items_rejected: int | None
+    pairs_rejected: int | None
+
+
+class RunLine(RunOrigin):
+    """One run of a comparison, or a yardstick (seed: None). variant: the value of what varies, None where nothing does.
+
+    error: of a failed run.
+    """
+
+    method: str
+    seed: int | None
+    status: Literal["finished", "failed"]
+    error: str | None
+    variant: str | int | float | None
+
+
+class LearningCurve(TypedDict):
+    """The losses of one training, step by step."""
+
+    method: str
+    seed: int
+    variant: str | int | float | None
+    steps: list[StepMetrics]
+
+
+class ComparisonReport(TypedDict):
+    """timings: seconds."""
+
+    suite: str
+    title: str
+    size: str
+    captions: list[str]
+    rows: list[ComparisonRow]
+    tests: list[CorrectedTest]
+    curves: list[LearningCurve]
+    runs: list[RunLine]
+    timings: dict[str, float]
+    config: dict[str, Any]
+    digests: dict[str, str | None]

@@ -1,0 +1,22 @@
+"""What the report of a run holds: the keys are those of report.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from pft_core.evaluation import EvaluationRow
+from pipelines.tracking import StepMetrics
+
+ItemCounts = TypedDict("ItemCounts", {"in": int, "out": int, "rejected": int, "rejected_by_reason": dict[str, int]})
+
+
+class RunReport(TypedDict):
+    """timings: seconds. training: by policy, what was logged at each step. items: how many were asked and answered."""
+
+    title: NotRequired[str]
+    rows: list[EvaluationRow]
+    items: NotRequired[ItemCounts]
+    timings: dict[str, float]
+    config: dict[str, Any]
+    digests: Mapping[str, Any]
+    training: NotRequired[Mapping[str, Sequence[StepMetrics]]]
+    notes: NotRequired[list[str]]

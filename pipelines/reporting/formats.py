@@ -1,0 +1,14 @@
+"""How the numbers of a report are written for reading."""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a value for reading; empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def seconds(value: float) -> str:
+    """Write a duration: 0.3 s, 42 s, 3 min 05 s."""
+    if value < 60:
+        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s"
