@@ -73,12 +73,15 @@ def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str
     rows: list[EvaluationRow] = []
     counts: list[ItemCounts] = []
     digests, curves = {}, {}
+    models = []
     for policy in POLICIES:
         console.rule(policy.name)
         with timed(f"train {policy.name}", timings):
-            model = train_policy(policy, config, run_dir)
-        with timed(f"evaluate {policy.name}", timings):
-            report = evaluate_policy(policy, model, config, test_data, run_dir)
+            models.append(train_policy(policy, config, run_dir))
+    console.rule("evaluation")
+    with timed("evaluate", timings):
+        reports = evaluate_policies(models, config, test_data, run_dir)
+    for policy, model, report in zip(POLICIES, models, reports, strict=True):
         rows += report["rows"]
         digests[policy.name] = report["digests"]
         counts.append(report["items"])
@@ -122,21 +125,23 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
     return str(result["model_ref"])
 
 
-def evaluate_policy(policy: Policy, model: str, config: RunConfig, data: str, run_dir: Path) -> RunReport:
-    """Evaluate one policy with as many Ray Data actors as there were training workers; return its report."""
-    request = EvaluateConfig(
-        model=model,
-        data=data,
-        output=str(run_dir / "evaluation" / policy.name.replace(":", "-")),
-        policy=policy.name,
-        prompt=config.prompt,
-        precision=config.train.precision,
-        num_workers=config.scaling.num_workers,
-        use_gpu=config.scaling.use_gpu,
-    )
-    result = evaluate.run(request)
-    report: RunReport = read_json(Path(result["report_json"]), what="an evaluation report")
-    return report
+def evaluate_policies(models: Sequence[str], config: RunConfig, data: str, run_dir: Path) -> list[RunReport]:
+    """Evaluate every policy on one pool, of as many actors as there were training workers; return their reports."""
+    requests = [
+        EvaluateConfig(
+            model=model,
+            data=data,
+            output=str(run_dir / "evaluation" / policy.name.replace(":", "-")),
+            policy=policy.name,
+            prompt=config.prompt,
+            precision=config.train.precision,
+            num_workers=config.scaling.num_workers,
+            use_gpu=config.scaling.use_gpu,
+        )
+        for policy, model in zip(POLICIES, models, strict=True)
+    ]
+    results = evaluate.run_all(requests)
+    return [read_json(Path(result["report_json"]), what="an evaluation report") for result in results]
 
 
 @contextmanager

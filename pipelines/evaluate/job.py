@@ -15,6 +15,7 @@ from pft_core.evaluation import (
     OUTCOMES_NAME,
     TASKS,
     EvaluationRow,
+    Outcome,
     Task,
     TaskItem,
     report_rows,
@@ -26,7 +27,7 @@ from pft_core.policies import ModelRef
 from pipelines.console import console
 from pipelines.evaluate.endpoint import Served
 from pipelines.evaluate.in_process import ask_here
-from pipelines.evaluate.pool import ask_on_ray, ask_task_on_ray
+from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
 from pipelines.evaluate.request import (
     EvaluateConfig,
     asking_of,
@@ -37,6 +38,7 @@ from pipelines.evaluate.request import (
     resolve_policy,
     trained_poles,
 )
+from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import RunReport, write_report
 
@@ -59,7 +61,20 @@ class Found:
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json."""
     task = TASKS[config.task]
-    found = of_records(config) if task.asks_records else of_task(config, task)
+    return run_all([config])[0] if task.asks_records else write(config, of_task(config, task))
+
+
+def run_all(configs: Sequence[EvaluateConfig]) -> list[dict[str, Any]]:
+    """Evaluate several policies on prepared records, on one pool of actors; as `run` for each."""
+    asked = [RecordsAsked.of(config) for config in configs]
+    here = [each.ask_here() for each in asked if each.served]
+    on_ray = ask_on_pool([each for each in asked if not each.served])
+    answers = [(here if each.served else on_ray).pop(0) for each in asked]
+    return [write(each.config, each.found(*found)) for each, found in zip(asked, answers, strict=True)]
+
+
+def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
+    """Write what was found into config.output. Result: report_json."""
     report: RunReport = {
         "rows": found.rows,
         "items": {
@@ -78,28 +93,55 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return {"report_json": str(report_json)}
 
 
-def of_records(config: EvaluateConfig) -> Found:
-    """Ask prepared records under both poles and under none; the rows are those of the metrics."""
-    manifest = DatasetManifest.load(Path(config.data))
-    served = None if config.endpoint is None else served_policy(config, manifest)
-    ref = served.ref if served else resolve_policy(config, manifest)
-    items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
-    if served is None:
-        ensure_ray()
+@dataclass(frozen=True)
+class RecordsAsked:
+    """Prepared records that are to be asked under both poles and under none, and who is asked. served: by a server."""
+
+    config: EvaluateConfig
+    manifest: DatasetManifest
+    served: Served | None
+    ref: ModelRef
+    items: list[Item]
+
+    @staticmethod
+    def of(config: EvaluateConfig) -> "RecordsAsked":
+        """Resolve policy and items. Raises UserError."""
+        manifest = DatasetManifest.load(Path(config.data))
+        served = None if config.endpoint is None else served_policy(config, manifest)
+        ref = served.ref if served else resolve_policy(config, manifest)
+        items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
+        return RecordsAsked(config, manifest, served, ref, items)
+
+    def ask_here(self) -> tuple[list[Outcome], list[Reject], float]:
+        """Ask the server; return outcomes, rejects and seconds."""
+        assert self.served is not None, "only a served policy is asked from here"
+        started = time.perf_counter()
+        outcomes, rejects = ask_here(self.items, self.served.answer, self.served.base_answer)
+        return outcomes, rejects, time.perf_counter() - started
+
+    def found(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> Found:
+        """Make the rows of the metrics. Raises UserError where every item was rejected."""
+        config, started = self.config, time.perf_counter()
+        refuse_all_rejected(config, len(self.items), len(outcomes), rejects)
+        trained = poles_of(self.ref) if self.served else trained_poles(config)
+        rows = report_rows(outcomes, policy=policy_name(config), space=self.ref.space, trained_poles=trained)
+        if self.served and not self.served.has_base:  # what a policy has of its base cannot be told without the base
+            rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
+        digests = digests_of(self.ref, self.manifest.data_digest)
+        lines = [outcome.to_json() for outcome in outcomes]
+        return Found(rows, len(self.items), lines, rejects, digests, ask_s, time.perf_counter() - started)
+
+
+def ask_on_pool(asked: Sequence[RecordsAsked]) -> list[tuple[list[Outcome], list[Reject], float]]:
+    """Ask the policies that are loaded on the cluster; seconds are of all of them, shared evenly."""
+    if not asked:
+        return []
+    ensure_ray()
     started = time.perf_counter()
-    if served is not None:
-        outcomes, rejects = ask_here(items, served.answer, served.base_answer)
-    else:
-        outcomes, rejects = ask_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
-    refuse_all_rejected(config, len(items), len(outcomes), rejects)
-    asked = time.perf_counter()
-    trained = poles_of(ref) if served else trained_poles(config)
-    rows = report_rows(outcomes, policy=policy_name(config), space=ref.space, trained_poles=trained)
-    if served and not served.has_base:  # what a policy has of its base cannot be told without the base
-        rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
-    lines = [outcome.to_json() for outcome in outcomes]
-    digests = digests_of(ref, manifest.data_digest)
-    return Found(rows, len(items), lines, rejects, digests, asked - started, time.perf_counter() - asked)
+    requests = [(each.items, make_job(each.config, each.ref)) for each in asked]
+    answers = ask_all_on_ray(requests, num_workers=max(each.config.num_workers for each in asked))
+    seconds = (time.perf_counter() - started) / len(asked)
+    return [(outcomes, rejects, seconds) for outcomes, rejects in answers]
 
 
 def of_task(config: EvaluateConfig, task: Task) -> Found:

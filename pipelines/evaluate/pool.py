@@ -21,27 +21,40 @@ from pipelines.jobs import refuse_missing_resources
 ITEMS_PER_GROUP = 64
 
 
-def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> tuple[list[Outcome], list[Reject]]:
+Answers = tuple[list[Outcome], list[Reject]]
+
+
+def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> Answers:
     """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
-    groups = [items_table(items[i : i + ITEMS_PER_GROUP]) for i in range(0, len(items), ITEMS_PER_GROUP)]
-    return read_answers(on_ray(PolicyActor, groups, job, num_workers=num_workers))
+    return ask_all_on_ray([(items, job)], num_workers=num_workers)[0]
+
+
+def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], Job]], *, num_workers: int) -> list[Answers]:
+    """Ask several policies their items, one after the other, on one pool: an actor imports for long, and loads soon."""
+    groups = [
+        items_table(items[i : i + ITEMS_PER_GROUP], number)
+        for number, (items, _) in enumerate(requests)
+        for i in range(0, len(items), ITEMS_PER_GROUP)
+    ]
+    rows = on_ray(PolicyActor, groups, [job for _, job in requests], num_workers=num_workers)
+    return [read_answers([row for row in rows if row["job"] == number]) for number in range(len(requests))]
 
 
 def ask_task_on_ray(items: Sequence[TaskItem], job: Job, *, num_workers: int) -> tuple[dict[int, Reply], list[Reject]]:
     """Ask the items of a task likewise; return replies by the places of their items, and what could not be asked."""
     groups = [task_table(items[i : i + ITEMS_PER_GROUP], i) for i in range(0, len(items), ITEMS_PER_GROUP)]
-    return read_replies(items, on_ray(TaskActor, groups, job, num_workers=num_workers) if items else [])
+    return read_replies(items, on_ray(TaskActor, groups, [job], num_workers=num_workers) if items else [])
 
 
-def on_ray(actor: Any, groups: Sequence[Any], job: Job, *, num_workers: int) -> list[dict[str, Any]]:
+def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_workers: int) -> list[dict[str, Any]]:
     """Give every group (a table) to one of a pool of actors; return all rows. Raises UserError where it has no room."""
-    resources = {"CPU": 1, "GPU": 1 if job.use_gpu else 0}
+    resources = {"CPU": 1, "GPU": 1 if any(job.use_gpu for job in jobs) else 0}
     refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
     answered = ray.data.from_arrow(list(groups)).map_batches(
         actor,
-        fn_constructor_kwargs={"job": job},
+        fn_constructor_args=list(jobs),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(groups))),
@@ -52,7 +65,7 @@ def on_ray(actor: Any, groups: Sequence[Any], job: Job, *, num_workers: int) -> 
     return rows
 
 
-def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome], list[Reject]]:
+def read_answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
     """Sort what the actors returned. Raises UserError for a mistake that one of them met."""
     refuse_faults(rows)
     outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
@@ -60,9 +73,7 @@ def read_answers(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Outcome
     return outcomes, rejects
 
 
-def read_replies(
-    items: Sequence[TaskItem], rows: Sequence[Mapping[str, str | None]]
-) -> tuple[dict[int, Reply], list[Reject]]:
+def read_replies(items: Sequence[TaskItem], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[int, Reply], list[Reject]]:
     """As read_answers, for a task; a reject gets the id of its item back."""
     refuse_faults(rows)
     told = [json.loads(row["outcome"]) for row in rows if row["outcome"]]
@@ -71,7 +82,7 @@ def read_replies(
     return replies, [replace(reject, row=items[int(reject.row)].id) for reject in rejects]
 
 
-def refuse_faults(rows: Sequence[Mapping[str, str | None]]) -> None:
+def refuse_faults(rows: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError for a mistake that an actor met."""
     if faults := sorted({row["fault"] for row in rows if row["fault"]}):
         raise UserError(faults[0])

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Item = tuple[PairedExample, Form]
 
-# A row holds one of three: an outcome, a reject, or the message of a user's mistake.
-ANSWERED_SCHEMA = pa.schema([(name, pa.string()) for name in ("outcome", "reject", "fault")])
+# A row is of a job, and holds one of three: an outcome, a reject, or the message of a user's mistake.
+ANSWERED_SCHEMA = pa.schema([("job", pa.int64()), *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,39 @@ class Job:
         return torch.device("cuda" if self.use_gpu else "cpu")
 
 
-def items_table(items: Sequence[Item]) -> pa.Table:
-    rows = [{**record.to_row(), "form": form} for record, form in items]
-    return pa.Table.from_pylist(rows, schema=RECORD_SCHEMA.append(pa.field("form", pa.string())))
+def items_table(items: Sequence[Item], job: int = 0) -> pa.Table:
+    """What a worker needs of items; job: which of the actor's jobs they are for."""
+    rows = [{**record.to_row(), "form": form, "job": job} for record, form in items]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), ("job", pa.int64())]))
 
 
 class PolicyActor:
-    """A Ray Data actor that loads a policy once, with its first group, and asks it one group of items a call.
+    """A Ray Data actor that asks a group of items a call; it keeps the policy of the last group.
 
     A user's mistake comes back as a row: raised here, Ray would wrap it in an actor's death and a page of traces.
     """
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, *jobs: Job):
+        self._jobs = jobs
+        self._loaded: tuple[int, tuple[Answerer, Answerer | None]] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in table.to_pylist()]
+        rows = table.to_pylist()
+        job = rows[0]["job"]
+        items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in rows]
         try:
-            return answered_table(ask(items, *self._policy_and_base))
+            return answered_table(ask(items, *self.policy_and_base(job)), job)
         except UserError as error:
-            return pa.Table.from_pylist([{"fault": str(error)}], schema=ANSWERED_SCHEMA)
+            return pa.Table.from_pylist([{"job": job, "fault": str(error)}], schema=ANSWERED_SCHEMA)
 
-    @cached_property
-    def _policy_and_base(self) -> tuple[Answerer, Answerer | None]:
+    def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
+        """Load what a job asks, unless it is what was asked last. Raises UserError."""
         from pipelines.evaluate.policy import answerers
 
-        return answerers(self._job)
+        if self._loaded is None or self._loaded[0] != job:
+            self._loaded = None  # room for the next
+            self._loaded = (job, answerers(self._jobs[job]))
+        return self._loaded[1]
 
 
 def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
@@ -110,6 +117,6 @@ class TaskActor:
         return load_asked(self._job)
 
 
-def answered_table(outcomes: Sequence[Outcome | Reject]) -> pa.Table:
+def answered_table(outcomes: Sequence[Outcome | Reject], job: int = 0) -> pa.Table:
     rows = [{"outcome": o.to_json()} if isinstance(o, Outcome) else {"reject": json.dumps(asdict(o))} for o in outcomes]
-    return pa.Table.from_pylist(rows, schema=ANSWERED_SCHEMA)
+    return pa.Table.from_pylist([{"job": job, **row} for row in rows], schema=ANSWERED_SCHEMA)

@@ -83,7 +83,7 @@ def without_ray(settings: EvaluateConfig) -> list[dict]:
     ref = resolve_policy(settings, manifest)
     job = make_job(settings, ref)
     items = read_items(Path(settings.data), manifest, forms=settings.forms, limit_per_axis=settings.limit_per_axis)
-    outcomes = ask(items, *PolicyActor(job)._policy_and_base)
+    outcomes = ask(items, *PolicyActor(job).policy_and_base())
     return report_rows(outcomes, policy=settings.policy, space=ref.space, trained_poles=trained_poles(settings))
 
 
@@ -111,11 +111,11 @@ def test_too_many_workers_are_refused_before_waiting(ray_cluster, tiny_qwen2, da
 def in_process(monkeypatch) -> None:
     """Ask in this process, in one group, instead of on Ray."""
 
-    def ask_here(items, job, *, num_workers):
-        return read_answers(PolicyActor(job)(items_table(items)).to_pylist())
+    def ask_here(requests, *, num_workers):
+        return [read_answers(PolicyActor(job)(items_table(items)).to_pylist()) for items, job in requests]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
-    monkeypatch.setattr(evaluate, "ask_on_ray", ask_here)
+    monkeypatch.setattr(evaluate, "ask_all_on_ray", ask_here)
 
 
 def test_rejected_items_are_counted_and_a_base_model_does_not_leak(in_process, tiny_qwen2, data, tmp_path) -> None:
