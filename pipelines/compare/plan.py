@@ -68,15 +68,8 @@ def cells_of(
     for name in (name for name in suite.methods if name not in YARDSTICKS):  # those are asked of the records alone
         method = method_named(name)
         for seed in size.seeds if method.seeded else [NO_SEED]:
-            fixed = {
-                "name": f"{name.replace(':', '-')}",
-                "data": str(data.train),
-                "model": base,
-                "seed": max(seed, 0),
-                "storage": str(storage / "cells"),
-                "tracking.experiment": f"compare/{suite.name}",
-                "plugins": suite.plugins,
-            }
+            own = {"name": name.replace(":", "-"), "seed": max(seed, 0)}
+            fixed = own | shared_by_cells(suite, data, base, storage)
             stages = stage_configs(size, name, variant, fixed)
             yield Cell(
                 name=name,
@@ -95,6 +88,17 @@ def cells_of(
                 lm_eval=tuple(size.lm_eval),
                 commit=code_commit,
             )
+
+
+def shared_by_cells(suite: Suite, data: SuiteData, base: str, storage: Path) -> dict[str, object]:
+    """What the run configs of all cells have in common, whatever the suite's file says."""
+    return {
+        "data": str(data.train),
+        "model": base,
+        "storage": str(storage / "cells"),
+        "tracking.experiment": f"compare/{suite.name}",
+        "plugins": suite.plugins,
+    }
 
 
 def stage_configs(

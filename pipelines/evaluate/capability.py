@@ -14,8 +14,8 @@ from pft_core.errors import UserError
 from pft_core.evaluation import Answered, Item, ask_items, read_items
 from pft_core.prompts import Frame
 from pft_core.scoring import BranchScorer
+from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.policy import load_asked
-from pipelines.evaluate.worker import Job
 
 SCORES = ("acc", "exact_match")  # lm-eval's per-item scores that are counted, the first that a task has
 

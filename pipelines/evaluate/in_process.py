@@ -9,7 +9,8 @@ from pft_core.policies import ModelRef
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.encode.job import read_tokenizer
-from pipelines.evaluate.worker import Item, Job
+from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.worker import Item
 
 
 def untrained(config: RunConfig, data: str) -> ModelRef:

@@ -9,7 +9,7 @@ import torch
 from pft_core.evaluation import Answer, Answerer, Question, by_generation, by_likelihood
 from pft_core.policies import load_policy, load_tokenizer, refuse_foreign_tokenizer
 from pft_core.scoring import BranchScorer
-from pipelines.evaluate.worker import Job
+from pipelines.evaluate.actor_job import Job
 
 
 def load_asked(job: Job) -> tuple[Any, Any]:

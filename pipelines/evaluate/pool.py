@@ -15,7 +15,8 @@ from pft_core.data import Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import Outcome, Reply, TaskItem
 from pipelines.console import console
-from pipelines.evaluate.worker import Item, Job, PolicyActor, TaskActor, items_table, task_table
+from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.worker import Item, PolicyActor, TaskActor, items_table, task_table
 from pipelines.jobs import refuse_missing_resources
 
 ITEMS_PER_GROUP = 64

@@ -14,7 +14,8 @@ from pft_core.files import file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, template_digest
 from pipelines.encode.job import read_tokenizer
-from pipelines.evaluate.worker import Item, Job
+from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.worker import Item
 from pipelines.jobs import has_gpus
 from pipelines.plugins import PluggedSettings
 

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,39 +12,17 @@ from pft_core.data import RECORD_SCHEMA, Form, PairedExample, Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import (
     Answerer,
-    Asking,
     Outcome,
     TaskItem,
     answer_items,
     ask,
 )
-from pft_core.policies import ModelRef
-
-if TYPE_CHECKING:
-    import torch
+from pipelines.evaluate.actor_job import Job
 
 Item = tuple[PairedExample, Form]
 
 # A row is of a job, and holds one of three: an outcome, a reject, or the message of a user's mistake.
 ANSWERED_SCHEMA = pa.schema([("job", pa.int64()), *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
-
-
-@dataclass(frozen=True)
-class Job:
-    """What an actor needs: which policy, how to ask it, and on what it runs."""
-
-    ref: ModelRef
-    asking: Asking
-    generate: bool
-    precision: Literal["bf16", "fp32"]
-    use_gpu: bool
-    num_threads: int
-
-    @property
-    def device(self) -> "torch.device":
-        import torch
-
-        return torch.device("cuda" if self.use_gpu else "cpu")
 
 
 def items_table(items: Sequence[Item], job: int = 0) -> pa.Table:

@@ -71,5 +71,5 @@ def test_a_scored_item_is_a_line_of_json() -> None:
 
 def test_the_default_task_is_that_of_records() -> None:
     assert [name for name in TASKS if TASKS[name].asks_records] == ["choices"]
-    with pytest.raises(UserError, match=r"task='choice' does not exist\. Did you mean 'choices'"):
+    with pytest.raises(UserError, match=r"task 'choice' does not exist\. Did you mean 'choices'"):
         TASKS["choice"]

@@ -17,6 +17,7 @@ from pft_core.scoring.scorer import BranchScorer
 from pft_core.toyworld import base
 from pft_core.toyworld.base import new_model
 from pft_core.toyworld.scenarios import Split, generate
+from pft_core.toyworld.shipped import SHIPPED_BASE
 from pft_core.toyworld.tokenizer import make_tokenizer
 from pft_core.toyworld.words import MANNERS
 
@@ -132,7 +133,7 @@ def test_the_tokenizer_survives_saving_and_reads_any_text(tmp_path: Path) -> Non
 def test_the_shipped_base_model_reads_with_the_tokenizer_that_the_code_makes(tmp_path: Path) -> None:
     # A change of words, prompts or wording needs a new base model: python -m pft_core.toyworld.base FOLDER
     make_tokenizer(SPACE, load_space("toyworld-base")).save_pretrained(tmp_path)
-    assert (tmp_path / "tokenizer.json").read_text() == (base.SHIPPED_BASE / "tokenizer.json").read_text()
+    assert (tmp_path / "tokenizer.json").read_text() == (SHIPPED_BASE / "tokenizer.json").read_text()
 
 
 def test_making_a_base_model_twice_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +149,7 @@ def test_making_a_base_model_twice_gives_the_same_weights(tmp_path: Path, monkey
 @pytest.mark.slow
 def test_the_shipped_base_model_is_what_the_script_makes(tmp_path: Path) -> None:
     base.make_base(tmp_path, seed=base.SHIPPED_SEED)
-    made, shipped = (load_file(folder / "model.safetensors") for folder in (tmp_path, base.SHIPPED_BASE))
+    made, shipped = (load_file(folder / "model.safetensors") for folder in (tmp_path, SHIPPED_BASE))
     assert made.keys() == shipped.keys()
     # Other processors round otherwise, and 180 steps of AdamW amplify it: alike in direction, not to the bit.
     for name, weight in made.items():
@@ -159,7 +160,7 @@ def test_the_shipped_base_model_is_what_the_script_makes(tmp_path: Path) -> None
 def test_the_shipped_base_model_chooses_on_its_own_axes_and_by_position_on_the_demo_axes(seed: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = base.SHIPPED_BASE
+    folder = SHIPPED_BASE
     scorer = BranchScorer(AutoModelForCausalLM.from_pretrained(folder).eval())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     own = load_space("toyworld-base")

@@ -23,7 +23,7 @@ from pipelines.compare import asking, job
 from pipelines.compare.data import held_out
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, load_suite, shipped_suites
-from pipelines.evaluate.worker import Job
+from pipelines.evaluate.actor_job import Job
 from pipelines.strict import build
 from tests.builders import record, write_dataset
 

@@ -20,8 +20,8 @@ from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import Frame, PromptStyle
 from pft_core.scoring.scorer import BranchScorer
+from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.capability import ask_capability, ask_lm_eval
-from pipelines.evaluate.worker import Job
 from tests.builders import SPACE
 
 CHAT = PromptStyle(frame=Frame("<bos>user: ", "\nassistant: ", answer_lead=""))

@@ -12,9 +12,9 @@ from pft_core.evaluation.tasks.task import Task, TaskItem
 from pft_core.files import read_json
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate import pool
+from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.capability import ask_capability
 from pipelines.evaluate.request import EvaluateConfig
-from pipelines.evaluate.worker import Job
 from pipelines.strict import build
 from tests.builders import record, write_dataset
 from tests.pipelines.evaluate.test_capability import job as policy_of

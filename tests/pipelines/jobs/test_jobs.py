@@ -65,7 +65,7 @@ def test_an_unfinished_run_continues_in_the_same_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_killed_before_its_state_was_written_is_started(tmp_path: Path) -> None:
-    run_dir = tmp_path / f"r-{run_key(config(tmp_path), kind='train')[:8]}"
+    run_dir = tmp_path / f"r-{key_of(config(tmp_path))[:8]}"
     for fresh in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shutil, "rmtree", lambda *_, **__: None)
