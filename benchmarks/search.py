@@ -21,6 +21,7 @@ from pipelines.jobs import ensure_ray
 from pipelines.tune import (
     Point,
     Trial,
+    TrialRow,
     candidates,
     grid_cells,
     grid_points,
@@ -33,7 +34,7 @@ from pipelines.tune import (
 )
 
 METRIC = "worse_pole"
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[TrialRow]
 
 
 def naive_points(config: RunConfig) -> list[Point]:
@@ -90,8 +91,8 @@ def agreement(ways: Mapping[str, Rows]) -> dict[str, Any]:
     }
 
 
-def trained(rows: Rows) -> list[Mapping[str, Any]]:
-    return [rows[i] for i in candidates(rows)]
+def trained(rows: Rows) -> Rows:
+    return list(candidates(rows).values())
 
 
 def main() -> None:

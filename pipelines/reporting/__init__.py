@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         width_of,
     )
     from pipelines.reporting.formats import seconds
-    from pipelines.reporting.pages import Row, render_template
+    from pipelines.reporting.pages import render_template
     from pipelines.reporting.report import without_credentials, write_report
     from pipelines.reporting.run_page import CURVE_NAMES
     from pipelines.reporting.svg import inline_svg, svg_file

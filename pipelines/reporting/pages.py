@@ -6,7 +6,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-Row = Mapping[str, Any]  # a line of what a report shows, by the names of its columns
 TEMPLATES = Path(__file__).parent / "templates"
 
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from pft_core.data import SIDES, Form
 from pft_core.evaluation import CountTable, Outcome, count_table
+from pipelines.tune.contents import POLES, FigureName, Gap
 
-POLES = ("pole_first", "pole_second")
-FIGURES = (*POLES, "worse_pole", "both_right")
 Figures = dict[str, float | None]
 
 
@@ -22,16 +21,16 @@ def figures_of(outcomes: Sequence[Outcome], *, form: Form) -> Figures:
     return figures
 
 
-def tables_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[str, CountTable]:
+def tables_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[FigureName, CountTable]:
     """The counts behind each pole's accuracy and behind both-right."""
-    counted = {
+    counted: dict[FigureName, CountTable | None] = {
         name: count_table([outcomes], form, axis=None, side=side) for name, side in zip(POLES, SIDES, strict=True)
     }
     counted["both_right"] = count_table([outcomes], "both_right", axis=None, side=None)
     return {name: table for name, table in counted.items() if table}
 
 
-def intervals_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[str, list[float]]:
+def intervals_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[FigureName, list[float]]:
     """95 % bootstrap intervals, clustered by scenario; that of the worse pole is that of the pole which does worse."""
     tables = tables_of(outcomes, form=form)
     intervals = {name: list(table.interval()) for name, table in tables.items()}
@@ -39,7 +38,7 @@ def intervals_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[str, list[f
     return intervals | {"worse_pole": intervals[worse]}
 
 
-def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> dict[str, dict[str, float]]:
+def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> dict[FigureName, Gap]:
     """Soup, trained, and trained minus soup with its interval, on the items that both answered: each pole, both-right.
 
     A worse pole has no such line: which one it is may differ between the two.
@@ -50,7 +49,7 @@ def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> 
     return {name: _gap(tables[0][name], tables[1][name]) for name in tables[0]}
 
 
-def _gap(soup: CountTable, trained: CountTable) -> dict[str, float]:
+def _gap(soup: CountTable, trained: CountTable) -> Gap:
     difference = replace(trained, numerators_SN=trained.numerators_SN - soup.numerators_SN)
     low, high = difference.interval()
     return {

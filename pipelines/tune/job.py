@@ -15,8 +15,9 @@ from pipelines.jobs import ensure_ray, locked, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
 from pipelines.train import encoded, resolve
 from pipelines.train import job as train
+from pipelines.tune.contents import Mode
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
-from pipelines.tune.results import Found, Mode, Result, TrialsFailed, publish
+from pipelines.tune.results import Found, Result, TrialsFailed, publish
 from pipelines.tune.search import search, trials_at_once
 from pipelines.tune.searchers import ListedPoints, OptunaPoints
 from pipelines.tune.trial import Trial

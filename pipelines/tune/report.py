@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pft_core.evaluation import METRICS
 from pft_core.files import write_json, write_text
-from pipelines.reporting import Row, inline_svg, render_template, seconds, svg_file, without_credentials
+from pipelines.reporting import inline_svg, render_template, seconds, svg_file, without_credentials
 from pipelines.tracking import flatten
+from pipelines.tune.contents import FIGURES, GridCell, PublishedSearch, SearchReport, TrialRow
 from pipelines.tune.drawings import (
     COLOURS,
     HeatPanel,
@@ -29,12 +30,11 @@ from pipelines.tune.points import ratio_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEASURED = ("pole_first", "pole_second", "worse_pole", "both_right")  # each with an interval
 OPTIONAL = ("changes", "rung_losses", "parents", "all_first")  # columns that not every search has
 DRAWINGS = {"heat_map": "heat_map.svg", "accuracy": "accuracy.svg", "pareto": "pareto.svg"}
 
 
-def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def write_search(report: PublishedSearch, folder: Path) -> dict[str, Path]:
     """Write report.json, report.html, table.csv and those drawings that there is something to draw for.
 
     Each file is written whole or not at all; a drawing of an earlier report that this one lacks is removed. Returns
@@ -55,7 +55,7 @@ def write_search(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: PublishedSearch) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
     return filled(page_of(report, drawings_of(report)))
 
@@ -72,7 +72,7 @@ def filled(page: Mapping[str, Any]) -> str:
     return render_template("tune.html.j2", page, filters=filters)
 
 
-def drawings_of(report: Mapping[str, Any]) -> "dict[str, tuple[Figure, str]]":
+def drawings_of(report: SearchReport) -> "dict[str, tuple[Figure, str]]":
     """Draw what there is something to draw for: figures by name, each with what it shows."""
     trials, pick, names = report["trials"], report["pick"], metric_names(report)
     picked = trials[pick["trial"]] if pick else None
@@ -93,7 +93,7 @@ def drawings_of(report: Mapping[str, Any]) -> "dict[str, tuple[Figure, str]]":
     return {name: (figure, label) for name, (figure, label) in drawn.items() if figure}
 
 
-def page_of(report: Mapping[str, Any], drawings: "Mapping[str, tuple[Figure, str]]") -> dict[str, Any]:
+def page_of(report: PublishedSearch, drawings: "Mapping[str, tuple[Figure, str]]") -> dict[str, Any]:
     """Everything that the page shows."""
     trials, pick = report["trials"], report["pick"]
     picked = trials[pick["trial"]] if pick else None
@@ -117,7 +117,7 @@ def page_of(report: Mapping[str, Any], drawings: "Mapping[str, tuple[Figure, str
     }
 
 
-def metric_names(report: Mapping[str, Any]) -> dict[str, str]:
+def metric_names(report: SearchReport) -> dict[str, str]:
     """Name the measured numbers; the poles have their own names where there is one axis."""
     axes = report["axes"]
     first, second = (axes[0]["first"], axes[0]["second"]) if len(axes) == 1 else ("first pole", "second pole")
@@ -129,14 +129,14 @@ def metric_names(report: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def heat_panels(report: Mapping[str, Any]) -> list[tuple[str, list[Row], list[float | None]]]:
+def heat_panels(report: SearchReport) -> list[tuple[str, list[GridCell], list[float | None]]]:
     """Return (name, cells, values) for each panel: metrics, for each combination of the other changes.
 
     A metric that no cell has is left out, unless it is the first. Optuna's own ratios form no grid and have no panel.
     """
     if report["mode"] == "optuna":
         return []
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[GridCell]] = {}
     for cell in report["cells"]:
         groups.setdefault(in_words(cell["changes"]), []).append(cell)
     values = {name: [(cells, list(map(of, cells))) for cells in groups.values()] for name, of in heat_metrics(report)}
@@ -148,7 +148,7 @@ def heat_panels(report: Mapping[str, Any]) -> list[tuple[str, list[Row], list[fl
     ]
 
 
-def heat_metrics(report: Mapping[str, Any]) -> list[tuple[str, Callable[[Row], float | None]]]:
+def heat_metrics(report: SearchReport) -> list[tuple[str, Callable[[GridCell], float | None]]]:
     """What the panels show of a cell, by name: *One* and *All* are means of both poles."""
     of_poles = [(METRICS[report["form"]].label, lambda cell: mean_of(cell["pole_first"], cell["pole_second"]))]
     of_all = [(METRICS["all"].label, lambda cell: mean_of(cell["all_first"], cell["all_second"]))]
@@ -160,7 +160,7 @@ def mean_of(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else (first + second) / 2
 
 
-def heat_tiles(report: Mapping[str, Any], picked: Row | None) -> list[HeatPanel]:
+def heat_tiles(report: SearchReport, picked: TrialRow | None) -> list[HeatPanel]:
     """Say what each cell of the panels shows."""
     return [
         HeatPanel(
@@ -171,7 +171,7 @@ def heat_tiles(report: Mapping[str, Any], picked: Row | None) -> list[HeatPanel]
     ]
 
 
-def _tile(panel: str, cell: Row, value: float | None, picked: Row | None, trials: Sequence[Row]) -> Tile:
+def _tile(panel: str, cell: GridCell, value: float | None, picked: TrialRow | None, trials: Sequence[TrialRow]) -> Tile:
     kind = kind_of(cell)
     place = f"alpha {brief(cell['alpha'])}, beta {brief(cell['beta'])} ({ratio_name(cell['t'])})"
     return Tile(
@@ -185,12 +185,12 @@ def _tile(panel: str, cell: Row, value: float | None, picked: Row | None, trials
     )
 
 
-def kind_of(cell: Row) -> str:
+def kind_of(cell: GridCell) -> str:
     """What a cell is drawn as: its source, or that it has no number."""
     return cell["source"] if cell["status"] == "finished" else cell["status"]
 
 
-def mark_of(cell: Row, *, trials: Sequence[Row]) -> str:
+def mark_of(cell: GridCell, *, trials: Sequence[TrialRow]) -> str:
     """Say where a cell's number is from: the cell that was trained, for one of the same ratio."""
     if kind_of(cell) != "same_ratio":
         return kind_of(cell)
@@ -198,7 +198,7 @@ def mark_of(cell: Row, *, trials: Sequence[Row]) -> str:
     return f"= {brief(trial['alpha'])}:{brief(trial['beta'])}"
 
 
-def table_csv(trials: Sequence[Row]) -> str:
+def table_csv(trials: Sequence[TrialRow]) -> str:
     """Write one row per trial with full digits; what a trial has not is empty."""
     rows = [csv_row(i, trial) for i, trial in enumerate(trials)]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -209,14 +209,15 @@ def table_csv(trials: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def csv_row(index: int, trial: Row) -> dict[str, Any]:
+def csv_row(index: int, trial: TrialRow) -> dict[str, Any]:
     """Flatten a trial: intervals as <metric>_low and <metric>_high, changes under their dotted key, lists as JSON."""
+    told: Mapping[str, Any] = trial
     row: dict[str, Any] = {"trial": index, "ratio": ratio_name(trial["t"])}
-    row |= {key: trial[key] for key in ("alpha", "beta", "t", "source", "status")}
-    for metric in MEASURED:
+    row |= {key: told[key] for key in ("alpha", "beta", "t", "source", "status")}
+    for metric in FIGURES:
         low, high = trial["intervals"][metric] if has_value(trial) else (None, None)
         row |= {metric: trial[metric], f"{metric}_low": low, f"{metric}_high": high}
-    row |= {key: trial[key] for key in ("all_first", "all_second", "steps", "seconds", "attempt")}
+    row |= {key: told[key] for key in ("all_first", "all_second", "steps", "seconds", "attempt")}
     row |= {f"changes.{name}": value for name, value in trial["changes"].items()}
-    row |= {key: json.dumps(trial[key]) for key in ("rung_losses", "parents", "weights") if trial.get(key)}
-    return row | {key: trial[key] for key in ("run_id", "run_dir", "error")}
+    row |= {key: json.dumps(told[key]) for key in ("rung_losses", "parents", "weights") if told[key]}
+    return row | {key: told[key] for key in ("run_id", "run_dir", "error")}

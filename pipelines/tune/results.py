@@ -1,10 +1,10 @@
 """What a search leaves behind: its report, a recipe for the picked ratio, and policies in the model registry."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from mlflow.exceptions import MlflowException
@@ -18,11 +18,10 @@ from pipelines.embedded import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest, commit
 from pipelines.tracking import Tracker, close_killed, register
 from pipelines.tune import findings, wording
-from pipelines.tune.figures import FIGURES
+from pipelines.tune.contents import FIGURES, Findings, Mode, PublishedSearch, SearchReport, TrialRow
 from pipelines.tune.report import write_search
 from pipelines.tune.trial import Trial
 
-Mode = Literal["grid", "soup", "asha", "optuna"]
 CHOSEN_NAME = "chosen.yaml"
 CHAMPION = "champion"  # the alias of the picked policy
 ENDS = ("middle", "second", "first")  # aliases of what soups are mixed from: the middle, and most of either side
@@ -56,10 +55,16 @@ def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker:
     for trial, row in zip(found.trials, report["trials"], strict=True):
         if row["status"] == "stopped":
             settle(trial)
-    recipe = write_recipe(config, report, run_dir)
-    report |= {"recipe": recipe.name, **registered(config, found, mode, report)}
-    paths = write_search(report, run_dir)
-    tracker.log(0, {name: value for name, value in headline(report).items() if value is not None})
+    best = report["trials"][chosen["trial"]]
+    recipe = write_recipe(config, best, report["sentences"][0], run_dir)
+    published: PublishedSearch = {
+        **report,
+        "recipe": recipe.name,
+        "model": registered(config, found, mode, report["trials"], chosen["trial"]),
+    }
+    paths = write_search(published, run_dir)
+    told = headline(best) | {"hypervolume": report["hypervolume"]}
+    tracker.log(0, {name: value for name, value in told.items() if value is not None})
     for path in (recipe, *paths.values()):
         tracker.artifact(path)
     for sentence in [*report["sentences"], *report["warnings"]]:
@@ -69,7 +74,7 @@ def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker:
         "report_json": str(paths["report_json"]),
         "report_html": str(paths["report_html"]),
         "recipe": str(recipe),
-        "model": report["model"],
+        "model": published["model"],
         "alpha": chosen["alpha"],
         "beta": chosen["beta"],
         "failed": sum(row["status"] == "failed" for row in report["trials"]),
@@ -87,10 +92,10 @@ def settle(trial: Trial) -> None:
         close_killed(trial.search, trial.key)
 
 
-def assemble(config: RunConfig, found: Found, mode: Mode) -> Result:
+def assemble(config: RunConfig, found: Found, mode: Mode) -> SearchReport:
     """The report, without what is written beside it."""
     rows = findings.trial_rows(found.trials, found.errors)
-    seen = {
+    seen: Findings = {
         "pick": findings.pick(rows, config.search.metric),
         "verification": findings.verification(found.trials, rows),
         **findings.trade_off(rows),
@@ -126,29 +131,27 @@ def assemble(config: RunConfig, found: Found, mode: Mode) -> Result:
     }
 
 
-def headline(report: Mapping[str, Any]) -> dict[str, float | None]:
-    best = report["trials"][report["pick"]["trial"]]
-    return {name: best[name] for name in FIGURES} | {"hypervolume": report["hypervolume"]}
+def headline(best: TrialRow) -> dict[str, float | None]:
+    return {name: best[name] for name in FIGURES}
 
 
-def write_recipe(config: RunConfig, report: Mapping[str, Any], run_dir: Path) -> Path:
-    """Write the recipe that trains the picked ratio."""
-    row = report["trials"][report["pick"]["trial"]]
+def write_recipe(config: RunConfig, row: TrialRow, why: str, run_dir: Path) -> Path:
+    """Write the recipe that trains the picked ratio; why: the sentence at its head."""
     weights = {"train.alpha": row["alpha"], "train.beta": row["beta"], "name": f"{config.name}-chosen"}
     chosen = changed(config.model_dump(exclude={"search"}), [row["changes"], weights], source="search.space")
     path = run_dir / CHOSEN_NAME
-    head = f"# {report['sentences'][0]}\n"
+    head = f"# {why}\n"
     if row["source"] == "soup":
         head += "# What was picked is a soup: this recipe trains its ratio, which gives another policy.\n"
     write_text(path, head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False))
     return path
 
 
-def registered(config: RunConfig, found: Found, mode: Mode, report: Mapping[str, Any]) -> Result:
+def registered(config: RunConfig, found: Found, mode: Mode, rows: Sequence[TrialRow], picked: int) -> str | None:
     """Register the picked policy, and what soups are mixed from; a server that refuses is a warning, not the end."""
-    aliases = {report["pick"]["trial"]: [CHAMPION]}
+    aliases = {picked: [CHAMPION]}
     for number, alias in enumerate(ENDS if mode == "soup" else ()):
-        if report["trials"][number]["status"] == "finished":
+        if rows[number]["status"] == "finished":
             aliases.setdefault(number, []).append(alias)
     try:
         for number, names in aliases.items():
@@ -157,5 +160,5 @@ def registered(config: RunConfig, found: Found, mode: Mode, report: Mapping[str,
             register(trial.search, trial.key, name=config.name, aliases=names, tags=tags)
     except UserError as error:
         console.print(str(error), style="yellow", highlight=False, markup=False)
-        return {"model": None}
-    return {"model": f"{config.name}@{CHAMPION}"}
+        return None
+    return f"{config.name}@{CHAMPION}"

@@ -1,6 +1,5 @@
 """How a trial is looked at on its way: validation losses go to Ray Tune's scheduler, which may stop the trial there."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from pft_core.objectives import SIDE_NAMES
-from pipelines.tracking import SPOOL_NAME, read_metrics
+from pipelines.tracking import SPOOL_NAME, StepMetrics, read_metrics
 
 NUM_RUNGS = 4  # parts of a trial: after the first and the second it may be stopped, and the last one is its end
 KEEP = 2  # one trial of so many goes on from a rung
 RUNG, RUNG_LOSS = "rung", "rung_loss"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Rungs:
 
     every: int
 
-    def tell(self, row: Row) -> None:
+    def tell(self, row: StepMetrics) -> None:
         """Report a step's metrics, where it is a rung. Ends the thread where the scheduler stops the trial."""
         if self.is_rung(row):
             ray.tune.report(self.reported(row))
@@ -39,10 +37,10 @@ class Rungs:
             for row in read_metrics(run_dir):
                 self.tell(row)
 
-    def is_rung(self, row: Row) -> bool:
+    def is_rung(self, row: StepMetrics) -> bool:
         return "val_loss" in row and 0 < row["step"] // self.every < NUM_RUNGS
 
-    def reported(self, row: Row) -> dict[str, Any]:
+    def reported(self, row: StepMetrics) -> dict[str, Any]:
         return {RUNG: row["step"] // self.every, RUNG_LOSS: worse_loss(row)}
 
     def losses(self, run_dir: Path) -> list[float]:
@@ -65,12 +63,12 @@ class _RungCallback(TuneReportCallback):
             super().after_report(run_context, [self._rungs.reported(metrics[0])], None)
 
 
-def worse_loss(row: Row) -> float:
+def worse_loss(row: StepMetrics) -> float:
     """The validation loss of the side that has more of it; of an objective without sides, its loss."""
     return max((loss for name in SIDE_NAMES if (loss := side_loss(row, name)) is not None), default=row["val_loss"])
 
 
-def side_loss(row: Row, name: str) -> float | None:
+def side_loss(row: StepMetrics, name: str) -> float | None:
     """The mean over a side's terms: k_way has one for each axis."""
     terms = [value for key, value in row.items() if key.startswith("val_") and key.endswith(f"loss_{name}")]
     return sum(terms) / len(terms) if terms else None

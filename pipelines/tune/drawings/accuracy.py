@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pipelines.reporting import Row, beside, blank, chart_style, fit_ends, hint, short
+from pipelines.reporting import beside, blank, chart_style, fit_ends, hint, short
+from pipelines.tune.contents import FigureName, MeasuredTrial, TrialRow
 from pipelines.tune.drawings.measured import (
     BANDED,
     COLOURS,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = {"pole_first": "first", "pole_second": "second", "both_right": "both"}  # and the colour of each
+METRICS: dict[FigureName, str] = {"pole_first": "first", "pole_second": "second", "both_right": "both"}  # colours
 END_GAP, MARGIN = 0.15, 0.04  # of the span of finite t: to one side alone, and from the outermost dot to the frame
 ASIDE = 7.0  # pixels that the second dot of one ratio stands beside the first
 MAX_TICKS = 9  # ratios that can be read along the axis
@@ -77,7 +78,7 @@ class Place:
 
     t: float
     x: float
-    trial: Row
+    trial: MeasuredTrial
     is_aside: bool
 
     @property
@@ -87,10 +88,10 @@ class Place:
 
 @chart_style()
 def accuracy_chart(
-    trials: Sequence[Row],
+    trials: Sequence[TrialRow],
     names: Mapping[str, str],
     *,
-    picked: Row | None = None,
+    picked: TrialRow | None = None,
     aside: Collection[int] = (),
     width: float = 700.0,
     height: float = 420.0,
@@ -100,7 +101,7 @@ def accuracy_chart(
     names: of the metrics. aside: indices of trials that stand beside the line, such as those that verify a soup.
     """
     drawn = sorted(
-        ((float(t["t"]), i in aside, t) for i, t in enumerate(trials) if t["t"] is not None and has_value(t)),
+        ((float(t["t"]), i in aside, t) for i, t in enumerate(trials) if has_value(t) and t["t"] is not None),
         key=lambda found: found[0],
     )
     if not drawn:
@@ -136,7 +137,7 @@ def _scales(axes: "Axes", scale: RatioScale, places: Sequence[Place], levels: Se
     beside(axes, "%", (0.0, 1.0), (-8.0, 8.0), ha="right", color=COLOURS["soft"], size=11)
 
 
-def _metric(axes: "Axes", metric: str, places: Sequence[Place], base: Row | None, name: str) -> None:
+def _metric(axes: "Axes", metric: FigureName, places: Sequence[Place], base: MeasuredTrial | None, name: str) -> None:
     """Draw one metric: the base's level, the line with its band, and a dot for each trial."""
     colour = COLOURS[METRICS[metric]]
     if base is not None:
@@ -160,7 +161,7 @@ def line_places(places: Sequence[Place]) -> list[Place]:
     return line if has_own_ratios and is_alike else []
 
 
-def _line(axes: "Axes", metric: str, line: Sequence[Place], inner: Sequence[Place], colour: str) -> None:
+def _line(axes: "Axes", metric: FigureName, line: Sequence[Place], inner: Sequence[Place], colour: str) -> None:
     width = 1.3 if metric == "both_right" else 2.2
     if inner and metric in BANDED:
         ends = [p.trial["intervals"][metric] for p in inner]
@@ -175,7 +176,7 @@ def _line(axes: "Axes", metric: str, line: Sequence[Place], inner: Sequence[Plac
             axes.plot([a.x, b.x], ys, color=colour, lw=1.3, ls=(0, (1, 5)), dash_capstyle="round")
 
 
-def _dot(axes: "Axes", metric: str, place: Place, colour: str, name: str, *, has_interval: bool) -> None:
+def _dot(axes: "Axes", metric: FigureName, place: Place, colour: str, name: str, *, has_interval: bool) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     trial = place.trial

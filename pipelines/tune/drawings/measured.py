@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from pipelines.reporting import INK, Row, ticks
+from pipelines.reporting import INK, ticks
+from pipelines.tune.contents import POLES, FigureName, GridCell, MeasuredTrial, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D
@@ -18,19 +19,19 @@ COLOURS = INK | {  # of the page where it is not dark, and of the drawings that 
     "heat": "#0b6bcb",
 }
 SOURCES = ("trained", "soup", "base")
-BANDED = ("pole_first", "pole_second")  # metrics drawn with their intervals
+BANDED = POLES  # drawn with their intervals
 
 
-def has_value(trial: Row) -> bool:
+def has_value(trial: TrialRow) -> TypeGuard[MeasuredTrial]:
     """Whether a trial was measured; one that was stopped or failed was not."""
     return trial["pole_first"] is not None
 
 
-def base_of(trials: Sequence[Row]) -> Row | None:
-    return next((trial for trial in trials if trial["source"] == "base" and has_value(trial)), None)
+def base_of(trials: Sequence[TrialRow]) -> MeasuredTrial | None:
+    return next((trial for trial in trials if has_value(trial) and trial["source"] == "base"), None)
 
 
-def sources_of(trials: Iterable[Row]) -> list[str]:
+def sources_of(trials: Iterable[TrialRow]) -> list[str]:
     """Return where the measured trials are from, in the order of a legend."""
     found = {trial["source"] for trial in trials if has_value(trial)}
     return [source for source in SOURCES if source in found]
@@ -43,18 +44,18 @@ def is_same_ratio(a: float | str | None, b: float | str | None) -> bool:
     return math.isclose(float(a), float(b), abs_tol=1e-9)
 
 
-def is_of(cell: Row, trial: Row | None) -> bool:
+def is_of(cell: GridCell, trial: TrialRow | None) -> bool:
     """Whether a cell has a trial's ratio and its other changes."""
     return trial is not None and is_same_ratio(cell["t"], trial["t"]) and cell["changes"] == trial["changes"]
 
 
-def value_ticks(trials: Iterable[Row], metrics: Sequence[str]) -> list[float]:
+def value_ticks(trials: Iterable[MeasuredTrial], metrics: Sequence[FigureName]) -> list[float]:
     """Return round shares between which lie every value and the intervals that are drawn."""
     ends = [end for trial in trials for metric in metrics for end in _ends(trial, metric)]
     return ticks(min(ends), max(ends))
 
 
-def _ends(trial: Row, metric: str) -> list[float]:
+def _ends(trial: MeasuredTrial, metric: FigureName) -> list[float]:
     return [trial[metric], *(trial["intervals"][metric] if metric in BANDED else ())]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.reporting import Row, blank, chart_style, fit, hint, labels_apart, short, width_of
+from pipelines.reporting import blank, chart_style, fit, hint, labels_apart, short, width_of
+from pipelines.tune.contents import MeasuredTrial, TrialRow
 from pipelines.tune.drawings.measured import (
     BANDED,
     COLOURS,
@@ -26,7 +27,7 @@ NAME_LENGTH = 28  # letters of a pole's name along the plot
 
 @chart_style()
 def pareto_chart(
-    trials: Sequence[Row],
+    trials: Sequence[TrialRow],
     front: Sequence[int],
     names: Mapping[str, str],
     *,
@@ -46,7 +47,7 @@ def pareto_chart(
     for trial in drawn.values():
         _whiskers(axes, trial)
     if front:
-        xs, ys = front_steps([(trials[i]["pole_first"], trials[i]["pole_second"]) for i in front], axes)
+        xs, ys = front_steps([(drawn[i]["pole_first"], drawn[i]["pole_second"]) for i in front], axes)
         axes.plot(xs, ys, color=COLOURS["heat"], lw=2.2, alpha=0.6)
     for trial in drawn.values():
         _dot(axes, trial, names)
@@ -54,7 +55,7 @@ def pareto_chart(
     axes.apply_aspect()
     fit(axes, above=ABOVE)
     axes.apply_aspect()
-    _name(axes, {i: found for i, found in names_by_trial(marked).items() if i in drawn}, trials)
+    _name(axes, {i: found for i, found in names_by_trial(marked).items() if i in drawn}, drawn)
     return figure
 
 
@@ -69,19 +70,19 @@ def _scales(axes: "Axes", levels: Sequence[float], names: Mapping[str, str]) -> 
     axes.set_ylabel(f"{short(names['pole_second'], NAME_LENGTH)} (%)", labelpad=6, rotation_mode="anchor")
 
 
-def _colour(trial: Row) -> str:
-    return COLOURS["rule" if trial["source"] == "base" else "heat"]
+def _colour(source: str) -> str:
+    return COLOURS["rule" if source == "base" else "heat"]
 
 
-def _whiskers(axes: "Axes", trial: Row) -> None:
+def _whiskers(axes: "Axes", trial: MeasuredTrial) -> None:
     x, y = (trial[metric] for metric in BANDED)
     across, up = (trial["intervals"][metric] for metric in BANDED)
     for xs, ys in ((across, [y, y]), ([x, x], up)):
-        axes.plot(xs, ys, color=_colour(trial), lw=1, alpha=0.55)
+        axes.plot(xs, ys, color=_colour(trial["source"]), lw=1, alpha=0.55)
 
 
-def _dot(axes: "Axes", trial: Row, names: Mapping[str, str]) -> None:
-    style = dot_style(trial["source"], _colour(trial), 4.0)
+def _dot(axes: "Axes", trial: MeasuredTrial, names: Mapping[str, str]) -> None:
+    style = dot_style(trial["source"], _colour(trial["source"]), 4.0)
     (dot,) = axes.plot([trial["pole_first"]], [trial["pole_second"]], **style)
     poles = ", ".join(f"{names[m]} {percent(trial[m])} ({interval(trial['intervals'][m])})" for m in BANDED)
     hint(dot, f"{ratio_name(trial['t'])}, {trial['source']}: {poles}")
@@ -105,7 +106,7 @@ def names_by_trial(marked: Mapping[str, int | None]) -> dict[int, str]:
     return {i: " and ".join(names) for i, names in found.items()}
 
 
-def _name(axes: "Axes", names: Mapping[int, str], trials: Sequence[Row]) -> None:
+def _name(axes: "Axes", names: Mapping[int, str], trials: Mapping[int, MeasuredTrial]) -> None:
     """Name trials above the plot, where nothing else can lie, with a line from the name to a ring around the dot."""
     points = [(trials[i]["pole_first"], trials[i]["pole_second"]) for i in names]
     leader = {"arrowstyle": "-", "relpos": (0.5, 0.0), "shrinkA": 1, "shrinkB": 8, "color": COLOURS["rule"], "lw": 1}
@@ -125,7 +126,7 @@ def _name(axes: "Axes", names: Mapping[int, str], trials: Sequence[Row]) -> None
 def _legend(axes: "Axes", sources: Sequence[str], *, has_front: bool) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [legend_dot(source, _colour({"source": source}), 4.0) for source in sources]
+    handles = [legend_dot(source, _colour(source), 4.0) for source in sources]
     names = list(sources)
     if has_front:
         handles.append(Line2D([], [], color=COLOURS["heat"], lw=2.2, alpha=0.6))
