@@ -30,10 +30,10 @@ def import_seconds() -> float:
     return time.perf_counter() - started
 
 
-def run_once(storage: Path, *, fresh: bool) -> dict[str, float]:
-    """Run the command; return seconds from its start to each of its marks, and to its end."""
+def run_once(storage: Path, *, name: str) -> dict[str, float]:
+    """Run the command; return seconds from its start to each of its marks, and to its end. name: of the run."""
     command = [sys.executable, "-m", "pipelines.cli", "train", "quickstart", f"train.max_steps={STEPS}"]
-    command += [f"storage={storage}"] + ["--fresh"] * fresh
+    command += [f"storage={storage}", f"name={name}"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -41,7 +41,7 @@ def run_once(storage: Path, *, fresh: bool) -> dict[str, float]:
     clock = lambda: time.perf_counter() - started  # noqa: E731
     reader = threading.Thread(target=read_marks, args=(process.stderr, marks, clock))
     reader.start()
-    watch_steps(process, storage, marks, clock)
+    watch_steps(process, storage, name, marks, clock)
     marks["end"] = clock()
     reader.join()
     if process.returncode:
@@ -57,12 +57,10 @@ def read_marks(stderr: IO[str], marks: dict[str, float], clock: Callable[[], flo
                 marks.setdefault(name, clock())
 
 
-def watch_steps(process: Any, storage: Path, marks: dict[str, float], clock: Callable[[], float]) -> None:
+def watch_steps(process: Any, storage: Path, name: str, marks: dict[str, float], clock: Callable[[], float]) -> None:
     """Note when the run's metrics get their first row and their last; returns when the process has ended."""
     while process.poll() is None:
-        rows = sum(
-            path.read_bytes().count(b"\n") for path in storage.glob("quickstart-*/metrics.jsonl") if path.exists()
-        )
+        rows = sum(path.read_bytes().count(b"\n") for path in storage.glob(f"{name}-*/metrics.jsonl") if path.exists())
         if rows:
             marks.setdefault("first_step", clock())
         if rows >= STEPS:
@@ -75,10 +73,10 @@ def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pft-startup-") as folder:
         imports = [import_seconds()]
         harness.say("from nothing")
-        cold = run_once(Path(folder), fresh=False)
+        cold = run_once(Path(folder), name="first")
         imports.append(import_seconds())
         harness.say("where the layer exists")
-        warm = run_once(Path(folder), fresh=True)
+        warm = run_once(Path(folder), name="second")
         imports.append(import_seconds())
     seconds = {
         "import_s": sorted(imports)[1],

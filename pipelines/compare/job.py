@@ -24,7 +24,7 @@ def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
     folder = storage.resolve() / "compare" / suite.name
     started = time.perf_counter()
     with locked(folder):
-        ensure_ray()
+        ensure_ray(dashboard=True)
         chosen = suite.sizes[size]
         data = suite_data(chosen, storage.resolve() / "compare" / "data")
         plans = plan_suite(suite, chosen, data, storage.resolve() / "compare")

@@ -18,6 +18,7 @@ from pft_core.evaluation import (
     ask,
 )
 from pipelines.evaluate.actor_job import Job
+from pipelines.jobs import without_optional_imports
 
 Item = tuple[PairedExample, Form]
 
@@ -52,7 +53,8 @@ class PolicyActor:
 
     def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
         """Load what a job asks, unless it is what was asked last. Raises UserError."""
-        from pipelines.evaluate.policy import answerers
+        with without_optional_imports():
+            from pipelines.evaluate.policy import answerers
 
         if self._loaded is None or self._loaded[0] != job:
             self._loaded = None  # room for the next
@@ -90,7 +92,8 @@ class TaskActor:
 
     @cached_property
     def _policy(self) -> tuple[Any, Any]:
-        from pipelines.evaluate.policy import load_asked
+        with without_optional_imports():
+            from pipelines.evaluate.policy import load_asked
 
         return load_asked(self._job)
 

@@ -10,8 +10,10 @@ from pft_core.errors import UserError
 from pipelines.console import console
 
 
-def ensure_ray(*, num_cpus: int | None = None) -> None:
+def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start Ray on this machine.
+
+    dashboard: whether a Ray that is started has one: it takes seconds of every core, and Ray Tune cleans up by it.
 
     Raises UserError when no cluster answers at RAY_ADDRESS.
     """
@@ -32,9 +34,9 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
     cpus = num_cpus or max(6, os.cpu_count() or 1)
     context = ray.init(
-        address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING
+        address="local", num_cpus=cpus, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.WARNING
     )
-    console.print(f"Ray started: {cpus} logical CPUs, dashboard {context.dashboard_url}")
+    console.print(f"Ray started: {cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
 
 
 def join_cluster(address: str) -> None:

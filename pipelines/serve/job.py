@@ -46,7 +46,7 @@ def start_ray() -> None:
     """
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ensure_ray()
+    ensure_ray(dashboard=True)
 
 
 def deploy(config: ServeConfig, application: Any) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.train.encoding import encoded, start_encoding
+    from pipelines.train.encoding import encoded, encoded_beforehand
     from pipelines.train.fitting import build_and_fit
     from pipelines.train.in_process import train_here
     from pipelines.train.publish import policy_kind

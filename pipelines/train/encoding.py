@@ -1,7 +1,6 @@
-"""The encoded data of a run: made on the cluster while the training workers start, as both import for long."""
+"""The encoded data of a run: by the process that has the tokenizer loaded anyway, or by many for a large data set."""
 
 from pathlib import Path
-from typing import Any
 
 from pft_core.data import DatasetManifest
 from pft_core.encoding import EncodingSpec, TokenizerFacts
@@ -38,21 +37,16 @@ def encoded(run: ResolvedRun, *, tokenizer: TokenizerFacts | None = None, say: S
     return Layers(layer(str(config.data), run.manifest), validation, facts.style)
 
 
-def start_encoding(run: ResolvedRun) -> Any:
-    """Return the reference to what `encoded_apart` returns: a small data set is encoded while the caller goes on.
+def encoded_beforehand(run: ResolvedRun) -> Layers | None:
+    """Encode a large data set with Ray Data; None for a small one, which the first worker encodes.
 
-    A large one is encoded by many, before this returns. Raises what Ray makes of a UserError.
+    Raises what Ray makes of a UserError.
     """
     import ray
 
     if all(manifest.pairs_out <= PAIRS_ENCODED_HERE for _, manifest in run.inputs):
-        return ray.remote(num_cpus=0)(encoded_apart).remote(run)
+        return None
     config = run.config
+    # In a process of its own: what loads a tokenizer imports torch.
     facts = ray.get(ray.remote(num_cpus=0)(read_tokenizer).remote(str(config.model), config.prompt))
-    return ray.put((encoded(run, tokenizer=facts), []))
-
-
-def encoded_apart(run: ResolvedRun) -> tuple[Layers, list[str]]:
-    """As `encoded`, in a process that no person sees: returns what it has to say, too."""
-    notes: list[str] = []
-    return encoded(run, say=notes.append), notes
+    return encoded(run, tokenizer=facts)

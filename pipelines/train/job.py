@@ -23,12 +23,12 @@ from pipelines.embedded import TOYWORLD, with_embedded
 from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
-from pipelines.train.encoding import start_encoding
+from pipelines.train.encoding import encoded_beforehand
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
-from pipelines.train.resolved_run import ResolvedRun, resolve
+from pipelines.train.resolved_run import Layers, ResolvedRun, resolve
 from pipelines.train.trainer import Trainer
 from pipelines.train.worker import train_worker
 
@@ -55,7 +55,7 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
     """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
     started, config = time.perf_counter(), run.config
     with tracked(config, run_dir, key, inputs=run.inputs) as tracker:
-        ref, outcome = train_on_ray(run, start_encoding(run), run_dir, tracker)
+        ref, outcome = train_on_ray(run, encoded_beforehand(run), run_dir, tracker)
         report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
@@ -66,19 +66,21 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
 
 
 def train_on_ray(
-    run: ResolvedRun, encoding: Any, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
+    run: ResolvedRun, layers: Layers | None, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
 ) -> tuple[ModelRef, dict[str, Any]]:
     """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
 
-    encoding: what `start_encoding` returned. callbacks: told of every checkpoint's metrics. Raises UserError for a
-    mistake that a worker met.
+    layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics. Raises UserError for
+    a mistake that a worker met.
     """
-    result = fit_on_ray(run, encoding, run_dir, tracker, callbacks=callbacks)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    result = fit_on_ray(run, layers, run_dir, tracker, mailbox, callbacks=callbacks)
     outcome = result.return_value
     if "error" in outcome:
         raise UserError(outcome["error"])
     best = best_checkpoint(run.config, result)
-    layers, _ = ray.get(encoding)
+    layers = layers or ray.get(mailbox.encoded.remote()).layers
+    assert layers is not None, "what was not encoded was not trained on"
     return publish(run, layers.style, run_dir, last=result.checkpoint, best=best), outcome
 
 
@@ -97,17 +99,22 @@ def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
 
 
 def fit_on_ray(
-    run: ResolvedRun, encoding: Any, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback]
+    run: ResolvedRun,
+    layers: Layers | None,
+    run_dir: Path,
+    tracker: Tracker,
+    mailbox: Any,
+    *,
+    callbacks: Sequence[UserCallback],
 ) -> ray.train.Result:
-    """Run the workers; metrics flow from rank 0 through a mailbox to the tracker while they train."""
+    """Run the workers; metrics flow from rank 0 through the mailbox to the tracker while they train."""
     config = run.config
     if (run_dir / CHECKPOINTS).exists():
         metrics = {row["step"]: row for row in read_metrics(run_dir)}
         mend_snapshot(run_dir / CHECKPOINTS, metrics, score="val_loss" if config.train.validate_every else None)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = Trainer(
         train_worker,
-        train_loop_config={"run": run, "encoding": encoding, "mailbox": mailbox},
+        train_loop_config={"run": run, "layers": layers, "mailbox": mailbox},
         backend_config=ProcessGroup(backend="nccl" if config.scaling.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.num_workers,
@@ -120,10 +127,12 @@ def fit_on_ray(
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=checkpoint_config(config),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scaling.threads_per_worker)}},
+            worker_runtime_env=worker_environment(config),
         ),
     )
-    with pumping(mailbox, tracker), telling(encoding):
+    if layers is None:
+        threading.Thread(target=tell_notes, args=(mailbox,), daemon=True).start()
+    with pumping(mailbox, tracker):
         return trainer.fit()
 
 
@@ -136,17 +145,17 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
     )
 
 
-@contextmanager
-def telling(encoding: Any) -> Iterator[None]:
-    """Say what the encoding has to say as soon as it is done, from a thread of the driver while the block runs."""
+def worker_environment(config: RunConfig) -> dict[str, Any]:
+    """Ray's own number of threads is the worker's CPUs, one of them at least: said only where it has to be another."""
+    threads, cpus = config.scaling.threads_per_worker, config.scaling.worker_resources.get("CPU", 1)
+    return {} if threads == max(1, int(cpus)) else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
-    def tell() -> None:
-        with suppress(ray.exceptions.RayError):  # the workers meet the same, and the run ends with it
-            for note in ray.get(encoding)[1]:
-                console.print(note)
 
-    threading.Thread(target=tell, daemon=True).start()
-    yield
+def tell_notes(mailbox: Any) -> None:
+    """Say what the first worker's encoding has to say, as soon as it is done."""
+    with suppress(ray.exceptions.RayError):  # the run ends with it, or has ended
+        for note in ray.get(mailbox.encoded.remote()).notes:
+            console.print(note)
 
 
 @contextmanager

@@ -1,8 +1,20 @@
-"""Metrics on their way from rank 0 to the driver."""
+"""What goes between the training workers and the driver while they train."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipelines.train.resolved_run import Layers
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoding of a run came to: layers, or the mistake that there are none for; notes: what to tell."""
+
+    layers: Layers | None = None
+    mistake: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Mailbox:
@@ -14,7 +26,23 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._items: list[tuple[int, dict[str, float]]] = []
+        self._encoded: Encoded | None = None
         self._changed = asyncio.Condition()
+
+    async def tell_encoded(self, encoded: Encoded) -> None:
+        async with self._changed:
+            self._encoded = encoded
+            self._changed.notify_all()
+
+    async def is_encoded(self) -> bool:
+        return self._encoded is not None
+
+    async def encoded(self) -> Encoded:
+        """Wait until the first worker has encoded, and return what came of it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._encoded is not None)
+            assert self._encoded is not None
+            return self._encoded
 
     async def put(self, step: int, metrics: dict[str, float]) -> None:
         async with self._changed:

@@ -12,8 +12,10 @@ import ray
 import ray.train
 
 from pft_core.errors import UserError
-from pipelines.jobs import unwrap_user_error
-from pipelines.train.resolved_run import Payload
+from pipelines.jobs import without_optional_imports
+from pipelines.train.encoding import encoded
+from pipelines.train.mailbox import Encoded
+from pipelines.train.resolved_run import Layers, Payload, ResolvedRun
 
 MAILBOX_LIMIT_S = 30.0
 
@@ -52,17 +54,32 @@ class RayContext:
 
 def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
     """Entry point on a Ray Train worker. A user's mistake is returned, not raised: Ray would retry it in vain."""
-    from pft_core.training import NonFiniteError
-    from pipelines.train.fitting import build_and_fit
+    with without_optional_imports():
+        from pft_core.training import NonFiniteError
+        from pipelines.train.fitting import build_and_fit
 
+    run, mailbox = inputs["run"], inputs["mailbox"]
     try:
-        # Only now: what came before this line was imported while the data was encoded.
-        layers, _ = ray.get(inputs["encoding"])
-        payload = Payload.of(inputs["run"], layers)
-        result = build_and_fit(payload, RayContext(inputs["mailbox"]))
-    except (UserError, NonFiniteError, ray.exceptions.RayTaskError) as error:
-        mistake = unwrap_user_error(error)
-        if mistake is None and not isinstance(error, NonFiniteError):
-            raise
-        return {"error": str(mistake or error)}
+        layers = inputs["layers"] or layers_from(run, mailbox)
+        result = build_and_fit(Payload.of(run, layers), RayContext(mailbox))
+    except (UserError, NonFiniteError) as error:
+        return {"error": str(error)}
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}
+
+
+def layers_from(run: ResolvedRun, mailbox: Any) -> Layers:
+    """Return the run's layers, which the first worker encodes where they are missing. Raises UserError on all."""
+    if ray.train.get_context().get_world_rank() == 0 and not ray.get(mailbox.is_encoded.remote()):
+        ray.get(mailbox.tell_encoded.remote(encode(run)))
+    told: Encoded = ray.get(mailbox.encoded.remote())
+    if told.layers is None:
+        raise UserError(told.mistake)
+    return told.layers
+
+
+def encode(run: ResolvedRun) -> Encoded:
+    notes: list[str] = []
+    try:
+        return Encoded(encoded(run, say=notes.append), notes=tuple(notes))
+    except UserError as error:
+        return Encoded(mistake=str(error), notes=tuple(notes))

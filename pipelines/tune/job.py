@@ -32,7 +32,7 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     """
     refuse_unsearchable(config, mode)
     train.refuse_missing_inputs(config)
-    ensure_ray()
+    ensure_ray(dashboard=True)
     trials_at_once(config)
     whole = in_place(config)
     refuse_unasked(whole)

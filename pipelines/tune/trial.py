@@ -23,7 +23,7 @@ from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
 from pipelines.evaluate import answerers, ask_here, ask_on_ray, asking_job, read_items, untrained
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
-from pipelines.train import encoded, policy_kind, resolve, start_encoding, train_here
+from pipelines.train import encoded, encoded_beforehand, policy_kind, resolve, train_here
 from pipelines.train import job as train
 from pipelines.tune.figures import figures_of
 from pipelines.tune.points import Point
@@ -135,7 +135,7 @@ def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None
     run = resolve(trial.config)
     if not trial.is_warm:
         told = rungs.callbacks() if rungs else ()
-        _, outcome = train.train_on_ray(run, start_encoding(run), run_dir, tracker, callbacks=told)
+        _, outcome = train.train_on_ray(run, encoded_beforehand(run), run_dir, tracker, callbacks=told)
         return ModelRef.load(run_dir), outcome["steps"]
     return train_here(run, encoded(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 
