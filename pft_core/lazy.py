@@ -13,7 +13,8 @@ Type checkers and readers see plain imports; at run time the same lines say wher
 
 import ast
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,18 @@ def exported_names(package: str, init: Path) -> dict[str, str]:
     tree = ast.parse(init.read_text(encoding="utf-8"))
     own = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and str(n.module).startswith(f"{package}.")]
     return {alias.name: str(node.module) for node in own for alias in node.names}
+
+
+@contextmanager
+def absent(*packages: str) -> Iterator[None]:
+    """Let what is imported in the block find these packages missing, unless they are loaded already.
+
+    Libraries import optional ones for features that are not used here; a user waits for each.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]

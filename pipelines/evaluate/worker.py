@@ -17,8 +17,9 @@ from pft_core.evaluation import (
     answer_items,
     ask,
 )
+from pft_core.lazy import absent
 from pipelines.evaluate.actor_job import Job
-from pipelines.jobs import without_optional_imports
+from pipelines.jobs import UNUSED
 
 Item = tuple[PairedExample, Form]
 
@@ -53,7 +54,7 @@ class PolicyActor:
 
     def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
         """Load what a job asks, unless it is what was asked last. Raises UserError."""
-        with without_optional_imports():
+        with absent(*UNUSED):
             from pipelines.evaluate.policy import answerers
 
         if self._loaded is None or self._loaded[0] != job:
@@ -92,7 +93,7 @@ class TaskActor:
 
     @cached_property
     def _policy(self) -> tuple[Any, Any]:
-        with without_optional_imports():
+        with absent(*UNUSED):
             from pipelines.evaluate.policy import load_asked
 
         return load_asked(self._job)

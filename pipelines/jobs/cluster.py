@@ -14,11 +14,13 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start Ray on this machine.
 
     dashboard: whether a Ray that is started has one: it takes seconds of every core, and Ray Tune cleans up by it.
-
     Raises UserError when no cluster answers at RAY_ADDRESS.
     """
     import ray
     import ray.data  # sets its loggers up, which are quietened below
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
 
     if ray.is_initialized():
         return
@@ -30,6 +32,7 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         join_cluster(address)
         return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     # "local": a bare init would join whatever cluster was last started on this machine.
     # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
     cpus = num_cpus or max(6, os.cpu_count() or 1)
@@ -37,6 +40,15 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
         address="local", num_cpus=cpus, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.WARNING
     )
     console.print(f"Ray started: {cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
+    # Ray Train and Ray Data wait for it when they come to it; started now, it is there.
+    get_or_create_autoscaling_coordinator()
+
+
+def has_started_ray() -> bool:
+    """Whether this process has started the Ray that it uses: that one ends with it, and nobody else is on it."""
+    from ray._private import worker
+
+    return worker._global_node is not None and worker._global_node.is_head()
 
 
 def join_cluster(address: str) -> None:

@@ -70,8 +70,8 @@ def train_on_ray(
 ) -> tuple[ModelRef, dict[str, Any]]:
     """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
 
-    layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics. Raises UserError for
-    a mistake that a worker met.
+    layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics.
+    Raises UserError for a mistake that a worker met.
     """
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     result = fit_on_ray(run, layers, run_dir, tracker, mailbox, callbacks=callbacks)

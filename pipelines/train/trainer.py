@@ -3,11 +3,19 @@
 from typing import Any
 
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from pipelines.jobs import has_started_ray
 
 
 class Trainer(DataParallelTrainer):
-    """Workers read encoded layers by index, so there is no Ray Data set to deal out: no process is started for it."""
+    """Starts fewer processes: each takes seconds of a small machine's cores before the first step.
+
+    Workers read encoded layers by index, so there is no Ray Data set to deal out. A Ray that this process has started
+    ends with it, so nobody has to clean up behind a driver that dies.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if has_started_ray() else (DatasetsCallback,)
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]

@@ -12,7 +12,8 @@ import ray
 import ray.train
 
 from pft_core.errors import UserError
-from pipelines.jobs import without_optional_imports
+from pft_core.lazy import absent
+from pipelines.jobs import UNUSED
 from pipelines.train.encoding import encoded
 from pipelines.train.mailbox import Encoded
 from pipelines.train.resolved_run import Layers, Payload, ResolvedRun
@@ -54,7 +55,7 @@ class RayContext:
 
 def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
     """Entry point on a Ray Train worker. A user's mistake is returned, not raised: Ray would retry it in vain."""
-    with without_optional_imports():
+    with absent(*UNUSED):
         from pft_core.training import NonFiniteError
         from pipelines.train.fitting import build_and_fit
 

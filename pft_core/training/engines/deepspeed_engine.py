@@ -8,12 +8,14 @@ import logging
 import os
 import warnings
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pft_core.encoding import BranchedBatch
+from pft_core.lazy import absent
 from pft_core.scoring import BranchScorer
 from pft_core.training.engines.engine import AdamWEngine, NonFiniteError, clip_gradients
 from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
@@ -108,13 +110,21 @@ def deepspeed_config(
     }
 
 
+def uncompiled(function: Any = None, **_: Any) -> Any:
+    """Stand in for `torch.compile`, as a decorator with or without arguments: leave the function as it is."""
+    return function or (lambda decorated: decorated)
+
+
 def _prepared_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed and set what it expects from a launcher."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     # DeepSpeed calls collectives by names that torch has since renamed: a warning per call, and nothing to act on.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-    import deepspeed
+    # Its autotuner wants mlflow, and an optimizer that is not used here compiles functions when it is imported.
+    with absent("mlflow"), mock.patch.object(torch, "compile", uncompiled):
+        import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon
 
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
