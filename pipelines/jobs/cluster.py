@@ -33,6 +33,7 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
         join_cluster(address)
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a run is seen to have ended
     # "local": a bare init would join whatever cluster was last started on this machine.
     # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
     cpus = num_cpus or max(6, os.cpu_count() or 1)

@@ -36,6 +36,7 @@ SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databrick
 DELIVER_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
 DRAIN_LIMIT_S = 30.0
+LOW_PRIORITY = 10
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -134,6 +135,8 @@ class Tracker:
         self._spool.close()
 
     def _work(self) -> None:
+        # MLflow imports for seconds, beside workers that do: they come first.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         run, pause_s = None, DELIVER_EVERY_S
         while not self._given_up:
             status = self._status  # read first: what came before `finish` is delivered before the run is closed
