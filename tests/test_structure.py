@@ -22,6 +22,8 @@ ROOMS = sorted(name for name in PACKAGES if "." in name)
 HEAVY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "ray", "mlflow", "vllm", "datasets", "pyarrow"}
 HEAVY |= {"matplotlib"}  # what draws nothing does not wait for it
 CLUSTER = {"ray", "mlflow", "vllm"}
+# What only workers run: a driver that waits for them shall not wait for these.
+WORKERS_ONLY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "mlflow", "vllm", "matplotlib"}
 
 # A room imports only those to its left; `embedded`, the data set that comes with the package, is prepared by `prepare`.
 JOBS = {
@@ -107,6 +109,11 @@ def test_what_is_light_loads_no_torch_whatever_it_imports() -> None:
 
 def test_help_and_config_load_nothing_heavy() -> None:
     assert not modules_after("pipelines.cli", "pipelines.config", "pipelines.console") & HEAVY
+
+
+def test_the_driver_of_a_job_loads_nothing_that_only_its_workers_run() -> None:
+    jobs = [f"pipelines.{room}.job" for room in ("prepare", "train", "evaluate")]
+    assert not modules_after(*jobs, "pipelines.quickstart") & WORKERS_ONLY
 
 
 def test_jobs_meet_through_artifacts() -> None:

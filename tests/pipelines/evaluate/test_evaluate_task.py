@@ -44,8 +44,8 @@ def own_task(monkeypatch) -> None:
 def in_process(monkeypatch) -> None:
     """Ask in this process, group by group and the last group first, instead of on Ray."""
 
-    def here(actor, groups, job: Job, *, num_workers: int) -> list[dict]:
-        asked = actor(job)
+    def here(actor, groups, jobs: list[Job], *, num_workers: int) -> list[dict]:
+        asked = actor(*jobs)
         return [line for group in reversed(groups) for line in asked(group).to_pylist()]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
@@ -116,7 +116,7 @@ def test_a_reference_and_prepared_records_work_for_a_task_too(own_task, in_proce
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "choice"}, "task='choice' does not exist. Did you mean 'choices'"),
+        ({"task": "choice"}, "task 'choice' does not exist. Did you mean 'choices'"),
         ({"task": "capability", "forms": ["one"]}, "task=capability has questions of its own: leave forms out"),
         ({"task": "capability", "endpoint": "http://x", "scoring": "letter"}, "leave endpoint, scoring out"),
     ],
