@@ -101,7 +101,11 @@ def test_a_run_arrives_whole(start: Any, mlflow_runs: Any, tmp_path: Path) -> No
     manifest(prepared)
     (adapter / "weights.txt").write_text("w")
     (tmp_path / "report.html").write_text("<p>")
-    tracker = start(params={"train": {"lr": 1e-4}, "name": "x"}, inputs=[(prepared, DatasetManifest.load(prepared))], tags={"kind": "train"})
+    tracker = start(
+        params={"train": {"lr": 1e-4}, "name": "x"},
+        inputs=[(prepared, DatasetManifest.load(prepared))],
+        tags={"kind": "train"},
+    )
     tracker.log(1, {"loss": 2.0, "lr": 0.0})
     tracker.log(2, {"loss": 1.5, "lr": 1e-4})
     tracker.artifact(adapter)

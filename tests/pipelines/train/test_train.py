@@ -18,8 +18,9 @@ from pft_core.training.local_context import LocalContext
 from pipelines.config import RunConfig
 from pipelines.train import fitting, resolved_run
 from pipelines.train import job as train
+from pipelines.train.encoding import encoded
 from pipelines.train.fitting import build_and_fit
-from pipelines.train.resolved_run import Payload, encoded, resolve
+from pipelines.train.resolved_run import Payload, resolve
 from tests.builders import record, write_dataset
 
 pytestmark = pytest.mark.ray
