@@ -20,7 +20,7 @@ SOURCES = ("pft_core", "pipelines", "cluster", "benchmarks")
 
 
 def measure(root: Path = ROOT) -> dict[str, float]:
-    """Return the figures of a checkout: see the README of the benchmarks for what each means.
+    """Return the figures of a checkout.
 
     Lines of a function are those of its `def`, docstring included; a room is a direct child of `pft_core`, a floor a
     step of the longest chain of imports among rooms; flat_max counts modules without `__init__` in one folder.
@@ -60,23 +60,22 @@ def lengths_of_functions(path: Path) -> Iterator[int]:
             yield (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-def import_graph(root: Path = ROOT, *, at_load: bool = False) -> nx.DiGraph:
-    """Return an edge for each import among the tree's own modules; at_load: only for those that run at import."""
+def import_graph(root: Path = ROOT) -> nx.DiGraph:
+    """Return an edge for each import among the tree's own modules."""
     files = source_files(root)
     graph = nx.DiGraph()
     graph.add_nodes_from(files)
     for name, path in files.items():
-        for base, taken in imports(path, at_load=at_load):
+        for base, taken in imports(path):
             target = f"{base}.{taken}" if f"{base}.{taken}" in files else base
             if target in files and target != name:
                 graph.add_edge(name, target)
     return graph
 
 
-def imports(path: Path, *, at_load: bool = False) -> Iterator[tuple[str, str]]:
+def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (module, name) of each `from module import name`, and (module, "") of each `import module`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body if at_load else ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
