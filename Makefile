@@ -35,11 +35,12 @@ setup-vllm: .venv/vllm-installed
 demo: setup
 	$(BIN)/pft quickstart --fresh
 
+# Two processes: one runs what needs Ray, the other begins with the rest.
 test: setup-vllm
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
 
-test-all: setup-vllm
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -m "slow or gpu"
 
 lint: setup
 	$(BIN)/ruff check .

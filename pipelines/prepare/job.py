@@ -193,6 +193,8 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         for number, origin in enumerate(origins(config, files))
     ]
     num_workers = partial(tasks_at_once, config)
+    if config.num_workers is not None:
+        num_workers()  # a wish that the cluster cannot meet is refused, however small the data is
     staged = [f for r in done(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
