@@ -133,7 +133,7 @@ def test_a_seed_that_fails_is_shown_and_the_others_count(ray_cluster, storage) -
 
 def test_variants_cut_data_and_axes(ray_cluster, storage) -> None:
     variants = [{"value": 24, "train_size": 24}, {"value": "Risk", "axes": ["Risk"]}]
-    found = report(job.run(suite(["pft"], varies="cut", variants=variants), size="tiny", storage=storage))
+    found = report(job.run(suite(["pft"], seeds=[0], varies="cut", variants=variants), size="tiny", storage=storage))
     axes = {(row["variant"]["value"], row["axis"]) for row in found["rows"] if row["axis"]}
     assert ("Risk", "Risk") in axes
     assert ("Risk", "Pace") not in axes
@@ -176,7 +176,7 @@ def test_too_few_items_for_an_interval_are_refused(ray_cluster, storage) -> None
     "key", ["template_digest", *(pytest.param(key, marks=pytest.mark.slow) for key in ("data_digest", "test_digest"))]
 )
 def test_results_that_stand_on_other_data_or_wording_are_refused(ray_cluster, storage, key) -> None:
-    chosen = suite(["pft"])
+    chosen = suite(["prompt_only", "pft"], seeds=[0])
     first = report(job.run(chosen, size="tiny", storage=storage))["runs"][0]
     kept = storage / "compare" / "cells" / first["run_id"] / "job.json"
     found = json.loads(kept.read_text())
