@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`: both are found without activating the venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm demo test test-all lint
+.PHONY: setup setup-vllm demo test test-with-ray test-without-ray test-all lint
 
 setup: .venv/installed
 
@@ -35,9 +35,15 @@ setup-vllm: .venv/vllm-installed
 demo: setup
 	$(BIN)/pft quickstart --fresh
 
-# Two processes: one runs what needs Ray, the other begins with the rest.
+# Side by side: what waits for Ray leaves a core to the rest.
 test: setup-vllm
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(MAKE) -j2 -k test-with-ray test-without-ray
+
+test-with-ray:
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu"
+
+test-without-ray:
+	$(BIN)/python -m pytest -m "not ray and not slow and not gpu"
 
 test-all: test
 	$(BIN)/python -m pytest -m "slow or gpu"

@@ -22,18 +22,6 @@ WORDS = (
 )
 
 
-def _uses_ray(item: pytest.Item) -> bool:
-    return item.get_closest_marker("ray") is not None
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process what shares a session's Ray, which takes longest and so begins, and each file's others."""
-    items.sort(key=lambda item: not _uses_ray(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if _uses_ray(item) else item.path.name))
-
-
 def _tiny_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
