@@ -192,15 +192,17 @@ def datasets_map(texts: Path, tokenizer: Any, cache: Path) -> None:
 
 def encode(data: Path, tokenizer: Path, *, actors: int) -> None:
     """Encode a data set anew, as `prepare` and `train` do."""
-    from pipelines.encode.job import ensure_layer, read_tokenizer
+    from pipelines.encode import ModelTokenizer
+    from pipelines.encode.job import ensure_layer
 
     shutil.rmtree(data / "encoded", ignore_errors=True)
-    facts = read_tokenizer(str(tokenizer), PromptSettings())
+    known = ModelTokenizer(str(tokenizer))
+    facts = known.facts(PromptSettings())
     ensure_layer(
         data,
         DatasetManifest.load(data),
-        model=str(tokenizer),
-        tokenizer=facts,
+        tokenizer=known,
+        facts=facts,
         spec=EncodingSpec(facts.style),
         max_reject_fraction=0.5,
         concurrency=actors,

@@ -1,1 +1,10 @@
 """The encoded layer of a prepared data set, made in bulk."""
+
+from typing import TYPE_CHECKING
+
+from pft_core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pipelines.encode.tokenizer import ModelTokenizer
+else:
+    __getattr__ = lazy_exports(__name__)

@@ -13,11 +13,10 @@ from pft_core.encoding import (
     finish_layer,
     layer_is_complete,
     layer_key,
-    tokenizer_facts,
 )
 from pft_core.errors import UserError
-from pft_core.prompts import PromptSettings
 from pipelines.console import console
+from pipelines.encode.tokenizer import ModelTokenizer
 
 # Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.
 PAIRS_ENCODED_HERE = 10_000
@@ -29,8 +28,8 @@ def ensure_layer(
     data: Path,
     manifest: DatasetManifest,
     *,
-    model: str,
-    tokenizer: TokenizerFacts,
+    tokenizer: ModelTokenizer,
+    facts: TokenizerFacts,
     spec: EncodingSpec,
     max_reject_fraction: float,
     concurrency: int,
@@ -38,32 +37,22 @@ def ensure_layer(
 ) -> Path:
     """Return the folder of the layer for this data set, tokenizer and spec, encoded first where it is missing.
 
-    say: told what a person should know.
+    facts: of the tokenizer, which is loaded only where something is encoded here. say: told what a person should know.
 
     Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length`.
     """
-    key = layer_key(
-        data_digest=manifest.data_digest, tokenizer_digest=tokenizer.digest, spec=spec, space=manifest.space
-    )
+    key = layer_key(data_digest=manifest.data_digest, tokenizer_digest=facts.digest, spec=spec, space=manifest.space)
     folder = data / "encoded" / key
     if layer_is_complete(folder, key=key):
         say(f"encoded layer {key} reused")
         return folder
     say(f"encoding {manifest.pairs_out} pairs into layer {key}")
     folder.mkdir(parents=True, exist_ok=True)
-    here = manifest.pairs_out <= PAIRS_ENCODED_HERE
-    encode = _encode_here if here else _encode_on_ray
-    parts = encode(data, folder, manifest, spec=spec, model=model, concurrency=concurrency)
+    encoder = {"tokenizer": tokenizer, "spec": spec, "manifest": manifest}
+    parts = _encode(_tasks(data, folder, manifest), encoder, num_pairs=manifest.pairs_out, concurrency=concurrency)
     _refuse_if_mostly_overlong(parts, spec.encoding.max_length, max_reject_fraction, say)
     finish_layer(folder, parts, key=key, view=spec.view)
     return folder
-
-
-def read_tokenizer(model: str, prompt: PromptSettings) -> TokenizerFacts:
-    """Load a model's tokenizer for what a job has to know of it. Raises UserError."""
-    from pft_core.policies import load_tokenizer
-
-    return tokenizer_facts(load_tokenizer(model), prompt)
 
 
 def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
@@ -74,22 +63,26 @@ def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str
     ]
 
 
-def _encode_here(
-    data: Path, folder: Path, manifest: DatasetManifest, *, spec: EncodingSpec, model: str, concurrency: int
+def _encode(
+    tasks: list[dict[str, Any]], encoder: dict[str, Any], *, num_pairs: int, concurrency: int
 ) -> list[LayerPart]:
-    encoder = _ShardEncoder(model=model, spec=spec, manifest=manifest)
-    return [encoder.encode(Path(task["records"]), Path(task["part"])) for task in _tasks(data, folder, manifest)]
+    """Encode the shards, here or on Ray; encoder: what _ShardEncoder is made of."""
+    if num_pairs <= PAIRS_ENCODED_HERE:
+        return _encode_here(tasks, encoder)
+    return _encode_on_ray(tasks, encoder, concurrency=concurrency)
 
 
-def _encode_on_ray(
-    data: Path, folder: Path, manifest: DatasetManifest, *, spec: EncodingSpec, model: str, concurrency: int
-) -> list[LayerPart]:
+def _encode_here(tasks: list[dict[str, Any]], encoder: dict[str, Any]) -> list[LayerPart]:
+    shards = _ShardEncoder(**encoder)
+    return [shards.encode(Path(task["records"]), Path(task["part"])) for task in tasks]
+
+
+def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, concurrency: int) -> list[LayerPart]:
     import ray
 
-    tasks = _tasks(data, folder, manifest)
     encoded = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _ShardEncoder,
-        fn_constructor_kwargs={"model": model, "spec": spec, "manifest": manifest},
+        fn_constructor_kwargs=encoder,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(tasks))),
         # An actor has one CPU; its tokenizer would start a thread on every core.
@@ -102,10 +95,8 @@ def _encode_on_ray(
 class _ShardEncoder:
     """Keeps the tokenizer and encodes one shard a call; as a Ray Data actor, a shard a batch."""
 
-    def __init__(self, *, model: str, spec: EncodingSpec, manifest: DatasetManifest):
-        from pft_core.policies import load_tokenizer
-
-        self._tokenizer = load_tokenizer(model)
+    def __init__(self, *, tokenizer: ModelTokenizer, spec: EncodingSpec, manifest: DatasetManifest):
+        self._tokenizer = tokenizer.loaded
         self._spec = spec
         self._manifest = manifest
 

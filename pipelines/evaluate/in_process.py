@@ -8,14 +8,14 @@ from pft_core.evaluation import Answerer, Asking, Outcome, ask
 from pft_core.policies import ModelRef
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
-from pipelines.encode.job import read_tokenizer
+from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.worker import Item
 
 
 def untrained(config: RunConfig, data: str) -> ModelRef:
     """A reference to the base model, asked in the words of the config and the data."""
-    style = read_tokenizer(str(config.model), config.prompt).style
+    style = ModelTokenizer(str(config.model)).facts(config.prompt).style
     space = DatasetManifest.load(Path(data)).space
     return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
 

@@ -13,7 +13,7 @@ from pft_core.evaluation import TASKS, Asking
 from pft_core.files import file_sha256
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, template_digest
-from pipelines.encode.job import read_tokenizer
+from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import has_gpus
@@ -87,7 +87,7 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
         ref = replace(trained, space=worded_as(trained.space, manifest.space)) if manifest else trained
     else:
         model = str(config.model)
-        style = read_tokenizer(model, config.prompt).style
+        style = ModelTokenizer(model).facts(config.prompt).style
         base = str(Path(model).resolve()) if Path(model).is_dir() else model
         space = manifest.space if manifest else PreferenceSpace("none", ())
         ref = ModelRef(base, None, None, style, space, (), "", "", "", None)

@@ -38,7 +38,8 @@ from pft_core.errors import UserError
 from pft_core.files import contents, digest, file_sha256, restore_folder, whole_folder
 from pft_core.prompts import PromptSettings
 from pipelines.console import console
-from pipelines.encode.job import ensure_layer, read_tokenizer
+from pipelines.encode import ModelTokenizer
+from pipelines.encode.job import ensure_layer
 from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import PluggedSettings, read_plugins
 from pipelines.prepare.outcomes import read_outcomes, reject_duplicates, settle_axes
@@ -312,13 +313,14 @@ def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> Dat
     if config.model is None:
         return manifest
     model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
-    tokenizer = read_tokenizer(model, config.prompt)
+    tokenizer = ModelTokenizer(model)
+    facts = tokenizer.facts(config.prompt)
     folder = ensure_layer(
         data,
         manifest,
-        model=model,
         tokenizer=tokenizer,
-        spec=EncodingSpec(tokenizer.style, config.encoding),
+        facts=facts,
+        spec=EncodingSpec(facts.style, config.encoding),
         max_reject_fraction=config.max_reject_fraction,
         concurrency=tasks_at_once(config),
     )

@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from pipelines.train.fitting import build_and_fit
     from pipelines.train.in_process import train_here
     from pipelines.train.publish import policy_kind
-    from pipelines.train.resolved_run import Layers, Payload, resolve
+    from pipelines.train.resolved_run import Layers, resolve
 else:
     __getattr__ = lazy_exports(__name__)

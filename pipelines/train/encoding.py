@@ -5,25 +5,26 @@ from pathlib import Path
 from pft_core.data import DatasetManifest
 from pft_core.encoding import EncodingSpec, TokenizerFacts
 from pipelines.console import console
-from pipelines.encode.job import PAIRS_ENCODED_HERE, Say, ensure_layer, read_tokenizer
+from pipelines.encode import ModelTokenizer
+from pipelines.encode.job import PAIRS_ENCODED_HERE, Say, ensure_layer
 from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
-def encoded(run: ResolvedRun, *, tokenizer: TokenizerFacts | None = None, say: Say = console.print) -> Layers:
+def encoded(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say = console.print) -> Layers:
     """Make sure that the data is encoded for this tokenizer, wording and objective; call it under the run's lock.
 
-    tokenizer: what is known of it already; None: it is loaded here, with all that it imports. say: told what a person
-    should know. Raises UserError where too few pairs fit.
+    facts: of the tokenizer, where they are known; else it is loaded here, with all that it imports. say: told what a
+    person should know. Raises UserError where too few pairs fit.
     """
     config = run.config
-    facts = tokenizer or read_tokenizer(str(config.model), config.prompt)
+    facts = facts or run.tokenizer.facts(config.prompt)
 
     def layer(data: str, manifest: DatasetManifest) -> str:
         folder = ensure_layer(
             Path(data).resolve(),
             manifest,
-            model=str(config.model),
-            tokenizer=facts,
+            tokenizer=run.tokenizer,
+            facts=facts,
             spec=EncodingSpec(facts.style, config.encoding, run.objective.view),
             max_reject_fraction=config.max_reject_fraction,
             concurrency=config.scaling.num_workers,
@@ -48,5 +49,5 @@ def encoded_beforehand(run: ResolvedRun) -> Layers | None:
         return None
     config = run.config
     # In a process of its own: what loads a tokenizer imports torch.
-    facts = ray.get(ray.remote(num_cpus=0)(read_tokenizer).remote(str(config.model), config.prompt))
-    return encoded(run, tokenizer=facts)
+    facts = ray.get(ray.remote(num_cpus=0)(ModelTokenizer.facts).remote(run.tokenizer, config.prompt))
+    return encoded(run, facts=facts)

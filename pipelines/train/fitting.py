@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from pft_core.encoding import EncodedLayer
-from pft_core.objectives import build_objective
 from pft_core.policies import (
     Precision,
     add_lora,
     checkpoint_activations,
     load_base,
-    load_tokenizer,
     refuse_foreign_tokenizer,
     save_adapter,
     save_full,
@@ -36,23 +34,18 @@ from pft_core.training import (
 )
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.train.resolved_run import Payload
+from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
-def build_and_fit(payload: Payload, context: TrainContext) -> FitResult:
+def build_and_fit(run: ResolvedRun, layers: Layers, context: TrainContext) -> FitResult:
     """Load model and data, wrap the scorer into the engine, train."""
-    config = payload.config
+    config, objective, tokenizer = run.config, run.objective, run.tokenizer.loaded
     torch.set_num_threads(config.scaling.threads_per_worker)
-    layers = payload.layers
     store: ExampleStore = EncodedLayer(Path(layers.train))
     validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
-    tokenizer = load_tokenizer(str(config.model))
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, tokenizer)
     scorer = BranchScorer(model, backend=config.train.attention_backend)
-    objective = build_objective(
-        config.train, axes=payload.axes, reports_displacement=config.train.diagnostics_every > 0
-    )
     settings = LoopSettings.of(
         config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
     )

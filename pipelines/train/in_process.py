@@ -9,7 +9,7 @@ from pft_core.policies import ModelRef
 from pft_core.training import LocalContext
 from pipelines.train.fitting import build_and_fit
 from pipelines.train.publish import publish_policy
-from pipelines.train.resolved_run import Layers, Payload, ResolvedRun
+from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
 def train_here(
@@ -25,7 +25,7 @@ def train_here(
     Returns its reference, with the adapter's place in it, and the number of steps of the whole run.
     """
     context = LocalContext(folder / "checkpoints", device=device, log=log)
-    result = build_and_fit(Payload.of(run, layers), context)
+    result = build_and_fit(run, layers, context)
     saved = context.latest_checkpoint()
     assert saved is not None, "a run ends with a checkpoint"
     publish_policy(run, layers.style, saved, folder)

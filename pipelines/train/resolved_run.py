@@ -9,6 +9,7 @@ from pft_core.data import DatasetManifest
 from pft_core.objectives import Objective, build_objective
 from pft_core.prompts import PromptStyle
 from pipelines.config import RunConfig
+from pipelines.encode import ModelTokenizer
 from pipelines.jobs import run_key
 
 
@@ -20,6 +21,7 @@ class ResolvedRun:
     manifest: DatasetManifest
     validation: DatasetManifest | None
     objective: Objective
+    tokenizer: ModelTokenizer
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -47,19 +49,6 @@ class Layers:
     style: PromptStyle
 
 
-@dataclass(frozen=True)
-class Payload:
-    """All a worker needs of a resolved run: what the driver holds beyond it does not travel."""
-
-    config: RunConfig
-    axes: tuple[str, ...]
-    layers: Layers
-
-    @staticmethod
-    def of(run: ResolvedRun, layers: Layers) -> "Payload":
-        return Payload(run.config, run.axes, layers)
-
-
 def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingProxyType({})) -> ResolvedRun:
     """Read what the config names; known: manifests that have been read already, by their absolute folders.
 
@@ -76,4 +65,4 @@ def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingPro
         axes=[axis.name for axis in manifest.space.axes],
         reports_displacement=config.train.diagnostics_every > 0,
     )
-    return ResolvedRun(config, manifest, validation, objective)
+    return ResolvedRun(config, manifest, validation, objective, ModelTokenizer(str(config.model)))

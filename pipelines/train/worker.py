@@ -16,7 +16,7 @@ from pft_core.lazy import absent
 from pipelines.jobs import UNUSED
 from pipelines.train.encoding import encoded
 from pipelines.train.mailbox import Encoded
-from pipelines.train.resolved_run import Layers, Payload, ResolvedRun
+from pipelines.train.resolved_run import Layers, ResolvedRun
 
 MAILBOX_LIMIT_S = 30.0
 
@@ -62,7 +62,7 @@ def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
     run, mailbox = inputs["run"], inputs["mailbox"]
     try:
         layers = inputs["layers"] or layers_from(run, mailbox)
-        result = build_and_fit(Payload.of(run, layers), RayContext(mailbox))
+        result = build_and_fit(run, layers, RayContext(mailbox))
     except (UserError, NonFiniteError) as error:
         return {"error": str(error)}
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}

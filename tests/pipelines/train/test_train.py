@@ -2,25 +2,28 @@
 
 import json
 import math
+import pickle
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
+from transformers import AutoTokenizer
 
 from pft_core.data.manifest import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
-from pft_core.policies import pretrained
 from pft_core.policies.model_ref import ModelRef
 from pft_core.training.local_context import LocalContext
+from pft_core.training.loop import FitResult
 from pipelines.config import RunConfig
-from pipelines.train import fitting, resolved_run
 from pipelines.train import job as train
+from pipelines.train import resolved_run
 from pipelines.train.encoding import encoded
 from pipelines.train.fitting import build_and_fit
-from pipelines.train.resolved_run import Payload, resolve
+from pipelines.train.resolved_run import resolve
+from pipelines.train.worker import encode
 from tests.builders import record, write_dataset
 
 pytestmark = pytest.mark.ray
@@ -45,9 +48,9 @@ def config(model: Path, data: Path, storage: Path, **sections) -> RunConfig:
     return RunConfig(name="t", data=str(data), model=str(model), storage=str(storage), **settings)
 
 
-def payload_of(chosen: RunConfig) -> Payload:
+def fit_plainly(chosen: RunConfig, context: LocalContext) -> FitResult:
     run = resolve(chosen)
-    return Payload.of(run, encoded(run))
+    return build_and_fit(run, encoded(run), context)
 
 
 def losses(run_dir: Path) -> list[tuple[float, float]]:
@@ -64,7 +67,7 @@ def test_a_ray_run_is_the_plain_run_and_is_used_again(ray_cluster, tiny_qwen2, d
         device=torch.device("cpu"),
         log=lambda s, m: plain.append((m["loss_first"], m["loss_second"])),
     )
-    build_and_fit(payload_of(chosen), context)
+    fit_plainly(chosen, context)
     assert losses(Path(result["run_dir"])) == plain
     assert (result["steps"], result["pairs"], result["resumed_from"]) == (6, 24, None)
     assert "first pole" in (Path(result["run_dir"]) / "report.html").read_text()
@@ -89,7 +92,7 @@ def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_di
         device=torch.device("cpu"),
         log=lambda s, m: plain.append((m["loss_first"], m["loss_second"])),
     )
-    build_and_fit(payload_of(chosen), context)
+    fit_plainly(chosen, context)
     assert losses(run_dir) == plain
     # Before the first update the policy is its own reference: log 2 for each side.
     assert plain[0] == pytest.approx((math.log(2), math.log(2)), abs=1e-5)
@@ -183,16 +186,16 @@ def test_what_a_run_names_is_read_once_in_the_driver_and_once_in_a_worker(
         monkeypatch.setattr(owner, name, staticmethod(call) if isinstance(owner, type) else call)
 
     counted(DatasetManifest, "load")
-    counted(pretrained, "load_tokenizer")
+    counted(AutoTokenizer, "from_pretrained")
     counted(resolved_run, "build_objective")
     train.run(config(tiny_qwen2, data, tmp_path, validation_data=str(data), train={"validate_every": 2}))
     # Two manifests, of training and of validation; the tokenizer is loaded by those that tokenise.
     assert counts == {"load": 2, "build_objective": 1}
 
+    # A worker gets the resolved run, encodes both data sets and trains.
+    plain = config(tiny_qwen2, data, tmp_path / "plain", validation_data=str(data), train={"validate_every": 2})
+    arrived = pickle.loads(pickle.dumps(resolve(plain)))
     counts.clear()
-    counted(fitting, "load_tokenizer")
-    counted(fitting, "build_objective")
-    payload = payload_of(config(tiny_qwen2, data, tmp_path / "plain"))
-    counts.clear()
-    build_and_fit(payload, LocalContext(tmp_path / "plain", device=torch.device("cpu")))
-    assert counts == {"load_tokenizer": 1, "build_objective": 1}
+    context = LocalContext(tmp_path / "plain", device=torch.device("cpu"))
+    build_and_fit(arrived, encode(arrived).layers, context)
+    assert counts == {"from_pretrained": 1}
