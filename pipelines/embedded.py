@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from pft_core import toyworld
+from pft_core.data import Split
 from pft_core.toyworld import SHIPPED_BASE
 from pipelines.config import RunConfig
 from pipelines.prepare import job as prepare
 
 TOYWORLD = "toyworld"
-NUM_PER_AXIS: dict[toyworld.Split, int] = {"train": 1600, "validation": 100, "test": 320}
+NUM_PER_AXIS: dict[Split, int] = {"train": 1600, "validation": 100, "test": 320}
 
 
 def with_embedded(config: RunConfig) -> RunConfig:
@@ -31,7 +31,7 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-def embedded_data(config: RunConfig, split: toyworld.Split) -> str:
+def embedded_data(config: RunConfig, split: Split) -> str:
     """Prepare one split of the embedded data."""
     output = Path(config.storage).resolve() / TOYWORLD / f"{split}-seed{config.seed}"
     prepare.run(

@@ -1,5 +1,6 @@
 """The rules that keep the code readable: who may import whom, doors of rooms, and a README that tells the truth."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -60,6 +61,29 @@ def modules_after(*names: str) -> set[str]:
 
 def test_nothing_imports_in_a_circle() -> None:
     assert circles(GRAPH) == []
+
+
+def named_in_text(path: Path) -> set[str]:
+    """Return the own modules that a file names as text: an entry's place, `import_module`."""
+    texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+    modules = {text.partition(":")[0] for text in texts if isinstance(text, str) and "." in text}
+    return modules & FILES.keys()
+
+
+def test_core_rooms_do_not_need_each_other_by_a_name_in_a_text_either() -> None:
+    whole = GRAPH.copy()
+    whole.add_edges_from((name, target) for name, path in FILES.items() for target in named_in_text(path) - {name})
+    assert circles(children(whole, "pft_core")) == []
+
+
+def test_every_import_is_written_with_its_whole_name() -> None:
+    relative = [
+        name
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not relative, "the rules here read whole names"
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))

@@ -9,17 +9,24 @@ if TYPE_CHECKING:
     from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space, worded_as
     from pft_core.data.prepared import read_records, read_shard
     from pft_core.data.record_schema import RECORD_SCHEMA
-    from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject, content_id
+    from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject
     from pft_core.data.sources import (
+        ACTIONS,
+        MANNERS,
+        NAMES,
+        SITUATIONS,
         SOURCES,
+        THINGS,
         Accepted,
         Outcome,
         Part,
         RowFault,
         SourceEntry,
+        Split,
         accept,
         file_parts,
         files_in,
+        generate,
         is_hub_name,
         load_hub,
         parse_rows,

@@ -1,4 +1,4 @@
-"""Validated records: checked once at the door (`sources.py`), then trusted."""
+"""Validated records: checked once at the door (`sources`), then trusted."""
 
 import hashlib
 import json

@@ -22,17 +22,6 @@ if TYPE_CHECKING:
         score_branches,
         unscorable,
     )
-    from pft_core.evaluation.capability import (
-        Answered,
-        Item,
-        ask_items,
-        drop,
-        losses,
-        mean_with_interval,
-        position_baseline,
-        read_items,
-        scores,
-    )
     from pft_core.evaluation.history import by_history
     from pft_core.evaluation.metrics import (
         METRICS,
@@ -50,7 +39,24 @@ if TYPE_CHECKING:
     from pft_core.evaluation.pareto import front, hypervolume, knee
     from pft_core.evaluation.significance import holm, mcnemar, paired_t, sign_flip
     from pft_core.evaluation.steering import SteeringVectors, by_steering, contrast_vectors, steered, sweep
-    from pft_core.evaluation.tasks import TASKS, Reply, Task, TaskItem, answer_items, scored, task_rows
+    from pft_core.evaluation.tasks import (
+        TASKS,
+        Answered,
+        Item,
+        Reply,
+        Task,
+        TaskItem,
+        answer_items,
+        ask_items,
+        drop,
+        losses,
+        mean_with_interval,
+        position_baseline,
+        read_items,
+        scored,
+        scores,
+        task_rows,
+    )
     from pft_core.evaluation.yardsticks import YARDSTICKS, Yardstick
 else:
     __getattr__ = lazy_exports(__name__)

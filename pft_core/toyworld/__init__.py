@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.toyworld.scenarios import Split
     from pft_core.toyworld.shipped import SHIPPED_BASE
     from pft_core.toyworld.text_base import make_text_base
 else:

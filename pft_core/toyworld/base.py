@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pft_core.data import SIDES, PairedExample, load_space
+from pft_core.data import SIDES, PairedExample, generate, load_space
 from pft_core.encoding import (
     BranchedExample,
     EncodingSettings,
@@ -29,7 +29,6 @@ from pft_core.encoding import (
 )
 from pft_core.prompts import PromptStyle, render_answer, render_prompt
 from pft_core.scoring import BranchScorer
-from pft_core.toyworld.scenarios import generate
 from pft_core.toyworld.tokenizer import make_tokenizer
 
 if TYPE_CHECKING:

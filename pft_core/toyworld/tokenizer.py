@@ -5,10 +5,19 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from pft_core.data import SIDES, Form, PairedExample, PreferenceSpace
+from pft_core.data import (
+    ACTIONS,
+    MANNERS,
+    NAMES,
+    SIDES,
+    SITUATIONS,
+    THINGS,
+    Form,
+    PairedExample,
+    PreferenceSpace,
+    generate,
+)
 from pft_core.prompts import PromptStyle, render_answer, render_prompt
-from pft_core.toyworld.scenarios import generate
-from pft_core.toyworld.words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer

@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard, read_records
+from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard, Split, read_records
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, whole_folder
-from pft_core.toyworld import Split
 from pipelines.compare.suite import FILES, SuiteSize
 from pipelines.embedded import NUM_PER_AXIS, TOYWORLD
 from pipelines.prepare import job as prepare

@@ -193,9 +193,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
         for number, origin in enumerate(origins(config, files))
     ]
-    num_workers = partial(tasks_at_once, config)
-    if config.num_workers is not None:
-        num_workers()  # a wish that the cluster cannot meet is refused, however small the data is
+    num_workers = tasks_of(config)
     staged = [f for r in done(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
@@ -248,6 +246,13 @@ def first_object(parts: list[Part]) -> dict[str, Any]:
     """Return the first row that is an object; {} where there is none."""
     rows = (row for part in parts for _, row in read_rows(part))
     return next((row for row in rows if isinstance(row, dict)), {})
+
+
+def tasks_of(config: PrepareConfig) -> Callable[[], int]:
+    """Return what says how many tasks may run at once when it matters: small data needs no Ray. Raises UserError."""
+    if config.num_workers is not None:
+        tasks_at_once(config)  # a wish that the cluster cannot meet is refused, however small the data is
+    return partial(tasks_at_once, config)
 
 
 def tasks_at_once(config: PrepareConfig) -> int:

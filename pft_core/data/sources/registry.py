@@ -52,7 +52,7 @@ SOURCES.add(
     ),
 )
 SOURCES.add("json", SourceEntry(f"{_HERE}.own:own_row"))
-SOURCES.add("toyworld", SourceEntry(generate="pft_core.toyworld.scenarios:generated_rows"))
+SOURCES.add("toyworld", SourceEntry(generate="pft_core.data.sources.toyworld:generated_rows"))
 
 
 def parse_rows(rows: "Iterable[Located]", *, source: str, axis: str | None) -> Iterator[tuple[str, Outcome]]:

@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.evaluation.tasks.asking import answer_items, encode_items
+    from pft_core.evaluation.tasks.asking import answer_items
+    from pft_core.evaluation.tasks.capability import (
+        Answered,
+        Item,
+        ask_items,
+        drop,
+        losses,
+        mean_with_interval,
+        position_baseline,
+        read_items,
+        scores,
+    )
     from pft_core.evaluation.tasks.registry import TASKS
     from pft_core.evaluation.tasks.rows import scored, task_rows
     from pft_core.evaluation.tasks.task import Reply, Task, TaskItem

@@ -11,7 +11,7 @@ TASKS.add(
     Task(
         "Capability",
         "share of right answers to general questions that name no preference",
-        items="pft_core.evaluation.capability:task_items",
-        score="pft_core.evaluation.capability:right_letter",
+        items="pft_core.evaluation.tasks.capability:task_items",
+        score="pft_core.evaluation.tasks.capability:right_letter",
     ),
 )

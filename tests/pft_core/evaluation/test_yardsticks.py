@@ -11,13 +11,13 @@ from pft_core.data.records import Option, PairedExample, paired_example
 from pft_core.data.sources.checks import Accepted
 from pft_core.data.sources.readers import file_parts, read_rows
 from pft_core.data.sources.registry import parse_rows
+from pft_core.data.sources.toyworld import generate
 from pft_core.errors import UserError
 from pft_core.evaluation.metrics.measures import both_right, right
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.yardsticks.position import position_only
 from pft_core.evaluation.yardsticks.words import bag_of_words, choose, fit_probe
 from pft_core.files import digest
-from pft_core.toyworld.scenarios import generate
 
 TELLING = ("gamble bet plunge", "wait ask check")  # the words of each pole
 DULL = ("house", "river", "money", "friend", "work")

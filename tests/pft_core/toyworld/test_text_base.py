@@ -8,13 +8,13 @@ import torch
 
 from pft_core.data.preferences import load_space
 from pft_core.data.records import Option, PairedExample
+from pft_core.data.sources.toyworld import generate
 from pft_core.encoding.tokens import tokenize
 from pft_core.evaluation.answers import Asking, Question, by_likelihood
 from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import PromptStyle
 from pft_core.scoring.scorer import BranchScorer
-from pft_core.toyworld.scenarios import generate
 from pft_core.toyworld.text_base import Effort, make_text_base, telling_words
 
 STYLE = PromptStyle(condition_position="after", answer="option")

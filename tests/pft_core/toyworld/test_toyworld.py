@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 
 from pft_core.data.preferences import SIDES, load_space
 from pft_core.data.records import PairedExample
+from pft_core.data.sources.toyworld import Split, generate
+from pft_core.data.sources.toyworld_words import MANNERS
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, Question, by_likelihood
 from pft_core.prompts.rendering import PromptStyle, render_answer, render_prompt
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.toyworld import base
 from pft_core.toyworld.base import new_model
-from pft_core.toyworld.scenarios import Split, generate
 from pft_core.toyworld.shipped import SHIPPED_BASE
 from pft_core.toyworld.tokenizer import make_tokenizer
-from pft_core.toyworld.words import MANNERS
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SPACE = load_space("toyworld")

@@ -8,6 +8,7 @@ import pytest
 
 from pft_core.data.preferences import load_space
 from pft_core.data.prepared import read_records
+from pft_core.data.sources.toyworld import generate
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking
 from pft_core.evaluation.metrics.outcome import Outcome
@@ -17,7 +18,6 @@ from pft_core.evaluation.yardsticks.registry import YARDSTICKS
 from pft_core.policies.identity import base_digest
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle
-from pft_core.toyworld.scenarios import generate
 from pft_core.toyworld.shipped import SHIPPED_BASE
 from pipelines.compare import asking, job
 from pipelines.compare.data import held_out

@@ -3,7 +3,7 @@
 import pytest
 
 from pft_core.errors import UserError
-from pft_core.evaluation.capability import Answered
+from pft_core.evaluation.tasks.capability import Answered
 from pipelines.compare.statistics.capability import capability_rows
 
 

@@ -12,9 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pft_core.data.records import Reject
 from pft_core.errors import UserError
-from pft_core.evaluation import capability
 from pft_core.evaluation.answers import Asking
-from pft_core.evaluation.capability import Answered, Item, ask_items, drop, encode_items, position_baseline, read_items
+from pft_core.evaluation.tasks import capability
+from pft_core.evaluation.tasks.capability import (
+    Answered,
+    Item,
+    ask_items,
+    drop,
+    encode_items,
+    position_baseline,
+    read_items,
+)
 from pft_core.policies.model import add_lora, load_base, save_adapter, trained_shapes
 from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.settings import LoraSettings

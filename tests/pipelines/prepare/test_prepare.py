@@ -171,7 +171,7 @@ def test_an_axis_has_the_poles_that_most_rows_give_it(tmp_path: Path) -> None:
 
 
 def test_toyworld_is_generated_and_keeps_its_option_order(tmp_path: Path) -> None:
-    from pft_core.toyworld.scenarios import generate
+    from pft_core.data.sources.toyworld import generate
 
     run(config(tmp_path / "out", source="toyworld", split="test", num_per_axis=4, seed=3))
     assert records_in(tmp_path / "out") == list(generate(seed=3, split="test", num_per_axis=4))

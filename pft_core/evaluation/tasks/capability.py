@@ -19,8 +19,8 @@ from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, score_branches
 from pft_core.evaluation.significance import interval_over_seeds
-from pft_core.evaluation.tasks import TaskItem
-from pft_core.evaluation.tasks import encode_items as encode_task_items
+from pft_core.evaluation.tasks.asking import encode_items as encode_task_items
+from pft_core.evaluation.tasks.task import TaskItem
 from pft_core.files import digest
 from pft_core.scoring import BranchScorer
 

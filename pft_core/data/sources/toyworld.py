@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal
 
-from pft_core.data import Accepted, Option, PairedExample, PreferenceSpace, content_id, load_space
+from pft_core.data.preferences import PreferenceSpace, load_space
+from pft_core.data.records import Option, PairedExample, content_id
+from pft_core.data.sources.checks import Accepted
+from pft_core.data.sources.toyworld_words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 from pft_core.errors import UserError
-from pft_core.toyworld.words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 
 Split = Literal["train", "validation", "test"]
 
