@@ -34,9 +34,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part of it.
+
+    allow_nan: whether NaN and infinities may stand in it, which readers other than Python's take for no JSON.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

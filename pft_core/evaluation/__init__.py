@@ -45,12 +45,13 @@ if TYPE_CHECKING:
         metrics_where,
         pairs_first,
         report_rows,
+        value_of_run,
     )
     from pft_core.evaluation.outcome_files import OUTCOMES_NAME, read_outcomes, write_outcomes
     from pft_core.evaluation.pareto import front, hypervolume, knee
     from pft_core.evaluation.significance import holm, mcnemar, paired_t, sign_flip
     from pft_core.evaluation.steering import SteeringVectors, by_steering, contrast_vectors, steered, sweep
-    from pft_core.evaluation.tasks import TASKS, Reply, Task, TaskItem, answer_items, scored, task_rows
+    from pft_core.evaluation.tasks import TASKS, Reply, Task, TaskItem, answer_items, reply_line, scored, task_rows
     from pft_core.evaluation.yardsticks import YARDSTICKS, Yardstick
 else:
     __getattr__ = lazy_exports(__name__)

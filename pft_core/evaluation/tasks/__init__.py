@@ -7,7 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pft_core.evaluation.tasks.asking import answer_items, encode_items
     from pft_core.evaluation.tasks.registry import TASKS
-    from pft_core.evaluation.tasks.rows import scored, task_rows
+    from pft_core.evaluation.tasks.rows import reply_line, scored, task_rows
     from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
 else:
     __getattr__ = lazy_exports(__name__)

@@ -83,3 +83,26 @@ def test_what_leads_a_report_is_what_says_that_it_is_right() -> None:
 def test_only_leak_needs_the_base() -> None:
     assert metrics_where(needs_base=True) == ["leak"]
     assert metrics_where(has_baseline=False) == ["leak", "unparsed"]
+
+
+def fails(outcome: Outcome, side: int) -> tuple[float, float]:
+    return 1 / side, 1.0
+
+
+WRONG = [
+    (fails, r"test_metrics\.py, line \d+: ZeroDivisionError: division by zero"),
+    (lambda outcome, side: (float("nan"), 1.0), r"its measure gives \(nan, 1\.0\): give a numerator"),
+    (lambda outcome, side: (1.0, float("inf")), r"gives \(1\.0, inf\).*both finite"),
+    (lambda outcome, side: (1e308, 1.0), r"gives \(1e\+308, 1\.0\)"),  # the sum of two is infinite
+    (lambda outcome, side: 0.5, r"gives 0\.5: give a numerator and a denominator"),
+    (lambda outcome, side: None, r"gives None: .*\(0 and 0 where there is nothing to count\)"),
+]
+
+
+@pytest.mark.parametrize(("measure", "message"), WRONG)
+def test_a_measure_that_fails_or_gives_no_two_finite_numbers_is_named(own_metrics, measure, message) -> None:
+    METRICS.add("broken", Metric("Broken", "broken", "pole", measure))
+    with pytest.raises(UserError, match=rf"^policy p: metric 'broken', item 'i0': .*{message}"):
+        rows_of(OUTCOMES)
+    with pytest.raises(UserError, match=rf"^metric 'broken', item 'i0': .*{message}"):
+        count_table([OUTCOMES], "broken", axis=None, side=None)
