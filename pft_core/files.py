@@ -21,6 +21,7 @@ from typing import Any
 from pft_core.errors import UserError
 
 _UNFINISHED = ".tmp"
+_LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 
 
 def digest(content: Any) -> str:
@@ -133,11 +134,11 @@ def _settle(path: Path, hidden: Path) -> None:
 
 
 def _replaced(path: Path) -> Path:
-    return path.with_name(f".{path.name}.replaced")
+    return path.with_name(f".{_brief(path.name)}.replaced")
 
 
 def _moving(path: Path) -> Path:
-    return path.with_name(f".{path.name}.moving")
+    return path.with_name(f".{_brief(path.name)}.moving")
 
 
 @contextmanager
@@ -180,7 +181,12 @@ def _unfinished(path: Path) -> list[Path]:
 
 def _prefix(path: Path) -> str:
     # The node counts: locks on a shared disk may not be seen by other nodes.
-    return f".{path.name}.{digest(os.uname().nodename)[:6]}-"
+    return f".{_brief(path.name)}.{digest(os.uname().nodename)[:6]}-"
+
+
+def _brief(name: str) -> str:
+    """Return a name that leaves room for what a hidden one has beside it; a digest keeps long ones apart."""
+    return name if len(os.fsencode(name)) <= _LONGEST_NAME else digest(os.fsencode(name).hex())
 
 
 @dataclass(frozen=True)
