@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         labels_apart,
         printable,
         short,
+        short_apart,
         ticks,
         width_of,
     )
