@@ -69,7 +69,8 @@ def _row(
     under = () if side is None else (side,)
     numerators, denominators = zip(*(counts_of(name, outcome, *under) for outcome in group), strict=True)
     low, high = interval(numerators, denominators, [o.scenario for o in group], absolute=metric.is_size)
-    by_position = [counts_of(name, always_by_position(outcome), *under) for outcome in group]
+    positioned = [always_by_position(outcome) for outcome in group if metric.has_baseline]
+    by_position = [counts_of(name, outcome, *under) for outcome in positioned]
     unparsed = [choice is None for outcome in group for choice in _choices(outcome, metric, side)]
     return {
         "policy": policy,

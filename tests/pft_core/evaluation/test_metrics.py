@@ -5,7 +5,7 @@ import pytest
 from pft_core.errors import UserError
 from pft_core.evaluation.metrics.counts import count_table
 from pft_core.evaluation.metrics.metric import Metric
-from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
 from pft_core.evaluation.metrics.registry import METRICS, metrics_where, pairs_first
 from pft_core.evaluation.metrics.rows import report_rows
 from tests.builders import SPACE
@@ -106,3 +106,12 @@ def test_a_measure_that_fails_or_gives_no_two_finite_numbers_is_named(own_metric
         rows_of(OUTCOMES)
     with pytest.raises(UserError, match=rf"^metric 'broken', item 'i0': .*{message}"):
         count_table([OUTCOMES], "broken", axis=None, side=None)
+
+
+def test_a_measure_is_not_asked_what_position_would_choose_where_it_has_no_baseline(own_metrics) -> None:
+    def never_by_position(outcome: Outcome) -> tuple[float, float]:
+        return 1.0 / (outcome.chosen != always_by_position(outcome).chosen), 1.0
+
+    METRICS.add("own", Metric("Own", "own", "pair", never_by_position, has_baseline=False))
+    (row,) = [row for (name, _), row in rows_of([outcome(0, 1, 1), outcome(1, 1, 0)]).items() if name == "own"]
+    assert (row["value"], row["position_baseline"]) == (1.0, None)
