@@ -1,11 +1,21 @@
 """The one exception a user ever sees."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
     """A mistake in what the user gave: place, value and what to do. The command line prints it and exits with 2."""
+
+
+@contextmanager
+def said_of(subject: str) -> Iterator[None]:
+    """Begin what a UserError says with what it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{subject}: {error}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from pft_core.errors import UserError
 
 _UNFINISHED = ".tmp"
+_LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 
 
 def digest(content: Any) -> str:
@@ -34,9 +35,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part of it.
+
+    allow_nan: whether NaN and infinities may stand in it, which readers other than Python's take for no JSON.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -130,11 +134,11 @@ def _settle(path: Path, hidden: Path) -> None:
 
 
 def _replaced(path: Path) -> Path:
-    return path.with_name(f".{path.name}.replaced")
+    return path.with_name(f".{_brief(path.name)}.replaced")
 
 
 def _moving(path: Path) -> Path:
-    return path.with_name(f".{path.name}.moving")
+    return path.with_name(f".{_brief(path.name)}.moving")
 
 
 @contextmanager
@@ -177,7 +181,12 @@ def _unfinished(path: Path) -> list[Path]:
 
 def _prefix(path: Path) -> str:
     # The node counts: locks on a shared disk may not be seen by other nodes.
-    return f".{path.name}.{digest(os.uname().nodename)[:6]}-"
+    return f".{_brief(path.name)}.{digest(os.uname().nodename)[:6]}-"
+
+
+def _brief(name: str) -> str:
+    """Return a name that leaves room for what a hidden one has beside it; a digest keeps long ones apart."""
+    return name if len(os.fsencode(name)) <= _LONGEST_NAME else digest(os.fsencode(name).hex())
 
 
 @dataclass(frozen=True)

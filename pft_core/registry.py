@@ -4,8 +4,10 @@ An entry is light: it says what a thing is and needs, and where its code lies. C
 without loading the code.
 """
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pft_core.errors import UserError, did_you_mean
@@ -50,3 +52,13 @@ def load_code(place: str | Any) -> Any:
         return place
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
+
+
+def call(code: Callable[..., Any], *arguments: Any, what: str) -> Any:
+    """Call code that may be a user's own. Raises UserError that says whose it is, where it failed and with what."""
+    try:
+        return code(*arguments)
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        raise UserError(f"{what}: its code fails in {place}: {type(error).__name__}: {error}: mend it") from error

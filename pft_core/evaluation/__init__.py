@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         metrics_where,
         pairs_first,
         report_rows,
+        value_of_run,
     )
     from pft_core.evaluation.outcome_files import OUTCOMES_NAME, read_outcomes, write_outcomes
     from pft_core.evaluation.pareto import front, hypervolume, knee
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         mean_with_interval,
         position_baseline,
         read_items,
+        reply_line,
         scored,
         scores,
         task_rows,

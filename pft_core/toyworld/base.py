@@ -9,7 +9,9 @@ The model ships in `base_model/`, so that the demo is the same on every machine.
 """
 
 import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from pft_core.encoding import (
     encode_pairs,
     tokenize,
 )
+from pft_core.files import whole_file
 from pft_core.prompts import PromptStyle, render_answer, render_prompt
 from pft_core.scoring import BranchScorer
 from pft_core.toyworld.tokenizer import make_tokenizer
@@ -52,8 +55,13 @@ def make_base(folder: Path, *, seed: int) -> None:
         torch.manual_seed(seed)
         model = new_model(len(tokenizer), eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
     _bring_up(model, upbringing(tokenizer, seed=seed))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        for path in sorted(Path(made).iterdir()):
+            with whole_file(folder / path.name) as unfinished:  # not the whole folder: it may hold what is not ours
+                shutil.copyfile(path, unfinished)
 
 
 def new_model(vocabulary: int, *, eos: int, pad: int, heads: int = 4, positions: int = 512) -> "Qwen2ForCausalLM":

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.data import DatasetManifest, read_records
-from pft_core.errors import UserError
-from pft_core.evaluation import METRICS, YARDSTICKS, Answered, Outcome, read_outcomes
+from pft_core.errors import UserError, said_of
+from pft_core.evaluation import METRICS, YARDSTICKS, Answered, Outcome, read_outcomes, value_of_run
 from pft_core.files import digest, read_json
 from pipelines.compare.asking import notes_on
 from pipelines.compare.cells import CAPABILITY_NAME, NO_SEED, Cell
@@ -97,7 +97,8 @@ def answers(told: dict[str, Any]) -> list[Answered]:
 def of_runs(metric: str, found: Found, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
     """What a metric measures of each finished seed of a method; none where it has nothing to measure."""
     mine = [result for cell, result in pairs if cell.name == found.method and "error" not in result]
-    return [value for result in mine if (value := METRICS[metric].code(result)) is not None]
+    with said_of(f"method {found.method}"):
+        return [value for result in mine if (value := value_of_run(metric, result)) is not None]
 
 
 def found_of(suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[Found]:

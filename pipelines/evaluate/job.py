@@ -3,7 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pft_core.evaluation import (
     Outcome,
     Task,
     TaskItem,
+    reply_line,
     report_rows,
     scored,
     task_rows,
@@ -40,18 +42,18 @@ from pipelines.evaluate.request import (
 )
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
-from pipelines.reporting import RunReport, write_report
+from pipelines.reporting import REPORT_NAMES, RunReport, write_report
 
 REJECTS_NAME = "rejects.jsonl"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What asking a policy has found. lines: each answer as JSON; ask_s, statistics_s: seconds."""
+    """What asking a policy has found. ask_s, statistics_s: seconds."""
 
     rows: list[EvaluationRow]
     num_items: int
-    lines: list[str]
+    num_answered: int
     rejects: list[Reject]
     digests: dict[str, str | None]
     ask_s: float
@@ -70,16 +72,42 @@ def run_all(configs: Sequence[EvaluateConfig]) -> list[dict[str, Any]]:
     here = [each.ask_here() for each in asked if each.served]
     on_ray = ask_on_pool([each for each in asked if not each.served])
     answers = [(here if each.served else on_ray).pop(0) for each in asked]
+    for each, (outcomes, rejects, _) in zip(asked, answers, strict=True):
+        keep(each.config, [outcome.to_json() for outcome in outcomes], rejects)
     return [write(each.config, each.found(*found)) for each, found in zip(asked, answers, strict=True)]
 
 
+def keep(config: EvaluateConfig, lines: Sequence[str], rejects: Sequence[Reject]) -> None:
+    """Write the answers before any number is made of them, as a metric may be a user's own and fail.
+
+    The report of earlier answers goes, as it would be none of these. Without an answer all is left as it was.
+    """
+    if not lines:
+        return
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in REPORT_NAMES:
+        (folder / name).unlink(missing_ok=True)
+    write_lines(folder / OUTCOMES_NAME, lines)
+    write_lines(folder / REJECTS_NAME, [json.dumps(asdict(reject)) for reject in rejects])
+
+
+@contextmanager
+def saying_what_is_kept(config: EvaluateConfig) -> Iterator[None]:
+    """Let a UserError of the numbers say that the answers are not lost."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (the outcomes are kept in {Path(config.output) / OUTCOMES_NAME})") from error
+
+
 def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
-    """Write what was found into config.output. Result: report_json."""
+    """Write the report of what was found into config.output. Result: report_json."""
     report: RunReport = {
         "rows": found.rows,
         "items": {
             "in": found.num_items,
-            "out": len(found.lines),
+            "out": found.num_answered,
             "rejected": len(found.rejects),
             "rejected_by_reason": rejected_by_reason(found.rejects),
         },
@@ -88,8 +116,6 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
         "digests": found.digests,
     }
     report_json, _ = write_report(report, Path(config.output))
-    write_lines(Path(config.output) / OUTCOMES_NAME, found.lines)
-    write_lines(Path(config.output) / REJECTS_NAME, [json.dumps(asdict(reject)) for reject in found.rejects])
     return {"report_json": str(report_json)}
 
 
@@ -124,12 +150,13 @@ class RecordsAsked:
         config, started = self.config, time.perf_counter()
         refuse_all_rejected(config, len(self.items), len(outcomes), rejects)
         trained = poles_of(self.ref) if self.served else trained_poles(config)
-        rows = report_rows(outcomes, policy=policy_name(config), space=self.ref.space, trained_poles=trained)
+        with saying_what_is_kept(config):
+            rows = report_rows(outcomes, policy=policy_name(config), space=self.ref.space, trained_poles=trained)
         if self.served and not self.served.has_base:  # what a policy has of its base cannot be told without the base
             rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
         digests = digests_of(self.ref, self.manifest.data_digest)
-        lines = [outcome.to_json() for outcome in outcomes]
-        return Found(rows, len(self.items), lines, rejects, digests, ask_s, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Found(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds)
 
 
 def ask_on_pool(asked: Sequence[RecordsAsked]) -> list[tuple[list[Outcome], list[Reject], float]]:
@@ -157,15 +184,17 @@ def of_task(config: EvaluateConfig, task: Task) -> Found:
     rejects = [item for item in read if isinstance(item, Reject)] + rejects
     refuse_all_rejected(config, len(read), len(replies), rejects)
     asked = time.perf_counter()
-    found = [scored(task, items[place], reply) for place, reply in sorted(replies.items())]
-    rows = task_rows(
-        config.task, found, policy=policy_name(config), space=ref.space, trained_poles=trained_poles(config)
-    )
+    answered = [(items[place], reply) for place, reply in sorted(replies.items())]
+    keep(config, [reply_line(item, reply) for item, reply in answered], rejects)
+    policy, trained = policy_name(config), trained_poles(config)
+    with saying_what_is_kept(config):
+        found = [scored(task, item, reply) for item, reply in answered]
+        keep(config, [each.to_json() for each in found], rejects)
+        rows = task_rows(config.task, found, policy=policy, space=ref.space, trained_poles=trained)
     digests = digests_of(
         ref, manifest.data_digest if manifest else digest([[i.id, i.prompt, i.answers] for i in items])
     )
-    lines = [each.to_json() for each in found]
-    return Found(rows, len(read), lines, rejects, digests, asked - started, time.perf_counter() - asked)
+    return Found(rows, len(read), len(found), rejects, digests, asked - started, time.perf_counter() - asked)
 
 
 def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: int, rejects: Sequence[Reject]) -> None:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         labels_apart,
         printable,
         short,
+        short_apart,
         ticks,
         width_of,
     )
     from pipelines.reporting.formats import seconds
     from pipelines.reporting.pages import render_template
-    from pipelines.reporting.report import without_credentials, write_report
+    from pipelines.reporting.report import REPORT_NAMES, without_credentials, write_report
     from pipelines.reporting.run_page import CURVE_NAMES
     from pipelines.reporting.svg import inline_svg, svg_file
 else:

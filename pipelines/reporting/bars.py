@@ -71,6 +71,7 @@ def rows_by_pole(rows: Iterable[R], metric: str) -> dict[str, dict[str, list[R]]
 @chart_style()
 def bar_chart(groups: Sequence[BarGroup], *, width: float = 340.0, unit: float = 1.0) -> "Figure":
     """Draw the bars of one axis over a scale of shares; unit: what a share of 1 is written as."""
+    assert any(group.bars for group in groups), "a chart without a bar says nothing: leave it out"
     bottom = sum(group.height for group in groups) + GAP * len(groups)
     figure, axes = blank(width, bottom + FOOT)
     axes.set(xlim=(0.0, 1.0), ylim=(bottom, 0.0))
@@ -90,7 +91,7 @@ def _head(axes: "Axes", group: BarGroup, top: float) -> None:
 
     across = blended_transform_factory(axes.figure.transSubfigure, axes.transData)
     y = top + HEAD - 6
-    note = axes.text(1.0, y, group.note, transform=across, ha="right", color=INK["soft"], size=11)
+    note = axes.text(1.0, y, printable(group.note), transform=across, ha="right", color=INK["soft"], size=11)
     pole = axes.text(0.0, y, printable(group.pole), transform=across, weight=700, size=13)
     for text in (note, pole):
         text.set_in_layout(False)
@@ -119,7 +120,7 @@ def _names(axes: "Axes", groups: Sequence[BarGroup], tops: Sequence[float]) -> N
         for group, top in zip(groups, tops, strict=False)
         for i, bar in enumerate(group.bars)
     ]
-    axes.set_yticks([y for y, _ in bars], [bar.label for _, bar in bars])
+    axes.set_yticks([y for y, _ in bars], [printable(bar.label) for _, bar in bars])
     axes.tick_params("y", pad=8, labelsize=12.5)
     values = [
         beside(axes, bar.text, (1.0, y), (0.0, 0.0), by_value=True, ha="right", va="center_baseline", size=12.5)

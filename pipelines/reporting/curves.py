@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.reporting.drawing import INK, blank, chart_style, fit_ends, ticks
 from pipelines.tracking import StepMetrics
@@ -28,6 +28,7 @@ class Curve:
 @chart_style()
 def loss_chart(curves: Sequence[Curve], *, width: float = 460.0, height: float = 210.0, thin: bool = False) -> "Figure":
     """Draw losses over the steps, from step 0 and from a loss of 0, each named at its end."""
+    assert curves, "a chart without a curve says nothing: leave it out"
     figure, axes = blank(width, height)
     last_step = max(step for curve in curves for step, _ in curve.points)
     losses = [value for curve in curves for _, value in curve.points]
@@ -35,10 +36,15 @@ def loss_chart(curves: Sequence[Curve], *, width: float = 460.0, height: float =
     axes.set(xlim=(0.0, max(last_step, 1.0)), ylim=(low, high if high > low else 1.0))
     _scale(axes, last_step, low, high)
     for curve in curves:
-        steps, values = zip(*curve.points, strict=True)
-        axes.plot(steps, values, color=curve.colour, lw=1.3 if thin else 2.0, alpha=0.7 if thin else 1.0)
+        _line(axes, curve.points, color=curve.colour, lw=1.3 if thin else 2.0, alpha=0.7 if thin else 1.0)
     fit_ends(axes, _ends(curves))
     return figure
+
+
+def _line(axes: "Axes", points: Points, **style: Any) -> None:
+    """Draw a line, or a dot where there is one point, of which a line would show nothing."""
+    steps, values = zip(*points, strict=True)
+    axes.plot(steps, values, marker="o" if len(points) == 1 else "", ms=5.0, mew=0.0, **style)
 
 
 def _scale(axes: "Axes", last_step: float, low: float, high: float) -> None:
@@ -61,10 +67,11 @@ def _ends(curves: Sequence[Curve]) -> list[tuple[float, str, str]]:
 @chart_style()
 def spark_line(points: Points, colour: str, *, width: float = 114.0, height: float = 38.0) -> "Figure":
     """Draw one small line without a scale, from 0."""
+    assert points, "a line without a point says nothing: leave it out"
     figure, axes = blank(width, height)
     steps, values = zip(*points, strict=True)
     axes.set(xlim=(0.0, max(*steps, 1.0)), ylim=(min(0.0, *values), max(*values, 0.0) or 1.0), xticks=[], yticks=[])
-    axes.plot(steps, values, color=colour, lw=2.0)
+    _line(axes, points, color=colour, lw=2.0)
     axes.set_position((0.01, 0.1, 0.98, 0.75))
     return figure
 

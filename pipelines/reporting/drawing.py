@@ -84,6 +84,20 @@ def short(text: str, length: int = LABEL_LENGTH) -> str:
     return text + "\u2026"
 
 
+def short_apart(texts: Sequence[str], length: int = LABEL_LENGTH) -> list[str]:
+    """Cut the labels of one chart; those that would look the same keep their ends as well."""
+    cut = [short(text, length) for text in texts]
+    return [_ends(text, length) if cut.count(label) > 1 else label for text, label in zip(texts, cut, strict=True)]
+
+
+def _ends(text: str, length: int) -> str:
+    """Cut a label in its middle."""
+    text, half = printable(text), (length + 1) // 2
+    if len(text) + wide_letters(text) <= length:
+        return text
+    return short(text, half) + short(text[::-1], half)[-2::-1]
+
+
 def wide_letters(text: str) -> int:
     return sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
@@ -146,14 +160,22 @@ def beside(
     """Write a text some pixels from a place, which is a share of the axes; by_value: with its y as a value."""
     coords = axes.get_yaxis_transform() if by_value else "axes fraction"
     return axes.annotate(
-        text, place, offset, xycoords=coords, textcoords="offset points", annotation_clip=False, **style
+        "\n".join(map(printable, text.split("\n"))),
+        place,
+        offset,
+        xycoords=coords,
+        textcoords="offset points",
+        annotation_clip=False,
+        **style,
     )
 
 
 def fit_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
     """Fit the axes and name lines at their right ends, apart so that they can be read; ends: y, name and colour."""
     texts = [
-        beside(axes, name, (1.0, y), (8.0, 0.0), by_value=True, color=colour, weight=700, va="center_baseline")
+        beside(
+            axes, printable(name), (1.0, y), (8.0, 0.0), by_value=True, color=colour, weight=700, va="center_baseline"
+        )
         for y, name, colour in ends
     ]
     fit(axes, above=10.0)

@@ -11,14 +11,17 @@ from pipelines.reporting.pages import render_template
 from pipelines.reporting.run_page import page_of
 from pipelines.tracking import mask_credentials
 
+REPORT_NAMES = ("report.json", "report.html")
+
 
 def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
     """Write report.json and report.html into a folder, credentials of the config masked; return their paths."""
     report = {**report, "config": without_credentials(report["config"])}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
-    write_text(folder / "report.html", render(report))
-    return folder / "report.json", folder / "report.html"
+    report_json, report_html = (folder / name for name in REPORT_NAMES)
+    write_json(report_json, report, allow_nan=False)
+    write_text(report_html, render(report))
+    return report_json, report_html
 
 
 def render(report: RunReport) -> str:

@@ -11,7 +11,7 @@ from pft_core.registry import Registry
 from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
 from pipelines.reporting.contents import RunReport
 from pipelines.reporting.curves import Curve, loss_chart, points_of, spark_line, steps_per_point
-from pipelines.reporting.drawing import INK, short
+from pipelines.reporting.drawing import INK, short_apart
 from pipelines.reporting.formats import number
 from pipelines.reporting.policy_cards import (
     headline_metric,
@@ -93,15 +93,16 @@ def bar_panels(rows: Sequence[EvaluationRow], metric: str, colour: Mapping[str, 
 
 def bar_group(pole: str, rows: Sequence[EvaluationRow], colour: Mapping[str, int]) -> BarGroup:
     """Say what the bars of one pole are."""
-    bars = [_bar(row, COLOURS[f"c{colour[row['policy']]}"]) for row in rows]
+    labels = short_apart([row["policy"] for row in rows])
+    bars = [_bar(row, label, COLOURS[f"c{colour[row['policy']]}"]) for row, label in zip(rows, labels, strict=True)]
     return BarGroup(pole, f"n = {rows[0]['n']}", bars, rows[0]["position_baseline"])
 
 
-def _bar(row: EvaluationRow, colour: str) -> Bar:
+def _bar(row: EvaluationRow, label: str, colour: str) -> Bar:
     value, low, high = (number(share, 3) for share in (row["value"], row["low"], row["high"]))
     place = f"{row['policy']}, {row['axis']} / {row['pole']}"
     return Bar(
-        short(row["policy"]),
+        label,
         row["value"],
         row["low"],
         row["high"],

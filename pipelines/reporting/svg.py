@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from markupsafe import Markup
 
-from pipelines.reporting.drawing import DPI, HINT, chart_style
+from pipelines.reporting.drawing import DPI, HINT, chart_style, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def _drawn(figure: "Figure", label: str) -> Element:
     _clean(root, shapes)
     width, height = (f"{size:g}" for size in figure.bbox.size)
     root.attrib = {"class": "drawing", "viewBox": f"0 0 {width} {height}", "width": width, "height": height}
-    root.attrib |= {"role": "img", "aria-label": label, "style": "stroke-linejoin: round"}
+    root.attrib |= {"role": "img", "aria-label": printable(label), "style": "stroke-linejoin: round"}
     return root
 
 

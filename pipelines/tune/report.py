@@ -49,7 +49,7 @@ def write_search(report: PublishedSearch, folder: Path) -> dict[str, Path]:
             texts[file] = svg_file(*drawing, background=COLOURS["card"])
         else:
             (folder / file).unlink(missing_ok=True)
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", report, allow_nan=False)
     for name, text in texts.items():
         write_text(folder / name, text)
     return {name.replace(".", "_"): folder / name for name in ("report.json", *texts)}

@@ -239,3 +239,22 @@ def test_files_and_folders_have_the_rights_that_others_have(tmp_path: Path) -> N
 def test_a_file_is_written_only_into_a_folder_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "removed" / "file", "text")
+
+
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    for longest in ("n" * 255, "\u653f" * 85):
+        for word in ("old", "new"):
+            write_text(tmp_path / f"{longest[:-1]}t", word)
+            write_folder(tmp_path / longest, word)
+        assert (tmp_path / f"{longest[:-1]}t").read_text() == "new"
+        assert texts(tmp_path / longest) == content("new")
+        remove_folder(tmp_path / longest)
+        (tmp_path / f"{longest[:-1]}t").unlink()
+    assert names(tmp_path) == set()
+
+
+def test_a_leftover_of_a_long_name_is_no_other_names(tmp_path: Path) -> None:
+    others = files._prefix(tmp_path / ("n" * 254 + "o"))
+    (tmp_path / f"{others}x.tmp").mkdir()
+    write_text(tmp_path / ("n" * 255), "new")
+    assert (tmp_path / f"{others}x.tmp").is_dir()

@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 from pft_core.data import SIDES
 from pft_core.evaluation.metrics.measures import Counts
-from pft_core.evaluation.metrics.metric import Metric
+from pft_core.evaluation.metrics.measuring import counts_of
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.evaluation.significance import interval_over_seeds
 from pft_core.evaluation.statistics import ratio
 
 
-def measured(metric: Metric, outcome: Outcome, side: int | None) -> Counts | None:
-    """One outcome's counts of a metric, under one pole or (None) over both; None where the metric does not ask it."""
+def measured(name: str, outcome: Outcome, side: int | None) -> Counts | None:
+    """One outcome's counts of a metric under one pole or (None) over both; None where the metric does not ask it."""
+    metric = METRICS[name]
     if outcome.form != metric.form:
         return None
     if not metric.has_poles:
-        counts: Counts = metric.code(outcome)
-        return counts
-    of_sides = [metric.code(outcome, s) for s in ((side,) if side is not None else SIDES)]
+        return counts_of(name, outcome)
+    of_sides = [counts_of(name, outcome, s) for s in ((side,) if side is not None else SIDES)]
     return sum(n for n, _ in of_sides), sum(d for _, d in of_sides)
 
 
@@ -59,11 +59,10 @@ def count_table(
     runs: Sequence[Sequence[Outcome]], metric: str, *, axis: str | None, side: int | None
 ) -> CountTable | None:
     """Count a metric, by its name, on one axis or (None) on all; None where no item asks for it."""
-    asked = METRICS[metric]
-    kept = [i for i, o in enumerate(runs[0]) if (axis is None or o.axis == axis) and measured(asked, o, side)]
+    kept = [i for i, o in enumerate(runs[0]) if (axis is None or o.axis == axis) and measured(metric, o, side)]
     if not kept:
         return None
-    counts_SN2 = np.array([[measured(asked, run[i], side) for i in kept] for run in runs], dtype=np.float64)
+    counts_SN2 = np.array([[measured(metric, run[i], side) for i in kept] for run in runs], dtype=np.float64)
     items = [runs[0][i] for i in kept]
     scenarios, axes = tuple(o.scenario for o in items), tuple(o.axis for o in items)
-    return CountTable(counts_SN2[..., 0], counts_SN2[..., 1], scenarios, axes, absolute=asked.is_size)
+    return CountTable(counts_SN2[..., 0], counts_SN2[..., 1], scenarios, axes, absolute=METRICS[metric].is_size)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
 from pft_core.data import SIDES, Axis, Form, PreferenceSpace
+from pft_core.errors import said_of
+from pft_core.evaluation.metrics.measuring import counts_of
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
 from pft_core.evaluation.metrics.registry import METRICS, metrics_where
@@ -48,7 +50,8 @@ def report_rows(
         sides = None if trained_poles is None else trained_poles.get(axis.name, set())
         for form in dict.fromkeys(METRICS[name].form for name in METRICS):
             if group := groups.get((axis.name, form)):
-                rows += [_row(policy, axis, sides, name, group, side) for name, side in _asked(form)]
+                with said_of(f"policy {policy}"):
+                    rows += [_row(policy, axis, sides, name, group, side) for name, side in _asked(form)]
     return rows
 
 
@@ -64,9 +67,10 @@ def _row(
 ) -> EvaluationRow:
     metric = METRICS[name]
     under = () if side is None else (side,)
-    numerators, denominators = zip(*(metric.code(outcome, *under) for outcome in group), strict=True)
+    numerators, denominators = zip(*(counts_of(name, outcome, *under) for outcome in group), strict=True)
     low, high = interval(numerators, denominators, [o.scenario for o in group], absolute=metric.is_size)
-    by_position = [metric.code(always_by_position(outcome), *under) for outcome in group]
+    positioned = [always_by_position(outcome) for outcome in group if metric.has_baseline]
+    by_position = [counts_of(name, outcome, *under) for outcome in positioned]
     unparsed = [choice is None for outcome in group for choice in _choices(outcome, metric, side)]
     return {
         "policy": policy,

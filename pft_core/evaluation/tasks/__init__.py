@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         scores,
     )
     from pft_core.evaluation.tasks.registry import TASKS
-    from pft_core.evaluation.tasks.rows import scored, task_rows
+    from pft_core.evaluation.tasks.rows import reply_line, scored, task_rows
     from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
 else:
     __getattr__ = lazy_exports(__name__)

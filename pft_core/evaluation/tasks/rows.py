@@ -3,15 +3,17 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pft_core.data import PreferenceSpace
-from pft_core.evaluation.metrics import EvaluationRow
+from pft_core.errors import UserError
+from pft_core.evaluation.metrics import EvaluationRow, finite
 from pft_core.evaluation.statistics import interval, ratio
 from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
-from pft_core.registry import load_code
+from pft_core.registry import call, load_code
 
-Score = Callable[[TaskItem, Any], float | None]
+Score = Callable[[Any], float | None]  # of the place of an answer, or of the text written
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,33 @@ class Scored:
     by_position: float | None
 
     def to_json(self) -> str:
-        item = self.item
-        told = {"item_id": item.id, "scenario": item.scenario or item.id, "axis": item.axis, "side": item.side}
-        return json.dumps({**told, "reply": self.reply, "score": self.score})
+        return reply_line(self.item, self.reply, score=self.score)
+
+
+def reply_line(item: TaskItem, reply: Reply, **more: float | None) -> str:
+    """Write a reply as a line of JSON; more: what else is known of it."""
+    told = {"item_id": item.id, "scenario": item.scenario or item.id, "axis": item.axis, "side": item.side}
+    return json.dumps({**told, "reply": reply, **more})
 
 
 def scored(task: Task, item: TaskItem, reply: Reply) -> Scored:
-    """Score a reply; answers that are equally likely count as their mean."""
-    score: Score = load_code(task.score)
+    """Score a reply; answers that are equally likely count as their mean. Raises UserError where the score fails."""
+    score: Score = partial(_score, task, item)
     if isinstance(reply, str):
-        return Scored(item, reply, score(item, reply), None)
-    found = [value for place in reply if (value := score(item, place)) is not None]
-    return Scored(item, reply, sum(found) / len(found) if found else None, score(item, 0))
+        return Scored(item, reply, score(reply), None)
+    found = [value for place in reply if (value := score(place)) is not None]
+    return Scored(item, reply, sum(found) / len(found) if found else None, score(0))
+
+
+def _score(task: Task, item: TaskItem, answer: int | str) -> float | None:
+    what = f"task {task.label!r}, item {item.id!r}"
+    given = call(load_code(task.score), item, answer, what=what)
+    try:
+        return None if given is None else finite(given)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"{what}: its score is {given!r}: give a finite number, or None for an answer that cannot be read"
+        ) from None
 
 
 def task_rows(

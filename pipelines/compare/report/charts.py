@@ -1,6 +1,6 @@
 """A comparison's charts: bars, means against what varies, learning curves; and the rows of its heat maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from pipelines.reporting import (
     loss_chart,
     points_of,
     rows_by_pole,
-    short,
+    short_apart,
     ticks,
 )
 from pipelines.tracking import StepMetrics
@@ -55,8 +55,8 @@ def role(view: Comparison, method: str) -> str:
     return "reference" if method == view.reference else "opponent"
 
 
-def label_of(method: str) -> str:
-    return short(method_label(method), LABEL_LENGTH)
+def labels_of(methods: Iterable[str]) -> list[str]:
+    return short_apart([method_label(method) for method in methods], LABEL_LENGTH)
 
 
 def bar_charts(view: Comparison, metric: str, variant: Any) -> "dict[str, Figure]":
@@ -69,14 +69,15 @@ def bar_charts(view: Comparison, metric: str, variant: Any) -> "dict[str, Figure
 
 
 def _bar_group(view: Comparison, pole: str, rows: Sequence[ComparisonRow]) -> BarGroup:
-    bars = [_bar(row, role(view, row["method"])) for row in rows]
+    labels = labels_of([row["method"] for row in rows])
+    bars = [_bar(row, label, role(view, row["method"])) for row, label in zip(rows, labels, strict=True)]
     return BarGroup(pole, f"n = {rows[0]['n_items']}", bars, rows[0]["position_baseline"])
 
 
-def _bar(row: ComparisonRow, role: str) -> Bar:
+def _bar(row: ComparisonRow, label: str, role: str) -> Bar:
     low, high = interval_of(row)
     return Bar(
-        label_of(row["method"]),
+        label,
         row["mean"],
         low,
         high,
@@ -145,7 +146,8 @@ def line_chart(view: Comparison, metric: str, *, width: float = 520.0, height: f
     styles = line_styles(view)
     for method, rows in reversed(series.items()):
         _line(axes, view, rows, *styles[method])
-    fit_ends(axes, [(rows[-1]["mean"], label_of(method), _ink(styles[method][0])) for method, rows in series.items()])
+    ends = zip(labels_of(series), series.items(), strict=True)
+    fit_ends(axes, [(rows[-1]["mean"], label, _ink(styles[method][0])) for label, (method, rows) in ends])
     return figure
 
 

@@ -55,7 +55,7 @@ def write_comparison(report: ComparisonReport, folder: Path) -> dict[str, Path]:
     """
     report = without_credentials(report)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", report, allow_nan=False)
     texts = {"report.html": render(report), "tables.md": markdown(report), "tables.tex": latex(report)}
     for name, text in texts.items():
         write_text(folder / name, text)

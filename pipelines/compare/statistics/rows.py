@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pft_core.data import Form, PreferenceSpace
-from pft_core.errors import UserError
+from pft_core.errors import UserError, said_of
 from pft_core.evaluation import (
     METRICS,
     CountTable,
@@ -81,7 +81,8 @@ def rows_of(found: Found, space: PreferenceSpace, metrics: Sequence[str]) -> lis
         for name, side in places:
             counted = None
             if side is None or METRICS[metric].has_poles:
-                counted = count_table(found.runs, metric, axis=name, side=side)
+                with said_of(f"method {found.method}"):
+                    counted = count_table(found.runs, metric, axis=name, side=side)
             if counted is not None:
                 pole = None if name is None or side is None else space.axis(name).poles[side].name
                 head: RowHead = {
@@ -99,7 +100,8 @@ def by_position(found: Found, metric: str, axis: str | None, side: int | None) -
     """What position alone reaches on the same items; None for a metric that it has no part in."""
     if not METRICS[metric].has_baseline:
         return None
-    counted = count_table([[always_by_position(o) for o in found.runs[0]]], metric, axis=axis, side=side)
+    with said_of("what position alone chooses"):
+        counted = count_table([[always_by_position(o) for o in found.runs[0]]], metric, axis=axis, side=side)
     return None if counted is None else counted.values()[0]
 
 
@@ -138,7 +140,8 @@ def _tests(reference: Found, other: Found, metric: str, axis: str | None) -> lis
         return []
     pairs = [(reference.by_seed[a][1], other.by_seed[b][1]) for a, b in seeds]
     run_ids = [run for a, b in seeds for run in (reference.by_seed[a][0], other.by_seed[b][0])]
-    ours, theirs = (count_table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
+    with said_of(f"methods {reference.method} and {other.method}"):
+        ours, theirs = (count_table([pair[i] for pair in pairs], metric, axis=axis, side=None) for i in (0, 1))
     if ours is None or theirs is None:
         return []
     head: PairHead = {

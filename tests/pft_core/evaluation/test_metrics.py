@@ -5,7 +5,7 @@ import pytest
 from pft_core.errors import UserError
 from pft_core.evaluation.metrics.counts import count_table
 from pft_core.evaluation.metrics.metric import Metric
-from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
 from pft_core.evaluation.metrics.registry import METRICS, metrics_where, pairs_first
 from pft_core.evaluation.metrics.rows import report_rows
 from tests.builders import SPACE
@@ -83,3 +83,35 @@ def test_what_leads_a_report_is_what_says_that_it_is_right() -> None:
 def test_only_leak_needs_the_base() -> None:
     assert metrics_where(needs_base=True) == ["leak"]
     assert metrics_where(has_baseline=False) == ["leak", "unparsed"]
+
+
+def fails(outcome: Outcome, side: int) -> tuple[float, float]:
+    return 1 / side, 1.0
+
+
+WRONG = [
+    (fails, r"test_metrics\.py, line \d+: ZeroDivisionError: division by zero"),
+    (lambda outcome, side: (float("nan"), 1.0), r"its measure gives \(nan, 1\.0\): give a numerator"),
+    (lambda outcome, side: (1.0, float("inf")), r"gives \(1\.0, inf\).*both finite"),
+    (lambda outcome, side: (1e308, 1.0), r"gives \(1e\+308, 1\.0\)"),  # the sum of two is infinite
+    (lambda outcome, side: 0.5, r"gives 0\.5: give a numerator and a denominator"),
+    (lambda outcome, side: None, r"gives None: .*\(0 and 0 where there is nothing to count\)"),
+]
+
+
+@pytest.mark.parametrize(("measure", "message"), WRONG)
+def test_a_measure_that_fails_or_gives_no_two_finite_numbers_is_named(own_metrics, measure, message) -> None:
+    METRICS.add("broken", Metric("Broken", "broken", "pole", measure))
+    with pytest.raises(UserError, match=rf"^policy p: metric 'broken', item 'i0': .*{message}"):
+        rows_of(OUTCOMES)
+    with pytest.raises(UserError, match=rf"^metric 'broken', item 'i0': .*{message}"):
+        count_table([OUTCOMES], "broken", axis=None, side=None)
+
+
+def test_a_measure_is_not_asked_what_position_would_choose_where_it_has_no_baseline(own_metrics) -> None:
+    def never_by_position(outcome: Outcome) -> tuple[float, float]:
+        return 1.0 / (outcome.chosen != always_by_position(outcome).chosen), 1.0
+
+    METRICS.add("own", Metric("Own", "own", "pair", never_by_position, has_baseline=False))
+    (row,) = [row for (name, _), row in rows_of([outcome(0, 1, 1), outcome(1, 1, 0)]).items() if name == "own"]
+    assert (row["value"], row["position_baseline"]) == (1.0, None)

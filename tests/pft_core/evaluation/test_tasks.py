@@ -73,3 +73,19 @@ def test_the_default_task_is_that_of_records() -> None:
     assert [name for name in TASKS if TASKS[name].asks_records] == ["choices"]
     with pytest.raises(UserError, match=r"task 'choice' does not exist\. Did you mean 'choices'"):
         TASKS["choice"]
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda item, answer: 1 / answer, r"test_tasks\.py, line \d+: ZeroDivisionError"),
+        (lambda item, answer: float("nan"), "its score is nan: give a finite number, or None"),
+        (lambda item, answer: "good", "its score is 'good': give a finite number, or None"),
+    ],
+)
+@pytest.mark.parametrize("reply", [(0, 1), "1"])
+def test_a_score_that_fails_or_is_no_finite_number_is_named(score, message, reply) -> None:
+    if isinstance(reply, str) and "Zero" in message:
+        message = r"test_tasks\.py, line \d+: TypeError"
+    with pytest.raises(UserError, match=rf"^task 'Own', item 'i7': .*{message}"):
+        scored(Task("Own", "share right", lambda data, asking: [], score), TaskItem("i7", "p", TWO), reply)

@@ -12,7 +12,7 @@ from pipelines.compare.assembly import of_runs
 from pipelines.compare.report.findings import Comparison
 from pipelines.compare.report.latex import latex
 from pipelines.compare.report.markdown import markdown
-from pipelines.compare.report.report import render
+from pipelines.compare.report.report import render, write_comparison
 from pipelines.compare.report.tables import by_metric, by_pole
 from pipelines.compare.statistics.rows import Found, rows_of, run_rows
 from pipelines.compare.suite import Suite, load_suite
@@ -106,3 +106,25 @@ def test_a_metric_of_runs_reads_their_results() -> None:
     pairs: Any = [(Of, {"seconds": 3.0}), (Of, {"error": "x"}), (Of, {})]
     assert of_runs("wait", found("pft", 2), pairs) == [3.0]
     assert cells(by_metric(Comparison(report(["one", "wait"])), None), "wait") == {"pft": "4", "dpo": "4"}
+
+
+def test_a_measure_that_fails_or_gives_no_finite_number_is_said_with_its_method() -> None:
+    METRICS.add("raises", Metric("Raises", "raises", "pair", lambda outcome: 1 / 0))
+    METRICS.add("nan", Metric("None", "no number", "run", lambda run: float("nan"), is_share=False))
+    with pytest.raises(UserError, match=r"^method dpo: metric 'raises', item 'i0': .*ZeroDivisionError"):
+        rows_of(found("dpo", 2), SPACE, ["one", "raises"])
+
+    class Of:
+        name = "pft"
+
+    pairs: Any = [(Of, {"run_id": "r7"})]
+    with pytest.raises(UserError, match=r"^method pft: metric 'nan', run r7: its measure gives nan: .* or None"):
+        of_runs("nan", found("pft", 2), pairs)
+
+
+def test_a_report_with_a_number_that_is_not_finite_is_not_written(tmp_path) -> None:
+    told = report(["one"])
+    told["rows"][0]["mean"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_comparison(told, tmp_path)
+    assert list(tmp_path.iterdir()) == []

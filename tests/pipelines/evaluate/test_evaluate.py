@@ -12,7 +12,9 @@ from pft_core.data.preferences import Axis, Pole, PreferenceSpace, worded_as
 from pft_core.data.record_schema import RECORD_SCHEMA
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
+from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.evaluation.metrics.rows import report_rows
 from pft_core.files import file_sha256, read_json
 from pft_core.policies.model import add_lora, load_base, save_adapter
@@ -155,6 +157,25 @@ def test_nothing_left_to_evaluate_is_an_error(in_process, tiny_qwen2, data, tmp_
     with pytest.raises(UserError, match=r"every item was rejected \{'overlong': 2\}"):
         evaluate.run(config(tiny_qwen2, data, tmp_path, max_length=10, limit_per_axis=1))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def failing_metric(monkeypatch) -> None:
+    monkeypatch.setattr(METRICS, "_entries", {name: METRICS[name] for name in METRICS})
+    METRICS.add("broken", Metric("Broken", "broken", "pair", lambda outcome: 1 / 0))
+
+
+def test_a_metric_that_fails_loses_no_answer(in_process, failing_metric, tiny_qwen2, data, tmp_path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    folders[0].mkdir()
+    (folders[0] / "report.json").write_text("of earlier answers")
+    requests = [config(tiny_qwen2, data, folder, policy=folder.name, limit_per_axis=2) for folder in folders]
+    message = r"policy a: metric 'broken', item .*ZeroDivisionError.*outcomes are kept in .*/a/outcomes\.jsonl"
+    with pytest.raises(UserError, match=message):
+        evaluate.run_all(requests)
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} == {"outcomes.jsonl", "rejects.jsonl"}
+        assert len([Outcome.from_json(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]) == 4
 
 
 def test_a_fully_trained_policy_is_compared_with_its_base(in_process, tiny_qwen2, data, tmp_path) -> None:

@@ -87,6 +87,17 @@ def test_what_is_written_freely_is_scored_as_text(own_task, in_process, tiny_qwe
     assert second["reply"] in ([0], [1])
 
 
+def test_a_score_that_fails_loses_no_reply(own_task, in_process, tiny_qwen2, tmp_path) -> None:
+    TASKS.add("broken", Task("Broken", "share", read_lines, lambda item, answer: 1 / 0))
+    (tmp_path / "q.txt").write_text("The town has plan 1 . What now ?|go|stay\n")
+    with pytest.raises(UserError, match=r"task 'Broken', item 'q0': .*ZeroDivisionError.*outcomes are kept in"):
+        run(tiny_qwen2, tmp_path / "q.txt", tmp_path / "out", task="broken")
+    (kept,) = map(json.loads, (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines())
+    assert kept["item_id"] == "q0"
+    assert "score" not in kept  # null would be a reply that cannot be read
+    assert kept["reply"] in ([0], [1], [0, 1])
+
+
 def test_general_questions_are_answered_as_in_a_comparison(in_process, tiny_qwen2, tmp_path) -> None:
     path = write(tmp_path / "items.json", [row(n) for n in range(24)])
     (told,) = run(tiny_qwen2, path, tmp_path / "out", task="capability")["rows"]

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
 from pipelines.reporting.curves import Curve, loss_chart, points_of, smoothed, spark_line
-from pipelines.reporting.drawing import INK, labels_apart, short, ticks
+from pipelines.reporting.drawing import INK, labels_apart, short, short_apart, ticks
 from pipelines.reporting.svg import inline_svg, svg_file
 from tests.pipelines import drawn
 from tests.pipelines.reporting.test_report import row
@@ -168,3 +168,36 @@ def test_a_file_of_its_own_has_its_background_and_font() -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root[0].attrib["fill"] == "#ffffff"
     assert "system-ui" in root.attrib["style"]
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\x1bb", "a\ud800b", "a\nb", "a\ufffeb"])
+def test_no_letter_that_xml_cannot_hold_enters_a_figure(text: str) -> None:
+    group = BarGroup(text, text, [Bar(text, 0.5, 0.4, 0.6, text, text, BLUE)], None)
+    for figure in (bar_chart([group]), loss_chart([Curve(text, BLUE, [(1.0, 1.0)])])):
+        root = ElementTree.fromstring(svg_file(figure, text, "#ffffff"))
+        assert root.attrib["aria-label"] == "a b"
+        assert "a b" in [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_curve_of_one_point_is_a_dot_and_others_have_none() -> None:
+    for points, num_dots in ([(1.0, 2.0)], 1), ([(1.0, 2.0), (2.0, 1.0)], 0):
+        for figure in (loss_chart([Curve("loss", BLUE, points)]), spark_line(points, BLUE)):
+            shapes = ElementTree.fromstring(inline_svg(figure, "", {})).iter("path")
+            filled = [shape.attrib["d"] for shape in shapes if f"fill: {BLUE}" in shape.attrib.get("style", "")]
+            assert len(filled) == num_dots
+            assert all("C" in path for path in filled)  # round
+
+
+def test_a_chart_of_nothing_is_a_mistake_that_says_so() -> None:
+    for draw in (lambda: bar_chart([]), lambda: loss_chart([]), lambda: spark_line([], BLUE)):
+        with pytest.raises(AssertionError, match="says nothing: leave it out"):
+            draw()
+
+
+def test_names_that_begin_alike_are_cut_so_that_they_differ() -> None:
+    names = ["qwen2.5-7b-lora-alpha", "qwen2.5-7b-lora-gamma", "pft", "another-long-policy"]
+    labels = short_apart(names)
+    assert labels == ["qwen2.\u2026-alpha", "qwen2.\u2026-gamma", "pft", "another-long\u2026"]
+    assert max(map(len, labels)) <= 13
+    wide = short_apart(["\u653f" * 9 + "a", "\u653f" * 9 + "b"])
+    assert wide == ["\u653f" * 3 + "\u2026" + "\u653f\u653f" + end for end in "ab"]
