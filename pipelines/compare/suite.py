@@ -132,7 +132,10 @@ def load_suite(name: str, overrides: Sequence[str] = (), plugins: Sequence[str] 
     place_plugins(raw, path.parent)
     for override in overrides:
         apply_override(raw, override)
-    raw["plugins"] = [*raw.get("plugins", []), *(place_of(plugin, Path.cwd()) for plugin in plugins)]
+    place_plugins(raw, Path.cwd())
+    named = raw.get("plugins", [])
+    if plugins and isinstance(named, list):  # anything else is refused as it stands
+        raw["plugins"] = [*named, *(place_of(plugin, Path.cwd()) for plugin in plugins)]
     return build(Suite, raw, source=lambda _: f"{path.name}: ")
 
 
