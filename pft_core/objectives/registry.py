@@ -7,6 +7,7 @@ from typing import Any
 from pft_core.registry import Registry
 
 WEIGHTS = ("alpha", "beta")
+KNOBS = (*WEIGHTS, "update", "preference_beta", "simpo_gamma", "nll_weight")
 
 
 @dataclass(frozen=True)
