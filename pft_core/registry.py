@@ -4,8 +4,9 @@ An entry is light: it says what a thing is and needs, and where its code lies. C
 without loading the code.
 """
 
+import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,13 +19,16 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries of one kind by name, in the order in which they were added."""
 
-    def __init__(self, kind: str):
-        """kind: what a person calls an entry, such as "objective"."""
+    def __init__(self, kind: str, entry_type: type[T]):
+        """kind: what a person calls an entry, such as "objective"; entry_type: what every entry is."""
         self.kind = kind
+        self._entry_type = entry_type
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Add an entry and return it. Raises UserError for a name that is taken."""
+        """Add an entry and return it. Raises UserError for a name that is taken, and for what is no such entry."""
+        if not isinstance(entry, self._entry_type):
+            raise UserError(f"{self.kind} {name!r}: give a {self._entry_type.__name__}, this is {entry!r}")
         if name in self._entries:
             raise UserError(f"{self.kind} {name!r} is registered already: choose another name")
         self._entries[name] = entry
@@ -47,11 +51,34 @@ class Registry(Generic[T]):
 
 
 def load_code(place: str | Any) -> Any:
-    """Return what "package.module:name" names, imported now; anything but text is returned as it is."""
+    """Return what "package.module:name" names, imported now; anything but text is returned as it is.
+
+    Raises UserError where there is no such module or no such name in it.
+    """
     if not isinstance(place, str):
         return place
     module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it needs is not
+        raise UserError(f"{place!r}: there is no module {error.name!r}: correct the place of the code") from None
+    if not hasattr(found, name):
+        raise UserError(f"{place!r}: {module} has no {name!r}: correct the place of the code")
+    return getattr(found, name)
+
+
+def refuse_no_code(what: str, code: object) -> None:
+    """Raise UserError for what is neither a function nor the place of one. what: the argument that it was given as."""
+    if not callable(code) and not (isinstance(code, str) and re.fullmatch(r"\w+(\.\w+)*:\w+", code)):
+        raise UserError(f"{what}={code!r}: give a function, or its place as 'package.module:name'")
+
+
+def refuse_unknown(what: str, value: object, known: Iterable[object]) -> None:
+    """Raise UserError for a value that is none of the known ones. what: the argument that it was given as."""
+    if value not in (choices := list(known)):
+        raise UserError(f"{what}={value!r}: give {' or '.join(repr(choice) for choice in choices)}")
 
 
 def call(code: Callable[..., Any], *arguments: Any, what: str) -> Any:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,13 +62,33 @@ class PluggedSettings(Settings):
 
 
 def place_of(name: str, folder: Path) -> str:
-    """Return a plugin's place as it is stored: a file's absolute path, from this folder, or a module's name."""
-    return str((folder / name).resolve()) if name.endswith(".py") else name
+    """Return a plugin's place as it is stored: a file's absolute path, from this folder, or a module's name.
+
+    A module that Python does not find, and that lies in this folder, is its file: workers are sent the text of files.
+    """
+    if name.endswith(".py"):
+        return str((folder / name).resolve())
+    beside = folder.joinpath(*name.split(".")).with_suffix(".py")
+    return str(beside.resolve()) if _is_dotted(name) and beside.is_file() and not _is_on_the_path(name) else name
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _is_on_the_path(name: str) -> bool:
+    # Of its first part alone: to look further would import it, before it is known to be meant.
+    first = name.partition(".")[0]
+    return first in sys.modules or importlib.util.find_spec(first) is not None
 
 
 def read_plugins(places: Sequence[str]) -> tuple[Plugin, ...]:
-    """Read the plugins at these places, once a process. Raises UserError where there is no such file or module."""
-    return tuple(_LOADED.get(place) or _read(place) for place in places)
+    """Read the plugins at these places, once a process and each once, however often it is named.
+
+    Raises UserError where there is no such file or module.
+    """
+    once = {Path(place).resolve() if place.endswith(".py") else place: place for place in reversed(places)}
+    return tuple(_LOADED.get(place) or _read(place) for place in reversed(once.values()))
 
 
 def _read(place: str) -> Plugin:
@@ -75,21 +96,39 @@ def _read(place: str) -> Plugin:
 
 
 def _read_file(place: str) -> Plugin:
-    try:
-        source = Path(place).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"plugin {place}: cannot be read ({error}): give a Python file, or a module's name") from None
+    source = _text_of(place, Path(place))
     return Plugin(place, source, digest(source))
 
 
 def _find_module(place: str) -> Plugin:
+    spec = _spec_of(place)
+    if spec is None:
+        raise UserError(
+            f"plugin {place}: no such module here, neither on Python's path nor beside the recipe nor in the current "
+            "folder: give the path of its file, which ends in .py, or add the folder that it lies in to PYTHONPATH"
+        )
+    if not (spec.origin or "").endswith(".py"):
+        raise UserError(f"plugin {place}: has no Python source: give a Python file, or a module that is one")
+    return Plugin(place, None, digest(_text_of(place, Path(str(spec.origin)))))
+
+
+def _spec_of(place: str) -> ModuleSpec | None:
+    """Find a module, which imports the packages that it lies in. Raises UserError for one that does not import."""
+    if not _is_dotted(place):
+        return None
     try:
-        spec = importlib.util.find_spec(place)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None:
-        raise UserError(f"plugin {place}: no such module here: give its dotted name, or a file that ends in .py")
-    return Plugin(place, None, digest(Path(spec.origin).read_text(encoding="utf-8")))
+        return importlib.util.find_spec(place)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
+            return None
+        raise UserError(f"plugin {place}: {_why_not_imported(error)}") from None
+
+
+def _text_of(place: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"plugin {place}: cannot be read ({error}): give a Python file, or a module's name") from None
 
 
 def load_plugins(plugins: Sequence[Plugin]) -> None:
@@ -111,9 +150,13 @@ def _load(plugin: Plugin) -> None:
             _run_source(plugin, plugin.source)
     except UserError as error:
         raise UserError(f"plugin {plugin.place}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin that exits would end the verb without a word
         line = f", line {number}" if (number := _line_in(plugin, error)) else ""
-        raise UserError(f"plugin {plugin.place}{line}: does not import: {type(error).__name__}: {error}") from None
+        raise UserError(f"plugin {plugin.place}{line}: {_why_not_imported(error)}") from None
+
+
+def _why_not_imported(error: BaseException) -> str:
+    return f"does not import: {type(error).__name__}: {error}"
 
 
 def _run_source(plugin: Plugin, source: str) -> None:
@@ -127,7 +170,7 @@ def _run_source(plugin: Plugin, source: str) -> None:
         raise
 
 
-def _line_in(plugin: Plugin, error: Exception) -> int | None:
+def _line_in(plugin: Plugin, error: BaseException) -> int | None:
     """Return the line of the plugin that the error came through last."""
     if isinstance(error, SyntaxError):
         return error.lineno

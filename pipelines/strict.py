@@ -86,7 +86,10 @@ def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any])
         elif fault["type"] == "missing":
             faults[key] = f"{key} is not set: add {key}=..."
         elif fault["type"] == "value_error":
-            faults[key] = f"{key or 'config'}: {fault['ctx']['error']}"
+            mistake = fault["ctx"]["error"]  # a UserError of the whole says its own place, such as a plugin's
+            faults[key] = (
+                str(mistake) if not key and isinstance(mistake, UserError) else f"{key or 'config'}: {mistake}"
+            )
         elif key in faults:  # one fault for each branch of a union
             faults[key] += f", or {_expected(fault['msg'])}"
         else:

@@ -144,6 +144,69 @@ def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_config("quickstart", ["plugins=[no.such]"])
 
 
+def test_a_plugin_that_exits_or_whose_package_does_not_import_is_one_clear_error(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UserError, match=r"plugin .*leaves\.py, line 2: does not import: SystemExit: 3"):
+        load_plugins(read_plugins([str(tmp_path / "leaves.py")]))
+    for name, text, why in [
+        ("raises", "raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("typo", "x = = 2", "SyntaxError"),
+        ("needs", "import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ]:
+        (tmp_path / f"pkg_{name}").mkdir()
+        (tmp_path / f"pkg_{name}" / "__init__.py").write_text(text)
+        with pytest.raises(UserError, match=rf"plugin pkg_{name}\.mod: does not import: {why}"):
+            read_plugins([f"pkg_{name}.mod"])
+
+
+@pytest.mark.parametrize("name", ["sys", "_struct"])
+def test_a_module_without_python_source_is_no_plugin(name: str) -> None:
+    with pytest.raises(UserError, match=f"plugin {name}: has no Python source: give a Python file"):
+        read_plugins([name])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("", "None"), ("3", "3"), ("own.py", "'own.py'")], ids=["empty", "number", "bare"]
+)
+def test_plugins_that_are_no_list_are_refused_in_a_suite_as_in_a_recipe(tmp_path: Path, text: str, value: str) -> None:
+    suite = "name: own\ntitle: own\nmethods: [pft]\nsizes: {tiny: {}}\n"
+    (tmp_path / "own.yaml").write_text(f"{suite}plugins: {text}\n")
+    with pytest.raises(UserError, match=rf"own\.yaml: plugins={value}: expected a list"):
+        load_suite(str(tmp_path / "own.yaml"), [], ["json"])
+    with pytest.raises(UserError, match=rf"plugins={value}: expected a list"):
+        load_config("quickstart", [f"plugins={text}"])
+
+
+def test_a_plugin_that_is_named_twice_is_read_once_in_the_order_of_first_mention(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("X = 1\n")
+    (tmp_path / "link.py").symlink_to(tmp_path / "mine.py")
+    mine, link = str(tmp_path / "mine.py"), str(tmp_path / "link.py")
+    assert [plugin.place for plugin in read_plugins([mine, "json", link, "json"])] == [mine, "json"]
+
+
+def test_a_module_beside_the_recipe_or_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+    for folder in ("recipes", "here"):
+        (tmp_path / folder / "own_pkg").mkdir(parents=True)
+        (tmp_path / folder / "own_pkg" / f"of_{folder}.py").write_text("X = 1\n")
+    (tmp_path / "recipes" / "own.yaml").write_text("plugins: [own_pkg.of_recipes]\n")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = tmp_path / "recipes" / "own.yaml"
+    assert load_config(recipe).plugins == [str(tmp_path / "recipes" / "own_pkg" / "of_recipes.py")]
+    given = load_config(recipe, ["plugins=[own_pkg.of_here, json]"]).plugins
+    assert given == [str(tmp_path / "here" / "own_pkg" / "of_here.py"), "json"]
+    with pytest.raises(UserError, match=r"nor beside the recipe nor in the current folder: .*PYTHONPATH"):
+        load_config(recipe, ["plugins=[own_pkg.of_nobody]"])
+
+
+def test_an_error_of_a_plugin_begins_with_its_name(tmp_path: Path) -> None:
+    asked = {"model": "m", "data": "d", "output": "o", "plugins": [str(tmp_path / "nowhere.py")]}
+    with pytest.raises(UserError, match=rf"^plugin {tmp_path}/nowhere\.py: cannot be read"):
+        build(EvaluateConfig, asked)
+
+
 def test_a_worker_imports_what_the_settings_bring_also_where_the_file_is_not(tmp_path: Path) -> None:
     # A process of its own, as the names of the plugin must not stay registered here.
     code = f"""

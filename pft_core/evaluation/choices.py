@@ -58,11 +58,6 @@ def parse_options(output: str, options: Sequence[str]) -> frozenset[int] | None:
     return found if indices and None not in indices else None
 
 
-def score_one(choice: int | None, gold: frozenset[int]) -> float:
-    """*One*: 1 where the chosen option shows the target pole; an unparsed reply is not right."""
-    return float(choice in gold)
-
-
 def score_all(choices: frozenset[int] | None, gold: frozenset[int]) -> float:
     """*All* (PFT): 1 for exactly the gold set, 0 with any wrong option or unparsed, else the share of gold found."""
     if choices is None or not choices <= gold:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pft_core.registry import Registry
+from pft_core.registry import Registry, refuse_no_code, refuse_unknown
 
 WEIGHTS = ("alpha", "beta")
+KNOBS = (*WEIGHTS, "update", "preference_beta", "simpo_gamma", "nll_weight")
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,18 @@ class ObjectiveEntry:
     knobs: tuple[str, ...] = ()
     is_searchable: bool = False
 
+    def __post_init__(self) -> None:
+        refuse_no_code("build", self.build)
+        for knob in self.knobs:
+            refuse_unknown(f"knobs={self.knobs!r}: knob", knob, KNOBS)
+
     @property
     def weights(self) -> tuple[str, ...]:
         """The knobs that weigh a side."""
         return tuple(knob for knob in WEIGHTS if knob in self.knobs)
 
 
-OBJECTIVES: Registry[ObjectiveEntry] = Registry("objective")
+OBJECTIVES: Registry[ObjectiveEntry] = Registry("objective", ObjectiveEntry)
 
 _NLL, _PREFERENCE = "pft_core.objectives.nll", "pft_core.objectives.preference"
 _PAIRED, _PREFERRED = (*WEIGHTS, "update"), (*WEIGHTS, "preference_beta")

@@ -4,10 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from pft_core.objectives.registry import OBJECTIVES, ObjectiveEntry
+from pft_core.objectives.registry import KNOBS, OBJECTIVES, ObjectiveEntry
 from pft_core.settings import Settings
-
-KNOBS = ("alpha", "beta", "update", "preference_beta", "simpo_gamma", "nll_weight")
 
 
 class ObjectiveSettings(Settings):

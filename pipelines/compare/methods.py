@@ -58,6 +58,7 @@ METHODS: dict[str, Method] = {
 
 def method(name: str) -> Method:
     """Look up a method, a yardstick, or a training by any registered objective. Raises UserError."""
+    _refuse_two_meanings(name)
     if name in YARDSTICKS:
         return Method(YARDSTICKS[name].says, asked="yardstick")
     if name in METHODS:
@@ -66,3 +67,12 @@ def method(name: str) -> Method:
         return _trained(f"trained with the objective {name}", name)
     known = dict.fromkeys([*YARDSTICKS, *METHODS, *OBJECTIVES])
     raise UserError(f"method {name!r} does not exist.{did_you_mean(name, known)}")
+
+
+def _refuse_two_meanings(name: str) -> None:
+    """Raise UserError for a name under which a plugin's objective or yardstick would silently not be used."""
+    trained = [stage["train.objective"] for stage in METHODS[name].stages] if name in METHODS else []
+    meanings = {"yardstick": name in YARDSTICKS, "objective": name in OBJECTIVES, "method": name in METHODS}
+    if sum(meanings.values()) > 1 and (name in YARDSTICKS or trained != [name]):
+        kinds = " and ".join(kind for kind, is_there in meanings.items() if is_there)
+        raise UserError(f"method {name!r} is the name of a registered {kinds}: choose another name for yours")

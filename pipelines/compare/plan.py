@@ -16,8 +16,9 @@ from pft_core.toyworld import SHIPPED_BASE, make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import SuiteData, released_file, subset
 from pipelines.compare.methods import method as method_named
+from pipelines.compare.stages import stage_configs
 from pipelines.compare.suite import Suite, SuiteSize, Variant
-from pipelines.config import RunConfig, changed
+from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import code_digest, commit
@@ -70,7 +71,8 @@ def cells_of(
         for seed in size.seeds if method.seeded else [NO_SEED]:
             own = {"name": name.replace(":", "-"), "seed": max(seed, 0)}
             fixed = own | shared_by_cells(suite, data, base, storage)
-            stages = stage_configs(size, name, variant, fixed)
+            own_changes, varied = size.of_method.get(name, {}), variant.set if variant else {}
+            stages = stage_configs(name, size.run, own=own_changes, varied=varied, fixed=fixed, source="suite")
             yield Cell(
                 name=name,
                 method=method,
@@ -99,17 +101,6 @@ def shared_by_cells(suite: Suite, data: SuiteData, base: str, storage: Path) -> 
         "tracking.experiment": f"compare/{suite.name}",
         "plugins": suite.plugins,
     }
-
-
-def stage_configs(
-    size: SuiteSize, name: str, variant: Variant | None, fixed: dict[str, object]
-) -> tuple[RunConfig, ...]:
-    """The run config of each stage: the size's, changed by the stage, by the size for this method, by the variant."""
-    own = size.of_method.get(name, {})
-    varied = variant.set if variant else {}
-    return tuple(
-        changed(size.run, [stage, own, varied, fixed], source="suite") for stage in method_named(name).stages or ({},)
-    )
 
 
 def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> SuiteData:

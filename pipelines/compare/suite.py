@@ -7,10 +7,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from pft_core.data import MANIFEST_NAME
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import metrics_where
 from pft_core.settings import Settings
 from pipelines.compare.methods import method
+from pipelines.compare.stages import refuse_idle_knobs, stage_configs
 from pipelines.config import place_plugins
 from pipelines.plugins import PluggedSettings, place_of
 from pipelines.strict import apply_override, build, read_yaml
@@ -59,7 +61,7 @@ class SuiteSize(Settings):
     @field_validator("data")
     @classmethod
     def _data_is_there(cls, data: str) -> str:
-        if data not in ("toyworld", *FILES) and not Path(data).is_dir():
+        if data not in ("toyworld", *FILES) and not _is_prepared(Path(data)):
             known = did_you_mean(data, ["toyworld", *FILES])
             raise ValueError(f"{data!r} is no data set, and no folder written by `pft prepare`.{known}")
         return data
@@ -106,6 +108,42 @@ class Suite(PluggedSettings):
             raise ValueError("varies and variants go together: name what the variants change, or leave both out")
         return self
 
+    @model_validator(mode="after")
+    def _runs_can_be_made(self) -> Self:
+        # Said here, before a cluster starts and data is written.
+        for name, size in self.sizes.items():
+            _check_runs(self, size, f"sizes.{name}")
+        return self
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether `pft prepare` wrote it, or the folders train and test in it."""
+    return all((part / MANIFEST_NAME).is_file() for part in (folder / "train", folder / "test")) or (
+        (folder / MANIFEST_NAME).is_file() and not (folder / "test").is_dir()
+    )
+
+
+def _check_runs(suite: Suite, size: SuiteSize, place: str) -> None:
+    """Raise UserError for what no run config may hold, and for a knob that none of those that it is set for takes."""
+    taken = {name: _knobs_taken(suite, size, name, place) for name in {*suite.methods, *size.of_method}}
+    by_any = set().union(*(taken[name] for name in suite.methods))
+    nobody = "no method of the suite"
+    refuse_idle_knobs(size.run, by_any, place=f"{place}.run", by=nobody)
+    for i, variant in enumerate(suite.variants):
+        refuse_idle_knobs(variant.set, by_any, place=f"variants.{i}.set", by=nobody)
+    for name, own in size.of_method.items():
+        refuse_idle_knobs(own, taken[name], place=f"{place}.of_method.{name}", by=f"no training of {name}")
+
+
+def _knobs_taken(suite: Suite, size: SuiteSize, name: str, place: str) -> set[str]:
+    own, all_varied = size.of_method.get(name, {}), [variant.set for variant in suite.variants] or [{}]
+    configs = [
+        config
+        for varied in all_varied
+        for config in stage_configs(name, size.run, own=own, varied=varied, fixed={}, source=place)
+    ]
+    return {knob for config in configs for knob in config.train.entry.knobs} if method(name).stages else set()
+
 
 def once(values: Sequence[Any], what: str) -> Any:
     """Return the values. Raises ValueError where one of them is there twice: its runs would count twice."""
@@ -132,7 +170,10 @@ def load_suite(name: str, overrides: Sequence[str] = (), plugins: Sequence[str] 
     place_plugins(raw, path.parent)
     for override in overrides:
         apply_override(raw, override)
-    raw["plugins"] = [*raw.get("plugins", []), *(place_of(plugin, Path.cwd()) for plugin in plugins)]
+    place_plugins(raw, Path.cwd())
+    named = raw.get("plugins", [])
+    if plugins and isinstance(named, list):  # anything else is refused as it stands
+        raw["plugins"] = [*named, *(place_of(plugin, Path.cwd()) for plugin in plugins)]
     return build(Suite, raw, source=lambda _: f"{path.name}: ")
 
 

@@ -39,6 +39,11 @@ def place_plugins(raw: dict[str, Any], folder: Path) -> None:
 
 def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:
     """Build a run config from sections and dotted changes, the later ones winning. Raises UserError, naming source."""
+    return build(RunConfig, merged(raw, changes, source=source), source=lambda _: f"{source}: ")
+
+
+def merged(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> dict[str, Any]:
+    """Return the sections with dotted changes, the later ones winning, unchecked. Raises UserError, naming source."""
     result: dict[str, Any] = _copied(raw)
     for key, value in (item for change in changes for item in change.items()):
         *sections, last = key.split(".")
@@ -48,7 +53,7 @@ def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, sou
             if not isinstance(place, dict):
                 raise UserError(f"{source}: {section} is a section, this is {place!r}")
         place[last] = value
-    return build(RunConfig, result, source=lambda _: f"{source}: ")
+    return result
 
 
 def _copied(raw: Any) -> Any:

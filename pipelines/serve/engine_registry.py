@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pft_core.registry import Registry
+from pft_core.registry import Registry, refuse_no_code
 
 AUTO = "auto"  # the first engine that is installed and can do what the recipe asks for
 
@@ -25,12 +25,15 @@ class ServingEngineEntry:
     steers: bool = False
     why_not: str = ""
 
+    def __post_init__(self) -> None:
+        refuse_no_code("build", self.build)
+
     @property
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
 
-SERVING_ENGINES: Registry[ServingEngineEntry] = Registry("serving engine")
+SERVING_ENGINES: Registry[ServingEngineEntry] = Registry("serving engine", ServingEngineEntry)
 
 SERVING_ENGINES.add(
     "vllm",

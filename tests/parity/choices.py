@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.data.records import LETTERS
-from pft_core.evaluation.choices import parse_choice, parse_choices, score_all, score_one
+from pft_core.evaluation.choices import parse_choice, parse_choices, score_all
+from pft_core.evaluation.metrics.measures import right
+from pft_core.evaluation.metrics.outcome import Outcome
 
 
 def main(path: str) -> int:
@@ -43,7 +45,9 @@ def read(case: dict[str, Any]) -> tuple[frozenset[int] | None, float]:
         choices = parse_choices(case["output"], num_options)
         return choices, score_all(choices, gold)
     choice = parse_choice(case["output"], num_options)
-    return None if choice is None else frozenset({choice}), score_one(choice, gold)
+    chosen = None if choice is None else frozenset({choice})
+    sides = tuple(int(i not in gold) for i in range(num_options))
+    return chosen, right(Outcome("", "", "", "one", sides, (chosen, None)), 0)[0]
 
 
 def expected(case: dict[str, Any]) -> frozenset[int]:

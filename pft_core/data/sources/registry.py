@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pft_core.data.records import Reject
 from pft_core.data.sources.checks import Outcome
-from pft_core.registry import Registry, load_code
+from pft_core.errors import UserError
+from pft_core.registry import Registry, load_code, refuse_no_code
 
 if TYPE_CHECKING:
     from pft_core.data.sources.readers import Located
@@ -28,6 +29,15 @@ class SourceEntry:
     join: str | Callable[["Iterable[Located]", str | None], Iterator[tuple[str, Outcome]]] | None = None
     generate: str | Callable[..., Iterator[tuple[str, Outcome]]] | None = None
 
+    def __post_init__(self) -> None:
+        if self.row is None and self.generate is None:
+            raise UserError("SourceEntry: neither row nor generate: give the function that reads or makes rows")
+        if (self.needs_joining is None) != (self.join is None):
+            raise UserError("SourceEntry: needs_joining and join go together: give both, or neither")
+        for what in ("row", "needs_joining", "join", "generate"):
+            if getattr(self, what) is not None:
+                refuse_no_code(what, getattr(self, what))
+
     @property
     def reads_files(self) -> bool:
         return self.generate is None
@@ -37,7 +47,7 @@ class SourceEntry:
         return self.needs_joining is not None and bool(load_code(self.needs_joining)(first_row))
 
 
-SOURCES: Registry[SourceEntry] = Registry("source")
+SOURCES: Registry[SourceEntry] = Registry("source", SourceEntry)
 
 _HERE = "pft_core.data.sources"
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pft_core.data import Form
-from pft_core.registry import load_code
+from pft_core.registry import load_code, refuse_no_code, refuse_unknown
 
 # pole: an outcome under one pole; pair: under both; base: with no condition, beside its base; run: a whole run
 Subject = Literal["pole", "pair", "base", "run"]
+Best = Literal["highest", "lowest"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Metric:
     of: Subject
     measure: Callable[..., Any] | str | None
     form: Form = "one"  # the form of question whose outcomes it is computed from
-    best: Literal["highest", "lowest"] | None = None  # None: neither
+    best: Best | None = None  # None: neither
     title: str | None = None  # of its part of a table; None: the label
     is_right: bool = False  # a share of right answers, which position alone must not reach: it leads and is drawn
     is_tested: bool = False  # whether a comparison tests the reference method's against the others'
@@ -35,6 +36,13 @@ class Metric:
     has_baseline: bool = True  # whether position alone, and yardsticks, have a value
     in_evaluation: bool = True  # whether `pft evaluate` has rows of it
     over_variants: bool = False  # whether it is drawn over what a suite varies, as what is_right always is
+
+    def __post_init__(self) -> None:
+        refuse_unknown("of", self.of, get_args(Subject))
+        refuse_unknown("form", self.form, get_args(Form))
+        refuse_unknown("best", self.best, (*get_args(Best), None))
+        if self.measure is not None or self.counts_outcomes:
+            refuse_no_code("measure", self.measure)
 
     @property
     def counts_outcomes(self) -> bool:

@@ -7,7 +7,7 @@ from pft_core.evaluation.metrics import measures
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.registry import Registry
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", Metric)
 
 METRICS.add(
     "one",

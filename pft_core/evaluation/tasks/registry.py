@@ -3,7 +3,7 @@
 from pft_core.evaluation.tasks.task import Task
 from pft_core.registry import Registry
 
-TASKS: Registry[Task] = Registry("task")
+TASKS: Registry[Task] = Registry("task", Task)
 
 TASKS.add("choices", Task("Choices", "prepared records under both poles and under none: the metrics' rows"))
 TASKS.add(

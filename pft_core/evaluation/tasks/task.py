@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pft_core.registry import load_code
+from pft_core.registry import load_code, refuse_no_code
 
 if TYPE_CHECKING:
     from pft_core.data import Reject
@@ -45,6 +45,11 @@ class Task:
     meaning: str
     items: "Callable[[Path, Asking], Iterable[TaskItem | Reject]] | str | None" = None
     score: Callable[[TaskItem, Any], float | None] | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.items is not None or self.score is not None:
+            refuse_no_code("items", self.items)
+            refuse_no_code("score", self.score)
 
     @property
     def asks_records(self) -> bool:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from pft_core.data import Form, PairedExample
 from pft_core.evaluation.metrics import Outcome
-from pft_core.registry import Registry, load_code
-
-YARDSTICKS: Registry["Yardstick"] = Registry("yardstick")
+from pft_core.registry import Registry, load_code, refuse_no_code
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,16 @@ class Yardstick:
     is_position: bool = False  # whether it is what every row's position baseline is the value of
     if_unbeaten: str = ""  # what it shows where no method's interval lies above it; empty: nothing is said of it
 
+    def __post_init__(self) -> None:
+        refuse_no_code("choose", self.choose)
+
     def outcomes(self, train: Sequence[PairedExample], test: Sequence[PairedExample], form: Form) -> list[Outcome]:
         """Answer the test records. train: empty where it reads none. Raises UserError as its code does."""
         choose: Callable[..., list[Outcome]] = load_code(self.choose)
         return choose(train, test, form=form) if self.reads_training else choose(test, form)
 
+
+YARDSTICKS: Registry[Yardstick] = Registry("yardstick", Yardstick)
 
 YARDSTICKS.add(
     "position",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pft_core.registry import Registry
+from pft_core.registry import Registry, refuse_no_code
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,11 @@ class EngineEntry:
     build: str | Callable[..., Any]
     has_whole_gradients: bool = False
 
+    def __post_init__(self) -> None:
+        refuse_no_code("build", self.build)
 
-ENGINES: Registry[EngineEntry] = Registry("engine")
+
+ENGINES: Registry[EngineEntry] = Registry("engine", EngineEntry)
 
 ENGINES.add("torch", EngineEntry("pft_core.training.engines.torch_engine:TorchEngine", has_whole_gradients=True))
 ENGINES.add("deepspeed", EngineEntry("pft_core.training.engines.deepspeed_engine:DeepSpeedEngine"))

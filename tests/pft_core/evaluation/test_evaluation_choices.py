@@ -3,7 +3,9 @@ import time
 
 import pytest
 
-from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options, score_all, score_one
+from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options, score_all
+from pft_core.evaluation.metrics.measures import right
+from pft_core.evaluation.metrics.outcome import Outcome
 from tests.parity import choices as parity
 
 OPTIONS = ["Sell  the boat now.", "Wait for spring.", "Ask a friend."]
@@ -113,8 +115,9 @@ def test_options_are_read_one_a_line() -> None:
 
 
 def test_one_is_right_when_the_option_is_gold() -> None:
-    gold = frozenset({0, 2})
-    assert [score_one(choice, gold) for choice in (0, 1, 2, None)] == [1, 0, 1, 0]
+    chosen = [*(frozenset({option}) for option in (0, 1, 2)), None]
+    outcomes = [Outcome("i", "s", "Risk", "one", (0, 1, 0), (choice, None)) for choice in chosen]
+    assert [right(outcome, 0) for outcome in outcomes] == [(1, 1), (0, 1), (1, 1), (0, 1)]
 
 
 def test_all_gives_the_share_found_unless_an_option_is_wrong() -> None:

@@ -1,0 +1,51 @@
+"""What each stage of a method runs with: a suite's run config, where a knob goes to the stages that take it."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pft_core.errors import UserError
+from pft_core.objectives import KNOBS, OBJECTIVES, ObjectiveSettings
+from pipelines.compare.methods import method
+from pipelines.config import RunConfig, merged
+from pipelines.strict import build
+
+
+def stage_configs(
+    name: str,
+    run: Mapping[str, Any],
+    *,
+    own: Mapping[str, Any],
+    varied: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    source: str,
+) -> tuple[RunConfig, ...]:
+    """The run config of each stage: the size's, changed by the stage, by the size for this method, by the variant.
+
+    Raises UserError, naming source and method.
+    """
+    place = f"{source}, method {name}"
+    raws = [merged(run, [stage, own, varied, fixed], source=place) for stage in method(name).stages or ({},)]
+    return tuple(build(RunConfig, _with_knobs_taken(raw), source=lambda _: f"{place}: ") for raw in raws)
+
+
+def _with_knobs_taken(raw: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the knobs that the objective does not take: in a suite they are said once, for those that do."""
+    train = raw.get("train", {})
+    objective = train.get("objective", _default("objective")) if isinstance(train, dict) else None
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
+        return raw
+    idle = set(KNOBS) - set(OBJECTIVES[objective].knobs)
+    return raw | {"train": {key: value for key, value in train.items() if key not in idle}}
+
+
+def refuse_idle_knobs(changes: Mapping[str, Any], taken: Collection[str], *, place: str, by: str) -> None:
+    """Raise UserError for a knob that nothing takes. changes: sections, or dotted keys; by: who would have to."""
+    train = merged({}, [changes], source=place).get("train")
+    said = train if isinstance(train, dict) else {}
+    for knob in KNOBS:
+        if knob in said and said[knob] != _default(knob) and knob not in taken:
+            raise UserError(f"{place}: train.{knob}={said[knob]!r} has no effect: {by} takes it: leave it out")
+
+
+def _default(key: str) -> Any:
+    return ObjectiveSettings.model_fields[key].default
