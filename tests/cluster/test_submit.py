@@ -180,11 +180,14 @@ def test_an_installed_package_uploads_itself_and_the_files_that_are_named(
     (tmp_path / "recipes" / "mine.yaml").write_text("plugins: [own.py]\n")
     (tmp_path / "recipes" / "own.py").write_text("")
     command = sent_as(["train", "recipes/mine.yaml"])
-    folder = Path(upload.runtime_env(command)["working_dir"])
-    assert (folder / "pipelines" / "cli.py").is_file()
-    assert (folder / "recipes" / "own.py").is_file()
-    assert (folder / "recipes" / "mine.yaml").is_file()
-    assert not [path for path in folder.iterdir() if path.name not in ("pft_core", "pipelines", "cluster", "recipes")]
+    with upload.runtime_env(command) as env:
+        folder = Path(env["working_dir"])
+        assert (folder / "pipelines" / "cli.py").is_file()
+        assert (folder / "recipes" / "own.py").is_file()
+        assert (folder / "recipes" / "mine.yaml").is_file()
+        others = {path.name for path in folder.iterdir()} - {"pft_core", "pipelines", "cluster", "recipes"}
+        assert not others
+    assert not folder.exists()
 
 
 def test_a_misspelt_verb_and_a_silent_address_are_the_users_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
