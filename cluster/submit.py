@@ -68,7 +68,7 @@ def run(
     if command[0] not in verbs:
         raise UserError(f"submit: {command[0]!r} is not a verb that runs as a job.{did_you_mean(command[0], verbs)}")
     verb = verbs[command[0]]
-    sent = for_the_cluster([*command, *plugin_arguments(command, verb, plugins)], verb)
+    sent = for_the_cluster(with_plugins(command, verb, plugins), verb)
     client = connect(address)
     submission_id = submit_once(client, sent)
     status = follow(client, submission_id)
@@ -95,6 +95,12 @@ def connect(address: str | None) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError, ValueError) as error:
         shown = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
         raise UserError(f"cluster at {shown}: {error}: give the dashboard's URL: --address http://HOST:8265") from None
+
+
+def with_plugins(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:
+    """Give a command more plugins: an option comes first, since behind `--` it would be none; an override wins last."""
+    more = plugin_arguments(command, verb, plugins)
+    return [command[0], *more, *command[1:]] if "plugin" in verb.roles.values() else [*command, *more]
 
 
 def plugin_arguments(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:

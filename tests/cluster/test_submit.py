@@ -291,6 +291,13 @@ def test_plugins_of_submit_join_those_that_the_command_has(in_checkout: Path) ->
     assert joined("plugins=[x.py]", "plugins=[a.py]") == ['plugins=["a.py", "b.py"]']
 
 
+def test_plugins_of_submit_reach_a_verb_whatever_its_words() -> None:
+    added = submit.with_plugins(["compare", "--", "budget"], VERBS["compare"], ["b.py", "package.module"])
+    assert sent_as(added)[:6] == ["compare", "budget", "--plugin", "b.py", "--plugin", "package.module"]
+    added = submit.with_plugins(["tune", "quickstart", "--mode", "soup", "plugins=[a.py]"], VERBS["tune"], ["b.py"])
+    assert sent_as(added)[3:] == ['plugins=["a.py"]', 'plugins=["a.py", "b.py"]', "--mode", "soup"]
+
+
 def test_a_mistake_in_what_is_submitted_ends_with_two_and_no_traceback() -> None:
     command = [sys.executable, "-m", "pipelines.cli", "submit", "--", "train", "quickstart", "plugins=[1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
