@@ -11,17 +11,16 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.upload import digest, in_upload, plugins_of, runtime_env
+from cluster.upload import digest, in_upload, plugin_in_upload, plugins_in_override, plugins_of, runtime_env, top_of
 from pft_core.errors import UserError, did_you_mean
 
 POLL_SECONDS = 0.5
@@ -29,18 +28,31 @@ AGENT_SECONDS = 60.0
 SHOWN_LINES = 20
 
 
+Role = Literal["recipe", "plugin", "override", "output", "path"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A parameter as a command gives it. option: the option's own word, empty for an argument; a flag has no values."""
+
+    name: str
+    option: str
+    values: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class JobVerb:
     """A verb of the command line that runs as a job, as the command line itself describes it.
 
-    num_names: words after the verb that name a recipe or a command. path_options: options that take a path;
-    plugin_options: those that take a plugin. stores: how it is told where results go: by an override, by an option.
+    parse: reads the words after the verb; every argument is in what it returns, also one without values.
+    roles: what a parameter's values are, by its name. stores: how the verb is told where results go: by an override,
+    by an option. commands: of a group, which is followed by one of them.
     """
 
-    num_names: int = 0
-    path_options: tuple[str, ...] = ()
-    plugin_options: tuple[str, ...] = ()
+    parse: Callable[[list[str]], list[Given]]
+    roles: Mapping[str, Role]
     stores: Literal["override", "option"] | None = None
+    commands: Mapping[str, "JobVerb"] = field(default_factory=dict)
 
 
 def run(
@@ -56,7 +68,7 @@ def run(
     if command[0] not in verbs:
         raise UserError(f"submit: {command[0]!r} is not a verb that runs as a job.{did_you_mean(command[0], verbs)}")
     verb = verbs[command[0]]
-    sent = for_the_cluster([*command, *plugin_arguments(command, verb, plugins)], verb)
+    sent = for_the_cluster(with_plugins(command, verb, plugins), verb)
     client = connect(address)
     submission_id = submit_once(client, sent)
     status = follow(client, submission_id)
@@ -85,16 +97,33 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise UserError(f"cluster at {shown}: {error}: give the dashboard's URL: --address http://HOST:8265") from None
 
 
+def with_plugins(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:
+    """Give a command more plugins: an option comes first, since behind `--` it would be none; an override wins last."""
+    more = plugin_arguments(command, verb, plugins)
+    return [command[0], *more, *command[1:]] if "plugin" in verb.roles.values() else [*command, *more]
+
+
 def plugin_arguments(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:
-    """Return the arguments that give a verb more plugins: its option, or an override that keeps the recipe's own."""
+    """Return the arguments that give a verb more plugins: its option, or an override that keeps those it has."""
     if not plugins:
         return []
-    if verb.plugin_options:
-        return [word for plugin in plugins for word in (verb.plugin_options[0], plugin)]
+    if "plugin" in verb.roles.values():
+        return [word for plugin in plugins for word in ("--plugin", plugin)]
     if verb.stores != "override":
         raise UserError(f"submit: --plugin: {command[0]} takes no plugins: leave it out")
-    recipes = [Path(word) for word in command[1 : 1 + verb.num_names] if Path(word).is_file()]
-    return [f"plugins={json.dumps([*(p for recipe in recipes for p in plugins_of(recipe)), *plugins])}"]
+    return [f"plugins={json.dumps([*_own_plugins(verb.parse(command[1:]), verb), *plugins])}"]
+
+
+def _own_plugins(given: list[Given], verb: JobVerb) -> list[str]:
+    """The plugins that a command has by itself: an override replaces the recipe's, a later override an earlier one."""
+    overrides = [word for word in _values_of("override", given, verb) if word.startswith("plugins=")]
+    if overrides:
+        return plugins_in_override(overrides[-1])
+    return [plugin for recipe in _values_of("recipe", given, verb) for plugin in plugins_of(Path(recipe))]
+
+
+def _values_of(role: Role, given: list[Given], verb: JobVerb) -> list[str]:
+    return [value for parameter in given if verb.roles.get(parameter.name) == role for value in parameter.values]
 
 
 def for_the_cluster(command: list[str], verb: JobVerb) -> list[str]:
@@ -103,42 +132,72 @@ def for_the_cluster(command: list[str], verb: JobVerb) -> list[str]:
     A relative folder would lie in the job's copy of the code, which goes when the job ends. Raises UserError.
     """
     name, *rest = command
-    names, arguments = rest[: verb.num_names], rest[verb.num_names :]
-    if verb.stores == "override" and "storage" not in _keys_of(names):
-        arguments = ["storage=runs", *arguments]  # a later storage= wins
-    if verb.stores == "option" and "--storage" not in arguments:
-        arguments = ["--storage", "runs", *arguments]
-    return [name, *(in_upload(word) for word in names), *_placed(arguments, verb)]
+    if verb.commands:
+        return [name, *for_the_cluster(rest, _chosen(name, rest, verb.commands))]
+    given = _with_storage(verb.parse(rest), verb)
+    return [name, *_words([_placed(parameter, verb) for parameter in given])]
 
 
-def _placed(arguments: list[str], verb: JobVerb) -> Iterator[str]:
-    option = ""
-    for word in arguments:
-        if word.startswith("--"):
-            option = word
-            yield word
-            continue
-        key, equals, value = word.rpartition("=")
-        if option in verb.plugin_options or key == "plugins":
-            yield _plugins_placed(key, equals, value)
-            continue
-        is_output = option in ("--output", "--storage") or key == "storage"
-        names_a_path = bool(equals) or option in verb.path_options
-        yield f"{key}{equals}{Path(value).resolve()}" if names_a_path and (is_output or Path(value).exists()) else word
+def _chosen(group: str, rest: list[str], commands: Mapping[str, JobVerb]) -> JobVerb:
+    if rest and rest[0] in commands:
+        return commands[rest[0]]
+    hint = did_you_mean(rest[0], commands) if rest else ""
+    raise UserError(f"submit: {shlex.join([group, *rest[:1]])}: expected {group} {' or '.join(commands)}.{hint}")
 
 
-def _plugins_placed(key: str, equals: str, value: str) -> str:
-    """Plugins of an option, or of `plugins=[a.py, b.py]`, as the job sees them. Raises UserError."""
-    if not equals:
-        return in_upload(value)
-    names = yaml.safe_load(value)
-    placed = [in_upload(str(name)) for name in names] if isinstance(names, list) else names
-    return f"{key}={json.dumps(placed)}"
+def _with_storage(given: list[Given], verb: JobVerb) -> list[Given]:
+    """Say where results go, since the default is relative: a recipe's own place, else runs; a later storage= wins."""
+    if verb.stores == "override":
+        stores = [
+            str(place) for name in _values_of("recipe", given, verb) if (place := top_of(Path(name)).get("storage"))
+        ]
+        first = f"storage={stores[0] if stores else 'runs'}"
+        return [replace(g, values=(first, *g.values)) if verb.roles.get(g.name) == "override" else g for g in given]
+    if verb.stores == "option" and all(parameter.option != "--storage" for parameter in given):
+        return [*given, Given("storage", "--storage", ("runs",))]
+    return given
 
 
-def _keys_of(names: list[str]) -> set[str]:
-    files = [Path(name) for name in names if Path(name).is_file()]
-    return {line.partition(":")[0] for file in files for line in file.read_text(encoding="utf-8").splitlines()}
+def _placed(given: Given, verb: JobVerb) -> Given:
+    role = verb.roles.get(given.name)
+    return replace(given, values=tuple(PLACED[role](value) for value in given.values)) if role else given
+
+
+def _words(given: list[Given]) -> list[str]:
+    """The words of a command: its arguments, then its options, each value of an option after a word of its own."""
+    arguments = [value for parameter in given if not parameter.option for value in parameter.values]
+    options = [word for parameter in given if parameter.option for word in _option_words(parameter)]
+    # Behind `--` a word that begins with a dash is an argument all the same.
+    return [*options, "--", *arguments] if any(w.startswith("-") for w in arguments) else [*arguments, *options]
+
+
+def _option_words(given: Given) -> list[str]:
+    return [word for value in given.values for word in (given.option, value)] or [given.option]
+
+
+def _absolute(value: str) -> str:
+    return str(Path(value).resolve()) if value else value
+
+
+def _absolute_where_it_exists(value: str) -> str:
+    return _absolute(value) if os.path.exists(value) else value  # unlike Path's, at ease with a text of any length
+
+
+def _override_placed(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if key == "plugins" and equals:
+        return f"plugins={json.dumps([plugin_in_upload(plugin) for plugin in plugins_in_override(word)])}"
+    place = _absolute if key == "storage" else _absolute_where_it_exists
+    return f"{key}{equals}{place(value)}" if equals else word
+
+
+PLACED: dict[Role, Callable[[str], str]] = {
+    "recipe": in_upload,
+    "plugin": plugin_in_upload,
+    "override": _override_placed,
+    "output": _absolute,
+    "path": _absolute_where_it_exists,
+}
 
 
 def submit_once(client: JobSubmissionClient, command: list[str]) -> str:
@@ -162,8 +221,8 @@ def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -
     python = f"$(command -v {shlex.quote(sys.executable)} || echo python)"
     entrypoint = f"{python} {shlex.join(['-m', 'pipelines.cli', *command])}"
     try:
-        env = runtime_env(command)
-        _submit(client, entrypoint, submission_id, env, deadline=time.monotonic() + AGENT_SECONDS)
+        with runtime_env(command) as env:
+            _submit(client, entrypoint, submission_id, env, deadline=time.monotonic() + AGENT_SECONDS)
         print(f"{submission_id}: {entrypoint}", file=sys.stderr)
     except RuntimeError as error:
         if "already exists" not in str(error):  # else another process was faster, and its job is the one to follow

@@ -5,9 +5,14 @@ into a folder of their own, under the names that they have from where the user s
 """
 
 import hashlib
+import importlib.machinery
+import itertools
+import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,7 @@ def root() -> Path:
 def in_upload(name: str) -> str:
     """Return a recipe's or a plugin's file as the job sees it; any other word as it is. Raises UserError."""
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml", ".py") or not path.is_file():
+    if not _is_path(path) or not path.is_file():
         return name
     if not path.resolve().is_relative_to(root()):
         raise UserError(f"{name}: is not inside {root()}, so the cluster would not see it: copy it there")
@@ -42,55 +47,129 @@ def in_upload(name: str) -> str:
     if relative.parts[0] in LEFT_OUT:
         raise UserError(f"{name}: {relative.parts[0]} does not travel to the cluster: copy the file elsewhere")
     for plugin in plugins_of(path):
-        in_upload(plugin)
+        plugin_in_upload(plugin)
     return str(relative)
 
 
-def plugins_of(recipe: Path) -> list[str]:
-    """The plugin files that a recipe or a suite names; those that are not there are left to the job to name."""
-    if recipe.suffix == ".py":
+def _is_path(name: Path) -> bool:
+    """Whether a word is a path and no shipped name: it has a file's ending, or a folder."""
+    return name.suffix in (".yaml", ".yml", ".py") or len(name.parts) > 1
+
+
+def plugin_in_upload(name: str) -> str:
+    """Return a plugin, a file or a module's dotted name, as the job sees it. Raises UserError.
+
+    What is not here at all is left to the job to name. A module that is found elsewhere is refused: nothing says that
+    the cluster has the same, and the job's id would not follow its code.
+    """
+    if name.endswith(".py"):
+        return in_upload(name)
+    files = module_files(name)
+    for file in files:
+        in_upload(str(file))
+    if not files and (place := _found_elsewhere(name)):
+        raise UserError(
+            f"plugin {name}: {place} is not inside {root()}, so it does not travel to the cluster: copy it there, or, "
+            "where the cluster has it installed, give a file that imports it"
+        )
+    return name
+
+
+def module_files(name: str) -> list[Path]:
+    """The Python files of a module's outermost package, where it lies so that the job, which starts there, finds it."""
+    top = name.partition(".")[0]
+    if not top.isidentifier() or top in PACKAGES:
         return []
+    single = root() / f"{top}.py"
+    return sorted((root() / top).rglob("*.py")) or ([single] if single.is_file() else [])
+
+
+def _found_elsewhere(name: str) -> str | None:
+    """Where a module's outermost package lies, if a job started here would find it, without importing it."""
+    top = name.partition(".")[0]
+    if top in PACKAGES or not top.isidentifier():
+        return None
+    spec = importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd()), *sys.path])
+    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    return next((place for place in places if place and Path(place) != root() / top), None)
+
+
+def top_of(recipe: Path) -> dict[str, Any]:
+    """The keys of a recipe's or a suite's file; none where it cannot be read, since the job says what is wrong."""
     try:
         raw = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return []  # the job says what is wrong with it
-    named = raw.get("plugins") if isinstance(raw, dict) else None
-    files = [str(name) for name in named if str(name).endswith(".py")] if isinstance(named, list) else []
-    return [str(recipe.parent / name) for name in files]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def plugins_of(recipe: Path) -> list[str]:
+    """The plugins that a recipe or a suite names: files from where it lies, modules as they are."""
+    named = top_of(recipe).get("plugins") if recipe.suffix != ".py" else None
+    names = [str(name) for name in named] if isinstance(named, list) else []
+    return [str(recipe.parent / name) if name.endswith(".py") else name for name in names]
+
+
+def plugins_in_override(word: str) -> list[str]:
+    """The plugins of `plugins=[a.py, package.module]`. Raises UserError."""
+    try:
+        names = yaml.safe_load(word.partition("=")[2])
+    except yaml.YAMLError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{word!r}: expected a list of files and modules, such as 'plugins=[own.py]'")
+    return names
 
 
 def files_in(command: Sequence[str]) -> list[Path]:
     """The files, below `root()`, that a command for the job names, plugins of its recipes among them."""
-    named = [root() / word for word in command if (root() / word).suffix in (".yaml", ".yml", ".py")]
-    recipes = [path for path in named if path.is_file()]
-    return [*recipes, *(Path(p).resolve() for recipe in recipes for p in plugins_of(recipe) if Path(p).is_file())]
+    relative = [Path(word) for word in command if not os.path.isabs(word)]  # what travels is named from the root
+    recipes = [root() / name for name in relative if _is_path(name) and os.path.isfile(root() / name)]
+    plugins = [*_plugins_in(command), *(plugin for recipe in recipes for plugin in plugins_of(recipe))]
+    return [*recipes, *(file for plugin in plugins for file in _files_of(plugin))]
+
+
+def _plugins_in(command: Sequence[str]) -> list[str]:
+    """The plugins of a command for the job: those of its option, each after a word of its own, and of its overrides."""
+    options = [value for word, value in itertools.pairwise(command) if word == "--plugin"]
+    overrides = [word for word in command if word.startswith("plugins=")]
+    return [*options, *(plugin for word in overrides for plugin in plugins_in_override(word))]
+
+
+def _files_of(plugin: str) -> list[Path]:
+    if not plugin.endswith(".py"):
+        return module_files(plugin)
+    file = (root() / plugin).resolve()
+    return [file] if os.path.isfile(file) else []
 
 
 def digest(command: Sequence[str]) -> str:
     """Return the sha256 of the command, the code, the files that travel, and the manifests of the data it names."""
     sha = hashlib.sha256("\0".join(command).encode())
-    manifests = [root() / word.rpartition("=")[2] / "manifest.json" for word in command]
-    values = [root() / word.rpartition("=")[2] for word in command]
-    for path in [*values, *manifests, *files_in(command)]:
-        sha.update(path.read_bytes() if path.is_file() else b"")
+    values = [root() / value for word in command for value in (word, word.partition("=")[2]) if value]
+    for path in [*values, *(value / "manifest.json" for value in values), *files_in(command)]:
+        sha.update(path.read_bytes() if os.path.isfile(path) else b"")
     for path in sorted(p for package in PACKAGES[:2] for p in (CODE / package).rglob("*")):
         if path.suffix in (".py", ".yaml"):
             sha.update(path.read_bytes())
     return sha.hexdigest()
 
 
-def runtime_env(command: Sequence[str]) -> dict[str, Any]:
-    """Return Ray's description of what the job runs in."""
-    folder = CODE if is_checkout() else _gathered(command)
-    return {"working_dir": str(folder), "excludes": EXCLUDES}
+@contextmanager
+def runtime_env(command: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Give Ray's description of what the job runs in; what is gathered for it goes once Ray has uploaded it."""
+    if is_checkout():
+        yield {"working_dir": str(CODE), "excludes": EXCLUDES}
+        return
+    with tempfile.TemporaryDirectory(prefix="pft-upload-") as folder:
+        _gather(command, Path(folder))
+        yield {"working_dir": folder, "excludes": EXCLUDES}
 
 
-def _gathered(command: Sequence[str]) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="pft-upload-"))
+def _gather(command: Sequence[str], folder: Path) -> None:
     for package in PACKAGES:
         shutil.copytree(CODE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for path in files_in(command):
         target = folder / path.resolve().relative_to(root())
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    return folder

@@ -22,7 +22,7 @@ from pipelines.plugins import place_of
 from pipelines.strict import build
 
 if TYPE_CHECKING:
-    from cluster.submit import JobVerb
+    from cluster.submit import Given, JobVerb
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +36,7 @@ app.add_typer(show, name="show")
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.lr=1e-4")]
 STORING = ("train", "tune", "quickstart")  # verbs whose override storage= says where runs are kept
+UsageError: Any = typer.BadParameter.__base__  # of the click that typer brings, its own or the package
 MODES = ("grid", "soup", "asha", "optuna")  # of tune
 Plugins = Annotated[
     list[str] | None,
@@ -289,14 +290,34 @@ def job_verbs() -> "dict[str, JobVerb]":
 def _job_verb(name: str, command: Any) -> "JobVerb":
     from cluster.submit import JobVerb
 
-    if hasattr(command, "commands"):  # a group: which command of it, and its recipe
-        return JobVerb(num_names=2)
-    options = {option: p.metavar or "" for p in command.params for option in p.opts if option.startswith("--")}
-    paths = tuple(option for option, metavar in options.items() if re.search("DIR|FILE|PATH", metavar))
-    recipes = [p for p in command.params if p.name in ("recipe", "suite")]
-    stores: Any = "option" if "--storage" in options else "override" if name in STORING else None
-    plugins = tuple(option for option in options if option == "--plugin")
-    return JobVerb(len(recipes), tuple(o for o in paths if o not in plugins), plugins, stores)
+    roles = {parameter.name: role for parameter in command.params if (role := _role(parameter))}
+    stores: Any = "option" if "storage" in roles else "override" if name in STORING else None
+    commands = {inner: _job_verb(inner, c) for inner, c in getattr(command, "commands", {}).items()}  # of a group
+    return JobVerb(functools.partial(_parsed, name, command), roles, stores, commands)
+
+
+def _role(parameter: Any) -> Any:
+    """What the cluster's side should know of a parameter's values; None: nothing."""
+    by_name = {"recipe": "recipe", "suite": "recipe", "overrides": "override", "plugin": "plugin"}
+    by_name |= {"output": "output", "storage": "output"}
+    return by_name.get(parameter.name, "path" if re.search("DIR|FILE|PATH", parameter.metavar or "") else None)
+
+
+def _parsed(name: str, command: Any, words: list[str]) -> "list[Given]":
+    """Read the words after a verb by its own parser, so that an option takes its own values and no more."""
+    from cluster.submit import Given
+
+    try:
+        values, _, order = command.make_parser(command.context_class(command)).parse_args(list(words))
+    except UsageError as error:
+        raise UserError(f"submit: {name}: {error.format_message()}") from None
+    given = {p.name: (p.opts[0] if p.param_type_name == "option" else "", values.get(p.name)) for p in order}
+    return [Given(key, option, _as_words(value)) for key, (option, value) in given.items()]
+
+
+def _as_words(value: Any) -> tuple[str, ...]:
+    """The words of a parsed value: of a flag and of an argument that is not given, none."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
 
 
 def places_of(plugins: list[str] | None) -> list[str] | None:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -180,11 +182,150 @@ def test_an_installed_package_uploads_itself_and_the_files_that_are_named(
     (tmp_path / "recipes" / "mine.yaml").write_text("plugins: [own.py]\n")
     (tmp_path / "recipes" / "own.py").write_text("")
     command = sent_as(["train", "recipes/mine.yaml"])
-    folder = Path(upload.runtime_env(command)["working_dir"])
-    assert (folder / "pipelines" / "cli.py").is_file()
-    assert (folder / "recipes" / "own.py").is_file()
-    assert (folder / "recipes" / "mine.yaml").is_file()
-    assert not [path for path in folder.iterdir() if path.name not in ("pft_core", "pipelines", "cluster", "recipes")]
+    with upload.runtime_env(command) as env:
+        folder = Path(env["working_dir"])
+        assert (folder / "pipelines" / "cli.py").is_file()
+        assert (folder / "recipes" / "own.py").is_file()
+        assert (folder / "recipes" / "mine.yaml").is_file()
+        others = {path.name for path in folder.iterdir()} - {"pft_core", "pipelines", "cluster", "recipes"}
+        assert not others
+    assert not folder.exists()
+
+
+def test_an_override_is_no_path_and_keeps_its_text_wherever_options_stand(in_checkout: Path) -> None:
+    stored = ["--storage", f"{Path.cwd()}/runs"]
+    seeds = "sizes.tiny.seeds=[0]"
+    assert sent_as(["compare", "table2_vcd", seeds]) == ["compare", "table2_vcd", seeds, *stored]
+    own = in_checkout / "own.py"
+    own.write_text("")
+    plugged = ["--plugin", f"{in_checkout.name}/own.py"]
+    assert sent_as(["compare", "table2_vcd", "--plugin", str(own), seeds])[2:] == [seeds, *plugged, *stored]
+
+
+def test_an_option_before_the_name_takes_its_own_value_and_no_more(tmp_path: Path) -> None:
+    size = ["--size", "tiny"]
+    assert sent_as(["compare", *size, "table2_vcd"])[:4] == ["compare", "table2_vcd", *size]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("")
+    with pytest.raises(UserError, match="copy it there"):
+        sent_as(["train", "--fresh", str(recipe)])
+    with pytest.raises(UserError, match="copy it there"):
+        sent_as(["compare", "--size", "tiny", str(recipe)])
+    assert sent_as(["train", "--fresh", "quickstart"])[::3] == ["train", "--fresh"]
+
+
+def test_an_option_with_an_equals_sign_is_the_option_with_its_value(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("")
+    with pytest.raises(UserError, match=r"own\.py: is not inside"):
+        sent_as(["prepare", "--source", "vcd", "--output", "o", f"--plugin={tmp_path}/own.py"])
+    sent = sent_as(["prepare", "--source=vcd", "--output=o", "--input=a", "--input", "b"])
+    assert sent == sent_as(["prepare", "--source", "vcd", "--output", "o", "--input", "a", "--input", "b"])
+    assert sent[3:5] == ["--output", f"{Path.cwd()}/o"]
+    assert sent_as(["compare", "budget", "--storage=s"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/s"]
+
+
+def test_words_behind_two_dashes_stay_arguments() -> None:
+    assert sent_as(["train", "--", "quickstart", "-x=1"])[1:] == [
+        "--",
+        "quickstart",
+        f"storage={Path.cwd()}/runs",
+        "-x=1",
+    ]
+
+
+def test_a_recipe_of_any_ending_travels_or_is_refused(tmp_path: Path, in_checkout: Path) -> None:
+    for folder in (tmp_path, in_checkout):
+        (folder / "recipe").write_text("name: mine\n")
+    with pytest.raises(UserError, match="copy it there"):
+        sent_as(["train", str(tmp_path / "recipe")])
+    assert sent_as(["train", str(in_checkout / "recipe")])[1] == f"{in_checkout.name}/recipe"
+
+
+def test_a_recipe_of_show_is_found_behind_its_options(in_checkout: Path) -> None:
+    (in_checkout / "mine.yaml").write_text("")
+    sent = sent_as(["show", "config", "--", str(in_checkout / "mine.yaml"), "train.lr=1e-4"])
+    assert sent == ["show", "config", f"{in_checkout.name}/mine.yaml", "train.lr=1e-4"]
+    with pytest.raises(UserError, match=r"submit: show confg: expected show config or serve\. Did you mean 'config'"):
+        sent_as(["show", "confg", "quickstart"])
+    with pytest.raises(UserError, match="submit: show: expected show config or serve"):
+        sent_as(["show"])
+
+
+def test_an_option_that_a_verb_does_not_have_is_named_before_anything_is_sent() -> None:
+    with pytest.raises(UserError, match=r"submit: train: No such option: --frsh"):
+        sent_as(["train", "quickstart", "--frsh"])
+    with pytest.raises(UserError, match=r"submit: compare: Option '--size' requires an argument"):
+        sent_as(["compare", "budget", "--size"])
+
+
+def test_a_recipes_own_storage_is_absolute_too(in_checkout: Path) -> None:
+    (in_checkout / "mine.yaml").write_text("storage: kept\n")
+    sent = sent_as(["train", str(in_checkout / "mine.yaml"), "storage=s"])
+    assert sent[2:] == [f"storage={Path.cwd()}/kept", f"storage={Path.cwd()}/s"]
+    (in_checkout / "mine.yaml").write_bytes(b"\xff: 1\n")
+    assert sent_as(["train", str(in_checkout / "mine.yaml")])[2:] == [f"storage={Path.cwd()}/runs"]
+
+
+def test_a_long_or_an_empty_override_is_sent_as_it_is() -> None:
+    long = f"title={'x' * 5000}"
+    assert sent_as(["train", "quickstart", long, "model="])[3:] == [long, "model="]
+    assert submit.job_name(["train", "quickstart", long])
+
+
+@pytest.mark.parametrize("value", ["own.py", "[1", "[1]", "", "{a: b}"])
+def test_plugins_of_an_override_are_a_list_of_names(value: str) -> None:
+    with pytest.raises(UserError, match=r"'plugins=.*': expected a list of .* such as 'plugins=\[own\.py\]'"):
+        sent_as(["train", "quickstart", f"plugins={value}"])
+    with pytest.raises(UserError, match="expected a list"):
+        submit.plugin_arguments(["train", "quickstart", f"plugins={value}"], VERBS["train"], ["b.py"])
+
+
+def test_plugins_of_submit_join_those_that_the_command_has(in_checkout: Path) -> None:
+    recipe = in_checkout / "mine.yaml"
+    recipe.write_text("plugins: [own.py, package.module]\n")
+
+    def joined(*words: str) -> list[str]:
+        return submit.plugin_arguments(["train", "--fresh", str(recipe), *words], VERBS["train"], ["b.py"])
+
+    assert joined() == [f'plugins=["{in_checkout}/own.py", "package.module", "b.py"]']
+    assert joined("plugins=[x.py]", "plugins=[a.py]") == ['plugins=["a.py", "b.py"]']
+
+
+def test_plugins_of_submit_reach_a_verb_whatever_its_words() -> None:
+    added = submit.with_plugins(["compare", "--", "budget"], VERBS["compare"], ["b.py", "package.module"])
+    assert sent_as(added)[:6] == ["compare", "budget", "--plugin", "b.py", "--plugin", "package.module"]
+    added = submit.with_plugins(["tune", "quickstart", "--mode", "soup", "plugins=[a.py]"], VERBS["tune"], ["b.py"])
+    assert sent_as(added)[3:] == ['plugins=["a.py"]', 'plugins=["a.py", "b.py"]', "--mode", "soup"]
+
+
+def test_a_mistake_in_what_is_submitted_ends_with_two_and_no_traceback() -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "submit", "--", "train", "quickstart", "plugins=[1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'plugins=[1': expected a list")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_upload_is_whole_while_ray_takes_it_and_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str
+) -> None:
+    monkeypatch.setattr(upload, "is_checkout", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    seen: list[Path] = []
+
+    class Client(FakeClient):
+        def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any]) -> None:
+            seen.append(Path(runtime_env["working_dir"]))
+            assert (seen[-1] / "pipelines" / "cli.py").is_file()
+            super().submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env)
+
+    client: Any = Client()
+    submit.submit_once(client, COMMAND)
+    client.refusal, client.known = "disk full", {}
+    with pytest.raises(UserError, match="disk full"):
+        submit.submit_once(client, COMMAND)
+    assert len(seen) == 2
+    assert not any(folder.exists() for folder in seen)
 
 
 def test_a_misspelt_verb_and_a_silent_address_are_the_users_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
