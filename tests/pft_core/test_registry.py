@@ -37,7 +37,7 @@ def test_an_entry_of_another_kind_is_refused() -> None:
         (lambda: Metric("M", "m", of="nonsense", measure=print), "of='nonsense': give 'pole' or 'pair'"),  # type: ignore[arg-type]
         (lambda: Metric("M", "m", of="pair", measure=print, best="sideways"), "best='sideways': give 'highest'"),  # type: ignore[arg-type]
         (lambda: Metric("M", "m", of="pair", measure=print, form="two"), "form='two': give 'one' or 'all'"),  # type: ignore[arg-type]
-        (lambda: Metric("M", "m", of="pair", measure=None), "measure=None: give a function"),
+        (lambda: Metric("M", "m", of="pair", measure="right"), "measure='right': give a function"),
         (lambda: Task("T", "t", items=print), "score=None: give a function"),
         (lambda: Yardstick("Y", "y", "words"), "choose='words': give a function"),
         (lambda: EngineEntry("torch"), "build='torch': give a function"),

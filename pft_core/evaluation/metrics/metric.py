@@ -41,7 +41,7 @@ class Metric:
         refuse_unknown("of", self.of, get_args(Subject))
         refuse_unknown("form", self.form, get_args(Form))
         refuse_unknown("best", self.best, (*get_args(Best), None))
-        if self.measure is not None or self.counts_outcomes:
+        if self.measure is not None:
             refuse_no_code("measure", self.measure)
 
     @property

@@ -67,7 +67,7 @@ def test_a_knob_of_one_method_goes_to_its_stages_that_take_it(tmp_path: Path) ->
             ["sizes.tiny.of_method={prompt_only: {train.alpha: 0.3}}"],
             r"own.yaml: sizes.tiny.of_method.prompt_only: train.alpha=0.3 has no effect",
         ),
-        (["sizes.tiny.run.train.lrr=0.3"], r"own.yaml: sizes.tiny, method position: train.lrr: unknown key"),
+        (["sizes.tiny.run.train.lrr=0.3"], r"own.yaml: sizes.tiny, method prompt_only: train.lrr: unknown key"),
         (
             ["sizes.tiny.of_method={pft: {train.alpha: -1}}"],
             r"own.yaml: sizes.tiny, method pft: train.alpha=-1: expected greater than or equal to 0",
