@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`: both are found without activating the venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm demo test test-with-ray test-without-ray test-all lint
+.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint
 
 setup: .venv/installed
 
@@ -35,15 +35,15 @@ setup-vllm: .venv/vllm-installed
 demo: setup
 	$(BIN)/pft quickstart --fresh
 
-# Side by side: what waits for Ray leaves a core to the rest.
+# Side by side: what waits for the session's Ray leaves a core to the rest.
 test: setup-vllm
-	$(MAKE) -j2 -k test-with-ray test-without-ray
+	$(MAKE) -j2 -k test-on-ray test-beside
 
-test-with-ray:
-	$(BIN)/python -m pytest -m "ray and not slow and not gpu"
+test-on-ray:
+	$(BIN)/python -m pytest -m "ray and not vllm and not slow and not gpu"
 
-test-without-ray:
-	$(BIN)/python -m pytest -m "not ray and not slow and not gpu"
+test-beside:
+	$(BIN)/python -m pytest -m "(not ray or vllm) and not slow and not gpu"
 
 test-all: test
 	$(BIN)/python -m pytest -m "slow or gpu"
