@@ -1,4 +1,4 @@
-"""The embedded data set: little dilemmas made from word lists, and tiny base models that can learn such axes."""
+"""Tiny base models, made here, that can learn the embedded data set (a source of `pft_core.data`)."""
 
 from typing import TYPE_CHECKING
 

@@ -24,11 +24,6 @@ class ResolvedRun:
     tokenizer: ModelTokenizer
 
     @property
-    def axes(self) -> tuple[str, ...]:
-        """The axes of the data, in the order in which the objective counts them."""
-        return tuple(axis.name for axis in self.manifest.space.axes)
-
-    @property
     def inputs(self) -> list[tuple[Path, DatasetManifest]]:
         """The prepared folders, with their manifests."""
         named = ((self.config.data, self.manifest), (self.config.validation_data, self.validation))
