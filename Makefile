@@ -40,10 +40,10 @@ test: setup-vllm
 	$(MAKE) -j2 -k test-on-ray test-beside
 
 test-on-ray:
-	$(BIN)/python -m pytest -m "ray and not vllm and not slow and not gpu"
+	$(BIN)/python -m pytest -m "ray and not own_ray and not slow and not gpu"
 
 test-beside:
-	$(BIN)/python -m pytest -m "(not ray or vllm) and not slow and not gpu"
+	$(BIN)/python -m pytest -m "(not ray or own_ray) and not slow and not gpu"
 
 test-all: test
 	$(BIN)/python -m pytest -m "slow or gpu"

@@ -7,6 +7,7 @@ into a folder of their own, under the names that they have from where the user s
 import hashlib
 import importlib.machinery
 import itertools
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ import yaml
 
 from pft_core.errors import UserError
 
+LOG = logging.getLogger(__name__)
 CODE = Path(__file__).resolve().parents[1]  # holds the packages: a checkout, or site-packages
 PACKAGES = ("pft_core", "pipelines", "cluster")
 # Only code travels: data and results live on storage that every node sees.
@@ -46,9 +48,23 @@ def in_upload(name: str) -> str:
     relative = path.resolve().relative_to(root())
     if relative.parts[0] in LEFT_OUT:
         raise UserError(f"{name}: {relative.parts[0]} does not travel to the cluster: copy the file elsewhere")
+    if is_checkout() and _is_ignored(root() / relative):
+        raise UserError(f"{name}: .gitignore or .rayignore keeps it from the cluster: take it out there, or copy it")
     for plugin in plugins_of(path):
         plugin_in_upload(plugin)
     return str(relative)
+
+
+def _is_ignored(path: Path) -> bool:
+    """Whether Ray leaves the file out when it packs `root()`, by the ignore files on the way to it."""
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    way = [folder for folder in reversed(path.parents) if folder.is_relative_to(root())]
+    for depth, folder in enumerate(way):
+        excludes = get_excludes_from_ignore_files(folder, include_gitignore=True, logger=LOG)
+        if any(is_left_out(part) for is_left_out in excludes for part in (*way[depth:], path)):
+            return True
+    return False
 
 
 def _is_path(name: Path) -> bool:

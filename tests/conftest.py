@@ -105,3 +105,14 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    """What the test starts of Ray ends with it, unless the session's was there before."""
+    import ray
+
+    had_one = ray.is_initialized()
+    yield
+    if not had_one:
+        ray.shutdown()

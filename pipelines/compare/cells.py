@@ -23,7 +23,7 @@ from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
 from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_eval, asking_job, read_items, untrained
-from pipelines.jobs import run_job, unwrap_user_error
+from pipelines.jobs import finished_result, run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train import Layers, resolve, train_here
 
@@ -86,6 +86,14 @@ class CellActor:
         except Exception as error:  # one seed must not take the others with it
             mistake = unwrap_user_error(error)
             return {"error": str(mistake) if mistake else f"{type(error).__name__}: {error}"}
+
+
+def finished(cell: Cell) -> dict[str, Any] | None:
+    """What an identical cell has found, where it is finished. One that cannot be read is not: running it says why."""
+    try:
+        return finished_result(cell.stages[-1], kind=cell.kind)
+    except UserError:
+        return None
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:

@@ -5,21 +5,25 @@ from typing import Any
 
 import ray
 
-from pipelines.compare.cells import NO_SEED, Cell, CellActor
+from pipelines.compare.cells import NO_SEED, Cell, CellActor, finished
 from pipelines.console import console
 
 Result = dict[str, Any]
 
 
 def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float]) -> list[Result]:
-    """Run the cells on warm actors; return their results in the order of the cells, `error` for one that failed."""
+    """Run on warm actors what is not finished; return all results in the cells' order, `error` for one that failed."""
     others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
     make = ray.remote(
         num_cpus=resources.get("CPU", 1), num_gpus=resources.get("GPU", 0), resources=others
     )(CellActor).remote  # fmt: skip
-    idle = [make() for _ in range(min(at_once, len(cells)))]
-    results: list[Result] = [{} for _ in cells]
-    waiting = list(enumerate(cells))
+    # An actor takes seconds to start: none does for what is finished.
+    found = [finished(cell) for cell in cells]
+    results = [result or {} for result in found]
+    waiting = [(number, cell) for number, cell in enumerate(cells) if found[number] is None]
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} cells are finished already, their results are used again")
+    idle = [make() for _ in range(min(at_once, len(waiting)))]
     running: dict[Any, tuple[int, Any]] = {}
     while waiting or running:
         while waiting and idle:

@@ -46,7 +46,7 @@ def run_job(
     Raises UserError when another process writes the folder, or when it holds something that is not this run.
     """
     key = key or run_key(config, kind=kind, data=data_digests(config))
-    run_dir = run_dir or Path(config.storage) / f"{config.name}-{key[:8]}"
+    run_dir = run_dir or _run_dir(config, key)
     with locked(run_dir):
         if fresh:
             remove_run(run_dir)
@@ -57,6 +57,20 @@ def run_job(
         if job:
             console.print(f"{kind}: continuing in {run_dir}")
         return _execute(config, run, run_dir, {"key": key, "kind": kind, "attempt": job.get("attempt", 0) + 1})
+
+
+def finished_result(config: RunConfig, *, kind: str) -> Result | None:
+    """Return what a finished run of this config, data and code has found, as `run_job` would; None where none is there.
+
+    Raises UserError as `run_job` does for the folder.
+    """
+    key = run_key(config, kind=kind, data=data_digests(config))
+    job = _job_in(_run_dir(config, key), key)
+    return dict(job["result"]) if job.get("status") == "finished" else None
+
+
+def _run_dir(config: RunConfig, key: str) -> Path:
+    return Path(config.storage) / f"{config.name}-{key[:8]}"
 
 
 def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:

@@ -142,6 +142,17 @@ def in_checkout() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def test_a_recipe_or_plugin_that_an_ignore_file_keeps_from_travelling_is_refused(in_checkout: Path) -> None:
+    (in_checkout / "mine.yaml").write_text("name: mine\nplugins: [own.py]\n")
+    (in_checkout / "own.py").write_text("VALUE = 1\n")
+    for ignored, by in (("mine.yaml", ".gitignore"), ("own.py", ".rayignore"), ("*", ".gitignore")):
+        (in_checkout / by).write_text(f"{ignored}\n")
+        with pytest.raises(UserError, match="ignore keeps it from the cluster"):
+            sent_as(["train", str(in_checkout / "mine.yaml")])
+        (in_checkout / by).unlink()
+    sent_as(["train", str(in_checkout / "mine.yaml")])
+
+
 def test_every_verb_of_the_command_line_that_runs_anywhere_runs_as_a_job() -> None:
     assert {"prepare", "train", "evaluate", "quickstart", "compare", "tune", "serve", "show"} == set(VERBS)
     assert sent_as(["tune", "quickstart", "--mode", "soup"])[:3] == ["tune", "quickstart", f"storage={Path.cwd()}/runs"]

@@ -21,7 +21,8 @@ def rows_of(result: dict) -> list[dict]:
     return read_json(Path(result["report_json"]), what="a report")["rows"]
 
 
-def test_the_pipeline_leaves_a_whole_report(ray_cluster, tmp_path, monkeypatch) -> None:
+@pytest.mark.own_ray
+def test_the_pipeline_leaves_a_whole_report(own_ray, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(embedded, "NUM_PER_AXIS", {"train": 24, "validation": 8, "test": 8})
     result = quickstart.run(load_config("quickstart", [f"storage={tmp_path}", "train.max_steps=2"]))
     report = read_json(Path(result["report_json"]), what="a report")

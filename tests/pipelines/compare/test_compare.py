@@ -19,7 +19,7 @@ from pft_core.policies.identity import base_digest
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle
 from pft_core.toyworld.shipped import SHIPPED_BASE
-from pipelines.compare import asking, job
+from pipelines.compare import asking, job, pool
 from pipelines.compare.data import held_out
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, load_suite, shipped_suites
@@ -54,7 +54,7 @@ def storage(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("compare")
 
 
-def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storage) -> None:
+def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storage, monkeypatch) -> None:
     methods = [*YARDSTICKS, *METHODS]
     chosen = suite(methods, seeds=[0])
     result = job.run(chosen, size="tiny", storage=storage)
@@ -81,9 +81,15 @@ def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storag
     ]
     assert by_base[0] == by_base[1]
 
+    monkeypatch.setattr(pool, "CellActor", NoActor)
     again = report(job.run(chosen, size="tiny", storage=storage))
     assert again["rows"] == first["rows"]
     assert json.loads((cells / runs["pft", 0]["run_id"] / "job.json").read_text())["attempt"] == 1
+
+
+class NoActor:
+    def run(self, cell) -> None:
+        raise AssertionError(f"{cell.name} is finished and was run again")
 
 
 def outcomes(run_dir: Path) -> list[Outcome]:

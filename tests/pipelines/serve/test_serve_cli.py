@@ -91,6 +91,7 @@ def url_in(log: Path, process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.own_ray
 @pytest.mark.vllm
 def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
