@@ -37,6 +37,12 @@ class PairedExample:
         """Return the indices of the options that show that side."""
         return tuple(i for i, option in enumerate(self.options) if option.side == side)
 
+    @property
+    def item_key(self) -> str:
+        """16 hex digits of axis, scenario and answers, the same whichever pole an answer is said to show."""
+        content = [self.axis, self.scenario, sorted(option.text for option in self.options)]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
     def to_row(self) -> dict[str, Any]:
         options = [{"text": o.text, "side": o.side} for o in self.options]
         return {

@@ -42,7 +42,7 @@ from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
 from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import PluggedSettings, read_plugins
-from pipelines.prepare.outcomes import read_outcomes, reject_duplicates, settle_axes
+from pipelines.prepare.outcomes import read_outcomes, reject_repeated, settle_axes
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
     GenerateTask,
@@ -199,7 +199,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
     rows, rows_in_file = read_outcomes(staged)
     space = PreferenceSpace(config.source, settle_axes(rows))
-    reject_duplicates(rows)
+    reject_repeated(rows)
     rejects = rows.loc[rows["reason"].notna(), REJECT_SCHEMA.names]
     by_reason = {str(reason): int(count) for reason, count in sorted(rejects["reason"].value_counts().items())}
     refuse_too_few(by_reason, config, rows_in=len(rows), examples=rejects.head(3))

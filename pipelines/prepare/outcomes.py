@@ -1,7 +1,7 @@
-"""What `prepare` decides when every row is known: one wording for each axis, and the first of equal rows.
+"""What `prepare` decides when every row is known: one wording for each axis, and the first rows of equal items.
 
 `rows` is a table with a line for each raw row, in input order; a row with a `reason` is rejected. It holds no texts,
-about 200 bytes a row, so that the driver can hold it for millions.
+about 250 bytes a row, so that the driver can hold it for millions.
 """
 
 import json
@@ -17,7 +17,7 @@ from pipelines.prepare.worker import REJECT_SCHEMA
 
 def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:
     """Read the staged files; return the table of rows, and how many came from each file."""
-    columns = [*REJECT_SCHEMA.names, "id", "axis_wording"]
+    columns = [*REJECT_SCHEMA.names, "id", "item_key", "axis_wording"]
     tables = [pq.read_table(file, columns=columns, read_dictionary=["axis_wording"]) for file in files]
     rows = pa.concat_tables(tables).unify_dictionaries().to_pandas()
     return rows, [table.num_rows for table in tables]
@@ -46,14 +46,21 @@ def axis_from(wording: str) -> Axis:
     return PreferenceSpace.from_dict({"name": "", "axes": [json.loads(wording)]}).axes[0]
 
 
-def reject_duplicates(rows: pd.DataFrame) -> None:
-    """Keep the first of the rows with the same id; reject the others, in place."""
+def reject_repeated(rows: pd.DataFrame) -> None:
+    """Keep the first of the rows that hold the same item; reject the others, in place.
+
+    Where such a row says of an answer that it shows the other pole, at most one of the two can be right.
+    """
+    _reject_later(rows, "id", "duplicate_id", "same content as ")
+    _reject_later(rows, "item_key", "swapped_poles", "the same item, with answers of other poles, as ")
+
+
+def _reject_later(rows: pd.DataFrame, key: str, reason: str, detail: str) -> None:
     accepted = rows["reason"].isna()
-    repeated = accepted & rows["id"].where(accepted).duplicated()
+    repeated = accepted & rows[key].where(accepted).duplicated()
     if repeated.any():
-        first = rows[accepted & ~repeated].set_index("id")["row"]
-        detail = "same content as " + rows.loc[repeated, "id"].map(first)
-        reject(rows, repeated, "", "duplicate_id", detail)
+        first = rows[accepted & ~repeated].set_index(key)["row"]
+        reject(rows, repeated, "", reason, detail + rows.loc[repeated, key].map(first))
 
 
 def reject(rows: pd.DataFrame, chosen: Any, key_path: str, reason: str, detail: Any) -> None:

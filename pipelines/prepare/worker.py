@@ -28,7 +28,7 @@ from pipelines.plugins import Plugin, load_plugins
 STAGED_ROWS = 4096
 REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("row", "key_path", "reason", "detail")])
 # One row for each outcome: a record and its axis, or the reason why there is none; `row` is the place in both cases.
-STAGED_SCHEMA = pa.schema([*RECORD_SCHEMA, ("axis_wording", pa.string()), *REJECT_SCHEMA])
+STAGED_SCHEMA = pa.schema([*RECORD_SCHEMA, ("item_key", pa.string()), ("axis_wording", pa.string()), *REJECT_SCHEMA])
 
 T = TypeVar("T")
 TASKS_DONE_HERE = 2
@@ -105,7 +105,7 @@ def _staged(where: str, outcome: Outcome) -> dict[str, Any]:
         # A place or a detail may quote half a surrogate pair, which no file can hold.
         return {name: value.encode(errors="replace").decode() for name, value in asdict(outcome).items()}
     wording = json.dumps(asdict(outcome.axis), ensure_ascii=False)
-    return {**outcome.record.to_row(), "axis_wording": wording, "row": where}
+    return {**outcome.record.to_row(), "item_key": outcome.record.item_key, "axis_wording": wording, "row": where}
 
 
 def write_shard(task: ShardTask) -> dict[str, Any]:

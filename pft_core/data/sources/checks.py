@@ -80,6 +80,22 @@ def text(value: Any, path: str) -> str:
     return value.strip()
 
 
+def has_content(value: Any) -> bool:
+    """Tell whether a value says anything: not null, false or empty, nor made of such values alone."""
+    if isinstance(value, dict | list):
+        return any(map(has_content, value.values() if isinstance(value, dict) else value))
+    return value is not None and value is not False and value not in ("", b"")
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return the texts in a value, at any depth; of messages not who says them."""
+    if isinstance(value, dict):
+        value = [held for key, held in value.items() if key not in ("role", "from")]
+    if isinstance(value, list):
+        return [found for inner in value for found in texts_in(inner)]
+    return [value] if isinstance(value, str) else []
+
+
 def instance(value: Any, kind: type[T], path: str) -> T:
     """Return the value, which has to be a list or an object."""
     if not isinstance(value, kind):

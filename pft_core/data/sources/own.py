@@ -1,4 +1,4 @@
-"""Our own schema, for JSON, JSON lines and Parquet.
+"""Our own schema, for JSON, JSON lines, Parquet, CSV and TSV.
 
 A row is a scenario, the name of an axis, and answers of both its poles, either as options to choose from or as two
 free responses that the prompt does not show:
@@ -6,6 +6,7 @@ free responses that the prompt does not show:
     {"scenario": "...", "axis": "Pace", "options": [{"text": "...", "pole": "Fast"}, {"text": "...", "pole": "Slow"}]}
     {"scenario": "...", "axis": "Pace", "responses": {"Fast": "...", "Slow": "..."}}
 
+The second may be flat, as a line of CSV is: {"axis", "scenario", "pole_a", "answer_a", "pole_b", "answer_b"}.
 `axis` may be left out where one is given for all rows. The first-named pole of an axis is, in this order: what an
 optional key `"poles": ["Fast", "Slow"]` says, what the shipped axis with these names says, the alphabet. An axis has
 the same poles in every row of a data set: give `poles` in all of its rows or in none.
@@ -25,8 +26,8 @@ from pft_core.data.sources.checks import (
     side_of,
     text,
     text_of,
-    value_of,
 )
+from pft_core.data.sources.questions import refuse_unused
 
 
 @row_parser
@@ -34,25 +35,32 @@ def own_row(row: dict[str, Any], axis: str | None) -> Accepted:
     """Read a row of our own schema; axis: where the row names none."""
     name = axis_name(row, "axis", default=axis)
     scenario = text_of(row, "scenario")
-    free = row.get("responses") is not None
-    if free and row.get("options") is not None:
-        raise RowFault("responses", "ambiguous_row", "holds options as well: keep one of the two")
-    answers, path = (_responses if free else _options)(row)
+    answers, path = _answers(row)
+    refuse_unused(row, scenario, used=("scenario", *_ANSWERS, "answer_b"), strict=False)
     value_axis = axis_between(name, [pole for _, pole, _ in answers], _stated_poles(row), path)
     options = [Option(answer, side_of(value_axis, pole, here)) for answer, pole, here in answers]
-    return accept(value_axis, scenario, options, path, "response" if free else "choice")
+    return accept(value_axis, scenario, options, path, "choice" if path == "options" else "response")
+
+
+def _answers(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
+    """Return (text, pole, path of the pole) of each answer, and the key that holds them."""
+    given = [key for key in _ANSWERS if row.get(key) is not None or (key == "answer_a" and key in row)]
+    if not given:
+        raise RowFault("options", "missing_key", f"no {' or '.join(_ANSWERS)} among {', '.join(map(str, row))}")
+    for other in given[1:]:
+        raise RowFault(given[0], "ambiguous_row", f"holds {other} as well: keep one of the two")
+    return _ANSWERS[given[0]](row)
 
 
 def _options(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     """Return (text, pole, path of the pole) of each option."""
-    raw_options, path = value_of(row, "options")
     answers = []
-    for i, raw in enumerate(instance(raw_options, list, path)):
+    for i, raw in enumerate(instance(row["options"], list, "options")):
         option, here = instance(raw, dict, f"options[{i}]"), f"options[{i}]."
         answers.append((text_of(option, "text", inside=here), text_of(option, "pole", inside=here), f"{here}pole"))
     if not answers:
-        raise RowFault(path, "pole_without_option", "the list is empty")
-    return answers, path
+        raise RowFault("options", "pole_without_option", "the list is empty")
+    return answers, "options"
 
 
 def _responses(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
@@ -66,6 +74,14 @@ def _responses(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     if not answers:
         raise RowFault("responses", "pole_without_option", "there is no response")
     return answers, "responses"
+
+
+def _flat_pair(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
+    """Return (text, pole, path of the pole) of the two answers that stand in columns of their own."""
+    return [(text_of(row, f"answer_{end}"), text_of(row, f"pole_{end}"), f"pole_{end}") for end in "ab"], "answer_b"
+
+
+_ANSWERS = {"responses": _responses, "options": _options, "answer_a": _flat_pair}
 
 
 def _stated_poles(row: dict[str, Any]) -> list[str] | None:

@@ -1,28 +1,42 @@
-"""Readers of JSON lists, JSON lines and Parquet: every row comes with its place, and a bad row costs only itself.
+"""Readers of data files: every row comes with its place, and a bad row costs only itself.
 
-Files are cut into parts by size alone, so that what is read does not depend on how many tasks read it.
+JSON lists, JSON lines, Parquet, CSV and TSV, the texts also as gzip or Zstandard. Files are cut into parts by size
+alone, so that what is read does not depend on how many tasks read it.
 """
 
 import codecs
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pft_core.data.records import Reject
+from pft_core.data.sources.json_text import (
+    CHUNK,
+    MAX_ROW_BYTES,
+    decoded_row,
+    keys_with_rows,
+    list_rows,
+    oversized,
+    rows_key,
+)
+from pft_core.data.sources.streams import COMPRESSIONS, compression_of, damage_named, open_bytes, open_text
+from pft_core.data.sources.tables import table_rows
 from pft_core.errors import UserError
 
-MAX_ROW_BYTES = 1 << 20
 PART_BYTES = 32 << 20
-SUFFIXES = (".json", ".jsonl", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+READABLE = f"{', '.join(SUFFIXES)}, the texts also followed by {' or '.join(COMPRESSIONS)}"
 
-_CHUNK = 1 << 20
-_SPACE = re.compile(r"[ \t\r\n]*")
+# What stands beside the files of a published data set, and holds no rows.
+_BESIDE_DATA = re.compile(r"\.|(readme|licen[cs]e|copying|notice|citation|changelog)\b", re.IGNORECASE)
 _ARROW_ERRORS = (pa.ArrowException, ValueError, OSError)
 
 Located = tuple[str, Any]
@@ -32,37 +46,68 @@ Located = tuple[str, Any]
 class Part:
     """A piece of a file. name: the file as the user named it.
 
-    start, stop: bytes of JSON lines, row groups of Parquet, 0 and 0 for a JSON list, which is always read whole;
-    first_row: the line, or the number of the row, with which it starts (from 1).
+    start, stop: bytes of JSON lines, row groups of Parquet, 0 and 0 for a JSON list or a table, which are always read
+    whole; first_row: the line, or the number of the row, with which it starts (from 1).
     """
 
     path: str
     name: str
-    format: Literal["json", "jsonl", "parquet"]
+    format: Literal["json", "jsonl", "parquet", "table"]
     start: int = 0
     stop: int = 0
     first_row: int = 1
 
 
+def suffix_of(path: Path) -> str | None:
+    """Return which of the suffixes a file is read by, the end of a compression left out; None where by none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    packed = len(suffixes) == 2 and suffixes[-1] in COMPRESSIONS
+    suffix = suffixes[0 if packed else -1] if suffixes else ""
+    return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
+
+
 def files_in(given: str) -> list[Path]:
     """Return the data file that a local path names, or those in the folder that it names, sorted. Raises UserError."""
     path = Path(given)
-    known = ", ".join(SUFFIXES)
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file() and f.name[0] != ".")
-        if not files:
-            raise UserError(f"{given}: no {known} file in this folder")
-        return files
+        return _files_of_folder(path, given)
     if not path.exists():
         raise UserError(f"{given}: no such file or folder")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{given}: the name of a data file ends in one of {known}")
+    if not path.is_file():
+        raise UserError(f"{given}: neither a file nor a folder: give data that lies in a file")
+    if suffix_of(path) is None:
+        raise UserError(f"{given}: the name of a data file ends in one of {READABLE}")
     return [path]
+
+
+def _files_of_folder(folder: Path, given: str) -> list[Path]:
+    """Return the data files; what would be passed over, though it may hold rows, is a UserError."""
+    entries = sorted(folder.iterdir())
+    files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and suffix_of(entry)]
+    rest = [entry for entry in entries if entry not in files and not _holds_no_rows(entry)]
+    if rest:
+        names = ", ".join(f"{entry.name}/" if entry.is_dir() else entry.name for entry in rest[:5])
+        more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
+        raise UserError(
+            f"{given}: holds {names}{more}, which {'is' if len(rest) == 1 else 'are'} not read with this folder: give "
+            f"the files or the folders themselves, or take away what is no data (read are {READABLE})"
+        )
+    if not files:
+        raise UserError(f"{given}: no {READABLE} file in this folder")
+    return files
+
+
+def _holds_no_rows(entry: Path) -> bool:
+    if _BESIDE_DATA.match(entry.name):
+        return True
+    if entry.is_dir():
+        return all(_BESIDE_DATA.match(inner.name) or inner.is_dir() for inner in entry.rglob("*"))
+    return entry.is_file() and not entry.stat().st_size
 
 
 def is_hub_name(given: str) -> bool:
     """Tell a hub data set (`owner/name`) from a path: nothing of that name is here, nor does it look like a file."""
-    looks_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and Path(given).suffix not in SUFFIXES
+    looks_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and suffix_of(Path(given)) is None
     return bool(looks_like_one) and not Path(given).exists()
 
 
@@ -81,24 +126,63 @@ def load_hub(name: str, *, split: str, folder: Path) -> Path:
 
 
 def file_parts(path: Path, name: str) -> Iterator[Part]:
-    """Cut a file into parts. Raises UserError for Parquet that is damaged or holds extension types."""
-    whole = str(path.resolve())
-    if path.suffix == ".parquet":
-        yield from _parquet_parts(whole, name)
-    elif path.suffix == ".json" and _starts_as_list(path):
-        yield Part(whole, name, "json")
-    else:
-        yield from _line_parts(whole, name)
+    """Cut a file into parts.
+
+    Raises UserError for a damaged file, for Parquet that holds extension types, and for JSON that is one object.
+    """
+    whole, suffix = str(path.resolve()), suffix_of(path)
+    with damage_named(name):
+        if suffix == ".parquet":
+            yield from _parquet_parts(whole, name)
+        elif suffix in (".csv", ".tsv"):
+            yield Part(whole, name, "table")
+        elif suffix == ".json" and _first_character(whole) in (b"[", b""):
+            # Files called .json often hold JSON lines; an empty file counts as an empty list.
+            yield Part(whole, name, "json")
+        else:
+            _refuse_one_object(whole, name)
+            yield from _line_parts(whole, name)
 
 
-def _starts_as_list(path: Path) -> bool:
-    # Files called .json often hold JSON lines; an empty file counts as an empty list.
-    with path.open("rb") as file:
-        head = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
-    return head[:1] in (b"[", b"")
+def _first_character(path: str) -> bytes:
+    with open_bytes(path) as file:
+        return file.read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+
+
+def _refuse_one_object(path: str, name: str) -> None:
+    """Raise UserError where a file is one object that holds the rows: as JSON lines it would be one row, or none."""
+    if _first_character(path) != b"{":
+        return
+    with open_bytes(path) as file:
+        lines = iter(lambda: file.readline(MAX_ROW_BYTES + 2), b"")
+        line = next(line for line in lines if line.strip())
+        is_alone = not file.read(CHUNK).strip()
+    row = decoded_row(line, name) if len(line) <= MAX_ROW_BYTES else oversized(name)
+    key = None
+    if isinstance(row, Reject) and row.reason in ("malformed_json", "oversized_row"):
+        key = _key_with_rows(path, name)
+    elif isinstance(row, dict) and is_alone:
+        key = rows_key(row)
+    if key is not None:
+        raise UserError(
+            f"{name}: the file is one object{key and f'; its rows seem to be under {key!r}'}: write the rows alone, as "
+            "a JSON list, or one on each line"
+        )
+
+
+def _key_with_rows(path: str, name: str) -> str | None:
+    """Return the key of the rows in a file that is one object, "" where there is none; None where it is no object."""
+    try:
+        with open_text(path) as file:
+            return ", ".join(keys_with_rows(file, name))
+    except UserError:
+        return None
 
 
 def _line_parts(path: str, name: str) -> Iterator[Part]:
+    if compression_of(path) is not None:  # nobody can start in its middle
+        yield Part(path, name, "jsonl", 0, sys.maxsize)
+        return
     start, line = 0, 1
     with open(path, "rb") as file:
         while block := file.read(PART_BYTES):
@@ -126,6 +210,9 @@ def _open_parquet(path: str, name: str) -> pq.ParquetFile:
         fields = list(file.schema_arrow)
     except _ARROW_ERRORS as error:
         raise UserError(f"{name}: not a readable Parquet file: {error}") from None
+    repeated = [column for column, count in Counter(field.name for field in fields).items() if count > 1]
+    if repeated:
+        raise UserError(f"{name}: column {repeated[0]!r} is there twice: give each column its own name")
     for field in fields:
         _refuse_extension_types(field, name)
     return file
@@ -144,38 +231,38 @@ def read_rows(part: Part) -> Iterator[Located]:
 
     where: `file:line`, in a JSON list the line on which the row starts, with ` (row N)` where it is not the line's
     first; `file:row N` for Parquet. Both count from 1.
-    Raises UserError where the rest of a file cannot be read: a JSON list with a syntax error.
+    Raises UserError where the rest of a file cannot be read: a JSON list with a syntax error, damage.
     """
-    return {"json": _read_list, "jsonl": _read_lines, "parquet": _read_parquet}[part.format](part)
+    with damage_named(part.name):
+        yield from _READERS[part.format](part)
+
+
+def _read_list(part: Part) -> Iterator[Located]:
+    with open_text(part.path) as file:
+        yield from list_rows(file, part.name)
+
+
+def _read_table(part: Part) -> Iterator[Located]:
+    with open_text(part.path, errors="surrogateescape") as file:
+        yield from table_rows(file, part.name)
 
 
 def _read_lines(part: Part) -> Iterator[Located]:
-    with open(part.path, "rb") as file:
-        file.seek(part.start)
-        number = part.first_row
-        while file.tell() < part.stop:
-            line = file.readline(MAX_ROW_BYTES + 2)
+    with open_bytes(part.path) as file:
+        if part.start:
+            file.seek(part.start)
+        at, number = part.start, part.first_row
+        while at < part.stop and (line := file.readline(MAX_ROW_BYTES + 2)):
             where = f"{part.name}:{number}"
+            at += len(line)
             if len(line.strip()) > MAX_ROW_BYTES:
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(_CHUNK)
-                yield where, _oversized(where)
+                    line = file.readline(CHUNK)
+                    at += len(line)
+                yield where, oversized(where)
             elif line.strip():
-                yield where, _decoded(line, where)
+                yield where, decoded_row(line, where)
             number += 1
-
-
-def _decoded(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except RecursionError:
-        return Reject(where, "", "too_deep", "nested too deep to be read")
-    except ValueError as error:  # also for wrong UTF-8, and for numbers beyond Python's limit of digits
-        return Reject(where, "", "malformed_json", str(error)[:200])
-
-
-def _oversized(where: str) -> Reject:
-    return Reject(where, "", "oversized_row", f"longer than {MAX_ROW_BYTES} bytes")
 
 
 def _read_parquet(part: Part) -> Iterator[Located]:
@@ -186,104 +273,15 @@ def _read_parquet(part: Part) -> Iterator[Located]:
             for row in batch.to_pylist():
                 where = f"{part.name}:row {number}"
                 size = len(json.dumps(row, ensure_ascii=False, default=str).encode(errors="replace"))
-                yield where, row if size <= MAX_ROW_BYTES else _oversized(where)
+                yield where, row if size <= MAX_ROW_BYTES else oversized(where)
                 number += 1
     except _ARROW_ERRORS as error:
         raise UserError(f"{part.name}: damaged Parquet file, after row {number - 1}: {error}") from None
 
 
-def _read_list(part: Part) -> Iterator[Located]:
-    with open(part.path, encoding="utf-8-sig") as file:
-        text = _ListText(file, part.name)
-        if not text.next_character():
-            return
-        text.skip(1)
-        closed = text.next_character() == "]"
-        text.skip(closed)
-        while not closed:
-            where, row, length = text.element()
-            yield where, row if length <= MAX_ROW_BYTES else _oversized(where)
-            closed = text.separator() == "]"
-        text.expect_end()
-
-
-class _ListText:
-    """The text of a JSON list, held only from the element that is being read: files may be larger than memory."""
-
-    def __init__(self, file: TextIO, name: str):
-        self._file = file
-        self._name = name
-        self._text = ""
-        self._at = 0
-        self._line = 1
-        self._num_rows = 0
-        self._last_row_line = 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def next_character(self) -> str:
-        """Skip white space; return the character that follows, nothing at the end."""
-        while True:
-            space = _SPACE.match(self._text, self._at)
-            assert space is not None, "the pattern matches no character too"
-            self.skip(space.end() - self._at)
-            if self._at < len(self._text) or not self._read_on():
-                return self._text[self._at : self._at + 1]
-
-    def skip(self, count: int) -> None:
-        self._line += self._text.count("\n", self._at, self._at + count)
-        self._at += count
-
-    def element(self) -> tuple[str, Any, int]:
-        """Read an element: where it starts, its value, its length in bytes."""
-        self.next_character()
-        where = self._place()
-        while True:
-            fault = "the list is not closed"
-            try:
-                value, end = self._decode(self._text, self._at)
-                if self._text[end : end + 1] not in ("", ".", "e", "E"):  # else a number may go on
-                    break
-            except RecursionError:
-                fault = "nested too deep to be read"
-            except ValueError as error:
-                fault = str(error)
-            if not self._read_on():
-                raise self._broken(fault)
-        length = len(self._text[self._at : end].encode(errors="replace"))
-        self.skip(end - self._at)
-        return where, value, length
-
-    def _place(self) -> str:
-        """Name the element that follows: its line, and its number where a line holds several."""
-        self._num_rows += 1
-        shared = self._line == self._last_row_line
-        self._last_row_line = self._line
-        return f"{self._name}:{self._line}" + (f" (row {self._num_rows})" if shared else "")
-
-    def separator(self) -> str:
-        """Read the comma after an element or the end of the list."""
-        character = self.next_character()
-        if character not in (",", "]"):
-            raise self._broken(f"expected ',' or ']' after an element, found {character or 'the end of the file'!r}")
-        self.skip(1)
-        return character
-
-    def expect_end(self) -> None:
-        if self.next_character():
-            raise self._broken("text after the end of the list")
-
-    def _read_on(self) -> bool:
-        self._text = self._text[self._at :]
-        self._at = 0
-        try:
-            more = self._file.read(max(_CHUNK, len(self._text)))
-        except UnicodeDecodeError as error:
-            raise self._broken(str(error)) from None
-        self._text += more
-        return bool(more)
-
-    def _broken(self, fault: str) -> UserError:
-        return UserError(
-            f"{self._name}:{self._line}: not valid JSON: {fault}; "
-            "correct it, or write JSON lines, where a bad row costs only itself"
-        )
+_READERS: dict[str, Callable[[Part], Iterator[Located]]] = {
+    "json": _read_list,
+    "jsonl": _read_lines,
+    "parquet": _read_parquet,
+    "table": _read_table,
+}

@@ -2,11 +2,10 @@
 
 `chosen` shows the first pole of the axis, `rejected` the second; the axis is called `preference` unless it is named.
 Prompt-completion rows carry one answer each: two of them with the same `pair_id` (where there is none: the same prompt)
-and different `pole` make a record.
+and different `pole` make a record. Any column that says more of what is asked is used, or the row is a Reject.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +16,15 @@ from pft_core.data.sources.checks import (
     RowFault,
     accept,
     axis_between,
-    instance,
     row_parser,
     shipped_axes,
     side_of,
-    text,
     text_of,
+    texts_in,
     value_of,
 )
+from pft_core.data.sources.dialogues import answer_text, common_turns, dialogue_text, prompt_length, roles_of
+from pft_core.data.sources.questions import asked_in, is_held, refuse_unused, with_system
 
 DEFAULT_AXIS = "preference"
 _PREFERENCE_POLES = ("chosen", "rejected")
@@ -41,40 +41,62 @@ def preference_row(row: dict[str, Any], axis: str | None) -> Accepted:
     name = axis or DEFAULT_AXIS
     preference = shipped_axes().get(name) or axis_between(name, _PREFERENCE_POLES, None, "chosen")
     chosen, rejected = (value_of(row, key)[0] for key in _PREFERENCE_POLES)
-    if row.get("prompt") is not None:
-        prompt = row["prompt"]
-    else:
-        prompt, chosen, rejected = split_common_prompt(chosen, rejected)
-    answers = [dialogue_text(chosen, "chosen"), dialogue_text(rejected, "rejected")]
+    key, asked = asked_in(row)
+    prompt, chosen, rejected = _split(asked, chosen, rejected, key)
+    prompt = with_system(row, prompt)
+    scenario, answers = dialogue_text(prompt, key), [answer_text(chosen, "chosen"), answer_text(rejected, "rejected")]
+    is_guessed = asked is None and "user" not in roles_of(prompt) and "human" not in roles_of(prompt)
+    refuse_unused(row, scenario, used=(key, *_PREFERENCE_POLES), strict=is_guessed)
+    _refuse_repeated(scenario, answers, key)
     options = [Option(answer, side) for side, answer in enumerate(answers)]
-    return accept(preference, dialogue_text(prompt, "prompt"), options, "rejected", "response")
+    return accept(preference, scenario, options, "rejected", "response")
+
+
+def _split(asked: Any, chosen: Any, rejected: Any, key: str) -> tuple[Any, Any, Any]:
+    """Return prompt, chosen and rejected, each without the others; asked: the row's own prompt, None without one."""
+    if asked is None:
+        return split_common_prompt(chosen, rejected)
+    if isinstance(asked, str) and _is_dialogue(chosen) and _is_dialogue(rejected):
+        return _split_dialogues(asked, chosen, rejected, key)
+    if isinstance(asked, list) and all(_is_dialogue(answer) for answer in (chosen, rejected)):
+        length = len(asked)
+        if asked and chosen[:length] == asked == rejected[:length]:
+            return asked, chosen[length:], rejected[length:]
+    return asked, chosen, rejected
+
+
+def _split_dialogues(asked: str, chosen: list[Any], rejected: list[Any], key: str) -> tuple[Any, Any, Any]:
+    """Read a prompt as text beside whole dialogues: these are what counts, as in TRL, and have to hold the prompt."""
+    prompt = chosen[: common_turns(chosen, rejected)]
+    roles = roles_of(prompt)
+    if not roles or roles[0] in ("assistant", "gpt"):
+        return asked, chosen, rejected
+    answers = chosen[len(prompt) :], rejected[len(prompt) :]
+    if "user" not in roles and "human" not in roles:
+        return [*prompt, {"role": "user", "content": asked}], *answers
+    if not is_held(asked, " ".join(texts_in(prompt))) and not is_held(prompt, asked):
+        raise RowFault(key, "prompt_differs", "not what the dialogues of chosen and rejected begin with")
+    return prompt, *answers
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _refuse_repeated(scenario: str, answers: Sequence[str], key: str) -> None:
+    """Raise RowFault where all answers say the prompt again. A single word may well be said by chance."""
+    if len(scenario.split()) > 1 and all(answer.startswith(scenario) for answer in answers):
+        raise RowFault(key, "prompt_repeated", "every answer begins with the whole prompt: keep it in one place")
 
 
 def split_common_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """Split texts or message lists into the part they start with in common and what follows. Raises RowFault."""
     if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
         raise RowFault("rejected", "wrong_type", "chosen and rejected are not of one kind, both text or both messages")
-    length = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    if isinstance(chosen, str):
-        # Back to a word's start: what is common may end inside the first word of the two answers.
-        while length and not chosen[length - 1].isspace():
-            length -= 1
+    length = prompt_length(chosen, rejected) if isinstance(chosen, str) else common_turns(chosen, rejected)
     if not length:
         raise RowFault("prompt", "missing_key", "no prompt, and chosen and rejected do not start alike")
     return chosen[:length], chosen[length:], rejected[length:]
-
-
-def dialogue_text(value: Any, path: str) -> str:
-    """Return a text as it is, a single message's content, and several messages with the name of each role."""
-    if isinstance(value, str):
-        return text(value, path)
-    messages = [instance(message, dict, f"{path}[{i}]") for i, message in enumerate(instance(value, list, path))]
-    contents = [text_of(message, "content", inside=f"{path}[{i}].") for i, message in enumerate(messages)]
-    if len(messages) == 1:
-        return contents[0]
-    roles = [text_of(message, "role", inside=f"{path}[{i}].") for i, message in enumerate(messages)]
-    turns = [f"{role.capitalize()}: {content}" for role, content in zip(roles, contents, strict=True)]
-    return text("\n".join(turns), path)
 
 
 @dataclass(frozen=True)
@@ -89,8 +111,12 @@ class _Half:
 
 @row_parser
 def _half(row: dict[str, Any], axis: str | None) -> _Half:
-    prompt = dialogue_text(*value_of(row, "prompt"))
-    completion = dialogue_text(*value_of(row, "completion"))
+    key, asked = asked_in(row)
+    if asked is None:
+        raise RowFault("prompt", "missing_key", f"no prompt among {', '.join(map(str, row))}")
+    prompt = dialogue_text(with_system(row, asked), key)
+    completion = answer_text(*value_of(row, "completion"))
+    refuse_unused(row, prompt, used=(key, "completion"), strict=False)
     pair_id = prompt if row.get("pair_id") is None else str(row["pair_id"])
     return _Half(pair_id, text_of(row, "pole"), prompt, completion)
 
@@ -120,6 +146,7 @@ def _joined(halves: dict[str, Any], axis: str | None) -> Accepted:
     pair: tuple[_Half, _Half] = (halves["first"], halves["second"])
     if pair[0].prompt != pair[1].prompt:
         raise RowFault("prompt", "prompts_differ", f"not the prompt of its partner at {halves['second_where']}")
+    _refuse_repeated(pair[0].prompt, [half.completion for half in pair], "prompt")
     value_axis = axis_between(axis or DEFAULT_AXIS, [half.pole for half in pair], None, "pole")
     options = [Option(half.completion, side_of(value_axis, half.pole, "pole")) for half in pair]
     return accept(value_axis, pair[0].prompt, options, "completion", "response")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pft_core.data.preferences import Axis, Pole, load_space
 from pft_core.data.records import Option, PairedExample, Reject
-from pft_core.data.sources import readers
+from pft_core.data.sources import json_text, readers
 from pft_core.data.sources.bqd import bqd_row, split_question
 from pft_core.data.sources.checks import Accepted
 from pft_core.data.sources.own import own_row
@@ -481,20 +481,20 @@ def test_a_json_list_gives_the_line_on_which_each_row_starts(tmp_path: Path) -> 
 def test_a_json_list_is_read_as_a_whole_parser_reads_it(values: list[Any], chunk: int, indent: int | None) -> None:
     text = json.dumps(values, indent=indent)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_CHUNK", chunk)
+        patch.setattr(json_text, "CHUNK", chunk)
         assert repr([row for _, row in list_rows(text)]) == repr(json.loads(text))
 
 
 @pytest.mark.parametrize("chunk", range(1, 8))
 def test_a_number_is_not_cut_where_a_read_ends(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_CHUNK", chunk)
+    monkeypatch.setattr(json_text, "CHUNK", chunk)
     assert [row for _, row in list_rows("[12345, 67.89]")] == [12345, 67.89]
 
 
 def list_rows(text: str) -> Iterator[tuple[str, Any]]:
     """Read a JSON list from memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.open", lambda *args, **kwargs: io.StringIO(text))
+        patch.setattr(readers, "open_text", lambda path: io.StringIO(text))
         yield from read_rows(readers.Part("", "list.json", "json"))
 
 
@@ -590,7 +590,7 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_stands_for_its_data_files_in_order(tmp_path: Path) -> None:
-    for name in ("b.json", "a.parquet", "c.jsonl", "notes.txt", ".hidden.json"):
+    for name in ("b.json", "a.parquet", "c.jsonl", "README.md", ".hidden.json"):
         (tmp_path / name).touch()
     assert [path.name for path in files_in(str(tmp_path))] == ["a.parquet", "b.json", "c.jsonl"]
 

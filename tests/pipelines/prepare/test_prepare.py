@@ -1,6 +1,7 @@
 """prepare: what goes in comes out as records or as rejects, whole or not at all, and the same with any workers."""
 
 import errno
+import gzip
 import itertools
 import json
 import os
@@ -168,6 +169,61 @@ def test_an_axis_has_the_poles_that_most_rows_give_it(tmp_path: Path) -> None:
     assert (rejected["row"][-2:], rejected["key_path"], rejected["reason"]) == (":2", "axis", "conflicting_poles")
     assert [record.scenario for record in records_in(tmp_path / "out")] == ["plan 1", "plan 2", "plan 0"]
     assert [p.name for p in DatasetManifest.load(tmp_path / "out").space.axes[0].poles] == ["bold", "timid"]
+
+
+def test_the_same_item_with_swapped_poles_is_a_reject(tmp_path: Path) -> None:
+    def row(plan: int, bold: str, shy: str) -> dict[str, Any]:
+        return {"scenario": f"plan {plan}", "axis": "Nerve", "responses": {"bold": bold, "shy": shy}}
+
+    rows = [
+        row(0, "go", "wait"),
+        row(1, "go", "wait"),
+        row(0, "wait", "go"),
+        row(0, "go", "wait"),
+        row(0, "wait", "go"),
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    result = run(config(tmp_path / "out", path, source="json", max_reject_fraction=1.0))
+    assert (result["rows_in"], result["rows_out"], result["rejected"]) == (5, 2, 3)
+    assert [(r["row"][-2:], r["reason"], r["detail"][-2:]) for r in rejects_in(tmp_path / "out")] == [
+        (":3", "swapped_poles", ":1"),
+        (":4", "duplicate_id", ":1"),
+        (":5", "duplicate_id", ":3"),
+    ]
+    assert [by_side(record) for record in records_in(tmp_path / "out")] == [["go", "wait"], ["go", "wait"]]
+
+
+def by_side(record: PairedExample) -> list[str]:
+    return [option.text for option in sorted(record.options, key=lambda option: option.side)]
+
+
+def test_a_key_that_stands_twice_is_a_reject(tmp_path: Path) -> None:
+    twice = json.dumps(vcd(1)).replace('{"scenario"', '{"scenario": "Another.", "scenario"') + "\n"
+    assert run(config(tmp_path / "out", write_lines(tmp_path / "rows.jsonl", [vcd(0), twice])))["rejected"] == 1
+    assert rejects_in(tmp_path / "out")[0]["reason"] == "repeated_key"
+
+
+def test_a_table_of_own_pairs_is_the_same_data_as_their_json(tmp_path: Path) -> None:
+    answers = {"Swift": "Leave, at once.", "Patient": "Wait and see."}
+    rows = [{"axis": "Pace", "scenario": f"Plan {i}?", "responses": answers} for i in range(3)]
+    lines = ["axis;scenario;pole_a;answer_a;pole_b;answer_b"]
+    lines += [f"Pace;Plan {i}?;Swift;Leave, at once.;Patient;Wait and see." for i in range(3)]
+    with gzip.open(tmp_path / "rows.csv.gz", "wb") as file:
+        file.write("\r\n".join([*lines, "Pace;Plan 4?;Swift"]).encode())
+    run(config(tmp_path / "table", str(tmp_path / "rows.csv.gz"), source="json"))
+    run(config(tmp_path / "json", write_lines(tmp_path / "rows.jsonl", rows), source="json"))
+    assert records_in(tmp_path / "table") == records_in(tmp_path / "json")
+    assert [(r["row"][-4:], r["reason"]) for r in rejects_in(tmp_path / "table")] == [("gz:5", "malformed_csv")]
+
+
+def test_a_folder_of_which_a_part_would_not_be_read_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [vcd(0)])
+    (folder / "b.jsonl.xz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds b\.jsonl\.xz, which is not read"):
+        run(config(tmp_path / "out", str(folder)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_toyworld_is_generated_and_keeps_its_option_order(tmp_path: Path) -> None:

@@ -1,0 +1,218 @@
+"""Preference rows as they are published: what is asked is read as TRL reads it, or the row is refused by name."""
+
+import ast
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pft_core.data.records import PairedExample, Reject
+from pft_core.data.sources.checks import Accepted
+from pft_core.data.sources.dialogues import dialogue_text
+from pft_core.data.sources.own import own_row
+from pft_core.data.sources.trl import join_prompt_completions, preference_row
+
+HERE = "file.jsonl:7"
+USER, OTHER = {"role": "user", "content": "Name a river in Peru."}, {"role": "user", "content": "Name a sea."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+GOOD, BAD = {"role": "assistant", "content": "The Ucayali."}, {"role": "assistant", "content": "No idea."}
+ROW = {"prompt": "Name a river in Peru.", "chosen": "The Ucayali.", "rejected": "No idea."}
+
+
+def record(row: dict[str, Any]) -> PairedExample:
+    outcome = preference_row(row, HERE, None)
+    assert isinstance(outcome, Accepted), outcome
+    return outcome.record
+
+
+def read(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Return scenario, chosen and rejected."""
+    found = record(row)
+    chosen, rejected = sorted(found.options, key=lambda option: option.side)
+    return found.scenario, chosen.text, rejected.text
+
+
+def fault(row: dict[str, Any]) -> tuple[str, str]:
+    outcome = preference_row(row, HERE, None)
+    assert isinstance(outcome, Reject), outcome
+    return outcome.key_path, outcome.reason
+
+
+def maybe_extract_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """TRL's own function, taken from its source: importing the module takes seconds."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        pytest.skip("trl is not installed")
+    source = ast.parse((Path(spec.origin).parent / "data_utils.py").read_text(encoding="utf-8"))
+    wanted = {"is_conversational", "extract_prompt", "maybe_extract_prompt"}
+    source.body = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    names: dict[str, Any] = {"Any": Any, "Sequence": list}
+    exec(compile(source, "data_utils.py", "exec"), names)
+    found = names["maybe_extract_prompt"](copy.deepcopy(row))
+    return {key: found[key] for key in ("prompt", "chosen", "rejected")}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROW,
+        {"prompt": ROW["prompt"], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": ROW["prompt"], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+        {"prompt": ROW["prompt"], "chosen": [USER, BAD, USER, GOOD], "rejected": [USER, BAD, USER, BAD]},
+        {"chosen": [USER, GOOD, OTHER, BAD], "rejected": [USER, BAD]},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    ],
+)
+def test_a_row_is_read_as_trl_reads_it(row: dict[str, Any]) -> None:
+    theirs = maybe_extract_prompt(row)
+    assert read(row) == tuple(dialogue_text(value, key) for key, value in theirs.items())
+
+
+def test_a_prompt_beside_whole_dialogues_is_said_once_whatever_stands_beside() -> None:
+    row = {
+        "prompt": ROW["prompt"], "prompt_id": "1", "messages": [USER, GOOD], "score_chosen": 8.0,
+        "chosen": [USER, GOOD], "rejected": [USER, BAD], "source": "a corpus", "chosen-model": "some model",
+    }  # fmt: skip
+    assert read(row) == tuple(ROW.values())
+
+
+def test_a_prompt_that_the_answers_repeat_is_cut_or_named() -> None:
+    assert read({"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}) == tuple(ROW.values())
+    repeated = {key: f"{ROW['prompt']} {ROW[key]}" for key in ("chosen", "rejected")}
+    assert fault(ROW | repeated) == ("prompt", "prompt_repeated")
+    assert fault(ROW | {"chosen": [USER, GOOD], "rejected": [BAD]}) == ("chosen[0].role", "not_an_answer")
+    assert read({"prompt": "Hello", "chosen": "Hello you!", "rejected": "Hello?"})[1] == "Hello you!"
+
+
+def test_a_prompt_that_the_dialogues_do_not_hold_is_added_or_refused() -> None:
+    dialogues = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert fault({"prompt": "Name a sea.", **dialogues}) == ("prompt", "prompt_differs")
+    assert read({"prompt": ROW["prompt"], "chosen": [GOOD], "rejected": [BAD]}) == tuple(ROW.values())
+    only_system = {"chosen": [SYSTEM, GOOD], "rejected": [SYSTEM, BAD]}
+    assert read(only_system | {"prompt": "Name one."})[0] == "System: Be brief.\nUser: Name one."
+    assert fault({"chosen": [USER, GOOD], "rejected": [OTHER, BAD]}) == ("prompt", "missing_key")
+    assert fault({"chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, OTHER, BAD]})[1] == "not_an_answer"
+
+
+@pytest.mark.parametrize("name", ["question", "instruction", "input", "query"])
+def test_a_question_under_another_name_is_used(name: str) -> None:
+    assert read({name: ROW["prompt"], "chosen": "The Ucayali.", "rejected": "The sea."})[0] == ROW["prompt"]
+    assert read({**ROW, name: ""})[0] == read({**ROW, name: ROW["prompt"]})[0] == ROW["prompt"]
+    assert fault({**ROW, name: "And a lake."}) == (name, "two_questions")
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_column_goes_before_the_prompt(name: str) -> None:
+    scenario = "System: Be brief.\nUser: Name a river in Peru."
+    assert read({name: "Be brief.", **ROW})[0] == scenario
+    assert read({name: "Be brief.", "prompt": [USER], "chosen": [GOOD], "rejected": [BAD]})[0] == scenario
+    assert read({name: "Be brief.", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]})[0] == scenario
+    other = {name: "Be long.", "prompt": [SYSTEM, USER], "chosen": [GOOD], "rejected": [BAD]}
+    assert fault(other) == (name, "two_questions")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("context", "Peru lies in South America."),
+        ("history", [["Hi", "Hello"]]),
+        ("conversations", [{"from": "human", "value": "Hi"}]),
+        ("tools", [{"name": "search"}]),
+        ("images", ["a.png"]),
+        ("image", {"bytes": b"png", "path": None}),
+    ],
+)
+def test_what_belongs_to_the_question_is_refused_by_name(column: str, value: Any) -> None:
+    assert fault({**ROW, column: value}) == (column, "unused_column")
+    assert read({**ROW, column: type(value)()}) == tuple(ROW.values())
+
+
+@pytest.mark.parametrize("column", ["user", "post", "task", "problem", "Frage", "text"])
+def test_a_question_is_not_made_of_answers_beside_a_column_that_may_hold_it(column: str) -> None:
+    answers = {"chosen": "The river is blue.", "rejected": "The river is red."}
+    assert fault({column: "What is its colour?", **answers}) == (column, "unused_column")
+    beside = {"id": "row 7", "score_chosen": "8 of 10", "source": "a corpus", "model": "some model", column: "summary"}
+    assert read({**answers, **beside})[0] == "The river is"
+
+
+def test_completions_are_held_to_the_same(tmp_path: Path) -> None:
+    def joined(**changes: Any) -> Any:
+        rows = [{"question": "Sky?", "completion": answer, "pole": answer} | changes for answer in ("Blue", "Red")]
+        return [outcome for _, outcome in join_prompt_completions(((HERE, row) for row in rows), None)]
+
+    (outcome,) = joined(system="Be brief.")
+    assert outcome.record.scenario == "System: Be brief.\nUser: Sky?"
+    assert [o.key_path for o in joined(tools=[{"name": "f"}])] == ["tools", "tools"]
+    assert [o.reason for o in joined(completion=[USER, GOOD])] == ["not_an_answer", "not_an_answer"]
+    assert joined(completion=[{**GOOD, "tool_calls": [1]}])[0].key_path == "completion[0].tool_calls"
+
+
+def test_our_own_rows_drop_no_question_either() -> None:
+    row = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}, "source": "a corpus"}
+    assert isinstance(own_row(row, HERE, None), Accepted)
+    for column in ("prompt", "question", "system", "context"):
+        outcome = own_row({**row, column: "It rains."}, HERE, None)
+        assert isinstance(outcome, Reject)
+        assert (outcome.key_path, outcome.reason) == (column, "unused_column")
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "name", "function_call", "reasoning_content", "weight"])
+def test_what_a_message_holds_besides_its_text_is_refused_by_name(key: str) -> None:
+    for value in ([{"id": "c1"}], "said", 1):
+        row = {"prompt": [USER], "chosen": [{**GOOD, key: value}], "rejected": [BAD]}
+        assert fault(row) == (f"chosen[0].{key}", "unread_key")
+    for value in (None, [], "", {}):
+        assert read({"prompt": [USER], "chosen": [{**GOOD, key: value}], "rejected": [BAD]}) == tuple(ROW.values())
+
+
+def test_messages_that_a_table_spells_as_text_are_refused() -> None:
+    assert fault({"chosen": str([USER, GOOD]), "rejected": str([USER, BAD])})[1] == "spelt_messages"
+    assert fault({**ROW, "chosen": '[{"role": "assistant", "content": "x"}]'}) == ("chosen", "spelt_messages")
+
+
+@pytest.mark.parametrize(
+    ("common", "chosen", "rejected"),
+    [
+        ("Human: Hi\n\nAssistant: Yes?\n\nHuman: Sky?\n\nAssistant:", " It is blue.", " It is red."),
+        ("\n\nHuman: Sky?\n\nAssistant:", " It is blue.\nAnswer: 1", " It is blue.\nAnswer: 2"),
+        ("Question: Sky?\nAnswer:", " It is blue.", " It is red."),
+        ("Q: Sky?\nA:", " It is blue.", " It is red."),
+        ("### Instruction:\nSay it.\n\n### Response:", "\nIt is blue.", "\nIt is red."),
+        ("<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\n", "It is blue.", "It is red."),
+        ("<|begin_of_text|><|start_header_id|>assistant<|end_header_id|>", "\n\nIt is a", "\n\nIt is b"),
+        ("<|user|>\nSky?</s>\n<|assistant|>", "\nIt is blue.", "\nIt is red."),
+        ("<start_of_turn>user\nSky?<end_of_turn>\n<start_of_turn>model\n", "It is blue.", "It is red."),
+        ("[INST] Sky? [/INST]", " It is blue.", " It is red."),
+        ("\u7528\u6237\uff1a\u5929\n\u52a9\u624b\uff1a", "\u84dd\u8272", "\u84dd\u7684"),
+    ],
+)
+def test_an_implicit_prompt_ends_where_the_last_answer_is_opened(common: str, chosen: str, rejected: str) -> None:
+    row = {"chosen": common + chosen, "rejected": common + rejected}
+    assert read(row) == (common.strip(), chosen.strip(), rejected.strip())
+
+
+@pytest.mark.parametrize(
+    ("common", "chosen", "rejected"),
+    [
+        ("The sky is ", "blue.", "black."),
+        ("Which?\nA: one\nB: two\nI take ", "one", "two"),  # no turns, but options
+        ("\u5929\u7a7a\u662f", "\u84dd\u8272", "\u7ea2\u8272"),  # Chinese: the sky is / blue, red
+        ("\u5929\u7a7a\u662f", "black", "blue"),
+        ("Qwen \u662f", "\u84dd", "\u7ea2"),
+        ("\u7a7a\u306f", "\u9752\u3044", "\u8d64\u3044"),  # Japanese
+        ("\u7a7a", "\u304b\u3099x", "\u304b\u309ax"),  # the marks belong to the letter before them
+        ("\ud558\ub298\uc740 ", "\ud30c\ub797\ub2e4", "\ud30c\ub780"),  # Korean writes white space
+    ],
+)
+def test_an_implicit_prompt_without_turns_ends_at_the_last_whole_word(common: str, chosen: str, rejected: str) -> None:
+    row = {"chosen": common + chosen, "rejected": common + rejected}
+    assert read(row) == (common.strip(), chosen, rejected)
+
+
+def test_dialogues_as_text_that_part_in_the_question_are_refused() -> None:
+    row = {key: f"Human: The sky is {key}?\n\nAssistant: {key}" for key in ("chosen", "rejected")}
+    assert fault(row) == ("rejected", "questions_differ")
