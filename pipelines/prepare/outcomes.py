@@ -5,6 +5,7 @@ about 250 bytes a row, so that the driver can hold it for millions.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -26,20 +27,40 @@ def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:
 def settle_axes(rows: pd.DataFrame) -> tuple[Axis, ...]:
     """Return the axes that occur, shipped ones first and in their order, then by name.
 
-    Rows that give an axis other poles than most rows do are rejected, in place.
+    Rows that give an axis other poles than most rows do, or describe them otherwise, are rejected, in place.
     """
     counts = sorted(rows["axis_wording"].value_counts().items(), key=lambda item: (-item[1], item[0]))
     wordings = {wording: axis_from(str(wording)) for wording, count in counts if count}
     axes: dict[str, Axis] = {}
     for axis in wordings.values():
-        axes.setdefault(axis.name, axis)
+        settled = axes.setdefault(axis.name, axis)
+        if names_of(axis) == names_of(settled):
+            axes[axis.name] = described_by(settled, axis)
     for wording, axis in wordings.items():
-        if axis != axes[axis.name]:
-            found, usual = ("/".join(pole.name for pole in a.poles) for a in (axis, axes[axis.name]))
+        settled = axes[axis.name]
+        here = rows["axis_wording"] == wording
+        if names_of(axis) != names_of(settled):
+            found, usual = ("/".join(names_of(a)) for a in (axis, settled))
             detail = f"the poles of {axis.name!r} are {found} here and {usual} in other rows"
-            reject(rows, rows["axis_wording"] == wording, "axis", "conflicting_poles", detail)
+            reject(rows, here, "axis", "conflicting_poles", detail)
+        elif described_by(axis, settled) != settled:
+            detail = f"the poles of {axis.name!r} are described in other words in other rows"
+            reject(rows, here, "descriptions", "conflicting_descriptions", detail)
     order = {name: i for i, name in enumerate(shipped_axes())}
     return tuple(sorted(axes.values(), key=lambda axis: (order.get(axis.name, len(order)), axis.name)))
+
+
+def names_of(axis: Axis) -> list[str]:
+    return [pole.name for pole in axis.poles]
+
+
+def described_by(axis: Axis, other: Axis) -> Axis:
+    """Return the axis; a pole that it does not describe is described as in the other."""
+    first, second = (
+        replace(pole, description=pole.description or more.description)
+        for pole, more in zip(axis.poles, other.poles, strict=True)
+    )
+    return Axis(axis.name, first, second)
 
 
 def axis_from(wording: str) -> Axis:

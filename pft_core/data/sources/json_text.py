@@ -21,18 +21,6 @@ _KEYS_OF_ROWS |= {"samples", "train", "validation", "test"}
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def decoded_row(line: bytes, where: str) -> Any:
-    """Return the JSON value of a line, or a Reject."""
-    decoder = _Decoder()
-    try:
-        row = decoder.whole(line.decode("utf-8-sig"))
-    except RecursionError:
-        return Reject(where, "", "too_deep", "nested too deep to be read")
-    except ValueError as error:  # also for wrong UTF-8, and for numbers beyond Python's limit of digits
-        return Reject(where, "", "malformed_json", str(error)[:200])
-    return decoder.checked(row, where)
-
-
 def rows_key(value: dict[str, Any]) -> str | None:
     """Return the key under which an object seems to hold the rows of a data set; None where it seems to be a row."""
     keys = [
@@ -94,18 +82,28 @@ def _is_list_of_objects(text: "_JsonText") -> bool:
     return objects
 
 
-class _Decoder:
-    """Decodes JSON and remembers a key that stood twice in an object."""
+class Decoder:
+    """Decodes JSON, and remembers a key that stood twice in an object."""
 
     def __init__(self) -> None:
         self._repeated: str | None = None
-        decoder = json.JSONDecoder(object_pairs_hook=self._object)
-        self.whole, self._next = decoder.decode, decoder.raw_decode
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def row(self, line: bytes, where: str) -> Any:
+        """Return the JSON value of a line, or a Reject."""
+        self._repeated = None
+        try:
+            row = self._decoder.decode(line.decode("utf-8-sig"))
+        except RecursionError:
+            return Reject(where, "", "too_deep", "nested too deep to be read")
+        except ValueError as error:  # also for wrong UTF-8, and for numbers beyond Python's limit of digits
+            return Reject(where, "", "malformed_json", str(error)[:200])
+        return self.checked(row, where)
 
     def next(self, text: str, at: int) -> tuple[Any, int]:
         """Return the value that starts there, and where it ends."""
         self._repeated = None
-        return self._next(text, at)
+        return self._decoder.raw_decode(text, at)
 
     def checked(self, row: Any, where: str) -> Any:
         """Return what was decoded last, or a Reject where a key was lost."""
@@ -131,7 +129,7 @@ class _JsonText:
         self._line = 1
         self._num_rows = 0
         self._last_row_line = 0
-        self._decoder = _Decoder()
+        self._decoder = Decoder()
 
     def next_character(self) -> str:
         """Skip white space; return the character that follows, nothing at the end."""

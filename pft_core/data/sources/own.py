@@ -10,10 +10,14 @@ The second may be flat, as a line of CSV is: {"axis", "scenario", "pole_a", "ans
 `axis` may be left out where one is given for all rows. The first-named pole of an axis is, in this order: what an
 optional key `"poles": ["Fast", "Slow"]` says, what the shipped axis with these names says, the alphabet. An axis has
 the same poles in every row of a data set: give `poles` in all of its rows or in none.
+What someone with a preference does is said once or in every row: `"descriptions": {"Fast": "...", "Slow": "..."}`, or
+`description_a` and `description_b` beside the poles of a flat row.
 """
 
+from dataclasses import replace
 from typing import Any
 
+from pft_core.data.preferences import Axis
 from pft_core.data.records import Option
 from pft_core.data.sources.checks import (
     Accepted,
@@ -37,7 +41,7 @@ def own_row(row: dict[str, Any], axis: str | None) -> Accepted:
     scenario = text_of(row, "scenario")
     answers, path = _answers(row)
     refuse_unused(row, scenario, used=("scenario", *_ANSWERS, "answer_b"), strict=False)
-    value_axis = axis_between(name, [pole for _, pole, _ in answers], _stated_poles(row), path)
+    value_axis = _described(axis_between(name, [pole for _, pole, _ in answers], _stated_poles(row), path), row)
     options = [Option(answer, side_of(value_axis, pole, here)) for answer, pole, here in answers]
     return accept(value_axis, scenario, options, path, "choice" if path == "options" else "response")
 
@@ -88,3 +92,13 @@ def _stated_poles(row: dict[str, Any]) -> list[str] | None:
     if row.get("poles") is None:
         return None
     return [text(pole, f"poles[{i}]") for i, pole in enumerate(instance(row["poles"], list, "poles"))]
+
+
+def _described(axis: Axis, row: dict[str, Any]) -> Axis:
+    """Return the axis with the row's own descriptions of its poles."""
+    given = instance(row["descriptions"], dict, "descriptions") if row.get("descriptions") is not None else {}
+    said = [(pole, value, f"descriptions.{pole}") for pole, value in given.items()]
+    said += [(row.get(f"pole_{end}"), row.get(f"description_{end}"), f"description_{end}") for end in "ab"]
+    by_side = {side_of(axis, text(pole, here), here): text(value, here) for pole, value, here in said if value}
+    first, second = (replace(p, description=by_side.get(side, p.description)) for side, p in enumerate(axis.poles))
+    return Axis(axis.name, first, second)

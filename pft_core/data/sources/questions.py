@@ -42,7 +42,8 @@ def asked_in(row: Mapping[str, Any]) -> tuple[str, Any]:
 def with_system(row: Mapping[str, Any], prompt: Any) -> Any:
     """Put a system message of the row's own column before the prompt. Raises RowFault where there is one already."""
     given = [key for key in _SYSTEMS if has_content(row.get(key))]
-    if not given or is_held(row[given[0]], " ".join(texts_in(prompt))):
+    said = _words(" ".join(texts_in(prompt)))
+    if not given or (isinstance(row[given[0]], str) and said.startswith(_words(row[given[0]]))):
         return prompt
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     if any(isinstance(message, dict) and message.get("role") == "system" for message in messages):
@@ -56,10 +57,11 @@ def refuse_unused(row: Mapping[str, Any], scenario: str, *, used: Sequence[str],
     used: columns that are read. strict: the scenario is made of the answers' own words, so that any other text may be
     the question; else only columns of names that stand for it.
     """
-    known = " ".join([scenario, *(found for key in used for found in texts_in(row.get(key)))])
-    for key, value in row.items():
-        asks = key.lower() in _ASKS and has_content(value)
-        if key not in used and (asks or (strict and _may_ask(key, value))) and not is_held(value, known):
+    others = {key: value for key, value in row.items() if key not in used}
+    asking = [k for k, v in others.items() if (k.lower() in _ASKS and has_content(v)) or (strict and _may_ask(k, v))]
+    known = " ".join([scenario, *(found for key in used if asking for found in texts_in(row.get(key)))])
+    for key in asking:
+        if not is_held(row[key], known):
             raise RowFault(key, "unused_column", "it may be part of what is asked: put all of that in `prompt`")
 
 

@@ -21,7 +21,7 @@ from pft_core.data.records import Reject
 from pft_core.data.sources.json_text import (
     CHUNK,
     MAX_ROW_BYTES,
-    decoded_row,
+    Decoder,
     keys_with_rows,
     list_rows,
     oversized,
@@ -157,7 +157,7 @@ def _refuse_one_object(path: str, name: str) -> None:
         lines = iter(lambda: file.readline(MAX_ROW_BYTES + 2), b"")
         line = next(line for line in lines if line.strip())
         is_alone = not file.read(CHUNK).strip()
-    row = decoded_row(line, name) if len(line) <= MAX_ROW_BYTES else oversized(name)
+    row = Decoder().row(line, name) if len(line) <= MAX_ROW_BYTES else oversized(name)
     key = None
     if isinstance(row, Reject) and row.reason in ("malformed_json", "oversized_row"):
         key = _key_with_rows(path, name)
@@ -251,7 +251,7 @@ def _read_lines(part: Part) -> Iterator[Located]:
     with open_bytes(part.path) as file:
         if part.start:
             file.seek(part.start)
-        at, number = part.start, part.first_row
+        decoder, at, number = Decoder(), part.start, part.first_row
         while at < part.stop and (line := file.readline(MAX_ROW_BYTES + 2)):
             where = f"{part.name}:{number}"
             at += len(line)
@@ -261,7 +261,7 @@ def _read_lines(part: Part) -> Iterator[Located]:
                     at += len(line)
                 yield where, oversized(where)
             elif line.strip():
-                yield where, decoded_row(line, where)
+                yield where, decoder.row(line, where)
             number += 1
 
 

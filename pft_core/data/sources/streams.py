@@ -47,9 +47,11 @@ def open_text(path: str, *, errors: str = "strict") -> TextIO:
 
 @contextmanager
 def damage_named(name: str) -> Iterator[None]:
-    """Raise UserError where a compressed file breaks off, or is none."""
+    """Raise UserError where a compressed file breaks off, or is none, and where UTF-16 does."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: damaged text: {error}; save the file as UTF-8") from None
     except OSError as error:
         if error.errno is not None:  # of the disk, not of the content
             raise

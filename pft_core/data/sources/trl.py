@@ -43,9 +43,9 @@ def preference_row(row: dict[str, Any], axis: str | None) -> Accepted:
     chosen, rejected = (value_of(row, key)[0] for key in _PREFERENCE_POLES)
     key, asked = asked_in(row)
     prompt, chosen, rejected = _split(asked, chosen, rejected, key)
+    is_guessed = asked is None and not {"user", "human"} & set(roles_of(prompt))
     prompt = with_system(row, prompt)
     scenario, answers = dialogue_text(prompt, key), [answer_text(chosen, "chosen"), answer_text(rejected, "rejected")]
-    is_guessed = asked is None and "user" not in roles_of(prompt) and "human" not in roles_of(prompt)
     refuse_unused(row, scenario, used=(key, *_PREFERENCE_POLES), strict=is_guessed)
     _refuse_repeated(scenario, answers, key)
     options = [Option(answer, side) for side, answer in enumerate(answers)]

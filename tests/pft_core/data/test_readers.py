@@ -250,6 +250,13 @@ def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
             rows_of(table(tmp_path, "axis,sc\u00e9nario", "x,y", encoding=encoding))
 
 
+def test_a_table_in_utf16_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) -> None:
+    path = table(tmp_path, HEADER, "Pace,Go?,Fast,Yes,Slow,No", encoding="utf-16")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"pairs\.csv: damaged text"):
+        rows_of(path)
+
+
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pairs\.csv:1: the header names column 'pole_a' twice"):
         rows_of(table(tmp_path, "axis, pole_a, pole_a", "x,y,z"))

@@ -134,7 +134,8 @@ def test_what_belongs_to_the_question_is_refused_by_name(column: str, value: Any
 @pytest.mark.parametrize("column", ["user", "post", "task", "problem", "Frage", "text"])
 def test_a_question_is_not_made_of_answers_beside_a_column_that_may_hold_it(column: str) -> None:
     answers = {"chosen": "The river is blue.", "rejected": "The river is red."}
-    assert fault({column: "What is its colour?", **answers}) == (column, "unused_column")
+    for more in ({}, {"system": "Be brief."}):
+        assert fault({column: "What is its colour?", **answers, **more}) == (column, "unused_column")
     beside = {"id": "row 7", "score_chosen": "8 of 10", "source": "a corpus", "model": "some model", column: "summary"}
     assert read({**answers, **beside})[0] == "The river is"
 

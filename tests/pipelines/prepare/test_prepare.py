@@ -216,6 +216,29 @@ def test_a_table_of_own_pairs_is_the_same_data_as_their_json(tmp_path: Path) -> 
     assert [(r["row"][-4:], r["reason"]) for r in rejects_in(tmp_path / "table")] == [("gz:5", "malformed_csv")]
 
 
+def test_own_poles_are_described_in_the_data(tmp_path: Path) -> None:
+    said = {"Calm": "Keeps quiet.", "Wild": "Makes noise."}
+
+    def row(plan: int, **more: Any) -> dict[str, Any]:
+        return {"scenario": f"plan {plan}", "axis": "Voice", "responses": {"Calm": "hm", "Wild": "hey"}, **more}
+
+    rows = [row(0), row(1), row(2, descriptions=said), row(3, descriptions={**said, "Wild": "Shouts."})]
+    rows += [row(4, descriptions=said), row(5, descriptions={"Calm": "Keeps quiet."})]
+    rows += [row(6, descriptions={"Clam": "Keeps quiet."})]
+    run(config(tmp_path / "out", write_lines(tmp_path / "rows.jsonl", rows), source="json"))
+    (axis,) = DatasetManifest.load(tmp_path / "out").space.axes
+    assert {pole.name: pole.description for pole in axis.poles} == said
+    assert [(r["row"][-2:], r["reason"]) for r in rejects_in(tmp_path / "out")] == [
+        (":4", "conflicting_descriptions"),
+        (":7", "unknown_pole"),
+    ]
+    cells = "axis,scenario,pole_a,answer_a,description_a,pole_b,answer_b,description_b\n"
+    cells += "Voice,plan 0,Wild,hey,Makes noise.,Calm,hm,Keeps quiet.\n"
+    (tmp_path / "rows.csv").write_text(cells)
+    run(config(tmp_path / "table", str(tmp_path / "rows.csv"), source="json"))
+    assert DatasetManifest.load(tmp_path / "table").space.axes == (axis,)
+
+
 def test_a_folder_of_which_a_part_would_not_be_read_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
