@@ -85,6 +85,12 @@ def prepare(
         str | None, typer.Option(metavar="train|validation|test", help="Of toyworld, or of a hub data set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
+    split_by: Annotated[
+        str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation, test: no scenario in two.")
+    ] = None,
+    parts: Annotated[
+        str | None, typer.Option(metavar="0.8,0.1,0.1", help="The parts' shares of the scenarios, with --split-by.")
+    ] = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
     model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
     max_reject_fraction: Annotated[
@@ -99,6 +105,8 @@ def prepare(
         "axis": axis,
         "split": split,
         "seed": seed,
+        "split_by": split_by,
+        "parts": parts and split_numbers(parts),
         "num_workers": num_workers,
         "model": model,
         "max_reject_fraction": max_reject_fraction,
@@ -327,6 +335,13 @@ def places_of(plugins: list[str] | None) -> list[str] | None:
 
 def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
+
+
+def split_numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in split_list(text)]
+    except ValueError:
+        raise UserError(f"{text!r}: expected numbers with commas between them, such as 0.8,0.1,0.1") from None
 
 
 def spread_inputs(arguments: list[str]) -> Iterator[str]:

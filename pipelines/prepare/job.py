@@ -7,7 +7,7 @@ folder appears whole, when all is written, or not at all.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.data import (
     MANIFEST_NAME,
@@ -43,6 +43,7 @@ from pipelines.encode.job import ensure_layer
 from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import PluggedSettings, read_plugins
 from pipelines.prepare.outcomes import read_outcomes, reject_repeated, settle_axes
+from pipelines.prepare.parts import PARTS, parts_of, scenarios_and_axes
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
     GenerateTask,
@@ -56,7 +57,7 @@ from pipelines.prepare.worker import (
 
 REJECTS_NAME = "rejects.parquet"
 RECORDS_NAME = "records"
-OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded"}
+OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded", *PARTS}
 RECORDS_PER_SHARD = 4096
 TASK = {"CPU": 1}
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -78,6 +79,8 @@ class PrepareConfig(PluggedSettings):
     seed: int = Field(default=0, ge=0, lt=2**63)  # of toyworld
     num_per_axis: PositiveInt = 400  # of toyworld
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+    split_by: Literal["scenario"] | None = None  # write train, validation and test too, no scenario in two of them
+    parts: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)  # None: 0.8, 0.1, 0.1
     num_workers: PositiveInt | None = None  # tasks at once; None: one for each CPU of the cluster
     model: str | None = None  # encode for this model too, as prompt and encoding say
     prompt: PromptSettings = PromptSettings()
@@ -88,6 +91,16 @@ class PrepareConfig(PluggedSettings):
     def _is_registered(cls, name: str) -> str:
         SOURCES[name]
         return name
+
+    @model_validator(mode="after")
+    def _parts_are_of_a_split(self) -> "PrepareConfig":
+        if self.parts and self.split_by is None:
+            raise ValueError("parts are of a split: add split_by=scenario (--split-by scenario)")
+        if self.parts and abs(sum(self.parts) - 1) > 1e-6:
+            raise ValueError(
+                f"parts={','.join(map(str, self.parts))}: the shares come to {sum(self.parts):g}, not to 1"
+            )
+        return self
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -103,8 +116,9 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         if mistake is None:
             raise
         raise mistake from None
+    folders = {"parts": {name: str(Path(config.output).resolve() / name) for name in PARTS}} if config.split_by else {}
     counts = {name: getattr(manifest, name) for name in ("rows_in", "rows_out", "pairs_out", "rejected")}
-    return {**counts, "manifest": str(Path(config.output).resolve() / MANIFEST_NAME)}
+    return {**counts, "manifest": str(Path(config.output).resolve() / MANIFEST_NAME), **folders}
 
 
 def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
@@ -117,7 +131,7 @@ def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
             files = local + hub_files(config, work)
             key = config_digest(config, files)
             manifest = reusable(output, key)
-            if manifest is not None:
+            if manifest is not None and parts_are_whole(output, manifest, config):
                 console.print(f"{output}: prepared already from the same input, used again")
                 refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
                 return encoded(config, output, manifest)
@@ -168,10 +182,14 @@ def previous(output: Path) -> DatasetManifest | None:
 def reusable(output: Path, key: str) -> DatasetManifest | None:
     """Return the manifest of the data set in `output` if it has this config digest and its files are undamaged."""
     manifest = previous(output)
-    if manifest is None or manifest.config_digest != key or not (output / REJECTS_NAME).is_file():
-        return None
-    shards = [(output / shard.path, shard.sha256) for shard in manifest.shards]
-    return manifest if all(path.is_file() and file_sha256(path) == sha for path, sha in shards) else None
+    return manifest if undamaged(manifest, output, key) and (output / REJECTS_NAME).is_file() else None
+
+
+def undamaged(manifest: DatasetManifest | None, folder: Path, key: str) -> bool:
+    if manifest is None or manifest.config_digest != key:
+        return False
+    shards = [(folder / shard.path, shard.sha256) for shard in manifest.shards]
+    return all(path.is_file() and file_sha256(path) == sha for path, sha in shards)
 
 
 @contextmanager
@@ -220,10 +238,11 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         rejected_by_reason=by_reason,
         length_quantiles=lengths,
         config_digest=key,
-        # Forms and wording count: with other ones the same shards train another policy.
-        data_digest=digest([[shard.sha256 for shard in shards], forms, space.to_dict()]),
+        data_digest=data_digest(shards, forms, space),
     )
     manifest.save(data)
+    if config.split_by:
+        write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
     console.print(f"{len(rows)} rows in, {len(kept)} out, {len(rejects)} rejected{listed(by_reason)}")
     return manifest
 
@@ -309,13 +328,61 @@ def write_shards(
     }
 
 
+def write_parts(
+    data: Path, manifest: DatasetManifest, shares: Sequence[float], *, num_workers: Callable[[], int]
+) -> None:
+    """Write the records once more, as a data set for each part, in a folder of its name."""
+    scenarios, axes = scenarios_and_axes(data, manifest)
+    part_of = parts_of(scenarios, shares)
+    whole, rows_in_file = [str(data / s.path) for s in manifest.shards], [s.rows for s in manifest.shards]
+    for number, name in enumerate(PARTS):
+        kept = np.flatnonzero(part_of == number)
+        (data / name).mkdir()
+        shards, lengths = write_shards(kept, whole, rows_in_file, data / name, num_workers=num_workers)
+        space = manifest.space.restricted_to(axes[kept].tolist())
+        replace(
+            manifest,
+            space=space,
+            shards=shards,
+            rows_in=len(kept),
+            rows_out=len(kept),
+            pairs_out=len(kept) * len(manifest.forms),
+            rejected=0,
+            rejected_by_reason={},
+            length_quantiles=lengths,
+            config_digest=digest([manifest.config_digest, name]),
+            data_digest=data_digest(shards, manifest.forms, space),
+        ).save(data / name)
+        console.print(f"{name}: {len(kept)} rows")
+
+
+def data_digest(shards: Sequence[Shard], forms: Sequence[str], space: PreferenceSpace) -> str:
+    """Forms and wording count: with other ones the same shards train another policy."""
+    return digest([[shard.sha256 for shard in shards], forms, space.to_dict()])
+
+
+def parts_are_whole(output: Path, manifest: DatasetManifest, config: PrepareConfig) -> bool:
+    """Whether each part that the config asks for is there and undamaged."""
+    names = PARTS if config.split_by else ()
+    keys = [(output / name, digest([manifest.config_digest, name])) for name in names]
+    return all(undamaged(previous(folder), folder, key) for folder, key in keys)
+
+
 def quantiles(lengths: Any) -> dict[str, float]:
     return {name: float(np.quantile(lengths, q, method="inverted_cdf")) for name, q in QUANTILES.items()}
 
 
 def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> DatasetManifest:
-    """Add the encoded layer for the config's model, and the tokens of one side of a pair to the manifest."""
+    """Add the encoded layer for the config's model, and the tokens of one side of a pair to the manifest.
+
+    A data set in parts has a layer in each of these, as these are what is trained on.
+    """
     if config.model is None:
+        return manifest
+    if config.split_by:
+        for name in PARTS:
+            whole = config.model_copy(update={"split_by": None})
+            encoded(whole, data / name, DatasetManifest.load(data / name))
         return manifest
     model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
     tokenizer = ModelTokenizer(model)

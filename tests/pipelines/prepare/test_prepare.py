@@ -249,6 +249,57 @@ def test_a_folder_of_which_a_part_would_not_be_read_is_refused(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_a_split_by_scenario_shares_none_and_loses_none(tmp_path: Path, tiny_qwen2: Path) -> None:
+    axes = ["Risk", "Pace"]
+    rows = [
+        {
+            "scenario": f"Plan {i}?" if j else f"plan  {i}?",
+            "axis": axes[j],
+            "responses": {f"{j} a": "go", f"{j} b": "wait"},
+        }
+        for i in range(20)
+        for j in range(2)
+    ]
+    source = write_lines(tmp_path / "rows.jsonl", [*rows, "broken\n", rows[0]])
+    asked = config(tmp_path / "out", source, source="json", split_by="scenario", parts=[0.7, 0.2, 0.1])
+    result = run(asked)
+    assert (result["rows_in"], result["rows_out"], result["rejected"]) == (42, 40, 2)
+    parts = {name: records_in(Path(folder)) for name, folder in result["parts"].items()}
+    assert {name: len(records) for name, records in parts.items()} == {"train": 28, "validation": 8, "test": 4}
+    scenarios = [{" ".join(r.scenario.lower().split()) for r in records} for records in parts.values()]
+    assert [len(part) for part in scenarios] == [14, 4, 2]
+    assert len(set.union(*scenarios)) == 20
+    assert sorted(r.id for records in parts.values() for r in records) == sorted(
+        r.id for r in records_in(tmp_path / "out")
+    )
+    manifest = DatasetManifest.load(tmp_path / "out" / "test")
+    assert (manifest.rows_in, manifest.rows_out, manifest.rejected, len(manifest.space.axes)) == (4, 4, 0, 2)
+    run(config(tmp_path / "test", source, source="json"))  # without parts it is the same data as before
+    assert DatasetManifest.load(tmp_path / "test").data_digest == DatasetManifest.load(tmp_path / "out").data_digest
+    shard = tmp_path / "out" / "test" / "records" / "part-00000.parquet"
+    written = shard.read_bytes()
+    shard.write_bytes(b"")
+    run(asked.model_copy(update={"model": str(tiny_qwen2)}))
+    assert shard.read_bytes() == written
+    assert all((tmp_path / "out" / name / "encoded").is_dir() for name in parts)
+    assert not (tmp_path / "out" / "encoded").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"parts": [0.8, 0.1, 0.1]}, "parts are of a split"),
+        ({"split_by": "scenario", "parts": [0.8, 0.1, 0.2]}, "the shares come to 1.1, not to 1"),
+        ({"split_by": "scenario"}, "parts=0.8,0.1,0.1: 4 scenarios leave none for test"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    source = write_list(tmp_path / "rows.json", [vcd(i) for i in range(4)])
+    with pytest.raises(ValueError, match=says):  # a UserError too, or what the command line makes one of
+        run(config(tmp_path / "out", source, **changes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_toyworld_is_generated_and_keeps_its_option_order(tmp_path: Path) -> None:
     from pft_core.data.sources.toyworld import generate
 
