@@ -7,9 +7,10 @@ from typing import Any
 from pft_core.data.sources.checks import RowFault, has_content, texts_in
 
 PROMPTS = ("prompt", "question", "instruction", "input", "query")
-_SYSTEMS = ("system", "system_prompt")
-_ASKS = {*PROMPTS, *_SYSTEMS, "context", "history", "messages", "conversation", "conversations", "documents", "tools"}
-_ASKS |= {"image", "images", "video", "videos", "audio", "audios"}
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_ASKS = {*PROMPTS, *_SYSTEMS, "context", "history", "messages", "conversation", "conversations", "tools"}
+_ASKS |= {"document", "documents", "passage", "image", "images", "video", "videos", "audio", "audios"}
+_NAMES_ONLY = re.compile(r"(?:\W|user|human|assistant|system)*", re.IGNORECASE)
 
 # Words in the names of columns that tell of a row and ask nothing, such as `prompt_id` or `score_chosen`.
 # fmt: off
@@ -69,6 +70,16 @@ def is_held(value: Any, known: str) -> bool:
     """Tell whether all that a value says is in a known text, white space and the names of roles aside."""
     found = texts_in(value)
     return bool(found) and all(_words(text) in _words(known) for text in found)
+
+
+def is_said_in(messages: Any, text: str) -> bool:
+    """Tell whether a text says these messages one after another, and of its own at most who says them."""
+    rest = _words(text)
+    for said in filter(None, map(_words, texts_in(messages))):
+        before, found, rest = rest.partition(said)
+        if not found or not _NAMES_ONLY.fullmatch(before):
+            return False
+    return bool(_NAMES_ONLY.fullmatch(rest))
 
 
 def _may_ask(key: str, value: Any) -> bool:

@@ -24,7 +24,7 @@ from pft_core.data.sources.checks import (
     value_of,
 )
 from pft_core.data.sources.dialogues import answer_text, common_turns, dialogue_text, prompt_length, roles_of
-from pft_core.data.sources.questions import asked_in, is_held, refuse_unused, with_system
+from pft_core.data.sources.questions import asked_in, is_held, is_said_in, refuse_unused, with_system
 
 DEFAULT_AXIS = "preference"
 _PREFERENCE_POLES = ("chosen", "rejected")
@@ -74,7 +74,7 @@ def _split_dialogues(asked: str, chosen: list[Any], rejected: list[Any], key: st
     answers = chosen[len(prompt) :], rejected[len(prompt) :]
     if "user" not in roles and "human" not in roles:
         return [*prompt, {"role": "user", "content": asked}], *answers
-    if not is_held(asked, " ".join(texts_in(prompt))) and not is_held(prompt, asked):
+    if not is_held(asked, " ".join(texts_in(prompt))) and not is_said_in(prompt, asked):
         raise RowFault(key, "prompt_differs", "not what the dialogues of chosen and rejected begin with")
     return prompt, *answers
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pft_core.data.records import PairedExample, Reject
 from pft_core.data.sources.checks import Accepted
@@ -90,7 +92,9 @@ def test_a_prompt_that_the_answers_repeat_is_cut_or_named() -> None:
 
 def test_a_prompt_that_the_dialogues_do_not_hold_is_added_or_refused() -> None:
     dialogues = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
-    assert fault({"prompt": "Name a sea.", **dialogues}) == ("prompt", "prompt_differs")
+    for prompt in ("Name a sea.", "Be nice. Name a river in Peru."):
+        assert fault({"prompt": prompt, **dialogues}) == ("prompt", "prompt_differs")
+    assert read({"prompt": "User: Name a river  in Peru.\nAssistant: ", **dialogues}) == tuple(ROW.values())
     assert read({"prompt": ROW["prompt"], "chosen": [GOOD], "rejected": [BAD]}) == tuple(ROW.values())
     only_system = {"chosen": [SYSTEM, GOOD], "rejected": [SYSTEM, BAD]}
     assert read(only_system | {"prompt": "Name one."})[0] == "System: Be brief.\nUser: Name one."
@@ -105,7 +109,7 @@ def test_a_question_under_another_name_is_used(name: str) -> None:
     assert fault({**ROW, name: "And a lake."}) == (name, "two_questions")
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
 def test_a_system_column_goes_before_the_prompt(name: str) -> None:
     scenario = "System: Be brief.\nUser: Name a river in Peru."
     assert read({name: "Be brief.", **ROW})[0] == scenario
@@ -217,3 +221,21 @@ def test_an_implicit_prompt_without_turns_ends_at_the_last_whole_word(common: st
 def test_dialogues_as_text_that_part_in_the_question_are_refused() -> None:
     row = {key: f"Human: The sky is {key}?\n\nAssistant: {key}" for key in ("chosen", "rejected")}
     assert fault(row) == ("rejected", "questions_differ")
+
+
+any_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.sampled_from([USER, GOOD, "Name a sea."]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+columns = st.sampled_from(["prompt", "question", "system", "context", "chosen", "rejected", "other"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(changes=st.dictionaries(columns, any_value, max_size=4), dialogues=st.booleans())
+def test_no_row_makes_a_parser_fail(changes: dict[str, Any], dialogues: bool) -> None:
+    answers = {"chosen": [USER, GOOD], "rejected": [USER, BAD]} if dialogues else ROW
+    assert isinstance(preference_row({**answers, **changes}, HERE, None), Accepted | Reject)
