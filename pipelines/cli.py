@@ -42,6 +42,15 @@ Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Your code, which registers what other options name."),
 ]
+SplitBy = Annotated[
+    str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation and test: no scenario in two.")
+]
+Parts = Annotated[
+    str | None, typer.Option(metavar="0.8,0.1,0.1", help="With --split-by: the parts' shares of the scenarios.")
+]
+MaxRejectFraction = Annotated[
+    float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
 
 
@@ -85,17 +94,11 @@ def prepare(
         str | None, typer.Option(metavar="train|validation|test", help="Of toyworld, or of a hub data set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
-    split_by: Annotated[
-        str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation, test: no scenario in two.")
-    ] = None,
-    parts: Annotated[
-        str | None, typer.Option(metavar="0.8,0.1,0.1", help="The parts' shares of the scenarios, with --split-by.")
-    ] = None,
+    split_by: SplitBy = None,
+    parts: Parts = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
     model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
-    max_reject_fraction: Annotated[
-        float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
-    ] = None,
+    max_reject_fraction: MaxRejectFraction = None,
     plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""

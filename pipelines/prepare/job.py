@@ -221,8 +221,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     rejects = rows.loc[rows["reason"].notna(), REJECT_SCHEMA.names]
     by_reason = {str(reason): int(count) for reason, count in sorted(rejects["reason"].value_counts().items())}
     refuse_too_few(by_reason, config, rows_in=len(rows), examples=rejects.head(3))
-    table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(table, data / REJECTS_NAME)
+    write_rejects(rejects, data)
     kept = np.flatnonzero(rows["reason"].isna())
     shards, lengths = write_shards(kept, staged, rows_in_file, data, num_workers=num_workers)
     forms = tuple(sorted(set(config.forms), reverse=True))
@@ -245,6 +244,11 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
     console.print(f"{len(rows)} rows in, {len(kept)} out, {len(rejects)} rejected{listed(by_reason)}")
     return manifest
+
+
+def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
+    table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(table, data / REJECTS_NAME)
 
 
 def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:
