@@ -5,6 +5,7 @@ Code that ships inside a model folder is never run.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
+from pft_core.prompts import cut_at_message, render_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +39,32 @@ def refuse_missing_tokenizer(name_or_path: str) -> None:
             f"model={name_or_path!r} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): "
             "copy the base model's tokenizer files into it"
         )
+
+
+def refuse_unusable_template(name_or_path: str) -> None:
+    """Raise UserError for a model folder without a chat template, or with one that cannot stand around a message.
+
+    Reads files and imports no model library, so that it can be said before anything starts; a hub model's template is
+    looked at when its tokenizer is loaded.
+    """
+    folder = local_folder(name_or_path)
+    if folder is None:
+        return
+    source = _template_source(folder)
+    if source is None:
+        raise UserError(f"prompt.template=chat, but tokenizer {name_or_path!r} has no chat template: use plain")
+    cut_at_message(partial(render_source, source), tokenizer=name_or_path)
+
+
+def _template_source(folder: Path) -> str | None:
+    """Return the text of the template that transformers takes where no other is named."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    named = read_json(config, what="a tokenizer's config").get("chat_template") if config.is_file() else None
+    if isinstance(named, list):
+        named = {each["name"]: each["template"] for each in named}.get("default")
+    return named
 
 
 def load_config(name_or_path: str) -> Any:
