@@ -8,7 +8,7 @@ from __future__ import annotations  # a driver asks through others: types alone 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,11 +204,24 @@ def write_greedily(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenize
 
     num_tokens = [len(ids) + asking.max_new_tokens for ids in prompts]
     replies: dict[int, str] = {}
-    for members in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
-        batch = [prompts[i] for i in members]
-        texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens)
-        replies.update(zip(members, texts, strict=True))
+    for planned in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
+        for members in _without_padding(planned, num_tokens) if _follows_length(model) else [planned]:
+            batch = [prompts[i] for i in members]
+            texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens)
+            replies.update(zip(members, texts, strict=True))
     return [replies[i] for i in range(len(prompts))]
+
+
+def _follows_length(model: Any) -> bool:
+    """Whether a model's positions follow the length of a text: some then begin anew by the batch's padded length."""
+    from pft_core.policies import follows_length
+
+    return follows_length(model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+
+def _without_padding(members: Sequence[int], num_tokens: Sequence[int]) -> list[list[int]]:
+    """Cut a bin, in which the longest come first, into runs of equal lengths."""
+    return [list(run) for _, run in groupby(members, key=lambda i: num_tokens[i])]
 
 
 def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[NDArray[np.int32]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         refuse_missing_tokenizer,
         refuse_unusable_template,
     )
+    from pft_core.policies.row_positions import follows_length, own_positions
     from pft_core.policies.settings import LoraSettings, Precision
     from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights
 else:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from pft_core.errors import UserError
 from pft_core.files import whole_folder
 from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder
+from pft_core.policies.row_positions import own_positions
 from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -46,6 +47,7 @@ def load_base(
     if gradient_checkpointing:
         checkpoint_activations(model)
     base: PreTrainedModel = model.to(device)
+    own_positions(base)
     return base
 
 
