@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from pft_core.errors import UserError
 from pft_core.files import read_json
 from pft_core.prompts import cut_at_message, render_source
@@ -22,13 +20,41 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer from a folder or the hub. Raises UserError for a folder that is missing or has none."""
+    """Load a tokenizer from a folder or the hub.
+
+    Raises UserError for a folder that is missing or has none, and for tokens beyond the embeddings of its config.json.
+    """
     from transformers import AutoTokenizer
 
     refuse_missing_tokenizer(name_or_path)
-    with load_errors(name_or_path):
+    with load_errors(name_or_path, "a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    num_embeddings = _num_embeddings(name_or_path)
+    if num_embeddings is not None:
+        refuse_tokens_beyond(tokenizer, num_embeddings)
     return tokenizer
+
+
+def refuse_tokens_beyond(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:
+    """Raise UserError for a token, added ones too, that has no embedding: any text may hold it."""
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= num_embeddings}
+    if beyond:
+        number = min(beyond)
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, the model {num_embeddings} embeddings: "
+            f"{beyond[number]!r} has id {number}: use the model's own tokenizer, or resize the model's embeddings "
+            "(resize_token_embeddings) and save both"
+        )
+
+
+def _num_embeddings(name_or_path: str) -> int | None:
+    """Return what a folder's config.json says; None where there is none, as for a hub name."""
+    file = Path(name_or_path).expanduser() / "config.json"
+    config = read_json(file, what="a model's config") if file.is_file() else {}
+    if not isinstance(config, dict):
+        return None
+    number = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return number if isinstance(number, int) else None
 
 
 def refuse_missing_tokenizer(name_or_path: str) -> None:
@@ -99,19 +125,32 @@ def _refuse_own_code(folder: Path) -> None:
 
 
 @contextmanager
-def load_errors(name_or_path: str) -> Iterator[None]:
-    """Turn a loader's refusal into one message that names the model."""
+def load_errors(name_or_path: str, kind: str = "a causal language model") -> Iterator[None]:
+    """Turn a loader's refusal into one message that names the model.
+
+    Loaders check the sizes, names and kinds of a user's files with whatever they raise; only a lack of memory is none
+    of the files' faults.
+    """
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise
         if "custom code" in str(error):
             fault = (
                 "it needs its own code (auto_map in config.json), which is never run: use a model transformers knows"
             )
         else:
-            fault = f"cannot be loaded as a causal language model ({first_line(error)})"
+            fault = f"cannot be loaded as {kind} ({first_line(error)})"
         raise UserError(f"model={name_or_path!r}: {fault}") from None
 
 
-def first_line(error: Any) -> str:
-    return str(error).strip().partition("\n")[0]
+def first_line(error: Exception) -> str:
+    """Return what an error says in a line: its first, with the next one where that only announces it."""
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    # What python itself raises says little without its kind: KeyError('x') is "'x'".
+    is_pythons = isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError)
+    return f"{type(error).__name__}: {said}" if is_pythons or not said else said
