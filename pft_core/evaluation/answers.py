@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
-from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
+from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, reject_control_tokens, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.metrics import Choice, Outcome
 from pft_core.files import digest
@@ -128,7 +128,7 @@ def candidates(question: Question) -> list[tuple[int, ...]]:
 
 def encode_options(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
-    rejects = {i: reject for i, q in enumerate(questions) if (reject := unscorable(q))}
+    rejects = {i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer))}
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
@@ -162,6 +162,11 @@ def unscorable(question: Question) -> Reject | None:
     return None
 
 
+def _unplain(question: Question, tokenizer: Any) -> Reject | None:
+    """Return why a question would not be asked as it is written: its texts spell a token of control."""
+    return reject_control_tokens(f"{question.record.id}:{question.form}", question.record, tokenizer)
+
+
 def score_branches(
     examples: Sequence[BranchedExample], *, scorer: BranchScorer, tokens_per_batch: int
 ) -> list[NDArray[np.float32]]:
@@ -190,7 +195,9 @@ def _padded_tokens(example: BranchedExample) -> int:
 def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, asking: Asking) -> list[Answer]:
     """Generate greedily and parse strictly; a reply without a parsable choice is None."""
     prompts = _prompt_ids(questions, tokenizer=tokenizer, asking=asking)
-    outcomes: list[Answer] = [_ungeneratable(q, ids, asking) for q, ids in zip(questions, prompts, strict=True)]
+    outcomes: list[Answer] = [
+        _ungeneratable(q, ids, asking) or _unplain(q, tokenizer) for q, ids in zip(questions, prompts, strict=True)
+    ]
     asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
     replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, asking=asking)
     for i, reply in zip(asked, replies, strict=True):

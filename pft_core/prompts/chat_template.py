@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from pft_core.errors import UserError
 
@@ -93,7 +93,8 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(ext.Extension):
-        tags: ClassVar[set[str]] = {"generation"}  # marks a reply, and is written as what is inside
+        # Marks a reply, and is written as what is inside.
+        tags = {"generation"}  # noqa: RUF012 (jinja's own way to say it)
 
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)
