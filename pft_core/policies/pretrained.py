@@ -3,7 +3,8 @@
 Code that ships inside a model folder is never run.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,14 +38,28 @@ def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
 
 def refuse_tokens_beyond(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:
     """Raise UserError for a token, added ones too, that has no embedding: any text may hold it."""
-    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= num_embeddings}
+    numbers = {number: token for token, number in tokenizer.get_vocab().items()}
+    _refuse_beyond(str(tokenizer.name_or_path), numbers, num_embeddings)
+
+
+def _refuse_beyond(name: str, tokens: Mapping[int, str], num_embeddings: int) -> None:
+    beyond = [number for number in tokens if number >= num_embeddings]
     if beyond:
-        number = min(beyond)
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, the model {num_embeddings} embeddings: "
-            f"{beyond[number]!r} has id {number}: use the model's own tokenizer, or resize the model's embeddings "
-            "(resize_token_embeddings) and save both"
+            f"tokenizer {name!r} has {max(beyond) + 1} tokens, the model {num_embeddings} embeddings: "
+            f"{tokens[min(beyond)]!r} has id {min(beyond)}: use the model's own tokenizer, or resize the model's "
+            "embeddings (resize_token_embeddings) and save both"
         )
+
+
+def _added_tokens(folder: Path) -> dict[int, str]:
+    """Return a fast tokenizer's added tokens by id; none where its file is damaged, which loading it will tell."""
+    file = folder / "tokenizer.json"
+    try:
+        added = json.loads(file.read_bytes())["added_tokens"] if file.is_file() else []
+        return {int(token["id"]): str(token["content"]) for token in added}
+    except (ValueError, LookupError, TypeError):
+        return {}
 
 
 def _num_embeddings(name_or_path: str) -> int | None:
@@ -58,13 +73,17 @@ def _num_embeddings(name_or_path: str) -> int | None:
 
 
 def refuse_missing_tokenizer(name_or_path: str) -> None:
-    """Raise UserError for a folder that is missing, has no tokenizer, or wants its own code run; loads nothing."""
+    """Raise UserError for a folder that is missing, has no tokenizer, or one with added tokens beyond the embeddings
+    that its config.json tells of, or wants its own code run; reads files and imports no model library."""
     folder = local_folder(name_or_path)
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"model={name_or_path!r} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): "
             "copy the base model's tokenizer files into it"
         )
+    num_embeddings = _num_embeddings(name_or_path)
+    if folder and num_embeddings is not None:
+        _refuse_beyond(name_or_path, _added_tokens(folder), num_embeddings)
 
 
 def refuse_unusable_template(name_or_path: str) -> None:
