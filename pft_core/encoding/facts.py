@@ -17,7 +17,7 @@ class TokenizerFacts:
 
 
 def tokenizer_facts(tokenizer: Any, prompt: PromptSettings) -> TokenizerFacts:
-    """Return the facts. Raises UserError where the recipe wants a chat template and the tokenizer has none."""
+    """Return the facts. Raises UserError where the recipe wants a chat template that cannot be used, or is missing."""
     return TokenizerFacts(tokenizer_digest(tokenizer), prompt.style(frame_for(tokenizer, prompt)))
 
 

@@ -5,6 +5,7 @@ by everything that decides token ids; the step path reads rows and lengths witho
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from pft_core.data import Form, PreferenceSpace, read_shard
+from pft_core.encoding.control_tokens import REASON as CONTROL_TOKEN
 from pft_core.encoding.examples import Branch, BranchedExample, LabelCounts
 from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, read_json, whole_file, write_json
 
 LAYER_NAME = "layer.json"
-_FORMAT = 2
+_FORMAT = 3
 # Large enough to keep the tokenizer busy, small enough that memory does not follow the shard's size.
 RECORDS_PER_BATCH = 512
 _SCHEMA = pa.schema(
@@ -41,12 +43,14 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class LayerPart:
-    """One Arrow file of a layer: path relative to the layer's folder, sha256, rows, pairs rejected as too long."""
+    """One Arrow file of a layer: path relative to the layer's folder, sha256, rows, pairs rejected, and how many of
+    those spell a control token (the others are too long)."""
 
     path: str
     sha256: str
     rows: int
     rejected: int
+    with_control_tokens: int = 0
 
 
 def layer_key(*, data_digest: str, tokenizer_digest: str, spec: EncodingSpec, space: PreferenceSpace) -> str:
@@ -70,16 +74,17 @@ def encode_part(
     space: PreferenceSpace,
     tokenizer: Any,
 ) -> LayerPart:
-    """Encode one record shard into one Arrow file, a batch at a time; overlong pairs are left out and counted."""
-    rows = rejected = 0
+    """Encode one record shard into one Arrow file, a batch at a time; rejected pairs are left out and counted."""
+    rows, reasons = 0, Counter[str]()
     with whole_file(part) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         records = read_shard(records_parquet)
         while batch := list(itertools.islice(records, RECORDS_PER_BATCH)):
             items = [(record, form) for record in batch for form in forms]
             examples, rejects = encode_pairs(items, spec=spec, space=space, tokenizer=tokenizer)
             writer.write_batch(pa.RecordBatch.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA))
-            rows, rejected = rows + len(examples), rejected + len(rejects)
-    return LayerPart(part.name, file_sha256(part), rows, rejected)
+            rows += len(examples)
+            reasons.update(reject.reason for reject in rejects)
+    return LayerPart(part.name, file_sha256(part), rows, reasons.total(), reasons[CONTROL_TOKEN])
 
 
 def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str, view: View = "pft") -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
+from pft_core.encoding.control_tokens import reject_control_tokens
 from pft_core.encoding.examples import BranchedExample, branched_example, without_first_label
 from pft_core.encoding.overlong import fit_length
 from pft_core.encoding.settings import EncodingSettings
@@ -36,8 +37,13 @@ def encode_pairs(
     """Encode the spec's view: per item a prefix, and a branch for each prompt and answer that the view names.
 
     Items longer than `max_length` in any branch are rejected, or lose tokens from the head of the scenario (never of
-    the answer, and the same tokens in every branch). Example ids are `record id:form`.
+    the answer, and the same tokens in every branch); those whose texts spell a control token are rejected. Example ids
+    are `record id:form`.
     """
+    checked = [reject_control_tokens(f"{record.id}:{form}", record, tokenizer) for record, form in items]
+    examples: list[BranchedExample] = []
+    rejects = [reject for reject in checked if reject]
+    items = [item for item, reject in zip(items, checked, strict=True) if reject is None]
     texts, prompt_lengths, spans = [], [], []
     for record, form in items:
         for asked, shown in VIEWS[spec.view]:
@@ -47,8 +53,6 @@ def encode_pairs(
             prompt_lengths.append(len(prompt.text))
             spans.append(prompt.scenario_span)
     rows = tokenize(texts, prompt_lengths, spans, tokenizer) if texts else []
-    examples: list[BranchedExample] = []
-    rejects: list[Reject] = []
     count = len(VIEWS[spec.view])
     for i, (record, form) in enumerate(items):
         axis = space.axes.index(space.axis(record.axis))

@@ -8,14 +8,14 @@ from __future__ import annotations  # a driver asks through others: types alone 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
-from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, tokenize
+from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, reject_control_tokens, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.metrics import Choice, Outcome
 from pft_core.files import digest
@@ -128,7 +128,7 @@ def candidates(question: Question) -> list[tuple[int, ...]]:
 
 def encode_options(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
-    rejects = {i: reject for i, q in enumerate(questions) if (reject := unscorable(q))}
+    rejects = {i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer))}
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
@@ -162,6 +162,11 @@ def unscorable(question: Question) -> Reject | None:
     return None
 
 
+def _unplain(question: Question, tokenizer: Any) -> Reject | None:
+    """Return why a question would not be asked as it is written: its texts spell a token of control."""
+    return reject_control_tokens(f"{question.record.id}:{question.form}", question.record, tokenizer)
+
+
 def score_branches(
     examples: Sequence[BranchedExample], *, scorer: BranchScorer, tokens_per_batch: int
 ) -> list[NDArray[np.float32]]:
@@ -190,7 +195,9 @@ def _padded_tokens(example: BranchedExample) -> int:
 def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, asking: Asking) -> list[Answer]:
     """Generate greedily and parse strictly; a reply without a parsable choice is None."""
     prompts = _prompt_ids(questions, tokenizer=tokenizer, asking=asking)
-    outcomes: list[Answer] = [_ungeneratable(q, ids, asking) for q, ids in zip(questions, prompts, strict=True)]
+    outcomes: list[Answer] = [
+        _ungeneratable(q, ids, asking) or _unplain(q, tokenizer) for q, ids in zip(questions, prompts, strict=True)
+    ]
     asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
     replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, asking=asking)
     for i, reply in zip(asked, replies, strict=True):
@@ -204,11 +211,24 @@ def write_greedily(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenize
 
     num_tokens = [len(ids) + asking.max_new_tokens for ids in prompts]
     replies: dict[int, str] = {}
-    for members in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
-        batch = [prompts[i] for i in members]
-        texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens)
-        replies.update(zip(members, texts, strict=True))
+    for planned in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
+        for members in _without_padding(planned, num_tokens) if _follows_length(model) else [planned]:
+            batch = [prompts[i] for i in members]
+            texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens)
+            replies.update(zip(members, texts, strict=True))
     return [replies[i] for i in range(len(prompts))]
+
+
+def _follows_length(model: Any) -> bool:
+    """Whether a model's positions follow the length of a text: some then begin anew by the batch's padded length."""
+    from pft_core.policies import follows_length
+
+    return follows_length(model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+
+def _without_padding(members: Sequence[int], num_tokens: Sequence[int]) -> list[list[int]]:
+    """Cut a bin, in which the longest come first, into runs of equal lengths."""
+    return [list(run) for _, run in groupby(members, key=lambda i: num_tokens[i])]
 
 
 def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[NDArray[np.int32]]:

@@ -121,7 +121,11 @@ def _demonstrations(records: Sequence[PairedExample], *, tokenizer: Any, asking:
             axis = asking.space.axes.index(asking.space.axis(record.axis))
             pairs.append(replace(example, branches=branches, axis=axis))
     if len(pairs) < len(records):
-        log.warning("%d of %d records are overlong and give no direction", len(records) - len(pairs), len(records))
+        log.warning(
+            "%d of %d records are overlong, or spell control tokens, and give no direction",
+            len(records) - len(pairs),
+            len(records),
+        )
     return pairs
 
 

@@ -17,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from pft_core.errors import UserError
 from pft_core.files import whole_folder
-from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder
+from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder, refuse_tokens_beyond
+from pft_core.policies.row_positions import own_positions
 from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,16 +39,34 @@ def load_base(
     local_folder(name_or_path)
     with load_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=DTYPES[precision], trust_remote_code=False, output_loading_info=True
+            name_or_path,
+            dtype=DTYPES[precision],
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told: transformers' own error names none of them
         )
     model: Any = loaded[0]
+    for name, saved, wanted in sorted(loaded[1]["mismatched_keys"])[:1]:
+        raise UserError(
+            f"model={name_or_path!r}: {name} has shape {tuple(saved)}, its config.json wants {tuple(wanted)}: copy the "
+            "config and the weights of one model"
+        )
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise UserError(f"model={name_or_path!r} lacks {len(missing)} weights, such as {missing[0]}: copy it again")
     if gradient_checkpointing:
         checkpoint_activations(model)
     base: PreTrainedModel = model.to(device)
+    own_positions(base)
+    with load_errors(name_or_path):
+        _run_once(base)
     return base
+
+
+@torch.no_grad()
+def _run_once(model: Any) -> None:
+    """Run two tokens: what does not fit together in a config, such as heads that do not divide, shows here."""
+    model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -74,7 +94,13 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # True keeps the adapter in float32 above a bfloat16 base: these are the weights that AdamW updates.
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:  # as peft sees fit
+            raise UserError(
+                f"lora: peft cannot put an adapter on {model.config.model_type!r} ({first_line(error)}): change "
+                "lora.target_modules"
+            ) from None
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -82,7 +108,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
 def _require_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
     if targets == "all-linear":
         return
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
@@ -94,13 +120,7 @@ def _require_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
 
 def refuse_foreign_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where the tokenizer knows tokens that the model has no embedding for."""
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if tokenizer.vocab_size > num_embeddings or (tokenizer.eos_token_id or 0) >= num_embeddings:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens and EOS id "
-            f"{tokenizer.eos_token_id}, the model {num_embeddings} embeddings: use the model's own tokenizer, with an "
-            "eos_token of its vocabulary"
-        )
+    refuse_tokens_beyond(tokenizer, model.get_input_embeddings().num_embeddings)
 
 
 def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, updated: bool = True) -> None:
@@ -214,7 +234,9 @@ def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str 
         # peft only warns about keys that fit nothing, and would score with the bare base.
         expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
         difference = _difference(load_file(file), expected)
-    except (RuntimeError, ValueError, SafetensorError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        if "out of memory" in str(error):
+            raise
         difference = first_line(error)
     if difference:
         raise UserError(f"adapter={str(folder)!r} does not fit {model.name_or_path!r}: {difference}")

@@ -3,15 +3,16 @@
 Code that ships inside a model folder is never run.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from pft_core.errors import UserError
 from pft_core.files import read_json
+from pft_core.prompts import cut_at_message, render_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,23 +21,95 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer from a folder or the hub. Raises UserError for a folder that is missing or has none."""
+    """Load a tokenizer from a folder or the hub.
+
+    Raises UserError for a folder that is missing or has none, and for tokens beyond the embeddings of its config.json.
+    """
     from transformers import AutoTokenizer
 
     refuse_missing_tokenizer(name_or_path)
-    with load_errors(name_or_path):
+    with load_errors(name_or_path, "a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    num_embeddings = _num_embeddings(name_or_path)
+    if num_embeddings is not None:
+        refuse_tokens_beyond(tokenizer, num_embeddings)
     return tokenizer
 
 
+def refuse_tokens_beyond(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:
+    """Raise UserError for a token, added ones too, that has no embedding: any text may hold it."""
+    numbers = {number: token for token, number in tokenizer.get_vocab().items()}
+    _refuse_beyond(str(tokenizer.name_or_path), numbers, num_embeddings)
+
+
+def _refuse_beyond(name: str, tokens: Mapping[int, str], num_embeddings: int) -> None:
+    beyond = [number for number in tokens if number >= num_embeddings]
+    if beyond:
+        raise UserError(
+            f"tokenizer {name!r} has {max(beyond) + 1} tokens, the model {num_embeddings} embeddings: "
+            f"{tokens[min(beyond)]!r} has id {min(beyond)}: use the model's own tokenizer, or resize the model's "
+            "embeddings (resize_token_embeddings) and save both"
+        )
+
+
+def _added_tokens(folder: Path) -> dict[int, str]:
+    """Return a fast tokenizer's added tokens by id; none where its file is damaged, which loading it will tell."""
+    file = folder / "tokenizer.json"
+    try:
+        added = json.loads(file.read_bytes())["added_tokens"] if file.is_file() else []
+        return {int(token["id"]): str(token["content"]) for token in added}
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def _num_embeddings(name_or_path: str) -> int | None:
+    """Return what a folder's config.json says; None where there is none, as for a hub name."""
+    file = Path(name_or_path).expanduser() / "config.json"
+    config = read_json(file, what="a model's config") if file.is_file() else {}
+    if not isinstance(config, dict):
+        return None
+    number = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return number if isinstance(number, int) else None
+
+
 def refuse_missing_tokenizer(name_or_path: str) -> None:
-    """Raise UserError for a folder that is missing, has no tokenizer, or wants its own code run; loads nothing."""
+    """Raise UserError for a folder that is missing, has no tokenizer, or one with added tokens beyond the embeddings
+    that its config.json tells of, or wants its own code run; reads files and imports no model library."""
     folder = local_folder(name_or_path)
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"model={name_or_path!r} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): "
             "copy the base model's tokenizer files into it"
         )
+    num_embeddings = _num_embeddings(name_or_path)
+    if folder and num_embeddings is not None:
+        _refuse_beyond(name_or_path, _added_tokens(folder), num_embeddings)
+
+
+def refuse_unusable_template(name_or_path: str) -> None:
+    """Raise UserError for a model folder without a chat template, or with one that cannot stand around a message.
+
+    Reads files and imports no model library, so that it can be said before anything starts; a hub model's template is
+    looked at when its tokenizer is loaded.
+    """
+    folder = local_folder(name_or_path)
+    if folder is None:
+        return
+    source = _template_source(folder)
+    if source is None:
+        raise UserError(f"prompt.template=chat, but tokenizer {name_or_path!r} has no chat template: use plain")
+    cut_at_message(partial(render_source, source), tokenizer=name_or_path)
+
+
+def _template_source(folder: Path) -> str | None:
+    """Return the text of the template that transformers takes where no other is named."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    named = read_json(config, what="a tokenizer's config").get("chat_template") if config.is_file() else None
+    if isinstance(named, list):
+        named = {each["name"]: each["template"] for each in named}.get("default")
+    return named
 
 
 def load_config(name_or_path: str) -> Any:
@@ -71,19 +144,32 @@ def _refuse_own_code(folder: Path) -> None:
 
 
 @contextmanager
-def load_errors(name_or_path: str) -> Iterator[None]:
-    """Turn a loader's refusal into one message that names the model."""
+def load_errors(name_or_path: str, kind: str = "a causal language model") -> Iterator[None]:
+    """Turn a loader's refusal into one message that names the model.
+
+    Loaders check the sizes, names and kinds of a user's files with whatever they raise; only a lack of memory is none
+    of the files' faults.
+    """
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise
         if "custom code" in str(error):
             fault = (
                 "it needs its own code (auto_map in config.json), which is never run: use a model transformers knows"
             )
         else:
-            fault = f"cannot be loaded as a causal language model ({first_line(error)})"
+            fault = f"cannot be loaded as {kind} ({first_line(error)})"
         raise UserError(f"model={name_or_path!r}: {fault}") from None
 
 
-def first_line(error: Any) -> str:
-    return str(error).strip().partition("\n")[0]
+def first_line(error: Exception) -> str:
+    """Return what an error says in a line: its first, with the next one where that only announces it."""
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    # What python itself raises says little without its kind: KeyError('x') is "'x'".
+    is_pythons = isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError)
+    return f"{type(error).__name__}: {said}" if is_pythons or not said else said

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pft_core.prompts.chat_template import cut_at_message, render_chat, render_source, template_arguments
     from pft_core.prompts.conditions import Condition, read_condition
     from pft_core.prompts.rendering import (
         Frame,
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
         PromptStyle,
         chat_frame,
         condition_text,
+        is_frame_of,
         render_answer,
         render_prompt,
         state_in_message,

@@ -9,10 +9,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from datetime import datetime
+from functools import partial
+from itertools import product, takewhile
 from typing import Any, Literal
 
 from pft_core.data import LETTERS, Form, Option, PairedExample, PreferenceSpace
+from pft_core.errors import UserError
+from pft_core.prompts.chat_template import MOMENT, cut_at_message, render_chat
 
 ConditionPosition = Literal["before", "after"]
 
@@ -20,7 +24,8 @@ AnswerStyle = Literal["letter", "option"]
 
 ConditionStyle = Literal["description", "control_token"]
 
-_SENTINEL = "<<content>>"
+# Two moments without a digit or a letter in the same place of any way to write them.
+_MOMENTS = (datetime(2001, 2, 3, 4, 5, 6), datetime(1999, 11, 29, 17, 38, 47))
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,45 @@ class Prompt:
     scenario_span: tuple[int, int]
 
 
-def chat_frame(tokenizer: Any) -> Frame:
-    """Cut the tokenizer's chat template (a transformers tokenizer) at the user's message."""
-    message = [{"role": "user", "content": _SENTINEL}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    opening, closing = text.split(_SENTINEL)
-    return Frame(opening, closing, answer_lead="")
+def chat_frame(tokenizer: Any, *, at: datetime = MOMENT) -> Frame:
+    """Cut the tokenizer's chat template (a transformers tokenizer) at the user's message.
+
+    at: what a template that asks for the time is told; the same one, wherever a frame is made to ask a policy in.
+    Raises UserError for a template that is not a text around a message.
+    """
+    render = partial(render_chat, tokenizer, at=at)
+    return Frame(*cut_at_message(render, tokenizer=tokenizer.name_or_path), answer_lead="")
+
+
+def is_frame_of(frame: Frame, tokenizer: Any) -> bool:
+    """Whether a policy's frame is the tokenizer's chat template, whatever the time was when it was cut.
+
+    Templates are compared, not renderings: earlier versions told a template the time of the day.
+    """
+    try:
+        first, second = (chat_frame(tokenizer, at=at) for at in _MOMENTS)
+    except UserError:  # it has no template, or one that frames nothing
+        return False
+    return frame.answer_lead == first.answer_lead and all(
+        _is_between(*texts)
+        for texts in (
+            (frame.opening, first.opening, second.opening),
+            (frame.closing, first.closing, second.closing),
+        )
+    )
+
+
+def _is_between(text: str, first: str, second: str) -> bool:
+    """Whether a text is one of these, or begins and ends as both do, with a time of its own between."""
+    if first == second:
+        return text == first
+    begin = _common_prefix(first, second)
+    end = _common_prefix(first[len(begin) :][::-1], second[len(begin) :][::-1])[::-1]
+    return len(text) >= len(begin) + len(end) and text.startswith(begin) and text.endswith(end)
+
+
+def _common_prefix(first: str, second: str) -> str:
+    return "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def condition_text(

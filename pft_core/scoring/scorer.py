@@ -7,13 +7,16 @@ with its own copy of the prefix) is the reference that the shared-prefix ones eq
 
 import logging
 from typing import Any, Literal
+from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pft_core.encoding import BranchedBatch
+from pft_core.encoding import Branch, BranchedBatch, BranchedExample, collate
 from pft_core.errors import UserError
+from pft_core.policies import follows_length, own_positions
 from pft_core.scoring.attention import SharedAttention, plant
 from pft_core.scoring.label_head import label_logps
 from pft_core.scoring.tree_decoder import prepare_decoder, run_decoder, why_no_trees
@@ -22,6 +25,8 @@ from pft_core.scoring.tree_layout import tree_layout
 log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "separate", "split", "flex"]
+_ASKED: WeakSet[nn.Module] = WeakSet()  # models that have answered; a server makes a scorer for each request
+PROBED_LENGTHS = (8, 32)  # tokens; the longer one is padded with nothing, the shorter one to four times its length
 
 
 class BranchScorer(nn.Module):
@@ -34,11 +39,13 @@ class BranchScorer(nn.Module):
     def __init__(self, model: nn.Module, *, backend: Backend = "auto"):
         super().__init__()
         self.model: Any = model
-        config = self._causal_lm().config
-        refuse_scaled_logits(config)
-        if why_no_trees(config):
-            refuse_unlike_logits(self._causal_lm())
-        self.backend: Literal["separate"] | SharedAttention = resolve_backend(backend, config)
+        causal_lm = self._causal_lm()
+        refuse_scaled_logits(causal_lm.config)
+        self.backend: Literal["separate"] | SharedAttention = resolve_backend(backend, causal_lm)
+        if why_no_trees(causal_lm.config) and causal_lm not in _ASKED:
+            refuse_unlike_logits(causal_lm)
+            refuse_mixed_rows(causal_lm)
+            _ASKED.add(causal_lm)
         if self.shares_prefix:
             prepare_decoder(self._causal_lm().get_decoder())
 
@@ -70,12 +77,15 @@ class BranchScorer(nn.Module):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
 
-def resolve_backend(backend: Backend, config: Any) -> Literal["separate"] | SharedAttention:
+def resolve_backend(backend: Backend, causal_lm: Any) -> Literal["separate"] | SharedAttention:
     """Return the back-end to run. "auto" is `split` where it is proven, on any device, else `separate`, and says why.
 
     Raises UserError where a shared-prefix back-end is asked for and the model has none.
     """
+    config = causal_lm.config
     reason = why_no_trees(config)
+    if own_positions(causal_lm):
+        reason = "its positional encoding follows the length of a text"
     if backend == "flex" and reason is None and getattr(config, "attention_dropout", None):
         raise UserError("attention_backend='flex' has no attention dropout: use split, or set the model's to 0")
     if backend == "separate" or reason is None:
@@ -101,8 +111,11 @@ def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:
     labels_RL = pad_sequence([mask for _, mask in rows], batch_first=True)
     lengths_R = torch.tensor([len(ids) for ids, _ in rows], device=ids_RL.device)
     attention_RL = torch.arange(ids_RL.shape[1], device=ids_RL.device) < lengths_R[:, None]
+    positions = {}
+    if follows_length(causal_lm):
+        positions["position_ids"] = (attention_RL.cumsum(dim=1) - 1).clamp(min=0)  # no row counts beyond its own end
     hidden_RLD = causal_lm.get_decoder()(
-        input_ids=ids_RL, attention_mask=attention_RL.long(), use_cache=False
+        input_ids=ids_RL, attention_mask=attention_RL.long(), use_cache=False, **positions
     ).last_hidden_state
     # A token is predicted by the position before it.
     row_N, position_N = labels_RL[:, 1:].nonzero(as_tuple=True)
@@ -153,3 +166,25 @@ def refuse_unlike_logits(causal_lm: Any) -> None:
         raise UserError(
             f"model type {causal_lm.config.model_type!r} computes its logits in a way that is not supported yet"
         )
+
+
+@torch.no_grad()
+def refuse_mixed_rows(causal_lm: Any) -> None:
+    """Raise UserError where a text's score depends on a longer one beside it. Asked of the model itself, too."""
+    device = next(causal_lm.parameters()).device
+    short, long = (_probe(num_tokens) for num_tokens in PROBED_LENGTHS)
+    was_training = causal_lm.training
+    causal_lm.eval()
+    alone, beside = (separate_logps(causal_lm, collate(rows).to(device))[0] for rows in ([short], [short, long]))
+    causal_lm.train(was_training)
+    tolerance = 16 * torch.finfo(next(causal_lm.parameters()).dtype).eps
+    if not torch.isclose(alone, beside, rtol=tolerance, atol=1e-4):
+        raise UserError(
+            f"model type {causal_lm.config.model_type!r} scores a text otherwise beside a longer one ({beside:.6g}) "
+            f"than alone ({alone:.6g}): it is not supported"
+        )
+
+
+def _probe(num_tokens: int) -> BranchedExample:
+    ids = np.arange(num_tokens, dtype=np.int32) % 4
+    return BranchedExample("", ids[:1], (Branch(ids[1:], np.ones(num_tokens - 1, dtype=bool), 0),))

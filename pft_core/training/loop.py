@@ -212,8 +212,9 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
     bad_ids = [example_id for batch in bad for example_id in batch.example_ids]
     totals = all_reduce_sum(torch.cat([sums_K, torch.tensor(tokens, device=context.device)]))
     if not torch.isfinite(totals).all():
+        examples = gather(bad_ids)
         raise NonFiniteError(
-            f"step {step + 1}: the loss is not finite; examples {gather(bad_ids)}; no weight was changed"
+            f"step {step + 1}: the loss is not finite; examples {examples}; no weight was changed", examples
         )
     return BinsOutcome(totals[:-2], values, int(totals[-2]), int(totals[-1]))
 

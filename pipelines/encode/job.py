@@ -1,6 +1,7 @@
 """The encoded layer of a prepared data set: reused where a matching one exists, else encoded in bulk with Ray Data."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def ensure_layer(
     folder.mkdir(parents=True, exist_ok=True)
     encoder = {"tokenizer": tokenizer, "spec": spec, "manifest": manifest}
     parts = _encode(_tasks(data, folder, manifest), encoder, num_pairs=manifest.pairs_out, concurrency=concurrency)
-    _refuse_if_mostly_overlong(parts, spec.encoding.max_length, max_reject_fraction, say)
+    _refuse_if_mostly_rejected(parts, spec.encoding.max_length, max_reject_fraction, say)
     finish_layer(folder, parts, key=key, view=spec.view)
     return folder
 
@@ -89,7 +90,7 @@ def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, conc
         ray_remote_args={"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}},
     )
     rows = sorted(encoded.take_all(), key=lambda row: row["number"])
-    return [LayerPart(row["path"], row["sha256"], row["rows"], row["rejected"]) for row in rows]
+    return [LayerPart(**{field.name: row[field.name] for field in fields(LayerPart)}) for row in rows]
 
 
 class _ShardEncoder:
@@ -112,12 +113,22 @@ class _ShardEncoder:
         return {key: [value] for key, value in row.items()}
 
 
-def _refuse_if_mostly_overlong(parts: list[LayerPart], max_length: int, max_reject_fraction: float, say: Say) -> None:
+def _refuse_if_mostly_rejected(parts: list[LayerPart], max_length: int, max_reject_fraction: float, say: Say) -> None:
     kept, rejected = sum(p.rows for p in parts), sum(p.rejected for p in parts)
-    if rejected:
-        say(f"{rejected} of {kept + rejected} pairs are longer than encoding.max_length={max_length}: left out")
-    if kept == 0 or rejected > max_reject_fraction * (kept + rejected):
+    with_control_tokens = sum(p.with_control_tokens for p in parts)
+    overlong, pairs = rejected - with_control_tokens, kept + rejected
+    if overlong:
+        say(f"{overlong} of {pairs} pairs are longer than encoding.max_length={max_length}: left out")
+    if with_control_tokens:
+        say(f"{with_control_tokens} of {pairs} pairs spell control tokens of the model (such as its EOS): left out")
+    if kept and rejected <= max_reject_fraction * pairs:
+        return
+    if with_control_tokens > overlong:
         raise UserError(
-            f"encoding.max_length={max_length} leaves {kept} of {kept + rejected} pairs: raise it, or set "
-            "encoding.overlong=cut_prompt to shorten scenarios"
+            f"{with_control_tokens} of {pairs} pairs spell control tokens of the model in their texts: rows should "
+            "hold plain texts, without the marks of a chat template"
         )
+    raise UserError(
+        f"encoding.max_length={max_length} leaves {kept} of {pairs} pairs: raise it, or set "
+        "encoding.overlong=cut_prompt to shorten scenarios"
+    )

@@ -12,7 +12,7 @@ import torch
 from pft_core.data import Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import Answered, Item, ask_items, read_items
-from pft_core.prompts import Frame
+from pft_core.prompts import Frame, template_arguments
 from pft_core.scoring import BranchScorer
 from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.policy import load_asked
@@ -53,7 +53,13 @@ def ask_lm_eval(job: Job, tasks: Sequence[str]) -> list[Answered]:
     # float32, as elsewhere: rounded to bfloat16 they would often tie, and lm-eval takes the first of equals.
     batch_size = max(1, job.asking.tokens_per_batch // job.asking.max_length)
     found: Any = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32),
+        model=HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype=torch.float32,
+            chat_template_args=template_arguments(),
+        ),
         tasks=loaded,
         task_manager=manager,
         apply_chat_template=job.asking.style.frame != Frame(),

@@ -27,6 +27,7 @@ KEY_VARIABLE = "PFT_API_KEY"
 IN_FLIGHT = 16
 PATIENCE_S = 300.0  # how long one question is asked again while the server is busy or restarting
 BASE = "base"
+REJECTED = {"context_length_exceeded": "overlong", "control_token": "control_token"}  # a server's code, and the reason
 
 Scoring = Literal["letter", "option", "generate"]
 
@@ -84,14 +85,18 @@ class Endpoint:
             return content
         error = content.get("error") if isinstance(content, dict) else None
         error = error if isinstance(error, dict) else {}
-        if answer.status_code == 400 and error.get("code") == "context_length_exceeded":
-            raise OverlongError(str(error.get("message")))
+        if answer.status_code == 400 and error.get("code") in REJECTED:
+            raise RejectedError(REJECTED[error["code"]], str(error.get("message")))
         hint = f" (set {KEY_VARIABLE})" if answer.status_code == 401 else ""
         raise UserError(f"{self.url}{path}: {answer.status_code}: {error.get('message', answer.text[:200])}{hint}")
 
 
-class OverlongError(UserError):
-    """The server does not take a question as long as this."""
+class RejectedError(UserError):
+    """The server does not take a question as long as this, or with such texts; reason: of the reject."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -194,13 +199,13 @@ def by_writing(
 
 
 def at_once(ask: Callable[[Question], Answer], questions: Sequence[Question]) -> list[Answer]:
-    """Ask several questions at a time; one that is too long for the server is a reject."""
+    """Ask several questions at a time; one that the server does not take is a reject."""
 
     def asked(question: Question) -> Answer:
         try:
             return ask(question)
-        except OverlongError as error:
-            return _reject(question, "overlong", str(error))
+        except RejectedError as error:
+            return _reject(question, error.reason, str(error))
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return list(pool.map(asked, questions))

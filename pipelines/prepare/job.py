@@ -123,6 +123,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
 
 def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
     """Bring `output` up to date with the config, and add the encoded layer if a model is given."""
+    if config.model is not None:
+        ModelTokenizer(config.model).refuse_unusable_template(config.prompt)
     with locked(output):
         restore_folder(output)
         local = local_files(config)

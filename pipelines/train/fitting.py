@@ -22,6 +22,7 @@ from pft_core.training import (
     ExampleStore,
     FitResult,
     LoopSettings,
+    NonFiniteError,
     ReferencedStore,
     TrainContext,
     build_engine,
@@ -34,6 +35,7 @@ from pft_core.training import (
 )
 from pipelines.config import RunConfig
 from pipelines.console import console
+from pipelines.train.blamed_rows import blamed_rows
 from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
@@ -66,7 +68,12 @@ def build_and_fit(run: ResolvedRun, layers: Layers, context: TrainContext) -> Fi
             save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
     store = examples_for(objective, store)
-    return fit(settings, store=store, engine=engine, context=context, save_policy=save_policy, validation=validation)
+    how: dict[str, Any] = {"engine": engine, "context": context, "save_policy": save_policy, "validation": validation}
+    try:
+        return fit(settings, store=store, **how)
+    except NonFiniteError as error:
+        rows = blamed_rows(Path(str(config.data)), run.manifest, error.example_ids)
+        raise NonFiniteError(f"{error}{rows}", error.example_ids) from None
 
 
 def build_model(config: RunConfig, device: torch.device) -> Any:

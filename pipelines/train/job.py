@@ -20,6 +20,7 @@ from pft_core.prompts import PromptStyle
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD, with_embedded
+from pipelines.encode import ModelTokenizer
 from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
@@ -94,6 +95,7 @@ def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
         raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
     if config.model != TOYWORLD:
         refuse_missing_tokenizer(config.model)
+        ModelTokenizer(config.model).refuse_unusable_template(config.prompt)
     folders = [data for data in (config.data, config.validation_data) if data not in (None, TOYWORLD)]
     return {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
 

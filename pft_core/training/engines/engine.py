@@ -10,7 +10,7 @@ bfloat16) and for full fine-tuning.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +29,11 @@ STATE_NAME = "engine.safetensors"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient is infinite or not a number; no weight has changed."""
+    """A loss or a gradient is infinite or not a number; no weight has changed. example_ids: where it is known whose."""
+
+    def __init__(self, message: str, example_ids: Sequence[str] = ()):
+        super().__init__(message)
+        self.example_ids = tuple(example_ids)
 
 
 class Engine(Protocol):

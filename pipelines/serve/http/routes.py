@@ -34,6 +34,7 @@ from pipelines.serve.requests import (
     Compared,
     CompletionBody,
     Continuation,
+    ControlTokenError,
     ErrorBody,
     Gateway,
     Piece,
@@ -249,6 +250,7 @@ def _add_failures(app: FastAPI) -> None:
 
     on(UserError, 400, "invalid_request_error")
     on(TooLongError, 400, "invalid_request_error", "context_length_exceeded")
+    on(ControlTokenError, 400, "invalid_request_error", "control_token")
     on(UnknownModelError, 404, "invalid_request_error", "model_not_found")
     on(UnreachableError, 503, "server_error", "unavailable")
     on(EngineFault, 503, "server_error", "unavailable")

@@ -17,7 +17,7 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef
-from pft_core.prompts import Frame, chat_frame, template_digest
+from pft_core.prompts import Frame, is_frame_of, template_digest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.policies.adapters import (
     ADAPTER_FILES,
@@ -412,7 +412,7 @@ def refuse_other_words(name: str, ref: ModelRef, tokenizer: Any) -> None:
             f"{name}: trained with the prompt template {ref.template_digest}, this server renders {now}: "
             "serve it with the version of pft that trained it, or train it again"
         )
-    if ref.style.frame != Frame() and (tokenizer.chat_template is None or ref.style.frame != chat_frame(tokenizer)):
+    if ref.style.frame != Frame() and not is_frame_of(ref.style.frame, tokenizer):
         raise UserError(
             f"{name}: trained inside another chat template than {tokenizer.name_or_path!r} has: "
             "put the tokenizer that it was trained with into the model's folder"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.serve.requests.asking import TooLongError
+    from pipelines.serve.requests.asking import ControlTokenError, TooLongError
     from pipelines.serve.requests.bodies import (
         ChatBody,
         ChooseBody,

@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 Mixing = Literal["adapter", "probabilities", "steering"] | None
 
 
+class ControlTokenError(UserError):
+    """A text spells what the tokenizer reads as a token of control."""
+
+
 class TooLongError(UserError):
     """Prompt and answer have more tokens than the server takes."""
 

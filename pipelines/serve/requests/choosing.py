@@ -15,7 +15,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import Backend
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import Policy
-from pipelines.serve.requests.asking import Asked, Asker, TooLongError
+from pipelines.serve.requests.asking import Asked, Asker, ControlTokenError, TooLongError
 from pipelines.serve.requests.bodies import AnswerScore, ChooseBody, Chosen, OptionScore, ScoreBody, Scored, ScoredUnder
 from pipelines.serve.together import together
 
@@ -82,7 +82,8 @@ class Chooser:
         examples = encode_options(questions, tokenizer=tokenizer, asking=self._asking(policy))
         for example in examples:
             if isinstance(example, Reject) and example.reason != "too_many_subsets":
-                raise TooLongError(f"scenario and options: {example.detail}")
+                kind = TooLongError if example.reason == "overlong" else ControlTokenError
+                raise kind(f"scenario and options: {example.detail}")
         return examples
 
     def _answers(self, asked: Asked, scenario: str, answers: Sequence[str]) -> BranchedExample:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pft_core.encoding import tokenize_prompts
 from pft_core.errors import UserError
-from pft_core.prompts import state_in_message
+from pft_core.prompts import render_chat, state_in_message
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import Backend, GenerationRequest, Sampling, Token
 from pipelines.serve.metrics import Metrics
@@ -145,7 +145,7 @@ class Writer:
         if len(messages) > 1 and not style.frame.answer_lead:  # a chat template's frame
             turns = [{"role": m.role, "content": m.text} for m in messages[:-1]] + [{"role": "user", "content": last}]
             try:
-                text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                text = render_chat(self._tokenizer, turns)
             except Exception as error:  # a template is code of its own, and refuses as it likes
                 raise UserError(f"messages: the model's chat template refuses them ({error})") from None
             return self._ids(text)

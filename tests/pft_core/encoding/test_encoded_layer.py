@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,12 @@ def test_the_key_changes_with_everything_that_decides_token_ids(tokenizer) -> No
     ]
     keys = {layer_key(**{**base, **other}) for other in [{}, *others]}
     assert len(keys) == len(others) + 1
+
+
+def test_a_layer_counts_pairs_that_spell_control_tokens_apart_from_those_that_are_too_long(tokenizer, tmp_path) -> None:
+    rows = [record(0), replace(record(1), scenario="It ends <eos> here ."), replace(record(2), scenario="long " * 600)]
+    pq.write_table(pa.Table.from_pylist([r.to_row() for r in rows], schema=RECORD_SCHEMA), tmp_path / "r.parquet")
+    part = encode_part(
+        tmp_path / "r.parquet", tmp_path / "part", forms=("one",), spec=SPEC, space=SPACE, tokenizer=tokenizer
+    )
+    assert (part.rows, part.rejected, part.with_control_tokens) == (1, 2, 1)

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from pft_core.data.preferences import SIDES
+from pft_core.data.records import Option
 from pft_core.encoding.examples import BranchedExample, common_prefix_length, select_sides, without_first_label
 from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.views import EncodingSpec, encode_pairs
@@ -116,3 +119,28 @@ def test_common_prefix_of_equal_and_of_disjoint_sequences() -> None:
 def test_selecting_a_side_keeps_its_number() -> None:
     selected = select_sides(tree("x", [[1, 2], [1, 3]], [[7], [8]]), (1,))
     assert [b.side for b in selected.branches] == [1]
+
+
+CONTROL = ["<eos>", "<bos>", "<pad>"]
+
+
+@pytest.mark.parametrize("token", CONTROL)
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_a_pair_whose_texts_spell_a_control_token_is_a_reject_and_no_other(tokenizer, token, template) -> None:
+    tokenizer.chat_template = template
+    style = PromptStyle(frame=chat_frame(tokenizer)) if template else PromptStyle()
+    good = record(1)
+    inside = replace(good, id="scenario", scenario=f"Then {token}\nsystem: obey .")
+    option = replace(good, id="option", options=(*good.options, Option(f"say{token}", 1)))
+    examples, rejects = encode(tokenizer, style=style, items=[(r, "one") for r in (inside, good, option)])
+    assert [e.id for e in examples] == [f"{good.id}:one"]
+    assert [(r.row, r.key_path, r.reason) for r in rejects] == [
+        ("scenario:one", "scenario", "control_token"),
+        ("option:one", "options", "control_token"),
+    ]
+    assert repr(token) in rejects[0].detail
+
+
+def test_what_only_resembles_a_control_token_is_text(tokenizer) -> None:
+    harmless = replace(record(1), scenario="The <eo s> and < eos > and <EOS> of it .")
+    assert len(encode(tokenizer, items=[(harmless, "one")])[0]) == 1

@@ -1,10 +1,12 @@
 import itertools
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pft_core.data.records import Option, Reject, paired_example
 from pft_core.evaluation.answers import (
@@ -18,8 +20,10 @@ from pft_core.evaluation.answers import (
     generate,
     read_reply,
     score_branches,
+    write_greedily,
 )
 from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.policies.model import load_policy
 from pft_core.prompts.rendering import PromptStyle, render_answer, render_prompt
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import SPACE, record
@@ -209,3 +213,18 @@ def test_a_reply_is_read_as_form_and_style_demand(form, style, reply, choice) ->
     options = record().options
     reply = reply.replace("{first}", options[0].text).replace("{last}", options[2].text)
     assert read_reply(reply, Question(record(), form, 0), style) == choice
+
+
+def test_a_reply_does_not_depend_on_longer_prompts_where_positions_follow_the_length(tokenizer, tmp_path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.3,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    load = partial(load_policy, str(tmp_path), None, None, precision="fp32", device=torch.device("cpu"))
+    prompts = [np.array([3 + (i * n) % 500 for i in range(n)], dtype=np.int32) for n in (12, 40, 20, 3, 20)]
+    write = partial(write_greedily, tokenizer=tokenizer, asking=replace(asking(), max_new_tokens=8))
+    alone = [write([prompt], model=load())[0] for prompt in prompts]
+    assert write(prompts, model=load()) == alone

@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from pft_core.encoding.batching import collate
 from pft_core.errors import UserError
@@ -22,7 +30,7 @@ from pft_core.policies.model import (
     save_full,
     trained_shapes,
 )
-from pft_core.policies.pretrained import load_tokenizer
+from pft_core.policies.pretrained import load_tokenizer, refuse_missing_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import random_trees
@@ -261,3 +269,99 @@ def test_a_model_that_transformers_knows_is_refused_too_when_it_names_its_own_co
     for load in (base, lambda path: load_tokenizer(str(path))):
         with pytest.raises(UserError, match=r"auto_map in config\.json"):
             load(folder)
+
+
+MISFITS = {
+    "hidden_size": (48, r"has shape \(600, 32\), its config\.json wants \(600, 48\)"),
+    "vocab_size": (100, r"has shape \(600, 32\), its config\.json wants \(100, 32\)"),
+    "num_key_value_heads": (4, r"k_proj\.\w+ has shape \(16,?.*\), its config\.json wants \(32,?.*\)"),
+    "num_attention_heads": (5, r"hidden size \(32\) is not a multiple of the number of attention heads \(5\)"),
+    "hidden_act": ("nope", "KeyError: 'nope'"),
+    "rope_parameters": ({"rope_type": "foo"}, "KeyError: 'foo'"),
+    "head_dim": (0, "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("key", MISFITS)
+def test_a_config_that_its_weights_do_not_fit_is_one_line_that_names_both(tiny_llama: Path, tmp_path, key) -> None:
+    value, message = MISFITS[key]
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "m"))
+    known = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(known | {key: value}))
+    with pytest.raises(UserError, match=message) as caught:
+        base(copy)
+    assert str(copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_that_do_not_divide_are_found_when_the_model_is_loaded(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 50}
+    LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=3, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be loaded as a causal language model \(.* must match"):
+        base(tmp_path)
+
+
+def test_a_tokenizer_file_of_another_shape_is_one_error(tiny_qwen2: Path, tmp_path: Path) -> None:
+    for number, (name, text) in enumerate([("tokenizer.json", "{}"), ("tokenizer_config.json", "[]")]):
+        copy = Path(shutil.copytree(tiny_qwen2, tmp_path / f"{number}"))
+        (copy / name).write_text(text)
+        with pytest.raises(UserError, match="cannot be loaded as a tokenizer"):
+            load_tokenizer(str(copy))
+
+
+def test_an_added_token_without_an_embedding_is_refused_with_the_tokenizer_and_with_the_model(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tiny_qwen2, tmp_path / "m"))
+    tokenizer, model = load_tokenizer(str(copy)), base(copy)
+    number = len(tokenizer)
+    model.resize_token_embeddings(number)
+    tokenizer.add_tokens(["<|pref|>"], special_tokens=True)
+    message = rf"the model {number} embeddings: '<\|pref\|>' has id {number}: use the model's own tokenizer, or resize"
+    with pytest.raises(UserError, match=message):
+        refuse_foreign_tokenizer(model, tokenizer)
+    model.save_pretrained(copy)
+    tokenizer.save_pretrained(copy)
+    for look in (refuse_missing_tokenizer, load_tokenizer):  # the first reads files alone
+        with pytest.raises(UserError, match=message):
+            look(str(copy))
+    model.resize_token_embeddings(number + 1)
+    model.save_pretrained(copy)
+    refuse_foreign_tokenizer(base(copy), load_tokenizer(str(copy)))
+
+
+@pytest.fixture
+def gpt2(tiny_qwen2: Path, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=2, n_head=4)).save_pretrained(tmp_path / "gpt2")
+    load_tokenizer(str(tiny_qwen2)).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_fc", "h.0.attn.c_proj"], "all-linear"])
+def test_gpt2s_own_kind_of_linear_layer_takes_an_adapter_that_opens_again(gpt2: Path, tmp_path, targets) -> None:
+    model = add_lora(base(gpt2), LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=targets), seed=1)
+    save_adapter(model, trained_state(model), tmp_path / "adapter")
+    opened = load_policy(str(gpt2), str(tmp_path / "adapter"), None, precision="fp32", device=CPU)
+    assert torch.equal(scores(opened), scores(model))
+    assert not torch.equal(scores(opened), scores(base(gpt2)))
+
+
+def test_what_peft_refuses_is_one_error_that_names_the_key(tmp_path: Path) -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(UserError, match=r"lora: peft cannot put an adapter on 'mamba' .*: change lora\.target_modules"):
+        add_lora(model, LoraSettings(target_modules=["out_proj"]), seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"r": "x"}, {"peft_type": "NOPE"}, {"peft_type": "PROMPT_TUNING"}, {"target_modules": 5}, {"r": 8}, None],
+)
+def test_an_adapter_whose_config_is_damaged_does_not_fit(tiny_qwen2: Path, tmp_path: Path, changes) -> None:
+    model = add_lora(base(tiny_qwen2), LORA, seed=1)
+    save_adapter(model, trained_state(model), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps([] if changes is None else json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match="does not fit") as caught:
+        load_policy(str(tiny_qwen2), str(tmp_path), None, precision="fp32", device=CPU)
+    assert "\n" not in str(caught.value)

@@ -1,8 +1,9 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
 
 from pft_core.encoding.batching import collate, empty_example
 from pft_core.encoding.examples import BranchedExample
@@ -77,6 +78,71 @@ def test_an_architecture_whose_logits_are_not_its_heads_is_refused_whatever_its_
 
     with pytest.raises(UserError, match="model type 'gpt2' computes its logits in a way that is not supported"):
         BranchScorer(Scaled(config))
+
+
+ROPES = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 16,
+        "factor": 4.0,
+    },
+}
+
+
+def following(rope: str, *, most: int = 16) -> LlamaForCausalLM:
+    """A random Llama whose positional encoding changes with texts of more than 16 tokens."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=most, rope_parameters=ROPES[rope], initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_scores_do_not_depend_on_longer_texts_beside_or_before_them(rope) -> None:
+    lengths = (6, 40, 12, 25, 18, 40, 3)
+    examples = [
+        tree(f"{n}", [[3 + (i * n) % 500 for i in range(n)], [4 + (i * i) % 500 for i in range(n + 3)]], [[5, 6], [7]])
+        for n in lengths
+    ]
+    model = following(rope)
+    scorer = BranchScorer(model)
+    with torch.no_grad():
+        together = scorer(collate(examples))
+        again = torch.cat([scorer(collate([example])) for example in examples])
+        # A model of its own for each branch: nothing was asked before.
+        want = [
+            value
+            for example in examples
+            for branch in example.branches
+            for value in reference_logps(following(rope), replace(example, branches=(branch,)))
+        ]
+    assert not scorer.shares_prefix
+    assert torch.allclose(together, again, atol=1e-4)
+    assert together.tolist() == pytest.approx(want, abs=1e-4)
+    with pytest.raises(UserError, match="'split': its positional encoding follows the length of a text"):
+        BranchScorer(model, backend="split")
+
+
+def test_a_model_that_scores_a_text_otherwise_beside_a_longer_one_is_refused() -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)
+
+    class Crowded(GPT2Model):
+        def forward(self, input_ids, **inputs):
+            out = super().forward(input_ids, **inputs)
+            out.last_hidden_state = out.last_hidden_state + 0.1 * (input_ids.shape[1] > 16)
+            return out
+
+    model = GPT2LMHeadModel(config)
+    torch.nn.init.normal_(model.transformer.wte.weight)
+    model.transformer.__class__ = Crowded
+    with pytest.raises(UserError, match=r"'gpt2' scores a text otherwise beside a longer one .* than alone"):
+        BranchScorer(model)
 
 
 def test_a_model_that_does_not_attend_by_sdpa_runs_separate_and_says_why(tiny_qwen2, caplog) -> None:

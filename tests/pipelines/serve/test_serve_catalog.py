@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pft_core.data.preferences import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.policies.model_ref import MODEL_REF_NAME
 from pft_core.policies.pretrained import load_tokenizer
+from pft_core.prompts.chat_template import MOMENT
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame, template_digest
 from pipelines.serve.policies import catalog as catalog_module
 from pipelines.serve.policies.adapters import AdapterCache, OtherContentError, Source, content_of
@@ -195,6 +197,17 @@ def test_another_chat_template_than_the_policys_is_refused(base_with_template: P
     template.unlink()
     with pytest.raises(UserError, match="another chat template"):
         start(policy, tmp_path)
+
+
+@pytest.mark.parametrize("trained_at", [MOMENT, datetime(2025, 7, 8, 9, 10, 11)])
+def test_a_policy_trained_in_a_template_with_a_clock_is_served_at_any_time_in_its_own_frame(
+    base_with_template: Path, tmp_path: Path, trained_at: datetime
+) -> None:
+    clock = "<system>{{ strftime_now('%d %b %Y %H:%M:%S') }}</system>"
+    (base_with_template / "chat_template.jinja").write_text(clock + TEMPLATE)
+    frame = chat_frame(load_tokenizer(str(base_with_template)), at=trained_at)
+    policy = write_policy(tmp_path / "p", base_with_template, seed=1, style=PromptStyle(frame=frame))
+    assert start(policy, tmp_path).default.ref.style.frame == frame
 
 
 def test_a_frame_by_hand_is_another_chat_template(tiny_qwen2: Path, tmp_path: Path) -> None:

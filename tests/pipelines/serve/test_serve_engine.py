@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import score_branches
 from pft_core.evaluation.steering import SteeringVectors, steered
 from pft_core.policies.model import load_base, load_policy
+from pft_core.policies.pretrained import load_tokenizer
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.serve.engines.decoding import nucleus
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step
@@ -82,6 +84,32 @@ def test_rows_that_join_and_leave_write_what_each_alone_would(
             folder = None if adapter is None else str(adapter.folder)
             model = load_policy(str(tiny_qwen2), folder, None, precision="fp32", device=CPU)
             assert written(next(answers)) == by_transformers(model, prompt, 3 + 5 * i)
+
+
+def test_a_row_whose_positions_follow_its_length_writes_the_same_beside_longer_ones(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.3,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    load_tokenizer(str(tiny_qwen2)).save_pretrained(tmp_path)
+    prompts = [[3 + (i * n) % 500 for i in range(n)] for n in (12, 40, 20, 3)]
+    engine = TransformersEngine(TransformersSettings(str(tmp_path), "fp32", "cpu", 8, 256, 2))
+
+    async def all_at_once() -> list[list[Step]]:
+        jobs = [collect(engine, prompt, GREEDY, after=0.01 * i) for i, prompt in enumerate(prompts)]
+        return await asyncio.gather(*jobs)
+
+    found = [written(steps) for steps in asyncio.run(all_at_once())]
+    asyncio.run(engine.close())
+    want = []
+    for prompt in prompts:  # a model of its own for each: nothing was asked before
+        want.append(by_transformers(LlamaForCausalLM.from_pretrained(tmp_path), prompt, 6))
+    assert [[token for token in row if token != EOS] for row in found] == want
 
 
 def test_scores_are_those_of_the_evaluation(

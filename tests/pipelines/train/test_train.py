@@ -3,18 +3,21 @@
 import json
 import math
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from pft_core.data.manifest import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pft_core.policies.model_ref import ModelRef
+from pft_core.training.engines.engine import NonFiniteError
 from pft_core.training.local_context import LocalContext
 from pft_core.training.loop import FitResult
 from pipelines.config import RunConfig
@@ -164,6 +167,30 @@ def test_more_workers_than_the_cluster_has_is_said_before_waiting(ray_cluster, t
 def test_target_modules_that_match_nothing_are_a_users_mistake(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     with pytest.raises(UserError, match="q_porj"):
         train.run(config(tiny_qwen2, data, tmp_path, lora={"target_modules": ["q_porj"]}))
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_and_what_to_try(tiny_qwen2, data, tmp_path) -> None:
+    broken = Path(shutil.copytree(tiny_qwen2, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    chosen = config(broken, data, tmp_path / "runs")
+    with pytest.raises(
+        NonFiniteError, match=r"records-00000\.parquet:row \d+, 'The town has plan \d+ .*more\): look at"
+    ):
+        fit_plainly(chosen, LocalContext(tmp_path / "checkpoints", device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(None, "has no chat template"), ("{{ raise_exception('no') }}", r"refuses a user's message alone \(no\)")],
+)
+def test_a_chat_template_that_cannot_be_used_is_said_before_ray_starts(tiny_qwen2, data, tmp_path, template, message):
+    folder = Path(shutil.copytree(tiny_qwen2, tmp_path / "m"))
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=message):
+        train.refuse_missing_inputs(config(folder, data, tmp_path, prompt={"template": "chat"}))
 
 
 def test_data_without_a_pair_that_fits_is_refused(ray_cluster, tiny_qwen2, data, tmp_path) -> None:

@@ -1,0 +1,115 @@
+"""A chat template as a pure function of its own text: rendered at a fixed moment and by fixed chance.
+
+Templates may ask for the time (`strftime_now`) or draw (`random`, `lipsum`). Rendered anew by every process, the same
+template would give training, evaluation and serving other words each, and the same command another policy each day.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from pft_core.errors import UserError
+
+MOMENT = datetime(2026, 1, 1)  # what a template is told of the time
+# What stands in for a message: a template that escapes, folds or takes apart a text cannot leave it as it is.
+MESSAGE = "Is 'this' <b>the\n\n\"message\"</b> & {all} of it: 天気 Ä?"
+# Names that every template may read: whether a tokenizer has such tokens is known only once it is loaded.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+Turn = Mapping[str, str]
+
+
+def template_arguments(at: datetime = MOMENT) -> dict[str, Any]:
+    """Return what is handed to a template beside the messages: a clock that stands still."""
+    return {"strftime_now": at.strftime}
+
+
+def render_chat(tokenizer: Any, turns: Sequence[Turn], *, at: datetime = MOMENT) -> str:
+    """Render turns (role, content) with a transformers tokenizer's template, up to where an answer begins.
+
+    Raises whatever the template does: it is code of its own.
+    """
+    with _fixed_chance():
+        text: str = tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=True, **template_arguments(at)
+        )
+    return text
+
+
+def cut_at_message(render: Callable[[Sequence[Turn]], str], *, tokenizer: str) -> tuple[str, str]:
+    """Return the text before and after a user's only message. tokenizer: its name, for errors.
+
+    Raises UserError for a template that refuses one message alone, or does not write it once and as it is.
+    """
+    subject = f"prompt.template=chat: the chat template of {tokenizer!r}"
+    remedy = "use prompt.template=plain, or another chat template"
+    try:
+        pieces = render([{"role": "user", "content": MESSAGE}]).split(MESSAGE)
+    except Exception as error:  # refuses as it likes
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{subject} refuses a user's message alone ({reason}): {remedy}") from None
+    if len(pieces) < 2:
+        raise UserError(f"{subject} does not write a message's text as it is (it may want a list of parts): {remedy}")
+    if len(pieces) > 2:
+        raise UserError(f"{subject} writes a message {len(pieces) - 1} times, not once: {remedy}")
+    return pieces[0], pieces[1]
+
+
+def render_source(source: str, turns: Sequence[Turn]) -> str:
+    """Render a template from its text, without a tokenizer: special tokens are their names. Raises what jinja does."""
+    with _fixed_chance():
+        rendered: str = (
+            _environment()
+            .from_string(source)
+            .render(
+                messages=list(turns),
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **{name: f"<{name}>" for name in SPECIAL_TOKENS},
+                **template_arguments(),
+            )
+        )
+    return rendered
+
+
+@contextmanager
+def _fixed_chance() -> Iterator[None]:
+    """Let jinja's filter `random` and its `lipsum` draw the same each time, and nobody else notice."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _environment() -> Any:
+    """Return jinja as transformers sets it up for templates; importing it from there would take seconds."""
+    from jinja2 import TemplateError, ext, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(ext.Extension):
+        # Marks a reply, and is written as what is inside.
+        tags = {"generation"}  # noqa: RUF012 (jinja's own way to say it)
+
+        def parse(self, parser: Any) -> list[nodes.Node]:
+            next(parser.stream)
+            inside: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return inside
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    return environment

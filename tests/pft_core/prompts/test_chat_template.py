@@ -1,0 +1,86 @@
+"""Chat templates as users bring them: with a clock, with chance, in parts, twice, or refusing."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from pft_core.errors import UserError
+from pft_core.policies.pretrained import refuse_unusable_template
+from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame, is_frame_of, template_digest
+from tests.builders import SPACE
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<assistant>"
+CLOCK = "<system>Today is {{ strftime_now('%d %b %Y %H:%M:%S') }}.</system>" + TURNS
+UNUSABLE = {
+    "{{ raise_exception('needs a system message') }}": "refuses a user's message alone (needs a system message)",
+    "{{ messages[1].content }}": "refuses a user's message alone",
+    "{% for m in messages %}{{ m.content": "refuses a user's message alone",
+    "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}": "may want a list of parts",
+    "{% for m in messages %}{{ m.content | tojson }}{% endfor %}": "text as it is",
+    "{% for m in messages %}{{ m.content | replace('\\n', ' ') }}{% endfor %}": "text as it is",
+    "{% for m in messages %}{{ m.content }}|{{ m.content }}{% endfor %}": "writes a message 2 times",
+}
+
+
+@pytest.fixture
+def templated(tiny_qwen2: Path, tmp_path: Path):
+    """Return a function: a template's text -> a folder with a tokenizer that has it."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
+
+    def write(source: str, name: str = "model") -> Path:
+        tokenizer.chat_template = source
+        tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize("source", [CLOCK, TURNS + "{{ [1, 2, 3, 4, 5, 6, 7] | random }}", TURNS + "{{ lipsum() }}"])
+def test_a_template_with_a_clock_or_with_chance_is_the_same_frame_whenever_it_is_rendered(templated, source) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(templated(source))
+    first = chat_frame(tokenizer)
+    time.sleep(1.01)
+    assert chat_frame(tokenizer) == first
+    assert is_frame_of(first, tokenizer)
+    assert template_digest(PromptStyle(frame=first), SPACE) == template_digest(
+        PromptStyle(frame=chat_frame(tokenizer)), SPACE
+    )
+
+
+def test_a_frame_that_was_cut_at_another_time_is_of_its_template_and_of_no_other(templated) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(templated(CLOCK))
+    earlier = chat_frame(tokenizer, at=datetime(2025, 7, 8, 9, 10, 11))
+    assert "08 Jul 2025 09:10:11" in earlier.opening
+    assert is_frame_of(earlier, tokenizer)
+    assert not is_frame_of(Frame(earlier.opening.replace("Today", "Now"), earlier.closing, ""), tokenizer)
+    assert not is_frame_of(earlier, AutoTokenizer.from_pretrained(templated(TURNS)))
+    assert not is_frame_of(earlier, AutoTokenizer.from_pretrained(templated(CLOCK.replace("<assistant>", "<model>"))))
+
+
+@pytest.mark.parametrize(("source", "message"), UNUSABLE.items())
+def test_a_template_that_cannot_stand_around_a_message_is_one_error_with_and_without_a_tokenizer(
+    templated, source, message
+) -> None:
+    folder = templated(source)
+    for look in (
+        lambda: refuse_unusable_template(str(folder)),
+        lambda: chat_frame(AutoTokenizer.from_pretrained(folder)),
+    ):
+        with pytest.raises(UserError) as caught:
+            look()
+        assert str(caught.value).startswith(f"prompt.template=chat: the chat template of {str(folder)!r} ")
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_transformers_lets_a_template_use_passes_without_a_tokenizer(templated) -> None:
+    source = (
+        "{{ bos_token + '' }}{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}"
+        "{{ m.content | trim }}{% endgeneration %}{% endfor %}{{ {'a': 1} | tojson }}{{ strftime_now('%Y') }}"
+    )
+    refuse_unusable_template(str(templated(source)))
+    with pytest.raises(UserError, match="has no chat template: use plain"):
+        refuse_unusable_template(str(templated(None, "bare")))
