@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from pft_core.encoding import EncodingSettings
 from pft_core.policies import LoraSettings
 from pft_core.prompts import PromptSettings
-from pft_core.settings import Settings
+from pft_core.settings import Place, Settings
 from pft_core.training import EngineSettings, TrainSettings
 from pipelines.config.search import SearchSettings
 from pipelines.plugins import PluggedSettings
@@ -35,10 +35,10 @@ class RunConfig(PluggedSettings):
     """A training run: the whole of it, as `pft show config` prints it."""
 
     name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    data: str | None = None  # a folder written by `pft prepare`
-    validation_data: str | None = None
-    model: str | None = None  # a local folder, or a hub name
-    storage: str = "runs"
+    data: Place | None = None  # a folder written by `pft prepare`
+    validation_data: Place | None = None
+    model: Place | None = None  # a local folder, or a hub name
+    storage: Place = "runs"
     seed: int = Field(default=0, ge=0, lt=2**63)
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
