@@ -4,7 +4,9 @@ Every verb ends with one JSON object on stdout; everything else goes to stderr. 
 mistake in what the user gave (one message, no traceback), 130 interrupted.
 """
 
+import errno
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -50,9 +52,10 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
-        write_result = reserve_stdout()
         try:
+            write_result = reserve_stdout()
             result = function(*args, **kwargs)
+            write_result(result)
         except KeyboardInterrupt:
             print("interrupted: the same command continues", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -64,7 +67,6 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
                 raise
             print(f"error: {mistake}", file=sys.stderr)
             raise typer.Exit(2) from None
-        write_result(result)
         if result.get("status") in ("FAILED", "STOPPED"):
             raise typer.Exit(1)
 
@@ -342,7 +344,14 @@ def spread_inputs(arguments: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
+    try:
+        app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more as it ends
+        print(f"error: stdout: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,20 @@ def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
 def refuse_missing_tokenizer(name_or_path: str) -> None:
     """Raise UserError for a folder that is missing, has no tokenizer, or wants its own code run; loads nothing."""
     folder = local_folder(name_or_path)
+    if folder and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"model={name_or_path!r}: is an adapter without its base model: {_instead_of_adapter(folder)}")
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"model={name_or_path!r} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): "
             "copy the base model's tokenizer files into it"
         )
+
+
+def _instead_of_adapter(folder: Path) -> str:
+    if (folder.parent / "model_ref.json").is_file():
+        return f"give the run that it is of, {folder.resolve().parent}, or the base model and adapter={folder}"
+    base = read_json(folder / "adapter_config.json", what="an adapter's config").get("base_model_name_or_path")
+    return f"give its base model{f' ({base})' if base else ''} and adapter={folder}"
 
 
 def load_config(name_or_path: str) -> Any:

@@ -21,10 +21,17 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw = read_yaml(path)
     place_plugins(raw, path.parent)
     given = [apply_override(raw, override, RunConfig) for override in overrides]
+    _forget_settings_of_another_engine(raw, given)
     place_plugins(raw, Path.cwd())
     source = source_of(path, given)
     import_plugins(raw, source)
     return build(RunConfig, raw, source=source)
+
+
+def _forget_settings_of_another_engine(raw: dict[str, Any], given: Sequence[str]) -> None:
+    """Where the command line replaces a recipe's engine, what the recipe says of that one goes with it, in place."""
+    if "engine.name" in given and "engine.zero_stage" not in given and raw["engine"]["name"] == "torch":
+        raw["engine"].pop("zero_stage", None)
 
 
 def source_of(path: Path, given: Sequence[str]) -> Callable[[str], str]:

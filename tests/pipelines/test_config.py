@@ -227,3 +227,28 @@ def test_no_yaml_of_a_recipe_ends_in_a_traceback(tmp_path: Path, text: str) -> N
     with pytest.raises(UserError) as raised:
         load_config("quickstart", [f"train={text}"])
     assert all(len(line) < 1000 for line in str(raised.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("{CPU: -1}", r"CPU=-1: expected greater than or equal to 0"),
+        ("{CPU: 1e300}", "less than or equal to"),
+        ("{CPU: 1.5}", r"CPU=1\.5: above 1, Ray gives whole ones"),
+        ("{CPU: 1e-9}", "Ray gives at least 0.0001"),
+        ("{'': 1}", "a resource has a name"),
+        ("{GPU: 1}", "use_gpu=false, but resources_per_worker names a GPU: add use_gpu=true"),
+    ],
+)
+def test_resources_that_no_worker_can_have_are_refused(override: str, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        load_config("quickstart", [f"scaling.resources_per_worker={override}"])
+
+
+def test_a_stage_of_zero_without_deepspeed_is_refused_unless_it_was_the_recipes() -> None:
+    message = r"engine\.zero_stage=3 has no effect on engine\.name=torch"
+    with pytest.raises(UserError, match=message):
+        load_config("vcd_qwen2.5-3b_lora", ["engine.zero_stage=3"])
+    with pytest.raises(UserError, match=message):
+        load_config("quickstart", ["engine.name=torch", "engine.zero_stage=3"])
+    assert load_config("quickstart", ["engine.name=torch"]).engine.zero_stage == 2  # the recipe's was of its own engine
