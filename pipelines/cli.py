@@ -18,7 +18,7 @@ import typer
 from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
-from pipelines.config import load_config, resolved
+from pipelines.config import RunConfig, load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.plugins import place_of
 from pipelines.strict import build
@@ -77,14 +77,15 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 @verb
 def prepare(
     source: Annotated[str, typer.Option(metavar="|".join(SOURCES), help="The form of the raw rows.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
     input: Annotated[
-        list[str] | None, typer.Option(metavar="PATH...", help="Files, folders, or a hub data set's name.")
+        list[str] | None,
+        typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
     ] = None,
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
     forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
     split: Annotated[
-        str | None, typer.Option(metavar="train|validation|test", help="Of toyworld, or of a hub data set.")
+        str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
@@ -95,7 +96,7 @@ def prepare(
     plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
-    from pipelines.prepare import job as prepare
+    from pipelines.prepare import PrepareConfig, refuse_missing_inputs
 
     options = {
         "axis": axis,
@@ -107,8 +108,12 @@ def prepare(
         "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    raw = {"source": source, "input": input or [], "output": str(output), "forms": split_list(forms), **given}
-    return prepare.run(build(prepare.PrepareConfig, raw))
+    raw = {"source": source, "input": input or [], "output": output, "forms": split_list(forms), **given}
+    config = build(PrepareConfig, raw)
+    refuse_missing_inputs(config)
+    from pipelines.prepare import job as prepare
+
+    return prepare.run(config)
 
 
 @app.command()
@@ -116,6 +121,7 @@ def prepare(
 def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Fine-tune a model on prepared pairs: `pft train RECIPE data=DIR model=DIR_OR_NAME`."""
     config = load_config(recipe, overrides or [])
+    refuse_missing(config)
     from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)
@@ -124,8 +130,8 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 @app.command()
 @verb
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")],
+    data: Annotated[str, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="The folder for the report.")],
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name."),
@@ -133,7 +139,7 @@ def evaluate(
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
     scoring: Annotated[
         str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
     ] = None,
@@ -145,13 +151,12 @@ def evaluate(
     plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
-    from pipelines.evaluate import EvaluateConfig
-    from pipelines.evaluate import job as evaluate
+    from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
 
     options = {
         "model": model,
         "endpoint": endpoint,
-        "adapter": adapter and str(adapter),
+        "adapter": adapter,
         "scoring": scoring,
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
@@ -159,7 +164,14 @@ def evaluate(
         "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return evaluate.run(build(EvaluateConfig, {"data": str(data), "output": str(output), **given}))
+    config = build(EvaluateConfig, {"data": data, "output": output, **given})
+    refuse_missing_inputs(config)
+    from pipelines.jobs import refuse_unusable_environment
+
+    refuse_unusable_environment()
+    from pipelines.evaluate import job as evaluate
+
+    return evaluate.run(config)
 
 
 @app.command()
@@ -167,6 +179,7 @@ def evaluate(
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
     config = load_config("quickstart", overrides or [])
+    refuse_missing(config)
     from pft_core.files import read_json
     from pipelines import quickstart
 
@@ -213,6 +226,7 @@ def tune(
     config = load_config(recipe, overrides or [])
     if mode not in MODES:
         raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+    refuse_missing(config, is_searched=True)
     from pipelines.tune import job
 
     return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]
@@ -320,6 +334,15 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[Given]":
 def _as_words(value: Any) -> tuple[str, ...]:
     """The words of a parsed value: of a flag and of an argument that is not given, none."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+
+
+def refuse_missing(config: RunConfig, *, is_searched: bool = False) -> None:
+    """Say what a run lacks before anything is imported for it. Raises UserError."""
+    from pipelines.jobs import refuse_unusable_environment
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config, is_searched=is_searched)
+    refuse_unusable_environment()
 
 
 def places_of(plugins: list[str] | None) -> list[str] | None:

@@ -47,6 +47,9 @@ class ScalingSettings(Settings):
         return self.resources_per_worker or {"CPU": 1.0} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
+TOYWORLD = "toyworld"  # the data and the model that come with the package
+
+
 class RunConfig(PluggedSettings):
     """A training run: the whole of it, as `pft show config` prints it."""
 
