@@ -18,7 +18,7 @@ import typer
 from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
-from pipelines.config import RunConfig, load_config, resolved
+from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.plugins import place_of
 from pipelines.strict import build
@@ -121,7 +121,9 @@ def prepare(
 def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Fine-tune a model on prepared pairs: `pft train RECIPE data=DIR model=DIR_OR_NAME`."""
     config = load_config(recipe, overrides or [])
-    refuse_missing(config)
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config)
     from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)
@@ -166,9 +168,6 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     config = build(EvaluateConfig, {"data": data, "output": output, **given})
     refuse_missing_inputs(config)
-    from pipelines.jobs import refuse_unusable_environment
-
-    refuse_unusable_environment()
     from pipelines.evaluate import job as evaluate
 
     return evaluate.run(config)
@@ -179,7 +178,9 @@ def evaluate(
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
     config = load_config("quickstart", overrides or [])
-    refuse_missing(config)
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config)
     from pft_core.files import read_json
     from pipelines import quickstart
 
@@ -226,7 +227,9 @@ def tune(
     config = load_config(recipe, overrides or [])
     if mode not in MODES:
         raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
-    refuse_missing(config, is_searched=True)
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config, is_searched=True)
     from pipelines.tune import job
 
     return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]
@@ -334,15 +337,6 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[Given]":
 def _as_words(value: Any) -> tuple[str, ...]:
     """The words of a parsed value: of a flag and of an argument that is not given, none."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
-
-
-def refuse_missing(config: RunConfig, *, is_searched: bool = False) -> None:
-    """Say what a run lacks before anything is imported for it. Raises UserError."""
-    from pipelines.jobs import refuse_unusable_environment
-    from pipelines.train import refuse_missing_inputs
-
-    refuse_missing_inputs(config, is_searched=is_searched)
-    refuse_unusable_environment()
 
 
 def places_of(plugins: list[str] | None) -> list[str] | None:

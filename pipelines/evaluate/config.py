@@ -12,6 +12,7 @@ from pft_core.files import refuse_unwritable
 from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_unusable_model
 from pft_core.prompts import PromptSettings
 from pft_core.settings import Place
+from pipelines.jobs import refuse_unusable_environment
 from pipelines.plugins import PluggedSettings
 
 
@@ -80,3 +81,4 @@ def refuse_missing_inputs(config: EvaluateConfig) -> None:
         refuse_unusable_model(str(config.model), wants_chat=config.prompt.template == "chat")
     else:
         refuse_unusable_model(trained.weights or trained.base, wants_chat=False)
+    refuse_unusable_environment()

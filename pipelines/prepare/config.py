@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from pft_core.data import SOURCES, Split, files_in, is_hub_name
 from pft_core.encoding import EncodingSettings
 from pft_core.errors import UserError
-from pft_core.files import refuse_unwritable
+from pft_core.files import refuse_unwritable, restore_folder
 from pft_core.policies import refuse_unusable_model
 from pft_core.prompts import PromptSettings
 from pft_core.settings import Place
@@ -51,15 +51,15 @@ class PrepareConfig(PluggedSettings):
             raise UserError(f"{name}={getattr(self, name)} has no effect: source={self.source} {why}: leave it out")
         if not reads_files and self.split not in get_args(Split):
             raise UserError(f"split={self.split!r}: source={self.source} has {', '.join(get_args(Split))}")
-        if self.input and not reads_files:
-            raise UserError(f"input={self.input}: the rows of source={self.source} are generated: leave input out")
-        if reads_files and not self.input:
-            raise UserError(f"input is not set: source={self.source} reads files: add --input PATH...")
         return self
 
 
 def refuse_missing_inputs(config: PrepareConfig) -> None:
-    """Say that input, model or room for the output are not there. Raises UserError."""
+    """Say that input, model or room for the output are not there. Raises UserError.
+
+    What a killed process left of the output's old data is put back first, also where this one goes no further.
+    """
+    restore_folder(Path(config.output).resolve())
     local_files(config)
     refuse_unwritable(Path(config.output))
     if config.model is not None:
@@ -68,4 +68,9 @@ def refuse_missing_inputs(config: PrepareConfig) -> None:
 
 def local_files(config: PrepareConfig) -> list[InputFile]:
     """Return the files that the local inputs name. Raises UserError."""
+    reads_files = SOURCES[config.source].reads_files
+    if config.input and not reads_files:
+        raise UserError(f"input={config.input}: the rows of source={config.source} are generated: leave input out")
+    if reads_files and not config.input:
+        raise UserError(f"input is not set: source={config.source} reads files: add --input PATH...")
     return [(path, str(path)) for given in config.input if not is_hub_name(given) for path in files_in(given)]

@@ -9,6 +9,7 @@ from pft_core.files import refuse_unwritable
 from pft_core.policies import refuse_unusable_model
 from pipelines.config import TOYWORLD, RunConfig
 from pipelines.console import console
+from pipelines.jobs import refuse_unusable_environment
 
 
 def refuse_missing_inputs(config: RunConfig, *, is_searched: bool = False) -> dict[str, DatasetManifest]:
@@ -31,6 +32,7 @@ def refuse_missing_inputs(config: RunConfig, *, is_searched: bool = False) -> di
         refuse_unusable_model(config.model, wants_chat=config.prompt.template == "chat")
     elif config.prompt.template == "chat":
         raise UserError(f"prompt.template=chat, but tokenizer {config.model!r} has no chat template: use plain")
+    refuse_unusable_environment()
     return manifests
 
 
