@@ -16,11 +16,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.upload import digest, in_upload, plugin_in_upload, plugins_in_override, plugins_of, runtime_env, top_of
+from cluster.upload import (
+    UNREADABLE,
+    digest,
+    in_upload,
+    plugin_in_upload,
+    plugins_in_override,
+    plugins_of,
+    runtime_env,
+    top_of,
+)
 from pft_core.errors import UserError, did_you_mean
 
 POLL_SECONDS = 0.5
@@ -176,19 +186,46 @@ def _option_words(given: Given) -> list[str]:
 
 
 def _absolute(value: str) -> str:
-    return str(Path(value).resolve()) if value else value
+    return str(Path(value).expanduser().resolve()) if value else value
 
 
 def _absolute_where_it_exists(value: str) -> str:
-    return _absolute(value) if os.path.exists(value) else value  # unlike Path's, at ease with a text of any length
+    return _absolute(value) if os.path.exists(os.path.expanduser(value)) else value  # at ease with any length
 
 
 def _override_placed(word: str) -> str:
     key, equals, value = word.partition("=")
     if key == "plugins" and equals:
         return f"plugins={json.dumps([plugin_in_upload(plugin) for plugin in plugins_in_override(word)])}"
+    if not equals:
+        return word
+    if value[:1] in ("[", "{"):
+        return f"{key}={_each_placed(value)}"
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     place = _absolute if key == "storage" else _absolute_where_it_exists
-    return f"{key}{equals}{place(value)}" if equals else word
+    inner = value[1:-1] if is_quoted else value
+    return f"{key}={placed}" if (placed := place(inner)) != inner else word
+
+
+def _each_placed(value: str) -> str:
+    """Make the paths in a list or a section absolute where they exist; all else of the text stays as it is."""
+    try:
+        root = yaml.compose(value)
+    except UNREADABLE:  # the job says what is wrong
+        return value
+    for node in sorted(_texts_in(root), key=lambda node: -node.start_mark.index):
+        if node.value and (placed := _absolute_where_it_exists(node.value)) != node.value:
+            value = value[: node.start_mark.index] + json.dumps(placed) + value[node.end_mark.index :]
+    return value
+
+
+def _texts_in(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Yield the values, without the keys, of a list or a section, whatever lies in it."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.CollectionNode):
+        for part in node.value:
+            yield from _texts_in(part[1] if isinstance(part, tuple) else part)
 
 
 PLACED: dict[Role, Callable[[str], str]] = {

@@ -40,7 +40,7 @@ def root() -> Path:
 
 def in_upload(name: str) -> str:
     """Return a recipe's or a plugin's file as the job sees it; any other word as it is. Raises UserError."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if not _is_path(path) or not path.is_file():
         return name
     if not path.resolve().is_relative_to(root()):
@@ -110,11 +110,14 @@ def _found_elsewhere(name: str) -> str | None:
     return next((place for place in places if place and Path(place) != root() / top), None)
 
 
+UNREADABLE = (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError)  # of a text that is no YAML
+
+
 def top_of(recipe: Path) -> dict[str, Any]:
     """The keys of a recipe's or a suite's file; none where it cannot be read, since the job says what is wrong."""
     try:
-        raw = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        raw = yaml.safe_load(recipe.expanduser().read_text(encoding="utf-8"))
+    except UNREADABLE:
         return {}
     return raw if isinstance(raw, dict) else {}
 
@@ -130,7 +133,7 @@ def plugins_in_override(word: str) -> list[str]:
     """The plugins of `plugins=[a.py, package.module]`. Raises UserError."""
     try:
         names = yaml.safe_load(word.partition("=")[2])
-    except yaml.YAMLError:
+    except UNREADABLE:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{word!r}: expected a list of files and modules, such as 'plugins=[own.py]'")

@@ -5,6 +5,7 @@ the next writer of the same target removes those that nobody holds any more. A f
 `.<name>.replaced` until the new one has its place; `restore_folder` puts it back where a kill came between.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -102,6 +103,29 @@ def remove_folder(path: Path) -> None:
     """Delete a folder; it loses its name first, so that nothing half-deleted is ever found under it."""
     with _workplace(path) as hidden:
         os.rename(path, hidden / path.name)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Say, before anything is done for it, that a folder cannot be written. Raises UserError; leaves nothing behind."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder")
+        os.path.lexists(folder) and folder.resolve()  # a loop of links
+        (folder / "x").lstat()  # a name that is too long
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError) as error:
+        raise _unwritable(folder, error) from None
+    above = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), Path("/"))
+    try:
+        tempfile.TemporaryDirectory(dir=above, prefix=".", suffix=_UNFINISHED).cleanup()
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or "a loop of links"
+    return UserError(f"{folder}: cannot be written ({reason}): choose another folder")
 
 
 def restore_folder(path: Path) -> None:

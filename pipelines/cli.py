@@ -4,7 +4,9 @@ Every verb ends with one JSON object on stdout; everything else goes to stderr. 
 mistake in what the user gave (one message, no traceback), 130 interrupted.
 """
 
+import errno
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +44,10 @@ Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Your code, which registers what other options name."),
 ]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
+]
 SplitBy = Annotated[
     str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation and test: no scenario in two.")
 ]
@@ -59,9 +65,10 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
-        write_result = reserve_stdout()
         try:
+            write_result = reserve_stdout()
             result = function(*args, **kwargs)
+            write_result(result)
         except KeyboardInterrupt:
             print("interrupted: the same command continues", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -73,7 +80,6 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
                 raise
             print(f"error: {mistake}", file=sys.stderr)
             raise typer.Exit(2) from None
-        write_result(result)
         if result.get("status") in ("FAILED", "STOPPED"):
             raise typer.Exit(1)
 
@@ -84,14 +90,12 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 @verb
 def prepare(
     source: Annotated[str, typer.Option(metavar="|".join(SOURCES), help="The form of the raw rows.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
-    input: Annotated[
-        list[str] | None, typer.Option(metavar="PATH...", help="Files, folders, or a hub data set's name.")
-    ] = None,
+    output: Annotated[str, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
+    input: Inputs = None,
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
     forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
     split: Annotated[
-        str | None, typer.Option(metavar="train|validation|test", help="Of toyworld, or of a hub data set.")
+        str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
     split_by: SplitBy = None,
@@ -102,7 +106,7 @@ def prepare(
     plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
-    from pipelines.prepare import job as prepare
+    from pipelines.prepare import PrepareConfig, refuse_missing_inputs
 
     options = {
         "axis": axis,
@@ -116,8 +120,12 @@ def prepare(
         "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    raw = {"source": source, "input": input or [], "output": str(output), "forms": split_list(forms), **given}
-    return prepare.run(build(prepare.PrepareConfig, raw))
+    raw = {"source": source, "input": input or [], "output": output, "forms": split_list(forms), **given}
+    config = build(PrepareConfig, raw)
+    refuse_missing_inputs(config)
+    from pipelines.prepare import job as prepare
+
+    return prepare.run(config)
 
 
 @app.command()
@@ -125,6 +133,9 @@ def prepare(
 def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Fine-tune a model on prepared pairs: `pft train RECIPE data=DIR model=DIR_OR_NAME`."""
     config = load_config(recipe, overrides or [])
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config)
     from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)
@@ -133,8 +144,8 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 @app.command()
 @verb
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")],
+    data: Annotated[str, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="The folder for the report.")],
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name."),
@@ -142,7 +153,7 @@ def evaluate(
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
     scoring: Annotated[
         str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
     ] = None,
@@ -154,13 +165,12 @@ def evaluate(
     plugin: Plugins = None,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
-    from pipelines.evaluate import EvaluateConfig
-    from pipelines.evaluate import job as evaluate
+    from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
 
     options = {
         "model": model,
         "endpoint": endpoint,
-        "adapter": adapter and str(adapter),
+        "adapter": adapter,
         "scoring": scoring,
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
@@ -168,7 +178,11 @@ def evaluate(
         "plugins": places_of(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return evaluate.run(build(EvaluateConfig, {"data": str(data), "output": str(output), **given}))
+    config = build(EvaluateConfig, {"data": data, "output": output, **given})
+    refuse_missing_inputs(config)
+    from pipelines.evaluate import job as evaluate
+
+    return evaluate.run(config)
 
 
 @app.command()
@@ -176,6 +190,9 @@ def evaluate(
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
     config = load_config("quickstart", overrides or [])
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config)
     from pft_core.files import read_json
     from pipelines import quickstart
 
@@ -222,6 +239,9 @@ def tune(
     config = load_config(recipe, overrides or [])
     if mode not in MODES:
         raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+    from pipelines.train import refuse_missing_inputs
+
+    refuse_missing_inputs(config, is_searched=True)
     from pipelines.tune import job
 
     return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]
@@ -360,7 +380,14 @@ def spread_inputs(arguments: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
+    try:
+        app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more as it ends
+        print(f"error: stdout: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

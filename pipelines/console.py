@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pft_core.errors import UserError
+
 if TYPE_CHECKING:
     from pft_core.evaluation import EvaluationRow
 
@@ -21,14 +23,24 @@ def reserve_stdout() -> Callable[[dict[str, Any]], None]:
 
     It is done on the file descriptor, since libraries, C++ and child processes print past `sys.stdout`; it is never
     undone, since Ray prints once more while the process exits, and the result must stay the last line.
+    Raises UserError where stdout is closed, before any work is done for a result that nobody could be given; the
+    function that is returned raises it where the result cannot be written, and the result is in the message.
     """
+    if sys.stdout is None:
+        raise UserError("stdout is closed, and the result is written there: leave >&- out, or give it a file")
+    if sys.stderr is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stdout.flush()
     result_fd = os.dup(1)  # not inheritable: a process that outlives us does not keep the reader of a pipe waiting
     os.dup2(2, 1)
 
     def write_result(result: dict[str, Any]) -> None:
-        with os.fdopen(result_fd, "w", encoding="utf-8") as stdout:
-            print(json.dumps(result, ensure_ascii=False), file=stdout)
+        text = json.dumps(result, ensure_ascii=False)
+        try:
+            with os.fdopen(result_fd, "w", encoding="utf-8") as stdout:
+                print(text, file=stdout)
+        except OSError as error:
+            raise UserError(f"stdout: {error.strerror}: the result is not written there; it is {text}") from None
 
     return write_result
 

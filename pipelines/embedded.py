@@ -4,10 +4,9 @@ from pathlib import Path
 
 from pft_core.data import Split
 from pft_core.toyworld import SHIPPED_BASE
-from pipelines.config import RunConfig
+from pipelines.config import TOYWORLD, RunConfig
 from pipelines.prepare import job as prepare
 
-TOYWORLD = "toyworld"
 NUM_PER_AXIS: dict[Split, int] = {"train": 1600, "validation": 100, "test": 320}
 
 

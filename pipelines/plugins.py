@@ -67,7 +67,7 @@ def place_of(name: str, folder: Path) -> str:
     A module that Python does not find, and that lies in this folder, is its file: workers are sent the text of files.
     """
     if name.endswith(".py"):
-        return str((folder / name).resolve())
+        return str((folder / Path(name).expanduser()).resolve())
     beside = folder.joinpath(*name.split(".")).with_suffix(".py")
     return str(beside.resolve()) if _is_dotted(name) and beside.is_file() and not _is_on_the_path(name) else name
 

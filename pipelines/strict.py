@@ -2,11 +2,12 @@
 
 import difflib
 import re
+import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,15 +15,18 @@ from pydantic import BaseModel, ValidationError
 from pft_core.errors import UserError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+DEEPEST = 40  # levels of lists and sections in a recipe
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string), and a key that
-    stands twice is a mistake (the last would silently win)."""
+    stands twice is a mistake (the last would silently win), as is one that is no single word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is one word, this is several", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -34,29 +38,99 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _FaultyYamlError(Exception):
+    """What is wrong with a YAML text, and the line, from 1, where that is known."""
+
+    def __init__(self, fault: str, line: int | None = None):
+        super().__init__(fault)
+        self.line = line
+
+
+def _loaded(text: str, kind: Any = Any) -> Any:
+    """Read YAML; a word at the place of a text is that text, whatever else YAML takes it for. Raises _FaultyYamlError.
+
+    kind: the type annotation of what is read.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_loops(node, (), set())
+        _take_texts_as_given(node, kind)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise _FaultyYamlError(str(error.problem), line) from None
+    except RecursionError:
+        raise _FaultyYamlError("nested too deep") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the last: such as the date 2024-13-01
+        raise _FaultyYamlError(str(error).partition("\n")[0]) from None
+
+
+def _refuse_loops(node: yaml.Node, above: tuple[yaml.Node, ...], checked: set[yaml.Node]) -> None:
+    """Raise MarkedYAMLError for what holds itself by an alias, or for what lies deeper than anybody writes."""
+    if node in above or len(above) > DEEPEST:
+        problem = "it holds itself" if node in above else f"nested deeper than {DEEPEST} levels"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    for inner in _inside(node):
+        if not isinstance(inner, yaml.ScalarNode) and inner not in checked:  # aliases may lead to a node very often
+            _refuse_loops(inner, (*above, node), checked)
+    checked.add(node)
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _take_texts_as_given(node: yaml.Node, kind: Any) -> None:
+    """Tag every bare word at the place of a text as a text, so that `no`, 1e3 and 007 stay what they are."""
+    if kind is Any:
+        return
+    if isinstance(node, yaml.ScalarNode):
+        is_none = node.value in ("null", "") and _may_be_none(kind)
+        if node.style is None and _is_text(kind) and not is_none:
+            node.tag = "tag:yaml.org,2002:str"
+    elif isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _take_texts_as_given(inner, _type_inside(kind, "0"))
+    elif isinstance(node, yaml.MappingNode):
+        for key, inner in node.value:
+            _take_texts_as_given(inner, _type_inside(kind, str(key.value)))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping from a YAML file. Raises UserError with file:line for a syntax error."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = _loaded(path.read_text(encoding="utf-8"))
+    except _FaultyYamlError as error:
+        line = "" if error.line is None else f":{error.line}"
+        raise UserError(f"{path}{line}: not valid YAML: {error}") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict | None):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, this is a {type(raw).__name__}")
     return raw or {}
 
 
-def apply_override(raw: dict[str, Any], override: str) -> str:
-    """Set one `a.b=value` in the raw config; return its key."""
+def apply_override(raw: dict[str, Any], override: str, model: type[BaseModel]) -> str:
+    """Set one `a.b=value` in the raw config of a model; return its key.
+
+    For a text the value is taken as it stands, without quotes around it; `null`, or nothing, is none where the model
+    allows that. Anything else is read as YAML. Raises UserError.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{override!r}: an override is written key=value, such as train.lr=1e-4")
+        raise UserError(f"{_short(override)}: an override is written key=value, such as train.lr=1e-4")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; put it in quotes: {key}='\"...\"'") from None
+        value = _override_value(text, _type_at(model, key))
+    except _FaultyYamlError as error:
+        raise UserError(
+            f"{_short(override)}: the value is not valid YAML ({error}); put a text in quotes: "
+            f"{_short(key)[1:-1]}='\"...\"'"
+        ) from None
     *sections, last = key.split(".")
     for name in sections:
         if not isinstance(raw.get(name), dict):
@@ -64,6 +138,56 @@ def apply_override(raw: dict[str, Any], override: str) -> str:
         raw = raw[name]
     raw[last] = value
     return key
+
+
+def _override_value(text: str, kind: Any) -> Any:
+    if not _is_text(kind):
+        return _loaded(text, kind)
+    if _may_be_none(kind) and text in ("null", ""):
+        return None
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if is_quoted else text
+
+
+def _type_at(model: type[BaseModel], key: str) -> Any:
+    """Return the type annotation of a dotted key; Any where the model has none such."""
+    kind: Any = model
+    for name in key.split("."):
+        kind = _type_inside(kind, name)
+    return kind
+
+
+def _type_inside(kind: Any, name: str) -> Any:
+    for branch in _branches(kind):
+        if _is_section(branch):
+            return branch.model_fields[name].annotation if name in branch.model_fields else Any
+        if typing.get_origin(branch) is dict or (typing.get_origin(branch) is list and name.isdigit()):
+            return typing.get_args(branch)[-1]
+    return Any
+
+
+def _branches(kind: Any) -> list[Any]:
+    """Return the types that a union or an annotated type is made of."""
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return _branches(typing.get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        return [branch for part in typing.get_args(kind) for branch in _branches(part)]
+    return [kind]
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether every value of this type, save none, is a text."""
+    texts = [branch for branch in _branches(kind) if branch is not type(None)]
+    return bool(texts) and all(
+        branch is str
+        or (typing.get_origin(branch) is Literal and all(isinstance(v, str) for v in typing.get_args(branch)))
+        for branch in texts
+    )
+
+
+def _may_be_none(kind: Any) -> bool:
+    return type(None) in _branches(kind)
 
 
 def build(model: type[ModelT], raw: dict[str, Any], *, source: Callable[[str], str] = lambda key: "") -> ModelT:
@@ -82,9 +206,11 @@ def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any])
     for fault in error.errors(include_url=False):
         key = _dotted(fault["loc"], raw, missing=fault["type"] == "missing")
         if fault["type"] == "extra_forbidden":
-            faults[key] = f"{key}: unknown key.{nearest_key(key, list(keys(model)))}"
+            faults[key] = f"{key}: unknown key.{nearest_key(key, model)}"
         elif fault["type"] == "missing":
             faults[key] = f"{key} is not set: add {key}=..."
+        elif fault["type"] == "invalid_key":
+            faults[key] = f"{key or fault['input']}: a key is a text: put it in quotes"
         elif fault["type"] == "value_error":
             mistake = fault["ctx"]["error"]  # a UserError of the whole says its own place, such as a plugin's
             faults[key] = (
@@ -93,8 +219,7 @@ def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any])
         elif key in faults:  # one fault for each branch of a union
             faults[key] += f", or {_expected(fault['msg'])}"
         else:
-            value = "" if fault["type"] == "invalid_key" else f"={_short(fault['input'])}"
-            faults[key] = f"{key}{value}: expected {_expected(fault['msg'])}"
+            faults[key] = f"{key}={_short(fault['input'])}: expected {_expected(fault['msg'])}"
     return faults
 
 
@@ -117,27 +242,37 @@ def _expected(message: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    # Aliases may make a list of a few lines one of millions of values.
+    text = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key that a config may hold, sections included."""
+    """Yield every dotted key that an override may set, sections included; what lies in a list has none."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        for part in typing.get_args(field.annotation) or (field.annotation,):
-            if isinstance(part, type) and not isinstance(part, types.GenericAlias) and issubclass(part, BaseModel):
-                yield from keys(part, f"{prefix}{name}.")
+        for branch in _branches(field.annotation):
+            if _is_section(branch):
+                yield from keys(branch, f"{prefix}{name}.")
+            elif typing.get_origin(branch) is dict:
+                names, inner = typing.get_args(branch)
+                for known in typing.get_args(names) if typing.get_origin(names) is Literal else ():
+                    yield f"{prefix}{name}.{known}"
+                    yield from keys(inner, f"{prefix}{name}.{known}.") if _is_section(inner) else ()
 
 
-def nearest_key(key: str, known: Sequence[str]) -> str:
+def nearest_key(key: str, model: type[BaseModel]) -> str:
     """Return " Did you mean 'train.lr'?": the same word in another section, a near one here, a near one elsewhere."""
     place, _, word = key.rpartition(".")
-    leaf = {k: k.rpartition(".")[2] for k in known}
-    here = {leaf[k]: k for k in known if k.rpartition(".")[0] == place}
-    elsewhere = {leaf[k]: k for k in reversed(known)}
+    sections = [branch for branch in _branches(_type_at(model, place) if place else model) if _is_section(branch)]
+    here = {name: f"{place}.{name}" if place else name for section in sections for name in section.model_fields}
+    elsewhere = {known.rpartition(".")[2]: known for known in reversed(list(keys(model)))}
     for candidates, cutoff in ((elsewhere, 1.0), (here, 0.6), (elsewhere, 0.7)):
         near = difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff)
         if near:
             return f" Did you mean {candidates[near[0]]!r}?"
     return f" Known: {', '.join(sorted(here.values()))}."
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel)

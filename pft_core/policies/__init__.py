@@ -18,12 +18,7 @@ if TYPE_CHECKING:
         with_adapter,
     )
     from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
-    from pft_core.policies.pretrained import (
-        load_config,
-        load_tokenizer,
-        refuse_missing_tokenizer,
-        refuse_unusable_template,
-    )
+    from pft_core.policies.pretrained import load_config, load_tokenizer, refuse_unusable_model
     from pft_core.policies.row_positions import follows_length, own_positions
     from pft_core.policies.settings import LoraSettings, Precision
     from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights

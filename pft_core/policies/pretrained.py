@@ -3,6 +3,7 @@
 Code that ships inside a model folder is never run.
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pft_core.prompts import cut_at_message, render_source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+HUB_SECONDS = 2.0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -76,6 +78,8 @@ def refuse_missing_tokenizer(name_or_path: str) -> None:
     """Raise UserError for a folder that is missing, has no tokenizer, or one with added tokens beyond the embeddings
     that its config.json tells of, or wants its own code run; reads files and imports no model library."""
     folder = local_folder(name_or_path)
+    if folder and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"model={name_or_path!r}: is an adapter without its base model: {_instead_of_adapter(folder)}")
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"model={name_or_path!r} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): "
@@ -86,19 +90,16 @@ def refuse_missing_tokenizer(name_or_path: str) -> None:
         _refuse_beyond(name_or_path, _added_tokens(folder), num_embeddings)
 
 
-def refuse_unusable_template(name_or_path: str) -> None:
+def refuse_unusable_template(folder: Path, *, tokenizer: str) -> None:
     """Raise UserError for a model folder without a chat template, or with one that cannot stand around a message.
 
-    Reads files and imports no model library, so that it can be said before anything starts; a hub model's template is
-    looked at when its tokenizer is loaded.
+    Reads files and imports no model library, so that it can be said before anything starts. tokenizer: its name in the
+    message.
     """
-    folder = local_folder(name_or_path)
-    if folder is None:
-        return
     source = _template_source(folder)
     if source is None:
-        raise UserError(f"prompt.template=chat, but tokenizer {name_or_path!r} has no chat template: use plain")
-    cut_at_message(partial(render_source, source), tokenizer=name_or_path)
+        raise UserError(f"prompt.template=chat, but tokenizer {tokenizer!r} has no chat template: use plain")
+    cut_at_message(partial(render_source, source), tokenizer=tokenizer)
 
 
 def _template_source(folder: Path) -> str | None:
@@ -110,6 +111,76 @@ def _template_source(folder: Path) -> str | None:
     if isinstance(named, list):
         named = {each["name"]: each["template"] for each in named}.get("default")
     return named
+
+
+def refuse_unusable_model(name_or_path: str, *, wants_chat: bool) -> None:
+    """Say in a moment, without transformers, that a model cannot be used. Raises UserError.
+
+    A folder has to hold a config and a tokenizer, with a chat template where one is wanted; a hub name has to be in
+    this machine's cache, or known to the Hub, which is asked for at most HUB_SECONDS.
+    """
+    refuse_missing_tokenizer(name_or_path)
+    folder = local_folder(name_or_path)
+    if folder is None:
+        folder = _cached_folder(name_or_path)
+        if folder is None:
+            return _refuse_unknown_to_the_hub(name_or_path)
+    elif not (folder / "config.json").is_file():
+        raise UserError(f"model={name_or_path!r} has no config.json: give the folder of a model")
+    # What the cache lacks of a hub model is fetched with its tokenizer.
+    if wants_chat and (local_folder(name_or_path) or (folder / "tokenizer_config.json").is_file()):
+        refuse_unusable_template(folder, tokenizer=name_or_path)
+
+
+def _cached_folder(name: str) -> Path | None:
+    """Return the snapshot of a hub model that this machine's cache holds, None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise UserError(f"model={name!r}: no such folder, and no name that a model on the Hub can have") from None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _refuse_unknown_to_the_hub(name: str) -> None:
+    """Raise UserError where the Hub has no such model, or cannot be asked; a Hub that is slow has to be waited for."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except (GatedRepoError, httpx2.TimeoutException):
+        return  # it is there, or time will tell
+    except RepositoryNotFoundError:
+        raise UserError(f"{_nowhere(name)}, and no such model on the Hub.{_beside(name)}") from None
+    except HfHubHTTPError:
+        return
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"{_nowhere(name)}, nor in the cache, and the Hub cannot be asked ({first_line(error)}).{_beside(name)}"
+        ) from None
+
+
+def _nowhere(name: str) -> str:
+    return f"model={name!r}: no such folder here"
+
+
+def _beside(name: str) -> str:
+    """Return a hint at a folder with a like name, where there is one."""
+    parent = Path(name).parent
+    folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(str(Path(name)), folders, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _instead_of_adapter(folder: Path) -> str:
+    if (folder.parent / "model_ref.json").is_file():
+        return f"give the run that it is of, {folder.resolve().parent}, or the base model and adapter={folder}"
+    base = read_json(folder / "adapter_config.json", what="an adapter's config").get("base_model_name_or_path")
+    return f"give its base model{f' ({base})' if base else ''} and adapter={folder}"
 
 
 def load_config(name_or_path: str) -> Any:

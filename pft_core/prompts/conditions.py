@@ -17,9 +17,9 @@ LONGEST_NAME = 200  # characters of a pole or an axis; near names are not looked
 
 @dataclass(frozen=True)
 class Condition:
-    """Axis and side of every pole that is stated, and a slider: an axis with the weight of its first pole, from 0 to 1.
+    """Axis and side of every pole that is stated, and a slider: an axis with the weight of its first pole.
 
-    Axes that are neither have no preference.
+    That weight lies between 0 and 1, where a pole would be stated. Axes that are neither have no preference.
     """
 
     stated: tuple[tuple[str, int], ...] = ()
@@ -40,7 +40,8 @@ def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
     """Read None, "Pole", {"axis": .., "pole": ..}, {"Pole": weight, "Other pole": weight} (optionally with "axis"),
     or a list with an entry for each axis: 1 first pole, 0 second, 0.5 no preference.
 
-    Weights of two poles count by their ratio. Raises UserError with what the space knows.
+    Weights of two poles count by their ratio; beside the weight of one pole, from 0 to 1, the rest is the other's. A
+    weight that leaves nothing for the other pole names the pole. Raises UserError with what the space knows.
     """
     if raw is None:
         return Condition()
@@ -61,12 +62,27 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
     axis = space.axis(_name("axis", raw["axis"])) if raw.get("axis") is not None else _axis_of(poles, space)
     if by_name:
         return Condition(((axis.name, side_of(axis, poles[0])),))
-    by_side = [0.0, 0.0]
+    by_side: dict[int, float] = {}
     for pole, value in rest.items():
-        by_side[side_of(axis, pole)] += _weight(pole, value)
-    if sum(by_side) <= 0:
+        side = side_of(axis, pole)
+        by_side[side] = by_side.get(side, 0.0) + _weight(pole, value)
+    return _between(axis, by_side)
+
+
+def _between(axis: Axis, by_side: Mapping[int, float]) -> Condition:
+    """Return the condition of the weights of one side or of both."""
+    if len(by_side) == 1:
+        ((side, alone),) = by_side.items()
+        if alone > 1:
+            name = axis.poles[side].name
+            raise UserError(f"preference: {name}={alone:g}: alone, a weight is from 0 to 1: the rest is the other pole")
+        by_side = {side: alone, 1 - side: 1 - alone}
+    if not any(by_side.values()):
         raise UserError(f"preference: no pole of {axis.name!r} has a weight above 0: give one")
-    return Condition(slider=(axis.name, by_side[0] / sum(by_side)))
+    weight = by_side[0] / (by_side[0] + by_side[1])
+    if 0 < weight < 1 and 1 - weight < 1:  # the last: next to nothing is nothing, on either side
+        return Condition(slider=(axis.name, weight))
+    return Condition(((axis.name, int(weight < NEUTRAL)),))
 
 
 def _weight(pole: str, value: Any) -> float:

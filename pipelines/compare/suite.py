@@ -10,10 +10,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from pft_core.data import MANIFEST_NAME
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import metrics_where
-from pft_core.settings import Settings
+from pft_core.settings import Place, Settings
 from pipelines.compare.methods import method
 from pipelines.compare.stages import refuse_idle_knobs, stage_configs
-from pipelines.config import place_plugins
+from pipelines.config import import_plugins, place_plugins, source_of
 from pipelines.plugins import PluggedSettings, place_of
 from pipelines.strict import apply_override, build, read_yaml
 
@@ -39,8 +39,8 @@ class Variant(Settings):
 class SuiteSize(Settings):
     """The scale of a suite: data, base model, seeds, and the run config that every method starts from."""
 
-    data: str  # toyworld, a prepared folder, or vcd or bqd: read from the folder PFT_DATA; without it, toyworld
-    base: str  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
+    data: Place  # toyworld, a prepared folder, or vcd or bqd: read from the folder PFT_DATA; without it, toyworld
+    base: Place  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
     seeds: list[NonNegativeInt] = Field(min_length=1)
     notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
     run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
@@ -51,7 +51,7 @@ class SuiteSize(Settings):
         default_factory=lambda: {"CPU": 1.0}
     )  # of one cell; with a GPU it trains and asks there
     capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after where it is at hand
-    lm_eval: list[str] = Field(default_factory=list)  # tasks of lm-eval, by name or YAML file, before and after
+    lm_eval: list[Place] = Field(default_factory=list)  # tasks of lm-eval, by name or YAML file, before and after
 
     @field_validator("seeds")
     @classmethod
@@ -170,13 +170,14 @@ def load_suite(name: str, overrides: Sequence[str] = (), plugins: Sequence[str] 
     path = suite_path(name)
     raw = with_defaults(read_yaml(path))
     place_plugins(raw, path.parent)
-    for override in overrides:
-        apply_override(raw, override)
+    source = source_of(path, [apply_override(raw, override, Suite) for override in overrides])
     place_plugins(raw, Path.cwd())
-    named = raw.get("plugins", [])
-    if plugins and isinstance(named, list):  # anything else is refused as it stands
-        raw["plugins"] = [*named, *(place_of(plugin, Path.cwd()) for plugin in plugins)]
-    return build(Suite, raw, source=lambda _: f"{path.name}: ")
+    import_plugins(raw, source)
+    more = [place_of(plugin, Path.cwd()) for plugin in plugins]
+    import_plugins({"plugins": more}, lambda _: "")
+    if more and isinstance(named := raw.get("plugins", []), list):  # anything else is refused as it stands
+        raw["plugins"] = [*named, *more]
+    return build(Suite, raw, source=source)
 
 
 def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _merged(defaults: Any, own: Any) -> Any:
 
 
 def suite_path(name: str) -> Path:
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
             raise UserError(f"{path}: no such suite file")

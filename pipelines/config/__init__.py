@@ -6,8 +6,16 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.config.derived import resolved
-    from pipelines.config.recipes import changed, load_config, merged, place_plugins, recipe_path
-    from pipelines.config.run import RunConfig, ScalingSettings
+    from pipelines.config.recipes import (
+        changed,
+        import_plugins,
+        load_config,
+        merged,
+        place_plugins,
+        recipe_path,
+        source_of,
+    )
+    from pipelines.config.run import TOYWORLD, RunConfig, ScalingSettings
     from pipelines.config.search import Range, SearchSettings, searchable
 else:
     __getattr__ = lazy_exports(__name__)

@@ -1,12 +1,12 @@
 """Recipes: a shipped name or a YAML file, with overrides from the command line, into a config."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pft_core.errors import UserError, did_you_mean
 from pipelines.config.run import RunConfig
-from pipelines.plugins import place_of
+from pipelines.plugins import load_plugins, place_of, read_plugins
 from pipelines.strict import apply_override, build, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -20,14 +20,28 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = recipe_path(recipe)
     raw = read_yaml(path)
     place_plugins(raw, path.parent)
-    given = [apply_override(raw, override) for override in overrides]
+    given = [apply_override(raw, override, RunConfig) for override in overrides]
+    _forget_settings_of_another_engine(raw, given)
     place_plugins(raw, Path.cwd())
+    source = source_of(path, given)
+    import_plugins(raw, source)
+    return build(RunConfig, raw, source=source)
+
+
+def _forget_settings_of_another_engine(raw: dict[str, Any], given: Sequence[str]) -> None:
+    """Where the command line replaces a recipe's engine, what the recipe says of that one goes with it, in place."""
+    if "engine.name" in given and "engine.zero_stage" not in given and raw["engine"]["name"] == "torch":
+        raw["engine"].pop("zero_stage", None)
+
+
+def source_of(path: Path, given: Sequence[str]) -> Callable[[str], str]:
+    """Return what says with which words the fault of a key begins: the file's name, unless the command line set it."""
 
     def source(key: str) -> str:
         on_the_command_line = any(f"{g}.".startswith(f"{key}.") or key.startswith(f"{g}.") for g in given)
         return "" if on_the_command_line else f"{path.name}: "
 
-    return build(RunConfig, raw, source=source)
+    return source
 
 
 def place_plugins(raw: dict[str, Any], folder: Path) -> None:
@@ -35,6 +49,16 @@ def place_plugins(raw: dict[str, Any], folder: Path) -> None:
     places = raw.get("plugins")
     if isinstance(places, list):
         raw["plugins"] = [place_of(place, folder) if isinstance(place, str) else place for place in places]
+
+
+def import_plugins(raw: Mapping[str, Any], source: Callable[[str], str]) -> None:
+    """Import the plugins of a config before it is built, so that a fault says who named them. Raises UserError."""
+    places = raw.get("plugins")
+    if isinstance(places, list) and all(isinstance(place, str) for place in places):
+        try:
+            load_plugins(read_plugins(places))
+        except UserError as error:
+            raise UserError(f"{source('plugins')}{error}") from None
 
 
 def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:
@@ -65,7 +89,7 @@ def recipe_path(recipe: str | Path, *, folder: Path = RECIPES, kind: str = "reci
 
     Raises UserError.
     """
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
             raise UserError(f"{path}: no such {kind} file")

@@ -3,18 +3,20 @@
 A default is the paper's value or the safe one; the comment beside it says which where it matters.
 """
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from pft_core.encoding import EncodingSettings
 from pft_core.policies import LoraSettings
 from pft_core.prompts import PromptSettings
-from pft_core.settings import Settings
+from pft_core.settings import Place, Settings
 from pft_core.training import EngineSettings, TrainSettings
 from pipelines.config.search import SearchSettings
 from pipelines.plugins import PluggedSettings
 from pipelines.tracking import TrackingSettings
+
+MOST_RESOURCES, LEAST_RESOURCE = 1e9, 1e-4  # the last is Ray's own grain
 
 
 class ScalingSettings(Settings):
@@ -22,8 +24,22 @@ class ScalingSettings(Settings):
 
     num_workers: PositiveInt = 1
     use_gpu: bool = False
-    resources_per_worker: dict[str, float] | None = None
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
     threads_per_worker: PositiveInt = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
+
+    @model_validator(mode="after")
+    def _a_worker_can_be_placed(self) -> Self:
+        for name, amount in (self.resources_per_worker or {}).items():
+            if not name.strip():
+                raise ValueError("resources_per_worker: a resource has a name: give one, such as CPU")
+            if amount > 1 and amount != int(amount):
+                raise ValueError(f"resources_per_worker: {name}={amount:g}: above 1, Ray gives whole ones: round it")
+            if 0 < amount < LEAST_RESOURCE:
+                raise ValueError(f"resources_per_worker: {name}={amount:g}: Ray gives at least {LEAST_RESOURCE:g}")
+        if self.resources_per_worker is not None and (self.resources_per_worker.get("GPU", 0) > 0) != self.use_gpu:
+            said = "names no GPU: add GPU: 1" if self.use_gpu else "names a GPU: add use_gpu=true"
+            raise ValueError(f"use_gpu={str(self.use_gpu).lower()}, but resources_per_worker {said}, or leave one out")
+        return self
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -31,14 +47,17 @@ class ScalingSettings(Settings):
         return self.resources_per_worker or {"CPU": 1.0} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
+TOYWORLD = "toyworld"  # the data and the model that come with the package
+
+
 class RunConfig(PluggedSettings):
     """A training run: the whole of it, as `pft show config` prints it."""
 
     name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    data: str | None = None  # a folder written by `pft prepare`
-    validation_data: str | None = None
-    model: str | None = None  # a local folder, or a hub name
-    storage: str = "runs"
+    data: Place | None = None  # a folder written by `pft prepare`
+    validation_data: Place | None = None
+    model: Place | None = None  # a local folder, or a hub name
+    storage: Place = "runs"
     seed: int = Field(default=0, ge=0, lt=2**63)
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()

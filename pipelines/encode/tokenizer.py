@@ -23,15 +23,7 @@ class ModelTokenizer:
 
     def facts(self, prompt: PromptSettings) -> TokenizerFacts:
         """What a job has to know of it. Raises UserError, also where the prompt wants a template that it lacks."""
-        self.refuse_unusable_template(prompt)
         return tokenizer_facts(self.loaded, prompt)
-
-    def refuse_unusable_template(self, prompt: PromptSettings) -> None:
-        """Raise UserError, before anything is loaded, where the prompt wants a template that cannot be used."""
-        if prompt.template == "chat":
-            from pft_core.policies import refuse_unusable_template
-
-            refuse_unusable_template(self.model)
 
     def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str]]:
         return ModelTokenizer, (self.model,)

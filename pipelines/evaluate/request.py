@@ -1,70 +1,20 @@
-"""What an evaluation asks: its config, and the policy, the items and the way of asking that this stands for."""
+"""The policy, the items and the way of asking that the config of an evaluation stands for."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
-
-from pydantic import PositiveInt, model_validator
 
 from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, worded_as
 from pft_core.errors import UserError
-from pft_core.evaluation import TASKS, Asking
+from pft_core.evaluation import Asking
 from pft_core.files import file_sha256
-from pft_core.policies import MODEL_REF_NAME, ModelRef
-from pft_core.prompts import PromptSettings, template_digest
+from pft_core.policies import ModelRef
+from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.config import EvaluateConfig, trained_reference
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import has_gpus
-from pipelines.plugins import PluggedSettings
-
-
-class EvaluateConfig(PluggedSettings):
-    """What to evaluate, on which prepared data, and how to ask."""
-
-    model: str | None = None  # a model reference (file or folder), a model folder, or a hub name; a served one's name
-    endpoint: str | None = None  # URL of a `pft serve`, which is asked instead of a model that is loaded here
-    adapter: str | None = None  # None: the reference's
-    task: str = "choices"  # what is asked: a registered task
-    data: str  # a folder written by `pft prepare`; for another task what it reads
-    output: str
-    policy: str | None = None  # its name in the report; None: the name of the model's folder
-    scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
-    prompt: PromptSettings = PromptSettings()  # for a model without a reference
-    forms: list[Form] | None = None  # None: the data set's
-    limit_per_axis: PositiveInt | None = None  # None: every item
-    max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
-    max_new_tokens: PositiveInt = 256
-    tokens_per_batch: PositiveInt = 8192
-    num_workers: PositiveInt = 1
-    threads_per_worker: PositiveInt = 1
-    use_gpu: bool | None = None  # None: where the cluster has GPUs
-    precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-
-    @model_validator(mode="after")
-    def _the_task_is_there_and_can_be_asked_so(self) -> Self:
-        options = {"endpoint": self.endpoint, "forms": self.forms, "scoring": self.scoring}
-        given = [
-            name for name, value in {**options, "limit_per_axis": self.limit_per_axis}.items() if value is not None
-        ]
-        if not TASKS[self.task].asks_records and given:
-            raise ValueError(f"task={self.task} has questions of its own: leave {', '.join(given)} out")
-        return self
-
-    @model_validator(mode="after")
-    def _someone_is_asked(self) -> Self:
-        if self.endpoint is None and self.model is None:
-            raise ValueError("model is not set: give --model, or --endpoint of a server")
-        if self.endpoint is not None and self.adapter is not None:
-            raise ValueError("adapter and endpoint: a server has its own adapters: give --model NAME as it lists them")
-        return self
-
-
-def trained_reference(config: EvaluateConfig) -> ModelRef | None:
-    """Return the reference that `model` names, None where it is a plain model."""
-    path = Path(str(config.model)).resolve()
-    return ModelRef.load(path) if path.is_file() or (path / MODEL_REF_NAME).is_file() else None
 
 
 def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:

@@ -6,19 +6,11 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.jobs.capacity import at_once, has_gpus, refuse_missing_resources
-    from pipelines.jobs.cluster import ensure_ray, has_started_ray
+    from pipelines.jobs.cluster import ensure_ray, has_started_ray, refuse_unusable_environment
     from pipelines.jobs.code import code_digest, commit
     from pipelines.jobs.lock import locked
     from pipelines.jobs.mistakes import unwrap_user_error
-    from pipelines.jobs.runner import (
-        CONFIG_NAME,
-        JOB_NAME,
-        data_digests,
-        finished_result,
-        remove_run,
-        run_job,
-        run_key,
-    )
+    from pipelines.jobs.runner import CONFIG_NAME, JOB_NAME, data_digests, finished_result, remove_run, run_job, run_key
     from pipelines.jobs.unused import UNUSED
 else:
     __getattr__ = lazy_exports(__name__)

@@ -22,8 +22,19 @@ def refuse_missing_resources(setting: str, number: int, each: Mapping[str, float
         if number * amount > have.get(name, 0):
             raise UserError(
                 f"{setting}={number} needs {number * amount:g} {name}, the cluster has {have.get(name, 0):g}: "
-                f"lower {setting}, or join a larger cluster with RAY_ADDRESS"
+                f"{_remedy(setting, name, amount, have)}, or join a larger cluster with RAY_ADDRESS"
             )
+
+
+def _remedy(setting: str, name: str, amount: float, have: Mapping[str, float]) -> str:
+    """Say what helps: with fewer workers where at least one fits, else with a smaller wish for each."""
+    if amount <= have.get(name, 0):
+        return f"lower {setting} to {int(have[name] // amount)}"
+    if name == "GPU":
+        return f"set {setting.removesuffix('num_workers')}use_gpu=false"
+    if name not in have:
+        return f"ask for what it has ({', '.join(sorted(n for n in have if ':' not in n))})"
+    return f"ask for at most {have[name]:g} {name} for each"
 
 
 def at_once(resources: Mapping[str, float], *, what: str) -> int:
@@ -36,5 +47,9 @@ def at_once(resources: Mapping[str, float], *, what: str) -> int:
         have["CPU"] = min(have["CPU"], os.cpu_count() or 1)
     fits = min((int(have.get(name, 0) // amount) for name, amount in resources.items() if amount), default=1)
     if fits < 1:
-        raise UserError(f"{what} needs {dict(resources)}, the cluster has {have}: join a larger one with RAY_ADDRESS")
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+        has = ", ".join(f"{have.get(name, 0):g} {name}" for name in resources)
+        raise UserError(
+            f"{what} needs {needs}, the cluster has {has}: ask for less, or join a larger one with RAY_ADDRESS"
+        )
     return fits

@@ -2,12 +2,17 @@
 
 import logging
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.console import console
+
+ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
+LAST_PORT = 65535
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path, on Linux
 
 
 def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
@@ -24,6 +29,7 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
 
     if ray.is_initialized():
         return
+    refuse_unusable_environment()
     # Ray's processes inherit PATH: jobs call `python`, and DeepSpeed `ninja`, also where this venv is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns at length where this is not decided
@@ -57,12 +63,11 @@ def join_cluster(address: str) -> None:
     import ray
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-    refuse_silent_address(address)
     # `ray start` turns token checks on where a token exists; ray.init does the same only without an address.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and RAY_AUTH_MODE=token "
@@ -70,14 +75,38 @@ def join_cluster(address: str) -> None:
         ) from None
 
 
+def refuse_unusable_environment() -> None:
+    """Say, without importing Ray, that it could not be joined or started here. Raises UserError."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        refuse_silent_address(address)
+    else:
+        refuse_long_sockets()
+
+
 def refuse_silent_address(address: str) -> None:
     """Try the port first: Ray itself would wait minutes for a cluster that is not there. Raises UserError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto" and the like: Ray answers at once
+    if address in ("auto", "local"):
+        return  # Ray answers at once
+    if (place := ADDRESS.fullmatch(address)) is None or int(place["port"]) > LAST_PORT:
+        raise UserError(
+            f"RAY_ADDRESS={address}: is no address of a Ray cluster: give HOST:PORT, ray://HOST:PORT or auto, or unset "
+            "RAY_ADDRESS to start Ray on this machine"
+        )
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
+        socket.create_connection((place["host"].strip("[]"), int(place["port"])), timeout=10).close()
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers ({error}): start one there, or unset RAY_ADDRESS"
         ) from None
+
+
+def refuse_long_sockets() -> None:
+    """Raise UserError where the temporary folder's path leaves no room for the sockets that Ray makes there."""
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get(variable, "")
+    session = f"/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if (room := LONGEST_SOCKET - len(session)) < (length := len(os.fsencode(folder))):
+        raise UserError(
+            f"{variable}={folder}: has {length} characters, and Ray, whose sockets lie there, takes at most {room}: "
+            "set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )

@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -14,11 +14,7 @@ from pft_core.errors import UserError
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run against other processes; the lock goes with the process, however it ends. Raises UserError."""
     path = run_dir.with_name(f".{run_dir.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made ({error.strerror}): give a folder that can") from None
-    with _lock_file(path, run_dir) as file:
+    with _parents(path), _lock_file(path, run_dir) as file:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {os.uname().nodename}")
         file.flush()
@@ -26,6 +22,23 @@ def locked(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the folders above a path; those in which nothing is left at the end go again. Raises UserError."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if path.parent.is_dir():
+            raise
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror}): give a folder that can") from None
+    finally:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 def _lock_file(path: Path, run_dir: Path) -> TextIO:

@@ -9,7 +9,7 @@ QUALIFIED_NAME = re.escape(f"{UserError.__module__}.{UserError.__qualname__}")  
 # What a path or a disk can refuse; a missing file is not among them, since that may as well be our mistake.
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.EBUSY, errno.EXDEV,
+    errno.ENAMETOOLONG, errno.EBUSY, errno.EXDEV, errno.ELOOP, errno.EPERM,
 }  # fmt: skip
 
 

@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.data import (
     MANIFEST_NAME,
@@ -28,20 +27,19 @@ from pft_core.data import (
     PreferenceSpace,
     Shard,
     file_parts,
-    files_in,
     is_hub_name,
     load_hub,
     read_rows,
 )
-from pft_core.encoding import EncodedLayer, EncodingSettings, EncodingSpec
+from pft_core.encoding import EncodedLayer, EncodingSpec
 from pft_core.errors import UserError
 from pft_core.files import contents, digest, file_sha256, restore_folder, whole_folder
-from pft_core.prompts import PromptSettings
 from pipelines.console import console
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
 from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
-from pipelines.plugins import PluggedSettings, read_plugins
+from pipelines.plugins import read_plugins
+from pipelines.prepare.config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
 from pipelines.prepare.outcomes import read_outcomes, reject_repeated, settle_axes
 from pipelines.prepare.parts import PARTS, parts_of, scenarios_and_axes
 from pipelines.prepare.worker import (
@@ -64,44 +62,6 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 # Neither where the result goes nor how fast it is made, nor what is done with it later, changes the records.
 NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction", "plugins"}
 
-InputFile = tuple[Path, str]  # where it is, and its name as the user gave it
-
-
-class PrepareConfig(PluggedSettings):
-    """What to read, how to read it, and where to put the records."""
-
-    source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
-    output: str
-    input: list[str] = Field(default_factory=list)  # files, folders, or hub data sets as owner/name; none for toyworld
-    axis: str | None = None  # where rows do not name theirs; for bqd the parent folder's name unless it is given
-    forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
-    split: Literal["train", "validation", "test"] = "train"  # of toyworld, or of a hub data set
-    seed: int = Field(default=0, ge=0, lt=2**63)  # of toyworld
-    num_per_axis: PositiveInt = 400  # of toyworld
-    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
-    split_by: Literal["scenario"] | None = None  # write train, validation and test too, no scenario in two of them
-    parts: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)  # None: 0.8, 0.1, 0.1
-    num_workers: PositiveInt | None = None  # tasks at once; None: one for each CPU of the cluster
-    model: str | None = None  # encode for this model too, as prompt and encoding say
-    prompt: PromptSettings = PromptSettings()
-    encoding: EncodingSettings = EncodingSettings()
-
-    @field_validator("source")
-    @classmethod
-    def _is_registered(cls, name: str) -> str:
-        SOURCES[name]
-        return name
-
-    @model_validator(mode="after")
-    def _parts_are_of_a_split(self) -> "PrepareConfig":
-        if self.parts and self.split_by is None:
-            raise ValueError("parts are of a split: add split_by=scenario (--split-by scenario)")
-        if self.parts and abs(sum(self.parts) - 1) > 1e-6:
-            raise ValueError(
-                f"parts={','.join(map(str, self.parts))}: the shares come to {sum(self.parts):g}, not to 1"
-            )
-        return self
-
 
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Prepare a data set, or reuse the one in `output` if it came from the same input, config and code.
@@ -109,6 +69,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     Result: rows_in, rows_out, pairs_out, rejected, manifest. Raises UserError for an input that cannot be read, for
     an output folder that holds something else, and where too few rows are left.
     """
+    refuse_missing_inputs(config)
     try:
         manifest = prepare(config, Path(config.output).resolve())
     except Exception as error:
@@ -123,8 +84,6 @@ def run(config: PrepareConfig) -> dict[str, Any]:
 
 def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
     """Bring `output` up to date with the config, and add the encoded layer if a model is given."""
-    if config.model is not None:
-        ModelTokenizer(config.model).refuse_unusable_template(config.prompt)
     with locked(output):
         restore_folder(output)
         local = local_files(config)
@@ -139,16 +98,6 @@ def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
                 return encoded(config, output, manifest)
             with whole_folder(output) as data:
                 return encoded(config, data, write_data(config, files, data, work=work, key=key))
-
-
-def local_files(config: PrepareConfig) -> list[InputFile]:
-    """Return the files that the local inputs name. Raises UserError."""
-    reads_files = SOURCES[config.source].reads_files
-    if config.input and not reads_files:
-        raise UserError(f"input={config.input}: the rows of source={config.source} are generated: leave input out")
-    if reads_files and not config.input:
-        raise UserError(f"input is not set: source={config.source} reads files: add --input PATH...")
-    return [(path, str(path)) for given in config.input if not is_hub_name(given) for path in files_in(given)]
 
 
 def hub_files(config: PrepareConfig, work: Path) -> list[InputFile]:

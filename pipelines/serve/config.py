@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.settings import Settings
-from pipelines.config import recipe_path
+from pipelines.config import recipe_path, source_of
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.strict import apply_override, build, read_yaml
 
@@ -166,5 +166,5 @@ def load_serve_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Serv
     """Read a shipped serving recipe by its bare name, or a YAML file, with overrides. Raises UserError."""
     path = recipe_path(recipe, folder=RECIPES, kind="serving recipe")
     raw: dict[str, Any] = read_yaml(path)
-    given = {apply_override(raw, override).split(".")[0] for override in overrides}
-    return build(ServeConfig, raw, source=lambda key: "" if key.split(".")[0] in given else f"{path.name}: ")
+    given = [apply_override(raw, override, ServeConfig) for override in overrides]
+    return build(ServeConfig, raw, source=source_of(path, given))

@@ -9,10 +9,11 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from pft_core.data import DatasetManifest
 
@@ -185,12 +186,29 @@ def opening(uri: str) -> Iterator[None]:
         return
     with path.with_name(f".{path.name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            _remove_stray_folder(uri)
+
+
+def _remove_stray_folder(uri: str) -> None:
+    """Remove the folder that MLflow makes for an SQLite file without reading the URI's quotes, where it is empty."""
+    stray = Path(uri.removeprefix("sqlite:///")).parent
+    if stray != Path(unquote(str(stray))):
+        with suppress(OSError):
+            os.removedirs(stray)
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of an SQLite file; SQLAlchemy would read a bare `%41` as an A, and `?` as the end of the path."""
+    return f"sqlite:///{quote(str(path))}"
 
 
 def sqlite_path(uri: str) -> Path | None:
+    """Return the file of an SQLite URI, None for another store."""
     path = uri.removeprefix("sqlite:///")
-    return None if path == uri else Path(path)
+    return None if path == uri else Path(unquote(path.partition("?")[0]))
 
 
 def artifact_location(uri: str) -> str | None:

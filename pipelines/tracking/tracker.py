@@ -27,6 +27,7 @@ from pipelines.tracking.mlflow_run import (
     mask_credentials,
     opening,
     quiet_mlflow,
+    sqlite_uri,
 )
 from pipelines.tracking.settings import TrackedConfig
 
@@ -231,13 +232,14 @@ def tracking_uri(uri: str | None, storage: Path) -> str:
     place = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+        return sqlite_uri(storage.resolve() / "mlflow.db")
     if uri.split(":")[0].split("+")[0] not in SCHEMES:
         raise UserError(
             f"{place}={mask_credentials(uri)}: not a tracking store of MLflow; give sqlite:///FILE, http://HOST:PORT, "
             "https://HOST or postgresql://HOST/DATABASE"
         )
-    return uri
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{os.path.expanduser(path)}"
 
 
 def count_start(run_dir: Path, run_key: str) -> tuple[int, int]:

@@ -13,18 +13,17 @@ import ray
 import ray.train
 from ray.train import UserCallback
 
-from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
-from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_missing_tokenizer
+from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptStyle
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.embedded import TOYWORLD, with_embedded
-from pipelines.encode import ModelTokenizer
+from pipelines.embedded import with_embedded
 from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
 from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
+from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
@@ -48,6 +47,7 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     ensure_ray()
     refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
+    warn_of_long_warmup(config, resolved.manifest)
     key = resolved.key(kind="train")
     return run_job(config, partial(execute, resolved), fresh=fresh, kind="train", run_dir=run_dir, key=key)
 
@@ -83,21 +83,6 @@ def train_on_ray(
     layers = layers or ray.get(mailbox.encoded.remote()).layers
     assert layers is not None, "what was not encoded was not trained on"
     return publish(run, layers.style, run_dir, last=result.checkpoint, best=best), outcome
-
-
-def refuse_missing_inputs(config: RunConfig) -> dict[str, DatasetManifest]:
-    """Say before Ray starts that data or model are not there; return the manifests that are. Raises UserError."""
-    if config.data is None:
-        raise UserError("data is not set: give data=DIR, a folder written by `pft prepare`")
-    if config.model is None:
-        raise UserError("model is not set: give model=DIR_OR_NAME, a Hugging Face causal language model")
-    if config.train.validate_every and config.validation_data is None:
-        raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
-    if config.model != TOYWORLD:
-        refuse_missing_tokenizer(config.model)
-        ModelTokenizer(config.model).refuse_unusable_template(config.prompt)
-    folders = [data for data in (config.data, config.validation_data) if data not in (None, TOYWORLD)]
-    return {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
 
 
 def fit_on_ray(

@@ -8,13 +8,12 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pipelines.config import Range, RunConfig, changed, searchable
-from pipelines.embedded import TOYWORLD, with_embedded
+from pipelines.config import TOYWORLD, Range, RunConfig, changed, searchable
+from pipelines.embedded import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import ensure_ray, locked, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
-from pipelines.train import encoded, resolve
-from pipelines.train import job as train
+from pipelines.train import encoded, refuse_missing_inputs, resolve
 from pipelines.tune.contents import Mode
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
 from pipelines.tune.results import Found, Result, TrialsFailed, publish
@@ -30,8 +29,8 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     could not be registered), alpha, beta, failed (trials). Raises UserError for what cannot be searched, before
     anything starts.
     """
+    refuse_missing_inputs(config, is_searched=True)
     refuse_unsearchable(config, mode)
-    train.refuse_missing_inputs(config)
     ensure_ray(dashboard=True)
     trials_at_once(config)
     whole = in_place(config)
@@ -70,8 +69,6 @@ def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
             f"train.objective={config.train.objective} is not decided by the ratio of alpha and beta: take one of "
             f"{', '.join(searchable())}"
         )
-    if config.validation_data is None and config.data not in (None, TOYWORLD):
-        raise UserError("validation_data is not set: the ratio is picked on it; give validation_data=DIR")
     for key, values in config.search.space.items():
         for value in [values.low, values.high] if isinstance(values, Range) else values:
             changed(config.model_dump(), [{key: value}], source="search.space")

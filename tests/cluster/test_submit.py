@@ -277,6 +277,26 @@ def test_a_recipes_own_storage_is_absolute_too(in_checkout: Path) -> None:
     assert sent_as(["train", str(in_checkout / "mine.yaml")])[2:] == [f"storage={Path.cwd()}/runs"]
 
 
+def test_relative_paths_inside_lists_and_sections_are_absolute_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b" / "train").mkdir(parents=True)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    sent = sent_as(["train", "quickstart", "x={one: a b, two: [./c, ~, 007], c: no}", "y=['c', \"a b/train\", d]"])
+    assert sent[3:] == [
+        f'x={{one: "{tmp_path}/a b", two: ["{tmp_path}/c", "{tmp_path}/home", 007], c: no}}',
+        f'y=["{tmp_path}/c", "{tmp_path}/a b/train", d]',
+    ]
+    assert sent_as(["train", "quickstart", "y=[c, }", "z='c'", "storage='~/r'"])[3:] == [
+        "y=[c, }",
+        f"z={tmp_path}/c",
+        f"storage={tmp_path}/home/r",
+    ]
+
+
 def test_a_long_or_an_empty_override_is_sent_as_it_is() -> None:
     long = f"title={'x' * 5000}"
     assert sent_as(["train", "quickstart", long, "model="])[3:] == [long, "model="]

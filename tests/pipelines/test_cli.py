@@ -74,6 +74,28 @@ def test_a_failed_job_still_gives_its_result_and_exits_1() -> None:
 
 
 @pytest.mark.parametrize(
+    ("redirected", "words"),
+    [
+        (">&-", "error: stdout is closed"),
+        (">/dev/full", "error: stdout: No space left on device: the result is not written there; it is {"),
+        ("| true", "error: stdout: Broken pipe: the result is not written there; it is {"),
+    ],
+)
+def test_a_result_that_nobody_can_be_given_is_one_line_and_exit_2(redirected: str, words: str, tmp_path: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -m pipelines.cli key me --file '{tmp_path}/keys' {redirected}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(words)
+    assert (tmp_path / "keys").exists() == (redirected != ">&-")  # nothing is done for nobody
+
+
+def test_a_full_disk_behind_help_is_one_line_and_exit_2() -> None:
+    command = f"{sys.executable} -m pipelines.cli --help >/dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["show", "config", "quickstart", "train.lrr=1"], "error: train.lrr: unknown key. Did you mean 'train.lr'?"),

@@ -1,11 +1,16 @@
 """A config is a recipe plus overrides, and a fault in it is said in the user's words."""
 
+import os
+import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pft_core.errors import UserError
 from pipelines.config import load_config, resolved
+from pipelines.serve import load_serve_config
 
 
 def fault(*overrides: str) -> str:
@@ -142,3 +147,108 @@ def test_resolved_numbers_follow_from_the_config() -> None:
     assert derived["microbatches_per_step_at_most"] == 8
     assert derived["lora_scale"] == 2.0
     assert (derived["steps"], derived["pairs_seen"], derived["warmup_share"]) == (50, 50 * 32, 0.2)
+
+
+GIVEN = ["/x/exp #3", "yes", "1e3", "007", "2024-01-05", "no", "0x1F", "12:30:00", "a: b", "[x", "{}", "&a", "%TAG"]
+
+
+@pytest.mark.parametrize("text", GIVEN)
+def test_a_value_for_a_text_is_the_text_as_given(text: str) -> None:
+    for key in ("storage", "data", "model", "tracking.experiment"):
+        config: Any = load_config("quickstart", [f"{key}={text}"])
+        for name in key.split("."):
+            config = getattr(config, name)
+        assert config == text
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_around_a_text_are_dropped(quote: str) -> None:
+    config = load_config("quickstart", [f"storage={quote}a # b{quote}", f"data={quote}null{quote}", f"model={quote}x"])
+    assert (config.storage, config.data, config.model) == ("a # b", "null", f"{quote}x")
+
+
+def test_null_is_none_only_where_none_is_allowed() -> None:
+    config = load_config("quickstart", ["data=null", "validation_data=", "storage=null", "name=null"])
+    assert (config.data, config.validation_data, config.storage, config.name) == (None, None, "null", "null")
+
+
+def test_texts_inside_a_list_or_a_section_stay_what_they_are() -> None:
+    config = load_config("quickstart", ["lora={r: 4, target_modules: [no, 1e3, 007]}", "tracking={uri: null}"])
+    assert config.lora is not None
+    assert (config.lora.r, config.lora.target_modules, config.tracking.uri) == (4, ["no", "1e3", "007"], None)
+    served = load_serve_config("quickstart", ["policy=/a #1", "adapters={one: /b, two: ~/c}"])
+    assert (served.policy, served.adapters) == ("/a #1", {"one": "/b", "two": f"{Path.home()}/c"})
+
+
+def test_a_home_is_expanded_in_recipes_and_on_the_command_line(tmp_path: Path) -> None:
+    places = {"data": "~/d", "validation_data": "~/v", "model": "~/m", "storage": "~"}
+    (tmp_path / "mine.yaml").write_text("".join(f"{key}: '{place}'\n" for key, place in places.items()))
+    expected = {key: os.path.expanduser(place) for key, place in places.items()}
+    for config in (
+        load_config(tmp_path / "mine.yaml"),
+        load_config("quickstart", [f"{key}={place}" for key, place in places.items()]),
+    ):
+        assert {key: getattr(config, key) for key in places} == expected
+    with pytest.raises(UserError, match=f"plugin {Path.home()}/no_such_plugin.py"):
+        load_config("quickstart", ["plugins=[~/no_such_plugin.py]"])
+
+
+@pytest.mark.parametrize("override", ["storage=''", "data=' '", "model=''", "storage="])
+def test_a_place_that_names_nothing_is_refused(override: str) -> None:
+    assert fault(override).startswith(f"{override.partition('=')[0]}")
+
+
+TEN = "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefghi"))
+MISTAKES = {
+    "? {a: b}\n: c\n": "a key is one word",
+    "{[a]: b}": "a key is one word",
+    "[" * 20_000: "nested",
+    "{a: " * 20_000: "nested",
+    "a: " + "[" * 60 + "]" * 60: "nested deeper than 40 levels",
+    "a: &a [*a]": "holds itself",
+    "a: &a {b: *a}": "holds itself",
+    "seed: 2024-13-45": "month must be in 1..12",
+    "seed: 0x_": "not valid YAML",
+    "seed: !!int x": "not valid YAML",
+    "seed: !!python/object:os.system x": "not valid YAML",
+    "a: \x07": "not valid YAML",
+    f"a: &a [x]\n{TEN}seed: *i": "seed=[[[[[",
+    "1: 2\nnull: 3": "1: a key is a text",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES, ids=lambda text: text[:20])
+def test_no_yaml_of_a_recipe_ends_in_a_traceback(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(MISTAKES[text])) as raised:
+        load_config(tmp_path / "mine.yaml")
+    lines = str(raised.value).splitlines()
+    assert all(line.startswith((f"{tmp_path}/mine.yaml", "mine.yaml: ")) and len(line) < 400 for line in lines)
+    with pytest.raises(UserError) as raised:
+        load_config("quickstart", [f"train={text}"])
+    assert all(len(line) < 1000 for line in str(raised.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("{CPU: -1}", r"CPU=-1: expected greater than or equal to 0"),
+        ("{CPU: 1e300}", "less than or equal to"),
+        ("{CPU: 1.5}", r"CPU=1\.5: above 1, Ray gives whole ones"),
+        ("{CPU: 1e-9}", "Ray gives at least 0.0001"),
+        ("{'': 1}", "a resource has a name"),
+        ("{GPU: 1}", "use_gpu=false, but resources_per_worker names a GPU: add use_gpu=true"),
+    ],
+)
+def test_resources_that_no_worker_can_have_are_refused(override: str, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        load_config("quickstart", [f"scaling.resources_per_worker={override}"])
+
+
+def test_a_stage_of_zero_without_deepspeed_is_refused_unless_it_was_the_recipes() -> None:
+    message = r"engine\.zero_stage=3 has no effect on engine\.name=torch"
+    with pytest.raises(UserError, match=message):
+        load_config("vcd_qwen2.5-3b_lora", ["engine.zero_stage=3"])
+    with pytest.raises(UserError, match=message):
+        load_config("quickstart", ["engine.name=torch", "engine.zero_stage=3"])
+    assert load_config("quickstart", ["engine.name=torch"]).engine.zero_stage == 2  # the recipe's was of its own engine

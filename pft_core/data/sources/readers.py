@@ -106,23 +106,35 @@ def _holds_no_rows(entry: Path) -> bool:
 
 
 def is_hub_name(given: str) -> bool:
-    """Tell a hub data set (`owner/name`) from a path: nothing of that name is here, nor does it look like a file."""
-    looks_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and suffix_of(Path(given)) is None
+    """Tell a hub data set (`owner/name`, or `owner/name:config`) from a path: nothing of that name is here, nor does it
+    look like a file."""
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", given)
+    looks_like_one = is_name and suffix_of(Path(given)) is None
     return bool(looks_like_one) and not Path(given).exists()
 
 
 def load_hub(name: str, *, split: str, folder: Path) -> Path:
-    """Download one split of a hub data set and write it as Parquet to `folder/name/`. Raises UserError."""
+    """Download one split of a hub data set, of its configuration behind a colon where that is given, and write it as
+    Parquet to `folder/name/`. Raises UserError."""
     from datasets import load_dataset
 
+    data_set, _, config = name.partition(":")
     try:
-        data = load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no such path here, and no hub data set with split {split!r}: {error}") from None
-    path = folder / name / f"{split}.parquet"
+        data = load_dataset(data_set, config or None, split=split)
+    except Exception as error:  # of its own kinds, and of those of every library below
+        raise UserError(
+            f"{name}: no such path here, and no hub data set with split {split!r}: {_in_a_line(error)}; give "
+            "OWNER/NAME:CONFIG and --split as its page on the Hub names them"
+        ) from None
+    path = folder / name.replace(":", "/") / f"{split}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     data.to_parquet(path)
     return path
+
+
+def _in_a_line(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:297]}..."
 
 
 def file_parts(path: Path, name: str) -> Iterator[Part]:

@@ -1,8 +1,8 @@
 """What a recipe says of the engine."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from pft_core.policies import Precision
 from pft_core.settings import Settings
@@ -22,6 +22,18 @@ class EngineSettings(Settings):
 
     name: str = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 2  # of deepspeed
+
+    @model_validator(mode="after")
+    def _zero_is_deepspeeds(self) -> Self:
+        default = (
+            type(self).model_fields["zero_stage"].default
+        )  # it may stand anywhere: a stored config lists every key
+        if self.zero_stage != default and self.name == "torch":
+            raise ValueError(
+                f"engine.zero_stage={self.zero_stage} has no effect on engine.name=torch: set engine.name=deepspeed, "
+                "or leave it out"
+            )
+        return self
 
     @property
     def entry(self) -> EngineEntry:

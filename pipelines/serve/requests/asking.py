@@ -92,9 +92,6 @@ class Asker:
             if between is not None:
                 # The adapter itself holds the preference: no pole of that axis is stated.
                 return Asked(between, condition, ((Condition(condition.stated), 1.0),), mixing="adapter")
-        if weight in (0, 1):
-            stated = condition.at_pole(int(1 - weight))
-            return Asked(policy, stated, ((stated, 1.0),))
         parts = ((condition.at_pole(0), weight), (condition.at_pole(1), 1 - weight))
         return Asked(policy, condition, parts, mixing="probabilities")
 

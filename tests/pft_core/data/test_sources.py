@@ -6,6 +6,7 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -608,6 +609,7 @@ def test_hub_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "local").mkdir(parents=True)
     assert is_hub_name("owner/name-1.0")
+    assert is_hub_name("owner/name:config")
     for path in ("owner/local", "owner/rows.json", "./owner/name", "../name", "/owner/name", "name", "a/b/c"):
         assert not is_hub_name(path)
 
@@ -617,25 +619,34 @@ def test_a_hub_data_set_becomes_a_parquet_file(tmp_path: Path, monkeypatch: pyte
 
     asked = []
 
-    def load_dataset(name: str, *, split: str) -> Any:
-        asked.append((name, split))
+    def load_dataset(*words: str, split: str) -> Any:
+        asked.append((*words, split))
         return datasets.Dataset.from_list([vcd()])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     path = load_hub("owner/name", split="test", folder=tmp_path)
-    assert asked == [("owner/name", "test")]
+    load_hub("owner/name:some-config", split="train_prefs", folder=tmp_path)
+    assert asked == [("owner/name", None, "test"), ("owner/name", "some-config", "train_prefs")]
     assert rows_of(path) == [("test.parquet:row 1", vcd())]
 
 
 def test_a_hub_data_set_that_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def load_dataset(name: str, *, split: str) -> Any:
-        raise ValueError("Unknown split")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match="owner/name: no such path here, and no hub data set with split 'test'"):
-        load_hub("owner/name", split="test", folder=tmp_path)
+    faults = [
+        ValueError("Config name is missing.\nPick one:\n  a\n  b"),
+        RuntimeError("Dataset scripts"),
+        KeyError("x"),
+    ]
+    for fault in [*faults, datasets.exceptions.DatasetGenerationError("y"), OSError("z" * 5000)]:
+        monkeypatch.setattr(datasets, "load_dataset", mock.Mock(side_effect=fault))
+        with pytest.raises(
+            UserError, match=r"^owner/name: no such path here, and no hub data set with .*--split"
+        ) as said:
+            load_hub("owner/name", split="test", folder=tmp_path)
+        assert "\n" not in str(said.value)
+        assert len(str(said.value)) < 500
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_content_has_equal_ids_whatever_the_source() -> None:

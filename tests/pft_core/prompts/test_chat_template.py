@@ -66,7 +66,7 @@ def test_a_template_that_cannot_stand_around_a_message_is_one_error_with_and_wit
 ) -> None:
     folder = templated(source)
     for look in (
-        lambda: refuse_unusable_template(str(folder)),
+        lambda: refuse_unusable_template(folder, tokenizer=str(folder)),
         lambda: chat_frame(AutoTokenizer.from_pretrained(folder)),
     ):
         with pytest.raises(UserError) as caught:
@@ -81,6 +81,6 @@ def test_what_transformers_lets_a_template_use_passes_without_a_tokenizer(templa
         "{{ bos_token + '' }}{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}"
         "{{ m.content | trim }}{% endgeneration %}{% endfor %}{{ {'a': 1} | tojson }}{{ strftime_now('%Y') }}"
     )
-    refuse_unusable_template(str(templated(source)))
+    refuse_unusable_template(templated(source), tokenizer="own")
     with pytest.raises(UserError, match="has no chat template: use plain"):
-        refuse_unusable_template(str(templated(None, "bare")))
+        refuse_unusable_template(templated(None, "bare"), tokenizer="bare")

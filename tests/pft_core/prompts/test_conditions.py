@@ -49,17 +49,40 @@ def test_first_and_second_name_the_poles_of_a_lone_axis() -> None:
         ({"Bold": 1, "Careful": 3}, 0.25),
         ({"Careful": 3, "Bold": 1}, 0.25),
         ({"bold": 0.2, "CAREFUL": 0.2}, 0.5),
-        ({"Bold": 7}, 1.0),
-        ({"Careful": 7}, 0.0),
-        ({"Bold": 0, "Careful": 1}, 0.0),
         ({"Bold": 1, "bold": 1, "Careful": 2}, 0.5),
         ({"axis": "Risk", "first": 1, "second": 1}, 0.5),
-        ({"Bold": 1e6, "Careful": 5e-324}, 1.0),
         ({"Bold": 5e-324, "Careful": 5e-324}, 0.5),
     ],
 )
 def test_weights_count_by_their_ratio(raw: Any, weight: float) -> None:
     assert read_condition(raw, SPACE) == Condition(slider=("Risk", weight))
+
+
+@pytest.mark.parametrize(
+    ("raw", "weight"),
+    [
+        ({"Bold": 0.3}, 0.3),
+        ({"careful": 0.3}, 0.7),
+        ({"axis": "Risk", "second": 0.75}, 0.25),
+        ({"Careful": 5e-324}, None),
+    ],
+)
+def test_beside_the_weight_of_one_pole_the_rest_is_the_other_pole(raw: Any, weight: float | None) -> None:
+    named = Condition((("Risk", 0),))  # next to nothing is nothing
+    assert read_condition(raw, SPACE) == (named if weight is None else Condition(slider=("Risk", weight)))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_weight_that_leaves_nothing_for_the_other_pole_names_the_pole_in_every_spelling(side: int) -> None:
+    pole, other = ("Bold", "Careful")[side], ("Careful", "Bold")[side]
+    word = ("first", "second")[side]
+    spelled: list[Any] = [
+        {pole: 1}, {pole: 1.0}, {other: 0}, {other: 0.0}, {pole: 1, other: 0}, {other: 0, pole: 1e-9},
+        {pole: 7, other: 0}, {other: 5e-324},
+        {"axis": "Risk", word: 1}, {pole.upper(): 1, other: 5e-324}, [1 - side, 0.5], [1.0 - side, 0.5],
+        {"axis": "Risk", "pole": word}, {"pole": pole},
+    ]  # fmt: skip
+    assert {read_condition(raw, SPACE) for raw in spelled} == {read_condition(pole, SPACE)}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +121,8 @@ def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated() -> None:
         ({"pole": ["Bold"]}, "pole="),
         ({"Bold": 1, "Fast": 1}, "axis 'Risk' has no pole 'Fast'"),
         ({"Bold": 0, "Careful": 0}, "no pole of 'Risk' has a weight above 0"),
+        ({"Bold": 7}, "Bold=7: alone, a weight is from 0 to 1: the rest is the other pole"),
+        ({"Bold": 0.7, "bold": 0.7}, "alone, a weight is from 0 to 1"),
         ({"Bold": -1}, "Bold=-1: a weight is a number from 0 to 1e6"),
         ({"Bold": 1e7}, "Bold=10000000.0"),
         ({"Bold": True}, "Bold=True"),
@@ -154,4 +179,4 @@ def test_any_json_is_a_condition_or_a_short_mistake(raw: Any) -> None:
     assert len(set(axes)) == len(axes)
     assert set(axes) <= {"Risk", "Pace"}
     assert all(side in (0, 1) for _, side in found.stated)
-    assert found.slider is None or 0 <= found.slider[1] <= 1
+    assert found.slider is None or 0 < found.slider[1] < 1

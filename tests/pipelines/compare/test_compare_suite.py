@@ -90,7 +90,7 @@ def test_data_is_a_prepared_folder_or_holds_prepared_train_and_test(tmp_path: Pa
     for folder in (whole, parts):
         assert suite(tmp_path, "pft", [f"sizes.tiny.data={folder}"]).sizes["tiny"].data == str(folder)
     for folder in (empty, parts / "validation"):
-        with pytest.raises(UserError, match=rf"own\.yaml: sizes\.tiny\.data: '{folder}' is no data set"):
+        with pytest.raises(UserError, match=rf"^sizes\.tiny\.data: '{folder}' is no data set"):
             suite(tmp_path, "pft", [f"sizes.tiny.data={folder}"])
 
 
@@ -106,3 +106,18 @@ def test_a_yardstick_of_ones_own_cannot_have_the_name_of_a_method(tmp_path: Path
     monkeypatch.setattr(YARDSTICKS, "_entries", {"position": YARDSTICKS["position"], "dpo": YARDSTICKS["position"]})
     with pytest.raises(UserError, match="method 'dpo' is the name of a registered yardstick and objective and method"):
         suite(tmp_path, "dpo, pft", [])
+
+
+def test_a_fault_of_the_command_line_does_not_begin_with_the_suites_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^plugin /nowhere/own\.py: cannot be read"):
+        load_suite("table2_vcd", [], ["/nowhere/own.py"])
+    with pytest.raises(UserError, match=r"^plugin /nowhere/own\.py: cannot be read"):
+        load_suite("table2_vcd", ["plugins=[/nowhere/own.py]"])
+    (tmp_path / "own.yaml").write_text("plugins: [/nowhere/own.py]\n")
+    with pytest.raises(UserError, match=r"^own\.yaml: plugin /nowhere/own\.py: cannot be read"):
+        load_suite(str(tmp_path / "own.yaml"))
+
+
+def test_a_key_that_is_suggested_is_one_that_can_be_given() -> None:
+    with pytest.raises(UserError, match=r"^seeds: unknown key\. Did you mean 'sizes\.tiny\.seeds'\?"):
+        load_suite("table2_vcd", ["seeds=[]"])

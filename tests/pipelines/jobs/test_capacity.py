@@ -25,16 +25,26 @@ def test_workers_that_fit_are_not_refused(cluster: Any) -> None:
 
 
 def test_what_is_missing_is_named_with_its_setting(cluster: Any) -> None:
-    with pytest.raises(UserError, match=r"^n=3 needs 3 GPU, the cluster has 2: lower n, or join a larger cluster with"):
+    with pytest.raises(UserError, match=r"^n=3 needs 3 GPU, the cluster has 2: lower n to 2, or join a larger"):
         refuse_missing_resources("n", 3, {"CPU": 1, "GPU": 1})
-    with pytest.raises(UserError, match=r"n=3 needs 1\.5 TPU, the cluster has 0"):
+    with pytest.raises(UserError, match=r"n=3 needs 1\.5 TPU, the cluster has 0: ask for what it has \(CPU, GPU\), or"):
         refuse_missing_resources("n", 3, {"TPU": 0.5})
+
+
+def test_the_remedy_is_one_that_helps(cluster: Any) -> None:
+    with pytest.raises(UserError, match="ask for at most 8 CPU for each, or join"):  # fewer workers would not help
+        refuse_missing_resources("n", 1, {"CPU": 9})
+    del cluster["GPU"]
+    with pytest.raises(UserError, match=r"needs 1 GPU, the cluster has 0: set scaling\.use_gpu=false, or join"):
+        refuse_missing_resources("scaling.num_workers", 1, {"CPU": 1, "GPU": 1})
+    with pytest.raises(UserError, match=r"has 0: set use_gpu=false, or join"):
+        refuse_missing_resources("num_workers", 1, {"GPU": 1})
 
 
 def test_as_many_run_at_once_as_the_scarcest_resource_allows(cluster: Any) -> None:
     assert at_once({"CPU": 2, "GPU": 0}, what="a cell") == 4
     assert at_once({"CPU": 2, "GPU": 1}, what="a cell") == 2
-    with pytest.raises(UserError, match=r"a cell needs .*'GPU': 3.*, the cluster has .*RAY_ADDRESS"):
+    with pytest.raises(UserError, match=r"a cell needs 3 GPU, the cluster has 2 GPU: .*RAY_ADDRESS"):
         at_once({"GPU": 3}, what="a cell")
 
 

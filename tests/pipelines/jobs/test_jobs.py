@@ -16,8 +16,9 @@ from pft_core.data.preferences import load_space
 from pft_core.errors import UserError
 from pft_core.files import read_json, whole_file
 from pipelines.config import RunConfig, load_config
+from pipelines.jobs import locked
 from pipelines.jobs import runner as jobs
-from pipelines.jobs.cluster import refuse_silent_address
+from pipelines.jobs.cluster import ensure_ray, refuse_silent_address, refuse_unusable_environment
 from pipelines.jobs.mistakes import unwrap_user_error
 from pipelines.jobs.runner import data_digests, run_job, run_key
 
@@ -217,3 +218,54 @@ def test_an_interrupted_run_is_neither_finished_nor_lost(tmp_path: Path) -> None
     (run_dir,) = tmp_path.glob("r-*")
     assert read_json(run_dir / "job.json", what="job")["status"] == "running"
     assert run_job(config(tmp_path), Work(), fresh=False, kind="train")["run_dir"] == str(run_dir)
+
+
+ADDRESSES = [
+    "garbage",
+    ":6379",
+    "host:",
+    "a b:1",
+    "http://127.0.0.1:8265",
+    "127.0.0.1:99999",
+    "1:2:3",
+    "ray://x",
+    "x\ny:1",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_is_none_is_refused_before_ray_is_asked(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match="is no address of a Ray cluster: give HOST:PORT"):
+        ensure_ray()
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_too_long_for_rays_sockets_is_refused(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"/tmp/{'x' * 95}")
+    with pytest.raises(UserError, match=rf"^{variable}=/tmp/x+: has 100 characters, .* at most \d+: set RAY_TMPDIR to"):
+        refuse_unusable_environment()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    refuse_unusable_environment()
+
+
+def test_folders_made_for_a_lock_go_where_nothing_was_put_into_them(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "a" / "b" / "run"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a").exists()
+    with locked(tmp_path / "a" / "b" / "run"):
+        (tmp_path / "a" / "kept").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_a_loop_of_links_is_a_mistake_in_a_path(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for use in (lambda path: path.resolve(), lambda path: path.open(), lambda path: (path / "x").mkdir()):
+        with pytest.raises((OSError, RuntimeError)) as raised:
+            use(tmp_path / "loop")
+        assert "check the path" in str(unwrap_user_error(raised.value))

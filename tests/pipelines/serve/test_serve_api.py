@@ -142,11 +142,26 @@ def test_a_weight_between_two_ends_is_met_by_their_interpolation(
     np.testing.assert_allclose(probabilities(answer), expected, atol=1e-3)
 
 
-def test_the_slider_ends_at_the_ends(client: httpx.Client, places: dict[str, Path]) -> None:
-    for weight, place in ((1.0, "first"), (0.0, "second")):
-        answer = choose(client, RECORDS[0], preference={"Bold": weight, "Careful": 1 - weight})
-        expected = Offline(places[place]).probabilities(Question(RECORDS[0], "one", None))
-        np.testing.assert_allclose(probabilities(answer), expected, atol=1e-3)
+@pytest.mark.parametrize("model", [None, "one-sided"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_weight_of_0_or_1_answers_as_naming_the_pole_does(client: httpx.Client, model: str | None, side: int) -> None:
+    pole, other = ("Bold", "Careful")[side], ("Careful", "Bold")[side]
+    named = choose(client, RECORDS[0], model=model, preference=pole)
+    spelled: list[Any] = [{pole: 1, other: 0}, {pole: 1}, {other: 0}, [1 - side, 0.5], {"axis": "Risk", "pole": pole}]
+    assert all(choose(client, RECORDS[0], model=model, preference=each) == named for each in spelled)
+    asked: dict[str, Any] = {"scenario": RECORDS[0].scenario, "answers": OPTIONS, "model": model}
+    scores = [post(client, "/v1/score", **asked, preferences=[each])["results"] for each in (pole, *spelled)]
+    assert all(each == scores[0] for each in scores)
+    compared = post(client, "/v1/compare", scenario="The plan", options=OPTIONS, weight=1.0 - side, model=model)
+    end = compared["second" if side else "first"]
+    assert {**compared["between"], "pole": pole, "chosen": end["chosen"]} == end
+    np.testing.assert_allclose(probabilities(compared["between"]["chosen"]), probabilities(end["chosen"]), atol=1e-5)
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "The plan"}], "max_tokens": 4, "temperature": 0}
+    texts = [
+        post(client, "/v1/chat/completions", **chat, model=model, preference=each)["choices"][0]["message"]["content"]
+        for each in (pole, *spelled)
+    ]
+    assert len(set(texts)) == 1
 
 
 def test_without_ends_the_options_probabilities_are_mixed(client: httpx.Client, places: dict[str, Path]) -> None:

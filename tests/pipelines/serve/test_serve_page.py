@@ -179,7 +179,7 @@ def test_moving_the_slider_asks_the_adapter_at_that_weight(visit: Visit):
     assert visit.shares("between") != before
     assert visit.shares("first") + visit.shares("second") == poles
     slider.press("Home")
-    expect(visit.page.locator("#how")).to_contain_text("one of the two adapters")
+    expect(visit.page.locator("#how")).to_contain_text("the slider names the pole")
 
 
 def test_a_policy_without_an_adapter_between_its_poles_is_said_to_be_mixed(visit: Visit):

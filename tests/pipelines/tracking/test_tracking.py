@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from pft_core.data.preferences import Axis, Pole, PreferenceSpace
 from pft_core.errors import UserError
 from pipelines.config.run import RunConfig
 from pipelines.tracking import tracker as tracking
-from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, whole_steps
+from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, sqlite_path, whole_steps
 from pipelines.tracking.settings import TrackingSettings
 from pipelines.tracking.tracker import Tracker, close_killed, cut_spool, read_metrics, tracking_uri
 
@@ -267,6 +268,32 @@ def test_the_uri_comes_from_the_config_else_the_environment_else_the_storage(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
     assert tracking_uri(None, tmp_path) == "http://there:5000"
     assert tracking_uri("postgresql+psycopg2://db/x", tmp_path) == "postgresql+psycopg2://db/x"
+
+
+def test_a_storage_of_any_name_keeps_its_metrics_and_artifacts_inside(start, storage: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    made, storage = storage / "mlflow.db", tmp_path / "50% of %41, a?b #3 'e' & ~x" / "deep"
+    storage.mkdir(parents=True)
+    shutil.copy(made, storage)  # to make one takes seconds
+    (tmp_path / "model.txt").write_text("weights")
+    tracker = start(storage=storage, experiment="odd")
+    tracker.log(1, {"loss": 0.5})
+    tracker.artifact(tmp_path / "model.txt")
+    tracker.finish("FINISHED", limit_s=LONG)
+    assert {path.name for path in storage.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}
+    assert [path.read_text() for path in storage.rglob("model.txt")] == ["weights"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [storage.parent.name]
+    uri = tracking_uri(None, storage)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("odd").experiment_id])
+    assert run.data.metrics == {"loss": 0.5}
+    assert [found.path for found in client.list_artifacts(run.info.run_id)] == ["model.txt"]
+    assert sqlite_path(uri) == storage / "mlflow.db"
+
+
+def test_a_home_in_the_uri_of_a_file_is_expanded() -> None:
+    assert tracking_uri("sqlite:///~/here.db", Path("runs")) == f"sqlite:///{Path.home()}/here.db"
 
 
 def test_a_uri_that_is_no_store_is_the_users_mistake(tmp_path: Path) -> None:
