@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         with_adapter,
     )
     from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
-    from pft_core.policies.pretrained import load_config, load_tokenizer, refuse_missing_tokenizer
+    from pft_core.policies.pretrained import load_config, load_tokenizer, refuse_missing_tokenizer, refuse_tokens_beyond
     from pft_core.policies.settings import LoraSettings, Precision
     from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights
 else:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from pft_core.errors import UserError
 from pft_core.files import whole_folder
-from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder
+from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder, refuse_tokens_beyond
 from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -93,14 +93,8 @@ def _require_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
 
 
 def refuse_foreign_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the tokenizer knows tokens that the model has no embedding for."""
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if tokenizer.vocab_size > num_embeddings or (tokenizer.eos_token_id or 0) >= num_embeddings:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens and EOS id "
-            f"{tokenizer.eos_token_id}, the model {num_embeddings} embeddings: use the model's own tokenizer, with an "
-            "eos_token of its vocabulary"
-        )
+    """Raise UserError where the tokenizer knows tokens that the model has no embedding for, added ones too."""
+    refuse_tokens_beyond(model.get_input_embeddings().num_embeddings, tokenizer)
 
 
 def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, updated: bool = True) -> None:

@@ -39,6 +39,17 @@ def refuse_missing_tokenizer(name_or_path: str) -> None:
         )
 
 
+def refuse_tokens_beyond(num_embeddings: int, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise UserError where a tokenizer knows tokens that a model with so many embeddings does not, added ones too."""
+    last, token_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if token_id >= num_embeddings:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} has {token_id + 1} tokens, the model {num_embeddings} embeddings: "
+            f"{last!r}, of id {token_id}, is none of the model's: use the model's own tokenizer, or remove what was "
+            "added to it"
+        )
+
+
 def load_config(name_or_path: str) -> Any:
     """Load a model's config from a folder or the hub. Raises UserError for a folder that has none."""
     from transformers import AutoConfig

@@ -99,10 +99,12 @@ class VllmEngine:
 
     def __init__(self, settings: VllmSettings):
         """Start the engine's process and load the model. Raises UserError where it cannot be loaded."""
-        from pft_core.policies import load_tokenizer
+        from pft_core.policies import load_config, load_tokenizer, refuse_tokens_beyond
 
         self._settings = settings
-        self._eos = int(load_tokenizer(settings.model).eos_token_id)
+        tokenizer = load_tokenizer(settings.model)
+        refuse_tokens_beyond(load_config(settings.model).get_text_config().vocab_size, tokenizer)
+        self._eos = int(tokenizer.eos_token_id)
         with _environment(settings), _load_faults(settings):
             self._engine = AsyncLLM.from_engine_args(_arguments(settings))
         self._request_numbers, self._adapter_numbers = count(), count(1)
