@@ -77,6 +77,7 @@ class LimitsSettings(Settings):
     completions: PositiveInt = 8  # `n` of a request
     branches: PositiveInt = 128  # answers that one request may have scored
     requests_per_minute: PositiveInt | None = None  # of each key that names no limit of its own; None: no limit
+    requests_in_flight_per_key: PositiveInt | None = None  # being answered at once; None: as many as there are places
 
 
 class SteeringConfig(Settings):

@@ -28,6 +28,7 @@ from pipelines.serve.config import APPLICATION, ServeConfig
 from pipelines.serve.engines import (
     EngineFault,
     GenerationRequest,
+    RequestFault,
     Steering,
     Step,
     UnavailableError,
@@ -130,6 +131,8 @@ class Replicas:
         """Raise what an error means to a client; return where another replica may be asked."""
         if mistake := unwrap_user_error(error):
             raise mistake from None
+        if isinstance(fault := getattr(error, "cause", error), RequestFault):  # Ray's own text is a traceback
+            raise RequestFault(str(fault)) from None
         lost = isinstance(error, RayActorError | DeploymentUnavailableError | EngineFault)
         if not lost and not isinstance(getattr(error, "cause", None), EngineFault):
             raise error

@@ -17,7 +17,10 @@ class Metrics:
         )  # fmt: skip
         self.in_flight = Gauge("pft_requests_in_flight", "Requests being answered", registry=self.registry)
         self.rejected = Counter(
-            "pft_rejected", "Requests sent away: pace, overload, stopping", ["reason"], registry=self.registry
+            "pft_rejected",
+            "Requests sent away: pace, in flight, overload, stopping",
+            ["reason"],
+            registry=self.registry,
         )
         self.tokens = Counter("pft_tokens", "Tokens by kind: prompt, cached or completion", ["kind"],
                               registry=self.registry)  # fmt: skip

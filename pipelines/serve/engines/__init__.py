@@ -6,7 +6,15 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.serve.engines.build import chosen_engine, fitted, make_host
-    from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step, Token
+    from pipelines.serve.engines.engine import (
+        EngineFault,
+        GenerationRequest,
+        RequestFault,
+        Sampling,
+        Steering,
+        Step,
+        Token,
+    )
     from pipelines.serve.engines.host import Backend, UnavailableError
 else:
     __getattr__ = lazy_exports(__name__)

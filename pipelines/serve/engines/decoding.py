@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from pipelines.serve.engines.engine import Sampling, Step, Token
+from pipelines.serve.engines.engine import RequestFault, Sampling, Step, Token
 
 BASE = "__base__"  # peft's name for "no adapter" in a batch of several
 
@@ -50,6 +50,15 @@ class DecodingBatch:
         self._mask_RL = torch.zeros(0, 0, dtype=torch.long, device=device)
         self._logits_RV = torch.zeros(0, 0, device=device)
 
+    @property
+    def logits_RV(self) -> Tensor:
+        """The logits of each row's next token."""
+        return self._logits_RV
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self._keep([])
+
     @torch.inference_mode()
     def admit(self, rows: Sequence[Row]) -> None:
         """Read the prompts of new rows and put them beside those that are under way."""
@@ -71,6 +80,7 @@ class DecodingBatch:
     @torch.inference_mode()
     def step(self) -> None:
         """Write one token in every row; rows that are done, or dropped, leave."""
+        self._drop_numberless()
         tokens = [pick(logits_V, row, self._eos) for logits_V, row in zip(self._logits_RV, self.rows, strict=True)]
         for row, token in zip(self.rows, tokens, strict=True):
             row.written.append(token.id)
@@ -82,14 +92,23 @@ class DecodingBatch:
             ids_R1 = torch.tensor([[row.written[-1]] for row in self.rows])
             self._logits_RV = self._forward(ids_R1, self._mask_RL, self._cache, self.rows)
 
+    def _drop_numberless(self) -> None:
+        """Tell rows whose logits are no numbers, as after a damaged adapter; the others go on."""
+        bad = self._logits_RV.isnan().any(dim=1).tolist()
+        for row, is_bad in zip(self.rows, bad, strict=True):
+            if is_bad:
+                row.emit(RequestFault("the model's logits are no numbers: the weights of this policy are damaged"))
+        self._keep([i for i, is_bad in enumerate(bad) if not is_bad])
+
     def _keep(self, kept: Sequence[int]) -> None:
         if len(kept) == len(self.rows):
             return
         self.rows = [self.rows[i] for i in kept]
+        index = torch.tensor(kept, dtype=torch.long, device=self._device)
+        self._logits_RV = self._logits_RV[index]
         if not kept:
             self._cache = None
             return
-        index = torch.tensor(kept, device=self._device)
         mask_RL = self._mask_RL[index]
         empty = int(mask_RL.any(dim=0).int().argmax())  # leading columns in which every row that is left has padding
         self._mask_RL = mask_RL[:, empty:]

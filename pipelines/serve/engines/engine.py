@@ -73,6 +73,10 @@ class EngineFault(RuntimeError):
     """The engine cannot go on: its replica is to be replaced."""
 
 
+class RequestFault(RuntimeError):
+    """The engine could not answer one request, and goes on with all others: asking it again would end the same."""
+
+
 class Engine(Protocol):
     """One model with its adapters. Several requests run at once; a request that is dropped leaves nothing behind."""
 

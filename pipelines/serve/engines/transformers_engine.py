@@ -25,8 +25,9 @@ from pft_core.evaluation import SteeringVectors, score_branches, steered
 from pft_core.policies import Precision, load_base, load_tokenizer, refuse_foreign_tokenizer, with_adapter
 from pft_core.scoring import BranchScorer
 from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
-from pipelines.serve.policies import LoadedAdapter
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, RequestFault, Steering, Step
+from pipelines.serve.engines.probe import refuse_other_caches
+from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,9 @@ class TransformersEngine:
         tokenizer = load_tokenizer(settings.model)
         refuse_foreign_tokenizer(base, tokenizer)
         self._model = AdaptedModel(base.eval(), most=settings.max_loaded_adapters, device=device)
-        self._batch = DecodingBatch(self._call, int(tokenizer.eos_token_id), device)
+        eos = int(tokenizer.eos_token_id)
+        self._batch = DecodingBatch(self._call, eos, device)
+        refuse_other_caches(base, self._batch, name=settings.model, eos=eos, device=device)
         self._inbox: deque[_Scoring | _Generation] = deque()  # what came, and was not looked at yet
         self._queue: deque[_Generation] = deque()  # seen by the thread alone, as those below
         self._taken: list[_Scoring | _Generation] = []  # what it is at: scored, or let in, in this round
@@ -188,9 +191,12 @@ class TransformersEngine:
                 scores = iter(self._scores([e for job in members for e in job.examples], adapter, steering))
                 for job in members:
                     job.done([next(scores) for _ in job.examples])
-            except UserError as error:
-                for job in members:
-                    job.done(error)
+            except Exception as error:
+                fault = self._survived(error)
+                for job in members if len(members) > 1 else ():  # one of them failed for all
+                    self._score([job])
+                if len(members) == 1:
+                    members[0].done(fault)
 
     def _scores(
         self, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None, steering: Steering | None
@@ -218,7 +224,27 @@ class TransformersEngine:
             except UserError as error:
                 job.done(error)
         if admitted:
-            self._batch.admit(admitted)
+            self._let_in(admitted)
+
+    def _let_in(self, rows: Sequence[Row]) -> None:
+        """Read new rows' prompts. What fails there concerns them alone: the cache of the others was not touched yet."""
+        try:
+            self._batch.admit(rows)
+        except Exception as error:
+            fault = self._survived(error)
+            for row in rows if len(rows) > 1 else ():  # one of them failed for all
+                self._let_in([row])
+            if len(rows) == 1:
+                rows[0].emit(fault)
+
+    def _survived(self, error: Exception) -> Exception:
+        """Return what those are told whose request failed. Raises what the device does not recover from."""
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, torch.AcceleratorError):
+            raise error
+        log.error("a request failed, and the engine goes on", exc_info=error)
+        return RequestFault("the engine could not answer this request: its log says why")
 
     def _fits(self, job: _Generation, admitted: Sequence[Row]) -> bool:
         if len(self._batch.rows) + len(admitted) >= self._settings.max_batch:
@@ -318,9 +344,10 @@ class AdaptedModel:
             self._unload(name)
 
     def _load(self, name: str, adapter: LoadedAdapter) -> None:
+        refuse_other_kinds(adapter.id, adapter.folder)
         try:
             self._adapted = with_adapter(self._adapted or self.base, adapter.folder, name=name).to(self._device).eval()
-        except UserError as error:
+        except Exception as error:  # peft fails as it likes at what others wrote
             # What was put in place before the fault showed must not stay: other requests use this model.
             if self._adapted is None:
                 strip(self.base)

@@ -102,7 +102,8 @@ class VllmEngine:
         from pft_core.policies import load_tokenizer
 
         self._settings = settings
-        self._eos = int(load_tokenizer(settings.model).eos_token_id)
+        tokenizer = load_tokenizer(settings.model)
+        self._eos = int(tokenizer.eos_token_id)
         with _environment(settings), _load_faults(settings):
             self._engine = AsyncLLM.from_engine_args(_arguments(settings))
         self._request_numbers, self._adapter_numbers = count(), count(1)

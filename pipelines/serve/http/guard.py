@@ -7,12 +7,14 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pipelines.serve.config import LimitsSettings, is_loopback
 from pipelines.serve.http.admission import Admission
-from pipelines.serve.http.keys import KeyRing, RateLimiter, secret_in
+from pipelines.serve.http.keys import Key, KeyRing, RateLimiter, secret_in
 from pipelines.serve.http.openai_format import error_body
 from pipelines.serve.metrics import Metrics
 
@@ -23,6 +25,7 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[str, str]]
 
 OPEN = ("/healthz", "/readyz")  # need no key
+READS_POLICIES = "/v1/models"  # reads, or fetches, weights
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DECLARED = re.compile(r"[0-9]{1,20}")
 # One line each: browsers do not find Basic behind a comma.
@@ -75,6 +78,7 @@ class Guard:
         self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
         self._admission = admission
         self._pace = RateLimiter()
+        self._in_flight: Counter[str] = Counter()  # requests by the key's name
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # there are none, and no key was asked for
@@ -83,24 +87,53 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        if (refusal := self._refusal(scope)) is not None:
+        key = self._key(scope)
+        if (refusal := self._refusal(scope, key)) is not None:
             await respond(send, *refusal)
-        elif scope["method"] != "POST":
+            return
+        with self._counted(key):
+            await self._let_in(scope, receive, send)
+
+    async def _let_in(self, scope: Any, receive: Receive, send: Send) -> None:
+        is_post = scope["method"] == "POST"
+        if not is_post and not scope["path"].startswith(READS_POLICIES):
             await self._app(scope, receive, send)
         # Sent away before anything is done for it: under overload, that is most of the work there is.
         elif (sent_away := self._sent_away()) is not None:
             await respond(send, *sent_away)
+        elif not is_post:
+            with self._admission.place():
+                await self._app(scope, receive, send)
         elif (body := await self._small_body(scope, receive, send)) is not None:
             await self._with_a_place(body, scope, receive, send)
 
-    def _refusal(self, scope: Any) -> tuple[int, dict[str, Any], Headers] | None:
+    def _key(self, scope: Any) -> Key | None:
+        secret = secret_in(header(scope, b"authorization"))
+        return self._keys.owner(secret) if self._keys is not None and secret else None
+
+    @contextmanager
+    def _counted(self, key: Key | None) -> Iterator[None]:
+        """Count a request as its key's until its answer has ended; a body that is sent slowly counts too."""
+        if key is None:
+            yield
+            return
+        self._in_flight[key.name] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[key.name] -= 1
+
+    def _refusal(self, scope: Any, key: Key | None) -> tuple[int, dict[str, Any], Headers] | None:
         if self._keys is None:
             return _stranger(scope)
-        secret = secret_in(header(scope, b"authorization"))
-        key = self._keys.owner(secret) if secret else None
         if key is None:
             message = "no valid API key: send it as `Authorization: Bearer KEY`; in a browser it is the password"
             return 401, error_body(message, kind="authentication_error", code="invalid_api_key"), CHALLENGES
+        most = self._limits.requests_in_flight_per_key
+        if most is not None and self._in_flight[key.name] >= most:
+            self._metrics.rejected.labels("in_flight").inc()
+            message = f"this key has {most} requests in flight, which is the most: wait for one to end"
+            return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(1)]
         pace = key.requests_per_minute or self._limits.requests_per_minute
         wait_s = self._pace.wait_s(key.name, pace) if pace else 0.0
         if wait_s > 0:

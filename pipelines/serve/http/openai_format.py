@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.serve.engines import Token
-from pipelines.serve.requests import Continuation, Piece
+from pipelines.serve.requests import Continuation, Piece, Written
+
+DONE = "data: [DONE]\n\n"  # the end of every stream
 
 
 @dataclass
@@ -17,7 +18,6 @@ class Answer:
 
     chat: bool
     continuation: Continuation
-    tokenizer: Any
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -42,23 +42,23 @@ class Answer:
             )
             tokens = [token for piece in mine for token in piece.tokens]
             reason = mine[-1].finish_reason if mine else None
-            choices.append({"index": index, **content, "logprobs": self.logprobs(tokens, 0), "finish_reason": reason})
+            choices.append({"index": index, **content, "logprobs": self.logprobs(tokens), "finish_reason": reason})
         return {**self.head(chunk=False), "choices": choices, "usage": self.usage(pieces)}
 
-    def chunk(self, piece: Piece, offset: int) -> dict[str, Any]:
-        """Return one chunk; offset: characters of this continuation before it."""
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """Return one chunk."""
         content: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
         choice = {
             "index": piece.index,
             **content,
-            "logprobs": self.logprobs(piece.tokens, offset),
+            "logprobs": self.logprobs(piece.tokens),
             "finish_reason": piece.finish_reason,
         }
         return {**self.head(chunk=True), "choices": [choice]}
 
     def usage(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         prompt = self.continuation.prompt_tokens
-        written = sum(len(piece.tokens) for piece in pieces)
+        written = sum(piece.num_written for piece in pieces)
         cached = sum(piece.cached_tokens for piece in pieces)
         return {
             "prompt_tokens": prompt,
@@ -67,46 +67,43 @@ class Answer:
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
-        if self.continuation.runs[0].sampling.logprobs is None:
+    def logprobs(self, tokens: Sequence[Written]) -> dict[str, Any] | None:
+        """Return the tokens of a text; `bytes` are what each adds to it, so that joined they are the text."""
+        if self.continuation.sampling.logprobs is None:
             return None
         if self.chat:
-            return {"content": [self._chat_token(token) for token in tokens], "refusal": None}
-        texts = [self._text(token.id) for token in tokens]
+            return {"content": [_chat_token(each) for each in tokens], "refusal": None}
         return {
-            "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text(id): logprob for id, logprob in token.top} for token in tokens],
-            "text_offset": [offset + sum(map(len, texts[:i])) for i in range(len(texts))],
+            "tokens": [each.name for each in tokens],
+            "token_logprobs": [each.token.logprob for each in tokens],
+            "top_logprobs": [{name: logprob for name, _, logprob in each.top} for each in tokens],
+            "text_offset": [each.offset for each in tokens],
         }
 
-    def _chat_token(self, token: Token) -> dict[str, Any]:
-        top = [{**self._named(id), "logprob": logprob} for id, logprob in token.top]
-        return {**self._named(token.id), "logprob": token.logprob, "top_logprobs": top}
 
-    def _named(self, token_id: int) -> dict[str, Any]:
-        text = self._text(token_id)
-        return {"token": text, "bytes": list(text.encode())}
-
-    def _text(self, token_id: int) -> str:
-        return str(self.tokenizer.decode([token_id]))
+def _chat_token(written: Written) -> dict[str, Any]:
+    top = [{"token": name, "bytes": list(text), "logprob": logprob} for name, text, logprob in written.top]
+    return {
+        "token": written.name,
+        "bytes": list(written.text),
+        "logprob": written.token.logprob,
+        "top_logprobs": top,
+    }
 
 
 async def events(answer: Answer, pieces: AsyncIterator[Piece], *, include_usage: bool) -> AsyncIterator[str]:
     """Yield server-sent events: chunks, the usage where it is asked for, and [DONE]."""
-    offsets: dict[int, int] = {}
     told: list[Piece] = []
     if answer.chat:
         for index in range(len(answer.continuation.runs)):
             role = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
             yield event({**answer.head(chunk=True), "choices": [role]})
     async for piece in pieces:
-        yield event(answer.chunk(piece, offsets.get(piece.index, 0)))
-        offsets[piece.index] = offsets.get(piece.index, 0) + len(piece.text)
+        yield event(answer.chunk(piece))
         told.append(piece)
     if include_usage:
         yield event({**answer.head(chunk=True), "choices": [], "usage": answer.usage(told)})
-    yield "data: [DONE]\n\n"
+    yield DONE
 
 
 def event(content: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The HTTP API: every route that exists, and how mistakes and overload are told."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -18,11 +19,11 @@ from starlette.exceptions import HTTPException
 
 from pft_core.errors import UserError
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import EngineFault, UnavailableError
+from pipelines.serve.engines import EngineFault, RequestFault, UnavailableError
 from pipelines.serve.http.admission import STOPPING, Admission
 from pipelines.serve.http.guard import Guard, Observed, retry_after
 from pipelines.serve.http.keys import KeyRing
-from pipelines.serve.http.openai_format import Answer, error_body, event, events
+from pipelines.serve.http.openai_format import DONE, Answer, error_body, event, events
 from pipelines.serve.http.page import page
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import OtherContentError, Policy, UnknownModelError, UnreachableError
@@ -44,7 +45,11 @@ from pipelines.serve.requests import (
     read_examples,
 )
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+FORESEEN = (UserError, UnavailableError, EngineFault, RequestFault)  # what clients are told in its own words
 
 TYPE_NAME = re.compile(r"[\[(]|^constrained-")  # what pydantic's unions add to the place of a fault
 
@@ -57,6 +62,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         404: "No such model.",
         413: "The request is too large.",
         429: "Too many requests: come back after Retry-After seconds.",
+        500: "The server failed at this request.",
         503: "No replica is ready: come back after Retry-After seconds.",
         504: "The answer took too long.",
     }.items()
@@ -143,13 +149,13 @@ async def _examples(request: Request) -> dict[str, Any]:
 
 async def _models(gateway: Served) -> dict[str, Any]:
     """Every policy that `model` can name."""
-    policies = await asyncio.to_thread(gateway.catalog.listed)
+    policies = await _in_time(gateway, partial(asyncio.to_thread, gateway.catalog.listed))
     return {"object": "list", "data": [described(policy) for policy in policies]}
 
 
 async def _model(model: str, gateway: Served) -> dict[str, Any]:
     """One policy, with the words that it is asked in."""
-    policy = await gateway.policy(model)
+    policy = await _in_time(gateway, partial(gateway.policy, model))
     ref = policy.ref
     return {**described(policy), "style": ref.style.to_dict(), "space": ref.space.to_dict()}
 
@@ -204,14 +210,14 @@ async def _written(
     body: ChatBody | CompletionBody, ask: Callable[[], Awaitable[Continuation]], gateway: Gateway
 ) -> Response:
     async def begun() -> tuple[Answer, list[Piece], AsyncIterator[Piece]]:
-        answer = Answer(isinstance(body, ChatBody), await ask(), gateway.catalog.tokenizer)
+        answer = Answer(isinstance(body, ChatBody), await ask())
         pieces = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
         # Of a stream, the first piece is waited for: until then a refusal can still be told by its status.
         return answer, [await anext(pieces)] if body.stream else [piece async for piece in pieces], pieces
 
     answer, told, pieces = await _in_time(gateway, begun)
     if not body.stream:
-        return JSONResponse(answer.whole(told))
+        return await asyncio.to_thread(lambda: JSONResponse(answer.whole(told)))  # megabytes, with log-probabilities
     usage = body.stream_options is not None and body.stream_options.include_usage
     stream = _until_deadline(events(answer, _after(told[0], pieces), include_usage=usage), gateway.limits.timeout_s)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -224,15 +230,25 @@ async def _after(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Pi
 
 
 async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> AsyncIterator[str]:
-    """Pass a stream on; what ends it early is told in it, as its status is sent already."""
+    """Pass a stream on; what ends it early is told in it, as its status is sent already, and it has its end."""
     try:
         async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]
             async for text in stream:
                 yield text
+        return
     except TimeoutError:
         yield event(error_body(f"not finished within {timeout_s:g} s", kind="server_error", code="timeout"))
-    except (UnavailableError, UserError) as error:
-        yield event(error_body(str(error), kind="server_error", code="stream_broken"))
+    except Exception as error:
+        yield event(error_body(_said(error), kind="server_error", code="stream_broken"))
+    yield DONE
+
+
+def _said(error: Exception) -> str:
+    """Return what a client is told of a fault; what nobody foresaw is for the log."""
+    if isinstance(error, FORESEEN):
+        return str(error)
+    log.error("a request failed", exc_info=error)
+    return "the server failed at this request: its log says why"
 
 
 async def _in_time(gateway: Gateway, work: Callable[[], Awaitable[T]]) -> T:
@@ -242,6 +258,10 @@ async def _in_time(gateway: Gateway, work: Callable[[], Awaitable[T]]) -> T:
         except OtherContentError:  # the policy was replaced after it was looked up: the new one answers
             gateway.catalog.forget()
             return await work()
+        except (*FORESEEN, TimeoutError):
+            raise
+        except Exception as error:
+            raise RequestFault(_said(error)) from None
 
 
 def _add_failures(app: FastAPI) -> None:
@@ -256,6 +276,7 @@ def _add_failures(app: FastAPI) -> None:
     on(EngineFault, 503, "server_error", "unavailable")
     on(UnavailableError, 503, "server_error", "unavailable")
     on(TimeoutError, 504, "server_error", "timeout")
+    on(RequestFault, 500, "server_error", "internal_error")
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http_error)
 
@@ -271,17 +292,45 @@ def _teller(status: int, kind: str, code: str | None) -> Callable[[Request, Any]
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     """Say each fault with its place; never the value, which may be long or secret."""
+    found = list(error.errors())
+    if (unread := _unreadable(request, error.body, found[0])) is not None:
+        return JSONResponse(error_body(unread, kind="invalid_request_error"), status_code=400)
     faults: dict[str, list[str]] = {}
-    for fault in error.errors():
+    for fault in found:
         # A union adds names of types to the place, which are no keys.
         keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), fault["loc"][1:])
-        place = "" if fault["type"] == "json_invalid" else ".".join(map(str, keys))
+        place = ".".join(map(str, keys))
         faults.setdefault(place, []).append(fault["msg"].removeprefix("Value error, "))
     said = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
     body = error_body("; ".join(said[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
     return JSONResponse(body, status_code=400)
 
 
+def _unreadable(request: Request, body: Any, fault: Any) -> str | None:
+    """Return why a body was not read at all; None where it was."""
+    if fault["type"] == "json_invalid":
+        at = fault["loc"][-1]
+        line, column = body.count("\n", 0, at) + 1, at - body.rfind("\n", 0, at)
+        return f"the body is no JSON: {fault['ctx']['error']} at line {line}, column {column} (character {at})"
+    if isinstance(body, bytes) and body:
+        given = request.headers.get("content-type")
+        declared = f"declared as {given[:100]!r}" if given else "not declared"
+        return f"the body is {declared}: send JSON with the header `Content-Type: application/json`"
+    return None
+
+
+def _unparsed(cause: BaseException | None) -> str | None:
+    """Return why a body could not be parsed, where its JSON is not what is wrong; None where it is something else."""
+    match cause:
+        case UnicodeDecodeError():
+            return f"the body is no JSON: no {cause.encoding} text at byte {cause.start}"
+        case RecursionError():
+            return "the body is no JSON that is read here: its brackets are nested too deeply"
+        case ValueError():
+            return "the body is no JSON that is read here: a number has too many digits"
+    return None
+
+
 async def _http_error(request: Request, error: Any) -> JSONResponse:
-    body = error_body(str(error.detail), kind="invalid_request_error")
+    body = error_body(_unparsed(error.__cause__) or str(error.detail), kind="invalid_request_error")
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)

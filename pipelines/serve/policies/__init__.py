@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         LoadedAdapter,
         OtherContentError,
         UnreachableError,
+        refuse_other_kinds,
     )
     from pipelines.serve.policies.catalog import Catalog, Policy, UnknownModelError
 else:

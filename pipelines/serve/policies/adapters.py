@@ -19,7 +19,7 @@ from typing import Any
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from pft_core.errors import UserError
-from pft_core.files import digest, whole_folder
+from pft_core.files import digest, read_json, whole_folder
 from pft_core.policies import interpolate_adapters
 from pipelines.tracking import mask_credentials, opening, quiet_mlflow, sqlite_path, tracking_uri
 
@@ -28,6 +28,11 @@ ADAPTER_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<version>[0-
 SHA = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 HIDDEN = re.compile(rf"\.+{SHA.pattern}\..+")  # what is being made or removed
 REGISTRY_SCHEME, BUCKET_SCHEME = "models:/", "s3://"
+# Fields of peft's config that change a model in other ways than A and B beside a layer; training's own are not here.
+BEYOND_LORA = (
+    "use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+)  # fmt: skip
 ADAPTER_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 
 
@@ -96,6 +101,20 @@ def content_of(folder: Path) -> Content:
             shas[name] = hashlib.file_digest(file, "sha256")
     joined = hashlib.sha256(b"".join(sha.digest() for sha in shas.values()))
     return Content(joined.hexdigest()[:DIGITS], shas[SAFETENSORS_WEIGHTS_NAME].hexdigest())
+
+
+def refuse_other_kinds(name: str, folder: Path) -> None:
+    """Raise UserError for an adapter that is more than pairs of low-rank matrices, which no engine here can batch."""
+    config = read_json(folder / CONFIG_NAME, what="an adapter's config")
+    kind, bias = config.get("peft_type", "LORA"), config.get("bias", "none")
+    found = [f"peft_type={kind}"] if kind != "LORA" else []
+    found += [f"bias={bias}"] if bias != "none" else []
+    found += [field for field in BEYOND_LORA if config.get(field)]
+    if found:
+        raise UserError(
+            f"{name}: cannot be served, as it is no plain LoRA adapter ({', '.join(found)}): merge it into its base, "
+            "or train it without"
+        )
 
 
 class AdapterCache:

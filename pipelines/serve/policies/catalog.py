@@ -39,6 +39,7 @@ from pipelines.serve.policies.adapters import (
     object_store,
     opened,
     reading,
+    refuse_other_kinds,
 )
 
 log = logging.getLogger(__name__)
@@ -281,7 +282,7 @@ class Catalog:
             ref = self._reference(name, place)
             if ref.adapter is None:
                 return Policy(name, ref, None)
-            content = self._content_at(ref.adapter)
+            content = self._content_at(name, ref.adapter)
         id = f"{name}@{content.digits}"
         # Of the weights that are there: a reference may have been left behind by others.
         measured = replace(ref, adapter_sha256=content.weights_sha256)
@@ -310,11 +311,12 @@ class Catalog:
         self._refuse_outside(name, Path(ref.adapter or place), ADAPTER_FILES if ref.adapter else ())
         return ref
 
-    def _content_at(self, place: str) -> Content:
+    def _content_at(self, name: str, place: str) -> Content:
         stamp = self._stamp(place, ADAPTER_FILES)
         if stamp not in self._contents:
             with tempfile.TemporaryDirectory() as scratch, reading(place):
                 folder = Path(place) if is_local(place) else fetch(place, Path(scratch) / "a", registry=self._registry)
+                refuse_other_kinds(name, folder)
                 self._contents[stamp] = content_of(folder)
         return self._contents[stamp]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from pipelines.serve.requests.examples import read_examples
     from pipelines.serve.requests.gateway import Gateway
+    from pipelines.serve.requests.text_stream import Written
     from pipelines.serve.requests.writing import Continuation, Piece
 else:
     __getattr__ = lazy_exports(__name__)

@@ -2,9 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
+from pft_core.encoding import tokenize_prompts
 from pft_core.errors import UserError
 from pft_core.prompts import Condition, condition_text, read_condition
 from pipelines.serve.config import ServeConfig
@@ -15,6 +19,7 @@ from pipelines.serve.requests.bodies import Preference
 log = logging.getLogger(__name__)
 
 Mixing = Literal["adapter", "probabilities", "steering"] | None
+T = TypeVar("T")
 
 
 class ControlTokenError(UserError):
@@ -58,10 +63,34 @@ class Asked:
 
 
 class Asker:
-    """Finds the policy of a request."""
+    """Finds the policy of a request, and does what takes long with its texts where nobody else waits for it."""
 
     def __init__(self, config: ServeConfig, catalog: Catalog):
         self._config, self.catalog = config, catalog
+        self._longest_token = max(map(len, catalog.tokenizer.get_vocab()))
+        # One thread: a tokenizer that is asked for the first time changes, which nobody else may see half done.
+        self._tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizing")
+        tokenize_prompts(["a"], catalog.tokenizer)  # reads tables that the first request would wait for
+
+    async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do work on texts beside the event loop, which goes on answering; what waits is dropped with its request."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, partial(work, *arguments))
+
+    def refuse_overlong(self, what: str, *texts: str) -> None:
+        """Raise TooLongError for texts that have more characters than the tokens of a whole prompt could hold.
+
+        what: how the message calls them. Nothing is tokenised.
+        """
+        characters, most = sum(map(len, texts)), self._config.engine.max_length
+        if characters > most * self._longest_token:
+            raise TooLongError(f"{what}: {characters} characters, this server takes {most} tokens")
+
+    def refuse_long_prompt(self, what: str, prompt: str) -> None:
+        """Raise TooLongError for a prompt that leaves no room for an answer, before it is tokenised with each."""
+        self.refuse_overlong(what, prompt)
+        (ids,), most = tokenize_prompts([prompt], self.catalog.tokenizer), self._config.engine.max_length
+        if len(ids) > most:
+            raise TooLongError(f"{what}: {len(ids)} tokens, max_length is {most}")
 
     async def policy(self, model: str | None) -> Policy:
         """Return the policy of a name that a client gave.

@@ -5,7 +5,23 @@ A field that is not here is refused, as one that is ignored would change the ans
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipelines.serve.requests.neutral import without_neutral
+
+MOST_FIELDS = 100  # of one object: each that is wrong is told, and 80,000 would hold up all others for seconds
+
+
+def at_most(count: int) -> BeforeValidator:
+    """Refuse a large object or list before its items are looked at."""
+
+    def refuse(value: Any) -> Any:
+        if isinstance(value, dict | list) and len(value) > count:
+            raise ValueError(f"{len(value)} items, {count} are the most")
+        return value
+
+    return BeforeValidator(refuse)
+
 
 Text = Annotated[str, Field(max_length=200_000)]
 ShortText = Annotated[str, Field(max_length=200)]
@@ -17,12 +33,32 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class Asking(Body):
+    """What a client sends. Strict: a number in quotes is a text, and no number."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, raw: Any) -> Any:
+        """Take null for absent, in every field, and neutral values of fields that are not here."""
+        if not isinstance(raw, dict):
+            return raw
+        if len(raw) > MOST_FIELDS:
+            raise ValueError(f"{len(raw)} fields, {MOST_FIELDS} are the most")
+        return without_neutral(raw, cls.model_fields)
+
+
 # A pole ("axis" and "pole" where several axes have one of that name); both poles with weights (and "axis", where their
 # names do not say it); or a number for each axis of the space.
-Preference = ShortText | dict[ShortText, Weight | ShortText] | Annotated[list[Weight], Field(max_length=512)]
+Preference = (
+    ShortText
+    | Annotated[dict[ShortText, Weight | ShortText], at_most(8)]
+    | Annotated[list[Weight], Field(fail_fast=True, max_length=512)]
+)
 
 
-class Question(Body):
+class Question(Asking):
     """What all of our own routes ask about."""
 
     model: ShortText | None = None
@@ -37,7 +73,7 @@ class ChooseBody(Question):
     forms: Annotated[list[Literal["one", "all"]], Field(min_length=1, max_length=2)] = ["one", "all"]
 
 
-class ScoreBody(Body):
+class ScoreBody(Asking):
     """Free answers to a scenario under each of several preferences."""
 
     model: ShortText | None = None
@@ -46,7 +82,7 @@ class ScoreBody(Body):
     preferences: Annotated[list[Preference | None], Field(min_length=1, max_length=16)] = [None]
 
 
-class CompareBody(Body):
+class CompareBody(Asking):
     """A scenario under both poles of an axis; without options, `max_tokens` of free text are written instead."""
 
     model: ShortText | None = None
@@ -57,27 +93,33 @@ class CompareBody(Body):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class StructuredOutputs(Body):
-    choice: Annotated[list[Annotated[str, Field(min_length=1, max_length=2000)]], Field(min_length=1, max_length=64)]
+class StructuredOutputs(Asking):
+    choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=2000)]],
+            Field(fail_fast=True, min_length=1, max_length=64),
+        ]
+        | None
+    ) = None
 
 
-class StreamOptions(Body):
+class StreamOptions(Asking):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class PlainText(Body):
+class PlainText(Asking):
     type: Literal["text"]
 
 
-class TextPart(Body):
+class TextPart(Asking):
     type: Literal["text"]
     text: Text
 
 
-class Message(Body):
+class Message(Asking):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=64)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=64)]
     name: ShortText | None = None
 
     @property
@@ -85,7 +127,7 @@ class Message(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class SamplingBody(Body):
+class SamplingBody(Asking):
     """What chat and plain completions share."""
 
     model: ShortText | None = None
@@ -95,17 +137,20 @@ class SamplingBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: ShortText | Annotated[list[ShortText], Field(max_length=4)] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(fail_fast=True, max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None  # vLLM's name
-    user: ShortText | None = None  # accepted, and used for nothing
+    # Accepted, and used for nothing.
+    user: ShortText | None = None
+    safety_identifier: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
     # Accepted where they ask for nothing.
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[str, float], at_most(0), Field(max_length=0)] | None = None
     response_format: PlainText | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Any], at_most(0), Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -116,11 +161,11 @@ class SamplingBody(Body):
 
 
 class ChatBody(SamplingBody):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=256)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: dict[ShortText, ShortText] | None = None  # accepted, and used for nothing
+    metadata: Annotated[dict[ShortText, Annotated[str, Field(max_length=512)]], at_most(16)] | None = None  # unused
     store: Literal[False] | None = None
 
     @model_validator(mode="after")
@@ -133,10 +178,10 @@ class ChatBody(SamplingBody):
 class CompletionBody(SamplingBody):
     prompt: (
         Text
-        | Annotated[list[TokenId], Field(min_length=1, max_length=200_000)]
-        | Annotated[list[Text], Field(min_length=1, max_length=256)]  # each is continued n times
+        | Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=200_000)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=256)]  # each is continued n times
     )
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | Literal[False] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None

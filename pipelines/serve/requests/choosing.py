@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 from pft_core.data import LETTERS, Form, Option, PairedExample, Reject
 from pft_core.encoding import BranchedExample, branched_example, tokenize
 from pft_core.errors import UserError
-from pft_core.evaluation import MAX_OPTIONS_FOR_SUBSETS, Asking, Question, best, candidates, comparable, encode_options
-from pft_core.prompts import Condition, state_in_message
+from pft_core.evaluation import (
+    MAX_OPTIONS_FOR_SUBSETS,
+    Asking,
+    Question,
+    best,
+    candidates,
+    comparable,
+    encode_options,
+    unscorable,
+)
+from pft_core.prompts import Condition, render_prompt, state_in_message
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import Backend
+from pipelines.serve.engines import Backend, RequestFault
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import Policy
 from pipelines.serve.requests.asking import Asked, Asker, ControlTokenError, TooLongError
@@ -40,7 +49,9 @@ class Chooser:
         unscored = f"{len(options)} options: sets are scored of up to {MAX_OPTIONS_FOR_SUBSETS}"
         parts = [part for part, _ in asked.parts]
         questions = [question(asked.policy, part, scenario, options, form) for form in wanted for part in parts]
-        examples = self._encoded(asked.policy, questions)
+        self._refuse_too_many(sum(len(candidates(each)) for each in questions if unscorable(each) is None))
+        self._asker.refuse_overlong("scenario and options", scenario, *options)
+        examples = await self._asker.apart(self._encoded, asked.policy, questions)
         scorable = [example for example in examples if isinstance(example, BranchedExample)]
         logps = iter(await self._scored(asked, scorable))
         rows: list[Answered] = [
@@ -61,8 +72,10 @@ class Chooser:
         asked = [await self._asker.asked(body.model, preference) for preference in body.preferences]
         if any(len(each.parts) > 1 for each in asked):
             raise UserError("preferences: a weight between two poles has no log-probability of its own: give poles")
-        examples = [self._answers(each, body.scenario, body.answers) for each in asked]
-        self._refuse_too_many(examples)
+        self._refuse_too_many(len(body.answers) * len(asked))
+        for answer in body.answers:
+            self._asker.refuse_overlong("scenario and answers", body.scenario, answer)
+        examples = [await self._asker.apart(self._answers, each, body.scenario, body.answers) for each in asked]
         rows = await together(*(self._scored(a, [e]) for a, e in zip(asked, examples, strict=True)))
         results = [
             ScoredUnder(**each.told, answers=[
@@ -78,7 +91,10 @@ class Chooser:
         return Asking(policy.ref.style, policy.ref.space, engine.max_length, engine.tokens_per_batch, max_new_tokens=1)
 
     def _encoded(self, policy: Policy, questions: Sequence[Question]) -> list[BranchedExample | Reject]:
-        tokenizer = self._asker.catalog.tokenizer
+        tokenizer, style, space = self._asker.catalog.tokenizer, policy.ref.style, policy.ref.space
+        for q in questions:
+            prompt = render_prompt(q.record, side=q.side, form=q.form, style=style, space=space, others=q.others)
+            self._asker.refuse_long_prompt("scenario and options", prompt.text)
         examples = encode_options(questions, tokenizer=tokenizer, asking=self._asking(policy))
         for example in examples:
             if isinstance(example, Reject) and example.reason != "too_many_subsets":
@@ -91,6 +107,7 @@ class Chooser:
         style = asked.policy.ref.style
         prompt = style.frame.opening + state_in_message(scenario, asked.lines, style) + style.frame.closing
         texts = [prompt + style.frame.answer_lead + answer for answer in answers]
+        self._asker.refuse_long_prompt("scenario and answers", max(texts, key=len))
         tokenizer = self._asker.catalog.tokenizer
         rows = tokenize(texts, [len(prompt)] * len(texts), [(0, 0)] * len(texts), tokenizer)
         longest, most = max(len(row.ids) for row in rows), self._config.engine.max_length
@@ -100,14 +117,16 @@ class Chooser:
         return branched_example("score", prompts, ends, range(len(rows)))
 
     async def _scored(self, asked: Asked, examples: Sequence[BranchedExample]) -> list[NDArray[np.float32]]:
-        self._refuse_too_many(examples)
         if not examples:
             return []
         self._metrics.tokens.labels("prompt").inc(sum(example.num_tokens for example in examples))
-        return await self._backend.score(examples, asked.policy.source, asked.steering)
+        scores = await self._backend.score(examples, asked.policy.source, asked.steering)
+        if not all(np.isfinite(logps).all() for logps in scores):
+            raise RequestFault(f"{asked.policy.id}: its log-probabilities are no numbers: its weights are damaged")
+        return scores
 
-    def _refuse_too_many(self, examples: Sequence[BranchedExample]) -> None:
-        branches, most = sum(len(example.branches) for example in examples), self._config.limits.branches
+    def _refuse_too_many(self, branches: int) -> None:
+        most = self._config.limits.branches
         if branches > most:
             raise UserError(f"{branches} answers to score, this server takes {most} at once: ask fewer")
 

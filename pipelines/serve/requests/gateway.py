@@ -54,6 +54,6 @@ class Gateway:
         else:
             message = Message(role="user", content=body.scenario)
             request = ChatBody(messages=[message], max_tokens=body.max_tokens, temperature=0)
-            written = self.writer.pieces(self.writer.answer(request, asked), stream=False)
+            written = self.writer.pieces(await self.writer.answer(request, asked), stream=False)
             text = "".join([piece.text async for piece in written])
         return Side(pole=pole, weight=weight, chosen=chosen, text=text, **asked.told)

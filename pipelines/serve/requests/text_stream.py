@@ -1,43 +1,110 @@
 """Tokens in, text out, as it is written: characters that several tokens spell, and stop strings, are waited for."""
 
+import codecs
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
-from tokenizers.decoders import DecodeStream
+from pipelines.serve.engines import Token
+from pipelines.serve.requests.spelling import Spelling
+
+
+@dataclass(frozen=True)
+class Written:
+    """A token with what it adds to the text, in bytes, and the characters of the text before it.
+
+    top: name, bytes and log-probability of the likeliest tokens in its place.
+    """
+
+    token: Token
+    name: str
+    text: bytes
+    top: tuple[tuple[str, bytes, float], ...] = ()
+    offset: int = 0
+
+
+Told = tuple[str, tuple[Written, ...]]  # text that has become certain, with its tokens: joined, they are the text
 
 
 class TextStream:
-    """Decodes one continuation; `stopped` once a stop string was written, which the text never shows."""
+    """Spells one continuation; `stopped` once a stop string was written, which neither text nor tokens show."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], *, lead: str = ""):
-        """tokenizer: a fast transformers tokenizer; lead: left out where the text begins with it."""
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
-        self._stops = tuple(stops)
-        self._held, self._lead = "", lead
+    def __init__(self, spelling: Spelling, stops: Sequence[str], *, lead: str = "", is_begun: bool = False):
+        """lead: left out where the text begins with it; is_begun: whether the tokens go on with a text before them."""
+        self._spelling, self._lead = spelling, lead.encode()
+        self._stops = tuple(stop.encode() for stop in stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._waiting: list[Written] = []
+        self._is_first, self._characters = not is_begun, 0
         self.stopped = False
 
-    def feed(self, token_id: int) -> str:
-        """Return the text that has become certain with this token."""
-        self._held += self._decoder.step(self._tokenizer, token_id) or ""
-        if self._lead and len(self._held) >= len(self._lead):
-            self._held, self._lead = self._held.removeprefix(self._lead), ""
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+    def feed(self, token: Token) -> Told:
+        """Return what has become certain with this token."""
+        self._waiting.append(self._spelled(token))
+        self._leave_out_the_lead()
+        if self._lead:
+            return "", ()
+        held = b"".join(each.text for each in self._waiting)
+        if found := [at for stop in self._stops if (at := held.find(stop)) >= 0]:
             self.stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        certain = 0 if self._lead else len(self._held) - self._undecided()
-        text, self._held = self._held[:certain], self._held[certain:]
-        return text
+            self._cut(min(found))
+            return self._tell(min(found))
+        return self._tell(len(held) - self._undecided(held))
 
-    def rest(self) -> str:
+    def rest(self) -> Told:
         """Return what was held back, when nothing more is written."""
-        text, self._held = self._held, ""
-        return text
+        self._lead = b""
+        text, tokens = self._tell(sum(len(each.text) for each in self._waiting))
+        return text + self._decoder.decode(b"", True), tokens
 
-    def _undecided(self) -> int:
-        """Return how many of the last characters may be the beginning of a stop string."""
-        longest = min(len(self._held), max((len(stop) - 1 for stop in self._stops), default=0))
-        sizes = range(longest, 0, -1)
-        return next((n for n in sizes if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)
+    def _spelled(self, token: Token) -> Written:
+        first, self._is_first = self._is_first, False
+
+        def spelled(token_id: int) -> bytes:
+            return self._spelling.bytes_of(token_id, is_first=first)
+
+        top = tuple((self._spelling.name(id), spelled(id), logprob) for id, logprob in token.top)
+        return Written(token, self._spelling.name(token.id), spelled(token.id), top)
+
+    def _leave_out_the_lead(self) -> None:
+        held, lead = b"".join(each.text for each in self._waiting), self._lead
+        if len(held) < len(lead) and lead.startswith(held):
+            return  # not decided yet
+        self._lead = b""
+        if held.startswith(lead):
+            for place, each in enumerate(self._waiting):
+                self._waiting[place], lead = _without(each, lead), lead[len(each.text) :]
+
+    def _cut(self, length: int) -> None:
+        """Drop what is written after these bytes."""
+        kept = []
+        for each in self._waiting:
+            if length > 0:
+                kept.append(replace(each, text=each.text[:length]))
+            length -= len(each.text)
+        self._waiting = kept
+
+    def _tell(self, certain: int) -> Told:
+        """Give away the tokens that lie within so many bytes."""
+        texts, tokens = [], []
+        while self._waiting and len(self._waiting[0].text) <= certain:
+            each = self._waiting.pop(0)
+            certain -= len(each.text)
+            tokens.append(replace(each, offset=self._characters))
+            texts.append(self._decoder.decode(each.text))
+            self._characters += len(texts[-1])
+        return "".join(texts), tuple(tokens)
+
+    def _undecided(self, held: bytes) -> int:
+        """Return how many of the last bytes may be the beginning of a stop string."""
+        longest = min(len(held), max((len(stop) - 1 for stop in self._stops), default=0))
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0)
+
+
+def _without(each: Written, lead: bytes) -> Written:
+    """Return a token without the part of the lead that it holds; so for those in its place that begin with it."""
+    held = lead[: len(each.text)]
+    if not held:
+        return each
+    words = held.decode("utf-8", "replace")
+    top = tuple((name.removeprefix(words), text.removeprefix(held), logprob) for name, text, logprob in each.top)
+    return replace(each, text=each.text.removeprefix(held), name=each.name.removeprefix(words), top=top)

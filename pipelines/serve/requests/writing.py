@@ -6,15 +6,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pft_core.encoding import tokenize_prompts
+from pft_core.encoding import tokenize, tokenize_prompts
 from pft_core.errors import UserError
 from pft_core.prompts import render_chat, state_in_message
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import Backend, GenerationRequest, Sampling, Token
+from pipelines.serve.engines import Backend, GenerationRequest, Sampling, Step
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.requests.asking import Asked, Asker, TooLongError
 from pipelines.serve.requests.bodies import ChatBody, CompletionBody, Message, SamplingBody
-from pipelines.serve.requests.text_stream import TextStream
+from pipelines.serve.requests.in_context import InContext, in_context
+from pipelines.serve.requests.spelling import Spelling
+from pipelines.serve.requests.text_stream import TextStream, Told, Written
 
 LEAST_TEMPERATURE = 1e-5
 
@@ -23,13 +25,29 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one continuation (`index` of n): text that has become certain, and the tokens that were written."""
+    """A part of one continuation (`index` of n): text that has become certain, with its tokens.
+
+    num_written: tokens that the engine wrote for it, those included that a stop string leaves out.
+    """
 
     index: int
     text: str
-    tokens: tuple[Token, ...]
+    tokens: tuple[Written, ...]
     finish_reason: str | None
     cached_tokens: int = 0
+    num_written: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One continuation on its way.
+
+    lead: what is written before the answer, and is no part of it; is_begun: whether the text goes on with the prompt's.
+    """
+
+    request: GenerationRequest
+    lead: str
+    is_begun: bool
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,21 @@ class Continuation:
     """Prompts on their way: what is asked of the engine, n times each."""
 
     asked: Asked
-    runs: tuple[GenerationRequest, ...]  # of the first prompt all n, then of the next
+    runs: tuple[Run, ...]  # of the first prompt all n, then of the next
     prompt_tokens: int
     stops: tuple[str, ...]
-    lead: str  # what the frame writes before an answer, and is no part of it
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.runs[0].request.sampling
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt as text and as tokens."""
+
+    text: str
+    ids: TokenIds
 
 
 class Writer:
@@ -48,6 +77,7 @@ class Writer:
 
     def __init__(self, config: ServeConfig, asker: Asker, backend: Backend, metrics: Metrics):
         self._config, self._asker, self._backend, self._metrics = config, asker, backend, metrics
+        self._spelling = Spelling(self._tokenizer)
 
     @property
     def _tokenizer(self) -> Any:
@@ -56,29 +86,54 @@ class Writer:
     async def chat(self, body: ChatBody) -> Continuation:
         """Return what a chat asks of the engine."""
         asked = await self._asker.asked(body.model, body.preference)
-        return self.answer(body, asked)
+        return await self.answer(body, asked)
 
-    def answer(self, body: ChatBody, asked: Asked) -> Continuation:
+    async def answer(self, body: ChatBody, asked: Asked) -> Continuation:
         """Return what a chat asks, where it is known who is asked."""
         self._refuse_mixed(asked)
-        return self._continuation(body, asked, self._chat_ids(body.messages, asked))
+        self._refuse_many(body, 1)
+        self._asker.refuse_overlong("messages", *(message.text for message in body.messages))
+        return await self._asker.apart(self._chat, body, asked)
 
     async def complete(self, body: CompletionBody) -> Continuation:
         """Return what a plain completion asks; a preference is stated where the policy's style puts it."""
         asked = await self._asker.asked(body.model, body.preference)
         self._refuse_mixed(asked)
-        return self._continuation(body, asked, *self._prompts(body.prompt, asked))
+        texts = [body.prompt] if isinstance(body.prompt, str) else [p for p in body.prompt if isinstance(p, str)]
+        self._refuse_many(body, len(texts) or 1)
+        for text in texts:
+            self._asker.refuse_overlong("prompt", text)
+        return await self._asker.apart(self._completion, body, texts, asked)
 
-    def _prompts(self, prompt: str | list[int] | list[str], asked: Asked) -> list[TokenIds]:
-        texts = [prompt] if isinstance(prompt, str) else [each for each in prompt if isinstance(each, str)]
-        if texts:
-            return [self._ids(state_in_message(text, asked.lines, asked.policy.ref.style)) for text in texts]
+    def _chat(self, body: ChatBody, asked: Asked) -> Continuation:
+        return self._continuation(body, asked, self._prompted(self._chat_text(body.messages, asked)))
+
+    def _completion(self, body: CompletionBody, texts: Sequence[str], asked: Asked) -> Continuation:
+        style = asked.policy.ref.style
+        prompts = [self._prompted(state_in_message(text, asked.lines, style)) for text in texts]
+        return self._continuation(body, asked, *(prompts or [self._from_ids(body, asked)]))
+
+    def _prompted(self, text: str) -> Prompted:
+        self._asker.refuse_overlong("prompt", text)
+        (ids,) = tokenize_prompts([text], self._tokenizer)
+        return Prompted(text, tuple(int(token) for token in ids))
+
+    def _from_ids(self, body: CompletionBody, asked: Asked) -> Prompted:
         if asked.lines:
             raise UserError("prompt: a preference is stated in text, so give the prompt as text")
-        ids = tuple(int(token) for token in prompt)
+        ids = tuple(int(token) for token in body.prompt)
         if max(ids) >= len(self._tokenizer):
             raise UserError(f"prompt: {max(ids)} is no token id: the vocabulary has {len(self._tokenizer)}")
-        return [ids]
+        return self._with_text(ids) if _choices(body) else Prompted("", ids)
+
+    def _with_text(self, ids: TokenIds) -> Prompted:
+        """Return a prompt that was given in tokens with its text. Raises UserError where that has other tokens."""
+        bos = self._tokenizer.bos_token_id  # comes back by itself where the tokenizer puts it first
+        text = self._tokenizer.backend_tokenizer.decode(ids[ids[0] == bos :], skip_special_tokens=False)
+        found = self._prompted(text)
+        if found.ids != ids:
+            raise UserError("structured_outputs: the prompt's tokens are not those of its text: give it as text")
+        return found
 
     async def pieces(self, continuation: Continuation, *, stream: bool) -> AsyncIterator[Piece]:
         """Run all continuations at once and yield their pieces; stream: as they come."""
@@ -104,7 +159,7 @@ class Writer:
                 if piece is None:
                     left -= 1
                 else:
-                    self._metrics.tokens.labels("completion").inc(len(piece.tokens))
+                    self._metrics.tokens.labels("completion").inc(piece.num_written)
                     self._metrics.tokens.labels("cached").inc(piece.cached_tokens)
                     yield piece
         finally:
@@ -113,23 +168,16 @@ class Writer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, continuation: Continuation, index: int, stream: bool) -> AsyncIterator[Piece]:
-        decoder = TextStream(self._tokenizer, continuation.stops, lead=continuation.lead)
+        run = continuation.runs[index]
+        written = TextStream(self._spelling, continuation.stops, lead=run.lead, is_begun=run.is_begun)
         # A stop string ends the work as soon as it is written.
-        request = replace(continuation.runs[index], stream=stream or bool(continuation.stops))
+        request = replace(run.request, stream=stream or bool(continuation.stops))
         steps: Any = self._backend.generate(request, continuation.asked.policy.source)
         async with aclosing(steps):
             async for step in steps:
-                text, tokens = "", []
-                for token in step.tokens:
-                    tokens.append(token)
-                    text += decoder.feed(token.id)
-                    if decoder.stopped:
-                        break
-                reason = "stop" if decoder.stopped else step.finish_reason
-                if reason is not None and not decoder.stopped:
-                    text += decoder.rest()
-                yield Piece(index, text, tuple(tokens), reason, step.cached_tokens)
-                if reason is not None:
+                piece = _piece(index, step, written)
+                yield piece
+                if piece.finish_reason is not None:
                     return
 
     def _refuse_mixed(self, asked: Asked) -> None:
@@ -138,17 +186,21 @@ class Writer:
                 "preference: text between two poles needs a recipe with `ends`; /v1/choose mixes probabilities instead"
             )
 
-    def _chat_ids(self, messages: Sequence[Message], asked: Asked) -> TokenIds:
-        """Tokenise a chat: the last message holds the preference, earlier ones stand before it."""
+    def _refuse_many(self, body: SamplingBody, num_prompts: int) -> None:
+        count, most = (body.n or 1) * num_prompts, self._config.limits.completions
+        if count > most:
+            raise UserError(f"n={body.n or 1} of {num_prompts} prompts: this server writes {most} at once")
+
+    def _chat_text(self, messages: Sequence[Message], asked: Asked) -> str:
+        """Render a chat: the last message holds the preference, earlier ones stand before it."""
         style = asked.policy.ref.style
         last = state_in_message(messages[-1].text, asked.lines, style)
         if len(messages) > 1 and not style.frame.answer_lead:  # a chat template's frame
             turns = [{"role": m.role, "content": m.text} for m in messages[:-1]] + [{"role": "user", "content": last}]
             try:
-                text = render_chat(self._tokenizer, turns)
+                return render_chat(self._tokenizer, turns)
             except Exception as error:  # a template is code of its own, and refuses as it likes
                 raise UserError(f"messages: the model's chat template refuses them ({error})") from None
-            return self._ids(text)
         before = ""
         for message in messages[:-1]:
             frame = style.frame
@@ -156,35 +208,41 @@ class Writer:
                 "user": frame.opening + message.text + frame.closing,
                 "assistant": frame.answer_lead + message.text + "\n",
             }.get(message.role, message.text + "\n")
-        return self._ids(before + style.frame.opening + last + style.frame.closing)
+        return before + style.frame.opening + last + style.frame.closing
 
-    def _ids(self, text: str) -> TokenIds:
-        (ids,) = tokenize_prompts([text], self._tokenizer)
-        return tuple(int(token) for token in ids)
-
-    def _continuation(self, body: SamplingBody, asked: Asked, *prompts: TokenIds) -> Continuation:
-        if not all(prompts):
+    def _continuation(self, body: SamplingBody, asked: Asked, *prompts: Prompted) -> Continuation:
+        if not all(prompt.ids for prompt in prompts):
             raise UserError("prompt: holds no token: give some text")
-        count, most = (body.n or 1) * len(prompts), self._config.limits.completions
-        if count > most:
-            raise UserError(f"n={body.n or 1} of {len(prompts)} prompts: this server writes {most} at once")
-        choices = self._choices(body, asked)
-        runs = tuple(run for prompt in prompts for run in self._runs(body, prompt, choices, asked))
-        return Continuation(asked, runs, sum(map(len, prompts)), tuple(body.stops), _lead(body, asked))
+        runs = tuple(run for prompt in prompts for run in self._runs(body, prompt, asked))
+        return Continuation(asked, runs, sum(len(prompt.ids) for prompt in prompts), tuple(body.stops))
 
-    def _runs(
-        self, body: SamplingBody, prompt: TokenIds, choices: tuple[TokenIds, ...], asked: Asked
-    ) -> Iterator[GenerationRequest]:
+    def _runs(self, body: SamplingBody, prompt: Prompted, asked: Asked) -> Iterator[Run]:
         sampling = Sampling(
-            max_tokens=self._max_tokens(body, len(prompt)),
+            max_tokens=self._max_tokens(body, len(prompt.ids)),
             temperature=_temperature(body),
             top_p=body.top_p or 1.0,
             logprobs=_num_logprobs(body),
-            choices=choices,
         )
+        ids, lead, is_begun = prompt.ids, _lead(body, asked), isinstance(body, CompletionBody)
+        if choices := _choices(body):
+            found = self._in_context(prompt, lead, choices)
+            ids, lead, is_begun = found.prompt_ids, found.lead, True
+            sampling = replace(sampling, choices=found.choices)
         for i in range(body.n or 1):
             seed = None if body.seed is None else (body.seed + i) % 2**63
-            yield GenerationRequest(prompt, replace(sampling, seed=seed), asked.steering)
+            yield Run(GenerationRequest(ids, replace(sampling, seed=seed), asked.steering), lead, is_begun)
+
+    def _in_context(self, prompt: Prompted, lead: str, choices: Sequence[str]) -> InContext:
+        """Return the choices in the tokens that they have after the prompt."""
+        texts, at = [prompt.text + lead + choice for choice in choices], len(prompt.text)
+        rows = tokenize(texts, [at] * len(texts), [(0, 0)] * len(texts), self._tokenizer)
+        found = in_context(prompt.ids, [row.ids[:-1].tolist() for row in rows])
+        special = set(self._tokenizer.all_special_ids)
+        for choice, ids in zip(choices, found.choices, strict=True):
+            if special.intersection(ids):
+                raise UserError(f"structured_outputs: {choice[:80]!r} holds a special token, which is never shown")
+        again = b"".join(map(self._spelling.bytes_of, prompt.ids[len(found.prompt_ids) :])).decode("utf-8", "replace")
+        return replace(found, lead=again + lead)
 
     def _max_tokens(self, body: SamplingBody, prompt_tokens: int) -> int:
         room = self._config.engine.max_length - prompt_tokens
@@ -198,16 +256,24 @@ class Writer:
             raise UserError(f"max_tokens={wanted}: this server writes {self._config.limits.max_tokens}")
         return wanted or min(self._config.limits.default_max_tokens, room)
 
-    def _choices(self, body: SamplingBody, asked: Asked) -> tuple[TokenIds, ...]:
-        if body.structured_outputs is None:
-            return ()
-        texts = [_lead(body, asked) + choice for choice in body.structured_outputs.choice]
-        ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        special = set(self._tokenizer.all_special_ids)
-        for choice, row in zip(body.structured_outputs.choice, ids, strict=True):
-            if special.intersection(row):
-                raise UserError(f"structured_outputs: {choice[:80]!r} holds a special token, which is never shown")
-        return tuple(tuple(map(int, row)) for row in ids)
+
+def _piece(index: int, step: Step, written: TextStream) -> Piece:
+    """Return what a step adds to the text; after a stop string, nothing."""
+    told: list[Told] = []
+    fed = 0
+    while fed < len(step.tokens) and not written.stopped:
+        told.append(written.feed(step.tokens[fed]))
+        fed += 1
+    reason = "stop" if written.stopped else step.finish_reason
+    if reason is not None:
+        told.append(written.rest())
+    text = "".join(text for text, _ in told)
+    tokens = tuple(token for _, tokens in told for token in tokens)
+    return Piece(index, text, tokens, reason, step.cached_tokens, fed)
+
+
+def _choices(body: SamplingBody) -> list[str]:
+    return (body.structured_outputs and body.structured_outputs.choice) or []
 
 
 def _lead(body: SamplingBody, asked: Asked) -> str:
@@ -224,4 +290,5 @@ def _temperature(body: SamplingBody) -> float:
 def _num_logprobs(body: SamplingBody) -> int | None:
     if isinstance(body, ChatBody):
         return (body.top_logprobs or 0) if body.logprobs else None
-    return body.logprobs if isinstance(body, CompletionBody) else None
+    # `false` is no number of tokens: none are asked for.
+    return body.logprobs if isinstance(body, CompletionBody) and body.logprobs is not False else None

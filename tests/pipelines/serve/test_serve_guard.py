@@ -89,13 +89,18 @@ class Fence:
         return [(b"authorization", f"Bearer {self.secret}".encode())]
 
 
-def fence(tmp_path: Path, *, keyed: bool = True, pace: int | None = None, **limits: Any) -> Fence:
+def fence(
+    tmp_path: Path,
+    *,
+    keyed: bool = True,
+    pace: int | None = None,
+    scaling: ReplicaSettings | None = None,
+    **limits: Any,
+) -> Fence:
     file = tmp_path / "keys.json"
     secret = add_key(file, "ann", requests_per_minute=pace) if keyed else ""
     inside, metrics = Inside(), Metrics()
-    guarded = Guard(
-        inside, LimitsSettings(**limits), KeyRing(file) if keyed else None, metrics, Admission(ReplicaSettings())
-    )
+    guarded = Guard(inside, LimitsSettings(**limits), KeyRing(file) if keyed else None, metrics, Admission(scaling))
     return Fence(Observed(guarded, metrics, ROUTES, tells_id=True), inside, metrics, secret)
 
 
@@ -267,6 +272,51 @@ def test_the_recipes_pace_holds_for_a_key_without_one_and_not_for_probes(tmp_pat
     assert [ask(paced.app, headers=paced.key).status for _ in range(2)] == [200, 429]
     assert ask(paced.app, "/healthz").status == 200
     assert ask(paced.app).status == 401  # a stranger is not told of the pace
+
+
+# --- places
+
+
+async def held(some: Fence, path: str, count: int, *, method: str = "POST") -> list[int]:
+    """Send requests that are all inside at once; return their statuses."""
+    statuses, inside = [], asyncio.Event()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+            await inside.wait()
+
+    asked = {**scope(path, some.key), "method": method}
+    tasks = [asyncio.create_task(some.app(asked, receive, send)) for _ in range(count)]
+    await asyncio.sleep(0.05)
+    inside.set()
+    await asyncio.gather(*tasks)
+    return statuses
+
+
+def test_a_key_has_so_many_requests_in_flight_and_no_more(tmp_path: Path) -> None:
+    some = fence(tmp_path, requests_in_flight_per_key=2)
+    assert asyncio.run(held(some, "/v1/choose", 4)) == [200, 200, 429, 429]
+    assert asyncio.run(held(some, "/v1/choose", 2)) == [200, 200], "an answer gives its place back"
+    assert 'pft_rejected_total{reason="in_flight"} 2.0' in exposed(some)
+    other = add_key(tmp_path / "keys.json", "bob")
+
+    async def both() -> list[int]:
+        mine, another = held(some, "/", 2), held(Fence(some.app, some.inside, some.metrics, other), "/", 2)
+        return [status for statuses in await asyncio.gather(mine, another) for status in statuses]
+
+    some.app._app._keys._checked -= 10  # the ring looks at its file again
+    assert asyncio.run(both()) == [200] * 4
+
+
+@pytest.mark.parametrize(("path", "statuses"), [("/v1/models", [200, 429]), ("/v1/models/x", [200, 429]),
+                                                ("/metrics", [200, 200])])  # fmt: skip
+def test_what_reads_weights_takes_a_place(tmp_path: Path, path: str, statuses: list[int]) -> None:
+    one = fence(tmp_path, scaling=ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
+    assert asyncio.run(held(one, path, 2, method="GET")) == statuses
 
 
 # --- request ids, metrics, streams

@@ -1,0 +1,187 @@
+"""Models, tokenizers and adapters that users bring: served rightly, or refused at start; never a dead replica."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from pft_core.errors import UserError
+from pft_core.policies.model import load_base
+from pft_core.policies.pretrained import load_tokenizer
+from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame
+from pipelines.serve.engines.engine import GenerationRequest, RequestFault, Sampling
+from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
+from pipelines.serve.policies.adapters import LoadedAdapter
+from pipelines.serve.policies.catalog import Catalog
+from tests.builders import random_trees
+from tests.pipelines.serve.brought import byte_fallback, byte_level, save
+from tests.serving import CPU, LocalServer, serve_config, write_policy
+
+
+def start(model: Path) -> TransformersEngine:
+    return TransformersEngine(TransformersSettings(str(model), "fp32", "cpu", 8, 512, 2))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_a_model_whose_cache_is_not_plain_keys_and_values_is_refused_at_start(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"not plain keys and values \\({kind}"):
+        start(save(tmp_path, byte_level(), kind))
+
+
+def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<|pref|>"], special_tokens=True)
+    with pytest.raises(UserError, match=r"'<\|pref\|>' has id \d+: use the model's own tokenizer"):
+        start(save(tmp_path, tokenizer, rows=rows))
+
+
+# --- a tokenizer with byte fallback, in the template of Llama-2
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    root = tmp_path_factory.mktemp("fallback")
+    base = save(root / "base", byte_fallback())
+    frame = chat_frame(load_tokenizer(str(base)))
+    policy = write_policy(root / "policy", base, seed=1, style=PromptStyle(frame=frame))
+    plain = write_policy(root / "plain", base, seed=2, style=PromptStyle(frame=Frame()))
+    config = serve_config(policy, root / "cache", adapters={"plain": str(plain)}, engine={"max_length": 512})
+    with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def chat(client: httpx.Client, **body: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "Shall I go 🙂 at once?"}]
+    answer = client.post("/v1/chat/completions", json={"messages": messages, **body})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def joined(logprobs: Any) -> str:
+    return bytes(byte for token in logprobs["content"] for byte in token["bytes"]).decode(errors="replace")
+
+
+@pytest.mark.parametrize("model", ["policy", "plain"])
+def test_bytes_that_are_no_characters_break_no_answer_and_no_stream(fallback: httpx.Client, model: str) -> None:
+    for seed in range(6):
+        body = {"model": model, "temperature": 2, "seed": seed, "max_tokens": 40, "n": 4, "logprobs": True}
+        choices = chat(fallback, **body).json()["choices"]
+        assert [joined(choice["logprobs"]) for choice in choices] == [c["message"]["content"] for c in choices]
+        lines = chat(fallback, **body, stream=True).text.split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""]
+        texts = [""] * 4
+        for line in lines[:-2]:
+            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                texts[choice["index"]] += choice["delta"]["content"]
+        assert texts == [choice["message"]["content"] for choice in choices]
+
+
+@pytest.mark.parametrize("model", ["policy", "plain"])
+def test_a_forced_choice_is_written_in_the_tokens_that_are_scored(fallback: httpx.Client, model: str) -> None:
+    for choice in ("yes", "go on 🙂", "naïve"):
+        scores = {"model": model, "scenario": "Shall I go 🙂 at once?", "answers": [choice]}
+        (scored,) = fallback.post("/v1/score", json=scores).json()["results"][0]["answers"]
+        forced = {"model": model, "structured_outputs": {"choice": [choice]}, "logprobs": True, "max_tokens": 60}
+        (written,) = chat(fallback, **forced).json()["choices"]
+        assert (written["message"]["content"], joined(written["logprobs"])) == (choice, choice)
+        # The score holds the end of the text too.
+        assert len(written["logprobs"]["content"]) == scored["num_tokens"] - 1
+        assert sum(token["logprob"] for token in written["logprobs"]["content"]) >= scored["logprob"]
+
+
+def test_after_a_stop_string_log_probabilities_end_where_the_text_ends(fallback: httpx.Client) -> None:
+    body = {"structured_outputs": {"choice": ["The town has a plan"]}, "logprobs": True, "stop": ["n has"]}
+    (choice,) = chat(fallback, **body).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("The tow", "stop")
+    assert joined(choice["logprobs"]) == "The tow"
+    plain = {"prompt": "Answer: ", "logprobs": 2, "max_tokens": 30, "stop": ["n has"]}
+    plain["structured_outputs"] = body["structured_outputs"]
+    (choice,) = fallback.post("/v1/completions", json=plain).json()["choices"]
+    assert choice["text"] == "The tow"
+    assert choice["logprobs"]["text_offset"][-1] < len("The tow")
+
+
+def test_a_prompt_in_tokens_has_its_choices_in_its_context(fallback: httpx.Client) -> None:
+    told = []
+    for prompt in ("Answer: ", byte_fallback()("Answer: ")["input_ids"]):
+        body = {"prompt": prompt, "structured_outputs": {"choice": ["yes", "no"]}, "temperature": 0, "logprobs": 0}
+        told += fallback.post("/v1/completions", json=body).json()["choices"]
+    assert told[0] == told[1]
+    assert told[0]["text"] in ("yes", "no")
+
+
+# --- adapters
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "use_dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "bias=lora_only": {"bias": "lora_only"},
+    "lora_bias": {"lora_bias": True},
+    "trainable_token_indices": {"trainable_token_indices": [5, 6]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_that_no_engine_batches_is_refused_by_its_kind(tiny_qwen2: Path, tmp_path: Path, kind: str) -> None:
+    policy = write_policy(tmp_path / "policy", tiny_qwen2, seed=1)
+    base: Any = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **KINDS[kind])
+    shutil.rmtree(policy / "adapter")
+    get_peft_model(base, config).save_pretrained(policy / "adapter")
+    with pytest.raises(UserError, match=f"no plain LoRA adapter .*{kind}"):
+        Catalog(serve_config(policy, tmp_path / "cache"), load_tokenizer)
+    engine = start(tiny_qwen2)
+
+    async def ask() -> None:
+        with pytest.raises(UserError, match=kind):
+            await engine.score(random_trees(1), LoadedAdapter("a@000000000000", policy / "adapter"))
+        await engine.check()
+        await engine.score(random_trees(1), None)
+        await engine.close()
+
+    asyncio.run(ask())
+
+
+def test_an_adapter_without_numbers_fails_its_own_requests_only(tiny_qwen2: Path, tmp_path: Path) -> None:
+    policies = [write_policy(tmp_path / name, tiny_qwen2, seed=1) for name in ("policy", "damaged")]
+    weights = policies[1] / "adapter" / "adapter_model.safetensors"
+    save_file({name: torch.full_like(t, float("nan")) for name, t in load_file(weights).items()}, weights)
+    config = serve_config(policies[0], tmp_path / "cache", adapters={"damaged": str(policies[1])})
+    with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        body = {"model": "damaged", "prompt": "The town", "max_tokens": 3}
+        assert client.post("/v1/completions", json=body).status_code == 500
+        for stream in (False, True):
+            answer = client.post("/v1/completions", json={**body, "stream": stream})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        score = {"model": "damaged", "scenario": "x", "answers": ["a"]}
+        assert client.post("/v1/score", json=score).status_code == 500
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/v1/completions", json={**body, "model": "policy"}).status_code == 200
+
+
+def test_what_fails_while_a_prompt_is_read_fails_its_own_requests_only(tiny_qwen2: Path) -> None:
+    engine = start(tiny_qwen2)
+
+    async def text(prompt: list[int]) -> int:
+        request = GenerationRequest(prompt, Sampling(4, temperature=0))
+        return len([step async for step in engine.generate(request, None)])
+
+    async def ask() -> None:
+        long = asyncio.create_task(text([5, 6, 7]))
+        with pytest.raises(RequestFault, match="its log says why"):
+            await text([5, 10_000])  # no token of the model's
+        assert await long == 4
+        await engine.check()
+        await engine.close()
+
+    asyncio.run(ask())
