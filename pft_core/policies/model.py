@@ -20,7 +20,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from pft_core.errors import UserError
 from pft_core.files import whole_folder
-from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder
+from pft_core.policies.pretrained import (
+    first_line,
+    load_errors,
+    load_tokenizer,
+    local_folder,
+    place_of_model,
+    public_name,
+)
 from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,7 +44,10 @@ def load_base(
     local_folder(name_or_path)
     with load_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=DTYPES[precision], trust_remote_code=False, output_loading_info=True
+            place_of_model(name_or_path),
+            dtype=DTYPES[precision],
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     model: Any = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
@@ -116,6 +126,7 @@ def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, up
     save_file({name: weight.contiguous() for name, weight in weights.items()}, file, metadata={"format": "pt"})
     config: Any = copy.copy(model.peft_config["default"])
     config.inference_mode = True
+    config.base_model_name_or_path = public_name(config.base_model_name_or_path or "")
     # A set would be written in another order by every process, and the folder's hash with it.
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))

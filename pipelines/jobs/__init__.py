@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipelines.jobs.runner import (
         CONFIG_NAME,
         JOB_NAME,
+        config_identity,
         data_digests,
         finished_result,
         remove_run,
