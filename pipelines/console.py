@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 console = Console(stderr=True)
 
 
-def reserve_stdout() -> Callable[[dict[str, Any]], None]:
-    """Point fd 1 at stderr for the rest of the process and return the function that writes the result.
+def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
+    """Point fd 1 at stderr for the rest of the process; return what it was, and the function that writes the result.
 
     It is done on the file descriptor, since libraries, C++ and child processes print past `sys.stdout`; it is never
     undone, since Ray prints once more while the process exits, and the result must stay the last line.
@@ -30,7 +30,7 @@ def reserve_stdout() -> Callable[[dict[str, Any]], None]:
         with os.fdopen(result_fd, "w", encoding="utf-8") as stdout:
             print(json.dumps(result, ensure_ascii=False), file=stdout)
 
-    return write_result
+    return result_fd, write_result
 
 
 def one_table(rows: Iterable["EvaluationRow"]) -> Table:

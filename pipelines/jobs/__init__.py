@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pipelines.jobs.code import code_digest, commit
     from pipelines.jobs.lock import locked
     from pipelines.jobs.mistakes import unwrap_user_error
+    from pipelines.jobs.nodes import on_this_node, wait_for_the_head
+    from pipelines.jobs.restart import missing_code, start_again
     from pipelines.jobs.runner import (
         CONFIG_NAME,
         JOB_NAME,

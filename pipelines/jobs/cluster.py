@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.console import console
+from pipelines.jobs.nodes import watch_nodes
 
 
 def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
@@ -68,6 +69,7 @@ def join_cluster(address: str) -> None:
             f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and RAY_AUTH_MODE=token "
             "with the cluster's RAY_AUTH_TOKEN where it asks for one"
         ) from None
+    watch_nodes(address)
 
 
 def refuse_silent_address(address: str) -> None:
