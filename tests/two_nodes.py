@@ -18,6 +18,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).with_name("ray")
 SECONDS = 120.0
+JOINED = """
+import time, ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+while sum(node["Alive"] for node in ray.nodes()) < 2: time.sleep(0.1)
+"""
 
 
 class Cluster:
@@ -42,7 +47,9 @@ class Cluster:
         until(lambda: answers(self.port), self.nodes[-1])
 
     def join(self, *, num_cpus: int) -> None:
+        """Start a node, and wait until the head counts it."""
         self._start(f"--address=127.0.0.1:{self.port}", num_cpus=num_cpus)
+        subprocess.run([sys.executable, "-c", JOINED], env=self.env, timeout=SECONDS, check=True)
 
     def _start(self, *arguments: str, num_cpus: int) -> None:
         command = [str(RAY), "start", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}", *arguments]

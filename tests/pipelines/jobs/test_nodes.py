@@ -12,13 +12,12 @@ from pft_core.files import file_sha256
 from tests.builders import record, write_dataset
 from tests.two_nodes import Cluster, cluster, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.own_ray, pytest.mark.timeout(1800)]
 
 DRIVER = """
 import sys, time, ray
 from pipelines.jobs import ensure_ray, on_this_node
 ensure_ray()
-while sum(node["Alive"] for node in ray.nodes()) < 2: time.sleep(0.1)
 class Where:
     def node(self): return ray.get_runtime_context().get_node_id()
 own = [ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Where).remote() for _ in range(2)]
@@ -48,7 +47,7 @@ def test_a_lost_node_is_a_line_and_a_lost_head_one_message_and_exit_2(tmp_path: 
 
 def recipe_in(folder: Path, model: Path) -> Path:
     data = write_dataset(folder / "data", [record(n) for n in range(40)])
-    train = {"pairs_per_step": 4, "max_steps": 300, "lr": 1e-2, "precision": "fp32", "checkpoint_every": 20}
+    train = {"pairs_per_step": 4, "max_steps": 160, "lr": 1e-2, "precision": "fp32", "checkpoint_every": 10}
     recipe = folder / "recipe.yaml"
     lora = {"r": 4, "alpha": 8}
     chosen = {"name": "r", "data": str(data), "model": str(model), "train": train, "lora": lora}
@@ -108,4 +107,4 @@ def test_whatever_is_lost_but_the_head_the_adapter_is_the_same_and_a_new_cluster
     assert results[-1]["resumed_from"] > 0
     for result in results:
         steps = [json.loads(line)["step"] for line in (Path(result["run_dir"]) / "metrics.jsonl").open()]
-        assert steps == list(range(1, 301))
+        assert steps == list(range(1, 161))
