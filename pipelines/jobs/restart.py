@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pft_core.errors import UserError
+
 CODE = Path(__file__).resolve().parents[2]
 STARTED_AGAIN = "PFT_STARTED_AGAIN"
 UNPACKED_WITHIN_S = 30.0
@@ -31,9 +33,10 @@ def _packages() -> set[Path]:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     each: BaseException | None = error
-    while each is not None:
+    # What a UserError was made of has been said already, and in its own words.
+    while each is not None and not isinstance(each, UserError):
         yield each
-        each = each.__cause__ or each.__context__
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
 
 
 def start_again(missing: str, *, stdout: int) -> None:

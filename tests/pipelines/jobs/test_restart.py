@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pft_core.errors import UserError
 from pipelines.jobs.restart import CODE, missing_code
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,6 +22,9 @@ def test_only_this_code_counts_as_missing() -> None:
     assert missing_code(wrapped) == "pipelines.train"
     assert missing_code(FileNotFoundError(2, "No such file or directory", "/data/a.jsonl")) is None
     assert missing_code(ModuleNotFoundError("No module named 'own'", name="own")) is None
+    said = UserError("plugin own.py: does not import")
+    said.__cause__ = ModuleNotFoundError("No module named 'pipelines.own'", name="pipelines.own")
+    assert missing_code(said) is None
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
