@@ -12,10 +12,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import aiohttp
 import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
@@ -35,9 +37,12 @@ from pft_core.errors import UserError, did_you_mean
 
 POLL_SECONDS = 0.5
 AGENT_SECONDS = 60.0
+CLUSTER_SILENT_S = 10.0
+SILENCE = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises where nobody answers
 SHOWN_LINES = 20
 
 
+INPUTS = ("data", "validation_data", "model")
 Role = Literal["recipe", "plugin", "override", "output", "path"]
 
 
@@ -161,11 +166,17 @@ def _with_storage(given: list[Given], verb: JobVerb) -> list[Given]:
         stores = [
             str(place) for name in _values_of("recipe", given, verb) if (place := top_of(Path(name)).get("storage"))
         ]
-        first = f"storage={stores[0] if stores else 'runs'}"
-        return [replace(g, values=(first, *g.values)) if verb.roles.get(g.name) == "override" else g for g in given]
+        first = (f"storage={stores[0] if stores else 'runs'}", *_inputs_of(_values_of("recipe", given, verb)))
+        return [replace(g, values=(*first, *g.values)) if verb.roles.get(g.name) == "override" else g for g in given]
     if verb.stores == "option" and all(parameter.option != "--storage" for parameter in given):
         return [*given, Given("storage", "--storage", ("runs",))]
     return given
+
+
+def _inputs_of(recipes: list[str]) -> list[str]:
+    """Overrides that say where the data and the model of a recipe lie: a job would look in its copy of the code."""
+    named = [(key, str(value)) for name in recipes for key, value in top_of(Path(name)).items() if key in INPUTS]
+    return [f"{key}={value}" for key, value in named if os.path.exists(value) and not os.path.isabs(value)]
 
 
 def _placed(given: Given, verb: JobVerb) -> Given:
@@ -297,8 +308,31 @@ def attempts(name: str) -> Iterator[str]:
 
 
 def follow(client: JobSubmissionClient, submission_id: str) -> JobStatus:
-    """Copy the job's log to stderr until it ends; interrupted, the job itself goes on."""
+    """Copy the job's log to stderr until it ends; interrupted, the job itself goes on.
 
+    Raises UserError where the cluster is gone.
+    """
+    while True:
+        try:
+            return _followed(client, submission_id)
+        except SILENCE as error:
+            _wait_for_an_answer(client, submission_id, error)
+
+
+def _wait_for_an_answer(client: JobSubmissionClient, submission_id: str, error: Exception) -> None:
+    until = time.monotonic() + CLUSTER_SILENT_S
+    while time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        with suppress(*SILENCE):
+            client.get_job_status(submission_id)
+            return
+    raise UserError(
+        f"{submission_id}: the cluster no longer answers ({str(error).partition(chr(10))[0]}): start one, and the same "
+        "command goes on with what is stored"
+    )
+
+
+def _followed(client: JobSubmissionClient, submission_id: str) -> JobStatus:
     async def tail() -> None:
         async for text in client.tail_job_logs(submission_id):
             print(text, end="", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
+from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import place_of
 from pipelines.strict import build
 
@@ -65,14 +66,19 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
+        stdout: int | None = None
         try:
-            write_result = reserve_stdout()
+            stdout, write_result = reserve_stdout()
             result = function(*args, **kwargs)
             write_result(result)
         except KeyboardInterrupt:
             print("interrupted: the same command continues", file=sys.stderr)
             raise typer.Exit(130) from None
         except Exception as error:
+            if stdout is not None and (missing := missing_code(error)):
+                start_again(missing, stdout=stdout)
+                print(f"error: {missing} is gone while it runs: the same command goes on", file=sys.stderr)
+                raise typer.Exit(2) from None
             from pipelines.jobs import unwrap_user_error
 
             mistake = unwrap_user_error(error)

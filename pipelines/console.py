@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 console = Console(stderr=True)
 
 
-def reserve_stdout() -> Callable[[dict[str, Any]], None]:
-    """Point fd 1 at stderr for the rest of the process and return the function that writes the result.
+def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
+    """Point fd 1 at stderr for the rest of the process; return what it was, and the function that writes the result.
 
     It is done on the file descriptor, since libraries, C++ and child processes print past `sys.stdout`; it is never
     undone, since Ray prints once more while the process exits, and the result must stay the last line.
@@ -42,7 +42,7 @@ def reserve_stdout() -> Callable[[dict[str, Any]], None]:
         except OSError as error:
             raise UserError(f"stdout: {error.strerror}: the result is not written there; it is {text}") from None
 
-    return write_result
+    return result_fd, write_result
 
 
 def one_table(rows: Iterable["EvaluationRow"]) -> Table:

@@ -3,18 +3,21 @@
 from pathlib import Path
 
 from pft_core.data import Split
-from pft_core.toyworld import SHIPPED_BASE
-from pipelines.config import TOYWORLD, RunConfig
+from pft_core.policies import TOYWORLD
+from pipelines.config import RunConfig
 from pipelines.prepare import job as prepare
 
 NUM_PER_AXIS: dict[Split, int] = {"train": 1600, "validation": 100, "test": 320}
 
 
 def with_embedded(config: RunConfig) -> RunConfig:
-    """Replace `toyworld` by the shipped model and data made in the storage folder; local paths become absolute."""
+    """Replace the data `toyworld` by what is made of it in the storage folder; local paths become absolute.
+
+    The model of that name stays a name: where it lies is another place on every machine, and in every job's upload.
+    """
     return config.model_copy(
         update={
-            "model": str(SHIPPED_BASE) if config.model == TOYWORLD else absolute(config.model),
+            "model": config.model if config.model == TOYWORLD else absolute(config.model),
             "data": embedded_data(config, "train") if config.data == TOYWORLD else absolute(config.data),
             "validation_data": (
                 embedded_data(config, "validation")

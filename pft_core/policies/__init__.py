@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.policies.identity import base_digest
+    from pft_core.policies.identity import base_digest, model_identity
     from pft_core.policies.model import (
         add_lora,
         checkpoint_activations,
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         with_adapter,
     )
     from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
-    from pft_core.policies.pretrained import load_config, load_tokenizer, refuse_unusable_model
+    from pft_core.policies.pretrained import load_config, load_tokenizer, place_of_model, refuse_unusable_model
     from pft_core.policies.row_positions import follows_length, own_positions
     from pft_core.policies.settings import LoraSettings, Precision
+    from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD
     from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights
 else:
     __getattr__ = lazy_exports(__name__)

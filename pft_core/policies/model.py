@@ -21,7 +21,15 @@ from transformers.pytorch_utils import Conv1D
 
 from pft_core.errors import UserError
 from pft_core.files import whole_folder
-from pft_core.policies.pretrained import first_line, load_errors, load_tokenizer, local_folder, refuse_tokens_beyond
+from pft_core.policies.pretrained import (
+    first_line,
+    load_errors,
+    load_tokenizer,
+    local_folder,
+    place_of_model,
+    public_name,
+    refuse_tokens_beyond,
+)
 from pft_core.policies.row_positions import own_positions
 from pft_core.policies.settings import LoraSettings, Precision
 
@@ -39,7 +47,7 @@ def load_base(
     local_folder(name_or_path)
     with load_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
+            place_of_model(name_or_path),
             dtype=DTYPES[precision],
             trust_remote_code=False,
             output_loading_info=True,
@@ -136,6 +144,7 @@ def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, up
     save_file({name: weight.contiguous() for name, weight in weights.items()}, file, metadata={"format": "pt"})
     config: Any = copy.copy(model.peft_config["default"])
     config.inference_mode = True
+    config.base_model_name_or_path = public_name(config.base_model_name_or_path or "")
     # A set would be written in another order by every process, and the folder's hash with it.
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))

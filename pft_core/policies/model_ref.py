@@ -6,6 +6,7 @@ from pathlib import Path
 from pft_core.data import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
+from pft_core.policies.base_place import BASE_MARKS, found_base, named_base
 from pft_core.prompts import PromptStyle
 
 MODEL_REF_NAME = "model_ref.json"
@@ -15,9 +16,9 @@ MODEL_REF_NAME = "model_ref.json"
 class ModelRef:
     """A trained policy: base model, adapter (LoRA) or own weights (full fine-tuning), and the words it was asked in.
 
-    base: folder or hub name; adapter: folder, or None; weights: folder of a fully fine-tuned model, or None.
-    Folders are absolute, or relative to the folder of the reference. trained_sides: the sides of every axis of
-    `space` that it was trained on.
+    base: folder, hub name, or `toyworld`, which ships with the code; adapter: folder, or None; weights: folder of a
+    fully fine-tuned model, or None. Folders are absolute, or relative to the folder of the reference.
+    trained_sides: the sides of every axis of `space` that it was trained on.
     """
 
     base: str
@@ -30,9 +31,11 @@ class ModelRef:
     data_digest: str
     config_digest: str
     adapter_sha256: str | None
+    base_digest: str | None = None  # of a base without a name, as it is known from reading the reference
 
     def save(self, folder: Path) -> Path:
-        write_json(folder / MODEL_REF_NAME, asdict(self))
+        raw = {key: value for key, value in asdict(self).items() if key != "base_digest"}
+        write_json(folder / MODEL_REF_NAME, raw | named_base(self.base, folder))
         return folder / MODEL_REF_NAME
 
     @staticmethod
@@ -46,6 +49,10 @@ class ModelRef:
             raw["trained_sides"] = tuple(raw["trained_sides"])
             for key in ("adapter", "weights"):
                 raw[key] = str(path.parent / raw[key]) if raw[key] else None
+            marks = raw.pop(BASE_MARKS, {})
+            if raw["base"].startswith("./"):
+                raw["base_digest"] = marks.get("digest")
+            raw["base"] = found_base(raw["base"], marks, path.parent)
             return ModelRef(**raw)
         except (KeyError, TypeError) as error:
             raise UserError(

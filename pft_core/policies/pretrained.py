@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
+from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD
 from pft_core.prompts import cut_at_message, render_source
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     refuse_missing_tokenizer(name_or_path)
+    place = place_of_model(name_or_path)
     with load_errors(name_or_path, "a tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    num_embeddings = _num_embeddings(name_or_path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    num_embeddings = _num_embeddings(place)
     if num_embeddings is not None:
         refuse_tokens_beyond(tokenizer, num_embeddings)
     return tokenizer
@@ -189,17 +191,29 @@ def load_config(name_or_path: str) -> Any:
 
     local_folder(name_or_path)
     with load_errors(name_or_path):
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place_of_model(name_or_path), trust_remote_code=False)
+
+
+def place_of_model(name_or_path: str) -> str:
+    """Return what a loader takes: the folder of the model that ships with the code, anything else as it is."""
+    return str(SHIPPED_BASE) if name_or_path == TOYWORLD else name_or_path
+
+
+def public_name(name_or_path: str) -> str:
+    """Return how an adapter names its base: a folder by its own name, not by its place on somebody's machine."""
+    if Path(name_or_path) == SHIPPED_BASE:
+        return TOYWORLD
+    return Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path
 
 
 def local_folder(name_or_path: str) -> Path | None:
     """Return the folder, or None for a hub name. Raises UserError for a path that leads nowhere, or to code."""
-    path = Path(name_or_path).expanduser()
+    path = Path(place_of_model(name_or_path)).expanduser()
     if path.is_dir():
         _refuse_own_code(path)
         return path
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-        raise UserError(f"model={name_or_path!r}: no such folder")
+        raise UserError(f"model={name_or_path!r}: no such folder: put the model there, or say where it lies")
     return None
 
 

@@ -23,7 +23,7 @@ from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
 from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_eval, asking_job, read_items, untrained
-from pipelines.jobs import finished_result, run_job, unwrap_user_error
+from pipelines.jobs import config_identity, finished_result, run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train import Layers, resolve, train_here
 
@@ -61,7 +61,7 @@ class Cell:
     @property
     def kind(self) -> str:
         """What decides a cell's result besides its last run config and training data."""
-        earlier = [stage.model_dump(exclude={"storage", "tracking"}) for stage in self.stages[:-1]]
+        earlier = [config_identity(stage) for stage in self.stages[:-1]]
         data = [DatasetManifest.load(Path(folder)).data_digest for folder in (self.validation, self.test)]
         parts = [self.method, earlier, data, self.forms, self.test_per_axis, self.base_digest, self.capability_digest]
         return f"cell:{self.name}:{digest(parts)}"

@@ -10,9 +10,9 @@ from pft_core.data import DatasetManifest, PreferenceSpace, read_records
 from pft_core.evaluation import YARDSTICKS
 from pft_core.evaluation import read_items as read_questions
 from pft_core.files import digest
-from pft_core.policies import base_digest
+from pft_core.policies import TOYWORLD, base_digest
 from pft_core.prompts import PromptSettings, PromptStyle
-from pft_core.toyworld import SHIPPED_BASE, make_text_base
+from pft_core.toyworld import make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
 from pipelines.compare.data import SuiteData, released_file, subset
 from pipelines.compare.methods import method as method_named
@@ -20,6 +20,7 @@ from pipelines.compare.stages import stage_configs
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.config import RunConfig
 from pipelines.console import console
+from pipelines.embedded import absolute
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import code_digest, commit
 from pipelines.train import Layers, encoded, resolve
@@ -134,10 +135,8 @@ class SuiteLayers:
 
 def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
     """The model that every method starts from; one of the training texts is made here, where it is not there yet."""
-    if size.base == "toyworld":
-        return str(SHIPPED_BASE)
     if size.base != "text":
-        return size.base
+        return size.base if size.base == TOYWORLD else str(absolute(size.base))
     prompt = PromptSettings(**size.run.get("prompt", {}))
     style = PromptStyle(prompt.condition_position, prompt.answer)
     key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), code_digest()])

@@ -1,5 +1,6 @@
 """Cells on warm Ray actors: as many at once as the resources allow; one that fails does not stop the others."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from pipelines.compare.cells import NO_SEED, Cell, CellActor, finished
 from pipelines.console import console
 
 Result = dict[str, Any]
+MAX_FAILURES = 3  # of the worker of one cell; a node may die, and a cell that starts again goes on where it was
 
 
 def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float]) -> list[Result]:
@@ -25,6 +27,7 @@ def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float
         console.print(f"{len(cells) - len(waiting)} cells are finished already, their results are used again")
     idle = [make() for _ in range(min(at_once, len(waiting)))]
     running: dict[Any, tuple[int, Any]] = {}
+    deaths: Counter[int] = Counter()
     while waiting or running:
         while waiting and idle:
             number, cell = waiting.pop(0)
@@ -33,7 +36,12 @@ def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float
         (done,), _ = ray.wait(list(running), num_returns=1)
         number, actor = running.pop(done)
         results[number], alive = outcome_of(done)
-        idle.append(actor if alive else make())
+        if not alive and deaths[number] < MAX_FAILURES:
+            deaths[number] += 1
+            waiting.append((number, cells[number]))
+        if waiting:
+            idle.append(actor if alive else make())
+        del actor  # one that has nothing to do gives its place to one that waits for it, on what nodes are left
         console.print(progress_line(cells[number], results[number], left=len(waiting) + len(running)), highlight=False)
     return results
 

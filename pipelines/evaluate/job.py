@@ -217,7 +217,7 @@ def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
 def digests_of(ref: ModelRef, data_digest: str) -> dict[str, str | None]:
     """Everything that decides the numbers, so that they can be found again."""
     return {
-        "model": digest(ref.config_digest or ref.base),
+        "model": digest(ref.config_digest or ref.base_digest or ref.base),
         "adapter_sha256": ref.adapter_sha256,
         "data": data_digest,
         "training_data": ref.data_digest or None,

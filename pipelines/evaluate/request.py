@@ -8,7 +8,7 @@ from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, 
 from pft_core.errors import UserError
 from pft_core.evaluation import Asking
 from pft_core.files import file_sha256
-from pft_core.policies import ModelRef
+from pft_core.policies import TOYWORLD, ModelRef, model_identity
 from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
@@ -38,9 +38,9 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
     else:
         model = str(config.model)
         style = ModelTokenizer(model).facts(config.prompt).style
-        base = str(Path(model).resolve()) if Path(model).is_dir() else model
+        base = str(Path(model).resolve()) if model != TOYWORLD and Path(model).is_dir() else model
         space = manifest.space if manifest else PreferenceSpace("none", ())
-        ref = ModelRef(base, None, None, style, space, (), "", "", "", None)
+        ref = ModelRef(base, None, None, style, space, (), "", "", "", None, base_digest=model_identity(base))
     if config.scoring is not None and config.scoring != "generate":
         ref = replace(ref, style=replace(ref.style, answer=config.scoring))
     if config.adapter is not None:

@@ -10,7 +10,18 @@ if TYPE_CHECKING:
     from pipelines.jobs.code import code_digest, commit
     from pipelines.jobs.lock import locked
     from pipelines.jobs.mistakes import unwrap_user_error
-    from pipelines.jobs.runner import CONFIG_NAME, JOB_NAME, data_digests, finished_result, remove_run, run_job, run_key
+    from pipelines.jobs.nodes import on_this_node, wait_for_the_head
+    from pipelines.jobs.restart import missing_code, start_again
+    from pipelines.jobs.runner import (
+        CONFIG_NAME,
+        JOB_NAME,
+        config_identity,
+        data_digests,
+        finished_result,
+        remove_run,
+        run_job,
+        run_key,
+    )
     from pipelines.jobs.unused import UNUSED
 else:
     __getattr__ = lazy_exports(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.console import console
+from pipelines.jobs.nodes import watch_nodes
 
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 LAST_PORT = 65535
@@ -73,6 +74,7 @@ def join_cluster(address: str) -> None:
             f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and RAY_AUTH_MODE=token "
             "with the cluster's RAY_AUTH_TOKEN where it asks for one"
         ) from None
+    watch_nodes(address)
 
 
 def refuse_unusable_environment() -> None:

@@ -10,6 +10,7 @@ import yaml
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import contents, digest, read_json, remove_folder, write_json, write_text
+from pft_core.policies import model_identity
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.jobs.code import code_digest
@@ -23,8 +24,8 @@ CONFIG_NAME = "config.yaml"
 
 METRICS_NAME = "metrics.jsonl"
 
-# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets and plugins
-# count by content, not by place.
+# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets, plugins and
+# models count by content, not by place.
 NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search", "plugins"}
 
 Result = dict[str, Any]
@@ -53,7 +54,7 @@ def run_job(
         job = _job_in(run_dir, key)
         if job.get("status") == "finished":
             console.print(f"{kind}: {run_dir} is finished already, its result is used again (--fresh starts anew)")
-            return dict(job["result"])
+            return _as_it_lies(job["result"], run_dir)
         if job:
             console.print(f"{kind}: continuing in {run_dir}")
         return _execute(config, run, run_dir, {"key": key, "kind": kind, "attempt": job.get("attempt", 0) + 1})
@@ -65,8 +66,20 @@ def finished_result(config: RunConfig, *, kind: str) -> Result | None:
     Raises UserError as `run_job` does for the folder.
     """
     key = run_key(config, kind=kind, data=data_digests(config))
-    job = _job_in(_run_dir(config, key), key)
-    return dict(job["result"]) if job.get("status") == "finished" else None
+    run_dir = _run_dir(config, key)
+    job = _job_in(run_dir, key)
+    return _as_it_lies(job["result"], run_dir) if job.get("status") == "finished" else None
+
+
+def _as_it_lies(result: Result, run_dir: Path) -> Result:
+    """Return a result whose paths are of the folder that it is read in: the run may have been moved since."""
+    was = str(result.get("run_dir", run_dir))
+
+    def moved(value: Any) -> Any:
+        below = isinstance(value, str) and f"{value}/".startswith(f"{was}/")
+        return f"{run_dir}{value[len(was) :]}" if below else value
+
+    return {name: moved(value) for name, value in result.items()}
 
 
 def _run_dir(config: RunConfig, key: str) -> Path:
@@ -120,7 +133,16 @@ def remove_run(run_dir: Path) -> None:
 def run_key(config: RunConfig, *, kind: str, data: Sequence[str | None]) -> str:
     """Return the digest of all that decides a run's result: its kind, config, data and code. data: their digests."""
     code = [code_digest(), *(plugin.digest for plugin in read_plugins(config.plugins))]
-    return digest([kind, config.model_dump(exclude=NOT_IN_KEY), list(data), code])
+    return digest([kind, config_identity(config), list(data), code])
+
+
+def config_identity(config: RunConfig) -> dict[str, Any]:
+    """Return what of a config decides a run's result, the same wherever model, data and storage lie.
+
+    Raises UserError for a model's path that leads nowhere.
+    """
+    model = None if config.model is None else model_identity(config.model)
+    return config.model_dump(exclude=NOT_IN_KEY) | {"model": model}
 
 
 def data_digests(config: RunConfig) -> list[str | None]:

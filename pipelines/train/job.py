@@ -19,7 +19,7 @@ from pft_core.prompts import PromptStyle
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import with_embedded
-from pipelines.jobs import CONFIG_NAME, ensure_ray, refuse_missing_resources, run_job
+from pipelines.jobs import CONFIG_NAME, ensure_ray, on_this_node, refuse_missing_resources, run_job, wait_for_the_head
 from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
@@ -35,6 +35,11 @@ from pipelines.train.worker import train_worker
 CHECKPOINTS = "checkpoints"
 MAX_FAILURES = 3
 PROGRESS_EVERY_S = 1.0
+LOST = "a process beside the workers was lost: going on from the last checkpoint"
+
+
+class MailboxLost(Exception):
+    """The mailbox of a run is gone, and with it metrics that nobody has written yet."""
 
 
 def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) -> dict[str, Any]:
@@ -74,11 +79,25 @@ def train_on_ray(
     layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics.
     Raises UserError for a mistake that a worker met.
     """
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    for _ in range(MAX_FAILURES):
+        with suppress(ray.exceptions.RayActorError, MailboxLost):
+            return trained(run, layers, run_dir, tracker, callbacks)
+        wait_for_the_head()
+        console.print(LOST, style="yellow", soft_wrap=True)
+    return trained(run, layers, run_dir, tracker, callbacks)
+
+
+def trained(
+    run: ResolvedRun, layers: Layers | None, run_dir: Path, tracker: Tracker, callbacks: Sequence[UserCallback]
+) -> tuple[ModelRef, dict[str, Any]]:
+    """As `train_on_ray`, once. Raises RayActorError or MailboxLost where a process of the driver's own was lost."""
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
     result = fit_on_ray(run, layers, run_dir, tracker, mailbox, callbacks=callbacks)
     outcome = result.return_value
     if "error" in outcome:
         raise UserError(outcome["error"])
+    if "lost" in outcome:
+        raise MailboxLost
     best = best_checkpoint(run.config, result)
     layers = layers or ray.get(mailbox.encoded.remote()).layers
     assert layers is not None, "what was not encoded was not trained on"
@@ -154,7 +173,10 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
         items: list[tuple[int, dict[str, float]]] = []
         next_print = 0.0
         while items or not done.is_set():
-            items = ray.get(mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S))
+            try:
+                items = ray.get(mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S))
+            except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers find out
+                return
             for step, metrics in items:
                 tracker.log(step, metrics)
             if items and time.monotonic() > next_print:

@@ -8,6 +8,7 @@ from pft_core.policies import ModelRef
 from pft_core.prompts import PromptStyle, template_digest
 from pft_core.training import policy_folder
 from pipelines.config import RunConfig
+from pipelines.jobs import config_identity
 from pipelines.train.resolved_run import ResolvedRun
 
 
@@ -25,7 +26,7 @@ def publish_policy(run: ResolvedRun, style: PromptStyle, saved: Path, run_dir: P
         trained_sides=run.objective.trained_sides,
         template_digest=template_digest(style, space),
         data_digest=run.manifest.data_digest,
-        config_digest=digest(config.model_dump()),
+        config_digest=digest(config_identity(config)),
         adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
     )
     ref.save(run_dir)

@@ -54,18 +54,32 @@ class RayContext:
 
 
 def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Entry point on a Ray Train worker. A user's mistake is returned, not raised: Ray would retry it in vain."""
+    """Entry point on a Ray Train worker. A user's mistake is returned, not raised: Ray would retry it in vain.
+
+    So is a lost mailbox: the driver starts the run again with another.
+    """
     with absent(*UNUSED):
         from pft_core.training import NonFiniteError
         from pipelines.train.fitting import build_and_fit
 
     run, mailbox = inputs["run"], inputs["mailbox"]
+    if is_lost(mailbox):
+        return {"lost": "mailbox"}
     try:
         layers = inputs["layers"] or layers_from(run, mailbox)
         result = build_and_fit(run, layers, RayContext(mailbox))
     except (UserError, NonFiniteError) as error:
         return {"error": str(error)}
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}
+
+
+def is_lost(mailbox: Any) -> bool:
+    """Whether the driver's mailbox is gone: a worker that finds out in a step fails, and all of them start again."""
+    try:
+        ray.get(mailbox.is_encoded.remote())
+    except ray.exceptions.RayActorError:
+        return True
+    return False
 
 
 def layers_from(run: ResolvedRun, mailbox: Any) -> Layers:

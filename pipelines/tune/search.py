@@ -22,7 +22,7 @@ from pipelines.tune.trial import Result, Trial, run_trial
 DRIVER = {"CPU": 0.01}  # of a trial whose training runs elsewhere; Ray Train asks for its workers itself
 TUNE_FOLDER = "ray_tune"
 STOP_LIMIT_S = int(2 * DRAIN_LIMIT_S)
-MAX_FAILURES = 1  # a node may die; a trial that starts again goes on where it was
+MAX_FAILURES = 3  # a node may die; a trial that starts again goes on where it was
 
 
 def trial_resources(config: RunConfig) -> dict[str, float]:

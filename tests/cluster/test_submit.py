@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.job_submission import JobStatus
 
 from cluster import submit, upload
 from pft_core.errors import UserError
@@ -295,6 +296,46 @@ def test_relative_paths_inside_lists_and_sections_are_absolute_too(
         f"z={tmp_path}/c",
         f"storage={tmp_path}/home/r",
     ]
+
+
+def test_what_a_recipe_names_is_looked_for_where_the_user_stands_and_not_in_the_upload(
+    in_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(in_checkout)
+    (in_checkout / "models").mkdir()
+    (in_checkout / "mine.yaml").write_text("model: models\ndata: not/here\nvalidation_data: 3\n")
+    sent = sent_as(["train", "mine.yaml", "train.lr=1e-4"])
+    assert sent[2:] == [f"storage={in_checkout}/runs", f"model={in_checkout}/models", "train.lr=1e-4"]
+
+
+def test_a_cluster_that_is_gone_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(FakeClient):
+        def get_job_status(self, submission_id: str) -> Any:
+            raise ConnectionError("Failed to connect to Ray\nat http://head")
+
+    client: Any = Gone()
+    monkeypatch.setattr(submit, "CLUSTER_SILENT_S", 0.1)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.05)
+    with pytest.raises(UserError, match=r"pft-job: the cluster no longer answers \(Failed to connect to Ray\): start"):
+        submit.follow(client, "pft-job")
+
+
+def test_a_cluster_that_was_silent_for_a_moment_is_followed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(FakeClient):
+        calls = 0
+
+        def get_job_status(self, submission_id: str) -> Any:
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("Request failed with status code 500")
+            return JobStatus.SUCCEEDED
+
+        def get_job_logs(self, submission_id: str) -> str:
+            return "done"
+
+    client: Any = Late()
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.05)
+    assert submit.follow(client, "pft-job") == JobStatus.SUCCEEDED
 
 
 def test_a_long_or_an_empty_override_is_sent_as_it_is() -> None:

@@ -41,6 +41,7 @@ from vllm.v1.executor import UniProcExecutor
 
 from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
+from pft_core.policies import place_of_model
 from pipelines.serve.engines import vllm_cpu_lora
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step, Token
 from pipelines.serve.policies import LoadedAdapter
@@ -358,7 +359,7 @@ def _sampling_params(
 
 def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
     arguments: dict[str, Any] = {
-        "model": settings.model,
+        "model": place_of_model(settings.model),
         "dtype": DTYPES[settings.precision],
         "max_model_len": settings.max_length,
         "max_num_seqs": settings.max_batch,

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pft_core.errors import UserError
-from pft_core.policies import MODEL_REF_NAME, ModelRef
+from pft_core.policies import MODEL_REF_NAME, ModelRef, base_digest
 from pft_core.prompts import Frame, is_frame_of, template_digest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.policies.adapters import (
@@ -335,8 +335,13 @@ class Catalog:
         is_own = name == self._config.name and ref.weights == default.weights
         if (ref.weights or default.weights) and not is_own:
             raise UserError(f"{name}: a fully fine-tuned model is served alone: it shares no base with adapters")
-        if ref.base != default.base:
+        if ref.base != default.base and digest_of_base(ref) != digest_of_base(default):
             raise UserError(f"{name} is trained on {ref.base!r}, this server runs {default.base!r}")
+
+
+def digest_of_base(ref: ModelRef) -> str:
+    """The digest of a reference's base, as it is written in it or from the files: one base may lie in two places."""
+    return ref.base_digest or base_digest(ref.base)
 
 
 @contextmanager

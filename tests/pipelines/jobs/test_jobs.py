@@ -15,12 +15,13 @@ from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import load_space
 from pft_core.errors import UserError
 from pft_core.files import read_json, whole_file
+from pft_core.policies.shipped import SHIPPED_BASE
 from pipelines.config import RunConfig, load_config
 from pipelines.jobs import locked
 from pipelines.jobs import runner as jobs
 from pipelines.jobs.cluster import ensure_ray, refuse_silent_address, refuse_unusable_environment
 from pipelines.jobs.mistakes import unwrap_user_error
-from pipelines.jobs.runner import data_digests, run_job, run_key
+from pipelines.jobs.runner import data_digests, finished_result, run_job, run_key
 
 
 def config(storage: Path, *overrides: str) -> RunConfig:
@@ -269,3 +270,22 @@ def test_a_loop_of_links_is_a_mistake_in_a_path(tmp_path: Path) -> None:
         with pytest.raises((OSError, RuntimeError)) as raised:
             use(tmp_path / "loop")
         assert "check the path" in str(unwrap_user_error(raised.value))
+
+
+def a_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_a_run_has_one_key_wherever_its_model_lies_and_its_result_moves_with_it(tmp_path: Path) -> None:
+    here = config(tmp_path / "a", f"model={a_model(tmp_path / 'one' / 'm')}")
+    there = config(tmp_path / "b", f"model={a_model(tmp_path / 'two' / 'n')}")
+    assert key_of(here) == key_of(there)
+    assert key_of(config(tmp_path, "model=toyworld")) == key_of(config(tmp_path, f"model={SHIPPED_BASE}"))
+    run_job(here, Work(), fresh=False, kind="train")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    result = run_job(there, Work(), fresh=False, kind="train")
+    assert Path(result["run_dir"]).parent == tmp_path / "b"
+    assert finished_result(there, kind="train") == result

@@ -1,0 +1,55 @@
+"""A job whose code is unpacked anew while it runs starts once more, or says so."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pft_core.errors import UserError
+from pipelines.jobs.restart import CODE, missing_code
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_only_this_code_counts_as_missing() -> None:
+    gone = FileNotFoundError(2, "No such file or directory", str(CODE / "pipelines" / "jobs" / "capacity.py"))
+    assert missing_code(gone) == gone.filename
+    wrapped = RuntimeError("a task failed")
+    wrapped.__cause__ = ModuleNotFoundError("No module named 'pipelines'", name="pipelines.train")
+    assert missing_code(wrapped) == "pipelines.train"
+    assert missing_code(FileNotFoundError(2, "No such file or directory", "/data/a.jsonl")) is None
+    assert missing_code(ModuleNotFoundError("No module named 'own'", name="own")) is None
+    said = UserError("plugin own.py: does not import")
+    said.__cause__ = ModuleNotFoundError("No module named 'pipelines.own'", name="pipelines.own")
+    assert missing_code(said) is None
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_file_that_is_gone_for_a_while_costs_one_start(comes_back: bool, tmp_path: Path) -> None:
+    for package in ("pft_core", "pipelines"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "base_model"))
+    # Found when its folder was listed, gone when it is read.
+    missing = tmp_path / "pipelines" / "strict_gone.py"
+    code = f"""
+import os, sys
+sys.argv = ["pft", "show", "config", "quickstart"]
+from pipelines import cli
+if {not comes_back} or "PFT_STARTED_AGAIN" not in os.environ:
+    def gone(*_): open({str(missing)!r})
+    cli.load_config = gone
+cli.main()
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PWD": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"{missing} is gone, its folder is being unpacked anew: starting once more" in done.stderr
+    assert "Traceback" not in done.stderr
+    if comes_back:
+        assert done.returncode == 0
+        assert '"name": "quickstart"' in done.stdout
+    else:
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == f"error: {missing} is gone while it runs: the same command goes on"

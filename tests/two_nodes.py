@@ -1,0 +1,120 @@
+"""A Ray of two nodes on this machine, as two `ray start` processes that can be killed apart."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+RAY = Path(sys.executable).with_name("ray")
+SECONDS = 120.0
+JOINED = """
+import time, ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+while sum(node["Alive"] for node in ray.nodes()) < 2: time.sleep(0.1)
+"""
+
+
+class Cluster:
+    """nodes: the `ray start` processes, the head first. env: of a process that joins with the cluster's token."""
+
+    def __init__(self, folder: Path, *, dashboard: bool) -> None:
+        self.port, self.dashboard_port, client_port = free_ports(3)
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        code = os.pathsep.join([str(ROOT), own.get("PYTHONPATH", "")])
+        self._env = {**own, **token, "OMP_NUM_THREADS": "1", "PYTHONPATH": code}
+        self.env = {**self._env, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self._folder = folder
+        self._head = [
+            "--head", f"--port={self.port}", f"--ray-client-server-port={client_port}", f"--temp-dir={folder}",
+            f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={self.dashboard_port}",
+        ]  # fmt: skip
+
+    def start_head(self, *, num_cpus: int) -> None:
+        self._start(*self._head, num_cpus=num_cpus)
+        until(lambda: answers(self.port), self.nodes[-1])
+
+    def join(self, *, num_cpus: int) -> None:
+        """Start a node, and wait until the head counts it."""
+        self._start(f"--address=127.0.0.1:{self.port}", num_cpus=num_cpus)
+        subprocess.run([sys.executable, "-c", JOINED], env=self.env, timeout=SECONDS, check=True)
+
+    def _start(self, *arguments: str, num_cpus: int) -> None:
+        command = [str(RAY), "start", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}", *arguments]
+        with (self._folder.parent / f"{self._folder.name}.log").open("ab") as log:
+            command.append("--object-store-memory=200000000")
+            self.nodes.append(subprocess.Popen(command, env=self._env, stdout=log, stderr=log, start_new_session=True))
+
+    def process(self, name: str, *, node: int) -> psutil.Process | None:
+        """A process of a node whose title or program has this in it, where there is one."""
+        for process in psutil.Process(self.nodes[node].pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if name in process.cmdline()[0]:
+                    return process
+        return None
+
+    def kill(self, name: str, *, node: int) -> None:
+        """Wait for such a process, and kill it; with a raylet goes all that it runs."""
+        until(lambda: self.process(name, node=node) is not None, self.nodes[node])
+        process = self.process(name, node=node)
+        assert process is not None
+        process.send_signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        for node in self.nodes:
+            with suppress(psutil.NoSuchProcess):
+                for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)  # started in a session of its own: what else is left of it
+            node.wait()
+
+
+@contextmanager
+def cluster(*, dashboard: bool = False) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="pft-", dir="/tmp"))  # sockets lie in it: their paths must be short
+    started = Cluster(folder, dashboard=dashboard)
+    try:
+        yield started
+    finally:
+        started.end()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_name(f"{folder.name}.log").unlink(missing_ok=True)
+
+
+def until(is_so: Callable[[], bool], process: subprocess.Popen, *, seconds: float = SECONDS) -> None:
+    """Wait for something that a process does."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert process.poll() is None, "the process has ended before"
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.1)
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
