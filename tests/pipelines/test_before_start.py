@@ -59,7 +59,7 @@ def answers(data: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFacto
     code = f"""
 import contextlib, io, json, re, sys
 from pipelines import cli
-cli.reserve_stdout = lambda: print
+cli.reserve_stdout = lambda: (1, print)
 for command in {commands!r}:
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
