@@ -95,7 +95,7 @@ def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: P
     def keep(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+        return saved.detach()  # an output that its own graph held would never be freed
 
     scorer.train()
     with (
