@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pft_core.training.allocator import map_large_blocks
     from pft_core.training.checkpoint import CHECKPOINT_MANIFEST_NAME, CheckpointError, policy_folder, verify_checkpoint
     from pft_core.training.demonstrations import examples_for
     from pft_core.training.engines import EngineSettings, NonFiniteError, OptimizerSettings, TorchEngine, build_engine

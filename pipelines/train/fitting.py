@@ -28,6 +28,7 @@ from pft_core.training import (
     examples_for,
     fit,
     largest_bin,
+    map_large_blocks,
     plan_memory,
     reference_file,
     reference_logps,
@@ -41,6 +42,7 @@ def build_and_fit(run: ResolvedRun, layers: Layers, context: TrainContext) -> Fi
     """Load model and data, wrap the scorer into the engine, train."""
     config, objective, tokenizer = run.config, run.objective, run.tokenizer.loaded
     torch.set_num_threads(config.scaling.threads_per_worker)
+    map_large_blocks()
     store: ExampleStore = EncodedLayer(Path(layers.train))
     validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
     model = build_model(config, context.device)
