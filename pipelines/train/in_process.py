@@ -39,12 +39,13 @@ def fit_within_memory(run: ResolvedRun, layers: Layers, context: LocalContext) -
     Raises OutOfMemoryError where no way is left.
     """
     uses: list[MemoryUse] = []
-    frugality: Frugality | None = Frugality.PLANNED
+    frugality = Frugality.PLANNED
     while True:
         try:
             return build_and_fit(run, layers, context, frugality=frugality, tell=uses.append)
         except OutOfMemoryError:
-            frugality = uses[-1].next(run.config.train)
-            if frugality is None:
+            less = uses[-1].next(run.config.train)
+            if less is None:
                 raise
-            console.print(going_on(uses[-1], frugality), style="yellow", soft_wrap=True)
+            console.print(going_on(uses[-1], less), style="yellow", soft_wrap=True)
+            frugality = less
