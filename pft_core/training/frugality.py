@@ -73,9 +73,9 @@ def out_of_memory(use: MemoryUse, train: TrainSettings) -> OutOfMemoryError:
     if train.pairs_per_microbatch is not None:
         ways.append(f"lower train.pairs_per_microbatch={train.pairs_per_microbatch}")
     elif use.longest_pair_tokens < use.tokens_at_once:
+        fewer = max(use.tokens_at_once // 2, use.longest_pair_tokens)
         ways.append(
-            f"lower train.tokens_per_microbatch to {use.tokens_at_once // 2} or less "
-            f"(the longest pair has {use.longest_pair_tokens})"
+            f"lower train.tokens_per_microbatch to {fewer} (the longest pair has {use.longest_pair_tokens} tokens)"
         )
     else:
         ways.append("prepare shorter pairs with encoding.max_length")

@@ -157,8 +157,8 @@ def test_memory_that_ran_out_is_one_error_with_what_to_set(error) -> None:
     use = MemoryUse(Frugality.PLANNED, 9e9, 4e9, tokens_at_once=4096, longest_pair_tokens=300)
     said = (
         "out of memory: up to 4096 tokens at once need about 9 GB beside the weights, 4 GB were free: set "
-        "train.gradient_checkpointing=auto, lower train.tokens_per_microbatch to 2048 or less (the longest pair has "
-        "300), or give each worker more memory"
+        "train.gradient_checkpointing=auto, lower train.tokens_per_microbatch to 2048 (the longest pair has 300 "
+        "tokens), or give each worker more memory"
     )
     with (
         pytest.raises(OutOfMemoryError, match=re.escape(said)),
