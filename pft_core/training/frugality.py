@@ -12,7 +12,10 @@ class OutOfMemoryError(UserError):
 
 
 class Frugality(IntEnum):
-    """What a run does to spare memory; each step does what the ones before it do. None changes what an update is."""
+    """What a run does to spare memory; each step does what the ones before it do.
+
+    None changes what an update is, but for dropout, which smaller micro-batches draw anew.
+    """
 
     PLANNED = 0  # what the settings say
     RECOMPUTED = 1  # activations are computed again in the backward
