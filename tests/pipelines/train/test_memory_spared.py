@@ -21,7 +21,8 @@ def config(model: Path, tmp_path: Path, *, dropout: float = 0.1, **train) -> Run
     data = write_dataset(tmp_path / "data", [record(n) for n in range(12)])
     settings = {"pairs_per_step": 4, "epochs": 2, "lr": 1e-2, "warmup_steps": 1, "precision": "fp32"}
     return RunConfig(
-        name="t", data=str(data), model=str(model), storage=str(tmp_path), lora={"r": 4, "alpha": 8, "dropout": dropout},
+        name="t", data=str(data), model=str(model), storage=str(tmp_path),
+        lora={"r": 4, "alpha": 8, "dropout": dropout},
         train={**settings, "checkpoint_every": 2, "tokens_per_microbatch": 600, **train}, engine={"name": "torch"},
     )  # fmt: skip
 
