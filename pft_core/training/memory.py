@@ -5,7 +5,10 @@ counted at two sizes: what grows with the tokens and what does not. Nothing is k
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,12 +20,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from pft_core.encoding import Branch, BranchedBatch, BranchedExample, collate
 from pft_core.policies import Precision
 from pft_core.scoring import BranchScorer
+from pft_core.training.frugality import MemoryUse, out_of_memory
 from pft_core.training.ranks import num_ranks
+from pft_core.training.settings import TrainSettings
 
 BYTES_PER_TRAINED_WEIGHT = 12  # a gradient and AdamW's two moments in float32; a shard of them is counted as the whole
 # Above what is kept for the backward: a layer's gradients while they are made, the head's chunk of logits, workspaces
 # of kernels, masks (they grow with the square of a pair's length), gaps that an allocator leaves between blocks.
 MARGIN = 1.25
+# torch raises plain RuntimeErrors too, from its CPU allocator and from the libraries that CUDA brings.
+PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+CGROUPS = Path("/sys/fs/cgroup")  # a container's own limit; version 2 first
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: P
     def keep(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+        return saved.detach()  # an output that its own graph held would never be freed
 
     scorer.train()
     with (
@@ -117,4 +125,31 @@ def free_bytes(device: torch.device) -> float:
         torch.cuda.empty_cache()  # blocks that only the allocator holds count as taken
         return float(torch.cuda.mem_get_info(device)[0])
     # Launchers say how many processes of a job share a machine.
-    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(psutil.virtual_memory().available, container_bytes()) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def container_bytes() -> float:
+    """Return what this process's container may still take; the machine's own figure knows of no limit."""
+    for limit, used, stat in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        try:
+            words = [(CGROUPS / name).read_text().strip() for name in (limit, used)]
+            # Cached files count as used, and go when memory is asked for.
+            cached = dict(line.split() for line in (CGROUPS / stat).read_text().splitlines())
+            return float(words[0]) - float(words[1]) + float(cached.get("inactive_file", 0))
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return float("inf")
+
+
+@contextmanager
+def memory_errors(use: MemoryUse, train: TrainSettings) -> Iterator[None]:
+    """Raise OutOfMemoryError in place of what torch and its libraries raise when memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(p in str(error) for p in PHRASES):
+            raise out_of_memory(use, train) from None
+        raise

@@ -1,5 +1,7 @@
 """Build the policy and fit it: what a training worker does, under Ray Train or bare, as the same code."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from torch import Tensor
 
 from pft_core.encoding import EncodedLayer
 from pft_core.policies import (
-    Precision,
     add_lora,
     checkpoint_activations,
     load_base,
@@ -21,7 +22,9 @@ from pft_core.scoring import BranchScorer
 from pft_core.training import (
     ExampleStore,
     FitResult,
+    Frugality,
     LoopSettings,
+    MemoryUse,
     NonFiniteError,
     ReferencedStore,
     TrainContext,
@@ -29,6 +32,9 @@ from pft_core.training import (
     examples_for,
     fit,
     largest_bin,
+    longest_pair,
+    map_large_blocks,
+    memory_errors,
     plan_memory,
     reference_file,
     reference_logps,
@@ -39,21 +45,44 @@ from pipelines.train.blamed_rows import blamed_rows
 from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
-def build_and_fit(run: ResolvedRun, layers: Layers, context: TrainContext) -> FitResult:
-    """Load model and data, wrap the scorer into the engine, train."""
-    config, objective, tokenizer = run.config, run.objective, run.tokenizer.loaded
+def build_and_fit(
+    run: ResolvedRun,
+    layers: Layers,
+    context: TrainContext,
+    *,
+    frugality: Frugality = Frugality.PLANNED,
+    tell: Callable[[MemoryUse], None] = lambda use: None,
+) -> FitResult:
+    """Load model and data, wrap the scorer into the engine, train.
+
+    frugality: the least that is done to spare memory. tell: hears before the first step what memory will be needed.
+    Raises OutOfMemoryError: a call with more frugality then goes on from the last checkpoint.
+    """
+    config, objective = run.config, run.objective
     torch.set_num_threads(config.scaling.threads_per_worker)
-    store: ExampleStore = EncodedLayer(Path(layers.train))
-    validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
+    map_large_blocks()
+    store = EncodedLayer(Path(layers.train))
     model = build_model(config, context.device)
-    refuse_foreign_tokenizer(model, tokenizer)
+    refuse_foreign_tokenizer(model, run.tokenizer.loaded)
     scorer = BranchScorer(model, backend=config.train.attention_backend)
     settings = LoopSettings.of(
         config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
     )
-    if config.train.gradient_checkpointing == "auto":
-        num_tokens = largest_bin(settings, examples_for(objective, store), num_ranks=context.world_size)
-        checkpoint_where_memory_is_short(scorer, num_tokens, precision=config.train.precision, context=context)
+    settings, use = spare_memory(scorer, settings, examples_for(objective, store), frugality, context=context)
+    if context.rank == 0:
+        console.print(f"activation checkpointing {'on' if use.frugality else 'off'}: {use}")
+    tell(use)
+    with memory_errors(use, config.train):
+        return fit_scorer(run, layers, scorer, settings, context)
+
+
+def fit_scorer(
+    run: ResolvedRun, layers: Layers, scorer: BranchScorer, settings: LoopSettings, context: TrainContext
+) -> FitResult:
+    """Give the pairs their references where the objective asks for them, build the engine, run the steps."""
+    config, objective = run.config, run.objective
+    store: ExampleStore = EncodedLayer(Path(layers.train))
+    validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
     if objective.uses_reference:
         referenced = partial(with_references, scorer=scorer, config=config, device=context.device)
         store = referenced(store, Path(layers.train))
@@ -62,10 +91,10 @@ def build_and_fit(run: ResolvedRun, layers: Layers, context: TrainContext) -> Fi
 
     def save_policy(folder: Path, state: dict[str, Tensor], steps_done: int) -> None:
         if config.lora is None:
-            save_full(model, tokenizer, state, folder)
+            save_full(scorer.model, run.tokenizer.loaded, state, folder)
         else:
             # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
-            save_adapter(model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
+            save_adapter(scorer.model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
     store = examples_for(objective, store)
     how: dict[str, Any] = {"engine": engine, "context": context, "save_policy": save_policy, "validation": validation}
@@ -90,18 +119,25 @@ def build_model(config: RunConfig, device: torch.device) -> Any:
     return add_lora(base, config.lora, seed=config.seed)
 
 
-def checkpoint_where_memory_is_short(
-    scorer: BranchScorer, num_tokens: int, *, precision: Precision, context: TrainContext
-) -> None:
-    """Compute activations twice if those of a bin of `num_tokens` do not fit; every rank decides alike."""
-    plan = plan_memory(scorer, num_tokens=num_tokens, precision=precision, device=context.device)
-    if not plan.fits:
+def spare_memory(
+    scorer: BranchScorer, settings: LoopSettings, store: ExampleStore, frugality: Frugality, *, context: TrainContext
+) -> tuple[LoopSettings, MemoryUse]:
+    """Do what `frugality` says, and compute activations twice too where they would not fit; every rank decides alike.
+
+    Returns the settings to train with, and what memory is expected to be needed.
+    """
+    train, num_ranks = settings.train, context.world_size
+    if frugality == Frugality.HALVED:
+        halved = train.model_copy(update={"tokens_per_microbatch": train.tokens_per_microbatch // 2})
+        settings = replace(settings, train=halved)
+    num_tokens = largest_bin(settings, store, num_ranks=num_ranks)
+    measure = partial(plan_memory, scorer, num_tokens=num_tokens, precision=train.precision, device=context.device)
+    plan = measure()
+    if train.gradient_checkpointing == "auto" and (frugality or not plan.fits):
+        frugality = max(frugality, Frugality.RECOMPUTED)
         checkpoint_activations(scorer.model)
-    if context.rank == 0:
-        console.print(
-            f"activation checkpointing {'off' if plan.fits else 'on'}: up to {num_tokens} tokens at once need "
-            f"{plan.needed / 1e9:.3g} GB beside the weights, {plan.free / 1e9:.3g} GB are free"
-        )
+        plan = measure()
+    return settings, MemoryUse(frugality, plan.needed, plan.free, num_tokens, longest_pair(settings, store))
 
 
 def with_references(

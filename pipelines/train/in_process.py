@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from pft_core.policies import ModelRef
-from pft_core.training import LocalContext
+from pft_core.training import FitResult, Frugality, LocalContext, MemoryUse, OutOfMemoryError, going_on
+from pipelines.console import console
 from pipelines.train.fitting import build_and_fit
 from pipelines.train.publish import publish_policy
 from pipelines.train.resolved_run import Layers, ResolvedRun
@@ -25,8 +26,26 @@ def train_here(
     Returns its reference, with the adapter's place in it, and the number of steps of the whole run.
     """
     context = LocalContext(folder / "checkpoints", device=device, log=log)
-    result = build_and_fit(run, layers, context)
+    result = fit_within_memory(run, layers, context)
     saved = context.latest_checkpoint()
     assert saved is not None, "a run ends with a checkpoint"
     publish_policy(run, layers.style, saved, folder)
     return ModelRef.load(folder), result.steps
+
+
+def fit_within_memory(run: ResolvedRun, layers: Layers, context: LocalContext) -> FitResult:
+    """Train; where memory runs out, go on from the newest checkpoint with less, as far as the settings leave it open.
+
+    Raises OutOfMemoryError where no way is left.
+    """
+    uses: list[MemoryUse] = []
+    frugality = Frugality.PLANNED
+    while True:
+        try:
+            return build_and_fit(run, layers, context, frugality=frugality, tell=uses.append)
+        except OutOfMemoryError:
+            less = uses[-1].next(run.config.train)
+            if less is None:
+                raise
+            console.print(going_on(uses[-1], less), style="yellow", soft_wrap=True)
+            frugality = less

@@ -16,6 +16,7 @@ from ray.train import UserCallback
 from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptStyle
+from pft_core.training import MemoryUse, out_of_memory
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import with_embedded
@@ -23,6 +24,7 @@ from pipelines.jobs import CONFIG_NAME, ensure_ray, on_this_node, refuse_missing
 from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
+from pipelines.train.failures import was_killed
 from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.process_group import ProcessGroup
@@ -92,7 +94,8 @@ def trained(
 ) -> tuple[ModelRef, dict[str, Any]]:
     """As `train_on_ray`, once. Raises RayActorError or MailboxLost where a process of the driver's own was lost."""
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
-    result = fit_on_ray(run, layers, run_dir, tracker, mailbox, callbacks=callbacks)
+    with killed_workers_explained(run.config, mailbox):
+        result = fit_on_ray(run, layers, run_dir, tracker, mailbox, callbacks=callbacks)
     outcome = result.return_value
     if "error" in outcome:
         raise UserError(outcome["error"])
@@ -136,10 +139,20 @@ def fit_on_ray(
             worker_runtime_env=worker_environment(config),
         ),
     )
-    if layers is None:
-        threading.Thread(target=tell_notes, args=(mailbox,), daemon=True).start()
     with pumping(mailbox, tracker):
         return trainer.fit()
+
+
+@contextmanager
+def killed_workers_explained(config: RunConfig, mailbox: Any) -> Iterator[None]:
+    """Raise OutOfMemoryError for workers that were killed where memory was tight: they say nothing themselves."""
+    try:
+        yield
+    except ray.train.TrainingFailedError as error:
+        planned: MemoryUse | None = ray.get(mailbox.planned.remote())
+        if was_killed(error) and planned and planned.is_tight:
+            raise out_of_memory(planned, config.train) from None
+        raise
 
 
 def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
@@ -157,13 +170,6 @@ def worker_environment(config: RunConfig) -> dict[str, Any]:
     return {} if threads == max(1, int(cpus)) else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
-def tell_notes(mailbox: Any) -> None:
-    """Say what the first worker's encoding has to say, as soon as it is done."""
-    with suppress(ray.exceptions.RayError):  # the run ends with it, or has ended
-        for note in ray.get(mailbox.encoded.remote()).notes:
-            console.print(note)
-
-
 @contextmanager
 def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
     """Write the mailbox's metrics from a thread of the driver while the block runs, and what is left at its end."""
@@ -171,12 +177,16 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
 
     def pump() -> None:
         items: list[tuple[int, dict[str, float]]] = []
-        next_print = 0.0
+        next_print, num_told = 0.0, 0
         while items or not done.is_set():
+            taken = mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S)
             try:
-                items = ray.get(mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S))
+                items, notes = ray.get([taken, mailbox.notes.remote()])
             except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers find out
                 return
+            for note in notes[num_told:]:
+                console.print(note, highlight=False, soft_wrap=True)
+            num_told = len(notes)
             for step, metrics in items:
                 tracker.log(step, metrics)
             if items and time.monotonic() > next_print:

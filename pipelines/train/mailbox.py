@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pft_core.training import Frugality, MemoryUse, TrainSettings, going_on
 from pipelines.train.resolved_run import Layers
 
 
@@ -26,12 +27,16 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._items: list[tuple[int, dict[str, float]]] = []
+        self._notes: list[str] = []
         self._encoded: Encoded | None = None
+        self._memory: MemoryUse | None = None
+        self._has_run_out = False
         self._changed = asyncio.Condition()
 
     async def tell_encoded(self, encoded: Encoded) -> None:
         async with self._changed:
             self._encoded = encoded
+            self._notes += encoded.notes
             self._changed.notify_all()
 
     async def is_encoded(self) -> bool:
@@ -43,6 +48,31 @@ class Mailbox:
             await self._changed.wait_for(lambda: self._encoded is not None)
             assert self._encoded is not None
             return self._encoded
+
+    async def plan(self, memory: MemoryUse) -> None:
+        """Hear what memory an attempt expects to need: every rank has asked for its frugality by then."""
+        self._memory, self._has_run_out = memory, False
+
+    async def planned(self) -> MemoryUse | None:
+        return self._memory
+
+    async def run_out(self) -> None:
+        self._has_run_out = True
+
+    async def frugality(self, train: TrainSettings) -> Frugality:
+        """What the next attempt does to spare memory: more, where the one before has run out, or was likely killed."""
+        if self._memory is None:
+            return Frugality.PLANNED
+        less = self._memory.next(train) if self._has_run_out or self._memory.is_tight else None
+        if less is None:
+            return self._memory.frugality
+        if (note := going_on(self._memory, less)) not in self._notes:
+            self._notes.append(note)
+        return less
+
+    async def notes(self) -> list[str]:
+        """What to tell the user, from the first on."""
+        return self._notes
 
     async def put(self, step: int, metrics: dict[str, float]) -> None:
         async with self._changed:

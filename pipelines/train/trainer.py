@@ -7,6 +7,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipelines.jobs import has_started_ray
+from pipelines.train.failures import Failures
 
 
 class Trainer(DataParallelTrainer):
@@ -19,3 +20,7 @@ class Trainer(DataParallelTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback) if has_started_ray() else (DatasetsCallback,)
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        policy = Failures(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})

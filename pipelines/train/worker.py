@@ -13,12 +13,17 @@ import ray.train
 
 from pft_core.errors import UserError
 from pft_core.lazy import absent
+from pft_core.training import MemoryUse
 from pipelines.jobs import UNUSED
 from pipelines.train.encoding import encoded
 from pipelines.train.mailbox import Encoded
 from pipelines.train.resolved_run import Layers, ResolvedRun
 
 MAILBOX_LIMIT_S = 30.0
+
+
+class MemoryRanOut(Exception):
+    """An attempt found no memory, and the next will do with less: Ray Train starts all workers again."""
 
 
 class RayContext:
@@ -54,23 +59,48 @@ class RayContext:
 
 
 def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Entry point on a Ray Train worker. A user's mistake is returned, not raised: Ray would retry it in vain.
+    """Entry point on a Ray Train worker. A user's mistake is returned, not raised: all ranks have met it.
 
     So is a lost mailbox: the driver starts the run again with another.
     """
-    with absent(*UNUSED):
-        from pft_core.training import NonFiniteError
-        from pipelines.train.fitting import build_and_fit
-
     run, mailbox = inputs["run"], inputs["mailbox"]
     if is_lost(mailbox):
         return {"lost": "mailbox"}
+    with absent(*UNUSED):
+        from pft_core.training import NonFiniteError, OutOfMemoryError
+
     try:
-        layers = inputs["layers"] or layers_from(run, mailbox)
-        result = build_and_fit(run, layers, RayContext(mailbox))
+        result = fitted(run, inputs["layers"] or layers_from(run, mailbox), mailbox)
+    except OutOfMemoryError:
+        raise  # a mistake of this rank alone: the others wait for it
     except (UserError, NonFiniteError) as error:
         return {"error": str(error)}
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}
+
+
+def fitted(run: ResolvedRun, layers: Layers, mailbox: Any) -> Any:
+    """Build and fit, as sparingly as earlier attempts have shown to be needed.
+
+    Raises MemoryRanOut where the next attempt can do with less, OutOfMemoryError where none can.
+    """
+    with absent(*UNUSED):
+        from pft_core.training import OutOfMemoryError
+        from pipelines.train.fitting import build_and_fit
+
+    plans: list[MemoryUse] = []
+
+    def tell(memory: MemoryUse) -> None:
+        plans.append(memory)
+        ray.get(mailbox.plan.remote(memory))
+
+    frugality = ray.get(mailbox.frugality.remote(run.config.train))
+    try:
+        return build_and_fit(run, layers, RayContext(mailbox), frugality=frugality, tell=tell)
+    except OutOfMemoryError:
+        if plans[-1].next(run.config.train) is None:
+            raise
+        ray.get(mailbox.run_out.remote())
+        raise MemoryRanOut from None
 
 
 def is_lost(mailbox: Any) -> bool:

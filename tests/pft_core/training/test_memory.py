@@ -1,6 +1,10 @@
 """The count of activations beforehand, and the choice that follows from it."""
 
+import gc
 import re
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +13,18 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pft_core.encoding.batching import collate
+from pft_core.objectives.build import build_objective
 from pft_core.policies.model import add_lora, checkpoint_activations, load_base
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training import memory
+from pft_core.training.frugality import Frugality, MemoryUse, OutOfMemoryError, out_of_memory
 from pft_core.training.local_context import LocalContext
-from pft_core.training.memory import count_kept_bytes, measure_kept_bytes, plan_memory, probe_batch
-from pipelines.train.fitting import checkpoint_where_memory_is_short
-from tests.builders import tree
+from pft_core.training.memory import count_kept_bytes, measure_kept_bytes, memory_errors, plan_memory, probe_batch
+from pft_core.training.planning import LoopSettings
+from pft_core.training.settings import TrainSettings
+from pipelines.train.fitting import spare_memory
+from tests.builders import MemoryStore, tree
 
 CPU = torch.device("cpu")
 LORA = LoraSettings(r=4, alpha=8, dropout=0.1, target_modules="all-linear")
@@ -89,16 +97,86 @@ def test_gradients_and_adamw_of_the_trained_weights_are_needed_too(tiny_qwen2) -
     assert needed == pytest.approx(12 * sum(w.numel() for w in full.parameters()), rel=0.01)
 
 
+def spared(scorer, tmp_path, frugality=Frugality.PLANNED, *, longest=40, **train) -> tuple[LoopSettings, MemoryUse]:
+    chosen = TrainSettings(**{"tokens_per_microbatch": 4096, "precision": "fp32", "pairs_per_step": 1000, **train})
+    objective = build_objective(chosen)
+    settings = LoopSettings.of(chosen, objective, num_pairs=200, seed=0, shares_prefix=True)
+    store = MemoryStore([tree(str(i), [[5] * longest] * 2, [[6] * 8, [7] * 4]) for i in range(200)])
+    return spare_memory(scorer, settings, store, frugality, context=LocalContext(tmp_path, device=CPU))
+
+
 @pytest.mark.parametrize(("free", "checkpoints"), [(1e12, False), (0.0, True)])
-def test_auto_chooses_by_what_is_free_and_says_why(
-    tiny_qwen2, tmp_path, monkeypatch, capsys, free, checkpoints
-) -> None:
+def test_auto_chooses_by_what_is_free_and_says_why(tiny_qwen2, tmp_path, monkeypatch, free, checkpoints) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     chosen = scorer(tiny_qwen2)
-    checkpoint_where_memory_is_short(chosen, 4096, precision="fp32", context=LocalContext(tmp_path, device=CPU))
+    _, use = spared(chosen, tmp_path)
     assert chosen.model.get_base_model().is_gradient_checkpointing is checkpoints
-    said = " ".join(capsys.readouterr().err.split())
-    assert re.search(rf"checkpointing {'on' if checkpoints else 'off'}: up to 4096 tokens at once need \S+ GB", said)
+    assert use.frugality == (Frugality.RECOMPUTED if checkpoints else Frugality.PLANNED)
+    assert re.search(r"up to 4096 tokens at once need about \S+ GB beside the weights, \S+ GB were free", str(use))
+
+
+def test_each_step_down_spares_more_and_the_settings_say_where_it_ends(tiny_qwen2, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1e12)
+    seen = []
+    frugality: Frugality | None = Frugality.PLANNED
+    while frugality is not None:
+        settings, use = spared(scorer(tiny_qwen2), tmp_path, frugality)
+        seen.append((use.frugality.name, settings.train.tokens_per_microbatch, use.tokens_at_once))
+        frugality = use.next(settings.train)
+    # Each pair has 40 + 8 + 4 tokens, as many as fit run at once.
+    assert seen == [("PLANNED", 4096, 4096), ("RECOMPUTED", 4096, 4096), ("HALVED", 2048, 2048)]
+
+
+@pytest.mark.parametrize(
+    ("train", "at", "then"),
+    [
+        ({"gradient_checkpointing": False}, Frugality.PLANNED, None),
+        ({"gradient_checkpointing": True}, Frugality.PLANNED, None),
+        ({"tokens_per_microbatch": 80}, Frugality.RECOMPUTED, None),  # half of it holds no pair of 52
+        ({"normalization": "micro_batch", "pairs_per_microbatch": 4}, Frugality.RECOMPUTED, None),
+        ({"normalization": "micro_batch", "pairs_per_microbatch": 4}, Frugality.PLANNED, Frugality.RECOMPUTED),
+    ],
+)
+def test_what_the_settings_fix_is_not_spared(tiny_qwen2, tmp_path, monkeypatch, train, at, then) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1e12)
+    settings, use = spared(scorer(tiny_qwen2), tmp_path, at, **train)
+    assert use.next(settings.train) == then
+    assert str(out_of_memory(use, settings.train)).startswith(f"out of memory: up to {use.tokens_at_once} tokens")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ran_out_is_one_error_with_what_to_set(error) -> None:
+    use = MemoryUse(Frugality.PLANNED, 9e9, 4e9, tokens_at_once=4096, longest_pair_tokens=300)
+    said = (
+        "out of memory: up to 4096 tokens at once need about 9 GB beside the weights, 4 GB were free: set "
+        "train.gradient_checkpointing=auto, lower train.tokens_per_microbatch to 2048 (the longest pair has 300 "
+        "tokens), or give each worker more memory"
+    )
+    with (
+        pytest.raises(OutOfMemoryError, match=re.escape(said)),
+        memory_errors(use, TrainSettings(gradient_checkpointing=False)),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors(use, TrainSettings()):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_a_containers_limit_counts_where_it_is_tighter_than_the_machine(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    assert memory.container_bytes() == float("inf")
+    for name, text in {"max": "1000000", "current": "700000", "stat": "anon 5\ninactive_file 200000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory.free_bytes(CPU) == 500_000  # 1,000,000 - 700,000 + 200,000 that the cache gives back
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.container_bytes() == float("inf")
 
 
 def test_the_tightest_rank_decides_for_all(tiny_qwen2, monkeypatch) -> None:
@@ -115,3 +193,44 @@ def test_a_worker_gets_its_share_of_the_machine(monkeypatch) -> None:
     alone = memory.free_bytes(CPU)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory.free_bytes(CPU) == pytest.approx(alone / 4, rel=0.3)
+
+
+def test_what_a_count_has_kept_is_freed(wide_qwen2) -> None:
+    chosen = scorer(wide_qwen2)
+    outputs = []
+    layer = chosen.model.get_base_model().model.layers[0]
+    layer.register_forward_hook(lambda _, __, output: outputs.append(weakref.ref(output)))
+    count_kept_bytes(chosen, probe_batch(2), precision="fp32")
+    gc.collect()
+    assert [ref() for ref in outputs] == [None]
+
+
+@pytest.mark.slow
+def test_thirty_layers_take_little_more_than_is_counted() -> None:
+    counted, peak = printed_by(Path(__file__).with_name("peak_memory.py"))
+    # 1.6 times with glibc's own thresholds; what a count kept for ever came on top.
+    assert counted < peak <= 1.5 * counted
+
+
+def test_large_tensors_go_back_between_small_ones_that_stay() -> None:
+    script = """
+import re, torch
+from pft_core.training.allocator import map_large_blocks
+map_large_blocks()
+resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+torch.ones(2**20)  # 4 MB: where freeing it moves glibc's threshold, all that follow lie in its heap
+before, small, large = resident(), [], []
+for _ in range(64):
+    large.append(torch.ones(2**19))
+    small.append(torch.ones(2**10))
+held = resident() - before
+large.clear()
+print(held, resident() - before)
+"""
+    held, left = printed_by("-c", script)
+    assert held > 64 * 2**21 > 10 * left
+
+
+def printed_by(*arguments: str | Path) -> list[float]:
+    ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    return [float(word) for word in ran.stdout.split()]
