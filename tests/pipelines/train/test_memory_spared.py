@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 
 
 def config(model: Path, tmp_path: Path, *, dropout: float = 0.1, **train) -> RunConfig:
-    data = write_dataset(tmp_path / "data", [record(n) for n in range(12)])
+    data = tmp_path / "data"
+    if not data.is_dir():
+        write_dataset(data, [record(n) for n in range(12)])
     settings = {"pairs_per_step": 4, "epochs": 2, "lr": 1e-2, "warmup_steps": 1, "precision": "fp32"}
     return RunConfig(
         name="t", data=str(data), model=str(model), storage=str(tmp_path),
@@ -112,6 +114,8 @@ def config_with_faults(model: Path, tmp_path: Path, number: int) -> RunConfig:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # several starts of workers; the steps down themselves are tried above
+@pytest.mark.timeout(600)
 def test_workers_that_run_out_or_are_killed_for_it_start_again_with_less(
     ray_cluster, tiny_qwen2, tmp_path, capsys
 ) -> None:
@@ -127,6 +131,8 @@ def test_workers_that_run_out_or_are_killed_for_it_start_again_with_less(
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # several starts of workers; the steps down themselves are tried above
+@pytest.mark.timeout(600)
 def test_workers_that_can_do_with_no_less_end_the_run_with_one_message(ray_cluster, tiny_qwen2, tmp_path) -> None:
     with pytest.raises(TrainingFailedError) as raised:
         job.run(config_with_faults(tiny_qwen2, tmp_path, 99))
