@@ -15,20 +15,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-WAY_OUT_S = 5.0
-CLOSE_S = 3.0  # for one tracked run, of the way out
-LAST_S = 4.0  # for what is left when the way out has been too long, or has ended
+WAY_OUT_S = 3.0
+CLOSE_S = 3.0  # for one tracked run, of what is left to do
+LAST_S = 6.0  # for what is left to do, when the way out has been too long or has ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class _Verb:
-    """The verb that this process runs. marks: what is to be done where it is interrupted, the innermost last."""
+    """The verb that this process runs. marks: what is to be done where it is interrupted, of outer blocks first."""
 
     is_watched: bool = False
     received: int | None = None
     marks: list[Callable[[], str]] = field(default_factory=list)
-    told: str = "the same command starts again"
+    told: str = ""
     marking: Any = field(default_factory=threading.RLock)
     ending: Any = field(default_factory=threading.Lock)
 
@@ -77,24 +77,29 @@ def stop_if_interrupted() -> None:
 
 @contextmanager
 def on_interruption(mark: Callable[[], str]) -> Iterator[None]:
-    """Have `mark` called once where the block is interrupted; it returns what the user should know, "" for nothing."""
+    """Have `mark` called once where the block is interrupted; it returns what the user should know, "" for nothing.
+
+    The marks of outer blocks are called before: they are what the next start reads first, and time may run out.
+    """
     _verb.marks.append(mark)
     try:
         yield
     except BaseException as error:
         if is_interrupted() or isinstance(error, KeyboardInterrupt):
-            _call(mark)
+            _mark()
         raise
     finally:
         with suppress(ValueError):
             _verb.marks.remove(mark)
 
 
-def _call(mark: Callable[[], str]) -> None:
-    with _verb.marking, suppress(ValueError):  # called already, from the other thread
-        _verb.marks.remove(mark)
-        with suppress(Exception):  # the verb ends, whatever is wrong with what it leaves
-            _verb.told = mark() or _verb.told
+def _mark() -> None:
+    with _verb.marking:  # the other thread may be at it
+        while _verb.marks:
+            mark = _verb.marks.pop(0)
+            with suppress(Exception):  # the verb ends, whatever is wrong with what it leaves
+                told = mark()
+                _verb.told = _verb.told or told
 
 
 def end_interrupted() -> NoReturn:
@@ -104,10 +109,8 @@ def end_interrupted() -> NoReturn:
     last = threading.Timer(LAST_S, _exit)
     last.daemon = True
     last.start()
-    with _verb.marking:
-        while _verb.marks:
-            _call(_verb.marks[-1])
-        stop_ray()
+    _mark()
+    stop_ray()
     _exit()
 
 
@@ -127,6 +130,10 @@ def _end_late() -> None:
 
 def _exit() -> NoReturn:
     number = _verb.received or signal.SIGINT
-    print(f"interrupted by {signal.Signals(number).name}: {_verb.told}", file=sys.stderr, flush=True)
+    print(
+        f"interrupted by {signal.Signals(number).name}: {_verb.told or 'the same command starts again'}",
+        file=sys.stderr,
+        flush=True,
+    )
     # At once: what libraries do as a process exits takes long without a cluster, or ends in a C++ stack.
     os._exit(128 + number)
