@@ -28,6 +28,8 @@ METRICS_NAME = "metrics.jsonl"
 
 CHECKPOINTS = "checkpoints"  # of a training, in its folder
 
+PLUGINS = "plugins"  # the user's own code, in the run's folder
+
 # Where a run is kept, who watches it and what else is tried do not change what it computes; data sets, plugins and
 # models count by content, not by place.
 NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search", "plugins"}
@@ -94,7 +96,8 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
     run_dir.mkdir(parents=True, exist_ok=True)
     job |= {"status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(run_dir / JOB_NAME, job)
-    write_text(run_dir / CONFIG_NAME, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    kept = config.model_dump() | {"plugins": keep_plugins(config.plugins, run_dir)}
+    write_text(run_dir / CONFIG_NAME, yaml.safe_dump(kept, sort_keys=False))
 
     def interrupted() -> str:
         write_json(run_dir / JOB_NAME, job | {"status": "interrupted"})
@@ -102,6 +105,22 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
 
     with on_interruption(interrupted):
         return _finished(run, run_dir, job)
+
+
+def keep_plugins(places: Sequence[str], run_dir: Path) -> list[str]:
+    """Keep the text of plugins beside a run's config; return their names from there, and of modules their own.
+
+    Where they lay when the run started may be a cluster's copy of the code, which goes with the cluster.
+    """
+    kept = []
+    for plugin in read_plugins(places):
+        if plugin.source is None:
+            kept.append(plugin.place)
+            continue
+        kept.append(f"{PLUGINS}/{plugin.digest[:8]}/{Path(plugin.place).name}")
+        (run_dir / kept[-1]).parent.mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / kept[-1], plugin.source)
+    return kept
 
 
 def _finished(run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
