@@ -22,7 +22,8 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
-from pipelines.jobs import catching_signals, end_interrupted, is_interrupted, missing_code, on_interruption, start_again
+from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
+from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import place_of
 from pipelines.strict import build
 

@@ -12,8 +12,7 @@ from pipelines.compare.pool import Result, run_cells
 from pipelines.compare.report import write_comparison
 from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.console import console
-from pipelines.jobs import at_once, ensure_ray, locked
-from pipelines.tracking import workers_marked
+from pipelines.jobs import at_once, ensure_ray, locked, workers_marked
 
 
 def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:

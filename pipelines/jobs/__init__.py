@@ -8,14 +8,6 @@ if TYPE_CHECKING:
     from pipelines.jobs.capacity import at_once, has_gpus, refuse_missing_resources
     from pipelines.jobs.cluster import ensure_ray, has_started_ray, refuse_unusable_environment
     from pipelines.jobs.code import code_digest, commit
-    from pipelines.jobs.interruption import (
-        CLOSE_S,
-        catching_signals,
-        end_interrupted,
-        is_interrupted,
-        on_interruption,
-        stop_ray,
-    )
     from pipelines.jobs.lock import locked
     from pipelines.jobs.mistakes import unwrap_user_error
     from pipelines.jobs.nodes import on_this_node, wait_for_the_head
@@ -32,5 +24,6 @@ if TYPE_CHECKING:
         run_key,
     )
     from pipelines.jobs.unused import UNUSED
+    from pipelines.jobs.workers import workers_marked
 else:
     __getattr__ = lazy_exports(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.console import console
-from pipelines.jobs.interruption import keep_catching
+from pipelines.interruption import keep_catching
 from pipelines.jobs.nodes import watch_nodes
 
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")

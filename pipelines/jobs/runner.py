@@ -14,8 +14,8 @@ from pft_core.policies import model_identity
 from pft_core.training import CHECKPOINT_MANIFEST_NAME
 from pipelines.config import RunConfig
 from pipelines.console import console
+from pipelines.interruption import is_interrupted, on_interruption, stop_if_interrupted
 from pipelines.jobs.code import code_digest
-from pipelines.jobs.interruption import is_interrupted, on_interruption, stop_if_interrupted
 from pipelines.jobs.lock import locked
 from pipelines.jobs.mistakes import unwrap_user_error
 from pipelines.plugins import read_plugins

@@ -11,7 +11,8 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pipelines.console import console
-from pipelines.jobs import ensure_ray, on_interruption, stop_ray, unwrap_user_error
+from pipelines.interruption import on_interruption, stop_ray
+from pipelines.jobs import ensure_ray, unwrap_user_error
 from pipelines.serve.config import APPLICATION, ServeConfig
 
 IMPORT_PATH = "pipelines.serve.deployments:build"

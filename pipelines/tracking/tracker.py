@@ -18,7 +18,7 @@ from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
 from pipelines.console import console
-from pipelines.jobs import CLOSE_S, on_interruption
+from pipelines.interruption import CLOSE_S, on_interruption
 from pipelines.tracking.mlflow_run import (
     MlflowRun,
     RunSpec,

@@ -20,15 +20,14 @@ from pft_core.training import MemoryUse, out_of_memory
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import with_embedded
+from pipelines.interruption import on_interruption, stop_ray
 from pipelines.jobs import (
     CHECKPOINTS,
     CONFIG_NAME,
     ensure_ray,
-    on_interruption,
     on_this_node,
     refuse_missing_resources,
     run_job,
-    stop_ray,
     wait_for_the_head,
 )
 from pipelines.reporting import RunReport, write_report

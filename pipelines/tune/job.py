@@ -11,8 +11,8 @@ from pft_core.files import digest
 from pipelines.config import TOYWORLD, Range, RunConfig, changed, searchable
 from pipelines.embedded import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
-from pipelines.jobs import ensure_ray, locked, remove_run, run_job
-from pipelines.tracking import tracked, tracking_uri, workers_marked
+from pipelines.jobs import ensure_ray, locked, remove_run, run_job, workers_marked
+from pipelines.tracking import tracked, tracking_uri
 from pipelines.train import encoded, refuse_missing_inputs, resolve
 from pipelines.tune.contents import Mode
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points

@@ -232,7 +232,7 @@ def test_an_interrupted_run_is_neither_finished_nor_lost(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run_job(config(tmp_path), Work(KeyboardInterrupt()), fresh=False, kind="train")
     (run_dir,) = tmp_path.glob("r-*")
-    assert read_json(run_dir / "job.json", what="job")["status"] == "running"
+    assert read_json(run_dir / "job.json", what="job")["status"] == "interrupted"
     assert run_job(config(tmp_path), Work(), fresh=False, kind="train")["run_dir"] == str(run_dir)
 
 

@@ -17,7 +17,8 @@ import typer
 from pathlib import Path
 from pipelines.cli import verb
 from pipelines.config import load_config
-from pipelines.jobs import interruption, run_job
+from pipelines import interruption
+from pipelines.jobs import run_job
 interruption.WAY_OUT_S = 0.5
 
 def swallow(run_dir, key):

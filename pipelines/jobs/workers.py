@@ -8,9 +8,10 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
-from pipelines.jobs import JOB_NAME, locked, on_interruption, stop_ray
-from pipelines.tracking.settings import TrackedConfig
-from pipelines.tracking.tracker import close_killed
+from pipelines.interruption import on_interruption, stop_ray
+from pipelines.jobs.lock import locked
+from pipelines.jobs.runner import JOB_NAME
+from pipelines.tracking import TrackedConfig, close_killed
 
 HELD_S = 1.0  # by a process that is about to end
 LOOK_EVERY_S = 0.1
