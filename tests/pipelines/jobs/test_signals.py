@@ -86,3 +86,27 @@ def test_the_next_start_says_from_which_step_it_goes_on(tmp_path: Path) -> None:
         write_json(folder / "MANIFEST.json", {"progress": {"steps_done": steps}})
     (tmp_path / "checkpoints" / "checkpoint_100" / "MANIFEST.json").write_text("{")
     assert continuing("cell", tmp_path) == f"cell: continuing in {tmp_path} from step 20"
+
+
+SUBMIT = """
+import sys, time
+from cluster import submit
+from pipelines.cli import app
+
+def follow(*words, **options):
+    print("works", file=sys.stderr, flush=True)
+    time.sleep(20)
+
+submit.run = follow
+app(["submit", "--", "train", "quickstart"])
+"""
+
+
+def test_a_submitted_job_is_left_to_itself() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SUBMIT], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "works\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    words = "a job that is submitted goes on, and the same command follows it"
+    assert (process.returncode, said) == (130, f"interrupted by SIGINT: {words}\n")
