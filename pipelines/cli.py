@@ -1,15 +1,17 @@
 """`pft`: the verbs. Heavy imports stay inside the commands, so that help and typing mistakes answer at once.
 
 Every verb ends with one JSON object on stdout; everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 a
-mistake in what the user gave (one message, no traceback), 130 interrupted.
+mistake in what the user gave (one message, no traceback), 130 or 143 interrupted (by SIGINT or SIGTERM).
 """
 
 import errno
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,7 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
+from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import place_of
 from pipelines.strict import build
@@ -61,6 +64,20 @@ MaxRejectFraction = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
 
 
+@contextmanager
+def ended_where_interrupted() -> Iterator[None]:
+    """End the process where the block is interrupted, also where libraries make another exception of it, or none."""
+    with catching_signals():
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or is_interrupted():
+                end_interrupted()
+            raise
+        if is_interrupted():
+            end_interrupted()
+
+
 def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Turn a function into a command: its return value is the result, its mistakes and interruptions exit codes."""
 
@@ -69,11 +86,9 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         stdout: int | None = None
         try:
             stdout, write_result = reserve_stdout()
-            result = function(*args, **kwargs)
+            with ended_where_interrupted():
+                result = function(*args, **kwargs)
             write_result(result)
-        except KeyboardInterrupt:
-            print("interrupted: the same command continues", file=sys.stderr)
-            raise typer.Exit(130) from None
         except Exception as error:
             if stdout is not None and (missing := missing_code(error)):
                 start_again(missing, stdout=stdout)
@@ -290,7 +305,8 @@ def submit(
     """Run a verb on a Ray cluster as a job, and follow it."""
     from cluster import submit
 
-    return submit.run(command, address=address, verbs=job_verbs(), plugins=plugin or [])
+    with on_interruption(lambda: "a job that is submitted goes on, and the same command follows it"):
+        return submit.run(command, address=address, verbs=job_verbs(), plugins=plugin or [])
 
 
 @show.command("config")
@@ -394,6 +410,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more as it ends
         print(f"error: stdout: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # all is done: no traceback of what still closes
 
 
 if __name__ == "__main__":

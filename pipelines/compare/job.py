@@ -5,13 +5,14 @@ from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.compare.assembly import assemble
+from pipelines.compare.cells import Cell
 from pipelines.compare.data import suite_data
 from pipelines.compare.plan import plan_suite
 from pipelines.compare.pool import Result, run_cells
 from pipelines.compare.report import write_comparison
-from pipelines.compare.suite import Size, Suite
+from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.console import console
-from pipelines.jobs import at_once, ensure_ray, locked
+from pipelines.jobs import at_once, ensure_ray, locked, workers_marked
 
 
 def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
@@ -30,8 +31,16 @@ def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
         plans = plan_suite(suite, chosen, data, storage.resolve() / "compare")
         cells = [cell for plan in plans for cell in plan.cells]
         console.print(f"{suite.name}: {len(cells)} cells on {data.name}")
-        results = run_cells(cells, at_once=at_once(chosen.resources, what="a cell"), resources=chosen.resources)
+        results = run_all(cells, chosen)
         report = assemble(suite, size, plans, results, seconds=time.perf_counter() - started)
         paths = write_comparison(report, folder)
     failed = sum("error" in result for result in results)
     return {name: str(path) for name, path in paths.items()} | {"cells": len(cells), "failed": failed}
+
+
+def run_all(cells: list[Cell], size: SuiteSize) -> list[Result]:
+    if not cells:
+        return []
+    config = cells[0].stages[-1]
+    with workers_marked(Path(config.storage), config):
+        return run_cells(cells, at_once=at_once(size.resources, what="a cell"), resources=size.resources)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipelines.jobs.nodes import on_this_node, wait_for_the_head
     from pipelines.jobs.restart import missing_code, start_again
     from pipelines.jobs.runner import (
+        CHECKPOINTS,
         CONFIG_NAME,
         JOB_NAME,
         config_identity,
@@ -23,5 +24,6 @@ if TYPE_CHECKING:
         run_key,
     )
     from pipelines.jobs.unused import UNUSED
+    from pipelines.jobs.workers import workers_marked
 else:
     __getattr__ = lazy_exports(__name__)

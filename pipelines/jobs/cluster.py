@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pft_core.errors import UserError
 from pipelines.console import console
+from pipelines.interruption import keep_catching
 from pipelines.jobs.nodes import watch_nodes
 
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
@@ -38,6 +39,7 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that a local token is used
     if address := os.environ.get("RAY_ADDRESS"):
         join_cluster(address)
+        keep_catching()
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a run is seen to have ended
@@ -47,6 +49,7 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     context = ray.init(
         address="local", num_cpus=cpus, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.WARNING
     )
+    keep_catching()  # Ray ends a driver at SIGTERM, its workers left to die by a C++ stack
     console.print(f"Ray started: {cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
     # Ray Train and Ray Data wait for it when they come to it; started now, it is there.
     get_or_create_autoscaling_coordinator()

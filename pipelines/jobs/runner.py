@@ -11,8 +11,10 @@ from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import contents, digest, read_json, remove_folder, write_json, write_text
 from pft_core.policies import model_identity
+from pft_core.training import CHECKPOINT_MANIFEST_NAME
 from pipelines.config import RunConfig
 from pipelines.console import console
+from pipelines.interruption import is_interrupted, on_interruption, stop_if_interrupted
 from pipelines.jobs.code import code_digest
 from pipelines.jobs.lock import locked
 from pipelines.jobs.mistakes import unwrap_user_error
@@ -23,6 +25,10 @@ JOB_NAME = "job.json"
 CONFIG_NAME = "config.yaml"
 
 METRICS_NAME = "metrics.jsonl"
+
+CHECKPOINTS = "checkpoints"  # of a training, in its folder
+
+PLUGINS = "plugins"  # the user's own code, in the run's folder
 
 # Where a run is kept, who watches it and what else is tried do not change what it computes; data sets, plugins and
 # models count by content, not by place.
@@ -56,7 +62,7 @@ def run_job(
             console.print(f"{kind}: {run_dir} is finished already, its result is used again (--fresh starts anew)")
             return _as_it_lies(job["result"], run_dir)
         if job:
-            console.print(f"{kind}: continuing in {run_dir}")
+            console.print(continuing(kind, run_dir), soft_wrap=True, highlight=False)
         return _execute(config, run, run_dir, {"key": key, "kind": kind, "attempt": job.get("attempt", 0) + 1})
 
 
@@ -90,19 +96,66 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
     run_dir.mkdir(parents=True, exist_ok=True)
     job |= {"status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(run_dir / JOB_NAME, job)
-    write_text(run_dir / CONFIG_NAME, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    kept = config.model_dump() | {"plugins": keep_plugins(config.plugins, run_dir)}
+    write_text(run_dir / CONFIG_NAME, yaml.safe_dump(kept, sort_keys=False))
+
+    def interrupted() -> str:
+        write_json(run_dir / JOB_NAME, job | {"status": "interrupted"})
+        return f"the same command goes on in {run_dir}"
+
+    with on_interruption(interrupted):
+        return _finished(run, run_dir, job)
+
+
+def keep_plugins(places: Sequence[str], run_dir: Path) -> list[str]:
+    """Keep the text of plugins beside a run's config; return their names from there, and of modules their own.
+
+    Where they lay when the run started may be a cluster's copy of the code, which goes with the cluster.
+    """
+    kept = []
+    for plugin in read_plugins(places):
+        if plugin.source is None:
+            kept.append(plugin.place)
+            continue
+        kept.append(f"{PLUGINS}/{plugin.digest[:8]}/{Path(plugin.place).name}")
+        (run_dir / kept[-1]).parent.mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / kept[-1], plugin.source)
+    return kept
+
+
+def _finished(run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
+    """Run to the end; its state says how it came out."""
     begun = time.monotonic()
     try:
         result = run(run_dir, job["key"])
     except Exception as error:
+        if is_interrupted():
+            raise
         mistake = unwrap_user_error(error)
         if mistake and job["attempt"] == 1 and not _has_trained(run_dir):
             remove_folder(run_dir)  # nothing was done: a mistake leaves no half-written run behind
         else:
             write_json(run_dir / JOB_NAME, job | {"status": "failed", "error": str(mistake or repr(error))})
         raise
+    stop_if_interrupted()
     write_json(run_dir / JOB_NAME, job | {"status": "finished", "seconds": time.monotonic() - begun, "result": result})
     return result
+
+
+def continuing(kind: str, run_dir: Path) -> str:
+    """Say where a run goes on: a training, or what is made like one, at its newest checkpoint."""
+    checkpoints = run_dir / CHECKPOINTS
+    if kind != "train" and not checkpoints.is_dir():
+        return f"{kind}: continuing in {run_dir}"
+    manifests = checkpoints.glob(f"*/{CHECKPOINT_MANIFEST_NAME}")
+    return f"{kind}: continuing in {run_dir} from step {max(map(_steps_done, manifests), default=0)}"
+
+
+def _steps_done(manifest: Path) -> int:
+    try:
+        return int(read_json(manifest, what="a checkpoint")["progress"]["steps_done"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return 0  # damaged: it is not gone on from
 
 
 def _has_trained(run_dir: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pipelines.console import console
+from pipelines.interruption import on_interruption, stop_ray
 from pipelines.jobs import ensure_ray, unwrap_user_error
 from pipelines.serve.config import APPLICATION, ServeConfig
 
@@ -18,15 +19,19 @@ IMPORT_PATH = "pipelines.serve.deployments:build"
 
 
 def run(config: ServeConfig) -> dict[str, Any]:
-    """Serve until SIGINT or SIGTERM. Result: url, status. Raises UserError for what cannot be served."""
+    """Serve until SIGINT or SIGTERM, which interrupt a server that does not answer yet. Result: url, status.
+
+    Raises UserError for what cannot be served.
+    """
     from pipelines.serve.deployments import build
 
     config = with_port(config)
     application = build(config.model_dump(exclude_unset=True))  # reads every policy: mistakes show before Ray starts
     start_ray()
     url = url_of(config)
-    with stopping() as stop:
+    with on_interruption(take_down):
         deploy(config, application)
+    with stopping() as stop:
         console.print(
             f"serving {config.name} at {url} (page, /v1, /metrics); Ctrl-C drains and stops",
             highlight=False,
@@ -80,14 +85,14 @@ def drain(config: ServeConfig) -> None:
         serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=config.scaling.drain_s + 5)
 
 
-def take_down() -> None:
-    """End what was started: our own Ray with all in it, at once, as a proxy without its application answers 404."""
-    import ray
+def take_down() -> str:
+    """End what was started: our own Ray with all in it, at once, as a proxy without its application answers 404.
 
+    Of a server that is interrupted before it answers, there is nothing more to say: "".
+    """
     if os.environ.get("RAY_ADDRESS"):
         shut_down()
-    else:
-        ray.shutdown()
+    return stop_ray()
 
 
 def shut_down() -> None:

@@ -7,7 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pipelines.tracking.mlflow_run import StepMetrics, flatten, mask_credentials, opening, quiet_mlflow, sqlite_path
     from pipelines.tracking.model_registry import register
-    from pipelines.tracking.settings import TrackingSettings
+    from pipelines.tracking.settings import TrackedConfig, TrackingSettings
     from pipelines.tracking.tracker import (
         DRAIN_LIMIT_S,
         SPOOL_NAME,

@@ -18,6 +18,7 @@ from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
 from pipelines.console import console
+from pipelines.interruption import CLOSE_S, on_interruption
 from pipelines.tracking.mlflow_run import (
     MlflowRun,
     RunSpec,
@@ -203,15 +204,20 @@ def tracked(
         inputs=inputs,
         parent=config.tracking.parent,
     )
-    status: Status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):  # the latter ends a trial that a search stops early
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
+
+    def interrupted() -> str:
+        tracker.finish("KILLED", limit_s=CLOSE_S)
+        return ""
+
+    with on_interruption(interrupted):
+        try:
+            yield tracker
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            tracker.finish("KILLED" if isinstance(error, SystemExit) else "FAILED")  # a search stops a trial early
+            raise
+        tracker.finish("FINISHED")
 
 
 def close_killed(config: TrackedConfig, run_key: str) -> None:

@@ -20,7 +20,16 @@ from pft_core.training import MemoryUse, out_of_memory
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import with_embedded
-from pipelines.jobs import CONFIG_NAME, ensure_ray, on_this_node, refuse_missing_resources, run_job, wait_for_the_head
+from pipelines.interruption import on_interruption, stop_ray
+from pipelines.jobs import (
+    CHECKPOINTS,
+    CONFIG_NAME,
+    ensure_ray,
+    on_this_node,
+    refuse_missing_resources,
+    run_job,
+    wait_for_the_head,
+)
 from pipelines.reporting import RunReport, write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
@@ -34,7 +43,6 @@ from pipelines.train.resolved_run import Layers, ResolvedRun, resolve
 from pipelines.train.trainer import Trainer
 from pipelines.train.worker import train_worker
 
-CHECKPOINTS = "checkpoints"
 MAX_FAILURES = 3
 PROGRESS_EVERY_S = 1.0
 LOST = "a process beside the workers was lost: going on from the last checkpoint"
@@ -139,7 +147,7 @@ def fit_on_ray(
             worker_runtime_env=worker_environment(config),
         ),
     )
-    with pumping(mailbox, tracker):
+    with on_interruption(stop_ray), pumping(mailbox, tracker):
         return trainer.fit()
 
 

@@ -24,3 +24,6 @@ class Trainer(DataParallelTrainer):
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = Failures(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave signals to the verb: Ray's own handler waits for the workers' end, and ends the process with 1."""

@@ -11,7 +11,7 @@ from pft_core.files import digest
 from pipelines.config import TOYWORLD, Range, RunConfig, changed, searchable
 from pipelines.embedded import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
-from pipelines.jobs import ensure_ray, locked, remove_run, run_job
+from pipelines.jobs import ensure_ray, locked, remove_run, run_job, workers_marked
 from pipelines.tracking import tracked, tracking_uri
 from pipelines.train import encoded, refuse_missing_inputs, resolve
 from pipelines.tune.contents import Mode
@@ -43,7 +43,9 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
             shared = trial_config(whole, key)
             if fresh:
                 forget(shared, mode)
-            return publish(config, explore(shared, mode, run_dir), mode, run_dir, tracker)
+            with workers_marked(Path(shared.storage), shared):
+                found = explore(shared, mode, run_dir)
+            return publish(config, found, mode, run_dir, tracker)
 
     try:
         return run_job(job, execute, fresh=fresh, kind=f"tune:{mode}:{digest(config.search.model_dump())}")

@@ -1,7 +1,9 @@
 """A training run, a comparison and a search that are killed and started again, as a user would see it."""
 
 import json
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -59,10 +61,15 @@ def finished_cells(storage: Path) -> dict[str, dict]:
     return {name: job for name, job in jobs.items() if job["status"] == "finished"}
 
 
-def test_a_killed_comparison_goes_on_and_runs_no_finished_cell_again(tmp_path) -> None:
-    suite = tmp_path / "suite.yaml"
+def suite_in(folder: Path) -> Path:
+    suite = folder / "suite.yaml"
     size = {"seeds": [0, 1, 2, 3], "test_per_axis": 20, "run": {"train": {"max_steps": 40}}}
     suite.write_text(yaml.safe_dump({"name": "cut", "title": "cut", "methods": ["pft"], "sizes": {"tiny": size}}))
+    return suite
+
+
+def test_a_killed_comparison_goes_on_and_runs_no_finished_cell_again(tmp_path) -> None:
+    suite = suite_in(tmp_path)
     process = compare(suite, tmp_path)
     while not finished_cells(tmp_path):
         assert process.poll() is None, "the comparison ended before it could be killed"
@@ -107,3 +114,36 @@ def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path, how,
     assert len(after) == 6  # 0:1, 1:2, 1:1, 2:1, 1:0, and the base
     assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
     assert {trial["status"] for trial in json.loads(Path(result["report_json"]).read_text())["trials"]} == {"finished"}
+
+
+VERBS = {
+    "prepare": (["--source", "toyworld", "--split", "train", "--num-workers", "1", "--output", "{0}/data"], "Ray"),
+    "train": (["quickstart", "train.max_steps=4000", "train.checkpoint_every=5", "storage={0}"], "step [2-9]"),
+    "quickstart": (["storage={0}"], "step"),
+    "tune": (["quickstart", "storage={0}", "search.alphas=[0,1,2]", "search.betas=[0,1,2]"], "to go"),
+    "compare": (["{0}/suite.yaml", "--storage", "{0}"], "to go"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_ends_within_ten_seconds_of_a_signal_and_no_run_stays_running(tmp_path, verb, number) -> None:
+    words, begun = VERBS[verb]
+    suite_in(tmp_path)
+    command = [sys.executable, "-m", "pipelines.cli", verb, *(word.format(tmp_path) for word in words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not re.search(begun, process.stderr.readline()):
+        assert process.poll() is None, "the verb ended before it could be interrupted"
+    time.sleep(1.0)
+    process.send_signal(number)
+    sent = time.monotonic()
+    out, said = process.communicate()
+    assert time.monotonic() - sent < 10
+    assert (process.returncode, out) == (128 + number, "")
+    assert said.splitlines()[-1].startswith(f"interrupted by {signal.Signals(number).name}: the same command ")
+    assert "Traceback" not in said
+    assert "***" not in said  # of a C++ stack
+    assert "running" not in {json.loads(path.read_text())["status"] for path in tmp_path.rglob("job.json")}
+    for store in tmp_path.rglob("mlflow.db"):
+        statuses = sqlite3.connect(store).execute("SELECT status FROM runs").fetchall()
+        assert ("RUNNING",) not in statuses

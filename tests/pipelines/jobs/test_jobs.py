@@ -54,6 +54,21 @@ def test_a_finished_run_is_used_again_and_says_so(tmp_path: Path, capfd: pytest.
     assert "is finished already" in capfd.readouterr().err.replace("\n", " ")
 
 
+def test_a_runs_config_is_a_recipe_also_where_its_plugins_are_gone(tmp_path: Path) -> None:
+    uploads = [tmp_path / name / "own.py" for name in ("upload", "another")]
+    for upload in uploads:
+        upload.parent.mkdir()
+        upload.write_text(f"# of {upload.parent.name}\n")
+    asked = config(tmp_path / "runs", f"plugins=[{', '.join(map(str, uploads))}, tests.builders]")
+    run_dir = Path(run_job(asked, Work(), fresh=False, kind="train")["run_dir"])
+    for upload in uploads:
+        shutil.rmtree(upload.parent)
+    moved = run_dir.rename(tmp_path / "moved")
+    again = load_config(str(moved / "config.yaml"))
+    assert [Path(place).read_text() for place in again.plugins[:2]] == ["# of upload\n", "# of another\n"]
+    assert again.plugins[2] == "tests.builders"
+
+
 def test_an_unfinished_run_continues_in_the_same_folder(tmp_path: Path) -> None:
     work = Work(RuntimeError("power cut"))
     with pytest.raises(RuntimeError):
@@ -217,7 +232,7 @@ def test_an_interrupted_run_is_neither_finished_nor_lost(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run_job(config(tmp_path), Work(KeyboardInterrupt()), fresh=False, kind="train")
     (run_dir,) = tmp_path.glob("r-*")
-    assert read_json(run_dir / "job.json", what="job")["status"] == "running"
+    assert read_json(run_dir / "job.json", what="job")["status"] == "interrupted"
     assert run_job(config(tmp_path), Work(), fresh=False, kind="train")["run_dir"] == str(run_dir)
 
 
