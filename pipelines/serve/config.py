@@ -14,6 +14,7 @@ from pipelines.strict import apply_override, build, read_yaml
 
 APPLICATION = "pft"  # its name in Ray Serve
 RECIPES = Path(__file__).parent / "recipes"
+IDLE_S = 75  # how long a connection may be open without a request
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -125,6 +126,7 @@ class ServeConfig(Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)  # 0: a free one
     keys: Place | None = None  # file written by `pft key`; needed beyond this machine
+    access_log: Place | None = None  # file to which a line of JSON is added for each request; None: stderr
     examples: Place | None = None  # a folder written by `pft prepare`: scenarios that the page offers
 
     @model_validator(mode="after")
