@@ -270,11 +270,18 @@ def tune(
 
 @app.command()
 @verb
-def serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
+def serve(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    access_log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where a line of JSON for each request goes; else stderr.")
+    ] = None,
+) -> dict[str, Any]:
     """Serve a policy behind an OpenAI-compatible API, under any preference: `pft serve RECIPE port=8000`."""
     from pipelines.serve import load_serve_config
 
-    config = load_serve_config(recipe, overrides or [])
+    logged = [] if access_log is None else [f"access_log={access_log}"]
+    config = load_serve_config(recipe, [*(overrides or []), *logged])
     from pipelines.serve import job
 
     return job.run(config)

@@ -5,6 +5,8 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pft_core.errors import UserError
@@ -46,13 +48,56 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     # "local": a bare init would join whatever cluster was last started on this machine.
     # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
     cpus = num_cpus or max(6, os.cpu_count() or 1)
-    context = ray.init(
-        address="local", num_cpus=cpus, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.WARNING
-    )
+    with on_loopback():
+        own_token()
+        context = ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     keep_catching()  # Ray ends a driver at SIGTERM, its workers left to die by a C++ stack
     console.print(f"Ray started: {cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
     # Ray Train and Ray Data wait for it when they come to it; started now, it is there.
     get_or_create_autoscaling_coordinator()
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Start Ray as on a laptop: GCS, raylet, agents, their metrics and every worker listen on this machine alone.
+
+    Ray has no option for it: of an address that is given as loopback it takes the machine's own instead.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def own_token() -> None:
+    """Let the token of Ray be read by its owner alone: Ray writes it as the umask says, and who reads it is let in."""
+    from ray._private.authentication import authentication_token_setup as setup
+
+    before = os.umask(0o077)
+    try:
+        if setup.enable_token_auth_by_default():
+            setup.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    finally:
+        os.umask(before)
+    close_token()
+
+
+def close_token() -> None:
+    """Take the token's file from all but its owner, where it is there and ours."""
+    from ray._private.authentication.authentication_token_setup import _get_default_token_path
+
+    file = _get_default_token_path()
+    with suppress(OSError):
+        file.chmod(file.stat().st_mode & 0o700)
 
 
 def has_started_ray() -> bool:
@@ -69,6 +114,7 @@ def join_cluster(address: str) -> None:
 
     # `ray start` turns token checks on where a token exists; ray.init does the same only without an address.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    close_token()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:

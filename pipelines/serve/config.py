@@ -1,6 +1,7 @@
 """What a server is made of: strict models, read from a serving recipe and dotted overrides."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -8,12 +9,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pft_core.settings import Settings
-from pipelines.config import recipe_path, source_of
+from pipelines.config import TOYWORLD, recipe_path, source_of
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.strict import apply_override, build, read_yaml
 
 APPLICATION = "pft"  # its name in Ray Serve
 RECIPES = Path(__file__).parent / "recipes"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+IDLE_S = 75  # how long a connection may be open without a request
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -22,6 +25,14 @@ def absolute(place: str) -> str:
     """Return a place with a local path made absolute: replicas and `serve deploy` run in other folders."""
     elsewhere = "://" in place or place.startswith("models:/")
     return place if elsewhere else str(Path(place).expanduser().absolute())
+
+
+def policy_place(place: str) -> str:
+    """Return a place as `absolute` does; a base model's name stays one: `toyworld`, or OWNER/NAME on the Hub."""
+    first = Path(place).expanduser().parts[:1]
+    is_here = Path(place).expanduser().exists() or any(Path(part).is_dir() for part in first)
+    is_name = place == TOYWORLD or (HUB_NAME.fullmatch(place) is not None and not is_here)
+    return place if is_name else absolute(place)
 
 
 Place = Annotated[str, AfterValidator(absolute)]
@@ -113,7 +124,8 @@ class AdapterStoreConfig(Settings):
 class ServeConfig(Settings):
     """A server. A place is a folder written by `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
-    policy: Place  # place of the policy that answers where a request names no other
+    # What answers where a request names no other: a place, or a base model as it is: a folder, OWNER/NAME, `toyworld`.
+    policy: Annotated[str, AfterValidator(policy_place)]
     name: Name = "policy"
     adapters: dict[Name, Place] = Field(default_factory=dict)  # further policies on the same base: name -> place
     ends: EndsConfig | None = None
@@ -125,6 +137,7 @@ class ServeConfig(Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)  # 0: a free one
     keys: Place | None = None  # file written by `pft key`; needed beyond this machine
+    access_log: Place | None = None  # file to which a line of JSON is added for each request; None: stderr
     examples: Place | None = None  # a folder written by `pft prepare`: scenarios that the page offers
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 Plain ASGI, so that streams stay streams and a client that leaves is noticed.
 """
 
+import asyncio
 import json
 import re
 import time
@@ -12,11 +13,13 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Seque
 from contextlib import contextmanager
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from pipelines.serve.config import LimitsSettings, is_loopback
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.keys import Key, KeyRing, RateLimiter, secret_in
 from pipelines.serve.http.openai_format import error_body
-from pipelines.serve.metrics import Metrics
+from pipelines.serve.metrics import Access, AccessLog, Metrics, note, noting
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,6 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[str, str]]
 
+CLIENT_LEFT = 499  # as nginx says it: nobody was there to be answered
 OPEN = ("/healthz", "/readyz")  # need no key
 READS_POLICIES = "/v1/models"  # reads, or fetches, weights
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -33,11 +37,12 @@ CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm=
 
 
 class Observed:
-    """Gives every request an id (the client's own where it has one), and counts it."""
+    """Gives every request an id (the client's own where it has one), counts it, and logs how it ended."""
 
-    def __init__(self, app: App, metrics: Metrics, routes: frozenset[str], *, tells_id: bool):
+    def __init__(self, app: App, metrics: Metrics, routes: frozenset[str], log: AccessLog, *, tells_id: bool):
         """tells_id: answer with the request's id; Ray Serve's proxy does it by itself."""
         self._app, self._metrics, self._routes, self._tells_id = app, metrics, routes, tells_id
+        self._log = log
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,29 +50,59 @@ class Observed:
             return
         given = header(scope, b"x-request-id")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        route = self._route(scope["path"])
-        status, started = 500, time.perf_counter()
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                told = [(b"x-request-id", request_id.encode())] if self._tells_id else []
-                message["headers"] = [*message.get("headers", []), *told]
-            await send(message)
-
-        with self._metrics.in_flight.track_inprogress():
+        access, started = Access(self._route(scope["path"])), time.perf_counter()
+        exchange = Exchange(receive, send, request_id if self._tells_id else None)
+        with self._metrics.in_flight.track_inprogress(), noting(access):
             try:
-                await self._app(scope, receive, observed)
+                await self._app(scope, exchange.receive, exchange.send)
+            except (asyncio.CancelledError, ClientDisconnect):
+                exchange.has_left = True
+                raise
             finally:
-                self._metrics.requests.labels(route, status).inc()
-                self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                access.status, access.ms = exchange.outcome, round(1000 * seconds, 1)
+                self._metrics.requests.labels(access.route, access.status).inc()
+                self._metrics.seconds.labels(access.route).observe(seconds)
+                self._log.write(access)
 
     def _route(self, path: str) -> str:
         """Return the route of a path as metrics name it: a client must not name our series."""
         if path.startswith("/v1/models/"):
             return "/v1/models/{model}"
         return path if path in self._routes else "other"
+
+
+class Exchange:
+    """A request and its answer as they pass by."""
+
+    def __init__(self, receive: Receive, send: Send, request_id: str | None):
+        """request_id: told with the answer, unless None."""
+        self._receive, self._send, self._request_id = receive, send, request_id
+        self._status: int | None = None
+        self._is_answered = False
+        self.has_left = False  # the client, before it had its answer
+
+    @property
+    def outcome(self) -> int:
+        """The status that was sent; 499 where the client left before the end of it, 500 where there was none."""
+        if self.has_left and not self._is_answered:
+            return CLIENT_LEFT
+        return self._status or 500
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.has_left = self.has_left or message["type"] == "http.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            told = [(b"x-request-id", self._request_id.encode())] if self._request_id else []
+            message["headers"] = [*message.get("headers", []), *told]
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            # What was sent to a client that had left has reached nobody.
+            self._is_answered = not self.has_left
 
 
 class Guard:
@@ -88,6 +123,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         key = self._key(scope)
+        note(key=None if key is None else key.name)
         if (refusal := self._refusal(scope, key)) is not None:
             await respond(send, *refusal)
             return

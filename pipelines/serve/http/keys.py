@@ -103,12 +103,16 @@ def _keys_in(content: bytes, file: Path) -> list[Key]:
 
 
 class KeyRing:
-    """The keys of a file, read again every few seconds, so that a key can be withdrawn while the server runs."""
+    """The keys of a file, read again every few seconds, so that a key can be withdrawn while the server runs.
+
+    A file that is gone holds no key; one that is damaged, as while it is edited, changes nothing.
+    """
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic):
         """Raises UserError for a file that is damaged, or holds no key."""
         self._file, self._clock = file, clock
-        self._checked, self._content = clock(), _content(file)
+        self._checked = clock()
+        self._content: bytes | None = _content(file)
         self._keys = _keys_in(self._content, file)
         if not self._keys:
             raise UserError(f"{file}: holds no key: make one with `pft key`")
@@ -124,14 +128,23 @@ class KeyRing:
         if self._clock() - self._checked < RELOAD_S:
             return
         self._checked = self._clock()
+        # The content itself: times are too coarse to tell two edits apart.
+        if (content := self._present()) == self._content:
+            return
+        self._content = content
         try:
-            # The content itself: times are too coarse to tell two edits apart.
-            content = _content(self._file)
-            if content != self._content:
-                self._content = content
-                self._keys = _keys_in(content, self._file)
+            self._keys = [] if content is None else _keys_in(content, self._file)
         except UserError as error:  # half-edited
             log.warning("the keys stay as they were: %s", error)
+
+    def _present(self) -> bytes | None:
+        """Return what the file holds; None where it is gone, or hidden: that withdraws every key until it is back."""
+        try:
+            return _content(self._file)
+        except UserError as error:
+            if self._content is not None:
+                log.warning("no key is valid now: %s", error)
+            return None
 
 
 def _sha256(secret: str) -> str:

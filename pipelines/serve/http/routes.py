@@ -25,7 +25,7 @@ from pipelines.serve.http.guard import Guard, Observed, retry_after
 from pipelines.serve.http.keys import KeyRing
 from pipelines.serve.http.openai_format import DONE, Answer, error_body, event, events
 from pipelines.serve.http.page import page
-from pipelines.serve.metrics import Metrics
+from pipelines.serve.metrics import AccessLog, Metrics
 from pipelines.serve.policies import OtherContentError, Policy, UnknownModelError, UnreachableError
 from pipelines.serve.requests import (
     ChatBody,
@@ -74,7 +74,8 @@ def make_app(
 ) -> Any:
     """Return the ASGI application. gateway: ready to answer; tells_id: see `guard.Observed`.
 
-    Raises UserError for a file of keys that is none, and for examples that are no prepared data.
+    Raises UserError for a file of keys that is none, for examples that are no prepared data, and for an access log that
+    cannot be written.
     """
     security = [Depends(HTTPBearer(auto_error=False, description="A key made by `pft key`."))]
     app = FastAPI(
@@ -92,7 +93,9 @@ def make_app(
     _add_failures(app)
     keys = KeyRing(Path(config.keys)) if config.keys else None
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    return Observed(Guard(app, config.limits, keys, metrics, admission), metrics, paths, tells_id=tells_id)
+    guarded = Guard(app, config.limits, keys, metrics, admission)
+    log = AccessLog(Path(config.access_log) if config.access_log else None)
+    return Observed(guarded, metrics, paths, log, tells_id=tells_id)
 
 
 def _gateway(request: Request) -> Gateway:

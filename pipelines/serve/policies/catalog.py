@@ -41,6 +41,7 @@ from pipelines.serve.policies.adapters import (
     reading,
     refuse_other_kinds,
 )
+from pipelines.serve.policies.bare import bare_reference, is_bare
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,9 @@ class Catalog:
         self._contents: dict[Any, Content] = {}
         self._known: dict[str, Policy] = {}
         # Its id gets digits once it is seen to fit.
-        self.default = Policy(config.name, reference_at(self._pinned(config.policy), registry=self._registry), None)
+        self._bare = bare_reference(config.policy, examples=config.examples) if is_bare(config.policy) else None
+        first = self._bare or reference_at(self._pinned(config.policy), registry=self._registry)
+        self.default = Policy(config.name, first, None)
         self.tokenizer = tokenizer_of(self.model)
         self.default = self._at(config.name, config.policy)
         for name, place in config.adapters.items():
@@ -300,6 +303,8 @@ class Catalog:
 
     def _reference(self, name: str, place: str) -> ModelRef:
         """Return the reference at a place, its adapter as a place of its own. Raises UserError for one that misfits."""
+        if self._bare is not None and place == self._config.policy:
+            return self._bare
         self._refuse_outside(name, Path(place), (MODEL_REF_NAME,))
         stamp = self._stamp(place, (MODEL_REF_NAME,))
         if stamp not in self._refs:

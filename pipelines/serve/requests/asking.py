@@ -13,6 +13,7 @@ from pft_core.errors import UserError
 from pft_core.prompts import Condition, condition_text, read_condition
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import Steering
+from pipelines.serve.metrics import note
 from pipelines.serve.policies import Catalog, Policy, UnknownModelError, UnreachableError
 from pipelines.serve.requests.bodies import Preference
 
@@ -98,7 +99,7 @@ class Asker:
         Raises UnknownModelError, for a damaged policy too: what is wrong with its files is for the log.
         """
         try:
-            return await asyncio.to_thread(self.catalog.resolve, model)
+            policy = await asyncio.to_thread(self.catalog.resolve, model)
         except (UnknownModelError, UnreachableError):
             raise
         except UserError as error:
@@ -106,6 +107,8 @@ class Asker:
             raise UnknownModelError(
                 f"{model or 'the default policy'}: cannot be served now: ask its operator"
             ) from None
+        note(policy=policy.id)
+        return policy
 
     async def asked(self, model: str | None, preference: Preference | None) -> Asked:
         """Return who answers under a preference. Raises UserError, UnknownModelError."""

@@ -145,7 +145,8 @@ class Chooser:
 def question(policy: Policy, condition: Condition, scenario: str, options: Sequence[str], form: Form) -> Question:
     """Make a record of what a client shows; the sides of its options are not known and not needed."""
     stated = condition.stated
-    axis, side = stated[0] if stated else (policy.ref.space.axes[0].name, None)
+    names = [axis.name for axis in policy.ref.space.axes]
+    axis, side = stated[0] if stated else (names[0] if names else "none", None)
     record = PairedExample("request", axis, scenario, tuple(Option(text, 0) for text in options))
     return Question(record, form, side, others=stated[1:])
 

@@ -1,5 +1,6 @@
 """The parts of a server that answer, put together; `compare` is made of the others."""
 
+from pft_core.errors import UserError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import Backend
 from pipelines.serve.metrics import Metrics
@@ -31,6 +32,8 @@ class Gateway:
     async def compare(self, body: CompareBody) -> Compared:
         """Ask both poles of an axis, and what lies between them at a weight, in one call."""
         space = (await self._asker.policy(body.model)).ref.space
+        if not space.axes:
+            raise UserError("this model knows no axis to compare the poles of: its operator may give examples=DIR")
         axis = space.axes[0] if body.axis is None else space.axis(body.axis)
         poles: list[tuple[str, float, Preference]] = [
             (pole.name, 1.0 - side, {"axis": axis.name, "pole": pole.name}) for side, pole in enumerate(axis.poles)

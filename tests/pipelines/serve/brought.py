@@ -55,7 +55,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": LAYERS | HEADS,
     "mamba": LAYERS | {"state_size": 4, "pad_token_id": 0},
     "lfm2": LAYERS | HEADS | {"layer_types": ["conv", "full_attention"]},  # a hybrid
-}
+    # Its keys and values have other sizes (multi-head latent attention), and its experts are chosen by groups.
+    "deepseek_v3": LAYERS | {
+        "intermediate_size": 48, "moe_intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12,
+        "n_routed_experts": 16, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "first_k_dense_replace": 1,
+        "max_position_embeddings": 1024,
+    },
+}  # fmt: skip
 
 
 def save(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str = "llama", *, rows: int | None = None) -> Path:

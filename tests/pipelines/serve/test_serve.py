@@ -1,6 +1,7 @@
 """The server on a real Ray: through the proxy, over replicas that die, are replaced and are full."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -88,6 +89,27 @@ def test_the_api_answers_through_serve(url: str) -> None:
         assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
         missing = client.post("/v1/choose", json={"scenario": "x", "options": ["a", "b"], "model": "../policy"})
         assert missing.status_code == 404
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_is_told_from_a_fault(url: str, stream: bool) -> None:
+    long = {**WRITE, "max_tokens": 400, "stream": stream}
+    with httpx.Client(base_url=url, timeout=60) as client:
+
+        def counted(status: int) -> float:
+            series = f'pft_requests_total{{route="/v1/completions",status="{status}"}} '
+            lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(series)]
+            return float(lines[0].split()[-1]) if lines else 0
+
+        before = {status: counted(status) for status in (499, 500)}
+        with (
+            contextlib.suppress(httpx.TimeoutException),
+            httpx.Client(base_url=url, timeout=0.3) as hasty,
+            hasty.stream("POST", "/v1/completions", json=long) as answer,
+        ):
+            next(answer.iter_lines())
+        wait_for(lambda: counted(499) == before[499] + 1)
+        assert counted(500) == before[500]
 
 
 def test_beyond_the_queue_clients_are_sent_away_at_once(url: str) -> None:

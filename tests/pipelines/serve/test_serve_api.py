@@ -493,3 +493,21 @@ def test_requests_and_tokens_are_counted(client: httpx.Client) -> None:
     text = client.get("/metrics").text
     assert 'pft_requests_total{route="/v1/completions",status="200"}' in text
     assert 'pft_tokens_total{kind="completion"}' in text
+
+
+# --- a base without any adapter
+
+
+def test_a_bare_base_answers_every_route(tiny_qwen2: Path, tmp_path: Path) -> None:
+    config = serve_config(tiny_qwen2, tmp_path / "cache", engine={"max_length": 512})
+    with LocalServer(config).running() as bare, httpx.Client(base_url=bare.url, timeout=60) as client:
+        asked = {"scenario": "The plan", "options": OPTIONS}
+        chosen = post(client, "/v1/choose", **asked)
+        assert (chosen["model"], chosen["adapter"], chosen["preference"]) == ("policy", None, None)
+        assert sum(option["probability"] for option in chosen["options"]) == pytest.approx(1)
+        assert post(client, "/v1/score", scenario="x", answers=["a", "b"], preferences=[None])["results"]
+        assert post(client, "/v1/completions", prompt="The plan", max_tokens=3)["choices"]
+        assert post(client, "/v1/chat/completions", messages=[{"role": "user", "content": "x"}], max_tokens=3)
+        assert client.get("/v1/models/policy").json()["space"]["axes"] == []
+        assert "Bold" in refusal(client, "/v1/choose", 400, **asked, preference="Bold")
+        assert "knows no axis" in refusal(client, "/v1/compare", 400, **asked)

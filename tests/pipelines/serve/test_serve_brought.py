@@ -36,6 +36,21 @@ def test_a_model_whose_cache_is_not_plain_keys_and_values_is_refused_at_start(ki
         start(save(tmp_path, byte_level(), kind))
 
 
+def test_a_model_of_latent_attention_and_experts_is_served(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    model = save(tmp_path, tokenizer, "deepseek_v3")
+    engine, prompt = start(model), tokenizer("The town has a plan.")["input_ids"]
+
+    async def written() -> list[int]:
+        asked = GenerationRequest(prompt, Sampling(6, temperature=0))
+        return [token.id async for step in engine.generate(asked, None) for token in step.tokens]
+
+    base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU).eval()
+    whole = base.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, len(prompt) :].tolist()
+    assert asyncio.run(written()) == [token for token in whole if token != tokenizer.eos_token_id]
+    asyncio.run(engine.close())
+
+
 def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> None:
     tokenizer = byte_level()
     rows = len(tokenizer)

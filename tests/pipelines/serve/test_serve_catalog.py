@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.policies.model_ref import MODEL_REF_NAME
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.chat_template import MOMENT
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame, template_digest
+from pipelines.serve.config import policy_place
 from pipelines.serve.policies import catalog as catalog_module
 from pipelines.serve.policies.adapters import AdapterCache, OtherContentError, Source, content_of
 from pipelines.serve.policies.catalog import Catalog, UnknownModelError
@@ -66,6 +68,57 @@ def id_of(policy: Path, name: str) -> str:
 
 def names(catalog: Catalog) -> list[str]:
     return [policy.id.partition("@")[0] for policy in catalog.listed()]
+
+
+# --- a base without any adapter
+
+
+def test_a_base_model_is_served_as_it_is(tiny_qwen2: Path, policies: list[Path], tmp_path: Path) -> None:
+    catalog = start(tiny_qwen2, tmp_path, adapters={"other": str(policies[1])})
+    assert (catalog.model, names(catalog)) == (str(tiny_qwen2), ["policy", "base", "other"])
+    assert catalog.resolve(None).source is catalog.resolve("base").source is None
+    assert catalog.resolve(None).ref.space.axes == ()
+    assert catalog.resolve("other").source is not None
+
+
+def test_a_base_model_with_a_chat_template_is_asked_in_it(tiny_qwen2: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_qwen2, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    assert start(model, tmp_path).default.ref.style.frame == chat_frame(load_tokenizer(str(model)))
+
+
+def test_a_base_model_is_asked_of_the_axes_of_the_examples(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    DatasetManifest("toyworld", ("one",), SPACE, (), 1, 1, 1, 0, {}, {}, "c", "digest").save(tmp_path / "data")
+    assert start("toyworld", tmp_path, examples=str(tmp_path / "data")).default.ref.space == SPACE
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("toyworld", "toyworld"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        ("models:/name@alias", "models:/name@alias"),
+        ("runs/mine", "{here}/runs/mine"),  # there is a folder of that name, so that this is one that is missing
+        ("./Qwen/base", "{here}/Qwen/base"),
+        ("a/b/c", "{here}/a/b/c"),
+        ("mine", "{here}/mine"),
+        ("~/mine", "{home}/mine"),
+    ],
+)
+def test_a_name_on_the_hub_stays_one_and_a_folder_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kept: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert policy_place(given) == kept.format(here=tmp_path, home=Path.home())
+
+
+def test_a_name_that_the_hub_does_not_have_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model='nobody/nothing'"):
+        start("nobody/nothing", tmp_path)  # type: ignore[arg-type]
 
 
 # --- names

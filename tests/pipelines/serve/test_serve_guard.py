@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +14,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from starlette.requests import ClientDisconnect
 
+from pft_core.errors import UserError
 from pipelines.serve.config import LimitsSettings, ReplicaSettings
 from pipelines.serve.http import guard
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.guard import Guard, Observed
 from pipelines.serve.http.keys import KeyRing, RateLimiter, add_key
-from pipelines.serve.metrics import LATENCY_S, Metrics
+from pipelines.serve.metrics import LATENCY_S, AccessLog, Metrics, note
 
 ROUTES = frozenset({"/", "/v1/choose", "/healthz", "/readyz"})
 Headers = Sequence[tuple[bytes, bytes]]
@@ -100,8 +104,15 @@ def fence(
     file = tmp_path / "keys.json"
     secret = add_key(file, "ann", requests_per_minute=pace) if keyed else ""
     inside, metrics = Inside(), Metrics()
-    guarded = Guard(inside, LimitsSettings(**limits), KeyRing(file) if keyed else None, metrics, Admission(scaling))
-    return Fence(Observed(guarded, metrics, ROUTES, tells_id=True), inside, metrics, secret)
+    guarded = Guard(
+        inside,
+        LimitsSettings(**limits),
+        KeyRing(file) if keyed else None,
+        metrics,
+        Admission(scaling or ReplicaSettings()),
+    )
+    observed = Observed(guarded, metrics, ROUTES, AccessLog(tmp_path / "access.jsonl"), tells_id=True)
+    return Fence(observed, inside, metrics, secret)
 
 
 @pytest.fixture
@@ -369,10 +380,117 @@ def test_a_fault_inside_is_counted_and_leaves_nothing_in_flight(tmp_path: Path) 
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        ask(Observed(faulty, metrics, ROUTES, tells_id=True))
+        ask(Observed(faulty, metrics, ROUTES, AccessLog(), tells_id=True))
     text = generate_latest(metrics.registry).decode()
     assert 'pft_requests_total{route="/v1/choose",status="500"} 1.0' in text
     assert "pft_requests_in_flight 0.0" in text
+
+
+async def leaves_at_once(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await receive()  # who streams an answer waits for this
+
+
+async def leaves_within_a_stream(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+    await receive()
+    await receive()
+
+
+async def is_told_after_it_left(scope: Any, receive: Any, send: Any) -> None:
+    await leaves_at_once(scope, receive, send)
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def is_cancelled_by_the_proxy(scope: Any, receive: Any, send: Any) -> None:
+    raise asyncio.CancelledError
+
+
+async def fails_to_send(scope: Any, receive: Any, send: Any) -> None:
+    raise ClientDisconnect
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [leaves_at_once, leaves_within_a_stream, is_told_after_it_left, is_cancelled_by_the_proxy, fails_to_send],
+)
+def test_a_client_that_leaves_is_counted_and_logged_as_that(tmp_path: Path, inside: Any) -> None:
+    metrics, file = Metrics(), tmp_path / "access.jsonl"
+    messages = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def asked() -> None:
+        observed = Observed(inside, metrics, ROUTES, AccessLog(file), tells_id=True)
+        with contextlib.suppress(asyncio.CancelledError, ClientDisconnect):
+            await observed(scope("/v1/choose", []), receive, send)
+
+    asyncio.run(asked())
+    text = generate_latest(metrics.registry).decode()
+    assert 'pft_requests_total{route="/v1/choose",status="499"} 1.0' in text
+    assert 'status="500"' not in text
+    assert [line["status"] for line in logged(file, 1)] == [499]
+
+
+def test_what_comes_after_a_whole_answer_is_no_departure(tmp_path: Path) -> None:
+    async def answered(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        await receive()
+
+    metrics = Metrics()
+    ask(Observed(answered, metrics, ROUTES, AccessLog(), tells_id=True))
+    assert 'status="204"} 1.0' in generate_latest(metrics.registry).decode()
+
+
+def logged(file: Path, count: int) -> list[dict[str, Any]]:
+    """The lines of an access log, once there are so many: they are written in another thread."""
+    end = time.monotonic() + 5
+    while len(lines := file.read_text().splitlines()) < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return [json.loads(line) for line in lines]
+
+
+def test_each_request_is_a_line_of_json_without_a_word_of_its_own(keyed: Fence, tmp_path: Path) -> None:
+    async def asks_a_policy(scope: Any, receive: Any, send: Any) -> None:
+        note(policy="policy@0123456789ab")
+        await keyed.inside(scope, receive, send)
+
+    keyed.app._app._app = asks_a_policy
+    ask(keyed.app, "/v1/choose", [*keyed.key, (b"user-agent", b"private")], [b'{"scenario": "private"}'])
+    ask(keyed.app, "/private")
+    ask(keyed.app, "/healthz")
+    found = logged(tmp_path / "access.jsonl", 3)
+    assert all(line.keys() == {"time", "route", "status", "key", "policy", "ms"} for line in found)
+    assert all(0 <= line["ms"] < 5000 and line["time"].endswith("+00:00") for line in found)
+    assert [(line["route"], line["status"], line["key"], line["policy"]) for line in found] == [
+        ("/v1/choose", 200, "ann", "policy@0123456789ab"),
+        ("other", 401, None, None),
+        ("/healthz", 200, None, "policy@0123456789ab"),
+    ]
+    assert "private" not in (tmp_path / "access.jsonl").read_text()
+
+
+def test_an_access_log_that_is_moved_away_is_begun_anew(keyed: Fence, tmp_path: Path) -> None:
+    ask(keyed.app, "/healthz")
+    logged(tmp_path / "access.jsonl", 1)
+    (tmp_path / "access.jsonl").rename(tmp_path / "access.1")
+    ask(keyed.app, "/readyz")
+    while not (tmp_path / "access.jsonl").exists():
+        time.sleep(0.01)
+    assert [line["route"] for line in logged(tmp_path / "access.jsonl", 1)] == ["/readyz"]
+
+
+def test_a_place_that_takes_no_access_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"access_log=.*: cannot be written \(Is a directory\)"):
+        AccessLog(tmp_path)
 
 
 def test_a_stream_comes_through_in_its_parts(keyed: Fence) -> None:

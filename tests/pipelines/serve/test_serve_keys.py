@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -161,25 +162,48 @@ def test_an_edited_file_counts_after_some_seconds(file: Path) -> None:
     assert ring.owner(bob) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": 1}', '{"keys": [{"name": "x"}]}', "\0", None])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": 1}', '{"keys": [{"name": "x"}]}', "\0"])
 def test_a_file_damaged_while_it_runs_keeps_the_keys(
-    file: Path, content: str | None, caplog: pytest.LogCaptureFixture
+    file: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ann = add_key(file, "ann")
     clock, whole = Clock(), file.read_bytes()
     ring = KeyRing(file, clock)
-    if content is None:
-        file.unlink()
-    else:
-        file.write_text(content)
+    file.write_text(content)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             clock.now += RELOAD_S
             assert ring.owner(ann) is not None
-    assert caplog.text.count("the keys stay as they were") == (1 if content is not None else 3)
+    assert caplog.text.count("the keys stay as they were") == 1
     file.write_bytes(whole.replace(b"ann", b"eve"))
     clock.now += RELOAD_S
     assert ring.owner(ann).name == "eve"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "its folder deleted", "a link to nothing", "a folder"])
+def test_a_file_that_is_gone_lets_nobody_in_until_it_is_back(
+    tmp_path: Path, gone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "folder" / "keys.json"
+    ann, clock = add_key(file, "ann"), Clock()
+    ring, whole = KeyRing(file, clock), file.read_bytes()
+    file.unlink()
+    if gone == "its folder deleted":
+        shutil.rmtree(file.parent)
+    elif gone == "a link to nothing":
+        file.symlink_to(tmp_path / "nowhere")
+    elif gone == "a folder":
+        file.mkdir()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            clock.now += RELOAD_S
+            assert ring.owner(ann) is None
+    assert caplog.text.count("no key is valid now") == 1, "said once"
+    shutil.rmtree(file.parent, ignore_errors=True)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(whole)
+    clock.now += RELOAD_S
+    assert ring.owner(ann) is not None
 
 
 SECRET = "pft-" + "s3cr3t" * 6

@@ -344,6 +344,26 @@ def test_a_server_with_keys_lets_the_browser_in_that_has_one(browser: Any, locke
         ask(visit, told="no valid API key. Reload the page")
 
 
+def test_no_long_word_widens_the_page(browser: Any, url: str):
+    """Wherever there is a text: scenarios, options, answers, and the names and descriptions that a policy brings."""
+    with visiting(browser, url, viewport={"width": 360, "height": 800}) as visit:
+        ask(visit)
+        lengthened = visit.page.evaluate(
+            """() => [...document.querySelectorAll('main *')].filter((place) => {
+                 const fixed = place.matches('dt, button, .letter, .number, input, br, i') || place.closest('template');
+                 if (place.children.length || fixed) return false;
+                 if (place.tagName === 'TEXTAREA') place.value = 'W'.repeat(300);
+                 else place.textContent += ' ' + 'W'.repeat(300);
+                 return true; }).length"""
+        )
+        assert lengthened > 40
+        wide = visit.page.evaluate(
+            """() => [...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > 360)
+                 .map((e) => e.tagName + '.' + e.className)"""
+        )
+        assert (visit.page.evaluate("document.documentElement.scrollWidth"), wide) == (360, [])
+
+
 @pytest.mark.parametrize(("name", "width", "scheme"), [("page", 1180, "light"), ("page-narrow", 360, "dark")])
 def test_the_page_fits_and_is_pictured(browser: Any, url: str, name: str, width: int, scheme: str):
     viewport = {"width": width, "height": 800}

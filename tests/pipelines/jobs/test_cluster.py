@@ -1,0 +1,48 @@
+"""The Ray that a verb starts: who can reach it, and who can read its token."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, os, time
+from pathlib import Path
+os.umask(0o022)
+from pipelines.jobs import ensure_ray
+ensure_ray(num_cpus=1, dashboard=True)
+import psutil, ray
+ray.get(ray.remote(lambda: 1).remote())
+time.sleep(3)  # agents and the autoscaler open their ports a little later
+me = psutil.Process()
+found = [c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections("tcp")
+         if c.status == "LISTEN"]
+mode = (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777
+print(json.dumps({"listeners": found, "mode": mode}))
+ray.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.own_ray
+@pytest.mark.parametrize("left", [None, 0o644], ids=["no token yet", "a token that all can read"])
+def test_a_ray_that_is_started_listens_on_loopback_and_its_token_is_its_owner_s(
+    tmp_path: Path, left: int | None
+) -> None:
+    if left is not None:
+        token = tmp_path / ".ray" / "auth_token"
+        token.parent.mkdir()
+        token.write_text("0" * 64)
+        token.chmod(left)
+    given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=given | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["mode"] == 0o600
+    assert len(found["listeners"]) > 8
+    assert {ip.removeprefix("::ffff:") for ip in found["listeners"]} == {"127.0.0.1"}

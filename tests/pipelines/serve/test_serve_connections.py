@@ -1,0 +1,93 @@
+"""Connections that wait for their client alone come to an end; those that wait for the server do not."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from pipelines.serve.http.connections import TimedProtocol
+
+ANSWER_S = 0.5
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Hasty(TimedProtocol):
+    idle_s, headers_s = 0.4, 0.2
+
+
+async def slow_app(scope: Any, receive: Any, send: Any) -> None:
+    more = True
+    while more:
+        more = (await receive()).get("more_body", False)
+    await asyncio.sleep(ANSWER_S)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    config = uvicorn.Config(slow_app, port=0, http=Hasty, lifespan="off", log_level="critical", timeout_keep_alive=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+def ended(port: int, *parts: bytes, pause_s: float = 0.05) -> tuple[bytes, float]:
+    """Send the parts one after the other, as long as they are taken; return what came, and when it ended."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        begun = time.monotonic()
+        try:
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause_s)
+            came = b"".join(iter(lambda: client.recv(1000), b""))
+        except OSError:
+            came = b""
+        return came, time.monotonic() - begun
+
+
+def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
+    came, seconds = ended(port)
+    assert came == b""
+    assert 0.3 < seconds < 2
+
+
+@pytest.mark.parametrize("drop", [b"a", b"\r\n"])
+def test_headers_that_come_a_byte_at_a_time_are_not_waited_for(port: int, drop: bytes) -> None:
+    came, seconds = ended(port, b"GET / HTTP/1.1\r\nX: " if drop == b"a" else b"", *[drop] * 60)
+    assert b"200" not in came
+    assert seconds < 2
+
+
+def test_an_answer_that_takes_longer_than_any_of_it_comes(port: int) -> None:
+    came, seconds = ended(port, REQUEST)
+    assert came.endswith(b"ok")
+    assert seconds > ANSWER_S + 0.9, "uvicorn's own time without a request follows"
+
+
+def test_a_body_may_take_longer_than_headers(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\n"
+    assert ended(port, head, *[b"x"] * 8)[0].endswith(b"ok")
+
+
+def test_the_second_request_of_a_connection_has_as_long_as_the_first(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        for _ in range(2):
+            client.sendall(REQUEST[:20])
+            time.sleep(0.1)
+            client.sendall(REQUEST[20:])
+            assert client.recv(1000).endswith(b"ok")
+        client.sendall(REQUEST[:20])
+        begun = time.monotonic()
+        assert client.recv(1000) == b""
+        assert 0.1 < time.monotonic() - begun < 0.9
