@@ -24,7 +24,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[str, str]]
 
-OPEN = ("/healthz", "/readyz")  # need no key
+OPEN = ("/health", "/healthz", "/readyz")  # need no key
 READS_POLICIES = "/v1/models"  # reads, or fetches, weights
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DECLARED = re.compile(r"[0-9]{1,20}")
