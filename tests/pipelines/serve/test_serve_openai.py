@@ -13,6 +13,7 @@ import pytest
 
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import PromptStyle
+from pipelines.serve.requests.structured import closed
 from tests.serving import LocalServer, serve_config, write_policy
 
 EOS = 2
@@ -87,6 +88,15 @@ def test_an_answer_follows_its_schema_whatever_the_model_would_write(
         assert (type(found["fits"]), found["one"] in "AB") == (bool, True)
 
 
+def test_an_object_holds_what_its_schema_names_and_nothing_else_unless_it_says_otherwise() -> None:
+    inner = {"type": "object", "properties": {"properties": {"type": "string"}}}
+    schema = {"$defs": {"properties": inner}, "anyOf": [inner, {"allOf": [inner]}], "enum": [inner]}
+    shut = {**inner, "additionalProperties": False}
+    wanted = {"$defs": {"properties": shut}, "anyOf": [shut, {"allOf": [inner]}], "enum": [inner]}
+    assert closed(schema, 64) == wanted
+    assert closed({**inner, "additionalProperties": True}, 64)["additionalProperties"] is True
+
+
 def test_an_answer_follows_a_regular_expression_and_ends_there(client: httpx.Client) -> None:
     pytest.importorskip("llguidance")
     answer = ask(client, CHAT, max_tokens=40, temperature=1, structured_outputs={"regex": r"[a-c]{3}-\d{2}"})
@@ -105,6 +115,8 @@ def test_a_format_that_cannot_be_followed_is_refused_by_name(client: httpx.Clien
     assert "schema" in refused(client, CHAT, structured_outputs={"json": {"type": "nothing"}})
     assert "regular expression" in refused(client, CHAT, structured_outputs={"regex": "(("})
     assert "no JSON" in refused(client, CHAT, structured_outputs={"json": "{"})
+    for deep in ("[" * 70 + "]" * 70, "[" * 20_000 + "]" * 20_000, '{"not":' * 70 + "true" + "}" * 70):
+        assert "too deeply" in refused(client, CHAT, structured_outputs={"json": deep})
     both = {"structured_outputs": {"regex": "a", "choice": ["a"]}}
     assert "one of them" in refused(client, CHAT, **both)
     both = {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}

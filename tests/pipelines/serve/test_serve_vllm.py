@@ -231,8 +231,8 @@ DRAWN = {
     "frequency": {"frequency_penalty": -1.0},
     "min_tokens": {"min_tokens": 40},
     "ignore_eos": {"ignore_eos": True},
-    "top_k": {"temperature": 3.0, "top_k": 1, "seed": 1},
-    "min_p": {"temperature": 3.0, "min_p": 1.0, "seed": 1},
+    "top_k": {"temperature": 2.0, "top_k": 1, "seed": 1},
+    "min_p": {"temperature": 2.0, "min_p": 1.0, "seed": 1},
 }
 
 
