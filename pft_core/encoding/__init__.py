@@ -6,7 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pft_core.encoding.batching import BranchedBatch, collate, deal, empty_example, plan_bins, plan_fixed
-    from pft_core.encoding.control_tokens import reject_control_tokens
+    from pft_core.encoding.control_tokens import control_token_in, reject_control_tokens
     from pft_core.encoding.examples import (
         Branch,
         BranchedExample,

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pipelines.serve.engines.engine import (
         EngineFault,
         GenerationRequest,
+        Grammar,
         RequestFault,
         Sampling,
         Steering,

@@ -13,10 +13,16 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from pipelines.serve.engines.engine import RequestFault, Sampling, Step, Token
+from pipelines.serve.engines.grammars import Matcher
+from pipelines.serve.engines.picking import pick, told
 
 BASE = "__base__"  # peft's name for "no adapter" in a batch of several
 
-# R rows, L columns of the cache, V vocabulary.
+NUMBERLESS = "the model's logits are no numbers: the weights of this policy are damaged"
+
+PROMPT_TOKENS_AT_ONCE = 256  # whose logits are held, where those of a whole prompt are asked for
+
+# R rows, L columns of the cache, N tokens read, V vocabulary.
 
 
 @dataclass(eq=False)
@@ -28,6 +34,7 @@ class Row:
     adapter: str
     emit: Callable[[Step | BaseException], None]
     shift: Tensor | None = None  # added to the residual stream while it is continued [D]
+    grammar: Matcher | None = None
     dropped: bool = False
     written: list[int] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -37,6 +44,14 @@ class Row:
             self.generator.seed()
         else:
             self.generator.manual_seed(self.sampling.seed)
+
+    def write(self, token: Token, eos: int) -> None:
+        """Take a token in, and tell it."""
+        self.written.append(token.id)
+        if self.grammar is not None:
+            self.grammar.take(token.id)
+        reason = finish_reason(self, eos)
+        self.emit(Step((), reason, end=token) if reason == "stop" else Step((token,), reason))
 
 
 class DecodingBatch:
@@ -61,21 +76,52 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows and put them beside those that are under way."""
+        """Read the prompts of new rows and put them beside those that are under way.
+
+        A row that asks for its prompt's log-probabilities comes alone.
+        """
         longest = max(len(row.prompt_ids) for row in rows)
         ids = [[self._eos] * (longest - len(row.prompt_ids)) + list(row.prompt_ids) for row in rows]
         mask_RL = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in rows])
         cache: Any = DynamicCache()
-        logits_RV = self._forward(torch.tensor(ids), mask_RL.to(self._device), cache, rows)
+        read = self._read if rows[0].sampling.prompt_logprobs is None else self._read_telling
+        self._take_in(rows, cache, mask_RL.to(self._device), read(torch.tensor(ids), mask_RL, cache, rows))
+        done = [row for row in rows if row.sampling.max_tokens == 0]
+        for row in done:
+            row.emit(Step((), "length"))
+        self._keep([i for i, row in enumerate(self.rows) if row not in done])
+
+    def _take_in(self, rows: Sequence[Row], cache: Any, mask_RL: Tensor, logits_RV: Tensor) -> None:
         if not self.rows:
-            self._cache, self._mask_RL, self._logits_RV = cache, mask_RL.to(self._device), logits_RV
+            self._cache, self._mask_RL, self._logits_RV = cache, mask_RL, logits_RV
         else:
-            width = max(longest, self._mask_RL.shape[1])
+            width = max(mask_RL.shape[1], self._mask_RL.shape[1])
             _join(self._cache, cache, width)
-            masks = [F.pad(m, (width - m.shape[1], 0)) for m in (self._mask_RL, mask_RL.to(self._device))]
+            masks = [F.pad(m, (width - m.shape[1], 0)) for m in (self._mask_RL, mask_RL)]
             self._mask_RL = torch.cat(masks)
             self._logits_RV = torch.cat([self._logits_RV, logits_RV])
         self.rows += rows
+
+    def _read(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+        shifts = [row.shift for row in rows]
+        return self._forward(ids_RL, mask_RL.to(self._device), cache, rows, shifts)[:, -1]
+
+    def _read_telling(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+        """Read one row's prompt part by part, so that few logits are held, and tell each token's log-probability."""
+        [row], length = rows, ids_RL.shape[1]
+        assert row.sampling.prompt_logprobs is not None
+        tokens = [Token(int(row.prompt_ids[0]))]
+        for start in range(0, length, PROMPT_TOKENS_AT_ONCE):
+            end = min(start + PROMPT_TOKENS_AT_ONCE, length)
+            shifts = [row.shift if end == length else None]
+            mask_1L = mask_RL[:, :end].to(self._device)
+            logits_NV = self._forward(ids_RL[:, start:end], mask_1L, cache, rows, shifts, keep=end - start)[0]
+            following = [int(token) for token in row.prompt_ids[start + 1 : end + 1]]
+            tokens += told(logits_NV[: len(following)], following, row.sampling.prompt_logprobs)
+        if logits_NV.isnan().any():
+            raise RequestFault(NUMBERLESS)
+        row.emit(Step((), prompt=tuple(tokens)))
+        return logits_NV[-1:]
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -83,21 +129,21 @@ class DecodingBatch:
         self._drop_numberless()
         tokens = [pick(logits_V, row, self._eos) for logits_V, row in zip(self._logits_RV, self.rows, strict=True)]
         for row, token in zip(self.rows, tokens, strict=True):
-            row.written.append(token.id)
-            row.emit(Step(() if token.id == self._eos else (token,), finish_reason(row, self._eos)))
+            row.write(token, self._eos)
         kept = [i for i, row in enumerate(self.rows) if not row.dropped and finish_reason(row, self._eos) is None]
         self._keep(kept)
         if self.rows:
             self._mask_RL = F.pad(self._mask_RL, (0, 1), value=1)
             ids_R1 = torch.tensor([[row.written[-1]] for row in self.rows])
-            self._logits_RV = self._forward(ids_R1, self._mask_RL, self._cache, self.rows)
+            shifts = [row.shift for row in self.rows]
+            self._logits_RV = self._forward(ids_R1, self._mask_RL, self._cache, self.rows, shifts)[:, -1]
 
     def _drop_numberless(self) -> None:
         """Tell rows whose logits are no numbers, as after a damaged adapter; the others go on."""
         bad = self._logits_RV.isnan().any(dim=1).tolist()
         for row, is_bad in zip(self.rows, bad, strict=True):
             if is_bad:
-                row.emit(RequestFault("the model's logits are no numbers: the weights of this policy are damaged"))
+                row.emit(RequestFault(NUMBERLESS))
         self._keep([i for i, is_bad in enumerate(bad) if not is_bad])
 
     def _keep(self, kept: Sequence[int]) -> None:
@@ -115,7 +161,17 @@ class DecodingBatch:
         for layer in self._cache.layers:
             layer.keys, layer.values = (kv[index][:, :, empty:] for kv in (layer.keys, layer.values))
 
-    def _forward(self, ids_RN: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+    def _forward(
+        self,
+        ids_RN: Tensor,
+        mask_RL: Tensor,
+        cache: Any,
+        rows: Sequence[Row],
+        shifts: Sequence[Tensor | None],
+        *,
+        keep: int = 1,
+    ) -> Tensor:
+        """Return the logits after the last `keep` tokens of those read."""
         position_RL = (mask_RL.cumsum(dim=1) - 1).clamp(min=0)
         out = self._model(
             input_ids=ids_RN.to(self._device),
@@ -123,12 +179,12 @@ class DecodingBatch:
             position_ids=position_RL[:, -ids_RN.shape[1] :],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
             adapter_names=[row.adapter for row in rows],
-            shifts=[row.shift for row in rows],
+            shifts=shifts,
         )
-        logits_RV: Tensor = out.logits[:, -1].float()
-        return logits_RV
+        logits_RNV: Tensor = out.logits[:, -keep:].float()
+        return logits_RNV
 
 
 def _join(cache: Any, joining: Any, width: int) -> None:
@@ -141,44 +197,6 @@ def _join(cache: Any, joining: Any, width: int) -> None:
 
 def finish_reason(row: Row, eos: int) -> str | None:
     """Return why a row is done: `stop` after EOS, `length` after its last token; None while it is not."""
-    if row.written and row.written[-1] == eos:
+    if row.written and row.written[-1] == eos and not row.sampling.ignore_eos:
         return "stop"
     return "length" if len(row.written) >= row.sampling.max_tokens else None
-
-
-def pick(logits_V: Tensor, row: Row, eos: int) -> Token:
-    """Choose the next token of a row, and note log-probabilities of the model as it is: no temperature, no mask."""
-    sampling = row.sampling
-    allowed_V = logits_V if not sampling.choices else _masked(logits_V, allowed(row, eos))
-    if sampling.temperature == 0:
-        chosen = int(allowed_V.argmax())
-    else:
-        weights_V = nucleus(torch.softmax(allowed_V.double() / sampling.temperature, dim=0), sampling.top_p).cpu()
-        chosen = int(torch.multinomial(weights_V, 1, generator=row.generator))
-    if sampling.logprobs is None:
-        return Token(chosen)
-    logps_V = torch.log_softmax(logits_V, dim=0)
-    top = torch.topk(logps_V, sampling.logprobs)
-    pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Token(chosen, float(logps_V[chosen]), pairs)
-
-
-def nucleus(probabilities_V: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens that together hold at least `top_p`; the first always stays."""
-    if top_p >= 1:
-        return probabilities_V
-    ordered, index = probabilities_V.sort(descending=True)
-    before = ordered.cumsum(dim=0) - ordered
-    return torch.zeros_like(probabilities_V).scatter(0, index, torch.where(before < top_p, ordered, 0.0))
-
-
-def allowed(row: Row, eos: int) -> set[int]:
-    """Return the tokens that lead on to one of the row's choices."""
-    done = len(row.written)
-    begun = [(*choice, eos) for choice in row.sampling.choices if list(choice[:done]) == row.written]
-    return {choice[done] for choice in begun}
-
-
-def _masked(logits_V: Tensor, ids: set[int]) -> Tensor:
-    index = torch.tensor(sorted(ids), device=logits_V.device)
-    return torch.full_like(logits_V, float("-inf")).index_copy(0, index, logits_V[index])

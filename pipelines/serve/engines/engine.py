@@ -5,7 +5,7 @@ Ids in, ids and log-probabilities out: rendering, tokenising and choosing are th
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,20 @@ class Steering:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a prompt is continued.
+class Grammar:
+    """What an answer is written in, from its first token to EOS: values of a JSON schema, or what a regex matches."""
 
-    temperature 0: greedy. logprobs: None for none, else how many of the likeliest tokens are told beside the chosen.
-    choices: token ids of the only answers allowed (without EOS); empty: anything.
+    kind: Literal["json", "regex"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a prompt is continued; penalties, top_k and min_p as vLLM has them.
+
+    max_tokens 0: only the prompt is read. temperature 0: greedy. logprobs: None for none, else how many of the
+    likeliest tokens are told beside the chosen; prompt_logprobs: the same for the prompt. choices: token ids of the
+    only answers allowed (without EOS); empty: anything. ignore_eos: EOS is a token like others. top_k 0: all.
     """
 
     max_tokens: int
@@ -36,6 +45,15 @@ class Sampling:
     seed: int | None = None
     logprobs: int | None = None
     choices: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Token:
-    """One token that was written, its log-probability under the untempered model, and the likeliest in its place."""
+    """One token that was written, its log-probability under the untempered model, and the likeliest in its place.
+
+    Under a grammar, of what it allows; None too for the first token of a prompt, which follows nothing.
+    """
 
     id: int
     logprob: float | None = None
@@ -62,11 +83,15 @@ class Step:
     """Tokens that were written since the last step; `finish_reason` on the last: `stop` (EOS) or `length`.
 
     cached_tokens: of the prompt, how many were read from a prefix cache; told once, with the first step.
+    prompt: the prompt's tokens, with the first step, where their log-probabilities were asked for; end: the EOS that
+    ended the text, which is not among its tokens.
     """
 
     tokens: tuple[Token, ...]
     finish_reason: str | None = None
     cached_tokens: int = 0
+    prompt: tuple[Token, ...] = ()
+    end: Token | None = None
 
 
 class EngineFault(RuntimeError):

@@ -26,6 +26,7 @@ from pft_core.policies import Precision, load_base, load_tokenizer, refuse_forei
 from pft_core.scoring import BranchScorer
 from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, RequestFault, Steering, Step
+from pipelines.serve.engines.grammars import Grammars
 from pipelines.serve.engines.probe import refuse_other_caches
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 
@@ -74,6 +75,7 @@ class TransformersEngine:
         refuse_foreign_tokenizer(base, tokenizer)
         self._model = AdaptedModel(base.eval(), most=settings.max_loaded_adapters, device=device)
         eos = int(tokenizer.eos_token_id)
+        self._grammars = Grammars(tokenizer, base.get_output_embeddings().weight.shape[0])
         self._batch = DecodingBatch(self._call, eos, device)
         refuse_other_caches(base, self._batch, name=settings.model, eos=eos, device=device)
         self._inbox: deque[_Scoring | _Generation] = deque()  # what came, and was not looked at yet
@@ -93,7 +95,9 @@ class TransformersEngine:
             loop.call_soon_threadsafe(steps.put_nowait, step)
 
         shift = self._shift(request.steering)
-        row = Row(request.prompt_ids, request.sampling, BASE, emit=put, shift=shift)
+        grammar = request.sampling.grammar
+        matcher = None if grammar is None else await asyncio.to_thread(self._grammars.matcher, grammar)
+        row = Row(request.prompt_ids, request.sampling, BASE, emit=put, shift=shift, grammar=matcher)
         self._submit(_Generation(row, adapter, done=put))
         try:
             while True:
@@ -223,8 +227,8 @@ class TransformersEngine:
                 admitted.append(job.row)
             except UserError as error:
                 job.done(error)
-        if admitted:
-            self._let_in(admitted)
+        for group in _read_together(admitted):
+            self._let_in(group)
 
     def _let_in(self, rows: Sequence[Row]) -> None:
         """Read new rows' prompts. What fails there concerns them alone: the cache of the others was not touched yet."""
@@ -270,6 +274,12 @@ class TransformersEngine:
 
     def _shift(self, steering: Steering | None) -> Tensor | None:
         return None if steering is None else steering.multiplier * self._direction(steering.axis)[0]
+
+
+def _read_together(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group rows by what may be read at once: those that are told their prompt's log-probabilities come alone."""
+    together = [row for row in rows if row.sampling.prompt_logprobs is None]
+    return [*([together] if together else []), *([row] for row in rows if row.sampling.prompt_logprobs is not None)]
 
 
 @contextmanager

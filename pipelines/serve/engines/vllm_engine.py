@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import UniProcExecutor
@@ -43,7 +44,8 @@ from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pft_core.policies import place_of_model
 from pipelines.serve.engines import vllm_cpu_lora
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step, Token
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Grammar, Sampling, Steering, Step, Token
+from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter
 from pipelines.serve.together import together
 
@@ -146,14 +148,31 @@ class VllmEngine:
     async def _write(self, request: GenerationRequest, lora: LoRARequest | None) -> AsyncGenerator[Step, None]:
         """Continue freely; the engine ends a text that reaches max_length."""
         prompt, sampling = _prompt(request), request.sampling
-        stop, kind = [self._eos], RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-        params = _sampling_params(sampling, max_tokens=sampling.max_tokens, stop_token_ids=stop, output_kind=kind)
+        stop, kind = None if sampling.ignore_eos else [self._eos], RequestOutputKind.FINAL_ONLY
+        most = max(sampling.max_tokens, 1)  # vLLM writes at least one
+        params = _sampling_params(
+            sampling,
+            max_tokens=most,
+            stop_token_ids=stop,
+            output_kind=RequestOutputKind.DELTA if request.stream else kind,
+        )
         first = True
         async with aclosing(self._run(prompt, params, lora)) as outputs:
             async for output in outputs:
-                tokens = [token for token in _tokens(output.outputs[0], sampling.logprobs) if token.id != self._eos]
-                yield Step(tuple(tokens), output.outputs[0].finish_reason, _cached(output) if first else 0)
+                yield self._step(output, sampling, prompt if first else [])
                 first = False
+
+    def _step(self, output: RequestOutput, sampling: Sampling, prompt: list[int]) -> Step:
+        """Return what an output tells; prompt: its tokens with the first, none with those that follow."""
+        told = output.outputs[0]
+        tokens, end = _tokens(told, sampling.logprobs), None
+        if not sampling.ignore_eos and tokens and tokens[-1].id == self._eos:
+            end = tokens.pop()
+        read = _prompt_tokens(output, prompt, sampling.prompt_logprobs) if prompt else ()
+        cached = _cached(output) if prompt else 0
+        if sampling.max_tokens == 0:
+            return Step((), "length", cached, read)
+        return Step(tuple(tokens), told.finish_reason, cached, read, end)
 
     async def _write_choice(self, request: GenerationRequest, lora: LoRARequest | None) -> AsyncGenerator[Step, None]:
         """Continue to one of the choices; tokens that need no asking come with the next that does."""
@@ -325,9 +344,22 @@ def _tokens(completion: CompletionOutput, num_top: int | None) -> list[Token]:
     tokens = []
     for token, told in zip(completion.token_ids, completion.logprobs, strict=True):
         assert told is not None
-        pairs = sorted(((id, entry.logprob) for id, entry in told.items()), key=lambda pair: -pair[1])
-        tokens.append(Token(token, told[token].logprob, tuple(pairs[:num_top])))
+        tokens.append(_token(token, told, num_top))
     return tokens
+
+
+def _prompt_tokens(output: RequestOutput, prompt: Sequence[int], num_top: int | None) -> tuple[Token, ...]:
+    if num_top is None:
+        return ()
+    assert output.prompt_logprobs is not None
+    pairs = zip(prompt, output.prompt_logprobs, strict=True)
+    return tuple(Token(token) if told is None else _token(token, told, num_top) for token, told in pairs)
+
+
+def _token(token: int, told: Any, num_top: int) -> Token:
+    """Return a token with the likeliest in its place; none that a grammar forbids."""
+    pairs = sorted(((id, entry.logprob) for id, entry in told.items()), key=lambda pair: -pair[1])
+    return Token(token, told[token].logprob, tuple(pair for pair in pairs[:num_top] if pair[1] != float("-inf")))
 
 
 def _cached(output: RequestOutput) -> int:
@@ -347,14 +379,30 @@ def _sampling_params(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=None if sampling.seed is None else sampling.seed + position,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
         max_tokens=max_tokens,
+        min_tokens=sampling.min_tokens,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        structured_outputs=_grammar(sampling.grammar),
         stop_token_ids=stop_token_ids,
         allowed_token_ids=allowed_token_ids,
         ignore_eos=True,  # else vLLM would also stop at whatever the model's generation_config.json names
         detokenize=False,
         output_kind=output_kind,
     )
+
+
+def _grammar(grammar: Grammar | None) -> StructuredOutputsParams | None:
+    if grammar is None:
+        return None
+    if grammar.kind == "regex":
+        return StructuredOutputsParams(regex=grammar.text)
+    return StructuredOutputsParams(json=grammar.text)
 
 
 def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
@@ -368,7 +416,9 @@ def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
         "max_loras": settings.max_loaded_adapters,
         "max_lora_rank": settings.max_adapter_rank,
         "distributed_executor_backend": OrphanEndsExecutor,
-        "skip_tokenizer_init": True,
+        "structured_outputs_config": StructuredOutputsConfig(
+            backend="guidance", disable_any_whitespace=not JSON_DEFAULTS["whitespace_flexible"]
+        ),
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }

@@ -28,7 +28,7 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[str, str]]
 
 CLIENT_LEFT = 499  # as nginx says it: nobody was there to be answered
-OPEN = ("/healthz", "/readyz")  # need no key
+OPEN = ("/health", "/healthz", "/readyz")  # need no key
 READS_POLICIES = "/v1/models"  # reads, or fetches, weights
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DECLARED = re.compile(r"[0-9]{1,20}")

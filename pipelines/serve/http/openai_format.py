@@ -76,9 +76,14 @@ class Answer:
         return {
             "tokens": [each.name for each in tokens],
             "token_logprobs": [each.token.logprob for each in tokens],
-            "top_logprobs": [{name: logprob for name, _, logprob in each.top} for each in tokens],
+            "top_logprobs": [_likeliest(each) for each in tokens],
             "text_offset": [each.offset for each in tokens],
         }
+
+
+def _likeliest(written: Written) -> dict[str, float] | None:
+    """None for the first token of a prompt, which follows nothing."""
+    return None if written.token.logprob is None else {name: logprob for name, _, logprob in written.top}
 
 
 def _chat_token(written: Written) -> dict[str, Any]:
@@ -91,16 +96,25 @@ def _chat_token(written: Written) -> dict[str, Any]:
     }
 
 
-async def events(answer: Answer, pieces: AsyncIterator[Piece], *, include_usage: bool) -> AsyncIterator[str]:
-    """Yield server-sent events: chunks, the usage where it is asked for, and [DONE]."""
+async def events(
+    answer: Answer, pieces: AsyncIterator[Piece], *, include_usage: bool, continuous_usage: bool
+) -> AsyncIterator[str]:
+    """Yield server-sent events: chunks, the usage where it is asked for, and [DONE].
+
+    continuous_usage: tell with every chunk what was used until then.
+    """
+
+    def used() -> dict[str, Any]:
+        return {"usage": answer.usage(told)} if continuous_usage else {}
+
     told: list[Piece] = []
     if answer.chat:
         for index in range(len(answer.continuation.runs)):
             role = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            yield event({**answer.head(chunk=True), "choices": [role]})
+            yield event({**answer.head(chunk=True), "choices": [role], **used()})
     async for piece in pieces:
-        yield event(answer.chunk(piece))
         told.append(piece)
+        yield event({**answer.chunk(piece), **used()})
     if include_usage:
         yield event({**answer.head(chunk=True), "choices": [], "usage": answer.usage(told)})
     yield DONE

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
@@ -41,8 +43,10 @@ from pipelines.serve.requests import (
     Piece,
     ScoreBody,
     Scored,
+    StreamOptions,
     TooLongError,
     read_examples,
+    why_refused,
 )
 
 log = logging.getLogger(__name__)
@@ -109,11 +113,15 @@ Served = Annotated[Gateway, Depends(_gateway)]
 def _add_routes(app: FastAPI) -> None:
     app.get("/", include_in_schema=False)(_page)
     app.get("/healthz")(_healthz)
+    app.get("/health", include_in_schema=False)(_healthz)  # vLLM's name, which load generators ask for
     app.get("/readyz")(_readyz)
+    app.get("/version")(_version)
     app.get("/metrics", response_class=PlainTextResponse)(_metrics)
     app.get("/v1/examples")(_examples)
     app.get("/v1/models")(_models)
     app.get("/v1/models/{model}")(_model)
+    for route in [route for route in app.routes if isinstance(route, APIRoute)]:
+        app.head(route.path, include_in_schema=False, response_model=None)(route.endpoint)
     app.post("/v1/choose")(_choose)
     app.post("/v1/score")(_score)
     app.post("/v1/compare")(_compare)
@@ -129,6 +137,11 @@ async def _page() -> HTMLResponse:
 async def _healthz() -> dict[str, str]:
     """Whether the process that answers HTTP is alive."""
     return {"status": "ok"}
+
+
+async def _version() -> dict[str, str]:
+    """The version of PFT that answers."""
+    return {"version": await asyncio.to_thread(version, "pft")}
 
 
 async def _readyz(request: Request, gateway: Served) -> dict[str, str]:
@@ -221,8 +234,14 @@ async def _written(
     answer, told, pieces = await _in_time(gateway, begun)
     if not body.stream:
         return await asyncio.to_thread(lambda: JSONResponse(answer.whole(told)))  # megabytes, with log-probabilities
-    usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = _until_deadline(events(answer, _after(told[0], pieces), include_usage=usage), gateway.limits.timeout_s)
+    options = body.stream_options or StreamOptions()
+    told_events = events(
+        answer,
+        _after(told[0], pieces),
+        include_usage=options.include_usage,
+        continuous_usage=options.continuous_usage_stats,
+    )
+    stream = _until_deadline(told_events, gateway.limits.timeout_s)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -303,9 +322,10 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
         # A union adds names of types to the place, which are no keys.
         keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), fault["loc"][1:])
         place = ".".join(map(str, keys))
-        faults.setdefault(place, []).append(fault["msg"].removeprefix("Value error, "))
-    said = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
-    body = error_body("; ".join(said[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
+        said = why_refused(str(fault["loc"][-1])) if fault["type"] == "extra_forbidden" else fault["msg"]
+        faults.setdefault(place, []).append(said.removeprefix("Value error, "))
+    lines = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
+    body = error_body("; ".join(lines[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
     return JSONResponse(body, status_code=400)
 
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
         ErrorBody,
         ScoreBody,
         Scored,
+        StreamOptions,
     )
     from pipelines.serve.requests.examples import read_examples
     from pipelines.serve.requests.gateway import Gateway
+    from pipelines.serve.requests.refused import why_refused
     from pipelines.serve.requests.text_stream import Written
     from pipelines.serve.requests.writing import Continuation, Piece
 else:

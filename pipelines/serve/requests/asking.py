@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from pft_core.encoding import tokenize_prompts
+from pft_core.encoding import control_token_in, tokenize_prompts
 from pft_core.errors import UserError
 from pft_core.prompts import Condition, condition_text, read_condition
 from pipelines.serve.config import ServeConfig
@@ -85,6 +85,18 @@ class Asker:
         characters, most = sum(map(len, texts)), self._config.engine.max_length
         if characters > most * self._longest_token:
             raise TooLongError(f"{what}: {characters} characters, this server takes {most} tokens")
+
+    def refuse_control_tokens(self, what: str, *texts: str) -> None:
+        """Raise ControlTokenError for a client's texts that would end the turn they stand in, or pose as another's.
+
+        One rule for all routes: texts are text, and a prompt that needs tokens of control is given in token ids.
+        """
+        token = control_token_in(texts, self.catalog.tokenizer)
+        if token is not None:
+            raise ControlTokenError(
+                f"{what}: {token!r} is no text to this tokenizer but a token of control: write it otherwise, or give "
+                "/v1/completions token ids"
+            )
 
     def refuse_long_prompt(self, what: str, prompt: str) -> None:
         """Raise TooLongError for a prompt that leaves no room for an answer, before it is tokenised with each."""

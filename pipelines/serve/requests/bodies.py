@@ -5,48 +5,19 @@ A field that is not here is refused, as one that is ignored would change the ans
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.serve.requests.neutral import without_neutral
-
-MOST_FIELDS = 100  # of one object: each that is wrong is told, and 80,000 would hold up all others for seconds
-
-
-def at_most(count: int) -> BeforeValidator:
-    """Refuse a large object or list before its items are looked at."""
-
-    def refuse(value: Any) -> Any:
-        if isinstance(value, dict | list) and len(value) > count:
-            raise ValueError(f"{len(value)} items, {count} are the most")
-        return value
-
-    return BeforeValidator(refuse)
-
+from pipelines.serve.engines import Grammar
+from pipelines.serve.requests.strict_body import Asking, Body, at_most
+from pipelines.serve.requests.structured import ResponseFormat, StructuredOutputs
 
 Text = Annotated[str, Field(max_length=200_000)]
 ShortText = Annotated[str, Field(max_length=200)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=200_000)]
+Many = Field(fail_fast=True, min_length=1, max_length=256)
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Weight = Annotated[float, Field(ge=0, le=1e6, strict=True)]
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Asking(Body):
-    """What a client sends. Strict: a number in quotes is a text, and no number."""
-
-    model_config = ConfigDict(strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_neutral(cls, raw: Any) -> Any:
-        """Take null for absent, in every field, and neutral values of fields that are not here."""
-        if not isinstance(raw, dict):
-            return raw
-        if len(raw) > MOST_FIELDS:
-            raise ValueError(f"{len(raw)} fields, {MOST_FIELDS} are the most")
-        return without_neutral(raw, cls.model_fields)
 
 
 # A pole ("axis" and "pole" where several axes have one of that name); both poles with weights (and "axis", where their
@@ -70,7 +41,7 @@ class ChooseBody(Question):
     """A scenario with its options in the order in which they are shown."""
 
     options: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=2, max_length=10)]
-    forms: Annotated[list[Literal["one", "all"]], Field(min_length=1, max_length=2)] = ["one", "all"]
+    forms: Annotated[list[Literal["one", "all"]], Field(min_length=1, max_length=2)] = Field(default=["one", "all"])
 
 
 class ScoreBody(Asking):
@@ -79,7 +50,7 @@ class ScoreBody(Asking):
     model: ShortText | None = None
     scenario: Annotated[Text, Field(min_length=1)]
     answers: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=64)]
-    preferences: Annotated[list[Preference | None], Field(min_length=1, max_length=16)] = [None]
+    preferences: Annotated[list[Preference | None], Field(min_length=1, max_length=16)] = Field(default=[None])
 
 
 class CompareBody(Asking):
@@ -93,27 +64,22 @@ class CompareBody(Asking):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class StructuredOutputs(Asking):
-    choice: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=2000)]],
-            Field(fail_fast=True, min_length=1, max_length=64),
-        ]
-        | None
-    ) = None
-
-
 class StreamOptions(Asking):
+    """continuous_usage_stats: vLLM's, the usage so far with every chunk."""
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool | None = None
 
 
-class PlainText(Asking):
-    type: Literal["text"]
+def _read_text_only(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "text":
+        raise ValueError(f"{kind[:40]!r} is not supported: this server reads text only")
+    return kind
 
 
 class TextPart(Asking):
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(_read_text_only)]
     text: Text
 
 
@@ -134,30 +100,57 @@ class SamplingBody(Asking):
     preference: Preference | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None  # -1 and 0: all
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: ShortText | Annotated[list[ShortText], Field(fail_fast=True, max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None  # vLLM's name
+    response_format: ResponseFormat | None = None
     # Accepted, and used for nothing.
     user: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
-    # Accepted where they ask for nothing.
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], at_most(0), Field(max_length=0)] | None = None
-    response_format: PlainText | None = None
-    tools: Annotated[list[Any], at_most(0), Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
 
     @property
     def stops(self) -> list[str]:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [stop for stop in stops if stop]
+
+    @property
+    def choices(self) -> list[str]:
+        return (self.structured_outputs and self.structured_outputs.choice) or []
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Return what the answer is written in; None for free text, and for choices."""
+        asked = (self.structured_outputs, self.response_format)
+        return next((each.grammar for each in asked if each is not None and each.grammar is not None), None)
+
+    @property
+    def _is_penalised(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or (self.repetition_penalty or 1) != 1)
+
+    @model_validator(mode="after")
+    def _can_be_held_to_it(self) -> "SamplingBody":
+        """Refuse what two fields ask for against each other."""
+        is_formatted = self.response_format is not None and self.response_format.grammar is not None
+        if is_formatted and self.structured_outputs is not None:
+            raise ValueError("response_format and structured_outputs: give one of them")
+        if self.choices or self.grammar:
+            if self.ignore_eos or self.min_tokens:
+                raise ValueError("ignore_eos and min_tokens: what response_format or structured_outputs ask for ends")
+            if self.choices and self._is_penalised:
+                raise ValueError("penalties: they do not go with choices")
+        return self
 
 
 class ChatBody(SamplingBody):
@@ -166,25 +159,41 @@ class ChatBody(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     metadata: Annotated[dict[ShortText, Annotated[str, Field(max_length=512)]], at_most(16)] | None = None  # unused
-    store: Literal[False] | None = None
+    add_generation_prompt: bool | None = None  # vLLM's, as the next
+    continue_final_message: bool | None = None  # go on with the assistant's last message, which is not told again
 
     @model_validator(mode="after")
-    def _ends_with_the_user(self) -> "ChatBody":
-        if self.messages[-1].role != "user":
+    def _is_to_be_answered(self) -> "ChatBody":
+        ends = [message.role for message in self.messages[-2:]]
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt: give one of them")
+        if self.continue_final_message and ends != ["user", "assistant"]:
+            raise ValueError("messages: the last one is the assistant's, which goes on, after the user's")
+        if not self.continue_final_message and self.add_generation_prompt is False:
+            raise ValueError("add_generation_prompt: false goes with continue_final_message only")
+        if not self.continue_final_message and ends[-1] != "user":
             raise ValueError("messages: the last one is the user's: it is what is answered")
         return self
 
 
 class CompletionBody(SamplingBody):
-    prompt: (
-        Text
-        | Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=200_000)]
-        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=256)]  # each is continued n times
-    )
+    prompt: Text | TokenIds | Annotated[list[Text], Many] | Annotated[list[TokenIds], Many]  # each is continued n times
+    max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0: only the prompt is read
     logprobs: Annotated[int, Field(ge=0, le=5)] | Literal[False] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
+    echo: bool | None = None  # tell the prompt too, and with `logprobs` its log-probabilities
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        prompt = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
+        return list(prompt)
+
+    @model_validator(mode="after")
+    def _echoes_free_text(self) -> "CompletionBody":
+        if self.echo and (self.choices or self.grammar):
+            raise ValueError("echo: not with structured_outputs or response_format")
+        return self
 
 
 class OptionScore(Body):

@@ -104,6 +104,7 @@ class Chooser:
 
     def _answers(self, asked: Asked, scenario: str, answers: Sequence[str]) -> BranchedExample:
         """Encode free answers as branches of one prompt."""
+        self._asker.refuse_control_tokens("scenario and answers", scenario, *answers)
         style = asked.policy.ref.style
         prompt = style.frame.opening + state_in_message(scenario, asked.lines, style) + style.frame.closing
         texts = [prompt + style.frame.answer_lead + answer for answer in answers]

@@ -5,27 +5,24 @@ from typing import Any
 
 # OpenAI's and vLLM's fields with the values that leave an answer as it is.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "best_of": (1,),
-    "continue_final_message": (False,),
     "detokenize": (True,),
     "echo": (False,),
     "function_call": ("none", "auto"),
-    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
     "priority": (0,),
-    "repetition_penalty": (1,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
-    "top_k": (-1, 0),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "type": ("text",),  # of a message
     "use_beam_search": (False,),
     "weight": (1,),  # of a message
 }

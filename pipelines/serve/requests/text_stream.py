@@ -28,21 +28,39 @@ Told = tuple[str, tuple[Written, ...]]  # text that has become certain, with its
 class TextStream:
     """Spells one continuation; `stopped` once a stop string was written, which neither text nor tokens show."""
 
-    def __init__(self, spelling: Spelling, stops: Sequence[str], *, lead: str = "", is_begun: bool = False):
-        """lead: left out where the text begins with it; is_begun: whether the tokens go on with a text before them."""
+    def __init__(
+        self,
+        spelling: Spelling,
+        stops: Sequence[str],
+        *,
+        lead: str = "",
+        is_begun: bool = False,
+        min_tokens: int = 0,
+    ):
+        """lead: left out where the text begins with it; is_begun: whether the tokens go on with a text before them;
+        min_tokens: so many tokens no stop string ends."""
         self._spelling, self._lead = spelling, lead.encode()
         self._stops = tuple(stop.encode() for stop in stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[Written] = []
-        self._is_first, self._characters = not is_begun, 0
+        self._is_first, self._characters, self._unstopped = not is_begun, 0, min_tokens
         self.stopped = False
+
+    def repeat(self, tokens: Sequence[Token]) -> Told:
+        """Return the text of a prompt, which nothing is looked for in."""
+        self._is_first = True
+        self._waiting += map(self._spelled, tokens)
+        return self._tell(sum(len(each.text) for each in self._waiting))
 
     def feed(self, token: Token) -> Told:
         """Return what has become certain with this token."""
         self._waiting.append(self._spelled(token))
+        self._unstopped -= 1
         self._leave_out_the_lead()
         if self._lead:
             return "", ()
+        if self._unstopped >= 0:
+            return self._tell(sum(len(each.text) for each in self._waiting))
         held = b"".join(each.text for each in self._waiting)
         if found := [at for stop in self._stops if (at := held.find(stop)) >= 0]:
             self.stopped = True
@@ -57,13 +75,15 @@ class TextStream:
         return text + self._decoder.decode(b"", True), tokens
 
     def _spelled(self, token: Token) -> Written:
-        first, self._is_first = self._is_first, False
+        first = self._is_first
 
         def spelled(token_id: int) -> bytes:
             return self._spelling.bytes_of(token_id, is_first=first)
 
         top = tuple((self._spelling.name(id), spelled(id), logprob) for id, logprob in token.top)
-        return Written(token, self._spelling.name(token.id), spelled(token.id), top)
+        text = spelled(token.id)
+        self._is_first = first and not self._spelling.bytes_of(token.id)  # no text begins with a token of control
+        return Written(token, self._spelling.name(token.id), text, top)
 
     def _leave_out_the_lead(self) -> None:
         held, lead = b"".join(each.text for each in self._waiting), self._lead

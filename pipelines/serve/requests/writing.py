@@ -10,7 +10,7 @@ from pft_core.encoding import tokenize, tokenize_prompts
 from pft_core.errors import UserError
 from pft_core.prompts import render_chat, state_in_message
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.engines import Backend, GenerationRequest, Sampling, Step
+from pipelines.serve.engines import Backend, GenerationRequest, Sampling, Step, Token
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.requests.asking import Asked, Asker, TooLongError
 from pipelines.serve.requests.bodies import ChatBody, CompletionBody, Message, SamplingBody
@@ -42,12 +42,20 @@ class Piece:
 class Run:
     """One continuation on its way.
 
-    lead: what is written before the answer, and is no part of it; is_begun: whether the text goes on with the prompt's.
+    lead: what is written before the answer, and is no part of it; is_begun: whether the text goes on with the prompt's;
+    echo: whether the prompt is told too.
     """
 
     request: GenerationRequest
     lead: str
     is_begun: bool
+    echo: bool = False
+
+    def prompt(self, step: Step) -> tuple[Token, ...]:
+        """Return the tokens of the prompt that the first step tells."""
+        if not self.echo:
+            return ()
+        return step.prompt or tuple(Token(token) for token in self.request.prompt_ids)
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,11 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A prompt as text and as tokens."""
+    """A prompt as text and as tokens; is_begun: whether an answer was begun in it, which is continued."""
 
     text: str
     ids: TokenIds
+    is_begun: bool = False
 
 
 class Writer:
@@ -99,32 +108,42 @@ class Writer:
         """Return what a plain completion asks; a preference is stated where the policy's style puts it."""
         asked = await self._asker.asked(body.model, body.preference)
         self._refuse_mixed(asked)
-        texts = [body.prompt] if isinstance(body.prompt, str) else [p for p in body.prompt if isinstance(p, str)]
-        self._refuse_many(body, len(texts) or 1)
-        for text in texts:
-            self._asker.refuse_overlong("prompt", text)
-        return await self._asker.apart(self._completion, body, texts, asked)
+        self._refuse_many(body, len(body.prompts))
+        for prompt in body.prompts:
+            if isinstance(prompt, str):
+                self._asker.refuse_overlong("prompt", prompt)
+        return await self._asker.apart(self._completion, body, asked)
 
     def _chat(self, body: ChatBody, asked: Asked) -> Continuation:
-        return self._continuation(body, asked, self._prompted(self._chat_text(body.messages, asked)))
+        self._asker.refuse_control_tokens("messages", *(message.text for message in body.messages))
+        if not body.continue_final_message:
+            return self._continuation(body, asked, self._prompted(self._chat_text(body.messages, asked)))
+        *before, begun = body.messages
+        text = self._chat_text(before, asked) + asked.policy.ref.style.frame.answer_lead + begun.text
+        return self._continuation(body, asked, replace(self._prompted(text), is_begun=True))
 
-    def _completion(self, body: CompletionBody, texts: Sequence[str], asked: Asked) -> Continuation:
-        style = asked.policy.ref.style
-        prompts = [self._prompted(state_in_message(text, asked.lines, style)) for text in texts]
-        return self._continuation(body, asked, *(prompts or [self._from_ids(body, asked)]))
+    def _completion(self, body: CompletionBody, asked: Asked) -> Continuation:
+        return self._continuation(body, asked, *(self._one(prompt, body, asked) for prompt in body.prompts))
+
+    def _one(self, prompt: str | list[int], body: CompletionBody, asked: Asked) -> Prompted:
+        if not isinstance(prompt, str):
+            return self._from_ids(prompt, body, asked)
+        self._asker.refuse_control_tokens("prompt", prompt)
+        text = state_in_message(prompt, asked.lines, asked.policy.ref.style)
+        return replace(self._prompted(text), is_begun=True)
 
     def _prompted(self, text: str) -> Prompted:
         self._asker.refuse_overlong("prompt", text)
         (ids,) = tokenize_prompts([text], self._tokenizer)
         return Prompted(text, tuple(int(token) for token in ids))
 
-    def _from_ids(self, body: CompletionBody, asked: Asked) -> Prompted:
+    def _from_ids(self, given: Sequence[int], body: CompletionBody, asked: Asked) -> Prompted:
         if asked.lines:
             raise UserError("prompt: a preference is stated in text, so give the prompt as text")
-        ids = tuple(int(token) for token in body.prompt)
+        ids = tuple(given)
         if max(ids) >= len(self._tokenizer):
             raise UserError(f"prompt: {max(ids)} is no token id: the vocabulary has {len(self._tokenizer)}")
-        return self._with_text(ids) if _choices(body) else Prompted("", ids)
+        return replace(self._with_text(ids) if body.choices else Prompted("", ids), is_begun=True)
 
     def _with_text(self, ids: TokenIds) -> Prompted:
         """Return a prompt that was given in tokens with its text. Raises UserError where that has other tokens."""
@@ -169,13 +188,21 @@ class Writer:
 
     async def _run(self, continuation: Continuation, index: int, stream: bool) -> AsyncIterator[Piece]:
         run = continuation.runs[index]
-        written = TextStream(self._spelling, continuation.stops, lead=run.lead, is_begun=run.is_begun)
+        written = TextStream(
+            self._spelling,
+            continuation.stops,
+            lead=run.lead,
+            is_begun=run.is_begun,
+            min_tokens=run.request.sampling.min_tokens,
+        )
         # A stop string ends the work as soon as it is written.
         request = replace(run.request, stream=stream or bool(continuation.stops))
         steps: Any = self._backend.generate(request, continuation.asked.policy.source)
         async with aclosing(steps):
+            is_first = True
             async for step in steps:
-                piece = _piece(index, step, written)
+                piece = _piece(index, step, written, run.prompt(step) if is_first else (), tells_end=run.echo)
+                is_first = False
                 yield piece
                 if piece.finish_reason is not None:
                     return
@@ -217,20 +244,17 @@ class Writer:
         return Continuation(asked, runs, sum(len(prompt.ids) for prompt in prompts), tuple(body.stops))
 
     def _runs(self, body: SamplingBody, prompt: Prompted, asked: Asked) -> Iterator[Run]:
-        sampling = Sampling(
-            max_tokens=self._max_tokens(body, len(prompt.ids)),
-            temperature=_temperature(body),
-            top_p=body.top_p or 1.0,
-            logprobs=_num_logprobs(body),
-        )
-        ids, lead, is_begun = prompt.ids, _lead(body, asked), isinstance(body, CompletionBody)
-        if choices := _choices(body):
-            found = self._in_context(prompt, lead, choices)
+        sampling = _sampling(body, self._max_tokens(body, len(prompt.ids)))
+        ids, is_begun = prompt.ids, prompt.is_begun or body.grammar is not None
+        lead = "" if is_begun else asked.policy.ref.style.frame.answer_lead
+        if body.choices:
+            found = self._in_context(prompt, lead, body.choices)
             ids, lead, is_begun = found.prompt_ids, found.lead, True
             sampling = replace(sampling, choices=found.choices)
         for i in range(body.n or 1):
             seed = None if body.seed is None else (body.seed + i) % 2**63
-            yield Run(GenerationRequest(ids, replace(sampling, seed=seed), asked.steering), lead, is_begun)
+            request = GenerationRequest(ids, replace(sampling, seed=seed), asked.steering)
+            yield Run(request, lead, is_begun, echo=isinstance(body, CompletionBody) and bool(body.echo))
 
     def _in_context(self, prompt: Prompted, lead: str, choices: Sequence[str]) -> InContext:
         """Return the choices in the tokens that they have after the prompt."""
@@ -247,6 +271,7 @@ class Writer:
     def _max_tokens(self, body: SamplingBody, prompt_tokens: int) -> int:
         room = self._config.engine.max_length - prompt_tokens
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens
+        least = body.min_tokens or 0
         if room < 1 or (wanted or 0) > room:
             length = self._config.engine.max_length
             raise TooLongError(
@@ -254,16 +279,24 @@ class Writer:
             )
         if wanted is not None and wanted > self._config.limits.max_tokens:
             raise UserError(f"max_tokens={wanted}: this server writes {self._config.limits.max_tokens}")
-        return wanted or min(self._config.limits.default_max_tokens, room)
+        most = min(self._config.limits.default_max_tokens, room) if wanted is None else wanted
+        if least > most:
+            raise UserError(f"min_tokens={least}: at most {most} are written: lower it, or raise max_tokens")
+        return most
 
 
-def _piece(index: int, step: Step, written: TextStream) -> Piece:
-    """Return what a step adds to the text; after a stop string, nothing."""
-    told: list[Told] = []
+def _piece(index: int, step: Step, written: TextStream, prompt: Sequence[Token], *, tells_end: bool) -> Piece:
+    """Return what a step adds to the text; after a stop string, nothing.
+
+    prompt: tokens that are told before; tells_end: tell the EOS too, as a token without text.
+    """
+    told: list[Told] = [written.repeat(prompt)] if prompt else []
     fed = 0
     while fed < len(step.tokens) and not written.stopped:
         told.append(written.feed(step.tokens[fed]))
         fed += 1
+    if tells_end and step.end is not None and not written.stopped:
+        told.append(written.feed(step.end))
     reason = "stop" if written.stopped else step.finish_reason
     if reason is not None:
         told.append(written.rest())
@@ -272,16 +305,29 @@ def _piece(index: int, step: Step, written: TextStream) -> Piece:
     return Piece(index, text, tokens, reason, step.cached_tokens, fed)
 
 
-def _choices(body: SamplingBody) -> list[str]:
-    return (body.structured_outputs and body.structured_outputs.choice) or []
-
-
-def _lead(body: SamplingBody, asked: Asked) -> str:
-    return asked.policy.ref.style.frame.answer_lead if isinstance(body, ChatBody) else ""
+def _sampling(body: SamplingBody, max_tokens: int) -> Sampling:
+    logprobs = _num_logprobs(body)
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=_temperature(body),
+        top_p=body.top_p or 1.0,
+        logprobs=logprobs,
+        grammar=body.grammar,
+        prompt_logprobs=logprobs if getattr(body, "echo", False) else None,
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        top_k=max(body.top_k or 0, 0),
+        min_p=body.min_p or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+    )
 
 
 def _temperature(body: SamplingBody) -> float:
-    """Return the temperature; one so low that no float could hold the odds is greedy."""
+    """Return the temperature; greedy where no float could hold the odds, and where top_p leaves one token."""
+    if body.top_p == 0:
+        return 0.0
     if body.temperature is None:
         return 1.0
     return 0.0 if body.temperature < LEAST_TEMPERATURE else body.temperature

@@ -83,9 +83,10 @@ def test_an_answered_message_is_sent_back_as_history(client: httpx.Client) -> No
     assert said.startswith("messages.1.tool_calls:")
 
 
-@pytest.mark.parametrize("more", [{"top_k": 5}, {"repetition_penalty": 1.1}, {"service_tier": "flex"}, {"min_p": 0.1},
-                                  {"temprature": 0}, {"ignore_eos": True}, {"functions": [{}]}, {"top_k": False},
-                                  {"tools": [1]}])  # fmt: skip
+@pytest.mark.parametrize("more", [{"top_k": -2}, {"repetition_penalty": 0}, {"service_tier": "flex"}, {"min_p": 1.1},
+                                  {"temprature": 0}, {"store": True}, {"functions": [{}]}, {"top_k": False},
+                                  {"tools": [1]}, {"tool_choice": "required"}, {"echo": True}, {"logit_bias": {"5": 1}},
+                                  {"guided_json": {"type": "object"}}, {"reasoning_effort": "low"}])  # fmt: skip
 def test_what_asks_for_something_unknown_is_refused_by_name(client: httpx.Client, more: dict[str, Any]) -> None:
     assert refused(client, "/v1/chat/completions", json.dumps({**CHAT, **more}).encode()).startswith(next(iter(more)))
 

@@ -33,7 +33,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "The plan", "max_tokens": 2, "temperature": 0, "stop": ["."], "stream": False},
 }
 OPERATIONS = [f"POST {route}" for route in ROUTES]
-READ = ("/healthz", "/readyz", "/metrics", "/v1/examples", "/v1/models", "/v1/models/{model}")
+READ = ("/healthz", "/readyz", "/version", "/metrics", "/v1/examples", "/v1/models", "/v1/models/{model}")
 OPERATIONS += [f"GET {route}" for route in READ]
 OPEN = ("/healthz", "/readyz")
 TIMEOUT_S = 30.0  # of a request; each takes milliseconds, so that one that takes longer hangs

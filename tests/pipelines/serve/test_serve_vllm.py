@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from pft_core.evaluation.answers import score_branches
 from pft_core.policies.model import add_lora, load_base, save_adapter, with_adapter
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.serve.engines.engine import Engine, GenerationRequest, Sampling, Steering, Step, Token
+from pipelines.serve.engines.engine import Engine, GenerationRequest, Grammar, Sampling, Steering, Step, Token
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, following
 from pipelines.serve.policies.adapters import LoadedAdapter
@@ -136,6 +136,10 @@ def ids(steps: Sequence[Step]) -> list[int]:
     return [token.id for token in tokens_of(steps)]
 
 
+def logprobs(steps: Sequence[Step]) -> list[float]:
+    return [token.logprob or 0.0 for token in tokens_of(steps)]
+
+
 def write(
     served: Served, engine: Engine, prompt: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None
 ) -> list[Step]:
@@ -219,6 +223,67 @@ def test_text_ends_with_eos_which_is_not_told(served: Served) -> None:
         assert EOS not in ids(steps)
         assert (len(ids(steps)) == 300) == (reason == "length")
         assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+
+
+DRAWN = {
+    "repetition": {"repetition_penalty": 1.7},
+    "presence": {"presence_penalty": 1.5},
+    "frequency": {"frequency_penalty": -1.0},
+    "min_tokens": {"min_tokens": 40},
+    "ignore_eos": {"ignore_eos": True},
+    "top_k": {"temperature": 2.0, "top_k": 1, "seed": 1},
+    "min_p": {"temperature": 2.0, "min_p": 1.0, "seed": 1},
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_a_request_asks_of_drawing_means_the_same_on_both_engines(
+    served: Served, sibling: TransformersEngine, name: str
+) -> None:
+    sampling = replace(Sampling(max_tokens=40, temperature=0, logprobs=2), **DRAWN[name])
+    for prompt in (PROMPT[:20], PROMPT[30:34]):
+        ours, theirs = (write(served, engine, prompt, sampling) for engine in (served.engine, sibling))
+        assert ids(ours) == ids(theirs)
+        assert ours[-1].finish_reason == theirs[-1].finish_reason
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_a_prompt_is_told_with_the_same_log_probabilities_by_both_engines(
+    served: Served, sibling: TransformersEngine, max_tokens: int
+) -> None:
+    sampling = Sampling(max_tokens, temperature=0, logprobs=2, prompt_logprobs=2)
+    prompt = PROMPT * 4  # more than either reads at once
+    told = [write(served, engine, prompt, sampling) for engine in (served.engine, sibling)]
+    ours, theirs = (steps[0].prompt for steps in told)
+    assert [token.id for token in ours] == [token.id for token in theirs] == prompt
+    assert ours[0].logprob is theirs[0].logprob is None
+    np.testing.assert_allclose([t.logprob for t in ours[1:]], [t.logprob for t in theirs[1:]], atol=TOLERANCE)
+    assert [[id for id, _ in token.top] for token in ours] == [[id for id, _ in token.top] for token in theirs]
+    assert [len(ids(steps)) for steps in told] == [max_tokens] * 2
+
+
+GRAMMARS = {
+    "json": Grammar("json", '{"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}'),
+    "regex": Grammar("regex", "[a-f]{4}-[0-9]{3}"),
+}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_an_answer_in_a_grammar_is_the_same_on_both_engines(
+    served: Served, sibling: TransformersEngine, name: str
+) -> None:
+    sampling = Sampling(max_tokens=60, temperature=0, logprobs=3, grammar=GRAMMARS[name])
+    ours, theirs = (write(served, engine, PROMPT[:20], sampling) for engine in (served.engine, sibling))
+    assert ids(ours) == ids(theirs)
+    np.testing.assert_allclose(logprobs(ours), logprobs(theirs), atol=TOLERANCE)
+    assert ours[-1].finish_reason == theirs[-1].finish_reason
+
+
+@pytest.mark.parametrize("grammar", [Grammar("json", '{"type": "nothing"}'), Grammar("regex", "((")])
+def test_a_grammar_that_cannot_be_read_is_refused_and_the_engine_lives_on(served: Served, grammar: Grammar) -> None:
+    with pytest.raises(UserError):
+        write(served, served.engine, PROMPT[:20], Sampling(4, grammar=grammar))
+    assert write(served, served.engine, PROMPT[:20], GREEDY)
 
 
 def test_a_seed_repeats_a_text(served: Served) -> None:

@@ -1,0 +1,204 @@
+"""Clients as people install them, against a server: what they send is taken, and what they ask for is answered.
+
+Those of the group `clients`; a test is skipped where its client is not installed.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pydantic
+import pytest
+
+from pft_core.prompts.rendering import PromptStyle
+from tests.serving import LocalServer, serve_config, write_policy
+
+ASKED = [{"role": "user", "content": "The town"}]
+KEY = {"api_key": "none"}
+
+
+class Choice(pydantic.BaseModel):
+    fits: bool
+    number: int = pydantic.Field(ge=0, le=9)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_qwen2: Path) -> Path:
+    return tiny_qwen2
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    root = tmp_path_factory.mktemp("clients")
+    policy = write_policy(root / "policy", base, seed=1)
+    with LocalServer(serve_config(policy, root / "cache", engine={"max_length": 1024})).running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(server: LocalServer) -> str:
+    return f"{server.url}/v1"
+
+
+def client_of(module: str, group: str = "clients") -> Any:
+    return pytest.importorskip(module, reason=f"{module} is not installed: pip install 'pft[{group}]'")
+
+
+def test_lm_eval_s_loglikelihood_is_that_of_the_score(url: str, base: Path) -> None:
+    client_of("lm_eval", "lm-eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    frame, answers = PromptStyle().frame, ["garden", "river boat", "a plan to keep"]
+    prompt = f"{frame.opening}The town{frame.closing}"
+    pairs = [(prompt, f"{frame.answer_lead}{answer}<eos>") for answer in answers]
+    model = LocalCompletionsAPI(
+        base_url=f"{url}/completions", model="policy", tokenizer=str(base), tokenizer_backend="huggingface",
+        batch_size=2, max_length=1024,
+    )  # fmt: skip
+    found = model.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    scored = httpx.post(f"{url}/score", json={"scenario": "The town", "answers": answers}).json()["results"][0]
+    assert [logprob for logprob, _ in found] == pytest.approx([a["logprob"] for a in scored["answers"]], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_lm_eval_generates_through_chats_and_completions(url: str, base: Path) -> None:
+    client_of("lm_eval", "lm-eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+
+    asked = {"until": ["\n", "garden"], "max_gen_toks": 8, "temperature": 0, "do_sample": False}
+    chat = LocalChatCompletion(base_url=f"{url}/chat/completions", model="policy")
+    plain = LocalCompletionsAPI(
+        base_url=f"{url}/completions", model="policy", tokenizer=str(base), tokenizer_backend="huggingface"
+    )
+    for model, prompt in ((chat, _chat_text()), (plain, "The town")):
+        requests = [Instance("generate_until", {}, (prompt, dict(asked)), 0)]
+        (text,) = model.generate_until(requests, disable_tqdm=True)
+        assert isinstance(text, str)
+
+
+def _chat_text() -> Any:
+    from lm_eval.models.api_models import JsonChatStr
+
+    return JsonChatStr(json.dumps([{**ASKED[0], "type": "text"}]))
+
+
+@pytest.mark.slow
+def test_litellm_asks_and_streams(url: str) -> None:
+    litellm = client_of("litellm")
+    how = {"model": "openai/policy", "messages": ASKED, "api_base": url, "max_tokens": 8, **KEY}
+    assert isinstance(litellm.completion(**how, temperature=0.5, top_p=0.9, seed=1).choices[0].message.content, str)
+    chunks = list(litellm.completion(**how, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.completion_tokens > 0
+    schema = {"name": "choice", "schema": Choice.model_json_schema()}
+    answer = litellm.completion(
+        **{**how, "max_tokens": 60}, response_format={"type": "json_schema", "json_schema": schema}
+    )
+    assert Choice.model_validate_json(answer.choices[0].message.content)
+    plain = {"model": "text-completion-openai/policy", "prompt": "The town", "api_base": url, "max_tokens": 4, **KEY}
+    assert isinstance(litellm.text_completion(**plain).choices[0].text, str)
+    with pytest.raises(litellm.BadRequestError, match="calls no tools"):
+        litellm.completion(**how, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+
+
+@pytest.mark.slow
+def test_langchain_asks_streams_and_parses(url: str) -> None:
+    langchain = client_of("langchain_openai")
+    model = langchain.ChatOpenAI(model="policy", base_url=url, max_tokens=60, temperature=0.5, **KEY)
+    assert isinstance(model.invoke("The town").content, str)
+    assert list(model.stream([("system", "Be brief."), ("user", "The town")]))
+    assert isinstance(model.with_structured_output(Choice, method="json_schema").invoke("The town"), Choice)
+    assert model.bind(logprobs=True).invoke("The town").response_metadata["logprobs"]["content"]
+    assert isinstance(langchain.OpenAI(model="policy", base_url=url, max_tokens=4, **KEY).invoke("The town"), str)
+
+
+@pytest.mark.slow
+def test_llama_index_asks_and_streams(url: str) -> None:
+    like = client_of("llama_index.llms.openai_like")
+    from llama_index.core.llms import ChatMessage
+
+    for is_chat in (True, False):
+        model = like.OpenAILike(model="policy", api_base=url, is_chat_model=is_chat, max_tokens=8, **KEY)
+        assert isinstance(model.complete("The town").text, str)
+        assert isinstance(model.chat([ChatMessage(role="user", content="The town")]).message.content, str)
+        assert list(model.stream_complete("The town"))
+
+
+@pytest.mark.slow
+def test_instructor_parses_answers(url: str) -> None:
+    instructor = client_of("instructor")
+    import openai
+
+    with openai.OpenAI(base_url=url, **KEY) as plain:
+        how = {"model": "policy", "messages": ASKED, "response_model": Choice, "max_tokens": 100, "max_retries": 0}
+        made = instructor.from_openai(plain, mode=instructor.Mode.JSON_SCHEMA)
+        assert isinstance(made.chat.completions.create(**how), Choice)
+        with pytest.raises(Exception, match="calls no tools"):
+            instructor.from_openai(plain, mode=instructor.Mode.TOOLS).chat.completions.create(**how)
+
+
+@pytest.mark.slow
+def test_vllm_s_load_generator_gets_every_token_it_asks_for(url: str, base: Path, tmp_path: Path) -> None:
+    client_of("vllm", "vllm")
+    load = ["--num-prompts", "4", "--random-input-len", "12", "--random-output-len", "6", "--ignore-eos"]
+    for backend, path in (("openai", "completions"), ("openai-chat", "chat/completions")):
+        run(
+            sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", backend,
+            "--base-url", url.removesuffix("/v1"), "--endpoint", f"/v1/{path}", "--model", "policy",
+            "--tokenizer", str(base), "--dataset-name", "random", *load,
+            "--save-result", "--result-dir", str(tmp_path), "--result-filename", f"{backend}.json",
+        )  # fmt: skip
+        result = json.loads((tmp_path / f"{backend}.json").read_text())
+        assert (result["completed"], result["total_output_tokens"]) == (4, 24)
+
+
+@pytest.mark.slow
+def test_guidellm_measures_the_server(url: str, base: Path, tmp_path: Path) -> None:
+    client_of("guidellm")
+    file = tmp_path / "measured.json"
+    run(
+        sys.executable, "-m", "guidellm", "run", "--disable-console",
+        "--backend", f"kind=openai_http,target={url.removesuffix('/v1')},model=policy",
+        "--tokenizer", f"kind=huggingface_auto,model={base}", "--profile", "kind=synchronous",
+        "--data", "kind=synthetic_text,prompt_tokens=12,output_tokens=6", "--constraint", "kind=max_requests,count=3",
+        "--output", f"kind=json,path={file}",
+    )  # fmt: skip
+    (benchmark,) = json.loads(file.read_text())["benchmarks"]
+    done = benchmark["requests"]["successful"]
+    assert (len(done), {each["output_metrics"]["text_tokens"] for each in done}) == (3, {6})
+
+
+@pytest.mark.slow
+def test_openai_s_client_for_node_asks_streams_and_parses(url: str, tmp_path: Path) -> None:
+    node, folder = shutil.which("node"), Path("node_modules/openai")
+    if node is None or not folder.is_dir():
+        pytest.skip("node or its package is not here: npm install openai")
+    script = tmp_path / "ask.mjs"
+    script.write_text(
+        f"""import OpenAI from "{(folder / "index.mjs").resolve()}";
+const client = new OpenAI({{baseURL: "{url}", apiKey: "none"}});
+const how = {{model: "policy", messages: {json.dumps(ASKED)}, max_tokens: 60}};
+const schema = {{name: "choice", schema: {json.dumps(Choice.model_json_schema())}}};
+const format = {{type: "json_schema", json_schema: schema}};
+const whole = await client.chat.completions.create({{...how, response_format: format}});
+let count = 0;
+for await (const chunk of await client.chat.completions.create({{...how, stream: true}})) count += 1;
+const plain = await client.completions.create({{model: "policy", prompt: "The town", max_tokens: 4}});
+console.log(JSON.stringify([JSON.parse(whole.choices[0].message.content), count, plain.choices[0].text]));
+"""
+    )
+    parsed, count, plain = json.loads(run(node, str(script)))
+    assert Choice.model_validate(parsed)
+    assert (count > 1, type(plain)) == (True, str)
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
