@@ -49,6 +49,9 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
 ]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
+]
 SplitBy = Annotated[
     str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation and test: no scenario in two.")
 ]
@@ -59,6 +62,7 @@ MaxRejectFraction = Annotated[
     float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
+Replacing = Annotated[bool, typer.Option("--fresh", help="Replace what the folder holds of other input or options.")]
 
 
 def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
@@ -100,9 +104,7 @@ def prepare(
     input: Inputs = None,
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
     forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
-    ] = None,
+    split: Split = None,
     seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
     split_by: SplitBy = None,
     parts: Parts = None,
@@ -110,6 +112,7 @@ def prepare(
     model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
     max_reject_fraction: MaxRejectFraction = None,
     plugin: Plugins = None,
+    fresh: Replacing = False,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
     from pipelines.prepare import PrepareConfig, refuse_missing_inputs
@@ -131,7 +134,7 @@ def prepare(
     refuse_missing_inputs(config)
     from pipelines.prepare import job as prepare
 
-    return prepare.run(config)
+    return prepare.run(config, fresh=fresh)
 
 
 @app.command()
