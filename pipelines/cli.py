@@ -49,6 +49,12 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
 ]
+Asked = Annotated[
+    str | None, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name.")
+]
+Endpoint = Annotated[
+    str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
+]
 Split = Annotated[
     str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
 ]
@@ -155,13 +161,8 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 def evaluate(
     data: Annotated[str, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder for the report.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name."),
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
-    ] = None,
+    model: Asked = None,
+    endpoint: Endpoint = None,
     adapter: Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
     scoring: Annotated[
         str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
@@ -172,6 +173,7 @@ def evaluate(
         str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
     ] = "choices",
     plugin: Plugins = None,
+    fresh: Replacing = False,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
     from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
@@ -188,10 +190,12 @@ def evaluate(
     }
     given = {name: value for name, value in options.items() if value is not None}
     config = build(EvaluateConfig, {"data": data, "output": output, **given})
-    refuse_missing_inputs(config)
+    refuse_missing_inputs(config, fresh=fresh)
     from pipelines.evaluate import job as evaluate
 
-    return evaluate.run(config)
+    result = evaluate.run(config, fresh=fresh)
+    print_table(result)
+    return result
 
 
 @app.command()
@@ -202,11 +206,10 @@ def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, A
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
-    from pft_core.files import read_json
     from pipelines import quickstart
 
     result = quickstart.run(config, fresh=fresh)
-    console.print(one_table(read_json(Path(result["report_json"]), what="the report of a quickstart")["rows"]))
+    print_table(result)
     return result
 
 
@@ -358,6 +361,15 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[Given]":
 def _as_words(value: Any) -> tuple[str, ...]:
     """The words of a parsed value: of a flag and of an argument that is not given, none."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print the first numbers of a report, where it has such."""
+    from pft_core.files import read_json
+
+    rows = read_json(Path(result["report_json"]), what="a report")["rows"]
+    if any(row["metric"] == "one" for row in rows):
+        console.print(one_table(rows))
 
 
 def places_of(plugins: list[str] | None) -> list[str] | None:

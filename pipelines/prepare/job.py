@@ -30,6 +30,7 @@ from pft_core.data import (
     is_hub_name,
     load_hub,
     read_rows,
+    scenarios_and_axes,
 )
 from pft_core.encoding import EncodedLayer, EncodingSpec
 from pft_core.errors import UserError
@@ -41,7 +42,7 @@ from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_miss
 from pipelines.plugins import read_plugins
 from pipelines.prepare.config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
 from pipelines.prepare.outcomes import read_outcomes, reject_repeated, settle_axes
-from pipelines.prepare.parts import PARTS, parts_of, scenarios_and_axes
+from pipelines.prepare.parts import PARTS, parts_of
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
     GenerateTask,
@@ -178,12 +179,8 @@ def work_folder(output: Path) -> Iterator[Path]:
 
 def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, work: Path, key: str) -> DatasetManifest:
     """Stage every row in `work`, decide which go on, write shards, rejects and manifest into `data`."""
-    plugins = read_plugins(config.plugins)
-    tasks = [
-        StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
-        for number, origin in enumerate(origins(config, files))
-    ]
     num_workers = tasks_of(config)
+    tasks = stage_tasks(config, files, work)
     staged = [f for r in done(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
@@ -222,6 +219,14 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
 def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
     table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, data / REJECTS_NAME)
+
+
+def stage_tasks(config: PrepareConfig, files: list[InputFile], work: Path) -> list[StageTask]:
+    plugins = read_plugins(config.plugins)
+    return [
+        StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
+        for number, origin in enumerate(origins(config, files))
+    ]
 
 
 def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:

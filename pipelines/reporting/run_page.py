@@ -50,7 +50,7 @@ def page_of(report: RunReport) -> dict[str, Any]:
     return {
         "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in policies),
         "sentences": [*summary(cards, headline), *of_tasks(rows)],
-        "warnings": warnings(rows, report.get("items")),
+        "warnings": [*report.get("cautions", []), *warnings(rows, report.get("items"))],
         "notes": report.get("notes", []),
         "cards": cards,
         "span": span,
