@@ -324,6 +324,19 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     return result
 
 
+@show.command("prompt")
+@verb
+def show_prompt(
+    data: Annotated[str, typer.Argument(metavar="DIR", help="A folder written by `pft prepare`.")],
+    model: Annotated[str, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, or a base model.")],
+    row: Annotated[int, typer.Option(metavar="N", help="The record's number; the first is 1.")] = 1,
+) -> dict[str, Any]:
+    """Print a record as a model is trained on it: prompt and answer of both poles, with the labels in colour."""
+    from pipelines.encode import shown_prompt
+
+    return shown_prompt.run(data, model, row=row)
+
+
 def job_verbs() -> "dict[str, JobVerb]":
     """Describe the verbs that run as jobs, by this command line's own table: all but those that act where one is."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]

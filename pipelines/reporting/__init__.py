@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.reporting.formats import seconds
     from pipelines.reporting.pages import render_template
     from pipelines.reporting.report import without_credentials, write_report
-    from pipelines.reporting.run_page import CURVE_NAMES
+    from pipelines.reporting.run_page import CURVE_NAMES, curve_names
     from pipelines.reporting.svg import inline_svg, svg_file
 else:
     __getattr__ = lazy_exports(__name__)
