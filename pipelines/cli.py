@@ -326,15 +326,15 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
 
 @show.command("prompt")
 @verb
-def show_prompt(
+def show_one_prompt(
     data: Annotated[str, typer.Argument(metavar="DIR", help="A folder written by `pft prepare`.")],
     model: Annotated[str, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, or a base model.")],
     row: Annotated[int, typer.Option(metavar="N", help="The record's number; the first is 1.")] = 1,
 ) -> dict[str, Any]:
     """Print a record as a model is trained on it: prompt and answer of both poles, with the labels in colour."""
-    from pipelines.encode import shown_prompt
+    from pipelines.encode import show_prompt
 
-    return shown_prompt.run(data, model, row=row)
+    return show_prompt(data, model, row=row)
 
 
 def job_verbs() -> "dict[str, JobVerb]":

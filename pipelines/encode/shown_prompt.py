@@ -29,7 +29,7 @@ class ShownSide:
     num_labels: int
 
 
-def run(data: str, model: str, *, row: int) -> dict[str, Any]:
+def show_prompt(data: str, model: str, *, row: int) -> dict[str, Any]:
     """Print the record of that number, the first is 1, in the words of a trained run or of an untrained model.
 
     Result: id, axis and what each pole has. Raises UserError for a row that is not there or that is rejected.

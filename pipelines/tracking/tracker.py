@@ -27,6 +27,7 @@ from pipelines.tracking.mlflow_run import (
     mask_credentials,
     opening,
     quiet_mlflow,
+    sqlite_path,
     sqlite_uri,
 )
 from pipelines.tracking.settings import TrackedConfig
@@ -158,9 +159,9 @@ class Tracker:
                     run.release()
                 run = None
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                # A parent that is not there yet is no sign of a server that is down.
+                # A parent that is not there yet, or a file that others write to, is no server that is down.
                 self._given_up |= status is not None and self._is_down
-                self._is_down = not isinstance(error, LookupError)
+                self._is_down = sqlite_path(self._spec.uri) is None and not isinstance(error, LookupError)
             self._wake.wait(pause_s if status is None else 1.0)
             self._wake.clear()
 

@@ -6,7 +6,7 @@ import pytest
 
 from pft_core.errors import UserError
 from pft_core.policies.model import load_tokenizer
-from pipelines.encode import shown_prompt
+from pipelines.encode import show_prompt
 from tests.builders import record, write_dataset
 
 
@@ -15,7 +15,7 @@ def test_prompt_answers_counts_and_labels_of_a_row_are_shown(
 ) -> None:
     records = [record(i) for i in range(3)]
     data = write_dataset(tmp_path / "data", records, forms=("one", "all"))
-    shown = shown_prompt.run(str(data), str(tiny_qwen2), row=2)
+    shown = show_prompt(str(data), str(tiny_qwen2), row=2)
     assert (shown["id"], shown["axis"]) == (records[1].id, "Risk")
     assert [(side["pole"], side["form"]) for side in shown["sides"]] == [
         ("Bold", "one"), ("Careful", "one"), ("Bold", "all"), ("Careful", "all")
@@ -33,4 +33,4 @@ def test_prompt_answers_counts_and_labels_of_a_row_are_shown(
 def test_a_row_that_is_not_there_is_named(tiny_qwen2: Path, tmp_path: Path, row: int) -> None:
     data = write_dataset(tmp_path / "data", [record(i) for i in range(3)])
     with pytest.raises(UserError, match="has the rows 1 to 3"):
-        shown_prompt.run(str(data), str(tiny_qwen2), row=row)
+        show_prompt(str(data), str(tiny_qwen2), row=row)
