@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from pipelines.console import console
 from pipelines.evaluate.cautions import cautions
 from pipelines.evaluate.config import REJECTS_NAME, refuse_other_output, weights_reference
 from pipelines.evaluate.endpoint import Served
+from pipelines.evaluate.examples import examples
 from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
 from pipelines.evaluate.request import (
@@ -44,7 +45,7 @@ from pipelines.evaluate.request import (
 )
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
-from pipelines.reporting import REPORT_NAMES, RunReport, write_report
+from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Found:
     ask_s: float
     statistics_s: float
     cautions: list[str]
+    examples: list[Example] = field(default_factory=list)
 
 
 def run(config: EvaluateConfig, *, fresh: bool = False) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
         "config": config.model_dump(),
         "digests": found.digests,
         "cautions": found.cautions,
+        "examples": found.examples,
     }
     for caution in found.cautions:
         console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -169,8 +172,9 @@ class RecordsAsked:
             rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
         digests = digests_of(self.ref, self.manifest.data_digest)
         seconds = time.perf_counter() - started
+        shown = examples(outcomes, self.ref.space)
         said = cautions(config, self.trained, self.manifest, policy=policy_name(config))
-        return Found(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds, said)
+        return Found(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds, said, shown)
 
 
 def ask_on_pool(asked: Sequence[RecordsAsked]) -> list[tuple[list[Outcome], list[Reject], float]]:

@@ -6,7 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
-    from pipelines.reporting.contents import REPORT_NAMES, ItemCounts, RunReport
+    from pipelines.reporting.contents import REPORT_NAMES, Example, ItemCounts, RunReport
     from pipelines.reporting.curves import Curve, loss_chart, points_of, steps_per_point
     from pipelines.reporting.drawing import (
         DPI,

@@ -77,6 +77,7 @@ def page_of(report: RunReport) -> dict[str, Any]:
             if steps
         ],
         "rows": rows,
+        "examples": report.get("examples", []),
         "metrics": {name: named(name) for name in dict.fromkeys(row["metric"] for row in rows)},
         "timings": timings,
         "total_s": total_s,

@@ -332,3 +332,13 @@ def test_axes_that_were_never_trained_are_named(in_process, model_ref, data, tmp
     report = report_of(config(run, data, tmp_path / "out", limit_per_axis=2))
     assert report["cautions"] == ["run was never trained on Pace."]
     assert {row["trained_pole"] for row in report["rows"] if row["axis"] == "Pace"} == {False, None}
+
+
+def test_a_report_shows_items_and_outcomes_hold_their_texts(in_process, model_ref, data, tmp_path) -> None:
+    report = report_of(config(model_ref, data, tmp_path, limit_per_axis=6))
+    assert {example["axis"] for example in report["examples"]} == {"Risk", "Pace"}
+    assert all(example["scenario"] in (tmp_path / "report.html").read_text() for example in report["examples"])
+    lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    assert all(line["scenario_text"].startswith("The town") and line["options"] for line in lines)
+    old = {key: value for key, value in lines[0].items() if key not in ("scenario_text", "options")}
+    assert Outcome.from_json(json.dumps(old)).options == ()
