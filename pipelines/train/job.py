@@ -24,7 +24,6 @@ from pipelines.jobs import CONFIG_NAME, ensure_ray, on_this_node, refuse_missing
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
-from pipelines.train.failures import was_killed
 from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.outcome import cautions_of, training_report
@@ -32,7 +31,7 @@ from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
 from pipelines.train.resolved_run import Layers, ResolvedRun, resolve
-from pipelines.train.trainer import Trainer
+from pipelines.train.trainer import Trainer, was_killed
 from pipelines.train.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
