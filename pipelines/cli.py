@@ -52,6 +52,15 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
 ]
+Asked = Annotated[
+    str | None, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name.")
+]
+Endpoint = Annotated[
+    str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
+]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
+]
 SplitBy = Annotated[
     str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation and test: no scenario in two.")
 ]
@@ -62,6 +71,7 @@ MaxRejectFraction = Annotated[
     float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
+Replacing = Annotated[bool, typer.Option("--fresh", help="Replace what the folder holds of other input or options.")]
 
 
 @contextmanager
@@ -115,9 +125,7 @@ def prepare(
     input: Inputs = None,
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
     forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
-    ] = None,
+    split: Split = None,
     seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
     split_by: SplitBy = None,
     parts: Parts = None,
@@ -125,6 +133,7 @@ def prepare(
     model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
     max_reject_fraction: MaxRejectFraction = None,
     plugin: Plugins = None,
+    fresh: Replacing = False,
 ) -> dict[str, Any]:
     """Read raw rows, validate them, and write hashed records."""
     from pipelines.prepare import PrepareConfig, refuse_missing_inputs
@@ -146,7 +155,7 @@ def prepare(
     refuse_missing_inputs(config)
     from pipelines.prepare import job as prepare
 
-    return prepare.run(config)
+    return prepare.run(config, fresh=fresh)
 
 
 @app.command()
@@ -167,13 +176,8 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 def evaluate(
     data: Annotated[str, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder for the report.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name."),
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
-    ] = None,
+    model: Asked = None,
+    endpoint: Endpoint = None,
     adapter: Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
     scoring: Annotated[
         str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
@@ -184,6 +188,7 @@ def evaluate(
         str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
     ] = "choices",
     plugin: Plugins = None,
+    fresh: Replacing = False,
 ) -> dict[str, Any]:
     """Score a policy on prepared records and write the report."""
     from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
@@ -200,10 +205,12 @@ def evaluate(
     }
     given = {name: value for name, value in options.items() if value is not None}
     config = build(EvaluateConfig, {"data": data, "output": output, **given})
-    refuse_missing_inputs(config)
+    refuse_missing_inputs(config, fresh=fresh)
     from pipelines.evaluate import job as evaluate
 
-    return evaluate.run(config)
+    result = evaluate.run(config, fresh=fresh)
+    print_table(result)
+    return result
 
 
 @app.command()
@@ -214,11 +221,10 @@ def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, A
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
-    from pft_core.files import read_json
     from pipelines import quickstart
 
     result = quickstart.run(config, fresh=fresh)
-    console.print(one_table(read_json(Path(result["report_json"]), what="the report of a quickstart")["rows"]))
+    print_table(result)
     return result
 
 
@@ -341,6 +347,19 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     return result
 
 
+@show.command("prompt")
+@verb
+def show_one_prompt(
+    data: Annotated[str, typer.Argument(metavar="DIR", help="A folder written by `pft prepare`.")],
+    model: Annotated[str, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, or a base model.")],
+    row: Annotated[int, typer.Option(metavar="N", help="The record's number; the first is 1.")] = 1,
+) -> dict[str, Any]:
+    """Print a record as a model is trained on it: prompt and answer of both poles, with the labels in colour."""
+    from pipelines.encode import show_prompt
+
+    return show_prompt(data, model, row=row)
+
+
 def job_verbs() -> "dict[str, JobVerb]":
     """Describe the verbs that run as jobs, by this command line's own table: all but those that act where one is."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -378,6 +397,15 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[Given]":
 def _as_words(value: Any) -> tuple[str, ...]:
     """The words of a parsed value: of a flag and of an argument that is not given, none."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print the first numbers of a report, where it has such."""
+    from pft_core.files import read_json
+
+    rows = read_json(Path(result["report_json"]), what="a report")["rows"]
+    if any(row["metric"] == "one" for row in rows):
+        console.print(one_table(rows))
 
 
 def places_of(plugins: list[str] | None) -> list[str] | None:

@@ -39,6 +39,7 @@ def embedded_data(config: RunConfig, split: Split) -> str:
     prepare.run(
         prepare.PrepareConfig(
             source="toyworld", output=str(output), split=split, seed=config.seed, num_per_axis=NUM_PER_AXIS[split]
-        )
+        ),
+        fresh=True,
     )
     return str(output)

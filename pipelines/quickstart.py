@@ -96,6 +96,7 @@ def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str
         "config": config.model_dump(),
         "digests": {"test_data": DatasetManifest.load(Path(test_data)).data_digest, "policies": digests},
         "training": curves,
+        "cautions": [caution for report in reports for caution in report.get("cautions", [])],
         "notes": [
             "Tiny model on generated data: these numbers show that the pipeline works, not how a real policy does."
         ],

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from pft_core.data.prepared import read_records, read_shard
     from pft_core.data.record_schema import RECORD_SCHEMA
     from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject
+    from pft_core.data.scenarios import (
+        read_trained_scenarios,
+        scenarios_and_axes,
+        scenarios_of,
+        write_trained_scenarios,
+    )
     from pft_core.data.sources import (
         ACTIONS,
         MANNERS,

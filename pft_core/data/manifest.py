@@ -35,6 +35,7 @@ class DatasetManifest:
     length_quantiles: dict[str, dict[str, float]]
     config_digest: str
     data_digest: str
+    request_digest: str = ""  # of input and options, whatever the code; older manifests do not tell it
 
     def save(self, folder: Path) -> Path:
         """Write manifest.json, last: a folder without it is not a data set."""

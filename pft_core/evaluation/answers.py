@@ -87,7 +87,19 @@ def _outcome(
         if isinstance(answer, Reject):
             return answer
     sides = tuple(option.side for option in record.options)
-    return Outcome(record.id, digest(record.scenario), record.axis, form, sides, (first, second), free, base)  # type: ignore[arg-type]
+    options = tuple(option.text for option in record.options)
+    return Outcome(
+        record.id,
+        digest(record.scenario),
+        record.axis,
+        form,
+        sides,
+        (first, second),  # type: ignore[arg-type]
+        free,  # type: ignore[arg-type]
+        base,  # type: ignore[arg-type]
+        record.scenario,
+        options,
+    )
 
 
 def by_likelihood(

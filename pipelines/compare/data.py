@@ -83,7 +83,8 @@ def held_out(data: Path, storage: Path, *, share: float = HELD_OUT_SHARE, salt: 
 
 
 def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -> None:
-    prepare.run(prepare.PrepareConfig(source=source, output=str(output), forms=list(size.forms), **rows))
+    config = prepare.PrepareConfig(source=source, output=str(output), forms=list(size.forms), **rows)
+    prepare.run(config, fresh=True)
 
 
 def refuse_missing(name: str) -> None:

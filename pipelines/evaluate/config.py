@@ -1,19 +1,24 @@
 """What a user asks of an evaluation, and what of that is not there: known before Ray or transformers are imported."""
 
+import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
 from pft_core.data import DatasetManifest, Form
 from pft_core.errors import UserError
-from pft_core.evaluation import TASKS
-from pft_core.files import refuse_unwritable
+from pft_core.evaluation import OUTCOMES_NAME, TASKS
+from pft_core.files import contents, read_json, refuse_unwritable
 from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_unusable_model
 from pft_core.prompts import PromptSettings
 from pft_core.settings import Place
 from pipelines.jobs import refuse_unusable_environment
 from pipelines.plugins import PluggedSettings
+from pipelines.reporting import REPORT_NAMES
+
+REJECTS_NAME = "rejects.jsonl"
+OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME}
 
 
 class EvaluateConfig(PluggedSettings):
@@ -65,12 +70,53 @@ def trained_reference(config: EvaluateConfig) -> ModelRef | None:
     return ModelRef.load(path) if path.is_file() or (path / MODEL_REF_NAME).is_file() else None
 
 
-def refuse_missing_inputs(config: EvaluateConfig) -> None:
+def weights_reference(config: EvaluateConfig) -> ModelRef | None:
+    """Return the reference that tells how the asked weights were trained; None where nothing does.
+
+    Of an adapter given beside the model this is the reference of the run that it lies in.
+    """
+    if config.adapter is None:
+        return trained_reference(config)
+    adapter = Path(config.adapter).resolve()
+    if not (adapter.parent / MODEL_REF_NAME).is_file():
+        return None
+    ref = ModelRef.load(adapter.parent)
+    return ref if ref.adapter is not None and Path(ref.adapter).resolve() == adapter else None
+
+
+def refuse_other_output(config: EvaluateConfig, *, fresh: bool = False) -> None:
+    """Raise UserError where the output holds anything but an evaluation of the same request.
+
+    fresh: whether an evaluation of another request is replaced; nothing else ever is.
+    """
+    output = Path(config.output)
+    names = {path.name for path in contents(output)} if output.is_dir() else set()
+    if not names <= OWN_NAMES or (names and OUTCOMES_NAME not in names):
+        raise UserError(f"output={output}: holds files that no evaluation wrote: choose another folder")
+    if fresh or not (output / REPORT_NAMES[0]).is_file():
+        return
+    found = read_json(output / REPORT_NAMES[0], what="the report of an evaluation").get("config", {})
+    other = [key for key, value in asked_for(config).items() if key in found and found[key] != value]
+    if other:
+        raise UserError(
+            f"output={output}: holds an evaluation with another {', '.join(other)}: choose another folder, or let "
+            "--fresh replace it"
+        )
+
+
+def asked_for(config: EvaluateConfig) -> dict[str, Any]:
+    """What of a config decides the report, as report.json holds it."""
+    how_fast = {"output", "num_workers", "threads_per_worker", "tokens_per_batch", "use_gpu", "plugins"}
+    return dict(json.loads(config.model_dump_json(exclude=how_fast)))
+
+
+def refuse_missing_inputs(config: EvaluateConfig, *, fresh: bool = False) -> None:
     """Say that data, policy or room for the report are not there. Raises UserError."""
     if TASKS[config.task].asks_records:
         DatasetManifest.load(Path(config.data))
     elif not Path(config.data).exists():
         raise UserError(f"data={config.data}: no such file or folder")
+    refuse_other_output(config, fresh=fresh)
     refuse_unwritable(Path(config.output))
     if config.adapter is not None and not (Path(config.adapter) / "adapter_config.json").is_file():
         raise UserError(f"adapter={config.adapter}: no adapter_config.json there: give a folder with a LoRA adapter")

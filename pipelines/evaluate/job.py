@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from pft_core.evaluation import (
 from pft_core.files import digest, write_lines
 from pft_core.policies import ModelRef
 from pipelines.console import console
+from pipelines.evaluate.cautions import cautions
+from pipelines.evaluate.config import REJECTS_NAME, refuse_other_output, weights_reference
 from pipelines.evaluate.endpoint import Served
+from pipelines.evaluate.examples import examples
 from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
 from pipelines.evaluate.request import (
@@ -42,9 +45,7 @@ from pipelines.evaluate.request import (
 )
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
-from pipelines.reporting import REPORT_NAMES, RunReport, write_report
-
-REJECTS_NAME = "rejects.jsonl"
+from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,16 @@ class Found:
     digests: dict[str, str | None]
     ask_s: float
     statistics_s: float
+    cautions: list[str]
+    examples: list[Example] = field(default_factory=list)
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json."""
+def run(config: EvaluateConfig, *, fresh: bool = False) -> dict[str, Any]:
+    """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json.
+
+    fresh: whether an evaluation of something else in config.output is replaced.
+    """
+    refuse_other_output(config, fresh=fresh)
     task = TASKS[config.task]
     return run_all([config])[0] if task.asks_records else write(config, of_task(config, task))
 
@@ -114,18 +121,26 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
         "timings": {"ask": found.ask_s, "statistics": found.statistics_s},
         "config": config.model_dump(),
         "digests": found.digests,
+        "cautions": found.cautions,
+        "examples": found.examples,
     }
+    for caution in found.cautions:
+        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
     report_json, _ = write_report(report, Path(config.output))
     return {"report_json": str(report_json)}
 
 
 @dataclass(frozen=True)
 class RecordsAsked:
-    """Prepared records that are to be asked under both poles and under none, and who is asked. served: by a server."""
+    """Prepared records that are to be asked under both poles and under none, and who is asked.
+
+    served: by a server; trained: tells how the policy was trained, None where nothing does.
+    """
 
     config: EvaluateConfig
     manifest: DatasetManifest
     served: Served | None
+    trained: ModelRef | None
     ref: ModelRef
     items: list[Item]
 
@@ -133,10 +148,11 @@ class RecordsAsked:
     def of(config: EvaluateConfig) -> "RecordsAsked":
         """Resolve policy and items. Raises UserError."""
         manifest = DatasetManifest.load(Path(config.data))
-        served = None if config.endpoint is None else served_policy(config, manifest)
-        ref = served.ref if served else resolve_policy(config, manifest)
+        served = None if config.endpoint is None else served_policy(config)
+        trained = served.ref if served else weights_reference(config)
+        ref = in_words_of(served.ref, manifest) if served else resolve_policy(config, manifest)
         items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
-        return RecordsAsked(config, manifest, served, ref, items)
+        return RecordsAsked(config, manifest, served, trained, ref, items)
 
     def ask_here(self) -> tuple[list[Outcome], list[Reject], float]:
         """Ask the server; return outcomes, rejects and seconds."""
@@ -149,14 +165,16 @@ class RecordsAsked:
         """Make the rows of the metrics. Raises UserError where every item was rejected."""
         config, started = self.config, time.perf_counter()
         refuse_all_rejected(config, len(self.items), len(outcomes), rejects)
-        trained = poles_of(self.ref) if self.served else trained_poles(config)
+        trained = None if self.trained is None else poles_of(self.trained)
         with saying_what_is_kept(config):
             rows = report_rows(outcomes, policy=policy_name(config), space=self.ref.space, trained_poles=trained)
         if self.served and not self.served.has_base:  # what a policy has of its base cannot be told without the base
             rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
         digests = digests_of(self.ref, self.manifest.data_digest)
         seconds = time.perf_counter() - started
-        return Found(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds)
+        shown = examples(outcomes, self.ref.space)
+        said = cautions(config, self.trained, self.manifest, policy=policy_name(config))
+        return Found(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds, said, shown)
 
 
 def ask_on_pool(asked: Sequence[RecordsAsked]) -> list[tuple[list[Outcome], list[Reject], float]]:
@@ -194,7 +212,9 @@ def of_task(config: EvaluateConfig, task: Task) -> Found:
     digests = digests_of(
         ref, manifest.data_digest if manifest else digest([[i.id, i.prompt, i.answers] for i in items])
     )
-    return Found(rows, len(read), len(found), rejects, digests, asked - started, time.perf_counter() - asked)
+    seconds = time.perf_counter() - asked
+    said = cautions(config, weights_reference(config), manifest, policy=policy)
+    return Found(rows, len(read), len(found), rejects, digests, asked - started, seconds, said)
 
 
 def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: int, rejects: Sequence[Reject]) -> None:
@@ -204,10 +224,14 @@ def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: in
         raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
 
 
-def served_policy(config: EvaluateConfig, manifest: DatasetManifest) -> Served:
+def served_policy(config: EvaluateConfig) -> Served:
     """Return the policy behind config.endpoint. Raises UserError where it asks in other words than config wants."""
-    served = Served.at(str(config.endpoint), config.model, scoring=config.scoring, max_new_tokens=config.max_new_tokens)
-    return replace(served, ref=replace(served.ref, space=worded_as(served.ref.space, manifest.space)))
+    return Served.at(str(config.endpoint), config.model, scoring=config.scoring, max_new_tokens=config.max_new_tokens)
+
+
+def in_words_of(ref: ModelRef, manifest: DatasetManifest) -> ModelRef:
+    """Ask about the data's axes. Raises UserError where one of them has other poles for the policy."""
+    return replace(ref, space=worded_as(ref.space, manifest.space))
 
 
 def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:

@@ -8,18 +8,18 @@ from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, 
 from pft_core.errors import UserError
 from pft_core.evaluation import Asking
 from pft_core.files import file_sha256
-from pft_core.policies import TOYWORLD, ModelRef, model_identity
+from pft_core.policies import MODEL_REF_NAME, TOYWORLD, ModelRef, model_identity
 from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
-from pipelines.evaluate.config import EvaluateConfig, trained_reference
+from pipelines.evaluate.config import EvaluateConfig, trained_reference, weights_reference
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import has_gpus
 
 
 def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:
     """Return the trained sides of each axis; None for a plain model, of which nothing is known."""
-    trained = trained_reference(config)
+    trained = weights_reference(config)
     return None if trained is None else poles_of(trained)
 
 
@@ -44,8 +44,28 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
     if config.scoring is not None and config.scoring != "generate":
         ref = replace(ref, style=replace(ref.style, answer=config.scoring))
     if config.adapter is not None:
-        ref = replace(ref, adapter=str(Path(config.adapter).resolve()))
-    return replace(ref, template_digest=template_digest(ref.style, ref.space), adapter_sha256=adapter_sha256(ref))
+        ref = with_adapter(ref, config)
+    measured = adapter_sha256(ref)
+    refuse_other_weights(weights_reference(config), measured)
+    return replace(ref, template_digest=template_digest(ref.style, ref.space), adapter_sha256=measured)
+
+
+def with_adapter(ref: ModelRef, config: EvaluateConfig) -> ModelRef:
+    """Replace the adapter by the one that is given; nothing is known of its training unless its own run tells it."""
+    own = weights_reference(config)
+    sides, data, run = (own.trained_sides, own.data_digest, own.config_digest) if own else ((), "", "")
+    adapter = str(Path(str(config.adapter)).resolve())
+    return replace(ref, adapter=adapter, trained_sides=sides, data_digest=data, config_digest=run)
+
+
+def refuse_other_weights(trained: ModelRef | None, measured: str | None) -> None:
+    """Raise UserError where an adapter is not the one that its reference describes; older ones do not say which."""
+    told = trained.adapter_sha256 if trained else None
+    if trained and told is not None and measured is not None and told != measured:
+        raise UserError(
+            f"{trained.adapter}: not the adapter that its {MODEL_REF_NAME} describes (sha256 {told[:12]}, found "
+            f"{measured[:12]}): copy the run again, or train it again"
+        )
 
 
 def adapter_sha256(ref: ModelRef) -> str | None:
@@ -61,7 +81,8 @@ def policy_name(config: EvaluateConfig) -> str:
     if config.endpoint is not None:
         return config.policy or config.model or "served"
     path = Path(config.adapter or str(config.model)).resolve()
-    return config.policy or (path.parent.name if path.is_file() else path.name)
+    in_run = path.is_file() or (config.adapter is not None and weights_reference(config) is not None)
+    return config.policy or (path.parent.name if in_run else path.name)
 
 
 def read_items(

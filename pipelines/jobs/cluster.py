@@ -27,9 +27,6 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     """
     import ray
     import ray.data  # sets its loggers up, which are quietened below
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
 
     if ray.is_initialized():
         return
@@ -41,24 +38,31 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that a local token is used
     if address := os.environ.get("RAY_ADDRESS"):
         join_cluster(address)
-        keep_catching()
-        return
+    else:
+        # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold all of a small box.
+        start_ray(num_cpus or max(6, os.cpu_count() or 1), dashboard=dashboard)
+    keep_catching()  # Ray ends a driver at SIGTERM, its workers left to die by a C++ stack
+
+
+def start_ray(num_cpus: int, *, dashboard: bool) -> None:
+    """Start Ray on this machine, for it alone."""
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a run is seen to have ended
-    # "local": a bare init would join whatever cluster was last started on this machine.
-    # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold every CPU of a small box.
-    cpus = num_cpus or max(6, os.cpu_count() or 1)
     with on_loopback():
         own_token()
         context = ray.init(
-            address="local",
-            num_cpus=cpus,
+            address="local",  # a bare init would join whatever cluster was last started on this machine
+            num_cpus=num_cpus,
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    keep_catching()  # Ray ends a driver at SIGTERM, its workers left to die by a C++ stack
-    console.print(f"Ray started: {cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
+    console.print(f"Ray started: {num_cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
     # Ray Train and Ray Data wait for it when they come to it; started now, it is there.
     get_or_create_autoscaling_coordinator()
 

@@ -30,6 +30,7 @@ from pft_core.data import (
     is_hub_name,
     load_hub,
     read_rows,
+    scenarios_and_axes,
 )
 from pft_core.encoding import EncodedLayer, EncodingSpec
 from pft_core.errors import UserError
@@ -41,7 +42,7 @@ from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_miss
 from pipelines.plugins import read_plugins
 from pipelines.prepare.config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
 from pipelines.prepare.outcomes import read_outcomes, reject_repeated, settle_axes
-from pipelines.prepare.parts import PARTS, parts_of, scenarios_and_axes
+from pipelines.prepare.parts import PARTS, parts_of
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
     GenerateTask,
@@ -63,15 +64,16 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction", "plugins"}
 
 
-def run(config: PrepareConfig) -> dict[str, Any]:
+def run(config: PrepareConfig, *, fresh: bool = False) -> dict[str, Any]:
     """Prepare a data set, or reuse the one in `output` if it came from the same input, config and code.
 
-    Result: rows_in, rows_out, pairs_out, rejected, manifest. Raises UserError for an input that cannot be read, for
-    an output folder that holds something else, and where too few rows are left.
+    fresh: whether a data set of other input or options is replaced. Result: rows_in, rows_out, pairs_out, rejected,
+    manifest. Raises UserError for an input that cannot be read, for an output folder that holds something else, and
+    where too few rows are left.
     """
     refuse_missing_inputs(config)
     try:
-        manifest = prepare(config, Path(config.output).resolve())
+        manifest = prepare(config, Path(config.output).resolve(), fresh=fresh)
     except Exception as error:
         mistake = unwrap_user_error(error)
         if mistake is None:
@@ -82,7 +84,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     return {**counts, "manifest": str(Path(config.output).resolve() / MANIFEST_NAME), **folders}
 
 
-def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
+def prepare(config: PrepareConfig, output: Path, *, fresh: bool = False) -> DatasetManifest:
     """Bring `output` up to date with the config, and add the encoded layer if a model is given."""
     with locked(output):
         restore_folder(output)
@@ -96,6 +98,8 @@ def prepare(config: PrepareConfig, output: Path) -> DatasetManifest:
                 console.print(f"{output}: prepared already from the same input, used again")
                 refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
                 return encoded(config, output, manifest)
+            if not fresh:
+                refuse_other_data(output, request_digest(config, files))
             with whole_folder(output) as data:
                 return encoded(config, data, write_data(config, files, data, work=work, key=key))
 
@@ -111,6 +115,24 @@ def config_digest(config: PrepareConfig, files: list[InputFile]) -> str:
     content = [(name, file_sha256(path)) for path, name in files]
     code = [code_digest(), *(plugin.digest for plugin in read_plugins(config.plugins))]
     return digest([config.model_dump(exclude=NOT_IN_DIGEST), content, code])
+
+
+def request_digest(config: PrepareConfig, files: list[InputFile]) -> str:
+    """Return the digest of what was asked for: options and the inputs' content, wherever these lie and by any code."""
+    by_folder = SOURCES[config.source].axis_is_folder and config.axis is None
+    content = [(path.parent.name if by_folder else "", file_sha256(path)) for path, _ in files]
+    return digest([config.model_dump(exclude=NOT_IN_DIGEST | {"input"}), content])
+
+
+def refuse_other_data(output: Path, request: str) -> None:
+    """Raise UserError where the output holds a data set that was made from other input or with other options."""
+    made = previous(output)
+    if made is not None and made.request_digest != request:
+        how = "from other input or with other options" if made.request_digest else "by a version that does not say how"
+        raise UserError(
+            f"output={output}: holds a data set of {made.rows_out} records that was made {how}: choose another folder, "
+            "or let --fresh replace it"
+        )
 
 
 def refuse_foreign_output(output: Path) -> None:
@@ -157,12 +179,8 @@ def work_folder(output: Path) -> Iterator[Path]:
 
 def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, work: Path, key: str) -> DatasetManifest:
     """Stage every row in `work`, decide which go on, write shards, rejects and manifest into `data`."""
-    plugins = read_plugins(config.plugins)
-    tasks = [
-        StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
-        for number, origin in enumerate(origins(config, files))
-    ]
     num_workers = tasks_of(config)
+    tasks = stage_tasks(config, files, work)
     staged = [f for r in done(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
@@ -189,6 +207,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         length_quantiles=lengths,
         config_digest=key,
         data_digest=data_digest(shards, forms, space),
+        request_digest=request_digest(config, files),
     )
     manifest.save(data)
     if config.split_by:
@@ -200,6 +219,14 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
 def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
     table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, data / REJECTS_NAME)
+
+
+def stage_tasks(config: PrepareConfig, files: list[InputFile], work: Path) -> list[StageTask]:
+    plugins = read_plugins(config.plugins)
+    return [
+        StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
+        for number, origin in enumerate(origins(config, files))
+    ]
 
 
 def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:
@@ -307,6 +334,7 @@ def write_parts(
             length_quantiles=lengths,
             config_digest=digest([manifest.config_digest, name]),
             data_digest=data_digest(shards, manifest.forms, space),
+            request_digest=digest([manifest.request_digest, name]),
         ).save(data / name)
         console.print(f"{name}: {len(kept)} rows")
 

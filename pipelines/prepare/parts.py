@@ -1,30 +1,13 @@
 """A data set in parts for training, validation and test, none of which holds a scenario of another."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
-from pft_core.files import digest
 
 PARTS = ("train", "validation", "test")
-
-
-def scenarios_and_axes(data: Path, manifest: DatasetManifest) -> tuple[NDArray[np.uint64], NDArray[np.str_]]:
-    """Return a hash of each record's scenario [N], white space and case aside, and its axis [N], in order."""
-    hashes: list[int] = []
-    axes: list[str] = []
-    for shard in manifest.shards:
-        columns = pq.read_table(data / shard.path, columns=["scenario", "axis"])
-        scenarios = pc.utf8_lower(columns["scenario"]).to_pylist()
-        hashes += [int(digest([" ".join(scenario.split())])[:16], 16) for scenario in scenarios]
-        axes += columns["axis"].to_pylist()
-    return np.array(hashes, dtype=np.uint64), np.array(axes)
 
 
 def parts_of(scenarios_N: NDArray[np.uint64], shares: Sequence[float]) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
-    from pipelines.reporting.contents import ItemCounts, RunReport
+    from pipelines.reporting.contents import REPORT_NAMES, Example, ItemCounts, RunReport
     from pipelines.reporting.curves import Curve, loss_chart, points_of, steps_per_point
     from pipelines.reporting.drawing import (
         DPI,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     )
     from pipelines.reporting.formats import seconds
     from pipelines.reporting.pages import render_template
-    from pipelines.reporting.report import REPORT_NAMES, without_credentials, write_report
-    from pipelines.reporting.run_page import CURVE_NAMES
+    from pipelines.reporting.report import without_credentials, write_report
+    from pipelines.reporting.run_page import CURVE_NAMES, curve_names
     from pipelines.reporting.svg import inline_svg, svg_file
 else:
     __getattr__ = lazy_exports(__name__)

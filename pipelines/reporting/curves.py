@@ -18,11 +18,12 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its points are steps and losses; lines of one name share a label."""
+    """One line: its points are steps and losses; lines of one name share a label. is_pale: of validation."""
 
     name: str
     colour: str
     points: Points
+    is_pale: bool = False
 
 
 @chart_style()
@@ -35,8 +36,9 @@ def loss_chart(curves: Sequence[Curve], *, width: float = 460.0, height: float =
     low, high = min(0.0, *losses), max(0.0, *losses)
     axes.set(xlim=(0.0, max(last_step, 1.0)), ylim=(low, high if high > low else 1.0))
     _scale(axes, last_step, low, high)
+    width_px, solid = (1.3, 0.7) if thin else (2.0, 1.0)
     for curve in curves:
-        _line(axes, curve.points, color=curve.colour, lw=1.3 if thin else 2.0, alpha=0.7 if thin else 1.0)
+        _line(axes, curve.points, color=curve.colour, lw=width_px, alpha=0.45 if curve.is_pale else solid)
     fit_ends(axes, _ends(curves))
     return figure
 

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.files import write_json, write_text
-from pipelines.reporting.contents import RunReport
+from pipelines.reporting.contents import REPORT_NAMES, RunReport
 from pipelines.reporting.formats import number, seconds
 from pipelines.reporting.pages import render_template
 from pipelines.reporting.run_page import page_of
 from pipelines.tracking import mask_credentials
-
-REPORT_NAMES = ("report.json", "report.html")
 
 
 def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:

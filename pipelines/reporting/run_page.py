@@ -34,8 +34,21 @@ COLOURS = INK | {  # of the page and its drawings, where it is not dark; c0 to c
     "first": "#6b4de6",
     "second": "#0a8f86",
 }
-CURVE_NAMES = {"loss_first": "first pole", "loss_second": "second pole", "loss": "loss", "val_loss": "validation"}
-CURVE_COLOURS = {"loss_first": COLOURS["first"], "loss_second": COLOURS["second"], "val_loss": COLOURS["c0"]}
+CURVE_NAMES = {
+    "loss_first": "first pole",
+    "loss_second": "second pole",
+    "loss": "loss",
+    "val_loss_first": "first, validation",
+    "val_loss_second": "second, validation",
+    "val_loss": "validation",
+}
+CURVE_COLOURS = {
+    "loss_first": COLOURS["first"],
+    "loss_second": COLOURS["second"],
+    "val_loss_first": COLOURS["first"],
+    "val_loss_second": COLOURS["second"],
+    "val_loss": COLOURS["c0"],
+}
 SMALL_CURVES = {"grad_norm": "gradient norm", "lr": "learning rate", "pairs_per_s": "pairs per second"}
 
 
@@ -50,7 +63,7 @@ def page_of(report: RunReport) -> dict[str, Any]:
     return {
         "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in policies),
         "sentences": [*summary(cards, headline), *of_tasks(rows)],
-        "warnings": warnings(rows, report.get("items")),
+        "warnings": [*report.get("cautions", []), *warnings(rows, report.get("items"))],
         "notes": report.get("notes", []),
         "cards": cards,
         "span": span,
@@ -64,6 +77,7 @@ def page_of(report: RunReport) -> dict[str, Any]:
             if steps
         ],
         "rows": rows,
+        "examples": report.get("examples", []),
         "metrics": {name: named(name) for name in dict.fromkeys(row["metric"] for row in rows)},
         "timings": timings,
         "total_s": total_s,
@@ -123,10 +137,19 @@ class TrainingView:
     small: list[tuple[str, Markup, float]]
 
 
+def curve_names(steps: Sequence[StepMetrics]) -> dict[str, str]:
+    """Return the names and captions of the curves that can stand in one chart.
+
+    The loss of a validation is a sum over both poles: it is left out where there are the means of each.
+    """
+    has_sides = any(name in step for step in steps for name in ("val_loss_first", "val_loss_second"))
+    return {name: caption for name, caption in CURVE_NAMES.items() if not (has_sides and name == "val_loss")}
+
+
 def training_view(policy: str, steps: Sequence[StepMetrics], colour: str) -> TrainingView:
     curves = [
-        Curve(caption, CURVE_COLOURS.get(name, colour), points)
-        for name, caption in CURVE_NAMES.items()
+        Curve(caption, CURVE_COLOURS.get(name, colour), points, is_pale=name.startswith("val_"))
+        for name, caption in curve_names(steps).items()
         if (points := points_of(steps, name))
     ]
     loss = inline_svg(loss_chart(curves), f"Loss curves of {policy}", COLOURS) if curves else None

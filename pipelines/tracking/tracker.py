@@ -28,6 +28,7 @@ from pipelines.tracking.mlflow_run import (
     mask_credentials,
     opening,
     quiet_mlflow,
+    sqlite_path,
     sqlite_uri,
 )
 from pipelines.tracking.settings import TrackedConfig
@@ -38,6 +39,7 @@ SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databrick
 DELIVER_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
 DRAIN_LIMIT_S = 30.0
+LAST_ATTEMPT_S = 10.0
 LOW_PRIORITY = 10
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -97,6 +99,7 @@ class Tracker:
         self._artifacts: deque[tuple[Path, str]] = deque()
         self._status: Status | None = None
         self._given_up = False
+        self._is_down = False  # as the last attempt found
         self._error = ""
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -127,11 +130,14 @@ class Tracker:
         self._wake.set()
 
     def finish(self, status: Status, *, limit_s: float = DRAIN_LIMIT_S) -> None:
-        """Deliver what is left and close the run; after `limit_s` seconds give up and say what is missing."""
+        """Deliver what is left and close the run; after `limit_s` seconds give up and say what is missing.
+
+        A server that did not answer last time is asked once more, and not waited for.
+        """
         self._status = status
         self._wake.set()
-        self._thread.join(limit_s)
-        if self._thread.is_alive():
+        self._thread.join(min(limit_s, LAST_ATTEMPT_S) if self._is_down else limit_s)
+        if self._thread.is_alive() or self._given_up:
             self._given_up = True
             console.print(self._undelivered(), style="yellow", highlight=False, markup=False)
         self._spool.close()
@@ -147,13 +153,16 @@ class Tracker:
                 self._deliver(run)
                 if status is not None:
                     return run.close(status)
-                pause_s, self._error = DELIVER_EVERY_S, ""
+                pause_s, self._error, self._is_down = DELIVER_EVERY_S, "", False
             except Exception as error:  # whatever happens to the server or its client, the training goes on
                 self._report_once(error)
                 if run:  # opened again, it asks what the server holds, and system metrics start again
                     run.release()
                 run = None
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                # A parent that is not there yet, or a file that others write to, is no server that is down.
+                self._given_up |= status is not None and self._is_down
+                self._is_down = sqlite_path(self._spec.uri) is None and not isinstance(error, LookupError)
             self._wake.wait(pause_s if status is None else 1.0)
             self._wake.clear()
 

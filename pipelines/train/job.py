@@ -30,17 +30,17 @@ from pipelines.jobs import (
     run_job,
     wait_for_the_head,
 )
-from pipelines.reporting import RunReport, write_report
+from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
-from pipelines.train.failures import was_killed
 from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
+from pipelines.train.outcome import cautions_of, training_report
 from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
 from pipelines.train.resolved_run import Layers, ResolvedRun, resolve
-from pipelines.train.trainer import Trainer
+from pipelines.train.trainer import Trainer, was_killed
 from pipelines.train.worker import train_worker
 
 MAX_FAILURES = 3
@@ -63,6 +63,8 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
     warn_of_long_warmup(config, resolved.manifest)
+    for caution in cautions_of(resolved):
+        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
     key = resolved.key(kind="train")
     return run_job(config, partial(execute, resolved), fresh=fresh, kind="train", run_dir=run_dir, key=key)
 
@@ -72,7 +74,7 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
     started, config = time.perf_counter(), run.config
     with tracked(config, run_dir, key, inputs=run.inputs) as tracker:
         ref, outcome = train_on_ray(run, encoded_beforehand(run), run_dir, tracker)
-        report = training_report(config, ref, run_dir, seconds=time.perf_counter() - started)
+        report = training_report(run, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
         if config.lora is not None:
@@ -208,23 +210,6 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
         finally:
             done.set()
             pumped.result()
-
-
-def training_report(config: RunConfig, ref: ModelRef, run_dir: Path, *, seconds: float) -> RunReport:
-    """The report of a training run: its curves, config and digests; rows come with an evaluation."""
-    return {
-        "title": f"Training of {config.name}",
-        "rows": [],
-        "timings": {"train": seconds},
-        "config": config.model_dump(),
-        "digests": {
-            "data": ref.data_digest,
-            "template": ref.template_digest,
-            "config": ref.config_digest,
-            "adapter_sha256": ref.adapter_sha256,
-        },
-        "training": {config.name: read_metrics(run_dir)},
-    }
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str:

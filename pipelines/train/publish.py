@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from pft_core.data import scenarios_of, write_trained_scenarios
 from pft_core.files import digest, file_sha256, whole_folder
 from pft_core.policies import ModelRef
 from pft_core.prompts import PromptStyle, template_digest
@@ -29,6 +30,7 @@ def publish_policy(run: ResolvedRun, style: PromptStyle, saved: Path, run_dir: P
         config_digest=digest(config_identity(config)),
         adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
     )
+    write_trained_scenarios(run_dir, scenarios_of(Path(str(config.data)), run.manifest))
     ref.save(run_dir)
     return ref
 

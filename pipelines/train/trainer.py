@@ -1,13 +1,31 @@
-"""Ray Train's data-parallel trainer, without what a run of ours has no use for."""
+"""Ray Train's data-parallel trainer, without what a run of ours has no use for; a user's mistake ends it at once."""
 
 from typing import Any
 
+import ray
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.jobs import has_started_ray
-from pipelines.train.failures import Failures
+from pipelines.jobs import has_started_ray, unwrap_user_error
+
+
+class Failures(DefaultFailurePolicy):
+    """Ray Train's own policy tries everything again, a full disk too."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if unwrap_user_error(training_failed_error):
+            return FailureDecision.RAISE
+        decision: FailureDecision = super().make_decision(training_failed_error)
+        return decision
+
+
+def was_killed(error: TrainingFailedError) -> bool:
+    """Whether a worker ended without a word, as when the system takes its memory back."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return any(isinstance(f, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)) for f in failures)
 
 
 class Trainer(DataParallelTrainer):

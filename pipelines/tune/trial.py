@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from pft_core.data import DatasetManifest, opened
+from pft_core.data import DatasetManifest, opened, read_trained_scenarios, write_trained_scenarios
 from pft_core.errors import UserError
 from pft_core.evaluation import OUTCOMES_NAME, Outcome, write_outcomes
 from pft_core.files import digest, file_sha256
@@ -172,6 +173,9 @@ def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
     else:
         interpolate_adapters([(folder / kind, weight) for folder, weight in parts], run_dir / kind)
         ref = replace(ref, adapter=kind, adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors"))
+    seen = [scenarios for folder in folders if (scenarios := read_trained_scenarios(folder)) is not None]
+    if len(seen) == len(folders):
+        write_trained_scenarios(run_dir, np.unique(np.concatenate(seen)))
     ref.save(run_dir)
     return ModelRef.load(run_dir)
 

@@ -13,7 +13,8 @@ class Outcome:
     """What a policy chose for one item (a record under one form of question).
 
     scenario: what bootstrap clusters are made of; sides: side of each option as shown; chosen: under the first and
-    the second pole; unconditioned, base_unconditioned: without a condition, by the policy and by its base (form `one`).
+    the second pole; unconditioned, base_unconditioned: without a condition, by the policy and by its base (form `one`);
+    scenario_text, options: the texts that were asked, for a reader; older files do not hold them.
     """
 
     item_id: str
@@ -24,6 +25,8 @@ class Outcome:
     chosen: tuple[Choice, Choice]
     unconditioned: Choice = None
     base_unconditioned: Choice = None
+    scenario_text: str = ""
+    options: tuple[str, ...] = ()
 
     def gold(self, side: int) -> frozenset[int]:
         return frozenset(i for i, s in enumerate(self.sides) if s == side)
@@ -42,6 +45,7 @@ class Outcome:
         raw["chosen"] = tuple(_choice(indices) for indices in raw["chosen"])
         for key in ("unconditioned", "base_unconditioned"):
             raw[key] = _choice(raw[key])
+        raw["options"] = tuple(raw.get("options", ()))
         return Outcome(**raw)
 
 

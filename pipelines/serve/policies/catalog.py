@@ -287,8 +287,12 @@ class Catalog:
                 return Policy(name, ref, None)
             content = self._content_at(name, ref.adapter)
         id = f"{name}@{content.digits}"
-        # Of the weights that are there: a reference may have been left behind by others.
-        measured = replace(ref, adapter_sha256=content.weights_sha256)
+        if ref.adapter_sha256 not in (None, content.weights_sha256):
+            raise UserError(
+                f"{name}: not the adapter that its {MODEL_REF_NAME} describes (sha256 {str(ref.adapter_sha256)[:12]}, "
+                f"found {content.weights_sha256[:12]}): copy the run again, or train it again"
+            )
+        measured = replace(ref, adapter_sha256=content.weights_sha256)  # older references do not tell it
         policy = Policy(id, measured, Source(id, ref.adapter))
         self._known[id] = policy
         return policy

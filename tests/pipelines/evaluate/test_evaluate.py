@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pft_core.data.manifest import DatasetManifest, Shard
 from pft_core.data.preferences import Axis, Pole, PreferenceSpace, worded_as
 from pft_core.data.record_schema import RECORD_SCHEMA
+from pft_core.data.scenarios import scenarios_of, write_trained_scenarios
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
 from pft_core.evaluation.metrics.metric import Metric
@@ -25,7 +28,7 @@ from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.pool import read_answers
 from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.worker import PolicyActor, items_table
-from tests.builders import SPACE, record
+from tests.builders import SPACE, record, write_dataset
 
 NUM_RECORDS = 70  # more than one group of items
 
@@ -66,7 +69,8 @@ def adapter(tiny_qwen2, tmp_path_factory) -> Path:
 def model_ref(tiny_qwen2, adapter) -> Path:
     ref = ModelRef(
         base=str(tiny_qwen2), adapter="adapter", weights=None, style=PromptStyle(answer="option"), space=SPACE,
-        trained_sides=(0, 1), template_digest="t", data_digest="d", config_digest="c", adapter_sha256="s",
+        trained_sides=(0, 1), template_digest="t", data_digest="d", config_digest="c",
+        adapter_sha256=file_sha256(adapter / "adapter_model.safetensors"),
     )  # fmt: skip
     return ref.save(adapter.parent).parent
 
@@ -253,3 +257,88 @@ def test_poles_that_mean_something_else_are_refused() -> None:
     swapped = PreferenceSpace("trained", (Axis("Pace", Pole("Slow"), Pole("Fast")),))
     with pytest.raises(UserError, match=r"axis 'Pace' has the poles \['Fast', 'Slow'\] in the data"):
         worded_as(swapped, SPACE)
+
+
+def test_an_output_of_another_kind_is_never_written_to(in_process, tiny_qwen2, model_ref, data, tmp_path) -> None:
+    run = shutil.copytree(model_ref, tmp_path / "run")
+    (run / "report.json").write_text("{}")
+    for folder in (run, data):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for fresh in (False, True):
+            with pytest.raises(UserError, match="holds files that no evaluation wrote: choose another folder"):
+                evaluate.run(config(tiny_qwen2, data, folder), fresh=fresh)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_evaluation_of_something_else_is_replaced_only_when_told(in_process, tiny_qwen2, data, tmp_path) -> None:
+    first = report_of(config(tiny_qwen2, data, tmp_path, limit_per_axis=2))
+    again = report_of(config(tiny_qwen2, data, tmp_path, limit_per_axis=2, num_workers=2))
+    assert again["rows"] == first["rows"]
+    with pytest.raises(UserError, match="holds an evaluation with another limit_per_axis"):
+        evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=3))
+    evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=3), fresh=True)
+    assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == 6
+
+
+def test_an_adapter_that_is_not_its_references_is_refused(in_process, model_ref, data, tmp_path) -> None:
+    run = shutil.copytree(model_ref, tmp_path / "run")
+    weights = run / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"run/adapter: not the adapter that its model_ref\.json describes"):
+        evaluate.run(config(run, data, tmp_path / "out", limit_per_axis=2))
+    replace(ModelRef.load(run), adapter="adapter", adapter_sha256=None).save(run)  # an older one does not tell
+    assert report_of(config(run, data, tmp_path / "out", limit_per_axis=2))["digests"]["adapter_sha256"]
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_an_adapter_beside_a_run_brings_its_own_training(
+    in_process, tiny_qwen2, model_ref, adapter, data, tmp_path, described
+) -> None:
+    other = shutil.copytree(adapter, tmp_path / "other" / "adapter")
+    if described:
+        ref = replace(ModelRef.load(model_ref), adapter="adapter", trained_sides=(1,), data_digest="theirs")
+        ref.save(other.parent)
+    report = report_of(config(model_ref, data, tmp_path / "out", adapter=str(other), limit_per_axis=2))
+    assert report["digests"]["training_data"] == ("theirs" if described else None)
+    trained = {row["pole"]: row["trained_pole"] for row in report["rows"] if row["metric"] == "one"}
+    assert trained == {p.name: bool(side) if described else None for a in SPACE.axes for side, p in enumerate(a.poles)}
+    (said,) = report["cautions"]
+    assert f"the adapter {other}" in said
+    assert ("not known" in said) != described
+
+
+@pytest.mark.parametrize("kept", ["scenarios", "digest"])
+def test_what_was_trained_on_is_said_of_a_test_on_it(in_process, model_ref, data, tmp_path, capfd, kept) -> None:
+    run = shutil.copytree(model_ref, tmp_path / "run")
+    if kept == "scenarios":
+        seen = [record(i, axis=SPACE.axes[i % 2].name, num_options=2 + i % 4) for i in range(68, 90)]
+        cased = [replace(r, scenario=f" {r.scenario.upper()}") for r in seen]
+        folder = write_dataset(tmp_path / "seen", cased)
+        write_trained_scenarios(run, scenarios_of(folder, DatasetManifest.load(folder)))
+    report_html = Path(evaluate.run(config(run, data, tmp_path / "out", limit_per_axis=2))["report_json"]).with_suffix(
+        ".html"
+    )
+    said = f"run was trained on {2 if kept == 'scenarios' else 70} of the 70 scenarios that it is tested on"
+    assert said in report_html.read_text()
+    assert said in capfd.readouterr().err
+
+
+def test_axes_that_were_never_trained_are_named(in_process, model_ref, data, tmp_path) -> None:
+    run = shutil.copytree(model_ref, tmp_path / "run")
+    ref = ModelRef.load(run)
+    replace(ref, adapter="adapter", space=ref.space.restricted_to(["Risk"]), data_digest="other").save(run)
+    report = report_of(config(run, data, tmp_path / "out", limit_per_axis=2))
+    assert report["cautions"] == ["run was never trained on Pace."]
+    assert {row["trained_pole"] for row in report["rows"] if row["axis"] == "Pace"} == {False, None}
+
+
+def test_a_report_shows_items_and_outcomes_hold_their_texts(in_process, model_ref, data, tmp_path) -> None:
+    report = report_of(config(model_ref, data, tmp_path, limit_per_axis=6))
+    assert {example["axis"] for example in report["examples"]} == {"Risk", "Pace"}
+    assert all(example["scenario"] in (tmp_path / "report.html").read_text() for example in report["examples"])
+    lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    assert all(line["scenario_text"].startswith("The town") and line["options"] for line in lines)
+    old = {key: value for key, value in lines[0].items() if key not in ("scenario_text", "options")}
+    assert Outcome.from_json(json.dumps(old)).options == ()

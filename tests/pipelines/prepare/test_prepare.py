@@ -22,7 +22,7 @@ from pft_core.encoding.settings import EncodingSettings
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pipelines.prepare import job as prepare
-from pipelines.prepare.job import PrepareConfig, run
+from pipelines.prepare.job import PrepareConfig, config_digest, run
 from pipelines.prepare.worker import _call
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -327,7 +327,8 @@ def test_what_changed_is_prepared_anew(tmp_path: Path, change: str) -> None:
         write_list(tmp_path / "rows.json", [vcd(0), vcd(2)])
     if change == "damage":
         (tmp_path / "out" / before.shards[0].path).write_bytes(b"")
-    run(config(tmp_path / "out", source, forms=["one", "all"] if change == "config" else ["one"]))
+    forms = ["one", "all"] if change == "config" else ["one"]
+    run(config(tmp_path / "out", source, forms=forms), fresh=change in ("input", "config"))
     after = DatasetManifest.load(tmp_path / "out")
     assert (after.data_digest == before.data_digest) == (change == "damage")
     assert len(records_in(tmp_path / "out")) == 2
@@ -441,7 +442,7 @@ def test_an_interrupted_run_leaves_the_old_data_set(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(prepare, "write_shards", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(config(tmp_path / "out", source, forms=["all"]))
+        run(config(tmp_path / "out", source, forms=["all"]), fresh=True)
     assert DatasetManifest.load(tmp_path / "out") == before
     assert {p.name for p in tmp_path.iterdir()} == {"rows.json", "out"}
 
@@ -476,7 +477,7 @@ def test_a_kill_between_the_renames_loses_no_data_set(
     old = DatasetManifest.load(tmp_path / "out")
     with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
         kill_before(step, patch)
-        run(config(tmp_path / "out", source, forms=["all"]))
+        run(config(tmp_path / "out", source, forms=["all"]), fresh=True)
     assert (tmp_path / "out").exists() == (step != 2)
     if again == "a wrong one":
         with pytest.raises(UserError, match="no such file"):
@@ -484,7 +485,7 @@ def test_a_kill_between_the_renames_loses_no_data_set(
         assert (DatasetManifest.load(tmp_path / "out") == old) == (step < 3)
     else:
         forms: Any = ["all"] if again == "the same" else ["one"]
-        run(config(tmp_path / "out", source, forms=forms))
+        run(config(tmp_path / "out", source, forms=forms), fresh=True)
         assert DatasetManifest.load(tmp_path / "out").forms == tuple(forms)
     assert len(records_in(tmp_path / "out")) == 1
     assert {path.name for path in tmp_path.iterdir()} - {".out.work"} == {"rows.json", "out"}
@@ -494,7 +495,7 @@ def test_a_half_written_manifest_makes_no_foreign_folder(tmp_path: Path) -> None
     source = write_list(tmp_path / "rows.json", [vcd(0)])
     run(config(tmp_path / "out", source))
     (tmp_path / "out" / ".manifest.json.killed.tmp").mkdir()
-    assert run(config(tmp_path / "out", source, forms=["all"]))["rows_out"] == 1
+    assert run(config(tmp_path / "out", source, forms=["all"]), fresh=True)["rows_out"] == 1
     assert not (tmp_path / "out" / ".manifest.json.killed.tmp").exists()
 
 
@@ -535,3 +536,39 @@ def test_released_bqd_goes_through_whole(tmp_path: Path, bqd_dir: Path) -> None:
     result = run(config(tmp_path / "out", *files, source="bqd"))
     assert (result["rows_in"], result["rows_out"]) == (2950, 2950)
     assert DatasetManifest.load(tmp_path / "out").space == load_space("bqd").restricted_to(axes)
+
+
+@pytest.mark.parametrize("changes", [{"forms": ["all"]}, {"split_by": "scenario"}, {}])
+def test_data_of_other_input_or_options_is_never_replaced_unasked(tmp_path: Path, changes: dict[str, Any]) -> None:
+    rows = [vcd(i) for i in range(40)]
+    source, output = write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out"
+    before = run(config(output, source))
+    other = source if changes else write_lines(tmp_path / "few.jsonl", rows[:6])
+    with pytest.raises(UserError, match=r"holds a data set of 40 records .* --fresh"):
+        run(config(output, other, **changes))
+    assert run(config(output, source)) == before
+    replaced = run(config(output, other, **changes), fresh=True)
+    assert (replaced["rows_out"], set(replaced) - set(before)) == (
+        40 if changes else 6,
+        {"parts"} if "split_by" in changes else set(),
+    )
+
+
+def test_data_of_older_code_or_a_moved_input_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, output = write_lines(tmp_path / "rows.jsonl", [vcd(0), vcd(1)]), tmp_path / "out"
+    run(config(output, source))
+    monkeypatch.setattr(prepare, "code_digest", lambda: "newer")
+    moved = Path(source).rename(tmp_path / "moved.jsonl")
+    run(config(output, str(moved)))
+    assert DatasetManifest.load(output).config_digest == config_digest(
+        config(output, str(moved)), [(moved, str(moved))]
+    )
+
+
+def test_a_folder_of_another_kind_is_never_replaced(tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "rows.jsonl", [vcd(0), vcd(1)]), tmp_path / "out"
+    run(config(output, source))
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="choose another folder"):
+        run(config(output, source, forms=["all"]), fresh=True)
+    assert (output / "notes.txt").read_text() == "mine"

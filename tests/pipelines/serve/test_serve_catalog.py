@@ -150,6 +150,9 @@ def test_a_policy_replaced_under_its_name_gets_another_id(
     before = catalog.resolve(None)
     for file in (policies[1] / "adapter").iterdir():
         shutil.copy(file, folder / "adapter")  # in place, and of the same size
+    with pytest.raises(UserError, match=r"not the adapter that its model_ref\.json describes"):
+        catalog.resolve(None)
+    shutil.copy(policies[1] / "model_ref.json", folder)
     after = catalog.resolve(None)
     assert (before.id, after.id) == (id_of(policies[0], "policy"), id_of(policies[1], "policy"))
     stale = catalog.resolve(before.id)

@@ -196,6 +196,22 @@ def test_without_a_server_the_run_goes_on_and_the_next_start_delivers(
     assert points(mlflow_runs, "loss") == [(step, float(step)) for step in range(100)]
 
 
+def test_a_server_that_is_down_is_not_waited_for_at_the_end(
+    start: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking.console, "width", 1000)
+    tracker = start(uri=NO_SERVER)
+    tracker.log(0, {"loss": 1.0})
+    deadline = time.monotonic() + LONG
+    while not tracker._error and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "not reachable now" in capsys.readouterr().err  # said when it happens
+    started = time.monotonic()
+    tracker.finish("FINISHED", limit_s=LONG)
+    assert time.monotonic() - started < 10
+    assert "not delivered: 1 steps" in capsys.readouterr().err
+
+
 def test_a_server_that_comes_back_during_the_run_gets_everything(
     start: Any, mlflow_runs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

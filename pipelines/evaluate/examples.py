@@ -1,0 +1,44 @@
+"""Items of an evaluation that a reader of its report can look at: right, wrong and flipped ones of each axis."""
+
+from collections.abc import Sequence
+
+from pft_core.data import SIDES, PreferenceSpace
+from pft_core.evaluation import Outcome
+from pipelines.reporting import Example
+
+KINDS = ("right under both poles", "wrong under a pole", "flipped: each pole got the other's answer")
+
+
+def examples(outcomes: Sequence[Outcome], space: PreferenceSpace) -> list[Example]:
+    """Return the first item of each kind and axis that asks for one option."""
+    found: dict[tuple[str, str], Outcome] = {}
+    for outcome in sorted(outcomes, key=lambda each: each.item_id):
+        if outcome.form == "one" and outcome.scenario_text:
+            found.setdefault((outcome.axis, kind_of(outcome)), outcome)
+    axes = [axis.name for axis in space.axes]
+    return [
+        as_example(found[at], at[1], space)
+        for at in sorted(found, key=lambda at: (axes.index(at[0]), KINDS.index(at[1])))
+    ]
+
+
+def kind_of(outcome: Outcome) -> str:
+    right = [outcome.shows_only(outcome.chosen[side], side) for side in SIDES]
+    flipped = all(outcome.shows_only(outcome.chosen[side], 1 - side) for side in SIDES)
+    return KINDS[0] if all(right) else KINDS[2] if flipped else KINDS[1]
+
+
+def as_example(outcome: Outcome, kind: str, space: PreferenceSpace) -> Example:
+    poles = [pole.name for pole in space.axis(outcome.axis).poles]
+    return {
+        "kind": kind,
+        "axis": outcome.axis,
+        "scenario": outcome.scenario_text,
+        "options": [
+            {"text": text, "pole": poles[side]} for text, side in zip(outcome.options, outcome.sides, strict=True)
+        ],
+        "chosen": {
+            pole: "unreadable" if choice is None else "; ".join(outcome.options[i] for i in sorted(choice))
+            for pole, choice in zip(poles, outcome.chosen, strict=True)
+        },
+    }

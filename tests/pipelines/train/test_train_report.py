@@ -1,0 +1,54 @@
+"""What the report of a training says of it."""
+
+import json
+from pathlib import Path
+
+from pft_core.data.manifest import DatasetManifest
+from pft_core.objectives import build_objective
+from pft_core.policies.model_ref import ModelRef
+from pft_core.prompts.rendering import PromptStyle
+from pipelines.config import RunConfig
+from pipelines.reporting.report import write_report
+from pipelines.reporting.run_page import curve_names
+from pipelines.train.outcome import cautions_of, training_report
+from pipelines.train.resolved_run import ResolvedRun
+from tests.builders import SPACE, record, write_dataset
+
+ROW = {"loss_first": 0.25, "loss_second": 0.5, "val_loss_first": 0.3, "val_loss_second": 0.4, "val_loss": 0.7}
+
+
+def resolved(folder: Path, validated: range) -> ResolvedRun:
+    data = write_dataset(folder / "data", [record(i) for i in range(8)])
+    validation = write_dataset(folder / "validation", [record(i) for i in validated])
+    config = RunConfig(name="mine", data=str(data), validation_data=str(validation), model="toyworld")
+    objective = build_objective(config.train, axes=["Risk"], reports_displacement=False)
+    manifests = [DatasetManifest.load(each) for each in (data, validation)]
+    return ResolvedRun(config, *manifests, objective, None)  # type: ignore[arg-type]
+
+
+def test_a_trainings_report_says_how_it_ended_and_what_comes_next(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "mine 1"
+    run_dir.mkdir(parents=True)
+    rows = [{"step": 1, "loss_first": 9.0}, {"step": 2, **ROW}]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ref = ModelRef("toyworld", "adapter", None, PromptStyle(), SPACE, (0, 1), "t", "d", "c", "s")
+    report = training_report(resolved(tmp_path, range(6, 10)), ref, run_dir, seconds=1.0)
+    assert report["notes"] == [
+        "2 steps; the last losses: first pole 0.250, second pole 0.500, first, validation 0.300, "
+        "second, validation 0.400.",
+        "The data has 8 pairs, of 8 rows, of which 0 were rejected.",
+        f"Next: pft evaluate --model '{run_dir}' --data TEST_DATA --output '{run_dir}-evaluation'",
+    ]
+    (said,) = report["cautions"]
+    assert said.startswith("2 of the 4 scenarios that mine is validated on are trained on too")
+    _, page = write_report(report, run_dir)
+    assert "Read this first" in page.read_text()
+
+
+def test_a_validation_on_new_scenarios_needs_no_warning(tmp_path: Path) -> None:
+    assert cautions_of(resolved(tmp_path, range(8, 10))) == []
+
+
+def test_the_sum_over_both_poles_is_not_drawn_beside_the_means_of_each() -> None:
+    assert "val_loss" not in curve_names([{"step": 1, **ROW}])
+    assert "val_loss" in curve_names([{"step": 1, "val_loss": 0.7}])
