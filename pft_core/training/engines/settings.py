@@ -25,10 +25,9 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _zero_is_deepspeeds(self) -> Self:
-        default = (
-            type(self).model_fields["zero_stage"].default
-        )  # it may stand anywhere: a stored config lists every key
-        if self.zero_stage != default and self.name == "torch":
+        # The default may stand anywhere, since a stored config lists every key; 0 asks for nothing.
+        unasked = (0, type(self).model_fields["zero_stage"].default)
+        if self.zero_stage not in unasked and self.name == "torch":
             raise ValueError(
                 f"engine.zero_stage={self.zero_stage} has no effect on engine.name=torch: set engine.name=deepspeed, "
                 "or leave it out"

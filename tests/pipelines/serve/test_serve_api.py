@@ -460,8 +460,11 @@ def test_a_damaged_policy_is_told_without_what_is_wrong_with_its_files(
         told = client.get("/v1/models/cut").json()
         assert told["adapter_sha256"] == file_sha256(weights)
         shutil.copyfile(root / "whole" / "adapter" / "adapter_model.safetensors", weights)
-        told = client.get("/v1/models/cut").json()
-        assert told["adapter_sha256"] == file_sha256(weights), "what is there, not what its reference says"
+        answer = client.get("/v1/models/cut")
+        assert answer.status_code == 404, "not the adapter that its reference describes"
+        assert str(tmp_path) not in answer.text
+        shutil.copyfile(root / "whole" / "model_ref.json", root / "cut" / "model_ref.json")
+        assert client.get("/v1/models/cut").json()["adapter_sha256"] == file_sha256(weights)
         (root / "cut" / "model_ref.json").write_text("{}")
         for answer in (
             client.get("/v1/models/cut"),

@@ -171,6 +171,8 @@ def test_an_adapter_without_numbers_fails_its_own_requests_only(tiny_qwen2: Path
     policies = [write_policy(tmp_path / name, tiny_qwen2, seed=1) for name in ("policy", "damaged")]
     weights = policies[1] / "adapter" / "adapter_model.safetensors"
     save_file({name: torch.full_like(t, float("nan")) for name, t in load_file(weights).items()}, weights)
+    ref = policies[1] / "model_ref.json"
+    ref.write_text(json.dumps(json.loads(ref.read_text()) | {"adapter_sha256": None}))
     config = serve_config(policies[0], tmp_path / "cache", adapters={"damaged": str(policies[1])})
     with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         body = {"model": "damaged", "prompt": "The town", "max_tokens": 3}

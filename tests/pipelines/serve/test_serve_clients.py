@@ -45,12 +45,13 @@ def url(server: LocalServer) -> str:
     return f"{server.url}/v1"
 
 
-def client_of(module: str, group: str = "clients") -> Any:
-    return pytest.importorskip(module, reason=f"{module} is not installed: pip install 'pft[{group}]'")
+def client_of(module: str) -> Any:
+    return pytest.importorskip(module, reason=f"{module} is not installed: pip install 'pft[clients]'")
 
 
 def test_lm_eval_s_loglikelihood_is_that_of_the_score(url: str, base: Path) -> None:
-    client_of("lm_eval", "lm-eval")
+    client_of("lm_eval")
+    client_of("tenacity")  # of lm-eval's own extra for servers
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -68,7 +69,8 @@ def test_lm_eval_s_loglikelihood_is_that_of_the_score(url: str, base: Path) -> N
 
 @pytest.mark.slow
 def test_lm_eval_generates_through_chats_and_completions(url: str, base: Path) -> None:
-    client_of("lm_eval", "lm-eval")
+    client_of("lm_eval")
+    client_of("tenacity")  # of lm-eval's own extra for servers
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
@@ -145,7 +147,7 @@ def test_instructor_parses_answers(url: str) -> None:
 
 @pytest.mark.slow
 def test_vllm_s_load_generator_gets_every_token_it_asks_for(url: str, base: Path, tmp_path: Path) -> None:
-    client_of("vllm", "vllm")
+    client_of("vllm")
     load = ["--num-prompts", "4", "--random-input-len", "12", "--random-output-len", "6", "--ignore-eos"]
     for backend, path in (("openai", "completions"), ("openai-chat", "chat/completions")):
         run(
