@@ -44,6 +44,8 @@ from pipelines.console import console
 from pipelines.train.blamed_rows import blamed_rows
 from pipelines.train.resolved_run import Layers, ResolvedRun
 
+NOTICEABLE = 1 / 16  # of the free memory; below it, pages that go back and come again cost time for nothing
+
 
 def build_and_fit(
     run: ResolvedRun,
@@ -60,7 +62,6 @@ def build_and_fit(
     """
     config, objective = run.config, run.objective
     torch.set_num_threads(config.scaling.threads_per_worker)
-    map_large_blocks()
     store = EncodedLayer(Path(layers.train))
     model = build_model(config, context.device)
     refuse_foreign_tokenizer(model, run.tokenizer.loaded)
@@ -71,6 +72,8 @@ def build_and_fit(
     settings, use = spare_memory(scorer, settings, examples_for(objective, store), frugality, context=context)
     if context.rank == 0:
         console.print(f"activation checkpointing {'on' if use.frugality else 'off'}: {use}")
+    if use.needed > NOTICEABLE * use.free:
+        map_large_blocks()
     tell(use)
     with memory_errors(use, config.train):
         return fit_scorer(run, layers, scorer, settings, context)

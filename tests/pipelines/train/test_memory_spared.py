@@ -8,11 +8,12 @@ import torch
 from ray.train import TrainingFailedError
 from safetensors.torch import load_file
 
+from pft_core.training import memory
 from pft_core.training.engines.torch_engine import TorchEngine
 from pft_core.training.frugality import OutOfMemoryError
 from pipelines.config import RunConfig
 from pipelines.jobs.mistakes import unwrap_user_error
-from pipelines.train import job
+from pipelines.train import fitting, job
 from pipelines.train.encoding import encoded
 from pipelines.train.in_process import train_here
 from pipelines.train.resolved_run import resolve
@@ -83,9 +84,19 @@ def test_a_run_without_a_way_left_says_what_to_set(tiny_qwen2, tmp_path, monkeyp
         trained(config(tiny_qwen2, tmp_path, **calls), tmp_path / "run")
 
 
+@pytest.mark.parametrize(("free", "maps"), [(1e12, False), (1e5, True)])
+def test_freed_tensors_go_back_where_memory_is_noticeable(tiny_qwen2, tmp_path, monkeypatch, free, maps) -> None:
+    mapped: list[bool] = []
+    monkeypatch.setattr(fitting, "map_large_blocks", lambda: mapped.append(True))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    trained(config(tiny_qwen2, tmp_path, max_steps=1), tmp_path / "run")
+    assert bool(mapped) is maps
+
+
 FAULTS = """
 import os, signal
 from pathlib import Path
+from pft_core.training import memory
 from pft_core.training import memory
 from pft_core.training.engines.torch_engine import TorchEngine
 
