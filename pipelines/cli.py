@@ -269,9 +269,9 @@ def compare(
 
 def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
     load_plugins(read_plugins(places_of(plugin) or []))
-    from pipelines.compare.outcomes import job
+    from pipelines.compare import compare_evaluations
 
-    return job.run(outcomes, storage=storage)
+    return compare_evaluations(outcomes, storage=storage)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from pipelines.console import console
 from pipelines.reporting import Difference, RunReport, p_value, write_report
 
 
-def run(folders: Sequence[Path], *, storage: Path) -> dict[str, Any]:
+def compare_evaluations(folders: Sequence[Path], *, storage: Path) -> dict[str, Any]:
     """Write the report of two evaluations, and print its table. Result: report_json, report_html.
 
     Raises UserError where they are not of the same items.

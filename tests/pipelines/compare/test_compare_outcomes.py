@@ -11,7 +11,7 @@ from pft_core.evaluation.outcome_files import write_outcomes
 from pft_core.evaluation.significance import mcnemar, paired_t
 from pft_core.files import read_json
 from pipelines.cli import spread_inputs
-from pipelines.compare.outcomes import job
+from pipelines.compare.outcomes.job import compare_evaluations
 from pipelines.reporting.report import write_report
 from tests.builders import SPACE
 
@@ -38,7 +38,7 @@ def evaluation(folder: Path, policy: str, outcomes: list[Outcome], *, data: str 
 
 
 def differences(folders: list[Path], storage: Path) -> dict[tuple[str, str | None, str | None], dict]:
-    report = read_json(Path(job.run(folders, storage=storage)["report_json"]), what="a report")
+    report = read_json(Path(compare_evaluations(folders, storage=storage)["report_json"]), what="a report")
     return {(row["metric"], row["axis"], row["pole"]): row for row in report["differences"]}
 
 
@@ -47,7 +47,7 @@ def test_two_evaluations_are_tested_item_by_item_and_stand_in_one_report(tmp_pat
     a = evaluation(tmp_path / "a", "pft", [outcome(i, right=True) for i in range(12)])
     b = evaluation(tmp_path / "b", "base", [outcome(i, right=i < 4) for i in range(12)])
 
-    result = job.run([a, b], storage=tmp_path / "runs")
+    result = compare_evaluations([a, b], storage=tmp_path / "runs")
 
     report = read_json(Path(result["report_json"]), what="a report")
     (row,) = (r for r in report["differences"] if r["metric"] == "both_right" and r["axis"] == "Risk")
@@ -92,7 +92,7 @@ def test_policies_of_one_name_are_told_apart_by_their_folders(tmp_path) -> None:
         evaluation(tmp_path / name, "pft", [outcome(i, right=i < n) for i in range(4)])
         for name, n in (("a", 4), ("b", 1))
     ]
-    report = read_json(Path(job.run(folders, storage=tmp_path)["report_json"]), what="a report")
+    report = read_json(Path(compare_evaluations(folders, storage=tmp_path)["report_json"]), what="a report")
     assert report["compared"] == [f"pft ({folder})" for folder in folders]
 
 
@@ -111,11 +111,11 @@ def test_evaluations_of_other_data_or_items_are_refused_in_one_line(tmp_path) ->
     )
     for message, other in others.items():
         with pytest.raises(UserError, match=message) as caught:
-            job.run([a, other], storage=tmp_path / "runs")
+            compare_evaluations([a, other], storage=tmp_path / "runs")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(UserError, match="expected two folders, got 1"):
-        job.run([a], storage=tmp_path / "runs")
+        compare_evaluations([a], storage=tmp_path / "runs")
 
 
 def test_a_task_of_its_own_is_compared_by_its_scores(tmp_path) -> None:
