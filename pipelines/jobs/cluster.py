@@ -80,19 +80,37 @@ def quiet_core() -> Iterator[None]:
     connect = worker.connect
 
     def connect_quietly(*args: Any, **kwargs: Any) -> Any:
-        is_ours = LOG_LEVEL not in os.environ
-        os.environ.setdefault(LOG_LEVEL, "fatal")  # read once, when the core starts
-        try:
+        with set_in_environment(LOG_LEVEL, "fatal"), without_stderr():  # read once, as the core starts, and said
             return connect(*args, **kwargs)
-        finally:
-            if is_ours:
-                del os.environ[LOG_LEVEL]
 
-    worker.connect = connect_quietly
+    if LOG_LEVEL not in os.environ:  # else somebody looks for something
+        worker.connect = connect_quietly
     try:
         yield
     finally:
         worker.connect = connect
+
+
+@contextmanager
+def set_in_environment(name: str, value: str) -> Iterator[None]:
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Drop what is written to stderr, also past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager

@@ -11,10 +11,11 @@ ItemCounts = TypedDict("ItemCounts", {"in": int, "out": int, "rejected": int, "r
 
 
 class ExampleOption(TypedDict):
-    """An answer that was shown, and the pole that it is of."""
+    """An answer that was shown, the pole that it is of, and how likely it was under each pole, where that is known."""
 
     text: str
     pole: str
+    probabilities: NotRequired[dict[str, float]]
 
 
 class Example(TypedDict):
