@@ -24,7 +24,7 @@ from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
-from pipelines.plugins import place_of
+from pipelines.plugins import load_plugins, place_of, read_plugins
 from pipelines.strict import build
 
 if TYPE_CHECKING:
@@ -70,6 +70,14 @@ Parts = Annotated[
 MaxRejectFraction = Annotated[
     float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
 ]
+Evaluations = Annotated[
+    list[Path] | None,
+    typer.Option("--outcomes", metavar="DIR DIR", help="Instead of SUITE: two evaluations of the same data."),
+]
+Size = Annotated[
+    str | None, typer.Option(metavar="tiny|paper", help="Two cores (unless given), or the paper's models on GPUs.")
+]
+Storage = Annotated[Path, typer.Option(metavar="DIR", help="Where runs and reports are kept.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
 Replacing = Annotated[bool, typer.Option("--fresh", help="Replace what the folder holds of other input or options.")]
 
@@ -233,12 +241,17 @@ def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, A
 def compare(
     suite: Annotated[str | None, typer.Argument(help="A shipped suite's name, or a YAML file.")] = None,
     overrides: Overrides = None,
-    size: Annotated[str, typer.Option(metavar="tiny|paper", help="Two cores, or the paper's models on GPUs.")] = "tiny",
-    storage: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and reports are kept.")] = Path("runs"),
+    size: Size = None,
+    outcomes: Evaluations = None,
+    storage: Storage = Path("runs"),
     list_suites: Annotated[bool, typer.Option("--list", help="List the shipped suites.")] = False,
     plugin: Plugins = None,
 ) -> dict[str, Any]:
-    """Compare methods over seeds, with intervals, tests and yardsticks: `pft compare SUITE`."""
+    """Compare methods over seeds, with intervals, tests and yardsticks, or two evaluations: `pft compare SUITE`."""
+    if outcomes:
+        if suite is not None or size is not None or list_suites:
+            raise UserError("--outcomes compares what is evaluated already: leave SUITE, --size and --list out")
+        return compare_outcomes(outcomes, storage, plugin)
     from pipelines.compare import load_suite, shipped_suites
 
     if list_suites or suite is None:
@@ -251,7 +264,14 @@ def compare(
     chosen = load_suite(suite, overrides or [], plugin or [])
     from pipelines.compare import job
 
-    return job.run(chosen, size=size, storage=storage)  # type: ignore[arg-type]
+    return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]
+
+
+def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
+    load_plugins(read_plugins(places_of(plugin) or []))
+    from pipelines.compare import compare_evaluations
+
+    return compare_evaluations(outcomes, storage=storage)
 
 
 @app.command()
@@ -425,14 +445,14 @@ def split_numbers(text: str) -> list[float]:
 
 
 def spread_inputs(arguments: list[str]) -> Iterator[str]:
-    """Let one --input take several paths, as shells expand `--input data/*.json`: repeat the option for each."""
-    option_taking_all = False
+    """Let an option take several paths, as shells expand `--input data/*.json`: repeat the option for each."""
+    option = ""
     for argument in arguments:
-        if option_taking_all and argument != "--input" and not argument.startswith("-"):
-            yield from ("--input", argument)
+        if option and not argument.startswith("-"):
+            yield from (option, argument)
             continue
-        option_taking_all = argument == "--input"
-        if not option_taking_all:
+        option = argument if argument in ("--input", "--outcomes") else ""
+        if not option:
             yield argument
 
 

@@ -14,12 +14,14 @@ from pft_core.files import read_json
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import embedded_data, with_embedded
-from pipelines.evaluate import EvaluateConfig
+from pipelines.evaluate import EvaluateConfig, headline_metrics
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
 from pipelines.reporting import ItemCounts, RunReport, write_report
-from pipelines.tracking import read_metrics, tracked
+from pipelines.tracking import read_metrics, tracked, tracking_uri
 from pipelines.train import job as train
+
+CONTEXTS = ("train", "test")  # what the data is for
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
         ensure_ray()
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
-        with tracked(config, run_dir, key, inputs=opened(config.data, test_data)) as tracker:
-            report = assemble(config, test_data, run_dir, timings)
+        with tracked(config, run_dir, key, inputs=opened(config.data, test_data), contexts=CONTEXTS) as tracker:
+            found = assemble(nested(config, key), test_data, run_dir, timings)
+            report: RunReport = {**found, "config": config.model_dump()}
             report_json, report_html = write_report(report, run_dir)
             tracker.log(0, headline_metrics(report["rows"]))
             for path in (report_json, report_html, run_dir / CONFIG_NAME):
@@ -59,13 +62,9 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
     return run_job(config, execute, fresh=fresh, kind="quickstart", run_dir=run_dir)
 
 
-def headline_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
-    """Return the report's values under names that MLflow can list side by side."""
-    return {_name(row): row["value"] for row in rows}
-
-
-def _name(row: EvaluationRow) -> str:
-    return "/".join(part for part in (row["metric"], row["policy"], row["axis"], row["pole"]) if part is not None)
+def nested(config: RunConfig, key: str) -> RunConfig:
+    """Let what is trained and evaluated here be tracked below this run."""
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"parent": key})})
 
 
 def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str, float]) -> RunReport:
@@ -128,6 +127,7 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
 
 def evaluate_policies(models: Sequence[str], config: RunConfig, data: str, run_dir: Path) -> list[RunReport]:
     """Evaluate every policy on one pool, of as many actors as there were training workers; return their reports."""
+    uri = tracking_uri(config.tracking.uri, Path(config.storage))
     requests = [
         EvaluateConfig(
             model=model,
@@ -138,6 +138,7 @@ def evaluate_policies(models: Sequence[str], config: RunConfig, data: str, run_d
             precision=config.train.precision,
             num_workers=config.scaling.num_workers,
             use_gpu=config.scaling.use_gpu,
+            tracking=config.tracking.model_copy(update={"uri": uri}),
         )
         for policy, model in zip(POLICIES, models, strict=True)
     ]

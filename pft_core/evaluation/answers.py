@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
 from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, reject_control_tokens, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
-from pft_core.evaluation.metrics import Choice, Outcome
+from pft_core.evaluation.metrics import Choice, Outcome, Weighed
 from pft_core.files import digest
 from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
 
@@ -99,6 +99,7 @@ def _outcome(
         base,  # type: ignore[arg-type]
         record.scenario,
         options,
+        tuple(each.probabilities for each in (first, second) if isinstance(each, Weighed)),
     )
 
 
@@ -127,8 +128,15 @@ def comparable(
 
 
 def best(question: Question, scores: NDArray[Any]) -> frozenset[int]:
-    """Return the candidate with the highest score."""
-    return frozenset(candidates(question)[int(scores.argmax())])
+    """Return the candidate with the highest score; of single options, with the probabilities of all."""
+    chosen = candidates(question)[int(scores.argmax())]
+    return Weighed(chosen, probabilities_of(scores)) if question.form == "one" else frozenset(chosen)
+
+
+def probabilities_of(scores: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the share of each candidate: the softmax of comparable scores."""
+    odds = np.exp(scores.astype(np.float64) - scores.max())
+    return np.asarray(odds / odds.sum())
 
 
 def candidates(question: Question) -> list[tuple[int, ...]]:

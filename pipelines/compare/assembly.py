@@ -29,8 +29,8 @@ from pipelines.compare.statistics import (
     significance_against,
 )
 from pipelines.compare.suite import Size, Suite, SuiteSize
-from pipelines.jobs import code_digest, commit
-from pipelines.tracking import read_metrics
+from pipelines.jobs import code_digest
+from pipelines.tracking import commit, read_metrics
 
 
 def assemble(

@@ -106,7 +106,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
         begun = time.monotonic()
-        with tracked(config, run_dir, key, inputs=opened(config.data, cell.test)) as tracker:
+        data = opened(config.data, cell.test)
+        with tracked(config, run_dir, key, inputs=data, contexts=("train", "test")) as tracker:
             ref = train_stages(cell, run_dir, tracker)
             outcomes, rejects = ask_policy(cell, ref, run_dir)
             write_outcomes(run_dir, outcomes)

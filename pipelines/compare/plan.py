@@ -22,7 +22,8 @@ from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.embedded import absolute
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
-from pipelines.jobs import code_digest, commit
+from pipelines.jobs import code_digest
+from pipelines.tracking import commit
 from pipelines.train import Layers, encoded, resolve
 
 

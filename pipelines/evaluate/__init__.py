@@ -12,5 +12,6 @@ if TYPE_CHECKING:
     from pipelines.evaluate.policy import answerers
     from pipelines.evaluate.pool import ask_on_ray
     from pipelines.evaluate.request import read_items, refuse_too_few_scenarios
+    from pipelines.evaluate.tracking import headline_metrics
 else:
     __getattr__ = lazy_exports(__name__)

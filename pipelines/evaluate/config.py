@@ -16,9 +16,10 @@ from pft_core.settings import Place
 from pipelines.jobs import refuse_unusable_environment
 from pipelines.plugins import PluggedSettings
 from pipelines.reporting import REPORT_NAMES
+from pipelines.tracking import SPOOL_NAME, START_NAME, TrackingSettings
 
 REJECTS_NAME = "rejects.jsonl"
-OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME}
+OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME, SPOOL_NAME, START_NAME}
 
 
 class EvaluateConfig(PluggedSettings):
@@ -42,6 +43,7 @@ class EvaluateConfig(PluggedSettings):
     threads_per_worker: PositiveInt = 1
     use_gpu: bool | None = None  # None: where the cluster has GPUs
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _the_task_is_there_and_can_be_asked_so(self) -> Self:
@@ -106,7 +108,7 @@ def refuse_other_output(config: EvaluateConfig, *, fresh: bool = False) -> None:
 
 def asked_for(config: EvaluateConfig) -> dict[str, Any]:
     """What of a config decides the report, as report.json holds it."""
-    how_fast = {"output", "num_workers", "threads_per_worker", "tokens_per_batch", "use_gpu", "plugins"}
+    how_fast = {"output", "num_workers", "threads_per_worker", "tokens_per_batch", "use_gpu", "plugins", "tracking"}
     return dict(json.loads(config.model_dump_json(exclude=how_fast)))
 
 

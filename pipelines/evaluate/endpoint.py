@@ -19,7 +19,7 @@ import numpy as np
 
 from pft_core.data import PreferenceSpace, Reject
 from pft_core.errors import UserError
-from pft_core.evaluation import Answer, Answerer, Question, read_reply, unscorable
+from pft_core.evaluation import Answer, Answerer, Question, Weighed, read_reply, unscorable
 from pft_core.policies import ModelRef
 from pft_core.prompts import PromptStyle, render_prompt
 
@@ -176,7 +176,9 @@ def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str
             return frozenset({int(np.argmax([each["logprob"] / each["num_tokens"] for each in answers]))})
         shown = {"options": texts, "preference": preference, "forms": [question.form]}
         told = endpoint.post("/v1/choose", {"model": model, "scenario": record.scenario, **shown})
-        return frozenset(told["all"]) if question.form == "all" else frozenset({told["choice"]})
+        if question.form == "all":
+            return frozenset(told["all"])
+        return Weighed({told["choice"]}, [option["probability"] for option in told["options"]])
 
     return at_once(ask, questions)
 

@@ -35,10 +35,16 @@ def as_example(outcome: Outcome, kind: str, space: PreferenceSpace) -> Example:
         "axis": outcome.axis,
         "scenario": outcome.scenario_text,
         "options": [
-            {"text": text, "pole": poles[side]} for text, side in zip(outcome.options, outcome.sides, strict=True)
+            {"text": text, "pole": poles[side], "probabilities": likely(outcome, place, poles)}
+            for place, (text, side) in enumerate(zip(outcome.options, outcome.sides, strict=True))
         ],
         "chosen": {
             pole: "unreadable" if choice is None else "; ".join(outcome.options[i] for i in sorted(choice))
             for pole, choice in zip(poles, outcome.chosen, strict=True)
         },
     }
+
+
+def likely(outcome: Outcome, place: int, poles: Sequence[str]) -> dict[str, float]:
+    """How likely an option was under each pole; empty where that was not scored."""
+    return {pole: shares[place] for pole, shares in zip(poles, outcome.probabilities, strict=False)}

@@ -43,6 +43,7 @@ from pipelines.evaluate.request import (
     resolve_policy,
     trained_poles,
 )
+from pipelines.evaluate.tracking import track
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
@@ -119,7 +120,7 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
             "rejected_by_reason": rejected_by_reason(found.rejects),
         },
         "timings": {"ask": found.ask_s, "statistics": found.statistics_s},
-        "config": config.model_dump(),
+        "config": config.model_dump(exclude={"tracking"}),
         "digests": found.digests,
         "cautions": found.cautions,
         "examples": found.examples,
@@ -127,6 +128,7 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
     for caution in found.cautions:
         console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
     report_json, _ = write_report(report, Path(config.output))
+    track(config, report)
     return {"report_json": str(report_json)}
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pft_core.errors import UserError
 from pipelines.console import console
@@ -16,6 +17,7 @@ from pipelines.jobs.nodes import watch_nodes
 
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 LAST_PORT = 65535
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path, on Linux
 
 
@@ -53,7 +55,7 @@ def start_ray(num_cpus: int, *, dashboard: bool) -> None:
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a run is seen to have ended
-    with on_loopback():
+    with on_loopback(), quiet_core():
         own_token()
         context = ray.init(
             address="local",  # a bare init would join whatever cluster was last started on this machine
@@ -65,6 +67,50 @@ def start_ray(num_cpus: int, *, dashboard: bool) -> None:
     console.print(f"Ray started: {num_cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
     # Ray Train and Ray Data wait for it when they come to it; started now, it is there.
     get_or_create_autoscaling_coordinator()
+
+
+@contextmanager
+def quiet_core() -> Iterator[None]:
+    """Keep the C++ core of this process off the terminal; what Ray starts beside it writes its logs as ever.
+
+    At every pool of Ray Data it warns in red of arguments in the object store, which the driver holds anyway.
+    """
+    from ray._private import worker
+
+    connect = worker.connect
+
+    def connect_quietly(*args: Any, **kwargs: Any) -> Any:
+        with set_in_environment(LOG_LEVEL, "fatal"), without_stderr():  # read once, as the core starts, and said
+            return connect(*args, **kwargs)
+
+    if LOG_LEVEL not in os.environ:  # else somebody looks for something
+        worker.connect = connect_quietly
+    try:
+        yield
+    finally:
+        worker.connect = connect
+
+
+@contextmanager
+def set_in_environment(name: str, value: str) -> Iterator[None]:
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Drop what is written to stderr, also past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -120,7 +166,8 @@ def join_cluster(address: str) -> None:
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     close_token()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        with quiet_core():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -1,7 +1,6 @@
-"""Which code runs: its digest, and the commit it stands at."""
+"""Which code runs: its digest."""
 
 import hashlib
-import subprocess
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,14 +19,3 @@ def code_digest() -> str:
         for path in sorted(package.rglob(pattern)):
             sha.update(str(path.relative_to(package.parent)).encode() + path.read_bytes())
     return sha.hexdigest()[:16]
-
-
-def commit() -> str | None:
-    """The commit that the code stands at, marked where files differ from it; None where no repository holds it."""
-    git = ["git", "-C", str(PIPELINES)]
-    # An installed package may lie inside somebody else's repository, whose commit says nothing about it.
-    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=False)
-    if tracked.returncode:
-        return None
-    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

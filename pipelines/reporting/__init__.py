@@ -6,7 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
-    from pipelines.reporting.contents import REPORT_NAMES, Example, ItemCounts, RunReport
+    from pipelines.reporting.contents import REPORT_NAMES, Difference, Example, ItemCounts, RunReport
     from pipelines.reporting.curves import Curve, loss_chart, points_of, steps_per_point
     from pipelines.reporting.drawing import (
         DPI,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ticks,
         width_of,
     )
-    from pipelines.reporting.formats import seconds
+    from pipelines.reporting.formats import p_value, seconds
     from pipelines.reporting.pages import render_template
     from pipelines.reporting.report import without_credentials, write_report
     from pipelines.reporting.run_page import CURVE_NAMES, curve_names

@@ -11,10 +11,11 @@ ItemCounts = TypedDict("ItemCounts", {"in": int, "out": int, "rejected": int, "r
 
 
 class ExampleOption(TypedDict):
-    """An answer that was shown, and the pole that it is of."""
+    """An answer that was shown, the pole that it is of, and how likely it was under each pole, where that is known."""
 
     text: str
     pole: str
+    probabilities: NotRequired[dict[str, float]]
 
 
 class Example(TypedDict):
@@ -27,10 +28,32 @@ class Example(TypedDict):
     chosen: dict[str, str]
 
 
+class Difference(TypedDict):
+    """A metric or task of two policies on the same items; axis, pole: None where it is over all.
+
+    difference: a minus b; low, high: its 95 % interval. test: mcnemar (on items) or paired_t (over scenarios); p_holm:
+    after Holm's correction over the metric's tests. None where there is none.
+    """
+
+    metric: str
+    axis: str | None
+    pole: str | None
+    n: int
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+    test: str | None
+    p: float | None
+    p_holm: float | None
+
+
 class RunReport(TypedDict):
     """timings: seconds. training: by policy, what was logged at each step. items: how many were asked and answered.
 
     notes, cautions: sentences below the title, and those that stand under "Read this first".
+    compared: the two policies of differences, the first one's name first.
     """
 
     title: NotRequired[str]
@@ -43,3 +66,5 @@ class RunReport(TypedDict):
     notes: NotRequired[list[str]]
     cautions: NotRequired[list[str]]
     examples: NotRequired[list[Example]]
+    differences: NotRequired[list[Difference]]
+    compared: NotRequired[list[str]]

@@ -6,6 +6,13 @@ def number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def p_value(value: float) -> str:
+    """Write a p value for reading: 0.034, 0.0004, below 0.0001."""
+    if value < 0.0001:
+        return "< 0.0001"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}"
+
+
 def seconds(value: float) -> str:
     """Write a duration: 0.3 s, 42 s, 3 min 05 s."""
     if value < 60:

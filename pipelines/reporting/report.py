@@ -6,7 +6,7 @@ from typing import Any
 
 from pft_core.files import write_json, write_text
 from pipelines.reporting.contents import REPORT_NAMES, RunReport
-from pipelines.reporting.formats import number, seconds
+from pipelines.reporting.formats import number, p_value, seconds
 from pipelines.reporting.pages import render_template
 from pipelines.reporting.run_page import page_of
 from pipelines.tracking import mask_credentials
@@ -24,7 +24,7 @@ def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
 
 def render(report: RunReport) -> str:
     """Return the page: no scripts, nothing from elsewhere, every text escaped."""
-    filters = {"number": number, "seconds": seconds}
+    filters = {"number": number, "seconds": seconds, "p_value": p_value}
     return render_template("report.html.j2", page_of(report), filters=filters)
 
 

@@ -78,6 +78,8 @@ def page_of(report: RunReport) -> dict[str, Any]:
         ],
         "rows": rows,
         "examples": report.get("examples", []),
+        "differences": report.get("differences", []),
+        "compared": report.get("compared", []),
         "metrics": {name: named(name) for name in dict.fromkeys(row["metric"] for row in rows)},
         "timings": timings,
         "total_s": total_s,

@@ -29,7 +29,8 @@ class RunSpec:
     """What identifies and describes a run.
 
     run_key and started_ms (Unix time) together name it: a fresh start has the same key, but another start time.
-    num_starts: 1, and one more for each continuation. params are flat; inputs: prepared folders and their manifests.
+    num_starts: 1, and one more for each continuation. params are flat; inputs: prepared folders and their manifests;
+    contexts: what each of them is for.
     """
 
     uri: str
@@ -41,6 +42,7 @@ class RunSpec:
     params: Mapping[str, str]
     inputs: Sequence[tuple[Path, DatasetManifest]]
     tags: Mapping[str, str]
+    contexts: Sequence[str] = ("train", "validation")
     parent: str | None = None  # run key
 
 
@@ -90,7 +92,7 @@ class MlflowRun:
         return {"mlflow.parentRunId": found.info.run_id}
 
     def _describe(self, spec: RunSpec, known: Mapping[str, str]) -> None:
-        from mlflow.entities import DatasetInput, Param, RunTag
+        from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 
         params = [Param(key, value) for key, value in spec.params.items() if key not in known]
         # A param cannot change: what another start of the run sets differently becomes a tag.
@@ -99,7 +101,10 @@ class MlflowRun:
         for start in range(0, max(len(params), len(tags)), ENTRIES_PER_BATCH // 2):
             part = slice(start, start + ENTRIES_PER_BATCH // 2)
             self._client.log_batch(self._id, params=params[part], tags=tags[part])
-        datasets = [DatasetInput(dataset_entity(folder, manifest)) for folder, manifest in spec.inputs]
+        datasets = [
+            DatasetInput(dataset_entity(folder, manifest), [InputTag("mlflow.data.context", context)])
+            for (folder, manifest), context in zip(spec.inputs, spec.contexts, strict=False)
+        ]
         self._client.log_inputs(self._id, datasets=datasets)
 
     def send(self, rows: Sequence[StepMetrics]) -> None:

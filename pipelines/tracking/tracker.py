@@ -31,6 +31,7 @@ from pipelines.tracking.mlflow_run import (
     sqlite_path,
     sqlite_uri,
 )
+from pipelines.tracking.origin import origin_tags
 from pipelines.tracking.settings import TrackedConfig
 
 SPOOL_NAME = "metrics.jsonl"
@@ -64,14 +65,15 @@ class Tracker:
         run_dir: Path,
         params: Mapping[str, Any],
         inputs: Sequence[tuple[Path, DatasetManifest]] = (),
+        contexts: Sequence[str] = ("train", "validation"),
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
     ) -> Self:
         """Start, or continue the MLflow run of this folder and key, with what its spool still holds.
 
         uri: None means MLFLOW_TRACKING_URI, else SQLite in `storage`. params: the resolved config, nested.
-        inputs: folders written by `pft prepare`, and their manifests. parent: the run key of the run that this is a
-        part of. Raises UserError for a URI that MLflow cannot track to.
+        inputs: folders written by `pft prepare`, and their manifests; contexts: what each is for. parent: the run key
+        of the run that this is a part of. Raises UserError for a URI that MLflow cannot track to.
         """
         started_ms, num_starts = count_start(run_dir, run_key)
         spec = RunSpec(
@@ -83,7 +85,8 @@ class Tracker:
             num_starts=num_starts,
             params=flatten(params),
             inputs=list(inputs),
-            tags=tags or {},
+            tags={**origin_tags(), **(tags or {})},
+            contexts=contexts,
             parent=parent,
         )
         return cls(spec, run_dir / SPOOL_NAME)
@@ -199,7 +202,12 @@ class Tracker:
 
 @contextmanager
 def tracked(
-    config: TrackedConfig, run_dir: Path, key: str, *, inputs: Sequence[tuple[Path, DatasetManifest]]
+    config: TrackedConfig,
+    run_dir: Path,
+    key: str,
+    *,
+    inputs: Sequence[tuple[Path, DatasetManifest]],
+    contexts: Sequence[str] = ("train", "validation"),
 ) -> Iterator[Tracker]:
     """Track a job for as long as the block runs; it ends FINISHED, FAILED, or KILLED by the user."""
     tracker = Tracker.start(
@@ -211,6 +219,7 @@ def tracked(
         run_dir=run_dir,
         params=config.model_dump(),
         inputs=inputs,
+        contexts=contexts,
         parent=config.tracking.parent,
     )
 

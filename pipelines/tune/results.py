@@ -15,8 +15,8 @@ from pft_core.files import read_json, write_json, write_text
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD
-from pipelines.jobs import JOB_NAME, code_digest, commit
-from pipelines.tracking import Tracker, close_killed, register
+from pipelines.jobs import JOB_NAME, code_digest
+from pipelines.tracking import Tracker, close_killed, commit, register
 from pipelines.tune import findings, wording
 from pipelines.tune.contents import FIGURES, Findings, Mode, PublishedSearch, SearchReport, TrialRow
 from pipelines.tune.report import write_search

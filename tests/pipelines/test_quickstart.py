@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pft_core.files import read_json
 from pipelines import embedded, quickstart
@@ -39,6 +40,11 @@ def test_the_pipeline_leaves_a_whole_report(own_ray, tmp_path, monkeypatch) -> N
     for policy in ("sft-first", "pft"):
         steps = [json.loads(line)["step"] for line in (tmp_path / "quickstart" / policy / "metrics.jsonl").open()]
         assert steps == [1, 2]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    parent = runs.pop("quickstart").info.run_id
+    assert runs.keys() == {"sft-first", "pft", "evaluate base", "evaluate sft:first", "evaluate pft"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent}
 
 
 @pytest.mark.slow

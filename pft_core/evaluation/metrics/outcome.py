@@ -1,11 +1,24 @@
 """What a policy chose for one item: all that a metric of choices is computed from."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 
 from pft_core.data import Form
 
 Choice = frozenset[int] | None  # indices of the chosen options in shown order; None: no parsable choice
+PLACES = 4  # of a probability; what lies beyond depends on the machine
+
+
+class Weighed(frozenset[int]):
+    """A choice that knows how likely each option was, in shown order."""
+
+    probabilities: tuple[float, ...]
+
+    def __new__(cls, chosen: Iterable[int], probabilities: Iterable[float] = ()) -> "Weighed":
+        made = super().__new__(cls, chosen)
+        made.probabilities = tuple(round(float(p), PLACES) for p in probabilities)
+        return made
 
 
 @dataclass(frozen=True)
@@ -15,6 +28,7 @@ class Outcome:
     scenario: what bootstrap clusters are made of; sides: side of each option as shown; chosen: under the first and
     the second pole; unconditioned, base_unconditioned: without a condition, by the policy and by its base (form `one`);
     scenario_text, options: the texts that were asked, for a reader; older files do not hold them.
+    probabilities: of each option under the first and the second pole; empty where they were not scored.
     """
 
     item_id: str
@@ -27,6 +41,7 @@ class Outcome:
     base_unconditioned: Choice = None
     scenario_text: str = ""
     options: tuple[str, ...] = ()
+    probabilities: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
 
     def gold(self, side: int) -> frozenset[int]:
         return frozenset(i for i, s in enumerate(self.sides) if s == side)
@@ -46,6 +61,7 @@ class Outcome:
         for key in ("unconditioned", "base_unconditioned"):
             raw[key] = _choice(raw[key])
         raw["options"] = tuple(raw.get("options", ()))
+        raw["probabilities"] = tuple(map(tuple, raw.get("probabilities", ())))
         return Outcome(**raw)
 
 

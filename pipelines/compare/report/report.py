@@ -38,6 +38,7 @@ from pipelines.compare.report.tables import Table, across_variants, area, by_met
 from pipelines.compare.statistics import ComparisonRow, CorrectedTest
 from pipelines.reporting import (
     inline_svg,
+    p_value,
     render_template,
     seconds,
     steps_per_point,
@@ -215,10 +216,3 @@ def numbers_of(view: Comparison) -> list[NumberLine]:
         NumberLine(row, value_of(row["variant"]), [places[run] for run in row["run_ids"] if run in places])
         for row in view.rows
     ]
-
-
-def p_value(value: float) -> str:
-    """Write a p value for reading: 0.034, 0.0004, below 0.0001."""
-    if value < 0.0001:
-        return "< 0.0001"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}"

@@ -17,6 +17,7 @@ from pft_core.evaluation import (
     candidates,
     comparable,
     encode_options,
+    probabilities_of,
     unscorable,
 )
 from pft_core.prompts import Condition, render_prompt, state_in_message
@@ -137,9 +138,7 @@ class Chooser:
         for (each, found), (_, weight) in zip(rows, asked.parts, strict=True):
             if found is None:
                 return None
-            scores = comparable(each, *found, self._asking(asked.policy)).astype(np.float64)
-            odds = np.exp(scores - scores.max())
-            mixed = mixed + weight * odds / odds.sum()
+            mixed = mixed + weight * probabilities_of(comparable(each, *found, self._asking(asked.policy)))
         return np.asarray(mixed)
 
 

@@ -25,6 +25,7 @@ from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
+from pipelines.evaluate.examples import examples
 from pipelines.evaluate.pool import read_answers
 from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.worker import PolicyActor, items_table
@@ -323,6 +324,27 @@ def test_what_was_trained_on_is_said_of_a_test_on_it(in_process, model_ref, data
     said = f"run was trained on {2 if kept == 'scenarios' else 70} of the 70 scenarios that it is tested on"
     assert said in report_html.read_text()
     assert said in capfd.readouterr().err
+
+
+def test_examples_show_how_likely_each_option_was_under_each_pole(in_process, model_ref, data, tmp_path) -> None:
+    report = report_of(config(model_ref, data, tmp_path, limit_per_axis=6))
+    page = (tmp_path / "report.html").read_text()
+    for example in report["examples"]:
+        for pole, chosen in example["chosen"].items():
+            shares = [option["probabilities"][pole] for option in example["options"]]
+            assert sum(shares) == pytest.approx(1, abs=0.001)
+            assert example["options"][shares.index(max(shares))]["text"] == chosen
+            assert f"{100 * shares[0]:.1f} % when asked for {pole}" in page
+
+
+def test_outcomes_of_older_code_are_examples_without_probabilities() -> None:
+    older = Outcome(
+        "i", "s", "Risk", "one", (0, 1), (frozenset({0}), frozenset({1})), None, None, "Go?", ("go", "stay")
+    )
+    told = json.loads(older.to_json())
+    del told["probabilities"]
+    (example,) = examples([Outcome.from_json(json.dumps(told))], SPACE)
+    assert [option["probabilities"] for option in example["options"]] == [{}, {}]
 
 
 def test_axes_that_were_never_trained_are_named(in_process, model_ref, data, tmp_path) -> None:

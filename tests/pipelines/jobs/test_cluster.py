@@ -46,3 +46,33 @@ def test_a_ray_that_is_started_listens_on_loopback_and_its_token_is_its_owner_s(
     assert found["mode"] == 0o600
     assert len(found["listeners"]) > 8
     assert {ip.removeprefix("::ffff:") for ip in found["listeners"]} == {"127.0.0.1"}
+
+
+POOL = """
+import os
+from pipelines.jobs import ensure_ray
+ensure_ray(num_cpus=1)
+import ray
+
+class Worker:
+    def __init__(self, held):
+        self.level = os.environ.get("RAY_BACKEND_LOG_LEVEL", "as ever")
+
+    def said(self):
+        return self.level
+
+held = ray.put(1)
+worker = ray.remote(num_cpus=0, max_restarts=1)(Worker).remote(held)
+print(ray.get(worker.said.remote()), os.environ.get("RAY_BACKEND_LOG_LEVEL", "as ever"))
+ray.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_what_ray_s_core_logs_stays_off_the_terminal_and_workers_log_as_ever(tmp_path: Path) -> None:
+    given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", POOL], env=given, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "as ever as ever"
+    assert [line for line in done.stderr.splitlines() if line.strip()] == ["Ray started: 1 logical CPUs"]

@@ -18,6 +18,7 @@ from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import Axis, Pole, PreferenceSpace
 from pft_core.errors import UserError
 from pipelines.config.run import RunConfig
+from pipelines.tracking import origin as tracking_origin
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, sqlite_path, whole_steps
 from pipelines.tracking.settings import TrackingSettings
@@ -380,3 +381,26 @@ def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_left_as_it_is(
     close_killed(config, run.data.tags["run_key"])
     assert mlflow_runs()[0].info.status == "KILLED"
     close_killed(config, "a key that no run has")
+
+
+def test_a_run_says_its_commit_user_and_source_and_what_its_data_are_for(
+    start: Any, mlflow_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/pft", "train", "quickstart", "tracking.uri=http://me:hunter2@host"])
+    monkeypatch.setenv("LOGNAME", "ada")
+    inputs = []
+    for name in ("pairs", "held-out"):
+        (tmp_path / name).mkdir()
+        inputs.append((manifest(tmp_path / name), DatasetManifest.load(tmp_path / name)))
+    start(inputs=inputs).finish("FINISHED", limit_s=LONG)
+
+    (run,) = mlflow_runs()
+    tags = run.data.tags
+    assert (tags["mlflow.user"], tags["mlflow.source.type"]) == ("ada", "LOCAL")
+    assert tags["mlflow.source.name"] == "pft train quickstart tracking.uri=http://***@host"
+    assert tags.get("mlflow.source.git.commit") == tracking_origin.commit()
+    contexts = {entry.dataset.name: [(tag.key, tag.value) for tag in entry.tags] for entry in run.inputs.dataset_inputs}
+    assert contexts == {
+        "pairs": [("mlflow.data.context", "train")],
+        "held-out": [("mlflow.data.context", "validation")],
+    }

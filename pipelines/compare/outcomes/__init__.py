@@ -1,0 +1,1 @@
+"""Two evaluations of the same data, side by side."""

@@ -1,0 +1,46 @@
+"""Where a run comes from: the commit of the code, the user, and the command."""
+
+import getpass
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from pipelines.tracking.mlflow_run import mask_credentials
+
+PACKAGE = Path(__file__).resolve().parents[1]  # in a checkout, or in the site-packages of an installed wheel
+PROGRAMS = ("pft", "cli.py", "__main__.py")
+LONGEST_SOURCE = 500  # characters
+
+
+def origin_tags() -> dict[str, str]:
+    """Return commit, user and source under the names that MLflow's own pages show; what is not known is left out."""
+    tags = {"mlflow.user": user(), "mlflow.source.git.commit": commit()}
+    known = {name: value for name, value in tags.items() if value}
+    return {**known, "mlflow.source.name": command(sys.argv), "mlflow.source.type": "LOCAL"}
+
+
+def user() -> str | None:
+    """The user's name; None in a container that has none for its number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+def command(words: list[str]) -> str:
+    """The command line without credentials; of a worker, whose words are Ray's, the program alone."""
+    own = words[1:] if Path(words[0]).name in PROGRAMS else []
+    return mask_credentials(" ".join(["pft", *own]))[:LONGEST_SOURCE]
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The commit that the code stands at, marked where files differ from it; None where no repository holds it."""
+    git = ["git", "-C", str(PACKAGE)]
+    # An installed package may lie inside somebody else's repository, whose commit says nothing about it.
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=False)
+    if tracked.returncode:
+        return None
+    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
