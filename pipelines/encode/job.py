@@ -87,7 +87,7 @@ def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, conc
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(tasks))),
         # An actor has one CPU; its tokenizer would start a thread on every core.
-        ray_remote_args={"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}},
+        runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
     )
     rows = sorted(encoded.take_all(), key=lambda row: row["number"])
     return [LayerPart(**{field.name: row[field.name] for field in fields(LayerPart)}) for row in rows]

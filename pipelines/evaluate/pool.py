@@ -53,7 +53,9 @@ def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_worker
     refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
-    answered = ray.data.from_arrow(list(groups)).map_batches(
+    asked = ray.data.from_arrow(list(groups))
+    asked.context.execution_options.preserve_order = True  # of the items, whichever actor is first or is killed
+    answered = asked.map_batches(
         actor,
         fn_constructor_args=list(jobs),
         batch_size=None,

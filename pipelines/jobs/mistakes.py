@@ -1,11 +1,13 @@
 """A user's mistake, found again inside what Ray and libraries wrap around it."""
 
 import errno
+import os
 import re
 
 from pft_core.errors import UserError
 
 QUALIFIED_NAME = re.escape(f"{UserError.__module__}.{UserError.__qualname__}")  # as a traceback writes it
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # What a path or a disk can refuse; a missing file is not among them, since that may as well be our mistake.
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
@@ -27,7 +29,7 @@ def unwrap_user_error(error: BaseException) -> UserError | None:
 def _causes(error: BaseException) -> list[BaseException]:
     """Exceptions in an exception: Python's own chain, and the causes in Ray's task, worker and controller errors."""
     inner = [error.__cause__, error.__context__, *getattr(error, "worker_failures", {}).values()]
-    inner += [getattr(error, name, None) for name in ("cause", "controller_failure")]
+    inner += [getattr(error, name, None) for name in ("cause", "controller_failure", "_base_exc")]
     return [e for e in inner if isinstance(e, BaseException)]
 
 
@@ -36,7 +38,7 @@ def _raised(error: BaseException) -> UserError | None:
     if isinstance(error, UserError) and not isinstance(getattr(error, "cause", None), BaseException):
         return error
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        advice = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path"
+        advice = "make room there" if error.errno in FULL_DISK else "check the path"
         return UserError(f"{error.filename or 'disk'}: {error.strerror}: {advice}, or choose another folder")
     return None
 
@@ -46,6 +48,7 @@ def _quoted(error: BaseException) -> UserError | None:
     found = re.search(rf"^{QUALIFIED_NAME}: (.+?)(?:\n\n|\Z)", str(error), re.MULTILINE | re.DOTALL)
     if found:
         return UserError(found[1])
-    if "No space left on device" in str(error):  # safetensors and torch do not raise an OSError for it
+    # safetensors and torch do not raise an OSError for it.
+    if any(os.strerror(number) in str(error) for number in FULL_DISK):
         return UserError("no space left on the disk: make room, or choose another folder")
     return None

@@ -182,34 +182,45 @@ def worker_environment(config: RunConfig) -> dict[str, Any]:
 
 @contextmanager
 def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
-    """Write the mailbox's metrics from a thread of the driver while the block runs, and what is left at its end."""
+    """Write the mailbox's metrics from a thread of the driver while the block runs, and what is left at its end.
+
+    Raises OSError where they cannot be written; the workers are told, who would train on to no end.
+    """
     done = threading.Event()
 
-    def pump() -> None:
-        items: list[tuple[int, dict[str, float]]] = []
-        next_print, num_told = 0.0, 0
-        while items or not done.is_set():
-            taken = mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S)
-            try:
-                items, notes = ray.get([taken, mailbox.notes.remote()])
-            except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers find out
-                return
-            for note in notes[num_told:]:
-                console.print(note, highlight=False, soft_wrap=True)
-            num_told = len(notes)
-            for step, metrics in items:
-                tracker.log(step, metrics)
-            if items and time.monotonic() > next_print:
-                console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
-                next_print = time.monotonic() + PROGRESS_EVERY_S
+    def pump_or_say_why_not() -> None:
+        try:
+            pump(mailbox, tracker, done)
+        except OSError as error:
+            mailbox.cannot_write.remote(error)
+            raise
 
     with ThreadPoolExecutor(max_workers=1) as executor:
-        pumped = executor.submit(pump)
+        pumped = executor.submit(pump_or_say_why_not)
         try:
             yield
         finally:
             done.set()
             pumped.result()
+
+
+def pump(mailbox: Any, tracker: Tracker, done: threading.Event) -> None:
+    items: list[tuple[int, dict[str, float]]] = []
+    next_print, num_told = 0.0, 0
+    while items or not done.is_set():
+        taken = mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S)
+        try:
+            items, notes = ray.get([taken, mailbox.notes.remote()])
+        except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers find out
+            return
+        for note in notes[num_told:]:
+            console.print(note, highlight=False, soft_wrap=True)
+        num_told = len(notes)
+        for step, metrics in items:
+            tracker.log(step, metrics)
+        if items and time.monotonic() > next_print:
+            console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
+            next_print = time.monotonic() + PROGRESS_EVERY_S
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str:

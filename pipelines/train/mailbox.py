@@ -31,6 +31,7 @@ class Mailbox:
         self._encoded: Encoded | None = None
         self._memory: MemoryUse | None = None
         self._has_run_out = False
+        self._fault: OSError | None = None
         self._changed = asyncio.Condition()
 
     async def tell_encoded(self, encoded: Encoded) -> None:
@@ -87,10 +88,17 @@ class Mailbox:
             await self._until(lambda: bool(self._items), wait_s)
             return list(self._items)
 
-    async def written(self, *, wait_s: float) -> None:
-        """Wait until the driver has written everything, or for `wait_s` seconds."""
+    async def cannot_write(self, fault: OSError) -> None:
+        """Hear that the driver writes no more: its disk is full, say."""
         async with self._changed:
-            await self._until(lambda: not self._items, wait_s)
+            self._fault = fault
+            self._changed.notify_all()
+
+    async def written(self, *, wait_s: float) -> OSError | None:
+        """Wait until the driver has written everything, or for `wait_s` seconds; return why it cannot write."""
+        async with self._changed:
+            await self._until(lambda: not self._items or self._fault is not None, wait_s)
+            return self._fault
 
     async def _until(self, condition: Callable[[], bool], wait_s: float) -> None:
         with contextlib.suppress(TimeoutError):

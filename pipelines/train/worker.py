@@ -3,8 +3,9 @@
 The module is light, so that a driver can name it: torch and all that comes with it are imported by the worker.
 """
 
+import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,18 @@ class RayContext:
 
     def checkpoint_folder(self, step: int) -> Path:
         self._step = step
-        return Path(tempfile.mkdtemp(prefix=f"pft-checkpoint-{step}-"))
+        folder = tempfile.mkdtemp(prefix=f"pft-checkpoint-{step}-")
+        self._open.callback(shutil.rmtree, folder, ignore_errors=True)  # of one that is not reported
+        return Path(folder)
 
     def commit(self, folder: Path, metrics: dict[str, float]) -> None:
-        if self.rank == 0:
-            ray.get(self._mailbox.written.remote(wait_s=MAILBOX_LIMIT_S))
+        if self.rank == 0 and (fault := ray.get(self._mailbox.written.remote(wait_s=MAILBOX_LIMIT_S))):
+            raise fault
         saved = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report({"step": self._step, **metrics}, saved, delete_local_checkpoint_after_upload=True)
+
+    def close(self) -> None:
+        self._open.close()
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest reported checkpoint; `mend_snapshot` listed whole ones only, and loading checks again."""
@@ -95,7 +101,8 @@ def fitted(run: ResolvedRun, layers: Layers, mailbox: Any) -> Any:
 
     frugality = ray.get(mailbox.frugality.remote(run.config.train))
     try:
-        return build_and_fit(run, layers, RayContext(mailbox), frugality=frugality, tell=tell)
+        with closing(RayContext(mailbox)) as context:
+            return build_and_fit(run, layers, context, frugality=frugality, tell=tell)
     except OutOfMemoryError:
         if plans[-1].next(run.config.train) is None:
             raise
