@@ -44,7 +44,7 @@ from vllm.v1.executor import UniProcExecutor
 from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pft_core.policies import place_of_model
-from pipelines.serve.engines import vllm_cpu_lora
+from pipelines.serve.engines import vllm_cpu_blocks, vllm_cpu_lora
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Grammar, Sampling, Steering, Step, Token
 from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from pft_core.policies import Precision
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-CPU_BLOCK_TOKENS = 32  # the least that vLLM's CPU attention takes; what a block is not filled with is not cached
 CPU_READ_TOKENS = 128  # of an answer at once: 78 MB of logits at a vocabulary of 152,000
 
 TokenPath = tuple[int, ...]  # token ids that follow an example's prefix
@@ -87,6 +86,7 @@ class OrphanEndsExecutor(UniProcExecutor):
         threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
         if current_platform.is_cpu():
             vllm_cpu_lora.install()
+            vllm_cpu_blocks.install()
         super()._init_executor()
 
 
@@ -457,9 +457,8 @@ def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
         return AsyncEngineArgs(gpu_memory_utilization=settings.gpu_memory, **arguments)
     # Compiling takes a minute at each start, and LoRA turns it off anyway.
     cache_bytes = settings.cpu_cache_gib << 30
-    return AsyncEngineArgs(
-        block_size=CPU_BLOCK_TOKENS, kv_cache_memory_bytes=cache_bytes, enforce_eager=True, **arguments
-    )
+    block = vllm_cpu_blocks.block_tokens(getattr(torch, DTYPES[settings.precision]))
+    return AsyncEngineArgs(block_size=block, kv_cache_memory_bytes=cache_bytes, enforce_eager=True, **arguments)
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: S
 
 
 def test_labels_that_were_cached_score_the_same_again(served: Served) -> None:
-    """Blocks of 32 tokens end before, inside and after what the answers share, and inside what they do not."""
+    """Blocks end before, inside and after what the answers share, and inside what they do not."""
     examples = [answers(PROMPT[5 : 5 + length], LONG_CHOICES) for length in range(55, 66)]
     wanted = expected(served, examples, None)
     for _ in range(3):
@@ -180,7 +180,7 @@ def test_labels_that_were_cached_score_the_same_again(served: Served) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU each label is asked for")
 def test_answers_are_read_whole_on_a_cpu_as_each_request_reads_the_end_of_the_prompt_again(served: Served) -> None:
-    """Blocks hold 32 tokens: of 90, 26 are read again with each request."""
+    """Blocks hold 16 or 32 tokens: of 90, 10 or 26 are read again with each request."""
     example = answers(PROMPT[:90], LONG_CHOICES)  # no label ends beside a block
     requests = served.engine._request_numbers
     before = next(requests)
@@ -361,7 +361,7 @@ def test_what_may_follow_is_a_choice_s_next_token_and_eos_after_a_whole_one() ->
 
 
 def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) -> None:
-    """Blocks hold 32 tokens, and the last token is always read: of 100 tokens, 3 blocks are cached."""
+    """Blocks hold 16 or 32 tokens, and the last token is always read: of 100 tokens, 96 are cached."""
     prompt = [int(token) for token in np.random.default_rng(8).integers(3, 600, 100)]
     runs = [write(served, served.engine, prompt, Sampling(3), adapter) for adapter in (None, None, served.adapters[0])]
     assert [steps[0].cached_tokens for steps in runs] == [0, 96, 0]
