@@ -3,9 +3,10 @@
 Everything but free text is asked for one token at a time, each token with the ids allowed in its place:
 
 - Scoring asks for every label as the only token allowed, and reads its log-probability before the mask. The prefix
-  comes from the cache. `prompt_logprobs` would bypass the cache and compute all prompts once per answer (2.5 times as
-  slow for 4 answers, 6 times for 31, measured); `logprob_token_ids` spoils the `logprobs` of others in the same batch
-  (V1 model runner, 0.32).
+  comes from the cache. `logprob_token_ids` spoils the `logprobs` of others in the same batch (V1 model runner, 0.32).
+- On a CPU a request costs what it reads again, the end of the prompt that fills no block of the cache: there an answer
+  is asked for as a whole, its last label as above, those before it by `prompt_logprobs`. vLLM would bypass the cache
+  for these, unless told not to, and tells noise for what was cached: such labels are asked for one by one.
 - A choice is written token by token, asking only where the choices differ. A grammar speaks of text, which may be
   tokenised otherwise than the choices were; a logits processor would have to exist twice, as the V1 runner (CPU) and
   the V2 runner (GPU) load different classes.
@@ -43,7 +44,7 @@ from vllm.v1.executor import UniProcExecutor
 from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pft_core.policies import place_of_model
-from pipelines.serve.engines import vllm_cpu_lora
+from pipelines.serve.engines import vllm_cpu_blocks, vllm_cpu_lora
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Grammar, Sampling, Steering, Step, Token
 from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from pft_core.policies import Precision
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-CPU_BLOCK_TOKENS = 32  # the least that vLLM's CPU attention takes; what a block is not filled with is not cached
+CPU_READ_TOKENS = 128  # of an answer at once: 78 MB of logits at a vocabulary of 152,000
 
 TokenPath = tuple[int, ...]  # token ids that follow an example's prefix
 
@@ -85,6 +86,7 @@ class OrphanEndsExecutor(UniProcExecutor):
         threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
         if current_platform.is_cpu():
             vllm_cpu_lora.install()
+            vllm_cpu_blocks.install()
         super()._init_executor()
 
 
@@ -206,23 +208,38 @@ class VllmEngine:
         return _tokens(output.outputs[0], sampling.logprobs)[0], _cached(output)
 
     async def _score(self, example: BranchedExample, lora: LoRARequest | None) -> NDArray[np.float32]:
-        """Ask for each label once, however many branches begin with it."""
+        """Read each label once, however many branches begin with it."""
         prefix: list[int] = example.prefix_ids.tolist()
         labels = [_labels(branch) for branch in example.branches]
         paths = sorted({path for branch in labels for path in branch}, key=len)
         # The first leaves the prefix in the cache, where all others find it.
-        logps = [await self._logp(prefix, path, lora) for path in paths[:1]]
-        logps += await together(*(self._logp(prefix, path, lora) for path in paths[1:]))
-        logp_of = dict(zip(paths, logps, strict=True))
+        logp_of = await self._read(prefix, paths[0], lora) if paths else {}
+        if current_platform.is_cpu():
+            whole = {branch[-1] for branch in labels if branch} - logp_of.keys()
+            logp_of |= _merged(await together(*(self._read_whole(prefix, path, lora) for path in whole)))
+        missing = [path for path in paths if path not in logp_of]
+        logp_of |= _merged(await together(*(self._read(prefix, path, lora) for path in missing)))
         return np.array([sum(logp_of[path] for path in branch) for branch in labels], dtype=np.float32)
 
-    async def _logp(self, prefix: list[int], path: TokenPath, lora: LoRARequest | None) -> float:
-        """Return the log-probability of a path's last token after all before it."""
+    async def _read_whole(self, prefix: list[int], path: TokenPath, lora: LoRARequest | None) -> dict[TokenPath, float]:
+        """Read a path piece by piece, as vLLM holds the logits of all that it reads at once."""
+        ends = [*range(CPU_READ_TOKENS, len(path), CPU_READ_TOKENS), len(path)]
+        return _merged([await self._read(prefix, path[:end], lora, all_labels=True) for end in ends])
+
+    async def _read(
+        self, prefix: list[int], path: TokenPath, lora: LoRARequest | None, *, all_labels: bool = False
+    ) -> dict[TokenPath, float]:
+        """Return the log-probability of a path's last token after all before it.
+
+        all_labels: of those before it as well, except where they came from the cache.
+        """
         *context, label = path
         params = SamplingParams(
             temperature=0,
             max_tokens=1,
             logprobs=0,
+            prompt_logprobs=0 if all_labels and context else None,
+            skip_reading_prefix_cache=False,
             allowed_token_ids=[label],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -232,7 +249,7 @@ class VllmEngine:
         [token] = _tokens(output.outputs[0], 0)
         assert token.id == label
         assert token.logprob is not None
-        return token.logprob
+        return _told_of_context(output, len(prefix), context) | {path: token.logprob}
 
     async def _ask(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> RequestOutput:
         async with aclosing(self._run(prompt, params, lora)) as outputs:
@@ -331,6 +348,10 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def _merged(parts: Sequence[dict[TokenPath, float]]) -> dict[TokenPath, float]:
+    return {path: logp for part in parts for path, logp in part.items()}
+
+
 def _labels(branch: Branch) -> list[TokenPath]:
     """Return the branch up to and with each of its labels."""
     ids = branch.input_ids.tolist()
@@ -354,6 +375,16 @@ def _prompt_tokens(output: RequestOutput, prompt: Sequence[int], num_top: int | 
     assert output.prompt_logprobs is not None
     pairs = zip(prompt, output.prompt_logprobs, strict=True)
     return tuple(Token(token) if told is None else _token(token, told, num_top) for token, told in pairs)
+
+
+def _told_of_context(output: RequestOutput, start: int, context: Sequence[int]) -> dict[TokenPath, float]:
+    """Return the log-probabilities of a context after `start` tokens; of what was cached, vLLM's are noise."""
+    told = output.prompt_logprobs
+    if told is None:
+        return {}
+    first = max(_cached(output) + 1, start)
+    paths = {place: tuple(context[: place - start + 1]) for place in range(first, start + len(context))}
+    return {path: told[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]
 
 
 def _token(token: int, told: Any, num_top: int) -> Token:
@@ -426,9 +457,8 @@ def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
         return AsyncEngineArgs(gpu_memory_utilization=settings.gpu_memory, **arguments)
     # Compiling takes a minute at each start, and LoRA turns it off anyway.
     cache_bytes = settings.cpu_cache_gib << 30
-    return AsyncEngineArgs(
-        block_size=CPU_BLOCK_TOKENS, kv_cache_memory_bytes=cache_bytes, enforce_eager=True, **arguments
-    )
+    block = vllm_cpu_blocks.block_tokens(getattr(torch, DTYPES[settings.precision]))
+    return AsyncEngineArgs(block_size=block, kv_cache_memory_bytes=cache_bytes, enforce_eager=True, **arguments)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ TOLERANCE = 1e-3
 GREEDY = Sampling(max_tokens=12, temperature=0, logprobs=3)
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(3, 600, 100)]
 CHOICES = ((40, 41, 42), (40, 41, 50, 51), (40, 41), (60, 61, 62))
+LONG_CHOICES = tuple((30, 31, 32, 33, letter, 34) for letter in (40, 41, 42))
 Scores = list[NDArray[np.float32]]
 
 T = TypeVar("T")
@@ -167,6 +168,25 @@ def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: S
     assert scores[0][0] == 0
     assert scores[2].tolist() == [0, 0]
     assert_close(scores[:2], expected(served, [unlabelled, without_prefix], None))
+
+
+def test_labels_that_were_cached_score_the_same_again(served: Served) -> None:
+    """Blocks end before, inside and after what the answers share, and inside what they do not."""
+    examples = [answers(PROMPT[5 : 5 + length], LONG_CHOICES) for length in range(55, 66)]
+    wanted = expected(served, examples, None)
+    for _ in range(3):
+        assert_close(served.run(served.engine.score(examples, None)), wanted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU each label is asked for")
+def test_answers_are_read_whole_on_a_cpu_as_each_request_reads_the_end_of_the_prompt_again(served: Served) -> None:
+    """Blocks hold 16 or 32 tokens: of 90, 10 or 26 are read again with each request."""
+    example = answers(PROMPT[:90], LONG_CHOICES)  # no label ends beside a block
+    requests = served.engine._request_numbers
+    before = next(requests)
+    served.run(served.engine.score([example], None))
+    asked = next(requests) - before - 1
+    assert asked <= 1 + len(LONG_CHOICES) < len({c[:i] for c in LONG_CHOICES for i in range(len(c) + 1)})
 
 
 def test_adapters_and_the_base_keep_apart_in_one_batch(served: Served) -> None:
@@ -341,7 +361,7 @@ def test_what_may_follow_is_a_choice_s_next_token_and_eos_after_a_whole_one() ->
 
 
 def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) -> None:
-    """Blocks hold 32 tokens, and the last token is always read: of 100 tokens, 3 blocks are cached."""
+    """Blocks hold 16 or 32 tokens, and the last token is always read: of 100 tokens, 96 are cached."""
     prompt = [int(token) for token in np.random.default_rng(8).integers(3, 600, 100)]
     runs = [write(served, served.engine, prompt, Sampling(3), adapter) for adapter in (None, None, served.adapters[0])]
     assert [steps[0].cached_tokens for steps in runs] == [0, 96, 0]
