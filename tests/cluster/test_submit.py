@@ -257,7 +257,9 @@ def test_a_recipe_of_show_is_found_behind_its_options(in_checkout: Path) -> None
     (in_checkout / "mine.yaml").write_text("")
     sent = sent_as(["show", "config", "--", str(in_checkout / "mine.yaml"), "train.lr=1e-4"])
     assert sent == ["show", "config", f"{in_checkout.name}/mine.yaml", "train.lr=1e-4"]
-    with pytest.raises(UserError, match=r"submit: show confg: expected show config or serve or prompt\. Did you mean 'config'"):
+    with pytest.raises(
+        UserError, match=r"submit: show confg: expected show config or serve or prompt\. Did you mean 'config'"
+    ):
         sent_as(["show", "confg", "quickstart"])
     with pytest.raises(UserError, match="submit: show: expected show config or serve"):
         sent_as(["show"])
