@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import json
+import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import torch
 import uvicorn
 
@@ -135,3 +138,18 @@ def wait_until_ready(url: str, *, seconds: float = 60) -> None:
                 return
         time.sleep(0.05)
     raise TimeoutError(url)
+
+
+def assert_same_outcomes(lines: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    """What was chosen is equal; probabilities are as equal as sums in another batch are (a rounded digit may turn)."""
+    found, wanted = [json.loads(line) for line in lines], [json.loads(outcome.to_json()) for outcome in outcomes]
+    likely = [[json.dumps(each.pop("probabilities", None)) for each in these] for these in (found, wanted)]
+    assert found == wanted
+    for ours, theirs in zip(*likely, strict=True):
+        if ours == "[]":  # options of one text: asked by /v1/score, which has no probabilities
+            continue
+        assert np.allclose(numbers_in(ours), numbers_in(theirs), atol=2e-4)
+
+
+def numbers_in(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[\d.]+(?:e-?\d+)?", text)]

@@ -18,7 +18,7 @@ from pipelines.evaluate.endpoint import Endpoint
 from pipelines.evaluate.job import run
 from pipelines.evaluate.request import EvaluateConfig
 from tests.builders import record, write_dataset
-from tests.serving import LocalServer, found_offline, serve_config, write_policy
+from tests.serving import LocalServer, assert_same_outcomes, found_offline, serve_config, write_policy
 
 FREE = [
     paired_example("Pace", f"Plan {i} ?", [Option(f"go now {i}", 0), Option("stay", 1)], "response") for i in range(2)
@@ -56,7 +56,7 @@ def test_what_is_chosen_and_reported_is_what_the_offline_evaluation_finds(
     offline = EvaluateConfig(model=str(policy), max_length=512, precision="fp32", use_gpu=False, **how)
     outcomes, rejects = found_offline(offline)
     lines = (tmp_path / "r" / "outcomes.jsonl").read_text().splitlines()
-    assert lines == [outcome.to_json() for outcome in outcomes]
+    assert_same_outcomes(lines, outcomes)
     told = [json.loads(line) for line in (tmp_path / "r" / "rejects.jsonl").read_text().splitlines()]
     assert [(reject["row"], reject["reason"]) for reject in told] == [(r.row, r.reason) for r in rejects]
     assert rejects, "the long record is in the data"

@@ -33,7 +33,7 @@ from pipelines.evaluate.request import EvaluateConfig
 from pipelines.serve import job
 from pipelines.serve.config import RECIPES, load_serve_config
 from tests.builders import record, write_dataset
-from tests.serving import CPU, found_offline, wide_base, write_policy
+from tests.serving import CPU, assert_same_outcomes, found_offline, wide_base, write_policy
 
 ENGINE = "vllm" if importlib.util.find_spec("vllm") else "transformers"
 RECORDS = [record(i, axis=axis) for i, axis in enumerate(["Risk", "Pace"] * 3)]
@@ -120,7 +120,7 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     offline = EvaluateConfig(model=str(served.policy), max_length=512, precision="fp32", use_gpu=False, **how)
     outcomes, _ = found_offline(offline)
     lines = (tmp_path / "report" / "outcomes.jsonl").read_text().splitlines()
-    assert lines == [outcome.to_json() for outcome in outcomes]
+    assert_same_outcomes(lines, outcomes)
 
     with ThreadPoolExecutor(1) as pool:
         body = {"model": "base", "prompt": "The town", "max_tokens": 450, "temperature": 0}
