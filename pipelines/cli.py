@@ -4,12 +4,27 @@ Every verb ends with one JSON object on stdout; everything else goes to stderr. 
 mistake in what the user gave (one message, no traceback), 130 or 143 interrupted (by SIGINT or SIGTERM).
 """
 
-import errno
-import functools
+# ruff: noqa: E402  # a signal may come while the rest is imported
 import os
-import re
 import signal
 import sys
+
+
+def end_at_once(number: int, frame: object) -> None:
+    """End the process as a verb that is interrupted does, before it has begun anything."""
+    try:
+        os.write(2, f"interrupted by {signal.Signals(number).name}: the same command starts again\n".encode())
+    finally:  # also where stderr is closed
+        os._exit(128 + number)
+
+
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "pft":
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, end_at_once)
+
+import errno
+import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

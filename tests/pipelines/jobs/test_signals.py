@@ -1,9 +1,11 @@
 """Signals to a verb: one line and the signal's code, whatever libraries make of it, and a run that is marked."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,30 @@ def test_the_next_start_says_from_which_step_it_goes_on(tmp_path: Path) -> None:
         write_json(folder / "MANIFEST.json", {"progress": {"steps_done": steps}})
     (tmp_path / "checkpoints" / "checkpoint_100" / "MANIFEST.json").write_text("{")
     assert continuing("cell", tmp_path) == f"cell: continuing in {tmp_path} from step 20"
+
+
+def wait_for_handler(process: subprocess.Popen[str]) -> None:
+    """Wait until the process catches SIGTERM: the interpreter itself does not."""
+    status = Path(f"/proc/{process.pid}/status")
+    while not int(re.findall(r"SigCgt:\t(\w+)", status.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.2, 0.5, 1.0])
+def test_a_signal_while_the_verb_is_imported_is_one_line(number: int, after_s: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "train", "quickstart", f"storage={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_handler(process)
+    time.sleep(after_s)
+    process.send_signal(number)
+    out, said = process.communicate(timeout=20)
+    name = signal.Signals(number).name
+    assert (process.returncode, out, said) == (
+        128 + number,
+        "",
+        f"interrupted by {name}: the same command starts again\n",
+    )
 
 
 SUBMIT = """
