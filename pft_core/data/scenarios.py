@@ -30,6 +30,14 @@ def scenarios_of(data: Path, manifest: DatasetManifest) -> NDArray[np.uint64]:
     return np.unique(scenarios_and_axes(data, manifest)[0])
 
 
+def count_shared_scenarios(
+    trained: tuple[Path, DatasetManifest], tested: tuple[Path, DatasetManifest]
+) -> tuple[int, int]:
+    """Return how many scenarios of the second data set are in the first as well, and how many it has."""
+    scenarios = scenarios_of(*tested)
+    return len(np.intersect1d(scenarios_of(*trained), scenarios, assume_unique=True)), len(scenarios)
+
+
 def write_trained_scenarios(run_dir: Path, scenarios: NDArray[np.uint64]) -> None:
     """Keep beside a policy the hashes of what it was trained on, so that a test can be compared wherever it runs."""
     with whole_file(run_dir / SCENARIOS_NAME) as path:

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
         select_sides,
     )
     from pft_core.encoding.facts import TokenizerFacts, tokenizer_facts
-    from pft_core.encoding.layer import EncodedLayer, LayerPart, encode_part, finish_layer, layer_is_complete, layer_key
+    from pft_core.encoding.layer import (
+        EncodedLayer,
+        LayerPart,
+        encode_part,
+        finish_layer,
+        layer_is_complete,
+        layer_key,
+        pair_rejects,
+    )
     from pft_core.encoding.settings import EncodingSettings
     from pft_core.encoding.tokens import TokenizedAnswer, tokenize, tokenize_prompts
     from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs

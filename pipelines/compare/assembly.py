@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.data import DatasetManifest, read_records
+from pft_core.data import DatasetManifest, count_shared_scenarios, opened, read_records
 from pft_core.errors import UserError, said_of
 from pft_core.evaluation import METRICS, YARDSTICKS, Answered, Outcome, read_outcomes, value_of_run
 from pft_core.files import digest, read_json
@@ -60,6 +60,7 @@ def assemble(
         "suite": suite.name,
         "title": suite.title,
         "size": size,
+        "cautions": cautions(suite, plans),
         "captions": [*captions(suite, size, every), *dict.fromkeys(notes)],
         "rows": rows + area,
         "tests": corrected(tests + area_tests),
@@ -137,6 +138,20 @@ def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> 
         lines.append(f"General capability was not asked: PFT_DATA names no folder with {capability}.")
     finished = [(cell, result) for cell, result in pairs if "error" not in result]
     return lines + said_once([note for cell, result in finished for note in notes_of(cell, result)])
+
+
+def cautions(suite: Suite, plans: Sequence[VariantPlan]) -> list[str]:
+    """Say where methods are tested on scenarios that they are trained on."""
+    said = []
+    for plan in (plan for plan in plans if any(cell.layers for cell in plan.cells)):
+        num_shared, num_tested = count_shared_scenarios(*opened(str(plan.data.train), str(plan.data.test)))
+        place = "" if plan.variant is None else f"{suite.varies} {plan.variant.value}: "
+        if num_shared:
+            said.append(
+                f"{place}{num_shared} of the {num_tested} scenarios that the methods are tested on are trained on too: "
+                "the numbers say how well these are remembered, not how new ones are answered."
+            )
+    return said
 
 
 def said_once(notes: Sequence[tuple[str, str]]) -> list[str]:

@@ -10,7 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pft_core.data import MANIFEST_NAME, RECORD_SCHEMA, DatasetManifest, PairedExample, Shard, Split, read_records
+from pft_core.data import (
+    MANIFEST_NAME,
+    RECORD_SCHEMA,
+    DatasetManifest,
+    PairedExample,
+    Shard,
+    Split,
+    pass_places_on,
+    read_records,
+)
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, whole_folder
 from pipelines.compare.suite import FILES, SuiteSize
@@ -77,8 +86,8 @@ def held_out(data: Path, storage: Path, *, share: float = HELD_OUT_SHARE, salt: 
     if len(chosen) in (0, len(records)):
         raise UserError(f"{data}: {len(records)} records are too few to hold a share of {share:g} out: give more data")
     return (
-        _write(train, [r for r in records if r.id not in chosen], manifest),
-        _write(validation, [r for r in records if r.id in chosen], manifest),
+        _write(train, [r for r in records if r.id not in chosen], manifest, data),
+        _write(validation, [r for r in records if r.id in chosen], manifest, data),
     )
 
 
@@ -124,19 +133,20 @@ def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records:
     if num_records is not None and num_records > len(records):
         raise UserError(f"train_size={num_records}, and {data} has {len(records)} records: ask for fewer")
     kept = set(sorted((_hash(r.id), r.id) for r in records)[: num_records or len(records)])
-    return _write(folder, [r for r in records if (_hash(r.id), r.id) in kept], replace(manifest, space=space))
+    return _write(folder, [r for r in records if (_hash(r.id), r.id) in kept], replace(manifest, space=space), data)
 
 
 def _hash(text: str, salt: str = "subset") -> str:
     return hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()
 
 
-def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetManifest) -> Path:
+def _write(folder: Path, records: Sequence[PairedExample], manifest: DatasetManifest, data: Path) -> Path:
     with whole_folder(folder) as unfinished:
         (unfinished / "records").mkdir()
         path = unfinished / "records" / "part-00000.parquet"
         rows = [r.to_row() for r in records]
         pq.write_table(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA), path, compression="zstd")
+        pass_places_on(data, unfinished, [r.id for r in records])
         shard = Shard("records/part-00000.parquet", file_sha256(path), len(records))
         replace(
             manifest,

@@ -29,8 +29,10 @@ from pft_core.data import (
     file_parts,
     is_hub_name,
     load_hub,
+    pass_places_on,
     read_rows,
     scenarios_and_axes,
+    write_places,
 )
 from pft_core.encoding import EncodedLayer, EncodingSpec
 from pft_core.errors import UserError
@@ -193,6 +195,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     write_rejects(rejects, data)
     kept = np.flatnonzero(rows["reason"].isna())
     shards, lengths = write_shards(kept, staged, rows_in_file, data, num_workers=num_workers)
+    write_places(data, rows["id"].iloc[kept].tolist(), rows["row"].iloc[kept].tolist())
     forms = tuple(sorted(set(config.forms), reverse=True))
     manifest = DatasetManifest(
         source=config.source,
@@ -317,10 +320,12 @@ def write_parts(
     scenarios, axes = scenarios_and_axes(data, manifest)
     part_of = parts_of(scenarios, shares)
     whole, rows_in_file = [str(data / s.path) for s in manifest.shards], [s.rows for s in manifest.shards]
+    ids = pa.concat_tables(pq.read_table(shard, columns=["id"]) for shard in whole)["id"]
     for number, name in enumerate(PARTS):
         kept = np.flatnonzero(part_of == number)
         (data / name).mkdir()
         shards, lengths = write_shards(kept, whole, rows_in_file, data / name, num_workers=num_workers)
+        pass_places_on(data, data / name, ids.take(kept).to_pylist())
         space = manifest.space.restricted_to(axes[kept].tolist())
         replace(
             manifest,

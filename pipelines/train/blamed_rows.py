@@ -1,24 +1,27 @@
 """Where the examples of a step without a finite loss stand, and what to try."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pft_core.data import DatasetManifest, read_shard
+from pft_core.data import DatasetManifest, read_places, read_shard
 
 SHOWN = 3
 REMEDY = "look at these rows, or try a lower train.lr, a longer train.warmup_steps or train.precision=fp32"
 
 
 def blamed_rows(data: Path, manifest: DatasetManifest, example_ids: Sequence[str]) -> str:
-    """Name the rows of the prepared data that these examples come from (`record id:form`), with their beginnings."""
-    found = list(itertools.islice(_places(data, manifest, {name.rpartition(":")[0] for name in example_ids}), SHOWN))
+    """Name the rows, raw and prepared, that these examples come from (`record id:form`), with their beginnings."""
+    ids = {name.rpartition(":")[0] for name in example_ids}
+    found = list(itertools.islice(_places(data, manifest, ids, read_places(data, ids)), SHOWN))
     more = f" and {len(example_ids) - len(found)} more" if len(example_ids) > len(found) else ""
     return f" ({'; '.join(found)}{more}): {REMEDY}" if found else f": {REMEDY}"
 
 
-def _places(data: Path, manifest: DatasetManifest, record_ids: set[str]) -> Iterator[str]:
+def _places(data: Path, manifest: DatasetManifest, record_ids: set[str], raw: Mapping[str, str]) -> Iterator[str]:
     for shard in manifest.shards:
         for number, record in enumerate(read_shard(data / shard.path)):
             if record.id in record_ids:
-                yield f"{data / shard.path}:row {number}, {record.scenario[:60]!r}"
+                prepared = f"{data / shard.path}:row {number}"
+                place = f"{raw[record.id]}, prepared as {prepared}" if record.id in raw else prepared
+                yield f"{place}, {record.scenario[:60]!r}"

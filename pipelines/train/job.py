@@ -35,7 +35,7 @@ from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
 from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
-from pipelines.train.outcome import cautions_of, training_report
+from pipelines.train.outcome import say_cautions, training_report
 from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
@@ -63,8 +63,7 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
     warn_of_long_warmup(config, resolved.manifest)
-    for caution in cautions_of(resolved):
-        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    say_cautions(resolved)
     key = resolved.key(kind="train")
     return run_job(config, partial(execute, resolved), fresh=fresh, kind="train", run_dir=run_dir, key=key)
 
@@ -73,8 +72,8 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
     """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
     started, config = time.perf_counter(), run.config
     with tracked(config, run_dir, key, inputs=run.inputs) as tracker:
-        ref, outcome = train_on_ray(run, encoded_beforehand(run), run_dir, tracker)
-        report = training_report(run, ref, run_dir, seconds=time.perf_counter() - started)
+        ref, layers, outcome = train_on_ray(run, encoded_beforehand(run), run_dir, tracker)
+        report = training_report(run, layers, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
         if config.lora is not None:
@@ -85,8 +84,9 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
 
 def train_on_ray(
     run: ResolvedRun, layers: Layers | None, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
-) -> tuple[ModelRef, dict[str, Any]]:
-    """Train, or continue from the newest checkpoint, and publish; return the reference, and steps, pairs, resumed_from.
+) -> tuple[ModelRef, Layers, dict[str, Any]]:
+    """Train, or continue from the newest checkpoint, and publish; return the reference, what was trained on, and steps,
+    pairs, resumed_from.
 
     layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics.
     Raises UserError for a mistake that a worker met.
@@ -101,7 +101,7 @@ def train_on_ray(
 
 def trained(
     run: ResolvedRun, layers: Layers | None, run_dir: Path, tracker: Tracker, callbacks: Sequence[UserCallback]
-) -> tuple[ModelRef, dict[str, Any]]:
+) -> tuple[ModelRef, Layers, dict[str, Any]]:
     """As `train_on_ray`, once. Raises RayActorError or MailboxLost where a process of the driver's own was lost."""
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
     with killed_workers_explained(run.config, mailbox):
@@ -114,7 +114,7 @@ def trained(
     best = best_checkpoint(run.config, result)
     layers = layers or ray.get(mailbox.encoded.remote()).layers
     assert layers is not None, "what was not encoded was not trained on"
-    return publish(run, layers.style, run_dir, last=result.checkpoint, best=best), outcome
+    return publish(run, layers.style, run_dir, last=result.checkpoint, best=best), layers, outcome
 
 
 def fit_on_ray(

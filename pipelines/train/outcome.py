@@ -4,16 +4,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from pft_core.data import scenarios_of
+from pft_core.data import count_shared_scenarios
+from pft_core.encoding import pair_rejects
 from pft_core.policies import ModelRef
+from pipelines.console import console
 from pipelines.reporting import RunReport, curve_names
 from pipelines.tracking import StepMetrics, read_metrics
-from pipelines.train.resolved_run import ResolvedRun
+from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
-def training_report(run: ResolvedRun, ref: ModelRef, run_dir: Path, *, seconds: float) -> RunReport:
+def training_report(run: ResolvedRun, layers: Layers, ref: ModelRef, run_dir: Path, *, seconds: float) -> RunReport:
     """The report of a training run: its curves, config and digests; rows come with an evaluation."""
     config, steps = run.config, read_metrics(run_dir)
     return {
@@ -28,7 +28,7 @@ def training_report(run: ResolvedRun, ref: ModelRef, run_dir: Path, *, seconds: 
             "adapter_sha256": ref.adapter_sha256,
         },
         "training": {config.name: steps},
-        "notes": [*last_losses(steps), *left_out(run), next_command(run_dir)],
+        "notes": [*last_losses(steps), *left_out(run, layers), next_command(run_dir)],
         "cautions": cautions_of(run),
     }
 
@@ -40,12 +40,17 @@ def last_losses(steps: Sequence[StepMetrics]) -> list[str]:
     return [f"{steps[-1]['step']} steps; the last losses: {losses}."] if last else []
 
 
-def left_out(run: ResolvedRun) -> list[str]:
+def left_out(run: ResolvedRun, layers: Layers) -> list[str]:
     """Say what of the rows was trained on, and what was rejected."""
     data = run.manifest
     reasons = ", ".join(f"{reason} {count}" for reason, count in data.rejected_by_reason.items())
     rejected = f"{data.rejected} were rejected{f' ({reasons})' if reasons else ''}"
-    return [f"The data has {data.pairs_out} pairs, of {data.rows_in} rows, of which {rejected}."]
+    said = [f"The data has {data.pairs_out} pairs, of {data.rows_in} rows, of which {rejected}."]
+    for what, folder in (("pairs", layers.train), ("pairs of the validation", layers.validation)):
+        if folder and (found := {why: count for why, count in pair_rejects(Path(folder)).items() if count}):
+            reasons = ", ".join(f"{count} {why}" for why, count in found.items())
+            said.append(f"{sum(found.values())} {what} were left out as they were encoded: {reasons}.")
+    return said
 
 
 def next_command(run_dir: Path) -> str:
@@ -54,15 +59,20 @@ def next_command(run_dir: Path) -> str:
     return f"Next: pft evaluate --model {place} --data TEST_DATA --output {output}"
 
 
+def say_cautions(run: ResolvedRun) -> None:
+    """Print before anything starts what the report will say first."""
+    for caution in cautions_of(run):
+        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def cautions_of(run: ResolvedRun) -> list[str]:
     """Say where the run is validated on scenarios that it trains on."""
     if run.validation is None:
         return []
-    trained, validated = (scenarios_of(folder, manifest) for folder, manifest in run.inputs)
-    num_shared = len(np.intersect1d(trained, validated, assume_unique=True))
+    num_shared, num_validated = count_shared_scenarios(*run.inputs)
     if not num_shared:
         return []
     return [
-        f"{num_shared} of the {len(validated)} scenarios that {run.config.name} is validated on are trained on too: "
+        f"{num_shared} of the {num_validated} scenarios that {run.config.name} is validated on are trained on too: "
         "the validation says how well these are remembered, not how it does on new ones."
     ]

@@ -13,7 +13,7 @@ from pipelines.embedded import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import ensure_ray, locked, remove_run, run_job, workers_marked
 from pipelines.tracking import tracked, tracking_uri
-from pipelines.train import encoded, refuse_missing_inputs, resolve
+from pipelines.train import encoded, refuse_missing_inputs, resolve, say_cautions
 from pipelines.tune.contents import Mode
 from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
 from pipelines.tune.results import Found, Result, TrialsFailed, publish
@@ -36,6 +36,7 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     whole = in_place(config)
     refuse_unasked(whole)
     refuse_too_few(whole)
+    say_cautions(resolve(whole))
     job = whole.model_copy(update={"name": f"{config.name}-{mode}", "storage": str(Path(whole.storage) / "tune")})
 
     def execute(run_dir: Path, key: str) -> Result:

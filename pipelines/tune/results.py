@@ -17,6 +17,7 @@ from pipelines.console import console
 from pipelines.embedded import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest
 from pipelines.tracking import Tracker, close_killed, commit, register
+from pipelines.train import cautions_of, resolve
 from pipelines.tune import findings, wording
 from pipelines.tune.contents import FIGURES, Findings, Mode, PublishedSearch, SearchReport, TrialRow
 from pipelines.tune.report import write_search
@@ -119,7 +120,7 @@ def assemble(config: RunConfig, found: Found, mode: Mode) -> SearchReport:
         "trials": rows,
         **seen,
         "sentences": wording.sentences(rows, seen),
-        "warnings": wording.warnings(rows, seen["verification"]),
+        "warnings": [*cautions_of(resolve(shared)), *wording.warnings(rows, seen["verification"])],
         "notes": wording.notes(mode=mode, is_embedded=config.data == TOYWORLD),
         "timings": found.timings,
         "config": config.model_dump(),

@@ -136,7 +136,7 @@ def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None
     run = resolve(trial.config)
     if not trial.is_warm:
         told = rungs.callbacks() if rungs else ()
-        _, outcome = train.train_on_ray(run, encoded_beforehand(run), run_dir, tracker, callbacks=told)
+        *_, outcome = train.train_on_ray(run, encoded_beforehand(run), run_dir, tracker, callbacks=told)
         return ModelRef.load(run_dir), outcome["steps"]
     return train_here(run, encoded(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 

@@ -1,6 +1,6 @@
 """What the report of a comparison holds: the keys are those of its report.json."""
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from pipelines.compare.statistics import ComparisonRow, CorrectedTest
 from pipelines.tracking import StepMetrics
@@ -44,12 +44,13 @@ class LearningCurve(TypedDict):
 
 
 class ComparisonReport(TypedDict):
-    """timings: seconds."""
+    """timings: seconds. cautions: what a reader has to know first; older reports have none."""
 
     suite: str
     title: str
     size: str
     captions: list[str]
+    cautions: NotRequired[list[str]]
     rows: list[ComparisonRow]
     tests: list[CorrectedTest]
     curves: list[LearningCurve]

@@ -103,8 +103,8 @@ def page_of(view: Comparison) -> dict[str, Any]:
 
 
 def warnings(view: Comparison) -> list[str]:
-    """What a reader has to know before believing a number: what failed, and what position alone explains."""
-    found = failures(view)
+    """What a reader has to know before believing a number: old scenarios, what failed, what position alone explains."""
+    found = [*view.report.get("cautions", []), *failures(view)]
     for variant in view.variants:
         prefix = "" if variant is None else f"{view.varies} {variant}: "
         found += [prefix + line for metric in view.right_metrics for line in against_position(view, metric, variant)]

@@ -3,12 +3,17 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
 from pft_core.files import read_json
+from pipelines.compare.assembly import cautions
+from pipelines.compare.data import SuiteData
+from pipelines.compare.plan import VariantPlan
 from pipelines.compare.report.report import p_value, render, write_comparison
 from pipelines.compare.statistics.area import AREA
+from tests.builders import record, write_dataset
 from tests.pipelines.compare.test_compare_tables import HOSTILE, comparison, row, varied, verdict, without_seed
 
 
@@ -89,3 +94,19 @@ def test_the_area_under_the_curve_has_its_own_table_and_verdict() -> None:
 )
 def test_p_values_are_written_for_reading(p, text) -> None:
     assert p_value(p) == text
+
+
+def test_methods_that_are_tested_on_trained_scenarios_are_said_first(tmp_path) -> None:
+    train, fresh = (write_dataset(tmp_path / str(at), [record(n) for n in range(at, at + 8)]) for at in (0, 8))
+    test = write_dataset(tmp_path / "test", [record(n) for n in range(6, 10)])
+    trained, asked = SimpleNamespace(layers=("layer",)), SimpleNamespace(layers=())
+    suite = SimpleNamespace(varies="axes")
+    plans = [
+        VariantPlan(SimpleNamespace(value=1), SuiteData("a", train, train, test), (asked, trained)),
+        VariantPlan(SimpleNamespace(value=2), SuiteData("a", train, train, test), (asked,)),
+        VariantPlan(None, SuiteData("b", train, train, fresh), (trained,)),
+    ]
+    (said,) = cautions(suite, plans)
+    assert said.startswith("axes 1: 2 of the 4 scenarios that the methods are tested on are trained on too: ")
+    assert Page(render({**comparison(), "cautions": [said]})).open == []
+    assert f"<li>{said}</li>" in render({**comparison(), "cautions": [said]})

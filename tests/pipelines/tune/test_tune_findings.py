@@ -1,10 +1,16 @@
 """Cells, pick, front and words of a search, from rows made by hand."""
 
+from pathlib import Path
+
 import pytest
 
+from pipelines.config import RunConfig
 from pipelines.config.search import SearchSettings
 from pipelines.tune import findings, wording
-from pipelines.tune.points import log_ratio
+from pipelines.tune.points import Point, log_ratio
+from pipelines.tune.results import Found, assemble
+from pipelines.tune.trial import Trial
+from tests.builders import record, write_dataset
 
 
 def row(alpha: float, beta: float, first: float, second: float, *, both: float = 0.5, **changes) -> dict:
@@ -137,3 +143,17 @@ def test_the_pick_is_held_against_the_untrained_base() -> None:
         (said,) = wording.against_base([MIDDLE, base], MIDDLE)
         assert said.endswith(f"the pick is {verdict}")
     assert wording.against_base([MIDDLE], MIDDLE) == []
+
+
+@pytest.mark.parametrize(("validated", "num_shared"), [(range(6, 10), 2), (range(8, 10), 0)])
+def test_a_ratio_that_is_picked_on_trained_scenarios_is_a_warning(
+    validated: range, num_shared: int, tmp_path: Path
+) -> None:
+    data = write_dataset(tmp_path / "data", [record(n) for n in range(8)])
+    validation = write_dataset(tmp_path / "validation", [record(n) for n in validated])
+    config = RunConfig(
+        name="mine", data=str(data), validation_data=str(validation), model="toyworld", storage=str(tmp_path / "runs")
+    )
+    report = assemble(config, Found([Trial(config, Point(1.0, 1.0), False)], {}, {}), "optuna")
+    said = [warning for warning in report["warnings"] if "trained on too" in warning]
+    assert [text.split(" that ")[0] for text in said] == (["2 of the 4 scenarios"] if num_shared else [])
