@@ -12,7 +12,7 @@ Precision = Literal["bf16", "fp32"]
 class LoraSettings(Settings):
     """A low-rank adapter; the defaults are the paper's. target_modules: names of linear layers, or all of them."""
 
-    r: PositiveInt = 8
+    r: int = Field(default=8, ge=1, le=65_536)  # beyond every width of a layer
     alpha: PositiveInt = 32
     dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(

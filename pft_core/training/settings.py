@@ -13,7 +13,7 @@ class TrainSettings(ObjectiveSettings, OptimizerSettings):
 
     diagnostics_every: int = Field(default=0, ge=0)  # steps; gradient cosines, and displacement at every step; 0: never
     normalization: Literal["step", "micro_batch"] = "step"
-    pairs_per_step: PositiveInt = 16
+    pairs_per_step: int = Field(default=16, ge=1, le=1_000_000)  # a step is planned whole
     pairs_per_microbatch: PositiveInt | None = None  # only with normalization=micro_batch
     tokens_per_microbatch: PositiveInt = 8192
     epochs: PositiveFloat = 3

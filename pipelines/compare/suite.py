@@ -13,7 +13,7 @@ from pft_core.evaluation import metrics_where
 from pft_core.settings import Place, Settings
 from pipelines.compare.methods import method
 from pipelines.compare.stages import refuse_idle_knobs, stage_configs
-from pipelines.config import import_plugins, place_plugins, source_of
+from pipelines.config import import_plugins, place_plugins, refuse_unplaceable, source_of
 from pipelines.plugins import PluggedSettings, place_of
 from pipelines.strict import apply_override, build, read_yaml
 
@@ -57,6 +57,12 @@ class SuiteSize(Settings):
     @classmethod
     def _each_seed_once(cls, seeds: list[int]) -> list[int]:
         return once(seeds, "seed")
+
+    @field_validator("resources")
+    @classmethod
+    def _a_cell_can_be_placed(cls, resources: dict[str, float]) -> dict[str, float]:
+        refuse_unplaceable(resources)
+        return resources
 
     @field_validator("data")
     @classmethod

@@ -3,6 +3,7 @@
 A default is the paper's value or the safe one; the comment beside it says which where it matters.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -10,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from pft_core.encoding import EncodingSettings
 from pft_core.policies import LoraSettings
 from pft_core.prompts import PromptSettings
-from pft_core.settings import Place, Settings
+from pft_core.settings import Place, Settings, Threads
 from pft_core.training import EngineSettings, TrainSettings
 from pipelines.config.search import SearchSettings
 from pipelines.plugins import PluggedSettings
@@ -19,23 +20,30 @@ from pipelines.tracking import TrackingSettings
 MOST_RESOURCES, LEAST_RESOURCE = 1e9, 1e-4  # the last is Ray's own grain
 
 
+def refuse_unplaceable(resources: Mapping[str, float], place: str = "") -> None:
+    """Raise ValueError for amounts of resources that Ray gives to nobody; place: what the sentence begins with."""
+    for name, amount in resources.items():
+        if not name.strip():
+            raise ValueError(f"{place}a resource has a name: give one, such as CPU")
+        if amount > 1 and amount != int(amount):
+            raise ValueError(f"{place}{name}={amount:g}: above 1, Ray gives whole ones: round it")
+        if 0 < amount < LEAST_RESOURCE:
+            raise ValueError(f"{place}{name}={amount:g}: Ray gives at least {LEAST_RESOURCE:g}")
+        if amount > MOST_RESOURCES:
+            raise ValueError(f"{place}{name}={amount:g}: Ray gives at most {MOST_RESOURCES:g}")
+
+
 class ScalingSettings(Settings):
     """Mirrors ray.train.ScalingConfig."""
 
     num_workers: PositiveInt = 1
     use_gpu: bool = False
     resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
-    threads_per_worker: PositiveInt = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
+    threads_per_worker: Threads = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
 
     @model_validator(mode="after")
     def _a_worker_can_be_placed(self) -> Self:
-        for name, amount in (self.resources_per_worker or {}).items():
-            if not name.strip():
-                raise ValueError("resources_per_worker: a resource has a name: give one, such as CPU")
-            if amount > 1 and amount != int(amount):
-                raise ValueError(f"resources_per_worker: {name}={amount:g}: above 1, Ray gives whole ones: round it")
-            if 0 < amount < LEAST_RESOURCE:
-                raise ValueError(f"resources_per_worker: {name}={amount:g}: Ray gives at least {LEAST_RESOURCE:g}")
+        refuse_unplaceable(self.resources_per_worker or {}, "resources_per_worker: ")
         if self.resources_per_worker is not None and (self.resources_per_worker.get("GPU", 0) > 0) != self.use_gpu:
             said = "names no GPU: add GPU: 1" if self.use_gpu else "names a GPU: add use_gpu=true"
             raise ValueError(f"use_gpu={str(self.use_gpu).lower()}, but resources_per_worker {said}, or leave one out")

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from pft_core.settings import Settings
-from pipelines.config import TOYWORLD, recipe_path, source_of
+from pft_core.settings import Settings, Threads
+from pipelines.config import TOYWORLD, recipe_path, refuse_unplaceable, source_of
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.strict import apply_override, build, read_yaml
 
@@ -38,19 +38,23 @@ def policy_place(place: str) -> str:
 Place = Annotated[str, AfterValidator(absolute)]
 
 
+MOST_AT_ONCE = 100_000  # Ray Serve and vLLM reserve room for each
+
+
 class ServingEngineSettings(Settings):
     """What runs the model."""
 
     name: str = AUTO  # auto: vLLM where it is installed, transformers elsewhere and for steering
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
     max_length: PositiveInt = 2048  # tokens of prompt and answer; the model's own limit where that is lower
-    max_batch: PositiveInt = 64  # sequences that are continued at once
+    max_batch: int = Field(default=64, ge=1, le=MOST_AT_ONCE)  # sequences that are continued at once
     tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
-    max_loaded_adapters: PositiveInt = 8  # in the engine at a time; more take turns, least recently used first out
+    # More than these take turns in the engine, the least recently used first out.
+    max_loaded_adapters: int = Field(default=8, ge=1, le=MOST_AT_ONCE)
     max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64  # an interpolated adapter has its ends' ranks added up
     gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vLLM: share of a GPU's memory
     cpu_cache_gib: PositiveInt = 1  # vLLM on a CPU: memory of its key-value cache
-    threads: PositiveInt = 1  # CPU threads of one replica
+    threads: Threads = 1  # CPU threads of one replica
 
     @field_validator("name")
     @classmethod
@@ -63,10 +67,10 @@ class ServingEngineSettings(Settings):
 class ReplicaSettings(Settings):
     """Replicas of the engine, and how much each takes on before clients are sent away."""
 
-    min_replicas: PositiveInt = 1
-    max_replicas: PositiveInt = 1
-    max_ongoing_requests: PositiveInt = 64  # in one replica
-    max_queued_requests: NonNegativeInt = 64  # waiting for a replica; beyond: 429
+    min_replicas: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
+    max_replicas: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
+    max_ongoing_requests: int = Field(default=64, ge=1, le=MOST_AT_ONCE)  # in one replica
+    max_queued_requests: int = Field(default=64, ge=0, le=MOST_AT_ONCE)  # waiting for a replica; beyond: 429
     num_cpus: PositiveFloat = 1
     num_gpus: float = Field(default=0, ge=0)
     drain_s: PositiveFloat = 30  # how long a replica that leaves may finish what it has begun
@@ -75,6 +79,7 @@ class ReplicaSettings(Settings):
     def _least_is_not_most(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
+        refuse_unplaceable({"num_cpus": self.num_cpus, "num_gpus": self.num_gpus})
         return self
 
 

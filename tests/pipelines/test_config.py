@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pft_core.errors import UserError
+from pipelines.compare import load_suite
 from pipelines.config import load_config, resolved
 from pipelines.serve import load_serve_config
 
@@ -252,3 +253,28 @@ def test_a_stage_of_zero_without_deepspeed_is_refused_unless_it_was_the_recipes(
     with pytest.raises(UserError, match=message):
         load_config("quickstart", ["engine.name=torch", "engine.zero_stage=3"])
     assert load_config("quickstart", ["engine.name=torch"]).engine.zero_stage == 2  # the recipe's was of its own engine
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        (f"train.max_steps={10**30}", r"train: max_steps holds a whole number beyond 9223372036854775807"),
+        (f"train.pairs_per_step={10**12}", "train.pairs_per_step=1000000000000: expected less than or equal to"),
+        (f"scaling.threads_per_worker={10**9}", "scaling.threads_per_worker=1000000000: expected less than or equal"),
+        (f"lora.r={10**9}", "lora.r=1000000000: expected less than or equal to"),
+        (f"search.num_trials={10**30}", "search: num_trials holds a whole number beyond"),
+    ],
+)
+def test_numbers_that_no_machine_counts_or_holds_are_refused(override: str, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        load_config("quickstart", [override])
+
+
+def test_resources_of_a_server_and_of_a_cell_are_checked_alike(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_cpus=1\.5: above 1, Ray gives whole ones"):
+        load_serve_config("quickstart", [f"policy={tmp_path}", "scaling.num_cpus=1.5"])
+    with pytest.raises(UserError, match=r"max_ongoing_requests=10{12}: expected less than or equal"):
+        load_serve_config("quickstart", [f"policy={tmp_path}", f"scaling.max_ongoing_requests={10**12}"])
+    for resources in ("{CPU: 1.5}", "{'': 1}", "{CPU: 1e-9}", "{CPU: -1}"):
+        with pytest.raises(UserError, match=r"sizes\.tiny\.resources"):
+            load_suite("budget", [f"sizes.tiny.resources={resources}"])

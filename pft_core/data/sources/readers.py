@@ -6,6 +6,8 @@ alone, so that what is read does not depend on how many tasks read it.
 
 import codecs
 import json
+import logging
+import os
 import re
 import sys
 from collections import Counter
@@ -106,11 +108,11 @@ def _holds_no_rows(entry: Path) -> bool:
 
 
 def is_hub_name(given: str) -> bool:
-    """Tell a hub data set (`owner/name`, or `owner/name:config`) from a path: nothing of that name is here, nor does it
-    look like a file."""
+    """Tell a hub data set (`owner/name`, or `owner/name:config`) from a path: nothing of that name is here, nor of its
+    first part, nor does it look like a file."""
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", given)
     looks_like_one = is_name and suffix_of(Path(given)) is None
-    return bool(looks_like_one) and not Path(given).exists()
+    return bool(looks_like_one) and not any(map(os.path.lexists, (given, given.partition("/")[0])))
 
 
 def load_hub(name: str, *, split: str, folder: Path) -> Path:
@@ -119,6 +121,7 @@ def load_hub(name: str, *, split: str, folder: Path) -> Path:
     from datasets import load_dataset
 
     data_set, _, config = name.partition(":")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines
     try:
         data = load_dataset(data_set, config or None, split=split)
     except Exception as error:  # of its own kinds, and of those of every library below

@@ -117,7 +117,7 @@ def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path, how,
 
 
 VERBS = {
-    "prepare": (["--source", "toyworld", "--split", "train", "--num-workers", "1", "--output", "{0}/data"], "Ray"),
+    "prepare": (["--source", "json", "--num-workers", "1", "--output", "{0}/data", "--input", "{0}/rows"], "Ray"),
     "train": (["quickstart", "train.max_steps=4000", "train.checkpoint_every=5", "storage={0}"], "step [2-9]"),
     "quickstart": (["storage={0}"], "step"),
     "tune": (["quickstart", "storage={0}", "search.alphas=[0,1,2]", "search.betas=[0,1,2]"], "to go"),
@@ -125,11 +125,23 @@ VERBS = {
 }
 
 
+BOTH = {"Fast": "go", "Slow": "stay"}
+
+
+def rows_in(folder: Path, num_files: int) -> None:
+    """Files of rows that take seconds to read, each a task of Ray Data."""
+    folder.mkdir()
+    for number in range(num_files):
+        rows = ({"axis": "Pace", "scenario": f"Plan {number}: {n}.", "responses": BOTH} for n in range(20_000))
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_ends_within_ten_seconds_of_a_signal_and_no_run_stays_running(tmp_path, verb, number) -> None:
     words, begun = VERBS[verb]
     suite_in(tmp_path)
+    rows_in(tmp_path / "rows", num_files=8 if verb == "prepare" else 0)
     command = [sys.executable, "-m", "pipelines.cli", verb, *(word.format(tmp_path) for word in words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not re.search(begun, process.stderr.readline()):
