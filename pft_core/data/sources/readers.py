@@ -108,11 +108,13 @@ def _holds_no_rows(entry: Path) -> bool:
 
 
 def is_hub_name(given: str) -> bool:
-    """Tell a hub data set (`owner/name`, or `owner/name:config`) from a path: nothing of that name is here, nor of its
-    first part, nor does it look like a file."""
+    """Tell a hub data set (`owner/name`, or `owner/name:config`) from a path: nothing of that name is here, nor does it
+    look like a file, nor as if it lay in one."""
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", given)
     looks_like_one = is_name and suffix_of(Path(given)) is None
-    return bool(looks_like_one) and not any(map(os.path.lexists, (given, given.partition("/")[0])))
+    first = given.partition("/")[0]
+    lies_in_a_file = os.path.lexists(first) and not os.path.isdir(first)  # or behind a link that leads nowhere
+    return bool(looks_like_one) and not lies_in_a_file and not os.path.lexists(given)
 
 
 def load_hub(name: str, *, split: str, folder: Path) -> Path:

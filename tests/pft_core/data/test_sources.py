@@ -608,9 +608,23 @@ def test_an_input_that_is_no_data_is_named(tmp_path: Path, name: str, says: str)
 def test_hub_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "local").mkdir(parents=True)
+    (tmp_path / "owner" / "loop").symlink_to("loop")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
     assert is_hub_name("owner/name-1.0")
     assert is_hub_name("owner/name:config")
-    for path in ("owner/local", "owner/rows.json", "./owner/name", "../name", "/owner/name", "name", "a/b/c"):
+    for path in (
+        "owner/local",
+        "owner/rows.json",
+        "./owner/name",
+        "../name",
+        "/owner/name",
+        "name",
+        "a/b/c",
+        "file/x",
+        "loop/x",
+        "owner/loop",
+    ):
         assert not is_hub_name(path)
 
 
