@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 WAY_OUT_S = 3.0
 CLOSE_S = 3.0  # for one tracked run, of what is left to do
-LAST_S = 6.0  # for what is left to do, when the way out has been too long or has ended
+LAST_S = 5.0  # for what is left to do, when the way out has been too long or has ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -52,7 +52,7 @@ class DatasetManifest:
             raw["shards"] = tuple(Shard(**s) for s in raw["shards"])
             raw["forms"] = tuple(raw["forms"])
             return DatasetManifest(**raw)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a data set manifest ({error}); run `pft prepare` again") from None
 
 

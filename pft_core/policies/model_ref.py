@@ -54,7 +54,7 @@ class ModelRef:
                 raw["base_digest"] = marks.get("digest")
             raw["base"] = found_base(raw["base"], marks, path.parent)
             return ModelRef(**raw)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a model reference ({error}); train again, or pass --model and --adapter"
             ) from None

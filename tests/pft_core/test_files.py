@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from pft_core import files
+from pft_core.errors import UserError
 from pft_core.files import (
     contents,
+    read_json,
     remove_folder,
     replace_folder,
     restore_folder,
@@ -258,3 +260,18 @@ def test_a_leftover_of_a_long_name_is_no_other_names(tmp_path: Path) -> None:
     (tmp_path / f"{others}x.tmp").mkdir()
     write_text(tmp_path / ("n" * 255), "new")
     assert (tmp_path / f"{others}x.tmp").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, r"x\.json: not valid JSON \(nested too deep\); expected a test"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[1" + b"0" * 5000 + b"]", "not valid JSON"),
+        (None, r"x\.json: no such file; expected a test"),
+    ],
+)
+def test_a_file_that_is_no_json_or_no_file_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json") if content is None else (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_json(tmp_path / "x.json", what="a test")

@@ -53,19 +53,27 @@ def add_key(file: Path, name: str, *, requests_per_minute: int | None = None) ->
     """Make a key, write its hash, and return it: it is shown once and stands nowhere. Raises UserError."""
     secret = PREFIX + secrets.token_urlsafe(32)
     raw = {"name": name, "sha256": _sha256(secret), "requests_per_minute": requests_per_minute}
+    added = build(Key, raw)
     with _writing(file):
-        known = read_keys(file) if file.exists() else []
+        known = _known(file)
         if any(key.name == name for key in known):
             raise UserError(f"{file}: {name!r} has a key already: remove its entry first, or take another name")
-        added = build(Key, raw)
         _replace(file, KeyFile(keys=[*known, added]).model_dump_json(indent=1) + "\n")
     return secret
+
+
+def _known(file: Path) -> list[Key]:
+    """Return the keys of a file that may not be there yet. Raises UserError."""
+    if file.exists() and not file.is_file() and not file.is_dir():  # a pipe would be waited for
+        raise UserError(f"{file}: cannot be read (not a file): give --file another place")
+    return read_keys(file) if file.exists() else []
 
 
 @contextmanager
 def _writing(file: Path) -> Iterator[None]:
     """Let one process at a time read and write the file: of two keys made at once neither may be lost."""
     try:
+        _known(file)  # what is wrong with it is said before anything is written beside it
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.with_name(f".{file.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

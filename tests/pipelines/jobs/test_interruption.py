@@ -121,6 +121,7 @@ VERBS = {
     "train": (["quickstart", "train.max_steps=4000", "train.checkpoint_every=5", "storage={0}"], "step [2-9]"),
     "quickstart": (["storage={0}"], "step"),
     "tune": (["quickstart", "storage={0}", "search.alphas=[0,1,2]", "search.betas=[0,1,2]"], "to go"),
+    "evaluate": (["--data", "{0}/test", "--model", "toyworld", "--output", "{0}/report"], "Ray"),
     "compare": (["{0}/suite.yaml", "--storage", "{0}"], "to go"),
 }
 
@@ -142,6 +143,7 @@ def test_a_verb_ends_within_ten_seconds_of_a_signal_and_no_run_stays_running(tmp
     words, begun = VERBS[verb]
     suite_in(tmp_path)
     rows_in(tmp_path / "rows", num_files=8 if verb == "prepare" else 0)
+    write_dataset(tmp_path / "test", [record(n) for n in range(2000)])
     command = [sys.executable, "-m", "pipelines.cli", verb, *(word.format(tmp_path) for word in words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not re.search(begun, process.stderr.readline()):

@@ -92,6 +92,18 @@ def _add(file: Path, name: str, start: Any) -> None:
         add_key(file, f"{name}{number}")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "text", "name"])
+def test_what_is_wrong_with_a_key_or_its_file_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "in" / "keys.json"
+    if kind != "name":
+        file.parent.mkdir()
+        {"pipe": os.mkfifo, "folder": Path.mkdir, "text": Path.touch}[kind](file)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError):
+        add_key(file, "me" if kind != "name" else "")
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_of_keys_made_at_once_none_is_lost(file: Path) -> None:
     start = FORK.Barrier(3)
     workers = [FORK.Process(target=_add, args=(file, name, start)) for name in "abc"]
