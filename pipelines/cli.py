@@ -192,6 +192,7 @@ def evaluate(
     ] = None,
     forms: Annotated[str | None, typer.Option(metavar="one,all", help="Questions to ask; else the data's.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data actors, each with the model.")] = None,
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Asked at once: fewer need less memory.")] = None,
     task: Annotated[
         str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
     ] = "choices",
@@ -208,6 +209,7 @@ def evaluate(
         "scoring": scoring,
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
+        "tokens_per_batch": tokens_per_batch,
         "task": task,
         "plugins": places_of(plugin),
     }

@@ -1,7 +1,8 @@
 """What runs on every evaluation worker: load the policy once, then ask it groups of items."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -51,7 +52,8 @@ class PolicyActor:
         first, job = rows[0]["place"], rows[0]["job"]
         items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in rows]
         try:
-            answered = [answered_row(outcome) for outcome in ask(items, *self.policy_and_base(job))]
+            with memory_errors(self._jobs[job]):
+                answered = [answered_row(outcome) for outcome in ask(items, *self.policy_and_base(job))]
         except UserError as error:
             answered = [{"fault": str(error)}]
         return answered_table(answered, first, job)
@@ -84,8 +86,9 @@ class TaskActor:
         rows = table.to_pylist()
         items = [TaskItem(str(row["place"]), row["prompt"], tuple(row["answers"])) for row in rows]
         try:
-            model, tokenizer = self._policy
-            replies = answer_items(items, model=model, tokenizer=tokenizer, asking=self._job.asking)
+            with memory_errors(self._job):
+                model, tokenizer = self._policy
+                replies = answer_items(items, model=model, tokenizer=tokenizer, asking=self._job.asking)
             answered = [reply_row(reply) for reply in replies]
         except UserError as error:
             answered = [{"fault": str(error)}]
@@ -97,6 +100,22 @@ class TaskActor:
             from pipelines.evaluate.policy import load_asked
 
         return load_asked(self._job)
+
+
+@contextmanager
+def memory_errors(job: Job) -> Iterator[None]:
+    """Raise UserError where a model, or a batch of what it is asked, finds no memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from pft_core.training import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory: lower tokens_per_batch={job.asking.tokens_per_batch}, run fewer workers on a machine, or "
+            "give each more memory"
+        ) from None
 
 
 def answered_row(outcome: Outcome | Reject) -> dict[str, str]:

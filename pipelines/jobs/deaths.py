@@ -40,10 +40,15 @@ def deaths_explained(worker: str, remedy: str) -> Iterator[None]:
     except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         if getattr(error, "actor_init_failed", False) or unwrap_user_error(error):
             raise  # it has said why
-        raise UserError(
-            f"{worker} was killed at the same work {MAX_RESTARTS + 1} times, most likely for lack of memory: "
-            f"{remedy}, or give it more memory"
-        ) from None
+        raise killed_each_time(worker, remedy) from None
+
+
+def killed_each_time(worker: str, remedy: str) -> UserError:
+    """The error of work whose process was killed, without a word of its own, as often as it was started."""
+    return UserError(
+        f"{worker} was killed at the same work {MAX_RESTARTS + 1} times, most likely for lack of memory: {remedy}, or "
+        "give it more memory"
+    )
 
 
 @contextmanager
