@@ -18,6 +18,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).with_name("ray")
 SECONDS = 120.0
+SMALL = ("--disable-usage-stats", "--include-log-monitor=false", "--object-store-memory=200000000")
 STARTED = b"Ray runtime started."  # which `ray start` says when the head counts the node
 # How soon a head finds a node silent: by Ray's own figures after a quarter of a minute.
 FOUND_OUT = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
@@ -37,7 +38,7 @@ class Cluster:
         self._folder = folder
         self._head = [
             "--head", f"--port={self.port}", f"--ray-client-server-port={client_port}", f"--temp-dir={folder}",
-            f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={self.dashboard_port}",
+            f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={self.dashboard_port}", "--no-monitor",
         ]  # fmt: skip
 
     def start_head(self, *, num_cpus: int) -> None:
@@ -48,10 +49,11 @@ class Cluster:
 
     def _start(self, *arguments: str, num_cpus: int) -> None:
         """Start a node, and wait until the head counts it."""
-        command = [str(RAY), "start", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}", *arguments]
+        (agent_port,) = free_ports(1)  # Ray's own figure is one for the machine, and no job starts without an agent
+        arguments = (*arguments, f"--num-cpus={num_cpus}", f"--dashboard-agent-listen-port={agent_port}")
+        command = [str(RAY), "start", "--block", *SMALL, *arguments]
         path = self._folder.with_name(f"{self._folder.name}.{len(self.nodes)}.log")
         with path.open("ab") as log:
-            command.append("--object-store-memory=200000000")
             self.nodes.append(subprocess.Popen(command, env=self._env, stdout=log, stderr=log, start_new_session=True))
         until(lambda: STARTED in path.read_bytes(), self.nodes[-1])
 

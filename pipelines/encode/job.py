@@ -91,7 +91,7 @@ def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, conc
         # An actor has one CPU; its tokenizer would start a thread on every core.
         runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
     )
-    with deaths_explained("a worker that was encoding", f"lower the {concurrency} workers at once (num_workers)"):
+    with deaths_explained("a worker that was encoding", num_workers=concurrency):
         rows = sorted(encoded.take_all(), key=lambda row: row["number"])
     return [LayerPart(**{field.name: row[field.name] for field in fields(LayerPart)}) for row in rows]
 

@@ -74,7 +74,7 @@ def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_worker
         num_gpus=resources["GPU"],
     )
     tokens = max(job.asking.tokens_per_batch for job in jobs)
-    with deaths_explained("a worker that was asking", f"lower tokens_per_batch={tokens} or num_workers={num_workers}"):
+    with deaths_explained("a worker that was asking", tokens_per_batch=tokens, num_workers=num_workers):
         return in_order(answered.take_all(), num_items)
 
 

@@ -5,7 +5,7 @@ Left to itself, Ray Data starts them again for ever, also one that the system ki
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,10 +27,10 @@ def map_batches(rows: Any, work: Any, *, compute: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def deaths_explained(worker: str, remedy: str) -> Iterator[None]:
+def deaths_explained(worker: str, **settings: int) -> Iterator[None]:
     """Raise UserError where workers of the block died each time that they were started.
 
-    worker: what the message calls one; remedy: how such a worker needs less memory.
+    worker: what the message calls one; settings: those of which less needs less memory, with their values.
     """
     import ray
 
@@ -40,14 +40,15 @@ def deaths_explained(worker: str, remedy: str) -> Iterator[None]:
     except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         if getattr(error, "actor_init_failed", False) or unwrap_user_error(error):
             raise  # it has said why
-        raise killed_each_time(worker, remedy) from None
+        raise killed_each_time(worker, settings) from None
 
 
-def killed_each_time(worker: str, remedy: str) -> UserError:
+def killed_each_time(worker: str, settings: Mapping[str, int]) -> UserError:
     """The error of work whose process was killed, without a word of its own, as often as it was started."""
+    lower = " or ".join(f"{name}={value}" for name, value in settings.items() if value > 1)
     return UserError(
-        f"{worker} was killed at the same work {MAX_RESTARTS + 1} times, most likely for lack of memory: {remedy}, or "
-        "give it more memory"
+        f"{worker} was killed at the same work {MAX_RESTARTS + 1} times, most likely for lack of memory: "
+        f"{f'lower {lower}, or ' * bool(lower)}give it more memory"
     )
 
 

@@ -149,7 +149,7 @@ def on_ray(
         compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
     )
     finished = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
-    with deaths_explained(f"a worker that was {doing}", f"lower num_workers={num_workers}"):
+    with deaths_explained(f"a worker that was {doing}", num_workers=num_workers):
         rows = sorted(finished, key=lambda row: row["number"])
     for row in rows:
         if row["fault"]:

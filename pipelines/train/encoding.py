@@ -50,6 +50,6 @@ def encoded_beforehand(run: ResolvedRun) -> Layers | None:
         return None
     config = run.config
     # In a process of its own: what loads a tokenizer imports torch.
-    with deaths_explained("the worker that reads the tokenizer", "let less run beside it"):
+    with deaths_explained("the worker that reads the tokenizer"):
         facts = ray.get(ray.remote(num_cpus=0)(ModelTokenizer.facts).remote(run.tokenizer, config.prompt))
     return encoded(run, facts=facts)

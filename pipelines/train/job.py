@@ -164,10 +164,11 @@ def killed_workers_explained(config: RunConfig, mailbox: Any) -> Iterator[None]:
         if was_killed(error) and planned and planned.is_tight:
             raise out_of_memory(planned, config.train) from None
         if were_all_killed(error):
-            tokens, workers = config.train.tokens_per_microbatch, config.scaling.num_workers
-            raise killed_each_time(
-                "a training worker", f"lower train.tokens_per_microbatch={tokens} or scaling.num_workers={workers}"
-            ) from None
+            less = {
+                "train.tokens_per_microbatch": config.train.tokens_per_microbatch,
+                "scaling.num_workers": config.scaling.num_workers,
+            }
+            raise killed_each_time("a training worker", less) from None
         raise
 
 

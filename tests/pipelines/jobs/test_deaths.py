@@ -15,6 +15,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation import TaskItem
 from pft_core.training.frugality import Frugality, MemoryUse
 from pipelines.config import RunConfig
+from pipelines.encode import job as encode
 from pipelines.evaluate import pool
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.request import make_job, resolve_policy
@@ -53,7 +54,7 @@ def test_an_actor_of_evaluate_that_dies_each_time_ends_it(ray_cluster, tiny_qwen
     actor = type("Dying", (), {"__init__": lambda self, job: None, "__call__": die})
     with killed("a worker that was asking") as raised:
         pool.on_ray(actor, [task_table([TaskItem("0", "What now ?", ("boat", "river"))], 0)], [asked], num_workers=1)
-    assert "lower tokens_per_batch=8192 or num_workers=1" in str(raised.value)
+    assert "memory: lower tokens_per_batch=8192, or give it more memory" in str(raised.value)
     assert (tmp_path / "calls").stat().st_size == MAX_RESTARTS + 1
     assert "Traceback" not in capfd.readouterr().err
 
@@ -62,9 +63,20 @@ def test_an_actor_of_evaluate_that_dies_each_time_ends_it(ray_cluster, tiny_qwen
 def test_a_task_of_prepare_that_dies_each_time_ends_it(ray_cluster, tmp_path, capfd) -> None:
     with killed("a worker that was validating") as raised:
         worker.on_ray(dying(tmp_path / "calls"), [0], num_workers=1, doing="validating")
-    assert "lower num_workers=1" in str(raised.value)
+    assert "memory: give it more memory" in str(raised.value)
     assert (tmp_path / "calls").stat().st_size == MAX_RESTARTS + 1
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_in", ["__init__", "__call__"])
+def test_an_actor_that_encodes_and_dies_each_time_ends_it(dies_in, ray_cluster, tmp_path, monkeypatch) -> None:
+    works: Any = {"__init__": lambda self: None, "__call__": lambda self, batch: {"number": [0]}}
+    monkeypatch.setattr(encode, "_ShardEncoder", type("Dying", (), works | {dies_in: dying(tmp_path / "calls")}))
+    with killed("a worker that was encoding"):
+        encode._encode_on_ray([{"number": 0, "records": "", "part": ""}], {}, concurrency=1)
+    assert (tmp_path / "calls").stat().st_size == MAX_RESTARTS + 1
 
 
 @pytest.mark.parametrize(
