@@ -11,7 +11,8 @@ MOST = 2**63 - 1  # what counters of libraries hold
 class Settings(BaseModel):
     """A part of a config: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Defaults become what the same value would be that was given: a config that is written and read again is the same.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:

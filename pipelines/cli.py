@@ -40,7 +40,7 @@ from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import load_plugins, place_of, read_plugins
-from pipelines.strict import build
+from pipelines.strict import build, dump_yaml
 
 if TYPE_CHECKING:
     from cluster.submit import Given, JobVerb
@@ -207,6 +207,7 @@ def evaluate(
     ] = None,
     forms: Annotated[str | None, typer.Option(metavar="one,all", help="Questions to ask; else the data's.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Ray Data actors, each with the model.")] = None,
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Asked at once: fewer need less memory.")] = None,
     task: Annotated[
         str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
     ] = "choices",
@@ -223,6 +224,7 @@ def evaluate(
         "scoring": scoring,
         "forms": forms and split_list(forms),
         "num_workers": num_workers,
+        "tokens_per_batch": tokens_per_batch,
         "task": task,
         "plugins": places_of(plugin),
     }
@@ -361,10 +363,8 @@ def submit(
 @verb
 def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     """Print a recipe with overrides and defaults resolved, and the numbers that follow from it."""
-    import yaml
-
     result = resolved(load_config(recipe, overrides or []))
-    console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
+    console.print(dump_yaml(result), markup=False, soft_wrap=True)
     return result
 
 
@@ -372,13 +372,11 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
 @verb
 def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     """Print a serving recipe as the config that `serve deploy` and a RayService take."""
-    import yaml
-
     from pipelines.serve import load_serve_config
     from pipelines.serve.job import serve_yaml
 
     result = serve_yaml(load_serve_config(recipe, overrides or []))
-    console.print(yaml.safe_dump(result, sort_keys=False), markup=False, soft_wrap=True)
+    console.print(dump_yaml(result), markup=False, soft_wrap=True)
     return result
 
 

@@ -83,3 +83,11 @@ def out_of_memory(use: MemoryUse, train: TrainSettings) -> OutOfMemoryError:
     else:
         ways.append("prepare shorter pairs with encoding.max_length")
     return OutOfMemoryError(f"out of memory: {use}: {', '.join(ways)}, or give each worker more memory")
+
+
+def model_too_large(free: float) -> OutOfMemoryError:
+    """The error of a run whose model leaves no room for a step, whatever is set of steps; free: bytes."""
+    return OutOfMemoryError(
+        f"out of memory before the first step: beside the model {free / 1e9:.3g} GB are free: take a smaller model, "
+        "run fewer workers on a machine (scaling.num_workers), or give each worker more memory"
+    )

@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pft_core.encoding import Branch, BranchedBatch, BranchedExample, collate
 from pft_core.policies import Precision
 from pft_core.scoring import BranchScorer
-from pft_core.training.frugality import MemoryUse, out_of_memory
+from pft_core.training.frugality import MemoryUse, model_too_large, out_of_memory
 from pft_core.training.ranks import num_ranks
 from pft_core.training.settings import TrainSettings
 
@@ -150,6 +150,22 @@ def memory_errors(use: MemoryUse, train: TrainSettings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(p in str(error) for p in PHRASES):
-            raise out_of_memory(use, train) from None
-        raise
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(use, train) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch, or a library below it, raises where memory runs out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(p in str(error) for p in PHRASES)
+
+
+@contextmanager
+def loading_memory_errors(device: torch.device) -> Iterator[None]:
+    """As memory_errors, before there is a plan: while the model is loaded and its use of memory is measured."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise model_too_large(free_bytes(device)) from None

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
         recipe_path,
         source_of,
     )
-    from pipelines.config.run import TOYWORLD, RunConfig, ScalingSettings, refuse_unplaceable
+    from pipelines.config.run import (
+        JOB_NAME,
+        TOYWORLD,
+        RunConfig,
+        ScalingSettings,
+        refuse_unplaceable,
+    )
     from pipelines.config.search import Range, SearchSettings, searchable
 else:
     __getattr__ = lazy_exports(__name__)

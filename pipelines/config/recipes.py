@@ -1,11 +1,12 @@
 """Recipes: a shipped name or a YAML file, with overrides from the command line, into a config."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pft_core.errors import UserError, did_you_mean
-from pipelines.config.run import RunConfig
+from pipelines.config.run import JOB_NAME, RunConfig
 from pipelines.plugins import load_plugins, place_of, read_plugins
 from pipelines.strict import apply_override, build, read_yaml
 
@@ -15,11 +16,14 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a shipped recipe by its bare name, or a YAML file, and apply `train.lr=1e-4`-like overrides.
 
+    The config of a run is the recipe of that run, which is found where it lies now.
     Raises UserError with place, value and what to do.
     """
     path = recipe_path(recipe)
     raw = read_yaml(path)
     place_plugins(raw, path.parent)
+    if (path.parent / JOB_NAME).is_file():
+        raw["storage"] = os.path.normpath(path.parent / "..")
     given = [apply_override(raw, override, RunConfig) for override in overrides]
     _forget_settings_of_another_engine(raw, given)
     place_plugins(raw, Path.cwd())

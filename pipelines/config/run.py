@@ -56,6 +56,7 @@ class ScalingSettings(Settings):
 
 
 TOYWORLD = "toyworld"  # the data and the model that come with the package
+JOB_NAME = "job.json"  # in the folder of every run: which it is, and how far it has come
 
 
 class RunConfig(PluggedSettings):

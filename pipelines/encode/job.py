@@ -18,6 +18,7 @@ from pft_core.encoding import (
 from pft_core.errors import UserError
 from pipelines.console import console
 from pipelines.encode.tokenizer import ModelTokenizer
+from pipelines.jobs import deaths_explained, map_batches
 
 # Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.
 PAIRS_ENCODED_HERE = 10_000
@@ -81,7 +82,8 @@ def _encode_here(tasks: list[dict[str, Any]], encoder: dict[str, Any]) -> list[L
 def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, concurrency: int) -> list[LayerPart]:
     import ray
 
-    encoded = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+    encoded = map_batches(
+        ray.data.from_items(tasks, override_num_blocks=len(tasks)),
         _ShardEncoder,
         fn_constructor_kwargs=encoder,
         batch_size=1,
@@ -89,7 +91,8 @@ def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, conc
         # An actor has one CPU; its tokenizer would start a thread on every core.
         runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
     )
-    rows = sorted(encoded.take_all(), key=lambda row: row["number"])
+    with deaths_explained("a worker that was encoding", num_workers=concurrency):
+        rows = sorted(encoded.take_all(), key=lambda row: row["number"])
     return [LayerPart(**{field.name: row[field.name] for field in fields(LayerPart)}) for row in rows]
 
 

@@ -1,12 +1,13 @@
 """Items to a pool of Ray Data actors and answers back.
 
-Items go to the actors in fixed groups, so that the result does not depend on how many actors there are.
+Items go to the actors in fixed groups, so that the result does not depend on how many actors there are, nor on those
+that are killed.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -17,11 +18,11 @@ from pft_core.evaluation import Outcome, Reply, TaskItem
 from pipelines.console import console
 from pipelines.evaluate.actor_job import Job
 from pipelines.evaluate.worker import Item, PolicyActor, TaskActor, items_table, task_table
-from pipelines.jobs import refuse_missing_resources
+from pipelines.jobs import deaths_explained, map_batches, refuse_missing_resources
 
 ITEMS_PER_GROUP = 64
 
-
+T = TypeVar("T")
 Answers = tuple[list[Outcome], list[Reject]]
 
 
@@ -32,30 +33,38 @@ def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> Answers:
 
 def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], Job]], *, num_workers: int) -> list[Answers]:
     """Ask several policies their items, one after the other, on one pool: an actor imports for long, and loads soon."""
-    groups = [
-        items_table(items[i : i + ITEMS_PER_GROUP], number)
-        for number, (items, _) in enumerate(requests)
-        for i in range(0, len(items), ITEMS_PER_GROUP)
-    ]
+    groups: list[Any] = []
+    for number, (items, _) in enumerate(requests):
+        first = sum(group.num_rows for group in groups)
+        groups += [items_table(chunk, first + start, number) for start, chunk in in_groups(items)]
     rows = on_ray(PolicyActor, groups, [job for _, job in requests], num_workers=num_workers)
     return [read_answers([row for row in rows if row["job"] == number]) for number in range(len(requests))]
 
 
 def ask_task_on_ray(items: Sequence[TaskItem], job: Job, *, num_workers: int) -> tuple[dict[int, Reply], list[Reject]]:
     """Ask the items of a task likewise; return replies by the places of their items, and what could not be asked."""
-    groups = [task_table(items[i : i + ITEMS_PER_GROUP], i) for i in range(0, len(items), ITEMS_PER_GROUP)]
+    groups = [task_table(chunk, first) for first, chunk in in_groups(items)]
     return read_replies(items, on_ray(TaskActor, groups, [job], num_workers=num_workers) if items else [])
 
 
+def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+    """Cut items into groups; each with the place of its first item."""
+    for first in range(0, len(items), ITEMS_PER_GROUP):
+        yield first, items[first : first + ITEMS_PER_GROUP]
+
+
 def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_workers: int) -> list[dict[str, Any]]:
-    """Give every group (a table) to one of a pool of actors; return all rows. Raises UserError where it has no room."""
+    """Give every group (a table) to one of a pool of actors; return all rows, in the order of the items.
+
+    Raises UserError where the cluster has no room, for a mistake that an actor met, and for actors that are killed
+    again and again.
+    """
     resources = {"CPU": 1, "GPU": 1 if any(job.use_gpu for job in jobs) else 0}
     refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
-    asked = ray.data.from_arrow(list(groups))
-    asked.context.execution_options.preserve_order = True  # of the items, whichever actor is first or is killed
-    answered = asked.map_batches(
+    answered = map_batches(
+        ray.data.from_arrow(list(groups)),
         actor,
         fn_constructor_args=list(jobs),
         batch_size=None,
@@ -64,12 +73,24 @@ def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_worker
         num_cpus=resources["CPU"],
         num_gpus=resources["GPU"],
     )
-    rows: list[dict[str, Any]] = answered.take_all()
+    tokens = max(job.asking.tokens_per_batch for job in jobs)
+    with deaths_explained("a worker that was asking", tokens_per_batch=tokens, num_workers=num_workers):
+        return in_order(answered.take_all(), num_items)
+
+
+def in_order(rows: Sequence[dict[str, Any]], num_items: int) -> list[dict[str, Any]]:
+    """Sort rows by the places of their items, whichever group was asked first or, its actor killed, once more.
+
+    Raises UserError for a mistake that an actor met.
+    """
+    refuse_faults(rows)
+    rows = sorted(rows, key=lambda row: row["place"])
+    assert [row["place"] for row in rows] == list(range(num_items)), "each item is answered once"
     return rows
 
 
 def read_answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
-    """Sort what the actors returned. Raises UserError for a mistake that one of them met."""
+    """Sort out what the actors returned. Raises UserError for a mistake that one of them met."""
     refuse_faults(rows)
     outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
@@ -78,9 +99,8 @@ def read_answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
 
 def read_replies(items: Sequence[TaskItem], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[int, Reply], list[Reject]]:
     """As read_answers, for a task; a reject gets the id of its item back."""
-    refuse_faults(rows)
-    told = [json.loads(row["outcome"]) for row in rows if row["outcome"]]
-    replies = {place: reply if isinstance(reply, str) else tuple(reply) for place, reply in told}
+    told = {row["place"]: json.loads(row["outcome"]) for row in rows if row["outcome"]}
+    replies = {place: reply if isinstance(reply, str) else tuple(reply) for place, reply in told.items()}
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
     return replies, [replace(reject, row=items[int(reject.row)].id) for reject in rejects]
 

@@ -1,7 +1,8 @@
 """What runs on every evaluation worker: load the policy once, then ask it groups of items."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation import (
     Answerer,
     Outcome,
+    Reply,
     TaskItem,
     answer_items,
     ask,
@@ -23,14 +25,16 @@ from pipelines.jobs import UNUSED
 
 Item = tuple[PairedExample, Form]
 
-# A row is of a job, and holds one of three: an outcome, a reject, or the message of a user's mistake.
-ANSWERED_SCHEMA = pa.schema([("job", pa.int64()), *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
+# A row is of an item of a job, and holds one of three: an outcome, a reject, or the message of a user's mistake. Places
+# number the items of all jobs: the driver sorts by them, as groups come back in any order, and knows that none is lost.
+NUMBERS = [("place", pa.int64()), ("job", pa.int64())]
+ANSWERED_SCHEMA = pa.schema([*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
 
 
-def items_table(items: Sequence[Item], job: int = 0) -> pa.Table:
-    """What a worker needs of items; job: which of the actor's jobs they are for."""
-    rows = [{**record.to_row(), "form": form, "job": job} for record, form in items]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), ("job", pa.int64())]))
+def items_table(items: Sequence[Item], first: int = 0, job: int = 0) -> pa.Table:
+    """What a worker needs of items; first: the place of the first one, job: which of the actor's jobs they are for."""
+    rows = [{**record.to_row(), "form": form, "place": first + i, "job": job} for i, (record, form) in enumerate(items)]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), *NUMBERS]))
 
 
 class PolicyActor:
@@ -45,12 +49,14 @@ class PolicyActor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
-        job = rows[0]["job"]
+        first, job = rows[0]["place"], rows[0]["job"]
         items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in rows]
         try:
-            return answered_table(ask(items, *self.policy_and_base(job)), job)
+            with memory_errors(self._jobs[job]):
+                answered = [answered_row(outcome) for outcome in ask(items, *self.policy_and_base(job))]
         except UserError as error:
-            return pa.Table.from_pylist([{"job": job, "fault": str(error)}], schema=ANSWERED_SCHEMA)
+            answered = [{"fault": str(error)}]
+        return answered_table(answered, first, job)
 
     def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
         """Load what a job asks, unless it is what was asked last. Raises UserError."""
@@ -71,25 +77,22 @@ def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
 
 
 class TaskActor:
-    """As PolicyActor, for the items of a task: an outcome is the item's place and reply."""
+    """As PolicyActor, for the items of a task: an outcome is the reply to one."""
 
     def __init__(self, job: Job):
         self._job = job
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        items = [TaskItem(str(row["place"]), row["prompt"], tuple(row["answers"])) for row in table.to_pylist()]
+        rows = table.to_pylist()
+        items = [TaskItem(str(row["place"]), row["prompt"], tuple(row["answers"])) for row in rows]
         try:
-            model, tokenizer = self._policy
-            replies = answer_items(items, model=model, tokenizer=tokenizer, asking=self._job.asking)
+            with memory_errors(self._job):
+                model, tokenizer = self._policy
+                replies = answer_items(items, model=model, tokenizer=tokenizer, asking=self._job.asking)
+            answered = [reply_row(reply) for reply in replies]
         except UserError as error:
-            return pa.Table.from_pylist([{"fault": str(error)}], schema=ANSWERED_SCHEMA)
-        rows = [
-            {"reject": json.dumps(asdict(reply))}
-            if isinstance(reply, Reject)
-            else {"outcome": json.dumps([int(item.id), reply])}
-            for item, reply in zip(items, replies, strict=True)
-        ]
-        return pa.Table.from_pylist(rows, schema=ANSWERED_SCHEMA)
+            answered = [{"fault": str(error)}]
+        return answered_table(answered, rows[0]["place"])
 
     @cached_property
     def _policy(self) -> tuple[Any, Any]:
@@ -99,6 +102,31 @@ class TaskActor:
         return load_asked(self._job)
 
 
-def answered_table(outcomes: Sequence[Outcome | Reject], job: int = 0) -> pa.Table:
-    rows = [{"outcome": o.to_json()} if isinstance(o, Outcome) else {"reject": json.dumps(asdict(o))} for o in outcomes]
-    return pa.Table.from_pylist([{"job": job, **row} for row in rows], schema=ANSWERED_SCHEMA)
+@contextmanager
+def memory_errors(job: Job) -> Iterator[None]:
+    """Raise UserError where a model, or a batch of what it is asked, finds no memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from pft_core.training import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory: lower tokens_per_batch={job.asking.tokens_per_batch}, run fewer workers on a machine, or "
+            "give each more memory"
+        ) from None
+
+
+def answered_row(outcome: Outcome | Reject) -> dict[str, str]:
+    return {"outcome": outcome.to_json()} if isinstance(outcome, Outcome) else {"reject": json.dumps(asdict(outcome))}
+
+
+def reply_row(reply: Reply | Reject) -> dict[str, str]:
+    return {"reject": json.dumps(asdict(reply))} if isinstance(reply, Reject) else {"outcome": json.dumps(reply)}
+
+
+def answered_table(rows: Sequence[dict[str, str]], first: int, job: int = 0) -> pa.Table:
+    """Number the answers to items of which `first` is the place of the first one."""
+    numbered = [{"place": first + i, "job": job, **row} for i, row in enumerate(rows)]
+    return pa.Table.from_pylist(numbered, schema=ANSWERED_SCHEMA)

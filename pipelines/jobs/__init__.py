@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pipelines.jobs.capacity import at_once, has_gpus, refuse_missing_resources
     from pipelines.jobs.cluster import ensure_ray, has_started_ray, refuse_unusable_environment
     from pipelines.jobs.code import code_digest
+    from pipelines.jobs.deaths import MAX_RESTARTS, deaths_explained, killed_each_time, map_batches
     from pipelines.jobs.lock import locked
     from pipelines.jobs.mistakes import unwrap_user_error
     from pipelines.jobs.nodes import on_this_node, wait_for_the_head

@@ -14,6 +14,7 @@ from pft_core.errors import UserError
 from pipelines.console import console
 from pipelines.interruption import keep_catching
 from pipelines.jobs.nodes import watch_nodes
+from pipelines.jobs.ray_messages import tell_briefly
 
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 LAST_PORT = 65535
@@ -43,6 +44,7 @@ def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     else:
         # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold all of a small box.
         start_ray(num_cpus or max(6, os.cpu_count() or 1), dashboard=dashboard)
+    tell_briefly()
     keep_catching()  # Ray ends a driver at SIGTERM, its workers left to die by a C++ stack
 
 

@@ -5,22 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import contents, digest, read_json, remove_folder, write_json, write_text
 from pft_core.policies import model_identity
 from pft_core.training import CHECKPOINT_MANIFEST_NAME
-from pipelines.config import RunConfig
+from pipelines.config import JOB_NAME, RunConfig
 from pipelines.console import console
 from pipelines.interruption import is_interrupted, on_interruption, stop_if_interrupted
 from pipelines.jobs.code import code_digest
 from pipelines.jobs.lock import locked
 from pipelines.jobs.mistakes import unwrap_user_error
 from pipelines.plugins import read_plugins
-
-JOB_NAME = "job.json"
+from pipelines.strict import dump_yaml
 
 CONFIG_NAME = "config.yaml"
 
@@ -89,7 +86,11 @@ def _as_it_lies(result: Result, run_dir: Path) -> Result:
 
 
 def _run_dir(config: RunConfig, key: str) -> Path:
-    return Path(config.storage) / f"{config.name}-{key[:8]}"
+    """Return `<storage>/<name>-<key[:8]>`, unless the run was given the folder of its bare name."""
+    given = Path(config.storage) / config.name
+    if (given / JOB_NAME).is_file() and read_json(given / JOB_NAME, what="the state of a run").get("key") == key:
+        return given
+    return given.with_name(f"{config.name}-{key[:8]}")
 
 
 def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
@@ -97,7 +98,7 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
     job |= {"status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(run_dir / JOB_NAME, job)
     kept = config.model_dump() | {"plugins": keep_plugins(config.plugins, run_dir)}
-    write_text(run_dir / CONFIG_NAME, yaml.safe_dump(kept, sort_keys=False))
+    write_text(run_dir / CONFIG_NAME, dump_yaml(kept))
 
     def interrupted() -> str:
         write_json(run_dir / JOB_NAME, job | {"status": "interrupted"})

@@ -21,7 +21,7 @@ from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pft_core.registry import load_code
 from pipelines.console import console
-from pipelines.jobs import unwrap_user_error
+from pipelines.jobs import deaths_explained, map_batches, unwrap_user_error
 from pipelines.plugins import Plugin, load_plugins
 
 # A staged file is read whole for every shard that takes a row from it.
@@ -142,13 +142,15 @@ def on_ray(
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    results = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+    results = map_batches(
+        ray.data.range(len(tasks), override_num_blocks=len(tasks)),
         partial(_call, work=work, tasks=tasks),
         batch_size=1,
         compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
     )
     finished = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
-    rows = sorted(finished, key=lambda row: row["number"])
+    with deaths_explained(f"a worker that was {doing}", num_workers=num_workers):
+        rows = sorted(finished, key=lambda row: row["number"])
     for row in rows:
         if row["fault"]:
             raise UserError(row["fault"])

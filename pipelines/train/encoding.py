@@ -7,6 +7,7 @@ from pft_core.encoding import EncodingSpec, TokenizerFacts
 from pipelines.console import console
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import PAIRS_ENCODED_HERE, Say, ensure_layer
+from pipelines.jobs import deaths_explained
 from pipelines.train.resolved_run import Layers, ResolvedRun
 
 
@@ -49,5 +50,6 @@ def encoded_beforehand(run: ResolvedRun) -> Layers | None:
         return None
     config = run.config
     # In a process of its own: what loads a tokenizer imports torch.
-    facts = ray.get(ray.remote(num_cpus=0)(ModelTokenizer.facts).remote(run.tokenizer, config.prompt))
+    with deaths_explained("the worker that reads the tokenizer"):
+        facts = ray.get(ray.remote(num_cpus=0)(ModelTokenizer.facts).remote(run.tokenizer, config.prompt))
     return encoded(run, facts=facts)

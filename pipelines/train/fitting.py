@@ -32,6 +32,7 @@ from pft_core.training import (
     examples_for,
     fit,
     largest_bin,
+    loading_memory_errors,
     longest_pair,
     map_large_blocks,
     memory_errors,
@@ -63,13 +64,14 @@ def build_and_fit(
     config, objective = run.config, run.objective
     torch.set_num_threads(config.scaling.threads_per_worker)
     store = EncodedLayer(Path(layers.train))
-    model = build_model(config, context.device)
-    refuse_foreign_tokenizer(model, run.tokenizer.loaded)
-    scorer = BranchScorer(model, backend=config.train.attention_backend)
-    settings = LoopSettings.of(
-        config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
-    )
-    settings, use = spare_memory(scorer, settings, examples_for(objective, store), frugality, context=context)
+    with loading_memory_errors(context.device):
+        model = build_model(config, context.device)
+        refuse_foreign_tokenizer(model, run.tokenizer.loaded)
+        scorer = BranchScorer(model, backend=config.train.attention_backend)
+        settings = LoopSettings.of(
+            config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
+        )
+        settings, use = spare_memory(scorer, settings, examples_for(objective, store), frugality, context=context)
     if context.rank == 0:
         console.print(f"activation checkpointing {'on' if use.frugality else 'off'}: {use}")
     if use.needed > NOTICEABLE * use.free:

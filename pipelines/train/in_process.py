@@ -38,13 +38,13 @@ def fit_within_memory(run: ResolvedRun, layers: Layers, context: LocalContext) -
 
     Raises OutOfMemoryError where no way is left.
     """
-    uses: list[MemoryUse] = []
     frugality = Frugality.PLANNED
     while True:
+        uses: list[MemoryUse] = []
         try:
             return build_and_fit(run, layers, context, frugality=frugality, tell=uses.append)
         except OutOfMemoryError:
-            less = uses[-1].next(run.config.train)
+            less = uses[-1].next(run.config.train) if uses else None
             if less is None:
                 raise
             console.print(going_on(uses[-1], less), style="yellow", soft_wrap=True)

@@ -24,7 +24,9 @@ from pipelines.interruption import on_interruption, stop_ray
 from pipelines.jobs import (
     CHECKPOINTS,
     CONFIG_NAME,
+    MAX_RESTARTS,
     ensure_ray,
+    killed_each_time,
     on_this_node,
     refuse_missing_resources,
     run_job,
@@ -40,10 +42,9 @@ from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
 from pipelines.train.resolved_run import Layers, ResolvedRun, resolve
-from pipelines.train.trainer import Trainer, was_killed
+from pipelines.train.trainer import Trainer, was_killed, were_all_killed
 from pipelines.train.worker import train_worker
 
-MAX_FAILURES = 3
 PROGRESS_EVERY_S = 1.0
 LOST = "a process beside the workers was lost: going on from the last checkpoint"
 
@@ -91,7 +92,7 @@ def train_on_ray(
     layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics.
     Raises UserError for a mistake that a worker met.
     """
-    for _ in range(MAX_FAILURES):
+    for _ in range(MAX_RESTARTS):
         with suppress(ray.exceptions.RayActorError, MailboxLost):
             return trained(run, layers, run_dir, tracker, callbacks)
         wait_for_the_head()
@@ -143,7 +144,7 @@ def fit_on_ray(
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=str(run_dir.resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
             checkpoint_config=checkpoint_config(config),
             callbacks=list(callbacks),
             worker_runtime_env=worker_environment(config),
@@ -155,13 +156,19 @@ def fit_on_ray(
 
 @contextmanager
 def killed_workers_explained(config: RunConfig, mailbox: Any) -> Iterator[None]:
-    """Raise OutOfMemoryError for workers that were killed where memory was tight: they say nothing themselves."""
+    """Raise UserError for workers that were killed each time: they say nothing, and the driver knows the plan."""
     try:
         yield
     except ray.train.TrainingFailedError as error:
         planned: MemoryUse | None = ray.get(mailbox.planned.remote())
         if was_killed(error) and planned and planned.is_tight:
             raise out_of_memory(planned, config.train) from None
+        if were_all_killed(error):
+            less = {
+                "train.tokens_per_microbatch": config.train.tokens_per_microbatch,
+                "scaling.num_workers": config.scaling.num_workers,
+            }
+            raise killed_each_time("a training worker", less) from None
         raise
 
 

@@ -24,8 +24,20 @@ class Failures(DefaultFailurePolicy):
 
 def was_killed(error: TrainingFailedError) -> bool:
     """Whether a worker ended without a word, as when the system takes its memory back."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return any(isinstance(f, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)) for f in failures)
+    return any(map(_is_death, _failures(error)))
+
+
+def were_all_killed(error: TrainingFailedError) -> bool:
+    """Whether no worker that failed said why."""
+    return was_killed(error) and all(map(_is_death, _failures(error)))
+
+
+def _failures(error: TrainingFailedError) -> list[Exception]:
+    return list(getattr(error, "worker_failures", {}).values())
+
+
+def _is_death(failure: Exception) -> bool:
+    return isinstance(failure, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError)
 
 
 class Trainer(DataParallelTrainer):

@@ -104,7 +104,7 @@ def fitted(run: ResolvedRun, layers: Layers, mailbox: Any) -> Any:
         with closing(RayContext(mailbox)) as context:
             return build_and_fit(run, layers, context, frugality=frugality, tell=tell)
     except OutOfMemoryError:
-        if plans[-1].next(run.config.train) is None:
+        if not plans or plans[-1].next(run.config.train) is None:
             raise
         ray.get(mailbox.run_out.remote())
         raise MemoryRanOut from None

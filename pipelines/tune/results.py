@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow.exceptions import MlflowException
 
 from pft_core.data import DatasetManifest
@@ -16,6 +15,7 @@ from pipelines.config import RunConfig, changed
 from pipelines.console import console
 from pipelines.embedded import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest
+from pipelines.strict import dump_yaml
 from pipelines.tracking import Tracker, close_killed, commit, register
 from pipelines.train import cautions_of, resolve
 from pipelines.tune import findings, wording
@@ -144,7 +144,7 @@ def write_recipe(config: RunConfig, row: TrialRow, why: str, run_dir: Path) -> P
     head = f"# {why}\n"
     if row["source"] == "soup":
         head += "# What was picked is a soup: this recipe trains its ratio, which gives another policy.\n"
-    write_text(path, head + yaml.safe_dump(chosen.model_dump(exclude={"search"}), sort_keys=False))
+    write_text(path, head + dump_yaml(chosen.model_dump(exclude={"search"})))
     return path
 
 

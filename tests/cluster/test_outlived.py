@@ -1,12 +1,21 @@
-"""A submitted run outlives its cluster: it is evaluated without it, and goes on or is used again on another."""
+"""A submitted run outlives its cluster: it is evaluated and served without it, and goes on or is used on another."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pft_core.evaluation.outcome_files import OUTCOMES_NAME, read_outcomes
+from pipelines.prepare import job as prepare
+from pipelines.prepare.config import PrepareConfig
+from tests.serving import assert_same_outcomes
 from tests.two_nodes import answers, cluster, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_ray, pytest.mark.timeout(1800)]
@@ -32,14 +41,37 @@ def submitted(storage: Path) -> dict:
     return result
 
 
-def test_a_submitted_run_is_evaluated_and_found_again_after_its_cluster_has_ended(tmp_path: Path) -> None:
+@contextmanager
+def served(policy: str, folder: Path) -> Iterator[str]:
+    """Serve a policy with a Ray of its own; give its URL."""
+    recipe, log = folder / "serve.yaml", folder / "serve.log"
+    engine = {"name": "transformers"}  # vLLM takes no heads as small as the shipped base's
+    recipe.write_text(yaml.safe_dump({"policy": policy, "engine": engine, "store": {"cache": str(folder / "cache")}}))
+    with log.open("w") as err:
+        command = [sys.executable, "-m", "pipelines.cli", "serve", str(recipe), "port=0"]
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=err)
+    try:
+        until(lambda: "serving policy at http://" in log.read_text(), process, seconds=300)
+        found = re.search(r"serving policy at (http://\S+)", log.read_text())
+        assert found is not None
+        yield found[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_submitted_run_is_evaluated_served_and_found_again_after_its_cluster_has_ended(tmp_path: Path) -> None:
     first = submitted(tmp_path / "runs")
-    data = tmp_path / "test"
-    rows = ["--source", "toyworld", "--split", "test", "--output", str(data)]
-    assert pft("prepare", *rows, cwd=tmp_path).returncode == 0
-    asked = ["--data", str(data), "--model", first["model_ref"], "--output", str(tmp_path / "report")]
-    evaluated = pft("evaluate", *asked, cwd=tmp_path)
+    data, offline, online = (tmp_path / name for name in ("test", "offline", "online"))
+    prepare.run(PrepareConfig(source="toyworld", split="test", num_per_axis=6, output=str(data)))
+    asked = ["evaluate", "--data", str(data), "--output"]
+    evaluated = pft(*asked, str(offline), "--model", first["model_ref"], cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
+    with served(first["run_dir"], tmp_path) as url:
+        evaluated = pft(*asked, str(online), "--endpoint", url, cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    lines = (online / OUTCOMES_NAME).read_text().splitlines()
+    assert_same_outcomes(lines, read_outcomes(offline / OUTCOMES_NAME))
     job = Path(first["run_dir"]) / "job.json"
     job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "running"}))  # as one that was cut off
     again = submitted(tmp_path / "runs")

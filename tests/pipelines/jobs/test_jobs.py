@@ -17,6 +17,7 @@ from pft_core.errors import UserError
 from pft_core.files import read_json, whole_file
 from pft_core.policies.shipped import SHIPPED_BASE
 from pipelines.config import RunConfig, load_config
+from pipelines.config.recipes import RECIPES
 from pipelines.jobs import locked
 from pipelines.jobs import runner as jobs
 from pipelines.jobs.cluster import ensure_ray, refuse_silent_address, refuse_unusable_environment
@@ -67,6 +68,32 @@ def test_a_runs_config_is_a_recipe_also_where_its_plugins_are_gone(tmp_path: Pat
     again = load_config(str(moved / "config.yaml"))
     assert [Path(place).read_text() for place in again.plugins[:2]] == ["# of upload\n", "# of another\n"]
     assert again.plugins[2] == "tests.builders"
+
+
+GIVEN = ["name=1e3", "train.alpha=2", "scaling.resources_per_worker={CPU: 1}", "lora.target_modules=[q, 1e4]"]
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES.glob("*.yaml")])
+@pytest.mark.parametrize("given", [[], GIVEN])
+def test_a_runs_config_is_the_recipe_of_that_run(recipe, given, tmp_path, monkeypatch) -> None:
+    places = ["data=null", "validation_data=null", "model=toyworld", f"storage={tmp_path / 'runs'}"]
+    use_gpu = [] if not given else ["scaling.use_gpu=false"]
+    work = Work()
+    first = run_job(load_config(recipe, [*places, *use_gpu, *given]), work, fresh=False, kind="train")
+    moved = (tmp_path / "runs").rename(tmp_path / "moved") / Path(first["run_dir"]).name
+    monkeypatch.chdir(moved)
+    for own in (moved / "config.yaml", Path("config.yaml"), Path("..", moved.name, "config.yaml")):
+        again = run_job(load_config(own), work, fresh=False, kind="train")
+        assert Path(again["run_dir"]).resolve() == moved
+    assert work.calls == 1
+    assert run_job(load_config(moved / "config.yaml", ["seed=5"]), work, fresh=False, kind="train")["calls"] == 2
+
+
+def test_the_config_of_a_run_in_a_folder_of_its_bare_name_is_its_recipe_too(tmp_path: Path) -> None:
+    work = Work()
+    run_job(config(tmp_path, "name=pft"), work, fresh=False, kind="train", run_dir=tmp_path / "q" / "pft")
+    again = run_job(load_config(tmp_path / "q" / "pft" / "config.yaml"), work, fresh=False, kind="train")
+    assert again == {"run_dir": str(tmp_path / "q" / "pft"), "calls": 1}
 
 
 def test_an_unfinished_run_continues_in_the_same_folder(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.own_ray, pytest.mark.timeout(1800)]
 
 DRIVER = """
 import sys, time, ray
-from pipelines.jobs import ensure_ray, on_this_node
+from pipelines.jobs import ensure_ray, nodes, on_this_node
+nodes.LOOK_EVERY_S, nodes.HEAD_SILENT_S = 0.2, 2.0
 ensure_ray()
+while len(ray.nodes()) < 2: time.sleep(0.1)
 class Where:
     def node(self): return ray.get_runtime_context().get_node_id()
 own = [ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Where).remote() for _ in range(2)]
@@ -30,10 +32,10 @@ time.sleep(600)
 def test_a_lost_node_is_a_line_and_a_lost_head_one_message_and_exit_2(tmp_path: Path) -> None:
     with cluster() as ray_cluster, (tmp_path / "err").open("w") as err:
         ray_cluster.start_head(num_cpus=0)
-        ray_cluster.join(num_cpus=1)
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER], env=ray_cluster.env, stdout=subprocess.PIPE, stderr=err
         )
+        ray_cluster.join(num_cpus=1)
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"pinned\n"
         ray_cluster.kill("raylet/raylet", node=1)

@@ -40,48 +40,67 @@ def trained(chosen: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def run_out_at(monkeypatch: pytest.MonkeyPatch, *calls: int) -> list[int]:
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+ON_CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+
+
+def run_out_at(monkeypatch: pytest.MonkeyPatch, *calls: int, error: RuntimeError = ON_CPU) -> list[int]:
     """Let these backwards, counted over all attempts, find no memory; return the list that counts them."""
     backward, made = TorchEngine.backward, [0]
 
     def failing(self: TorchEngine, loss: torch.Tensor, *, is_last: bool) -> None:
         made[0] += 1
         if made[0] in calls:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+            raise error
         backward(self, loss, is_last=is_last)
 
     monkeypatch.setattr(TorchEngine, "backward", failing)
     return made
 
 
+@pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
 def test_a_run_out_of_memory_goes_on_with_less_and_ends_with_the_same_policy(
-    tiny_qwen2, tmp_path, monkeypatch, capsys
+    error, tiny_qwen2, tmp_path, monkeypatch, capsys
 ) -> None:
     chosen = config(tiny_qwen2, tmp_path)
     whole = trained(chosen, tmp_path / "whole")
-    run_out_at(monkeypatch, 4)
+    run_out_at(monkeypatch, 4, error=error)
     spared = trained(chosen, tmp_path / "spared")
     assert all(torch.equal(whole[name], spared[name]) for name in whole)
     said = capsys.readouterr().err
     assert said.count("goes on from its last checkpoint with activations computed again") == 1
 
 
-def test_a_run_that_runs_out_twice_halves_its_micro_batches(tiny_qwen2, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
+def test_a_run_that_runs_out_twice_halves_its_micro_batches(error, tiny_qwen2, tmp_path, monkeypatch, capsys) -> None:
     # Other micro-batches draw other dropout.
     chosen = config(tiny_qwen2, tmp_path, dropout=0.0)
     whole = trained(chosen, tmp_path / "whole")
-    run_out_at(monkeypatch, 4, 6)
+    run_out_at(monkeypatch, 4, 6, error=error)
     spared = trained(chosen, tmp_path / "spared")
     assert "with half as many tokens at once" in capsys.readouterr().err
     # The same update from sums in another order.
     assert all(torch.allclose(whole[name], spared[name], atol=1e-5) for name in whole)
 
 
+@pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
 @pytest.mark.parametrize("calls", [{"gradient_checkpointing": False}, {"gradient_checkpointing": "auto"}])
-def test_a_run_without_a_way_left_says_what_to_set(tiny_qwen2, tmp_path, monkeypatch, calls) -> None:
-    run_out_at(monkeypatch, *range(1, 100))
+def test_a_run_without_a_way_left_says_what_to_set(tiny_qwen2, tmp_path, monkeypatch, calls, error) -> None:
+    run_out_at(monkeypatch, *range(1, 100), error=error)
     with pytest.raises(OutOfMemoryError, match=r"out of memory: up to .* lower train\.tokens_per_microbatch"):
         trained(config(tiny_qwen2, tmp_path, **calls), tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [ON_CPU, ON_CUDA, MemoryError()])
+@pytest.mark.parametrize("place", ["build_model", "plan_memory"])
+def test_a_model_that_does_not_fit_by_itself_is_one_message(tiny_qwen2, tmp_path, monkeypatch, place, error) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fitting, place, full)
+    said = r"out of memory before the first step: beside the model \S+ GB are free: .* or give each worker more memory$"
+    with pytest.raises(OutOfMemoryError, match=said):
+        trained(config(tiny_qwen2, tmp_path), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("free", "maps"), [(1e12, False), (1e5, True)])
