@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from pipelines.console import console
+from pipelines.jobs.restart import enter_again
 
 LOOK_EVERY_S = 2.0
 HEAD_SILENT_S = 6.0  # of a head that restarts in its place, Ray itself waits for a minute
@@ -47,6 +48,7 @@ def _watch(address: str) -> None:
     alive: dict[str, str] = {}
     answered = time.monotonic()
     while ray.is_initialized():
+        enter_again()
         if _answers(head):
             answered = time.monotonic()
             alive = _told(alive, own, address)

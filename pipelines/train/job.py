@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,18 @@ def train_on_ray(
     pairs, resumed_from.
 
     layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics.
-    Raises UserError for a mistake that a worker met.
+    Raises UserError for a mistake that a worker met, and for processes that are killed again and again.
     """
-    for _ in range(MAX_RESTARTS):
-        with suppress(ray.exceptions.RayActorError, MailboxLost):
+    for attempt in range(MAX_RESTARTS + 1):
+        try:
             return trained(run, layers, run_dir, tracker, callbacks)
+        except (ray.exceptions.RayActorError, MailboxLost) as error:
+            if getattr(error, "actor_init_failed", False):
+                raise  # it says why
         wait_for_the_head()
-        console.print(LOST, style="yellow", soft_wrap=True)
-    return trained(run, layers, run_dir, tracker, callbacks)
+        if attempt < MAX_RESTARTS:
+            console.print(LOST, style="yellow", soft_wrap=True)
+    raise killed_each_time("a process beside the workers", {})
 
 
 def trained(

@@ -29,14 +29,19 @@ def pft(*words: str, env: dict[str, str] | None = None, cwd: Path) -> subprocess
 
 
 def submitted(storage: Path) -> dict:
-    """Submit the training to a cluster of its own, which ends with it; return the training's result."""
+    """Submit the training to a cluster of its own, which ends with it; return the training's result.
+
+    The driver is on the head, all work is on a second node of this machine, which unpacks the upload anew.
+    """
     with cluster(dashboard=True) as ray_cluster:
-        ray_cluster.start_head(num_cpus=4)
+        ray_cluster.start_head(num_cpus=0)
+        ray_cluster.join(num_cpus=4)
         env = {name: value for name, value in ray_cluster.env.items() if name != "RAY_ADDRESS"}
         address = f"http://127.0.0.1:{ray_cluster.dashboard_port}"
         until(lambda: answers(ray_cluster.dashboard_port), ray_cluster.nodes[0])
         done = pft("submit", "--address", address, "--", *TRAIN, f"storage={storage}", env=env, cwd=storage.parent)
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     result: dict = json.loads(done.stdout)["result"]
     return result
 

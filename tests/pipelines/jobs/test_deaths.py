@@ -91,3 +91,18 @@ def test_training_workers_that_die_each_time_end_the_run_with_one_message(is_tig
         raise died
     with pytest.raises(WorkerGroupError), job.killed_workers_explained(RunConfig(), mailbox):
         raise WorkerGroupError("", {0: ValueError("a fault of ours")})
+
+
+def test_a_process_beside_the_workers_that_dies_each_time_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[Any] = []
+
+    def lost(*args: Any) -> None:
+        attempts.append(args)
+        raise ActorDiedError if len(attempts) % 2 else job.MailboxLost
+
+    monkeypatch.setattr(job, "trained", lost)
+    monkeypatch.setattr(job, "wait_for_the_head", lambda: None)
+    nothing: Any = None
+    with killed("a process beside the workers"):
+        job.train_on_ray(nothing, nothing, nothing, nothing)
+    assert len(attempts) == MAX_RESTARTS + 1

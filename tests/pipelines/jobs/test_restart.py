@@ -27,6 +27,27 @@ def test_only_this_code_counts_as_missing() -> None:
     assert missing_code(said) is None
 
 
+def test_a_folder_that_is_replaced_is_entered_again(tmp_path: Path) -> None:
+    folder = tmp_path / "upload"
+    folder.mkdir()
+    code = f"""
+import os, shutil
+from pathlib import Path
+from pipelines.jobs.restart import enter_again, missing_code
+shutil.rmtree({str(folder)!r})
+try:
+    Path("runs").resolve()
+except FileNotFoundError as error:
+    assert missing_code(error) == {str(folder)!r}
+enter_again()
+os.mkdir({str(folder)!r})
+enter_again()
+assert os.getcwd() == {str(folder)!r}
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=env, cwd=folder, check=True)
+
+
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_file_that_is_gone_for_a_while_costs_one_start(comes_back: bool, tmp_path: Path) -> None:
     for package in ("pft_core", "pipelines"):
