@@ -132,12 +132,18 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             mistake = unwrap_user_error(error)
             if mistake is None:
                 raise
-            print(f"error: {mistake}", file=sys.stderr)
+            print(shortened(f"error: {mistake}"), file=sys.stderr)
             raise typer.Exit(2) from None
         if result.get("status") in ("FAILED", "STOPPED"):
             raise typer.Exit(1)
 
     return command
+
+
+def shortened(message: str) -> str:
+    """Cut the middle out of lines that quote a value of thousands of characters."""
+    lines = message.split("\n")
+    return "\n".join(f"{line[:1000]} ... {line[-500:]}" if len(line) > 2000 else line for line in lines)
 
 
 @app.command()

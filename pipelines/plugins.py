@@ -68,8 +68,10 @@ def place_of(name: str, folder: Path) -> str:
     """
     if name.endswith(".py"):
         return str((folder / Path(name).expanduser()).resolve())
+    if not _is_dotted(name):
+        return name
     beside = folder.joinpath(*name.split(".")).with_suffix(".py")
-    return str(beside.resolve()) if _is_dotted(name) and beside.is_file() and not _is_on_the_path(name) else name
+    return str(beside.resolve()) if beside.is_file() and not _is_on_the_path(name) else name
 
 
 def _is_dotted(name: str) -> bool:

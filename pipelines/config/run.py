@@ -62,7 +62,7 @@ JOB_NAME = "job.json"  # in the folder of every run: which it is, and how far it
 class RunConfig(PluggedSettings):
     """A training run: the whole of it, as `pft show config` prints it."""
 
-    name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: Place | None = None  # a folder written by `pft prepare`
     validation_data: Place | None = None
     model: Place | None = None  # a local folder, or a hub name

@@ -71,6 +71,8 @@ def refuse_missing_inputs(config: PrepareConfig) -> None:
 
     What a killed process left of the output's old data is put back first, also where this one goes no further.
     """
+    if not Path(config.output).resolve().name:
+        raise UserError(f"output={config.output}: is the top of all folders: give one in it")
     restore_folder(Path(config.output).resolve())
     local_files(config)
     refuse_unwritable(Path(config.output))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from pft_core.settings import Place as GivenPlace
 from pft_core.settings import Settings, Threads
 from pipelines.config import TOYWORLD, recipe_path, refuse_unplaceable, source_of
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
@@ -35,7 +36,7 @@ def policy_place(place: str) -> str:
     return place if is_name else absolute(place)
 
 
-Place = Annotated[str, AfterValidator(absolute)]
+Place = Annotated[GivenPlace, AfterValidator(absolute)]
 
 
 MOST_AT_ONCE = 100_000  # Ray Serve and vLLM reserve room for each
@@ -130,7 +131,7 @@ class ServeConfig(Settings):
     """A server. A place is a folder written by `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
     # What answers where a request names no other: a place, or a base model as it is: a folder, OWNER/NAME, `toyworld`.
-    policy: Annotated[str, AfterValidator(policy_place)]
+    policy: Annotated[GivenPlace, AfterValidator(policy_place)]
     name: Name = "policy"
     adapters: dict[Name, Place] = Field(default_factory=dict)  # further policies on the same base: name -> place
     ends: EndsConfig | None = None

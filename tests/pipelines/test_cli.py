@@ -56,6 +56,13 @@ def test_a_users_mistake_is_one_message_and_exit_2() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: train.lr=0: raise it\n")
 
 
+def test_a_mistake_of_thousands_of_characters_is_shortened() -> None:
+    done = verb("raise UserError('x' * 100_000 + ': raise it')")
+    assert len(done.stderr) < 2000
+    assert done.stderr.startswith("error: xxx")
+    assert done.stderr.endswith("x: raise it\n")
+
+
 def test_our_own_mistake_shows_its_traceback_and_exits_1() -> None:
     done = verb("raise KeyError('ours')")
     assert (done.returncode, done.stdout) == (1, "")
