@@ -81,7 +81,7 @@ class ReplicaSettings(Settings):
 class LimitsSettings(Settings):
     """What one request may ask for."""
 
-    timeout_s: PositiveFloat = 120
+    timeout_s: PositiveFloat = 120  # for the body to come, and as long again for the answer
     body_bytes: PositiveInt = 1_000_000
     max_tokens: PositiveInt = 1024
     default_max_tokens: PositiveInt = 256

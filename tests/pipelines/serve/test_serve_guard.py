@@ -237,6 +237,28 @@ def test_a_body_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
     assert (answer.status, parts) == (413, 2)  # 6 + 6 > 10
 
 
+@pytest.mark.parametrize("drop", [b"x", None])
+def test_a_body_that_does_not_come_in_time_is_no_longer_waited_for(tmp_path: Path, drop: bytes | None) -> None:
+    """Byte by byte, or not at all; its key has its place back."""
+    hasty = fence(tmp_path, timeout_s=0.1, requests_in_flight_per_key=1)
+    answer = Answer()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.02 if drop else 60)
+        return {"type": "http.request", "body": drop, "more_body": True}
+
+    async def send(message: Any) -> None:
+        answer.status = message.get("status", answer.status)
+        answer.headers |= {name.decode(): value.decode() for name, value in message.get("headers", [])}
+        answer.parts.append(message.get("body", b""))
+
+    asyncio.run(asyncio.wait_for(hasty.app(scope("/v1/choose", hasty.key), receive, send), timeout=5))
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert "body was not here within 0.1 s" in answer.error["message"]
+    assert hasty.inside.reached == []
+    assert ask(hasty.app, headers=hasty.key).status == 200
+
+
 @pytest.mark.parametrize("declared", ["\xb2", "-1", "x", "9" * 5000, "1e9", ""])
 def test_a_length_that_is_no_number_breaks_nothing(tmp_path: Path, declared: str) -> None:
     small = fence(tmp_path, body_bytes=10)
