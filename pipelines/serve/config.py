@@ -110,6 +110,10 @@ class EndsConfig(Settings):
     second: Place
     steps: PositiveInt = 20  # weights are rounded to 1/steps, so that a slider asks for a bounded number of adapters
 
+    def nearest(self, first_weight: float) -> float:
+        """Return the weight that is asked of an adapter in place of this one."""
+        return round(first_weight * self.steps) / self.steps
+
 
 class AdapterStoreConfig(Settings):
     """Where adapters come from besides those named, and where their copies are kept."""
