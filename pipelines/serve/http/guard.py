@@ -90,7 +90,10 @@ class Exchange:
         return self._status or 500
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        try:
+            message = await self._receive()
+        except Exception:  # Serve's own way raises where the client left meanwhile: who cannot be heard has left
+            message = {"type": "http.disconnect"}
         self.has_left = self.has_left or message["type"] == "http.disconnect"
         return message
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from ray.exceptions import TaskCancelledError
 from starlette.requests import ClientDisconnect
 
 from pft_core.errors import UserError
@@ -458,6 +459,18 @@ def test_a_client_that_leaves_is_counted_and_logged_as_that(tmp_path: Path, insi
     assert 'pft_requests_total{route="/v1/choose",status="499"} 1.0' in text
     assert 'status="500"' not in text
     assert [line["status"] for line in logged(file, 1)] == [499]
+
+
+def test_a_client_that_leaves_within_its_body_is_counted_as_that_on_ray_too(keyed: Fence, tmp_path: Path) -> None:
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        if not messages:
+            raise TaskCancelledError
+        return messages.pop(0)
+
+    asyncio.run(keyed.app(scope("/v1/choose", keyed.key), receive, None))  # type: ignore[arg-type]
+    assert [line["status"] for line in logged(tmp_path / "access.jsonl", 1)] == [499]
 
 
 def test_what_comes_after_a_whole_answer_is_no_departure(tmp_path: Path) -> None:
