@@ -60,7 +60,7 @@ def make_model(folder: Path) -> Path:
     tokenizer.train_from_iterator(words * 4, trainer)
     tokenizer.add_tokens([f"<{i}>" for i in range(VOCABULARY - tokenizer.get_vocab_size())])
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<pad>"
     ).save_pretrained(folder)
     return folder
 

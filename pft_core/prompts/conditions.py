@@ -4,14 +4,15 @@ It is read once into weights of the first poles, the layout that all of serving 
 """
 
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pft_core.data import Axis, PreferenceSpace
 from pft_core.errors import UserError, did_you_mean
 
 NEUTRAL = 0.5  # of a vector's entry: no preference on that axis, as in AlignX' {0, 0.5, 1}
+DIGITS = 9  # of a weight: `0.3` and the rest of `0.7` are one weight, and next to nothing is nothing
 LONGEST_NAME = 200  # characters of a pole or an axis; near names are not looked for among longer ones
 
 
@@ -30,10 +31,14 @@ class Condition:
         """Return the slider's axis, else that of the first pole; None where nothing is preferred."""
         return self.slider[0] if self.slider else next((axis for axis, _ in self.stated), None)
 
-    def at_pole(self, side: int) -> "Condition":
-        """Return the same with the slider at one of its ends: that pole is stated."""
+    def at_weight(self, weight: float, space: PreferenceSpace) -> "Condition":
+        """Return the same with the slider elsewhere; at one of its ends, that pole is stated in its axis' turn."""
         assert self.slider is not None
-        return Condition(((self.slider[0], side), *self.stated))
+        if 0 < weight < 1:
+            return replace(self, slider=(self.slider[0], weight))
+        names = [axis.name for axis in space.axes]
+        stated = (*self.stated, (self.slider[0], 1 - int(weight)))
+        return Condition(tuple(sorted(stated, key=lambda each: names.index(each[0]))))
 
 
 def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
@@ -41,7 +46,8 @@ def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
     or a list with an entry for each axis: 1 first pole, 0 second, 0.5 no preference.
 
     Weights of two poles count by their ratio; beside the weight of one pole, from 0 to 1, the rest is the other's. A
-    weight that leaves nothing for the other pole names the pole. Raises UserError with what the space knows.
+    weight is told to nine digits, and one that leaves nothing for the other pole names the pole. Raises UserError with
+    what the space knows.
     """
     if raw is None:
         return Condition()
@@ -73,16 +79,26 @@ def _between(axis: Axis, by_side: Mapping[int, float]) -> Condition:
     """Return the condition of the weights of one side or of both."""
     if len(by_side) == 1:
         ((side, alone),) = by_side.items()
-        if alone > 1:
+        if round(alone, DIGITS) > 1:
             name = axis.poles[side].name
-            raise UserError(f"preference: {name}={alone:g}: alone, a weight is from 0 to 1: the rest is the other pole")
+            raise UserError(
+                f"preference: {name}={alone:.12g}: alone, a weight is from 0 to 1: the rest is the other pole"
+            )
         by_side = {side: alone, 1 - side: 1 - alone}
     if not any(by_side.values()):
         raise UserError(f"preference: no pole of {axis.name!r} has a weight above 0: give one")
-    weight = by_side[0] / (by_side[0] + by_side[1])
-    if 0 < weight < 1 and 1 - weight < 1:  # the last: next to nothing is nothing, on either side
-        return Condition(slider=(axis.name, weight))
-    return Condition(((axis.name, int(weight < NEUTRAL)),))
+    return _condition([(axis.name, by_side[0] / (by_side[0] + by_side[1]))])
+
+
+def _condition(weights: Iterable[tuple[str, float]]) -> Condition:
+    """Return the condition of axes with weights of their first poles, one of them between its poles at most."""
+    rounded = [(name, round(weight, DIGITS)) for name, weight in weights]
+    between = [(name, weight) for name, weight in rounded if 0 < weight < 1]
+    if len(between) > 1:
+        names = ", ".join(name for name, _ in between)
+        raise UserError(f"preference: between the poles of {names}: one axis at a time, 0, 0.5 or 1 on the others")
+    stated = tuple((name, 1 - int(weight)) for name, weight in rounded if weight in (0, 1))
+    return Condition(stated, between[0] if between else None)
 
 
 def _weight(pole: str, value: Any) -> float:
@@ -99,13 +115,8 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             shown = _shown(value)
             raise UserError(f"preference: {shown}: entries are numbers from 0 (second pole) to 1 (first pole)")
-    weights = {axis.name: float(value) for axis, value in zip(space.axes, raw, strict=True) if value != NEUTRAL}
-    between = [(name, weight) for name, weight in weights.items() if 0 < weight < 1]
-    if len(between) > 1:
-        names = ", ".join(name for name, _ in between)
-        raise UserError(f"preference: between the poles of {names}: one axis at a time, 0, 0.5 or 1 on the others")
-    stated = tuple((name, 1 - int(weight)) for name, weight in weights.items() if weight in (0, 1))
-    return Condition(stated, between[0] if between else None)
+    named = zip((axis.name for axis in space.axes), map(float, raw), strict=True)
+    return _condition((name, value) for name, value in named if round(value, DIGITS) != NEUTRAL)
 
 
 def _shown(value: Any) -> str:

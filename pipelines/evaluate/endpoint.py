@@ -19,7 +19,7 @@ import numpy as np
 
 from pft_core.data import PreferenceSpace, Reject
 from pft_core.errors import UserError
-from pft_core.evaluation import Answer, Answerer, Question, Weighed, read_reply, unscorable
+from pft_core.evaluation import Answer, Answerer, Question, Weighed, best, read_reply, unscorable
 from pft_core.policies import ModelRef
 from pft_core.prompts import PromptStyle, render_prompt
 
@@ -173,7 +173,8 @@ def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str
             scored = endpoint.post("/v1/score", {"model": model, "scenario": record.scenario, **given})
             answers = scored["results"][0]["answers"]
             # Per token: texts differ in length, and their sums would favour the short ones.
-            return frozenset({int(np.argmax([each["logprob"] / each["num_tokens"] for each in answers]))})
+            logps, counts = (np.array([a[key] for a in answers], np.float32) for key in ("logprob", "num_tokens"))
+            return best(question, logps / counts)
         shown = {"options": texts, "preference": preference, "forms": [question.form]}
         told = endpoint.post("/v1/choose", {"model": model, "scenario": record.scenario, **shown})
         if question.form == "all":

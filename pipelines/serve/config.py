@@ -87,7 +87,7 @@ class ReplicaSettings(Settings):
 class LimitsSettings(Settings):
     """What one request may ask for."""
 
-    timeout_s: PositiveFloat = 120
+    timeout_s: PositiveFloat = 120  # for the body to come, and as long again for the answer
     body_bytes: PositiveInt = 1_000_000
     max_tokens: PositiveInt = 1024
     default_max_tokens: PositiveInt = 256
@@ -115,6 +115,10 @@ class EndsConfig(Settings):
     first: Place
     second: Place
     steps: PositiveInt = 20  # weights are rounded to 1/steps, so that a slider asks for a bounded number of adapters
+
+    def nearest(self, first_weight: float) -> float:
+        """Return the weight that is asked of an adapter in place of this one."""
+        return round(first_weight * self.steps) / self.steps
 
 
 class AdapterStoreConfig(Settings):

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
+from ray._common.network_utils import build_address
 from ray.exceptions import RayActorError
+from ray.serve._private import replica
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import DeploymentUnavailableError
+from ray.util import get_node_ip_address
 
 from pft_core.encoding import BranchedExample
 from pft_core.policies import load_tokenizer
@@ -47,10 +50,20 @@ TRIES = 4
 PAUSE_S = 0.2  # before a replica is asked in place of one that was lost; doubles
 
 
+def listen_on_the_node() -> None:
+    """Have the replica whose process calls this listen where others look for it; Ray's would on every interface.
+
+    Serve has no option for it, and binds after the replica was made.
+    """
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, _: bind(server, build_address(get_node_ip_address(), 0))
+
+
 class EngineReplica:
     """One engine with the adapters of its node."""
 
     def __init__(self, raw: dict[str, Any], model: str, template_digest: str, lora: bool):
+        listen_on_the_node()
         self._host = make_host(build_config(ServeConfig, raw), model, template_digest, lora=lora)
 
     async def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]:
@@ -146,6 +159,7 @@ class Ingress:
     """The HTTP API over the replicas."""
 
     def __init__(self, raw: dict[str, Any], replicas: Any):
+        listen_on_the_node()
         self._config = build_config(ServeConfig, raw)
         self._metrics = Metrics()
         catalog = Catalog(self._config, load_tokenizer)

@@ -90,7 +90,10 @@ class Exchange:
         return self._status or 500
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        try:
+            message = await self._receive()
+        except Exception:  # Serve's own way raises where the client left meanwhile: who cannot be heard has left
+            message = {"type": "http.disconnect"}
         self.has_left = self.has_left or message["type"] == "http.disconnect"
         return message
 
@@ -188,19 +191,20 @@ class Guard:
 
     async def _small_body(self, scope: Any, receive: Receive, send: Send) -> bytes | None:
         """Read the body up to the limit before anything else sees it; None: the request is answered, or gone."""
-        declared = header(scope, b"content-length")
-        is_small = not DECLARED.fullmatch(declared) or int(declared) <= self._limits.body_bytes
-        body, more = b"", True
-        while is_small and more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            is_small = len(body) <= self._limits.body_bytes
-        if not is_small:
+        most, declared = self._limits.body_bytes, header(scope, b"content-length")
+        if DECLARED.fullmatch(declared) and int(declared) > most:
             await respond(send, *self._too_large())
-        return body if is_small else None
+            return None
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                body = await read_body(receive, most)
+        except TimeoutError:
+            await respond(send, *self._too_slow())
+            return None
+        if body is not None and len(body) > most:
+            await respond(send, *self._too_large())
+            return None
+        return body
 
     async def _with_a_place(self, body: bytes, scope: Any, receive: Receive, send: Send) -> None:
         """Answer a request whose body is here; who sends a body slowly has held no place until now."""
@@ -222,6 +226,23 @@ class Guard:
     def _too_large(self) -> tuple[int, dict[str, Any], Headers]:
         message = f"the request is larger than {self._limits.body_bytes} bytes"
         return 413, error_body(message, kind="invalid_request_error", code="too_large"), ()
+
+    def _too_slow(self) -> tuple[int, dict[str, Any], Headers]:
+        """Close the connection too: what comes of the body later is nobody's request."""
+        message = f"the request's body was not here within {self._limits.timeout_s:g} s"
+        return 408, error_body(message, kind="invalid_request_error", code="timeout"), [("Connection", "close")]
+
+
+async def read_body(receive: Receive, most: int) -> bytes | None:
+    """Return a body, or as much as is larger than `most`; None where the client left."""
+    body, more = bytearray(), True
+    while more and len(body) <= most:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 def _stranger(scope: Any) -> tuple[int, dict[str, Any], Headers] | None:

@@ -64,6 +64,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         401: "No valid API key.",
         403: "A server without keys answers its own machine only.",
         404: "No such model.",
+        408: "The request's body did not come in time.",
         413: "The request is too large.",
         429: "Too many requests: come back after Retry-After seconds.",
         500: "The server failed at this request.",

@@ -154,12 +154,10 @@ class Catalog:
         """Look every place up again: one of them held something else than was known of it."""
         self._known.clear()
 
-    def between(self, first_weight: float) -> Policy | None:
-        """Return the policy at this weight between the ends, rounded to the recipe's steps; None without ends."""
-        if not self._config.ends:
-            return None
-        steps = self._config.ends.steps
-        weight = round(first_weight * steps) / steps
+    def between(self, first_weight: float) -> Policy:
+        """Return the policy at this weight between the recipe's ends, to its steps."""
+        assert self._config.ends
+        weight = self._config.ends.nearest(first_weight)
         (first, first_source), (second, second_source) = self._ends()
         source = blend(first_source, second_source, weight, name=SLIDER)
         return replace(second if weight == 0 else first, id=source.id, source=source)

@@ -130,14 +130,18 @@ class Asker:
             return self._steered(policy, condition)
         if condition.slider is None:
             return Asked(policy, condition, ((condition, 1.0),))
-        weight = condition.slider[1]
-        if policy.id == (await self.policy(None)).id:
-            between = await asyncio.to_thread(self.catalog.between, weight)
-            if between is not None:
-                # The adapter itself holds the preference: no pole of that axis is stated.
-                return Asked(between, condition, ((Condition(condition.stated), 1.0),), mixing="adapter")
-        parts = ((condition.at_pole(0), weight), (condition.at_pole(1), 1 - weight))
+        weight, space = condition.slider[1], policy.ref.space
+        if self._config.ends is not None and policy.id == (await self.policy(None)).id:
+            return await self._between_ends(policy, condition.at_weight(self._config.ends.nearest(weight), space))
+        parts = ((condition.at_weight(1, space), weight), (condition.at_weight(0, space), 1 - weight))
         return Asked(policy, condition, parts, mixing="probabilities")
+
+    async def _between_ends(self, policy: Policy, condition: Condition) -> Asked:
+        """Ask the adapter between the ends, which itself holds the preference: no pole of that axis is stated."""
+        if condition.slider is None:  # the nearest is a pole
+            return Asked(policy, condition, ((condition, 1.0),))
+        between = await asyncio.to_thread(self.catalog.between, condition.slider[1])
+        return Asked(between, condition, ((Condition(condition.stated), 1.0),), mixing="adapter")
 
     def _steered(self, policy: Policy, condition: Condition) -> Asked:
         steering = self._config.steering

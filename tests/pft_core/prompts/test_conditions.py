@@ -85,6 +85,14 @@ def test_a_weight_that_leaves_nothing_for_the_other_pole_names_the_pole_in_every
     assert {read_condition(raw, SPACE) for raw in spelled} == {read_condition(pole, SPACE)}
 
 
+@pytest.mark.parametrize("weight", [0.025, 0.3, 0.425, 1e-9, 0.999])
+def test_one_weight_is_one_condition_in_every_spelling(weight: float) -> None:
+    spelled: list[Any] = [
+        {"Bold": weight}, {"Careful": 1 - weight}, [weight, 0.5], {"Bold": weight * 7, "Careful": 7 - weight * 7},
+    ]  # fmt: skip
+    assert {read_condition(raw, SPACE) for raw in spelled} == {Condition(slider=("Risk", weight))}
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -99,10 +107,11 @@ def test_a_vector_has_an_entry_for_each_axis(raw: Any, expected: Condition) -> N
     assert read_condition(raw, SPACE) == expected
 
 
-def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated() -> None:
+def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated_as_if_it_had_been_named() -> None:
     between = read_condition([0, 0.75], SPACE)
     assert between.axis == "Pace"
-    assert between.at_pole(1) == Condition((("Pace", 1), ("Risk", 1)))
+    assert between.at_weight(0, SPACE) == read_condition([0, 0], SPACE)
+    assert between.at_weight(0.5, SPACE) == Condition((("Risk", 1),), ("Pace", 0.5))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,7 @@ def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated() -> None:
         ({"Bold": 1, "Fast": 1}, "axis 'Risk' has no pole 'Fast'"),
         ({"Bold": 0, "Careful": 0}, "no pole of 'Risk' has a weight above 0"),
         ({"Bold": 7}, "Bold=7: alone, a weight is from 0 to 1: the rest is the other pole"),
+        ({"Bold": 1.0000001}, "Bold=1.0000001: alone"),
         ({"Bold": 0.7, "bold": 0.7}, "alone, a weight is from 0 to 1"),
         ({"Bold": -1}, "Bold=-1: a weight is a number from 0 to 1e6"),
         ({"Bold": 1e7}, "Bold=10000000.0"),

@@ -362,11 +362,9 @@ def test_the_slider_makes_a_bounded_number_of_adapters(policies: list[Path], tmp
     ends = {"first": str(policies[0]), "second": str(policies[1]), "steps": 4}
     catalog = Catalog(serve_config(policies[0], tmp_path / "cache", ends=ends), load_tokenizer)
     found = [catalog.between(i / 1000) for i in range(1001)]
-    assert len({policy.id for policy in found if policy}) == 5  # 0, 1/4, 1/2, 3/4, 1
+    assert len({policy.id for policy in found}) == 5  # 0, 1/4, 1/2, 3/4, 1
     low, high = found[0], found[-1]
-    assert low is not None
-    assert high is not None
-    assert isinstance(found[500].source, Blend)  # type: ignore[union-attr]
+    assert isinstance(found[500].source, Blend)
     assert [end.source.place for end in (high, low)] == [str(p / "adapter") for p in policies]  # type: ignore[union-attr]
     assert [end.ref.adapter_sha256 for end in (high, low)] == [
         json.loads((policy / MODEL_REF_NAME).read_text())["adapter_sha256"] for policy in policies

@@ -142,12 +142,29 @@ def test_a_weight_between_two_ends_is_met_by_their_interpolation(
     np.testing.assert_allclose(probabilities(answer), expected, atol=1e-3)
 
 
+def test_one_weight_has_one_answer_however_it_is_spelled_and_tells_what_was_asked(client: httpx.Client) -> None:
+    for spelled, told in (
+        ([{"Bold": 0.025}, {"Careful": 0.975}, [0.025, 0.5], "Careful"], 0.0),  # the nearest of twenty steps is a pole
+        ([{"Careful": 0.01}, [0.99999, 0.5], "Bold"], 1.0),
+        ([{"Bold": 0.425}, {"Careful": 0.575}, [0.425, 0.5], {"Bold": 17, "Careful": 23}, {"Bold": 0.4}], 0.4),
+    ):
+        first, *others = [choose(client, RECORDS[0], preference=each) for each in spelled]
+        assert first["preference"] == {"Risk": told}
+        assert all(other == first for other in others)
+
+
 @pytest.mark.parametrize("model", [None, "one-sided"])
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_weight_of_0_or_1_answers_as_naming_the_pole_does(client: httpx.Client, model: str | None, side: int) -> None:
     pole, other = ("Bold", "Careful")[side], ("Careful", "Bold")[side]
     named = choose(client, RECORDS[0], model=model, preference=pole)
-    spelled: list[Any] = [{pole: 1, other: 0}, {pole: 1}, {other: 0}, [1 - side, 0.5], {"axis": "Risk", "pole": pole}]
+    spelled: list[Any] = [
+        {pole: 1, other: 0},
+        {pole: 1},
+        {other: 1e-17},
+        [1 - side, 0.5],
+        {"axis": "Risk", "pole": pole},
+    ]
     assert all(choose(client, RECORDS[0], model=model, preference=each) == named for each in spelled)
     asked: dict[str, Any] = {"scenario": RECORDS[0].scenario, "answers": OPTIONS, "model": model}
     scores = [post(client, "/v1/score", **asked, preferences=[each])["results"] for each in (pole, *spelled)]

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -97,6 +98,7 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert httpx.get(f"{served.url}/v1/models").status_code == 401
+    assert {ip.removeprefix("::ffff:") for ip in listeners(served.process.pid)} == {"127.0.0.1"}
     with pytest.raises(UserError, match="PFT_API_KEY"):
         Endpoint(served.url).get("/v1/models")
     monkeypatch.setenv("PFT_API_KEY", served.key)
@@ -150,6 +152,12 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
 
 def bearer(served: Running) -> dict[str, str]:
     return {"Authorization": f"Bearer {served.key}"}
+
+
+def listeners(pid: int) -> list[str]:
+    """The addresses on which a process and those that it started listen."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return [c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == "LISTEN"]
 
 
 def wait_until_it_stops(served: Running) -> None:

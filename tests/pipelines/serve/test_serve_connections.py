@@ -5,12 +5,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import uvicorn
 
+from pipelines.serve.config import LimitsSettings, ReplicaSettings
+from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.connections import TimedProtocol
+from pipelines.serve.http.guard import Guard
+from pipelines.serve.metrics import Metrics
 
 ANSWER_S = 0.5
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -31,7 +36,18 @@ async def slow_app(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    config = uvicorn.Config(slow_app, port=0, http=Hasty, lifespan="off", log_level="critical", timeout_keep_alive=1)
+    yield from serving(slow_app)
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[int]:
+    """One place, and a second for bodies."""
+    one = Admission(ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
+    yield from serving(Guard(slow_app, LimitsSettings(timeout_s=1), None, Metrics(), one))
+
+
+def serving(app: Any) -> Iterator[int]:
+    config = uvicorn.Config(app, port=0, http=Hasty, lifespan="off", log_level="critical", timeout_keep_alive=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -78,6 +94,16 @@ def test_an_answer_that_takes_longer_than_any_of_it_comes(port: int) -> None:
 def test_a_body_may_take_longer_than_headers(port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\n"
     assert ended(port, head, *[b"x"] * 8)[0].endswith(b"ok")
+
+
+def test_a_body_that_comes_a_byte_at_a_time_is_told_so_and_keeps_nobody_out(guarded: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with ThreadPoolExecutor() as pool:
+        slow = [pool.submit(ended, guarded, head % 200, *[b"x"] * 80) for _ in range(3)]
+        assert ended(guarded, head % 1 + b"x")[0].startswith(b"HTTP/1.1 200")
+        for came, seconds in [each.result() for each in slow]:
+            assert came == b"" or came.startswith(b"HTTP/1.1 408")  # unread, where it was still sending
+            assert 0.9 < seconds < 3
 
 
 def test_the_second_request_of_a_connection_has_as_long_as_the_first(port: int) -> None:

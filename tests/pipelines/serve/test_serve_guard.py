@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from ray.exceptions import TaskCancelledError
 from starlette.requests import ClientDisconnect
 
 from pft_core.errors import UserError
@@ -237,6 +238,28 @@ def test_a_body_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
     assert (answer.status, parts) == (413, 2)  # 6 + 6 > 10
 
 
+@pytest.mark.parametrize("drop", [b"x", None])
+def test_a_body_that_does_not_come_in_time_is_no_longer_waited_for(tmp_path: Path, drop: bytes | None) -> None:
+    """Byte by byte, or not at all; its key has its place back."""
+    hasty = fence(tmp_path, timeout_s=0.1, requests_in_flight_per_key=1)
+    answer = Answer()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.02 if drop else 60)
+        return {"type": "http.request", "body": drop, "more_body": True}
+
+    async def send(message: Any) -> None:
+        answer.status = message.get("status", answer.status)
+        answer.headers |= {name.decode(): value.decode() for name, value in message.get("headers", [])}
+        answer.parts.append(message.get("body", b""))
+
+    asyncio.run(asyncio.wait_for(hasty.app(scope("/v1/choose", hasty.key), receive, send), timeout=5))
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert "body was not here within 0.1 s" in answer.error["message"]
+    assert hasty.inside.reached == []
+    assert ask(hasty.app, headers=hasty.key).status == 200
+
+
 @pytest.mark.parametrize("declared", ["\xb2", "-1", "x", "9" * 5000, "1e9", ""])
 def test_a_length_that_is_no_number_breaks_nothing(tmp_path: Path, declared: str) -> None:
     small = fence(tmp_path, body_bytes=10)
@@ -436,6 +459,18 @@ def test_a_client_that_leaves_is_counted_and_logged_as_that(tmp_path: Path, insi
     assert 'pft_requests_total{route="/v1/choose",status="499"} 1.0' in text
     assert 'status="500"' not in text
     assert [line["status"] for line in logged(file, 1)] == [499]
+
+
+def test_a_client_that_leaves_within_its_body_is_counted_as_that_on_ray_too(keyed: Fence, tmp_path: Path) -> None:
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        if not messages:
+            raise TaskCancelledError
+        return messages.pop(0)
+
+    asyncio.run(keyed.app(scope("/v1/choose", keyed.key), receive, None))  # type: ignore[arg-type]
+    assert [line["status"] for line in logged(tmp_path / "access.jsonl", 1)] == [499]
 
 
 def test_what_comes_after_a_whole_answer_is_no_departure(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Our LoRA products on vLLM's CPU build against vLLM's own, which are right where every row has an adapter."""
 
+from typing import Any
+
 import pytest
 import torch
 
 pytest.importorskip("vllm")
 
+from vllm.lora.layers import LoRAMapping
 from vllm.lora.ops.torch_ops import lora_ops as theirs
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from pipelines.serve.engines import vllm_cpu_lora as ours
 
@@ -55,3 +59,65 @@ def test_adapters_on_the_head_may_be_wider_than_its_output() -> None:
     for result, expand in zip(results, (theirs.bgmv_expand, ours.expand), strict=True):
         expand(drawn(2, RANK), padded, result, torch.tensor([0, 2]), True)
     torch.testing.assert_close(results[1], results[0], **TOLERANCE)
+
+
+SLICES = (OUT, 8, 8)  # as a query, key and value in one
+
+
+def stacked() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Matrices of all slots; the second slice has weights in slot 1 alone, as if others were trained without keys."""
+    up = [drawn(SLOTS, 1, width, RANK) for width in SLICES]
+    up[1][0], up[1][2] = 0, 0
+    return tuple(drawn(SLOTS, 1, RANK, IN) + i for i in range(len(SLICES))), tuple(up)
+
+
+STACKED = stacked()  # as long as the model, as an address stands for a projection
+
+
+def added(wrapper: Any, slots: list[int], inputs: torch.Tensor) -> torch.Tensor:
+    """What a wrapper makes of ones. slots: of each row, -1 for none; slot i holds the adapter of id i + 1."""
+    ids = tuple(slot + 1 for slot in slots)
+    wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill=True), [i + 1 for i in range(SLOTS)], SLOTS, 100)
+    written = torch.ones(len(slots), sum(SLICES), dtype=inputs.dtype)
+    wrapper.add_lora_linear(written, inputs, *STACKED, 0.5, SLICES)
+    return written
+
+
+@pytest.mark.parametrize("slots", [[0] * 5, [2], [0, 1, 2], [2, 0, 2, 2, 0, 2, 1], [0, 0, 0, 0, 1, 1, 1, 1], [2, 1, 1]])
+def test_a_batch_of_several_adapters_is_that_of_vllm(slots: list[int]) -> None:
+    wrappers = [kind(64, 8, "cpu") for kind in (PunicaWrapperCPU, ours.GroupedWrapper)]
+    wanted, found = (added(wrapper, slots, drawn(len(slots), IN)) for wrapper in wrappers)
+    torch.testing.assert_close(found, wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("slots", [[-1, 0, -1, 2, 0], [-1] * 3, [-1, 1, 1, 1, 1, -1, 0, 2, 0]])
+def test_rows_without_an_adapter_stay_as_they_are_among_others(slots: list[int]) -> None:
+    wrapper, inputs = ours.GroupedWrapper(64, 8, "cpu"), drawn(len(slots), IN)
+    together = added(wrapper, slots, inputs)
+    for row, slot in enumerate(slots):
+        alone = added(wrapper, [slot], inputs[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, **TOLERANCE)
+        assert bool((alone == 1).all()) == (slot == -1)
+
+
+def test_an_adapter_in_another_s_slot_is_looked_at_anew() -> None:
+    """The one before had no weights here."""
+    wrapper, a, b = ours.GroupedWrapper(64, 8, "cpu"), drawn(1, 1, RANK, IN), torch.zeros(1, 1, OUT, RANK)
+
+    class Manager:
+        lora_index_to_id, punica_wrapper_mapping = [7], {"llm": wrapper}
+
+        def activate_adapter(self, lora_id: int) -> bool:
+            b.fill_(1)
+            return True
+
+    def adds() -> bool:
+        written = torch.zeros(1, OUT)
+        wrapper.update_metadata(LoRAMapping((7,), (7,), is_prefill=True), [7], 1, 100)
+        wrapper.add_lora_linear(written, drawn(1, IN), (a,), (b,), 1.0, (OUT,))
+        return bool(written.any())
+
+    ours._tell_of_loading(Manager)
+    assert not adds()
+    Manager().activate_adapter(7)
+    assert adds()
