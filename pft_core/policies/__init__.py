@@ -7,6 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pft_core.policies.identity import base_digest, model_identity
     from pft_core.policies.model import (
+        PLAIN_STARTS,
         add_lora,
         checkpoint_activations,
         load_base,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,6 +34,8 @@ from pft_core.policies.row_positions import own_positions
 from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# Values of init_lora_weights that leave the base alone; others, such as "pissa", take the start out of its weights.
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 class SavedWeightsError(UserError):
@@ -235,18 +237,39 @@ def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str 
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise UserError(f"adapter={str(folder)!r}: no {SAFETENSORS_WEIGHTS_NAME} with adapter_config.json there")
     try:
-        if isinstance(model, PeftModel):
-            adapted = model
+        difference = _change_of_base(config := PeftConfig.from_pretrained(str(folder)))
+        if not difference:
+            adapted = _with_layers(model, config, name)
+            # peft only warns about keys that fit nothing, and writes those that fit the base into the base.
+            expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+            difference = _difference(load_file(file), expected)
+        if not difference:
             adapted.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-        else:
-            adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
-        # peft only warns about keys that fit nothing, and would score with the bare base.
-        expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        difference = _difference(load_file(file), expected)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
         if "out of memory" in str(error):
             raise
         difference = first_line(error)
     if difference:
         raise UserError(f"adapter={str(folder)!r} does not fit {model.name_or_path!r}: {difference}")
+    return adapted
+
+
+def _change_of_base(config: PeftConfig) -> str:
+    """Return what of an adapter would change the base below it, which others use and which it is compared with."""
+    start, bias = getattr(config, "init_lora_weights", True), getattr(config, "bias", "none")
+    found = [] if start in PLAIN_STARTS else [f"init_lora_weights={start!r}"]
+    found += [] if bias == "none" else [f"bias={bias!r}"]
+    found += ["layer_replication"] if getattr(config, "layer_replication", None) else []
+    return f"{' and '.join(found)} would change the base model's own weights: train it without" if found else ""
+
+
+def _with_layers(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -> PeftModel:
+    """Put an adapter's layers in place; their weights are yet to come."""
+    config.inference_mode = True
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+        return model
+    config.base_model_name_or_path = model.name_or_path  # else peft warns that the base was renamed
+    adapted = get_peft_model(model, config, adapter_name=name)
+    assert isinstance(adapted, PeftModel)
     return adapted

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pft_core.errors import UserError
 from pft_core.files import read_json, whole_folder, write_json
-from pft_core.policies.model import SavedWeightsError
+from pft_core.policies.model import PLAIN_STARTS, SavedWeightsError
 
 SUM_TOLERANCE = 1e-6  # of the weights, which are often written with few digits
 
@@ -38,7 +38,6 @@ _UNDERSTOOD = frozenset((
     "qalora_group_size", "megatron_core",
 ))
 # fmt: on
-_PLAIN_STARTS = (True, "gaussian")  # of init_lora_weights; others, such as "pissa", change the base as well
 _SAME_FOR_ALL = ("base_model_name_or_path", "revision", "target_modules", "fan_in_fan_out")
 _ONE_BASE = "the parts of a soup are trained from one base, with the same target_modules"
 _FREE_IN_MODEL_CONFIGS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
@@ -187,7 +186,7 @@ def _refuse_special_config(file: Path, config: Any) -> None:
         if not isinstance(config.get(name), int | float) or config[name] <= 0:
             raise UserError(f"{file}: {name}={config.get(name)!r} is no number above 0: copy the adapter again")
     for name, value in config.items():
-        plain = name == "init_lora_weights" and value in _PLAIN_STARTS
+        plain = name == "init_lora_weights" and value in PLAIN_STARTS
         if value not in _OFF and name not in _UNDERSTOOD and not plain:
             raise UserError(f"{file}: {name}={value!r}: adapters with it do not add up, so train without it")
 

@@ -47,7 +47,7 @@ from pft_core.policies import place_of_model
 from pipelines.serve.engines import vllm_cpu_blocks, vllm_cpu_lora
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Grammar, Sampling, Steering, Step, Token
 from pipelines.serve.engines.grammars import JSON_DEFAULTS
-from pipelines.serve.policies import LoadedAdapter
+from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 from pipelines.serve.together import together
 
 # The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
@@ -315,6 +315,7 @@ def refuse_misfit(adapter: LoadedAdapter, base_config: Any, settings: VllmSettin
     place = adapter.id
     if not settings.enable_lora:
         raise UserError(f"{place}: this engine takes no adapters (enable_lora is off)")
+    refuse_other_kinds(place, adapter.folder)
     try:
         rank, expected = _expected_shapes(adapter.folder, base_config)
         found = _shapes(adapter.folder)

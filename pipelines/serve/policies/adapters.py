@@ -20,7 +20,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from pft_core.errors import UserError
 from pft_core.files import digest, read_json, whole_folder
-from pft_core.policies import interpolate_adapters
+from pft_core.policies import PLAIN_STARTS, interpolate_adapters
 from pipelines.tracking import mask_credentials, opening, quiet_mlflow, sqlite_path, tracking_uri
 
 DIGITS = 12
@@ -109,6 +109,8 @@ def refuse_other_kinds(name: str, folder: Path) -> None:
     kind, bias = config.get("peft_type", "LORA"), config.get("bias", "none")
     found = [f"peft_type={kind}"] if kind != "LORA" else []
     found += [f"bias={bias}"] if bias != "none" else []
+    start = config.get("init_lora_weights", True)
+    found += [] if start in PLAIN_STARTS else [f"init_lora_weights={start}"]  # it would change the base for all others
     found += [field for field in BEYOND_LORA if config.get(field)]
     if found:
         raise UserError(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from pft_core.policies.model import (
     save_adapter,
     save_full,
     trained_shapes,
+    with_adapter,
 )
 from pft_core.policies.pretrained import load_tokenizer, refuse_missing_tokenizer
 from pft_core.policies.settings import LoraSettings
@@ -365,3 +367,46 @@ def test_an_adapter_whose_config_is_damaged_does_not_fit(tiny_qwen2: Path, tmp_p
     with pytest.raises(UserError, match="does not fit") as caught:
         load_policy(str(tiny_qwen2), str(tmp_path), None, precision="fp32", device=CPU)
     assert "\n" not in str(caught.value)
+
+
+def base_weights(model: Any) -> dict[str, Tensor]:
+    return {n.replace(".base_layer.", "."): w for n, w in model.state_dict().items() if ".lora_" not in n}
+
+
+def a_base_weight(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    own = "base_model.model.model.layers.0.mlp.up_proj.weight"
+    save_file(load_file(file) | {own: torch.zeros(64, 32)}, file)
+
+
+def config_of(**changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(config_of(init_lora_weights=start) for start in ("pissa", "pissa_niter_4", "olora", "OLoRA", "a_later_one")),
+        config_of(bias="all"),
+        config_of(layer_replication=[[0, 2], [1, 2]]),
+        a_base_weight,
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_that_would_change_the_base_is_refused_and_has_not(
+    tiny_qwen2: Path, tmp_path: Path, change: Any, beside: bool
+) -> None:
+    model: Any = base(tiny_qwen2)
+    untouched = {name: weight.clone() for name, weight in base_weights(model).items()}
+    adapted = add_lora(model, LORA, seed=1)
+    save_adapter(adapted, trained_state(adapted), tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match="does not fit"):
+        with_adapter(adapted if beside else adapted.unload(), tmp_path, name="another")
+    after = base_weights(model)
+    assert after.keys() == untouched.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in untouched.items())

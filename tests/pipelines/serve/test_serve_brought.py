@@ -143,6 +143,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "bias=lora_only": {"bias": "lora_only"},
     "lora_bias": {"lora_bias": True},
     "trainable_token_indices": {"trainable_token_indices": [5, 6]},
+    "init_lora_weights=pissa": {"init_lora_weights": "pissa"},
+    "init_lora_weights=pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
+    "init_lora_weights=olora": {"init_lora_weights": "olora"},
 }
 
 

@@ -22,7 +22,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Hasty(TimedProtocol):
-    idle_s, headers_s = 0.4, 0.2
+    idle_s, headers_s, unread_s = 0.4, 0.2, 0.4
 
 
 async def slow_app(scope: Any, receive: Any, send: Any) -> None:
@@ -117,3 +117,45 @@ def test_the_second_request_of_a_connection_has_as_long_as_the_first(port: int) 
         begun = time.monotonic()
         assert client.recv(1000) == b""
         assert 0.1 < time.monotonic() - begun < 0.9
+
+
+SMALL = b"X-A: a\r\n" * 1000
+ENDLESS = {
+    "a header": (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ", b"a" * 8000),
+    "headers": (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", SMALL),
+    "an address": (b"GET /", b"a" * 8000),
+    "empty lines": (b"", b"\r\n" * 4000),
+}
+
+
+@pytest.mark.parametrize(("kind", "size"), [*((kind, 4 << 20) for kind in ENDLESS), ("a header", 80_000)])
+def test_a_head_that_grows_too_long_is_refused_and_no_more_of_it_is_read(port: int, kind: str, size: int) -> None:
+    first, part = ENDLESS[kind]
+    came, seconds = ended(port, first + part * (size // len(part)), pause_s=0)
+    assert came.startswith(b"HTTP/1.1 431 ")
+    assert b"are at most 65536 bytes" in came
+    assert seconds < 4
+
+
+def test_a_whole_head_that_is_too_long_is_refused_and_a_long_one_is_not(port: int) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: %s\r\n\r\n"
+    assert ended(port, head % (b"a" * 65_000))[0].endswith(b"ok")
+    assert ended(port, head % (b"a" * 65_600))[0].startswith(b"HTTP/1.1 431 ")
+
+
+def test_what_follows_a_body_has_an_end_too(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    assert ended(port, head + b"0\r\nX: a\r\n\r\n")[0].endswith(b"ok")
+    assert not ended(port, head + b"0\r\n" + SMALL * 500, pause_s=0)[0].endswith(b"ok")
+
+
+def test_a_body_may_be_longer_than_a_head(port: int) -> None:
+    chunk = b"4e20\r\n" + b"x" * 20_000 + b"\r\n"
+    whole = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000
+    parts = (
+        b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunk * 50
+        + b"0\r\n\r\n"
+    )
+    for body in (whole, parts):
+        assert ended(port, body, pause_s=0)[0].endswith(b"ok")
