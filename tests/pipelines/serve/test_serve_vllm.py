@@ -267,6 +267,31 @@ def test_what_a_request_asks_of_drawing_means_the_same_on_both_engines(
         assert ours[-1].finish_reason == theirs[-1].finish_reason
 
 
+KEPT = {
+    "top_k": {"top_k": 3},
+    "min_p": {"min_p": 0.7},
+    "top_p": {"top_p": 0.01},
+    "top_k and top_p": {"top_k": 4, "top_p": 0.7, "temperature": 0.5},
+    "after penalties": {"top_k": 3, "repetition_penalty": 1.7, "presence_penalty": 1.0, "min_p": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_tokens_that_may_be_drawn_are_the_same_on_both_engines(
+    served: Served, sibling: TransformersEngine, name: str
+) -> None:
+    """A few of 600 are kept: 40 draws meet each of them."""
+
+    async def drawn(engine: Engine) -> set[int]:
+        each = [replace(Sampling(1, seed=seed, temperature=2.0), **KEPT[name]) for seed in range(40)]  # type: ignore[arg-type]
+        asked = (collect(engine.generate(GenerationRequest(PROMPT[:20], one), None)) for one in each)
+        return {ids(steps)[0] for steps in await asyncio.gather(*asked)}
+
+    ours, theirs = (served.run(drawn(engine)) for engine in (served.engine, sibling))
+    assert ours == theirs
+    assert 1 < len(ours) < 12
+
+
 @pytest.mark.parametrize("max_tokens", [0, 3])
 def test_a_prompt_is_told_with_the_same_log_probabilities_by_both_engines(
     served: Served, sibling: TransformersEngine, max_tokens: int
