@@ -6,9 +6,11 @@ followed.
 
 import asyncio
 import json
+import logging
 import os
 import re
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from typing import Any, Literal
 import aiohttp
 import yaml
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.upload import (
@@ -38,6 +40,8 @@ from pft_core.errors import UserError, did_you_mean
 POLL_SECONDS = 0.5
 AGENT_SECONDS = 60.0
 CLUSTER_SILENT_S = 10.0
+BARE_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})", re.ASCII)
+ADVICE = "give the dashboard's URL: --address http://HOST:8265"
 SILENCE = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises where nobody answers
 SHOWN_LINES = 20
 
@@ -98,18 +102,31 @@ def connect(address: str | None) -> JobSubmissionClient:
     """Return a client whose cluster answers. Raises UserError."""
     if address is not None:
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment win over the argument
-    # `ray start` turns token checks on where a token exists; a client does so only when it is told.
+    asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
+    refuse_silent(asked)
+    # `ray start` turns token checks on where a token exists; a client does so only when it is told, and says so.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
         raise UserError(
-            f"cluster at {address or 'RAY_ADDRESS'}: refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
-            "the cluster's own"
+            f"cluster at {asked}: refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's own"
         ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        shown = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
-        raise UserError(f"cluster at {shown}: {error}: give the dashboard's URL: --address http://HOST:8265") from None
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(f"cluster at {asked}: {error}: {ADVICE}") from None
+
+
+def refuse_silent(address: str) -> None:
+    """Try a bare HOST:PORT: Ray's client would wait for it most of a minute. Raises UserError."""
+    if ":" not in address or "://" in address:
+        return
+    try:
+        if (place := BARE_ADDRESS.fullmatch(address)) is None:
+            raise OSError("is no address")
+        socket.create_connection((place["host"].strip("[]"), int(place["port"])), timeout=10).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"cluster at {address}: {error}: {ADVICE}") from None
 
 
 def with_plugins(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:

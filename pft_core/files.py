@@ -51,17 +51,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, *, what: str) -> Any:
-    """Read JSON. Raises UserError that names the file and what it should have been."""
+    """Read a JSON object. Raises UserError that names the file and what it should have been."""
     if not path.is_file():  # opened, a named pipe would wait for somebody who writes
         raise UserError(f"{path}: no such file; expected {what}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:  # gone meanwhile
         raise UserError(f"{path}: no such file; expected {what}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid JSON (nested too deep); expected {what}") from None
     except ValueError as error:  # of the text, its encoding, or a number of thousands of digits
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no JSON object of keys and values; expected {what}")
+    return found
 
 
 def contents(folder: Path) -> list[Path]:

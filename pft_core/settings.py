@@ -26,6 +26,10 @@ class Settings(BaseModel):
 def _path(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError(f"{text!r} names nothing: give a path or a name, or leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is not UTF-8: rename what it names") from None
     return os.path.expanduser(text)
 
 

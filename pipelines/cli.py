@@ -475,7 +475,18 @@ def spread_inputs(arguments: list[str]) -> Iterator[str]:
             yield argument
 
 
+def refuse_foreign_bytes(arguments: list[str]) -> None:
+    """End with 2 where a name is not UTF-8: neither JSON nor Parquet could hold it."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            print(f"error: {argument!a}: is not UTF-8: rename what it names", file=sys.stderr)
+            sys.exit(2)
+
+
 def main() -> None:
+    refuse_foreign_bytes(sys.argv[1:])
     try:
         app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
     except OSError as error:

@@ -16,11 +16,19 @@ from pft_core.errors import UserError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 DEEPEST = 40  # levels of lists and sections in a recipe
+LARGEST_BITS = 1000  # of a whole number: beyond 13,000 Python does not even write it
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string), and a key that
     stands twice is a mistake (the last would silently win), as is one that is no single word."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if value.bit_length() > LARGEST_BITS:
+            problem = f"a whole number of {value.bit_length()} bits"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -37,6 +45,7 @@ class _Dumper(yaml.SafeDumper):
     """Puts every text in quotes that the loader would take for a number."""
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for each in (_Loader, _Dumper):
     each.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")

@@ -62,7 +62,7 @@ def _added_tokens(folder: Path) -> dict[int, str]:
     try:
         added = json.loads(file.read_bytes())["added_tokens"] if file.is_file() else []
         return {int(token["id"]): str(token["content"]) for token in added}
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {}
 
 
@@ -70,9 +70,8 @@ def _num_embeddings(name_or_path: str) -> int | None:
     """Return what a folder's config.json says; None where there is none, as for a hub name."""
     file = Path(name_or_path).expanduser() / "config.json"
     config = read_json(file, what="a model's config") if file.is_file() else {}
-    if not isinstance(config, dict):
-        return None
-    number = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    of_text = config.get("text_config")
+    number = config.get("vocab_size") or (of_text.get("vocab_size") if isinstance(of_text, dict) else None)
     return number if isinstance(number, int) else None
 
 
@@ -111,7 +110,7 @@ def _template_source(folder: Path) -> str | None:
         return file.read_text(encoding="utf-8", errors="replace")
     named = read_json(config, what="a tokenizer's config").get("chat_template") if config.is_file() else None
     if isinstance(named, list):
-        named = {each["name"]: each["template"] for each in named}.get("default")
+        named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}.get("default")
     return named
 
 

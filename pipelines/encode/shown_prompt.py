@@ -45,7 +45,8 @@ def show_prompt(data: str, model: str, *, row: int) -> dict[str, Any]:
 
 
 def record_at(data: Path, manifest: DatasetManifest, row: int) -> PairedExample:
-    found = next(islice(read_records(data, manifest), row - 1, row), None) if row > 0 else None
+    in_range = 0 < row <= manifest.rows_out
+    found = next(islice(read_records(data, manifest), row - 1, row), None) if in_range else None
     if found is None:
         raise UserError(f"--row {row}: {data} has the rows 1 to {manifest.rows_out}")
     return found

@@ -3,8 +3,10 @@
 import logging
 import os
 import re
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from pipelines.jobs.ray_messages import tell_briefly
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 LAST_PORT = 65535
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+SESSION_BYTES = 64 << 20  # logs, ports, sockets
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path, on Linux
 
 
@@ -185,6 +188,7 @@ def refuse_unusable_environment() -> None:
         refuse_silent_address(address)
     else:
         refuse_long_sockets()
+        refuse_full_session()
 
 
 def refuse_silent_address(address: str) -> None:
@@ -202,6 +206,19 @@ def refuse_silent_address(address: str) -> None:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers ({error}): start one there, or unset RAY_ADDRESS"
         ) from None
+
+
+def refuse_full_session() -> None:
+    """Raise UserError where the disk that Ray's session lies on is full: what it starts would be waited for in vain."""
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    if (free := shutil.disk_usage(folder).free) < SESSION_BYTES:
+        raise UserError(
+            f"{folder}: {free >> 20} MB are free, and Ray, whose session lies there, needs {SESSION_BYTES >> 20}: make "
+            f"room, or set {variable} to another folder"
+        )
 
 
 def refuse_long_sockets() -> None:

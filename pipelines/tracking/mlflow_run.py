@@ -153,7 +153,8 @@ def quiet_mlflow() -> None:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+    for name in ("mlflow.system_metrics", "mlflow.store.db.utils"):  # the last with a traceback, for a full disk
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def whole_steps(rows: Sequence[StepMetrics]) -> Iterator[list[StepMetrics]]:
@@ -184,15 +185,23 @@ def dataset_entity(folder: Path, manifest: DatasetManifest) -> Any:
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Let one process at a time open an SQLite store: two that make its tables at once leave it broken for good."""
+    """Let one process at a time open an SQLite store: two that make its tables at once leave it broken for good.
+
+    So does a disk that is full while they are made: a new store that cannot be opened is removed again.
+    """
     path = sqlite_path(uri)
     if path is None:
         yield
         return
     with path.with_name(f".{path.name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        is_new = not path.exists() or not path.stat().st_size
         try:
             yield
+        except BaseException:
+            if is_new:
+                path.unlink(missing_ok=True)
+            raise
         finally:
             _remove_stray_folder(uri)
 

@@ -408,6 +408,14 @@ def test_a_misspelt_verb_and_a_silent_address_are_the_users_mistakes(monkeypatch
         submit.run(COMMAND, address="http://127.0.0.1:1", verbs=VERBS)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", ":1", "a b:1", "x:1:2"])
+def test_a_bare_address_where_nobody_answers_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^cluster at {address}: .*--address http://HOST:8265"):
+        submit.run(COMMAND, address=None, verbs=VERBS)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_cluster_that_asks_for_a_token_says_where_to_put_it(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Locked(BaseHTTPRequestHandler):

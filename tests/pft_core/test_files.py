@@ -268,6 +268,7 @@ def test_a_leftover_of_a_long_name_is_no_other_names(tmp_path: Path) -> None:
         (b"[" * 100_000, r"x\.json: not valid JSON \(nested too deep\); expected a test"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[1" + b"0" * 5000 + b"]", "not valid JSON"),
+        (b"null", "no JSON object of keys and values; expected a test"),
         (None, r"x\.json: no such file; expected a test"),
     ],
 )

@@ -63,6 +63,12 @@ def test_a_mistake_of_thousands_of_characters_is_shortened() -> None:
     assert done.stderr.endswith("x: raise it\n")
 
 
+def test_a_name_that_is_not_utf8_is_one_line() -> None:
+    done = subprocess.run([*CLI, "train", b"data=\xff"], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: 'data=\\udcff': is not UTF-8: rename what it names\n"
+
+
 def test_our_own_mistake_shows_its_traceback_and_exits_1() -> None:
     done = verb("raise KeyError('ours')")
     assert (done.returncode, done.stdout) == (1, "")

@@ -210,6 +210,9 @@ MISTAKES = {
     "a: &a {b: *a}": "holds itself",
     "seed: 2024-13-45": "",  # as a date, or as text where some library has taken dates out of YAML's loaders
     "seed: 0x_": "not valid YAML",
+    f"seed: 0x{'f' * 6000}": "a whole number of 24000 bits",
+    f"search: {{space: {{seed: [0x{'f' * 6000}]}}}}": "a whole number of 24000 bits",
+    'data: "\\ud800"': "",
     "seed: !!int x": "not valid YAML",
     "seed: !!python/object:os.system x": "not valid YAML",
     "a: \x07": "not valid YAML",

@@ -29,7 +29,7 @@ def test_prompt_answers_counts_and_labels_of_a_row_are_shown(
     assert f"{shown['sides'][0]['num_labels']} of them labels" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("row", [0, -1, 4])
+@pytest.mark.parametrize("row", [0, -1, 4, 10**30])
 def test_a_row_that_is_not_there_is_named(tiny_qwen2: Path, tmp_path: Path, row: int) -> None:
     data = write_dataset(tmp_path / "data", [record(i) for i in range(3)])
     with pytest.raises(UserError, match="has the rows 1 to 3"):

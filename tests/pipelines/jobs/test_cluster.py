@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from pft_core.errors import UserError
+from pipelines.jobs import refuse_unusable_environment
 
 SCRIPT = """
 import json, os, time
@@ -46,6 +51,21 @@ def test_a_ray_that_is_started_listens_on_loopback_and_its_token_is_its_owner_s(
     assert found["mode"] == 0o600
     assert len(found["listeners"]) > 8
     assert {ip.removeprefix("::ffff:") for ip in found["listeners"]} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_full_disk_below_ray_s_session_is_said_before_ray_starts(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv(variable, "/tmp/not-made-yet" if variable == "RAY_TMPDIR" else "")
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=5 << 20))
+    with pytest.raises(UserError, match=f"5 MB are free, and Ray, whose session .* or set {variable} to another"):
+        refuse_unusable_environment()
+    assert asked == [tmp_path if variable == "TMPDIR" else Path("/tmp")]
 
 
 POOL = """

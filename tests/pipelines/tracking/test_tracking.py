@@ -20,7 +20,7 @@ from pft_core.errors import UserError
 from pipelines.config.run import RunConfig
 from pipelines.tracking import origin as tracking_origin
 from pipelines.tracking import tracker as tracking
-from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, sqlite_path, whole_steps
+from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, opening, sqlite_path, whole_steps
 from pipelines.tracking.settings import TrackingSettings
 from pipelines.tracking.tracker import Tracker, close_killed, cut_spool, read_metrics, tracking_uri
 
@@ -404,3 +404,19 @@ def test_a_run_says_its_commit_user_and_source_and_what_its_data_are_for(
         "pairs": [("mlflow.data.context", "train")],
         "held-out": [("mlflow.data.context", "validation")],
     }
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_store_that_a_full_disk_leaves_half_made_is_not_kept(is_new: bool, tmp_path: Path) -> None:
+    store = tmp_path / "mlflow.db"
+    if not is_new:
+        store.write_text("of earlier runs")
+
+    def make_tables() -> None:
+        with opening(f"sqlite:///{store}"):
+            store.write_text("half of its tables")
+            raise RuntimeError("database or disk is full")
+
+    with pytest.raises(RuntimeError):
+        make_tables()
+    assert store.exists() != is_new

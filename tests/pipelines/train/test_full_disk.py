@@ -1,7 +1,9 @@
 """A full disk ends a training at its first attempt with one message, wherever it is met."""
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,36 @@ def test_what_a_library_says_of_a_full_disk_or_quota_is_a_mistake() -> None:
 def test_other_failures_of_workers_are_tried_again() -> None:
     policy = Failures(FailureConfig(max_failures=3))
     assert policy.make_decision(failed_with(RuntimeError("lost"))) is FailureDecision.RETRY
+
+
+TMPFS = 'mount -t tmpfs -o size=$1k none $2 && shift 2 && exec "$@"'
+
+
+def on_small_disk(folder: Path, kilobytes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a namespace of its own, where the folder is a disk of this size; skip where that is refused."""
+    namespace = ["unshare", "-Urm", "bash", "-c", TMPFS, "bash", str(kilobytes), str(folder)]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this machine lets nobody mount a small disk")
+    return subprocess.run([*namespace, *command], capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize("kilobytes", [4, 48])
+def test_a_disk_that_is_full_while_data_is_prepared_is_one_line_and_nothing_is_left(
+    kilobytes: int, tmp_path: Path
+) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    given = {"axis": "Pace", "responses": {"Fast": "go", "Slow": "stay"}}
+    rows = ({**given, "scenario": f"Plan {n} of {n * 7919 % 1_000_003}."} for n in range(4000))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pft = f"{sys.executable} -m pipelines.cli prepare --source json --input {tmp_path}/rows.jsonl --output {disk}/data"
+    done = on_small_disk(disk, kilobytes, "bash", "-c", f"{pft}; code=$?; ls -A {disk}; exit $code")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
 
 
 # Where a training writes: what a worker calls there, and what the driver does.
