@@ -27,7 +27,7 @@ from ray.util import get_node_ip_address
 from pft_core.encoding import BranchedExample
 from pft_core.policies import load_tokenizer
 from pipelines.jobs import unwrap_user_error
-from pipelines.serve.config import APPLICATION, ServeConfig
+from pipelines.serve.config import APPLICATION, ReplicaSettings, ServeConfig
 from pipelines.serve.engines import (
     EngineFault,
     GenerationRequest,
@@ -39,13 +39,13 @@ from pipelines.serve.engines import (
     fitted,
     make_host,
 )
-from pipelines.serve.http import Admission, KeyRing, make_app
+from pipelines.serve.http import Admission, KeyRing, make_app, num_bodies, num_places
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import AdapterSource, Catalog
 from pipelines.serve.requests import Gateway, read_examples
 from pipelines.strict import build as build_config
 
-INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # far above what engines admit: the ingress sends away, not the proxy
+INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # the least
 TRIES = 4
 PAUSE_S = 0.2  # before a replica is asked in place of one that was lost; doubles
 
@@ -203,7 +203,7 @@ def build(raw: dict[str, Any]) -> Any:
     replicas = engines.bind(dumped, catalog.model, ref.template_digest, lora)
     ingress = serve.deployment(Ingress).options(
         name="ingress",
-        max_ongoing_requests=INGRESS_ONGOING,
+        max_ongoing_requests=ingress_ongoing(config.scaling),
         max_queued_requests=INGRESS_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=config.scaling.drain_s,
@@ -211,6 +211,15 @@ def build(raw: dict[str, Any]) -> Any:
         ray_actor_options={"num_cpus": 0.5},
     )
     return ingress.bind(dumped, replicas)
+
+
+def ingress_ongoing(scaling: ReplicaSettings) -> int:
+    """Return how many requests the ingress has at once, far above what it lets in: it sends away, not the proxy.
+
+    Where they are all taken nobody is answered, probes included, and Serve replaces the ingress.
+    """
+    places = num_places(scaling, scaling.max_replicas)
+    return max(INGRESS_ONGOING, 2 * (places + 2 * num_bodies(places)))
 
 
 def engine_options(config: ServeConfig) -> dict[str, Any]:

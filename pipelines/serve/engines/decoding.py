@@ -3,6 +3,7 @@
 Rows are left-padded, so that all of them are continued in the same column of the key-value cache.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from pft_core.errors import UserError
 from pipelines.serve.engines.engine import RequestFault, Sampling, Step, Token
 from pipelines.serve.engines.grammars import Matcher
 from pipelines.serve.engines.picking import pick, told
+
+log = logging.getLogger(__name__)
 
 BASE = "__base__"  # peft's name for "no adapter" in a batch of several
 
@@ -125,22 +129,29 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Write one token in every row; rows that are done, or dropped, leave."""
+        """Write one token in every row; rows that are done, dropped or failed leave."""
         self._drop_numberless()
-        tokens = [pick(logits_V, row, self._eos) for logits_V, row in zip(self._logits_RV, self.rows, strict=True)]
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.write(token, self._eos)
-        kept = [i for i, row in enumerate(self.rows) if not row.dropped and finish_reason(row, self._eos) is None]
-        self._keep(kept)
+        self._keep([i for i, row in enumerate(self.rows) if self._goes_on(self._logits_RV[i], row)])
         if self.rows:
             self._mask_RL = F.pad(self._mask_RL, (0, 1), value=1)
             ids_R1 = torch.tensor([[row.written[-1]] for row in self.rows])
             shifts = [row.shift for row in self.rows]
             self._logits_RV = self._forward(ids_R1, self._mask_RL, self._cache, self.rows, shifts)[:, -1]
 
+    def _goes_on(self, logits_V: Tensor, row: Row) -> bool:
+        """Write a row's next token; return whether others follow. What fails there concerns this row alone."""
+        if row.dropped:
+            return False
+        try:
+            row.write(pick(logits_V, row, self._eos), self._eos)
+        except Exception as error:
+            row.emit(survived(error))
+            return False
+        return finish_reason(row, self._eos) is None
+
     def _drop_numberless(self) -> None:
         """Tell rows whose logits are no numbers, as after a damaged adapter; the others go on."""
-        bad = self._logits_RV.isnan().any(dim=1).tolist()
+        bad = (self._logits_RV.isnan() | self._logits_RV.isposinf()).any(dim=1).tolist()
         for row, is_bad in zip(self.rows, bad, strict=True):
             if is_bad:
                 row.emit(RequestFault(NUMBERLESS))
@@ -193,6 +204,16 @@ def _join(cache: Any, joining: Any, width: int) -> None:
             parts = [getattr(source, name) for source in (layer, new)]
             padded = [F.pad(part, (0, 0, width - part.shape[2], 0)) for part in parts]
             setattr(layer, name, torch.cat(padded))
+
+
+def survived(error: Exception) -> Exception:
+    """Return what those are told whose request failed. Raises what the device does not recover from."""
+    if isinstance(error, UserError | RequestFault):
+        return error
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    log.error("a request failed, and the engine goes on", exc_info=error)
+    return RequestFault("the engine could not answer this request: its log says why")
 
 
 def finish_reason(row: Row, eos: int) -> str | None:

@@ -16,21 +16,32 @@ JSON_DEFAULTS = {"whitespace_flexible": False}
 class Matcher:
     """Where one answer stands in its grammar; used by one thread at a time."""
 
-    def __init__(self, matcher: Any):
-        self._matcher = matcher
+    def __init__(self, matcher: Any, grammar: Grammar):
+        """Raises UserError where the grammar is none."""
+        self._matcher, self._grammar = matcher, grammar
+        self._refuse_failed()
 
     def masked(self, logits_V: Tensor) -> Tensor:
-        """Return the logits of the tokens that may come next, EOS where the answer may end."""
+        """Return the logits of the tokens that may come next, EOS where the answer may end.
+
+        Raises UserError where the grammar is too large to go on: llguidance would let the answer end anywhere.
+        """
         import llguidance.numpy
 
         bits = llguidance.numpy.allocate_token_bitmask(1, len(logits_V))
         llguidance.numpy.fill_next_token_bitmask(self._matcher, bits)
+        self._refuse_failed()
         may_V = np.unpackbits(bits.view(np.uint8)[0], bitorder="little")[: len(logits_V)].astype(bool)
         return logits_V.masked_fill(~torch.from_numpy(may_V).to(logits_V.device), float("-inf"))
 
     def take(self, token_id: int) -> None:
-        """Move on by a token that was allowed."""
+        """Move on by a token that was allowed. Raises UserError as `masked` does."""
         self._matcher.consume_token(token_id)
+        self._refuse_failed()
+
+    def _refuse_failed(self) -> None:
+        if self._matcher.is_error():
+            raise _refused(self._grammar, self._matcher.get_error())
 
 
 class Grammars:
@@ -53,10 +64,7 @@ class Grammars:
         read = _read(grammar, llguidance.LLMatcher)
         if self._tokens is None:
             self._tokens = llguidance.hf.from_tokenizer(self._tokenizer, self._vocab_size)
-        matcher = llguidance.LLMatcher(self._tokens, read, log_level=0)
-        if matcher.is_error():
-            raise _refused(grammar, matcher.get_error())
-        return Matcher(matcher)
+        return Matcher(llguidance.LLMatcher(self._tokens, read, log_level=0), grammar)
 
 
 def _read(grammar: Grammar, kinds: Any) -> str:

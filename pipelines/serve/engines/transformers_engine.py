@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,16 @@ from pft_core.errors import UserError
 from pft_core.evaluation import SteeringVectors, score_branches, steered
 from pft_core.policies import Precision, load_base, load_tokenizer, refuse_foreign_tokenizer, with_adapter
 from pft_core.scoring import BranchScorer
-from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, RequestFault, Steering, Step
+from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row, survived
+from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
 from pipelines.serve.engines.grammars import Grammars
 from pipelines.serve.engines.probe import refuse_other_caches
+from pipelines.serve.engines.scoring import Part, Scoring, next_parts
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 
 log = logging.getLogger(__name__)
+
+TURNS = 8  # in which a batch is scored while texts are written: one token of each between two turns
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,6 @@ class TransformersSettings:
     tokens_per_batch: int
     max_loaded_adapters: int
     vectors: tuple[SteeringVectors, int] | None = None
-
-
-@dataclass(eq=False)
-class _Scoring:
-    examples: Sequence[BranchedExample]
-    adapter: LoadedAdapter | None
-    steering: Steering | None
-    done: Callable[[list[NDArray[np.float32]] | BaseException], None]
 
 
 @dataclass(eq=False)
@@ -78,9 +73,10 @@ class TransformersEngine:
         self._grammars = Grammars(tokenizer, base.get_output_embeddings().weight.shape[0])
         self._batch = DecodingBatch(self._call, eos, device)
         refuse_other_caches(base, self._batch, name=settings.model, eos=eos, device=device)
-        self._inbox: deque[_Scoring | _Generation] = deque()  # what came, and was not looked at yet
+        self._inbox: deque[Scoring | _Generation] = deque()  # what came, and was not looked at yet
         self._queue: deque[_Generation] = deque()  # seen by the thread alone, as those below
-        self._taken: list[_Scoring | _Generation] = []  # what it is at: scored, or let in, in this round
+        self._scorings: list[Scoring] = []
+        self._taken: list[_Generation] = []  # what it lets in, in this round
         self._news = threading.Condition()
         self._closed = False
         self._fault: EngineFault | None = None
@@ -92,7 +88,7 @@ class TransformersEngine:
         steps: asyncio.Queue[Step | BaseException] = asyncio.Queue()
 
         def put(step: Step | BaseException) -> None:
-            loop.call_soon_threadsafe(steps.put_nowait, step)
+            _tell(loop, steps.put_nowait, step)
 
         shift = self._shift(request.steering)
         grammar = request.sampling.grammar
@@ -116,6 +112,8 @@ class TransformersEngine:
         adapter: LoadedAdapter | None,
         steering: Steering | None = None,
     ) -> list[NDArray[np.float32]]:
+        if not examples:
+            return []
         loop = asyncio.get_running_loop()
         result: asyncio.Future[list[NDArray[np.float32]]] = loop.create_future()
 
@@ -128,10 +126,14 @@ class TransformersEngine:
                 result.set_result(outcome)
 
         def done(outcome: list[NDArray[np.float32]] | BaseException) -> None:
-            loop.call_soon_threadsafe(settle, outcome)
+            _tell(loop, settle, outcome)
 
-        self._submit(_Scoring(examples, adapter, steering, done))
-        return await result
+        job = Scoring(examples, adapter, steering, done)
+        self._submit(job)
+        try:
+            return await result
+        finally:
+            job.is_over = True
 
     async def check(self) -> None:
         if self._fault is not None or not self._thread.is_alive():
@@ -143,7 +145,7 @@ class TransformersEngine:
             self._news.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def _submit(self, job: _Scoring | _Generation) -> None:
+    def _submit(self, job: Scoring | _Generation) -> None:
         with self._news:
             if self._closed or self._fault is not None:
                 raise EngineFault("the engine is stopped")
@@ -153,7 +155,8 @@ class TransformersEngine:
     def _run(self) -> None:
         try:
             while self._await_work():
-                self._score(self._new_scorings())
+                self._take_in()
+                self._score()
                 self._admit()
                 if self._batch.rows:
                     self._batch.step()
@@ -162,7 +165,7 @@ class TransformersEngine:
 
     def _await_work(self) -> bool:
         with self._news:
-            while not (self._closed or self._inbox or self._queue or self._batch.rows):
+            while not (self._closed or self._inbox or self._scorings or self._queue or self._batch.rows):
                 self._news.wait()
             return not self._closed
 
@@ -170,37 +173,46 @@ class TransformersEngine:
         fault = EngineFault(f"the engine stopped: {error!r}")
         with self._news:
             self._fault = fault
-            jobs = [*self._inbox, *self._queue, *self._taken]
+            jobs = [*self._inbox, *self._scorings, *self._queue, *self._taken]
         for job in jobs:
             job.done(fault)
         for row in self._batch.rows:
             row.emit(fault)
 
-    def _new_scorings(self) -> list[_Scoring]:
-        """Empty the inbox: generations queue up, what is to be scored is returned."""
+    def _take_in(self) -> None:
+        """Empty the inbox; what nobody waits for any more is forgotten."""
         with self._news:
             jobs = list(self._inbox)
             self._inbox.clear()
-        self._taken = [job for job in jobs if isinstance(job, _Scoring)]
+        self._taken = []
         self._queue += [job for job in jobs if isinstance(job, _Generation)]
-        return [job for job in jobs if isinstance(job, _Scoring)]
-
-    def _score(self, jobs: Sequence[_Scoring]) -> None:
-        """Score what came; all that needs the same adapter and direction runs in the same batches."""
-        groups: dict[tuple[LoadedAdapter | None, Steering | None], list[_Scoring]] = {}
         for job in jobs:
-            groups.setdefault((job.adapter, job.steering), []).append(job)
-        for (adapter, steering), members in groups.items():
-            try:
-                scores = iter(self._scores([e for job in members for e in job.examples], adapter, steering))
-                for job in members:
-                    job.done([next(scores) for _ in job.examples])
-            except Exception as error:
-                fault = self._survived(error)
-                for job in members if len(members) > 1 else ():  # one of them failed for all
-                    self._score([job])
-                if len(members) == 1:
-                    members[0].done(fault)
+            if isinstance(job, Scoring):
+                job.cut(self._settings.tokens_per_batch // TURNS)
+                self._scorings.append(job)
+        self._scorings = [job for job in self._scorings if not job.is_over]
+
+    def _score(self) -> None:
+        """Score some of what waits; less at once while texts are written, which go on in between."""
+        if self._scorings:
+            turns = TURNS if self._batch.rows or self._queue else 1
+            self._score_parts(next_parts(self._scorings, self._settings.tokens_per_batch // turns))
+            self._scorings = [job for job in self._scorings if not job.is_over]
+
+    def _score_parts(self, parts: Sequence[Part]) -> None:
+        """Score parts that need the same adapter and direction in the same batches."""
+        first = parts[0].of
+        try:
+            scores = self._scores([part.example for part in parts], first.adapter, first.steering)
+            for part, logps in zip(parts, scores, strict=True):
+                part.take(logps)
+        except Exception as error:
+            fault = survived(error)
+            jobs = list(dict.fromkeys(part.of for part in parts))
+            if len(jobs) == 1:
+                first.end(fault)
+            for job in jobs if len(jobs) > 1 else ():  # one of them failed for all
+                self._score_parts([part for part in parts if part.of is job])
 
     def _scores(
         self, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None, steering: Steering | None
@@ -235,20 +247,11 @@ class TransformersEngine:
         try:
             self._batch.admit(rows)
         except Exception as error:
-            fault = self._survived(error)
+            fault = survived(error)
             for row in rows if len(rows) > 1 else ():  # one of them failed for all
                 self._let_in([row])
             if len(rows) == 1:
                 rows[0].emit(fault)
-
-    def _survived(self, error: Exception) -> Exception:
-        """Return what those are told whose request failed. Raises what the device does not recover from."""
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, torch.AcceleratorError):
-            raise error
-        log.error("a request failed, and the engine goes on", exc_info=error)
-        return RequestFault("the engine could not answer this request: its log says why")
 
     def _fits(self, job: _Generation, admitted: Sequence[Row]) -> bool:
         if len(self._batch.rows) + len(admitted) >= self._settings.max_batch:
@@ -274,6 +277,12 @@ class TransformersEngine:
 
     def _shift(self, steering: Steering | None) -> Tensor | None:
         return None if steering is None else steering.multiplier * self._direction(steering.axis)[0]
+
+
+def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
+    """Call in the loop of who asked, unless it has ended: then nobody is there to be told."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *arguments)
 
 
 def _read_together(rows: Sequence[Row]) -> list[list[Row]]:

@@ -45,7 +45,16 @@ from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pft_core.policies import place_of_model
 from pipelines.serve.engines import vllm_cpu_blocks, vllm_cpu_lora
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Grammar, Sampling, Steering, Step, Token
+from pipelines.serve.engines.engine import (
+    EngineFault,
+    GenerationRequest,
+    Grammar,
+    RequestFault,
+    Sampling,
+    Steering,
+    Step,
+    Token,
+)
 from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 from pipelines.serve.together import together
@@ -264,8 +273,7 @@ class VllmEngine:
         outputs = self._engine.generate(tokens_input(prompt), params, request_id, lora_request=lora)
         async with aclosing(outputs):  # closed here and now, as that is what makes vLLM drop the request
             async for output in outputs:
-                if output.outputs[0].finish_reason not in (None, "stop", "length"):
-                    raise EngineFault(f"vLLM gave up a request ({output.outputs[0].finish_reason})")
+                _refuse_given_up(output.outputs[0].finish_reason, params)
                 yield output
 
     async def _lora(self, adapter: LoadedAdapter | None) -> LoRARequest | None:
@@ -294,6 +302,16 @@ class VllmEngine:
         most = self._settings.max_length
         if num_tokens > most:
             raise UserError(f"{num_tokens} tokens, engine.max_length is {most}: shorten the prompt, or raise it")
+
+
+def _refuse_given_up(reason: str | None, params: SamplingParams) -> None:
+    """Raise what it means that vLLM ended a request: `error` is the request's own, and would come again."""
+    if reason == "error" and params.structured_outputs is not None:
+        raise UserError("structured_outputs or response_format: the grammar became too large to be followed")
+    if reason == "error":
+        raise RequestFault("the engine could not answer this request: its log says why")
+    if reason not in (None, "stop", "length"):
+        raise EngineFault(f"vLLM gave up a request ({reason})")
 
 
 def _prompt(request: GenerationRequest) -> list[int]:

@@ -6,6 +6,7 @@ clients away for whom there is room.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Literal
 
 from pipelines.serve.config import ReplicaSettings
 
+LEAST_BODIES = 64  # of one key, where there are fewer places
 RECOUNT_S = 2.0
 STILL_S = 0.05  # between looks whether the last request is answered
 
@@ -27,17 +29,32 @@ class Refusal:
 
 
 FULL = Refusal(429, "overload", "every replica is busy and the queue is full: come back later")
+SENDING = Refusal(429, "bodies", "too many requests are still on their way here: come back later, and send them whole")
 STOPPING = Refusal(503, "stopping", "this server stops: ask another, or this one once it is back")
 
 
+def num_places(scaling: ReplicaSettings, replicas: int) -> int:
+    """Return how many requests may be answered, or wait, at once."""
+    return max(1, replicas) * scaling.max_ongoing_requests + scaling.max_queued_requests
+
+
+def num_bodies(places: int) -> int:
+    """Return how many bodies of one key may be on their way at once; of all keys together, twice as many."""
+    return max(LEAST_BODIES, places)
+
+
 class Admission:
-    """The places of one server. One request holds one place, however much it asks of the engines."""
+    """The places of one server. One request holds one place, however much it asks of the engines.
+
+    Bodies that are still on their way hold none, but each holds a request of Ray's, so that they are counted too.
+    """
 
     def __init__(self, scaling: ReplicaSettings, *, count_replicas: Callable[[], Awaitable[int]] | None = None):
         """count_replicas: how many run by now, where the number may change; None: min_replicas."""
         self._scaling, self._count_replicas = scaling, count_replicas
         self._replicas, self._counted_at = scaling.min_replicas, 0.0
         self._in_flight, self._stopping = 0, False
+        self._bodies: Counter[str] = Counter()  # by the key's name
         self._counting: asyncio.Task[None] | None = None
 
     def refusal(self) -> Refusal | None:
@@ -45,8 +62,22 @@ class Admission:
         if self._stopping:
             return STOPPING
         self._recount()
-        limit = max(1, self._replicas) * self._scaling.max_ongoing_requests + self._scaling.max_queued_requests
-        return FULL if self._in_flight >= limit else None
+        return FULL if self._in_flight >= num_places(self._scaling, self._replicas) else None
+
+    def body_refusal(self, key: str) -> Refusal | None:
+        """Return why a key's body is not waited for now; None where it is."""
+        most = num_bodies(num_places(self._scaling, self._replicas))
+        is_full = self._bodies[key] >= most or self._bodies.total() >= 2 * most
+        return SENDING if is_full else None
+
+    @contextmanager
+    def body(self, key: str) -> Iterator[None]:
+        """Count a body as on its way, which `body_refusal` has just let in."""
+        self._bodies[key] += 1
+        try:
+            yield
+        finally:
+            self._bodies[key] -= 1
 
     @contextmanager
     def place(self) -> Iterator[None]:

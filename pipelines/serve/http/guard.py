@@ -16,7 +16,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import LimitsSettings, is_loopback
-from pipelines.serve.http.admission import Admission
+from pipelines.serve.http.admission import Admission, Refusal
 from pipelines.serve.http.keys import Key, KeyRing, RateLimiter, secret_in
 from pipelines.serve.http.openai_format import error_body
 from pipelines.serve.metrics import Access, AccessLog, Metrics, note, noting
@@ -131,20 +131,25 @@ class Guard:
             await respond(send, *refusal)
             return
         with self._counted(key):
-            await self._let_in(scope, receive, send)
+            await self._let_in("" if key is None else key.name, scope, receive, send)
 
-    async def _let_in(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def _let_in(self, owner: str, scope: Any, receive: Receive, send: Send) -> None:
         is_post = scope["method"] == "POST"
         if not is_post and not scope["path"].startswith(READS_POLICIES):
             await self._app(scope, receive, send)
         # Sent away before anything is done for it: under overload, that is most of the work there is.
-        elif (sent_away := self._sent_away()) is not None:
+        elif (sent_away := self._sent_away(self._admission.refusal())) is not None:
             await respond(send, *sent_away)
         elif not is_post:
             with self._admission.place():
                 await self._app(scope, receive, send)
-        elif (body := await self._small_body(scope, receive, send)) is not None:
-            await self._with_a_place(body, scope, receive, send)
+        elif (sent_away := self._sent_away(self._admission.body_refusal(owner))) is not None:
+            await respond(send, *sent_away)
+        else:
+            with self._admission.body(owner):
+                body = await self._small_body(scope, receive, send)
+            if body is not None:
+                await self._with_a_place(body, scope, receive, send)
 
     def _key(self, scope: Any) -> Key | None:
         secret = secret_in(header(scope, b"authorization"))
@@ -181,8 +186,7 @@ class Guard:
             return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(wait_s)]
         return None
 
-    def _sent_away(self) -> tuple[int, dict[str, Any], Headers] | None:
-        refusal = self._admission.refusal()
+    def _sent_away(self, refusal: Refusal | None) -> tuple[int, dict[str, Any], Headers] | None:
         if refusal is None:
             return None
         self._metrics.rejected.labels(refusal.reason).inc()
@@ -217,7 +221,7 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        if (sent_away := self._sent_away()) is not None:
+        if (sent_away := self._sent_away(self._admission.refusal())) is not None:
             await respond(send, *sent_away)
             return
         with self._admission.place():

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.serve.engines import Grammar
 from pipelines.serve.requests.strict_body import Asking
@@ -11,6 +11,7 @@ from pipelines.serve.requests.strict_body import Asking
 MOST_CHARACTERS = 50_000  # of a schema or a regular expression
 MOST_LEVELS = 64  # of a schema: what reads it goes down as deep
 TOO_DEEP = f"nested too deeply: {MOST_LEVELS} levels are the most"
+TOO_LONG = f"longer than {MOST_CHARACTERS} characters, which are the most"
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 VALUES = ("const", "default", "enum", "examples", "allOf")  # hold values, and no schemas that are to be closed
 ANY_OBJECT = '{"type": "object"}'
@@ -28,8 +29,29 @@ def schema_grammar(schema: Any) -> Grammar:
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON: {error}") from None
     if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"{len(text)} characters, {MOST_CHARACTERS} are the most")
+        raise ValueError(TOO_LONG)
     return Grammar("json", text)
+
+
+def refuse_long(schema: Any) -> Any:
+    """Raise ValueError for a schema that is too long, before anything goes through the whole of it.
+
+    What is counted is at most what it is written in; the count ends where it is too much.
+    """
+    characters, left = 0, [schema]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            characters += 4 * len(value) + sum(map(len, value))  # quotes, colon and comma
+            left += value.values()
+        elif isinstance(value, list):
+            characters += len(value)
+            left += value
+        else:
+            characters += len(value) if isinstance(value, str) else 1
+        if characters > MOST_CHARACTERS:
+            raise ValueError(TOO_LONG)
+    return schema
 
 
 def closed(schema: Any, levels: int) -> Any:
@@ -63,6 +85,9 @@ def _refuse_unread(schema: Any) -> Any:
     return schema
 
 
+READ = (BeforeValidator(refuse_long), AfterValidator(_refuse_unread))
+
+
 class StructuredOutputs(Asking):
     """vLLM's: one of its ways to say what an answer may be."""
 
@@ -73,7 +98,7 @@ class StructuredOutputs(Asking):
         ]
         | None
     ) = None
-    schema_: Annotated[Schema | str, AfterValidator(_refuse_unread)] | None = Field(default=None, alias="json")
+    schema_: Annotated[Schema | str, *READ] | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)] | None = None
 
@@ -115,7 +140,7 @@ class NamedSchema(Asking):
     name: Annotated[str, Field(max_length=200)] = ""
     description: Annotated[str, Field(max_length=10_000)] | None = None
     strict: bool | None = None
-    schema_: Annotated[Schema, AfterValidator(_refuse_unread)] = Field(default_factory=dict, alias="schema")
+    schema_: Annotated[Schema, *READ] = Field(default_factory=dict, alias="schema")
 
 
 class JsonSchema(Asking):

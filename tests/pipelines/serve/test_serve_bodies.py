@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pft_core.policies.pretrained import load_tokenizer
 from pipelines.serve.policies.catalog import Catalog
-from pipelines.serve.requests import asking, choosing, writing
+from pipelines.serve.requests import asking, choosing, structured, writing
 from pipelines.serve.requests.asking import Asker
 from pipelines.serve.requests.bodies import ChatBody, ChooseBody, CompletionBody
 from tests.serving import LocalServer, serve_config, write_policy
@@ -161,6 +161,48 @@ def test_a_body_of_very_many_faults_is_not_told_each(case: str) -> None:
     with pytest.raises(ValidationError) as found:
         body.model_validate(json.loads(FAULTS[case]))
     assert found.value.error_count() < 12
+
+
+MANY: dict[str, Any] = {f"{i:x}": {} for i in range(80_000)}
+LONG_SCHEMAS = {
+    "properties": {"properties": MANY},
+    "lists": {"anyOf": [[]] * 300_000},
+    "numbers": {"enum": [1] * 400_000},
+    "one text": {"const": "a" * 900_000},
+    "names": {"a" * 450_000: 1, "b" * 450_000: 1},
+}
+
+
+@pytest.mark.parametrize("case", LONG_SCHEMAS)
+def test_a_long_schema_is_refused_before_it_is_gone_through(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("gone through")
+
+    monkeypatch.setattr(structured, "schema_grammar", never)
+    schema = LONG_SCHEMAS[case]
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked: list[dict[str, Any]] = [
+        {"response_format": named},
+        *({"structured_outputs": {"json": each}} for each in (schema, json.dumps(schema))),
+    ]
+    for each in asked:
+        with pytest.raises(ValidationError, match="longer than 50000 characters"):
+            CompletionBody.model_validate({"prompt": "a", **each})
+
+
+def test_what_is_counted_of_a_schema_is_no_more_than_it_is_written_in() -> None:
+    for schema in ({"a": [1, "", {}], "b": {"c": None, "d": [[]]}}, {}, [], "x"):
+        fits = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(structured, "MOST_CHARACTERS", len(fits))
+            assert structured.refuse_long(schema) == schema
+
+
+def test_a_penalty_that_no_number_holds_is_refused() -> None:
+    for penalty in (1e-320, 1e-38, 0.009):
+        with pytest.raises(ValidationError, match=r"repetition_penalty\n.*greater than or equal to 0\.01"):
+            CompletionBody.model_validate({"prompt": "a", "repetition_penalty": penalty})
+    CompletionBody.model_validate({"prompt": "a", "repetition_penalty": 0.01})
 
 
 def test_while_a_text_is_tokenised_others_are_answered_and_the_deadline_holds(

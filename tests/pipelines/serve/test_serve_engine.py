@@ -1,6 +1,8 @@
 """The transformers engine: continuous batching and shared scoring give what each request alone would get."""
 
 import asyncio
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,26 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pft_core.encoding.examples import BranchedExample
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import score_branches
 from pft_core.evaluation.steering import SteeringVectors, steered
 from pft_core.policies.model import load_base, load_policy
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling, Steering, Step
+from pipelines.serve.engines.engine import (
+    EngineFault,
+    GenerationRequest,
+    Grammar,
+    RequestFault,
+    Sampling,
+    Steering,
+    Step,
+)
 from pipelines.serve.engines.picking import nucleus
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
-from tests.builders import random_trees
+from tests.builders import random_trees, tree
 from tests.serving import write_policy
 
 CPU = torch.device("cpu")
@@ -243,8 +254,6 @@ def test_steering_adds_its_direction_to_scores_and_to_what_is_written(
     assert [token.logprob for step in steps for token in step.tokens] != [
         token.logprob for step in plain for token in step.tokens
     ]
-    from tests.builders import tree
-
     ids = written(steps)
     (read,) = asyncio.run(engine.score([tree("t", [PROMPTS[1]], [ids], (0,))], None, steering))
     told = sum(token.logprob or 0.0 for step in steps for token in step.tokens)
@@ -273,3 +282,115 @@ def test_a_broken_engine_says_so_to_everyone(tiny_qwen2: Path) -> None:
             await engine.score(random_trees(1), None)
 
     asyncio.run(ask())
+
+
+# --- what one request does to others
+
+
+class Lost:
+    """A grammar whose reader fails at some token."""
+
+    def masked(self, logits_V: torch.Tensor) -> torch.Tensor:
+        raise IndexError("no such state")
+
+
+def wide_schema(count: int) -> Grammar:
+    names = {f"a{i}": {"type": "integer"} for i in range(count)}
+    return Grammar("json", json.dumps({"type": "object", "properties": names, "additionalProperties": False}))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "error"),
+    [
+        (Sampling(9, repetition_penalty=1e-320), RequestFault),  # its logits are infinite
+        (Sampling(9, grammar=wide_schema(1500)), UserError),
+        (Sampling(9, grammar=Grammar("regex", "lost")), RequestFault),
+    ],
+)
+def test_what_fails_at_one_row_s_token_fails_that_row_alone(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, sampling: Sampling, error: type[Exception]
+) -> None:
+    if sampling.grammar is not None and sampling.grammar.text == "lost":
+        monkeypatch.setattr(engine._grammars, "matcher", lambda grammar: Lost())
+
+    async def ask() -> list[Step]:
+        other = asyncio.create_task(collect(engine, PROMPTS[1], Sampling(40, temperature=0, ignore_eos=True)))
+        await asyncio.sleep(0.01)
+        with pytest.raises(error, match="its log says why" if error is RequestFault else "JSON schema cannot be foll"):
+            await collect(engine, PROMPTS[0], sampling)
+        await engine.check()
+        return await other
+
+    assert len(written(asyncio.run(ask()))) == 40
+
+
+def test_who_is_gone_with_its_loop_is_no_fault_of_the_engine(engine: TransformersEngine) -> None:
+    gone = asyncio.new_event_loop()
+    steps: Any = engine.generate(GenerationRequest(PROMPTS[0], Sampling(2000, ignore_eos=True)), None)
+    gone.run_until_complete(anext(steps))
+    gone.close()
+    sampling = Sampling(5, temperature=0, ignore_eos=True)
+    assert len(written(asyncio.run(collect(engine, PROMPTS[1], sampling)))) == 5
+    asyncio.run(engine.check())
+    for row in engine._batch.rows:
+        row.dropped = True
+
+
+def many_answers(count: int) -> BranchedExample:
+    return tree("many", [[5, 6, 7]] * count, [[8 + i % 7, 9, 10 + i % 5, 11, 2] for i in range(count)], [0] * count)
+
+
+def test_an_example_in_parts_scores_what_it_does_as_a_whole(tiny_qwen2: Path, engine: TransformersEngine) -> None:
+    examples = [many_answers(40), *random_trees(2), many_answers(1)]
+    model = load_policy(str(tiny_qwen2), None, None, precision="fp32", device=CPU)
+    wanted = score_branches(examples, scorer=BranchScorer(model), tokens_per_batch=10_000)
+    for found, each in zip(asyncio.run(engine.score(examples, None)), wanted, strict=True):
+        np.testing.assert_allclose(found, each, atol=1e-4)
+
+
+def watched(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, *, score_s: float = 0) -> list[str]:
+    """Note what the engine's thread does."""
+    done: list[str] = []
+    score, step = engine._scores, engine._batch.step
+
+    def scores(*arguments: Any) -> Any:
+        time.sleep(score_s)
+        done.append("score")
+        return score(*arguments)
+
+    def one_step() -> None:
+        done.append("step")
+        step()
+
+    monkeypatch.setattr(engine, "_scores", scores)
+    monkeypatch.setattr(engine._batch, "step", one_step)
+    return done
+
+
+def test_texts_go_on_while_much_is_scored(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = watched(engine, monkeypatch)
+
+    async def ask() -> None:
+        text = asyncio.create_task(collect(engine, PROMPTS[0], Sampling(400, ignore_eos=True)))
+        await asyncio.sleep(0.02)
+        await engine.score([many_answers(60)], None)
+        text.cancel()
+
+    asyncio.run(ask())
+    assert done.count("score") >= 8
+    assert "score score" not in " ".join(done), "a token lies between two parts"
+
+
+def test_scores_of_those_who_left_are_not_computed(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = watched(engine, monkeypatch, score_s=0.1)
+
+    async def ask() -> None:
+        left = [asyncio.create_task(engine.score([many_answers(60 + i)], None)) for i in range(12)]
+        await asyncio.sleep(0.05)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await engine.score([many_answers(1)], None)
+
+    asyncio.run(ask())
+    assert len(done) <= 3

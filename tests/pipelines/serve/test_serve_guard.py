@@ -19,8 +19,9 @@ from starlette.requests import ClientDisconnect
 
 from pft_core.errors import UserError
 from pipelines.serve.config import LimitsSettings, ReplicaSettings
+from pipelines.serve.deployments import ingress_ongoing
 from pipelines.serve.http import guard
-from pipelines.serve.http.admission import Admission
+from pipelines.serve.http.admission import LEAST_BODIES, Admission, num_bodies, num_places
 from pipelines.serve.http.guard import Guard, Observed
 from pipelines.serve.http.keys import KeyRing, RateLimiter, add_key
 from pipelines.serve.metrics import LATENCY_S, AccessLog, Metrics, note
@@ -351,6 +352,59 @@ def test_a_key_has_so_many_requests_in_flight_and_no_more(tmp_path: Path) -> Non
 def test_what_reads_weights_takes_a_place(tmp_path: Path, path: str, statuses: list[int]) -> None:
     one = fence(tmp_path, scaling=ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
     assert asyncio.run(held(one, path, 2, method="GET")) == statuses
+
+
+class Sending:
+    """Requests whose bodies do not come."""
+
+    def __init__(self, some: Fence, key: Headers):
+        self._app, self._key, self._ends = some.app, key, asyncio.Event()
+        self.statuses: list[int] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def begin(self, count: int) -> None:
+        async def receive() -> Any:
+            await self._ends.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.statuses += [message["status"]] if "status" in message else []
+
+        asked = scope("/v1/choose", self._key)
+        self._tasks += [asyncio.create_task(self._app(asked, receive, send)) for _ in range(count)]
+        await asyncio.sleep(0.05)
+
+    async def end(self) -> None:
+        self._ends.set()
+        await asyncio.gather(*self._tasks)
+
+
+def test_bodies_on_their_way_are_so_many_of_a_key_and_of_all(tmp_path: Path) -> None:
+    some = fence(tmp_path, scaling=ReplicaSettings(max_ongoing_requests=2, max_queued_requests=0))
+    others = [Fence(some.app, some.inside, some.metrics, add_key(tmp_path / "keys.json", name)) for name in ("b", "c")]
+    some.app._app._keys._checked -= 10  # the ring looks at its file again
+
+    async def send() -> list[list[int]]:
+        sending = [Sending(some, each.key) for each in (some, *others)]
+        for each in sending:
+            await each.begin(LEAST_BODIES + 1)
+        told = [list(each.statuses) for each in sending]
+        for each in sending:
+            await each.end()
+        again = Sending(some, some.key)
+        await again.begin(1)
+        await again.end()
+        return [*told, again.statuses]
+
+    assert asyncio.run(send()) == [[429], [429], [429] * (LEAST_BODIES + 1), []]
+    assert f'pft_rejected_total{{reason="bodies"}} {LEAST_BODIES + 3}.0' in exposed(some)
+
+
+@pytest.mark.parametrize("replicas", [1, 64])
+def test_what_is_let_in_leaves_the_ingress_room_for_probes(replicas: int) -> None:
+    scaling = ReplicaSettings(max_replicas=replicas)
+    places = num_places(scaling, replicas)
+    assert places + 2 * num_bodies(places) <= ingress_ongoing(scaling) / 2
 
 
 # --- request ids, metrics, streams

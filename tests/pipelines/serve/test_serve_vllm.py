@@ -331,6 +331,17 @@ def test_a_grammar_that_cannot_be_read_is_refused_and_the_engine_lives_on(served
     assert write(served, served.engine, PROMPT[:20], GREEDY)
 
 
+def test_a_grammar_that_grows_too_large_is_the_asker_s_mistake_on_both_engines(
+    served: Served, sibling: TransformersEngine
+) -> None:
+    names = {f"a{i}": {"type": "integer"} for i in range(1500)}
+    grammar = Grammar("json", json.dumps({"type": "object", "properties": names, "additionalProperties": False}))
+    for engine in (served.engine, sibling):
+        with pytest.raises(UserError, match=r"cannot be followed|too large to be followed"):
+            write(served, engine, PROMPT[:20], Sampling(60, temperature=0, grammar=grammar))
+        assert write(served, engine, PROMPT[:20], GREEDY)
+
+
 def test_a_seed_repeats_a_text(served: Served) -> None:
     texts = [ids(write(served, served.engine, PROMPT, Sampling(20, seed=seed))) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
