@@ -22,4 +22,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word, or a list of the known words when none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known) or 'none'}."

@@ -269,7 +269,9 @@ def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any
     """Return the greedy continuation of each prompt, as text; left padding makes all replies start together."""
     import torch
 
-    longest = max(len(ids) for ids in prompts)
+    from pft_core.policies import end_tokens
+
+    longest, ends = max(len(ids) for ids in prompts), end_tokens(tokenizer, model.generation_config.eos_token_id)
     # Not the tokenizer's own pad token, which may lie beyond the model's embeddings; padding is masked anyway.
     pad = tokenizer.eos_token_id
     ids_BL = torch.tensor([[pad] * (longest - len(ids)) + ids.tolist() for ids in prompts], device=model.device)
@@ -283,9 +285,11 @@ def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any
             pad_token_id=pad,
             do_sample=False,
             repetition_penalty=1.0,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    return tokenizer.batch_decode(replies_BL[:, longest:], skip_special_tokens=True)
+            eos_token_id=list(ends),
+        )[:, longest:]
+    # What ends a text is no part of it, though it may be no special token.
+    texts_BL = replies_BL.masked_fill(torch.isin(replies_BL, torch.tensor(ends, device=replies_BL.device)), pad)
+    return tokenizer.batch_decode(texts_BL, skip_special_tokens=True)
 
 
 def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:

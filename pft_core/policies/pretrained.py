@@ -5,7 +5,7 @@ Code that ships inside a model folder is never run.
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,15 @@ def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
     if num_embeddings is not None:
         refuse_tokens_beyond(tokenizer, num_embeddings)
     return tokenizer
+
+
+def end_tokens(tokenizer: "PreTrainedTokenizerBase", named: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ids that end a text: the tokenizer's EOS, then what a model's generation config names, as turns' ends.
+
+    named: `eos_token_id` of that config.
+    """
+    ids = [named] if isinstance(named, int) else named or []
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, ids)]))
 
 
 def refuse_tokens_beyond(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:

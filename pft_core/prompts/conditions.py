@@ -51,6 +51,8 @@ def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
     """
     if raw is None:
         return Condition()
+    if not space.axes:
+        raise UserError(f"preference={_shown(raw)}: this model knows no poles to prefer: leave it out")
     if isinstance(raw, str):
         axis = _axis_of([raw], space)
         return Condition(((axis.name, side_of(axis, raw)),))

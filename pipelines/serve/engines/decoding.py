@@ -39,6 +39,7 @@ class Row:
     emit: Callable[[Step | BaseException], None]
     shift: Tensor | None = None  # added to the residual stream while it is continued [D]
     grammar: Matcher | None = None
+    also_ends: tuple[int, ...] = ()  # token ids that end it as EOS does
     dropped: bool = False
     written: list[int] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -218,6 +219,6 @@ def survived(error: Exception) -> Exception:
 
 def finish_reason(row: Row, eos: int) -> str | None:
     """Return why a row is done: `stop` after EOS, `length` after its last token; None while it is not."""
-    if row.written and row.written[-1] == eos and not row.sampling.ignore_eos:
+    if row.written and row.written[-1] in (eos, *row.also_ends) and not row.sampling.ignore_eos:
         return "stop"
     return "length" if len(row.written) >= row.sampling.max_tokens else None

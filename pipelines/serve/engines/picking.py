@@ -84,5 +84,5 @@ def _allowed(logits_V: Tensor, row: Any, eos: int) -> Tensor:
         index = torch.tensor(sorted(allowed(row, eos)), device=logits_V.device)
         return torch.full_like(logits_V, float("-inf")).index_copy(0, index, logits_V[index])
     if len(row.written) < row.sampling.min_tokens and not row.sampling.ignore_eos:
-        return logits_V.index_fill(0, torch.tensor([eos], device=logits_V.device), float("-inf"))
+        return logits_V.index_fill(0, torch.tensor([eos, *row.also_ends], device=logits_V.device), float("-inf"))
     return logits_V

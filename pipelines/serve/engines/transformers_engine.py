@@ -22,7 +22,14 @@ from torch import Tensor
 from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.evaluation import SteeringVectors, score_branches, steered
-from pft_core.policies import Precision, load_base, load_tokenizer, refuse_foreign_tokenizer, with_adapter
+from pft_core.policies import (
+    Precision,
+    end_tokens,
+    load_base,
+    load_tokenizer,
+    refuse_foreign_tokenizer,
+    with_adapter,
+)
 from pft_core.scoring import BranchScorer
 from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row, survived
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
@@ -69,7 +76,7 @@ class TransformersEngine:
         tokenizer = load_tokenizer(settings.model)
         refuse_foreign_tokenizer(base, tokenizer)
         self._model = AdaptedModel(base.eval(), most=settings.max_loaded_adapters, device=device)
-        eos = int(tokenizer.eos_token_id)
+        eos, *self._also_ends = end_tokens(tokenizer, base.generation_config.eos_token_id)
         self._grammars = Grammars(tokenizer, base.get_output_embeddings().weight.shape[0])
         self._batch = DecodingBatch(self._call, eos, device)
         refuse_other_caches(base, self._batch, name=settings.model, eos=eos, device=device)
@@ -93,7 +100,9 @@ class TransformersEngine:
         shift = self._shift(request.steering)
         grammar = request.sampling.grammar
         matcher = None if grammar is None else await asyncio.to_thread(self._grammars.matcher, grammar)
-        row = Row(request.prompt_ids, request.sampling, BASE, emit=put, shift=shift, grammar=matcher)
+        # A grammar and choices say themselves where they end.
+        ends = () if grammar or request.sampling.choices else tuple(self._also_ends)
+        row = Row(request.prompt_ids, request.sampling, BASE, emit=put, shift=shift, grammar=matcher, also_ends=ends)
         self._submit(_Generation(row, adapter, done=put))
         try:
             while True:

@@ -113,13 +113,15 @@ class VllmEngine:
 
     def __init__(self, settings: VllmSettings):
         """Start the engine's process and load the model. Raises UserError where it cannot be loaded."""
-        from pft_core.policies import load_tokenizer
+        from pft_core.policies import end_tokens, load_tokenizer
 
         self._settings = settings
         tokenizer = load_tokenizer(settings.model)
-        self._eos = int(tokenizer.eos_token_id)
         with _environment(settings), _load_faults(settings):
             self._engine = AsyncLLM.from_engine_args(_arguments(settings))
+        named = self._engine.model_config.try_get_generation_config().get("eos_token_id")
+        self._ends = end_tokens(tokenizer, named)
+        self._eos = self._ends[0]
         self._request_numbers, self._adapter_numbers = count(), count(1)
         self._adapters: dict[str, LoRARequest] = {}
         self._loading = asyncio.Lock()
@@ -159,7 +161,7 @@ class VllmEngine:
     async def _write(self, request: GenerationRequest, lora: LoRARequest | None) -> AsyncGenerator[Step, None]:
         """Continue freely; the engine ends a text that reaches max_length."""
         prompt, sampling = _prompt(request), request.sampling
-        stop, kind = None if sampling.ignore_eos else [self._eos], RequestOutputKind.FINAL_ONLY
+        stop, kind = self._stops(sampling), RequestOutputKind.FINAL_ONLY
         most = max(sampling.max_tokens, 1)  # vLLM writes at least one
         params = _sampling_params(
             sampling,
@@ -173,11 +175,17 @@ class VllmEngine:
                 yield self._step(output, sampling, prompt if first else [])
                 first = False
 
+    def _stops(self, sampling: Sampling) -> list[int]:
+        """Return the token ids that end a text; a grammar says itself where it ends."""
+        if sampling.ignore_eos:
+            return []
+        return [self._eos] if sampling.grammar else [*self._ends]
+
     def _step(self, output: RequestOutput, sampling: Sampling, prompt: list[int]) -> Step:
         """Return what an output tells; prompt: its tokens with the first, none with those that follow."""
         told = output.outputs[0]
         tokens, end = _tokens(told, sampling.logprobs), None
-        if not sampling.ignore_eos and tokens and tokens[-1].id == self._eos:
+        if tokens and tokens[-1].id in self._stops(sampling):
             end = tokens.pop()
         read = _prompt_tokens(output, prompt, sampling.prompt_logprobs) if prompt else ()
         cached = _cached(output) if prompt else 0

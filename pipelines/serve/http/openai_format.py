@@ -82,8 +82,11 @@ class Answer:
 
 
 def _likeliest(written: Written) -> dict[str, float] | None:
-    """None for the first token of a prompt, which follows nothing."""
-    return None if written.token.logprob is None else {name: logprob for name, _, logprob in written.top}
+    """Return the likeliest tokens and the one that was written; None for a prompt's first, which follows nothing."""
+    if written.token.logprob is None:
+        return None
+    ordered = [(name, logprob) for name, _, logprob in written.top] + [(written.name, written.token.logprob)]
+    return {**dict(ordered), **dict(reversed(ordered))}  # of two tokens with one name, the likelier
 
 
 def _chat_token(written: Written) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pft_core.errors import UserError
 from pipelines.serve.config import ServeConfig
@@ -317,7 +318,8 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     """Say each fault with its place; never the value, which may be long or secret."""
     found = list(error.errors())
     if (unread := _unreadable(request, error.body, found[0])) is not None:
-        return JSONResponse(error_body(unread, kind="invalid_request_error"), status_code=400)
+        said = _compressed(request) or unread
+        return JSONResponse(error_body(said, kind="invalid_request_error"), status_code=400)
     faults: dict[str, list[str]] = {}
     for fault in found:
         # A union adds names of types to the place, which are no keys.
@@ -332,6 +334,8 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
 
 def _unreadable(request: Request, body: Any, fault: Any) -> str | None:
     """Return why a body was not read at all; None where it was."""
+    if fault["type"] == "missing" and len(fault["loc"]) == 1:
+        return "the body is empty: send a JSON object"
     if fault["type"] == "json_invalid":
         at = fault["loc"][-1]
         line, column = body.count("\n", 0, at) + 1, at - body.rfind("\n", 0, at)
@@ -355,6 +359,23 @@ def _unparsed(cause: BaseException | None) -> str | None:
     return None
 
 
+def _compressed(request: Request) -> str | None:
+    """Return why a body that could not be read could not; None where it is not compressed."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding == "identity":
+        return None
+    return f"the body is sent with Content-Encoding: {coding[:40]}, which is not read here: send it as it is"
+
+
 async def _http_error(request: Request, error: Any) -> JSONResponse:
-    body = error_body(_unparsed(error.__cause__) or str(error.detail), kind="invalid_request_error")
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    unparsed = _unparsed(error.__cause__)
+    said = (_compressed(request) or unparsed) if unparsed else str(error.detail)
+    body = error_body(said, kind="invalid_request_error")
+    headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
+    return JSONResponse(body, status_code=error.status_code, headers=headers)
+
+
+def _methods(request: Request) -> str:
+    """Return the methods of a path; Starlette tells those of its first route alone."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted(method for route in routes for method in route.methods))

@@ -3,11 +3,12 @@
 A field that is not here is refused, as one that is ignored would change the answer behind the client's back.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.serve.engines import Grammar
+from pipelines.serve.requests.neutral import OF_A_CHAT, OF_A_COMPLETION, OF_A_MESSAGE, Neutral
 from pipelines.serve.requests.strict_body import Asking, Body, at_most
 from pipelines.serve.requests.structured import ResponseFormat, StructuredOutputs
 
@@ -20,11 +21,15 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Weight = Annotated[float, Field(ge=0, le=1e6, strict=True)]
 
 
+def _without_nulls(raw: Any) -> Any:
+    return {name: value for name, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+
+
 # A pole ("axis" and "pole" where several axes have one of that name); both poles with weights (and "axis", where their
 # names do not say it); or a number for each axis of the space.
 Preference = (
     ShortText
-    | Annotated[dict[ShortText, Weight | ShortText], at_most(8)]
+    | Annotated[dict[ShortText, Weight | ShortText], BeforeValidator(_without_nulls), at_most(8)]
     | Annotated[list[Weight], Field(fail_fast=True, max_length=512)]
 )
 
@@ -84,13 +89,25 @@ class TextPart(Asking):
 
 
 class Message(Asking):
+    neutral: ClassVar[Neutral] = OF_A_MESSAGE
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=64)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=64)] | None = Field(
+        default=None, validate_default=True
+    )
     name: ShortText | None = None
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = self.content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+
+    @field_validator("content", mode="after")
+    @classmethod
+    def _is_there(cls, content: Any, found: ValidationInfo) -> Any:
+        if content is None and found.data.get("role") != "assistant":  # whose answer may have been empty
+            raise ValueError("Field required")
+        return content
 
 
 class SamplingBody(Asking):
@@ -110,7 +127,7 @@ class SamplingBody(Asking):
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: ShortText | Annotated[list[ShortText], Field(fail_fast=True, max_length=4)] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(fail_fast=True, max_length=64)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None  # vLLM's name
@@ -154,6 +171,8 @@ class SamplingBody(Asking):
 
 
 class ChatBody(SamplingBody):
+    neutral: ClassVar[Neutral] = OF_A_CHAT
+
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=256)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -165,6 +184,8 @@ class ChatBody(SamplingBody):
     @model_validator(mode="after")
     def _is_to_be_answered(self) -> "ChatBody":
         ends = [message.role for message in self.messages[-2:]]
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: goes with logprobs=true")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt: give one of them")
         if self.continue_final_message and ends != ["user", "assistant"]:
@@ -177,9 +198,11 @@ class ChatBody(SamplingBody):
 
 
 class CompletionBody(SamplingBody):
+    neutral: ClassVar[Neutral] = OF_A_COMPLETION
+
     prompt: Text | TokenIds | Annotated[list[Text], Many] | Annotated[list[TokenIds], Many]  # each is continued n times
     max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0: only the prompt is read
-    logprobs: Annotated[int, Field(ge=0, le=5)] | Literal[False] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = None
     echo: bool | None = None  # tell the prompt too, and with `logprobs` its log-probabilities
 
     @property

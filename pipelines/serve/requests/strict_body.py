@@ -1,10 +1,10 @@
 """The bases of all bodies: strict, unknown fields refused, null and neutral values taken for absent."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from pipelines.serve.requests.neutral import without_neutral
+from pipelines.serve.requests.neutral import OF_A_REQUEST, Neutral, without_neutral
 
 MOST_FIELDS = 100  # of one object: each that is wrong is told, and 80,000 would hold up all others for seconds
 
@@ -28,6 +28,7 @@ class Asking(Body):
     """What a client sends. Strict: a number in quotes is a text, and no number."""
 
     model_config = ConfigDict(strict=True)
+    neutral: ClassVar[Neutral] = OF_A_REQUEST
 
     @model_validator(mode="before")
     @classmethod
@@ -37,4 +38,5 @@ class Asking(Body):
             return raw
         if len(raw) > MOST_FIELDS:
             raise ValueError(f"{len(raw)} fields, {MOST_FIELDS} are the most")
-        return without_neutral(raw, (field.alias or name for name, field in cls.model_fields.items()))
+        known = (field.alias or name for name, field in cls.model_fields.items())
+        return without_neutral(raw, known, cls.neutral)

@@ -1,11 +1,12 @@
 """What an answer is held to: OpenAI's `response_format` and vLLM's `structured_outputs`."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.serve.engines import Grammar
+from pipelines.serve.requests.neutral import OF_STRUCTURED_OUTPUTS, Neutral
 from pipelines.serve.requests.strict_body import Asking
 
 MOST_CHARACTERS = 50_000  # of a schema or a regular expression
@@ -90,6 +91,8 @@ READ = (BeforeValidator(refuse_long), AfterValidator(_refuse_unread))
 
 class StructuredOutputs(Asking):
     """vLLM's: one of its ways to say what an answer may be."""
+
+    neutral: ClassVar[Neutral] = OF_STRUCTURED_OUTPUTS
 
     choice: (
         Annotated[

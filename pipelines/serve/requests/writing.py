@@ -272,11 +272,10 @@ class Writer:
         room = self._config.engine.max_length - prompt_tokens
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens
         least = body.min_tokens or 0
-        if room < 1 or (wanted or 0) > room:
+        needed = 1 if wanted is None else wanted
+        if needed > room:
             length = self._config.engine.max_length
-            raise TooLongError(
-                f"prompt and max_tokens: {prompt_tokens} + {wanted or 1} tokens, this server takes {length}"
-            )
+            raise TooLongError(f"prompt and max_tokens: {prompt_tokens} + {needed} tokens, this server takes {length}")
         if wanted is not None and wanted > self._config.limits.max_tokens:
             raise UserError(f"max_tokens={wanted}: this server writes {self._config.limits.max_tokens}")
         most = min(self._config.limits.default_max_tokens, room) if wanted is None else wanted

@@ -156,6 +156,12 @@ def test_a_mistake_is_said_with_what_the_space_knows(raw: Any, message: str) -> 
         read_condition(raw, SPACE)
 
 
+@pytest.mark.parametrize("raw", ["Bold", {}, {"Bold": 1}, {"axis": "Risk", "pole": "Bold"}, [1], []])
+def test_where_there_are_no_axes_no_preference_can_be_given(raw: Any) -> None:
+    with pytest.raises(UserError, match="this model knows no poles to prefer"):
+        read_condition(raw, PreferenceSpace("none", ()))
+
+
 def test_a_pole_of_two_axes_needs_its_axis() -> None:
     with pytest.raises(UserError, match=r"'bold' is a pole of 'Risk', 'Money': add 'axis'"):
         read_condition("bold", SHARED)

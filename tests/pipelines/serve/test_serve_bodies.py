@@ -1,6 +1,7 @@
 """What clients send: values that ask for nothing, types, and bodies that are no JSON; refused before it costs much."""
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -73,11 +74,57 @@ def test_null_and_neutral_values_of_any_field_are_absent(client: httpx.Client) -
     assert client.post("/v1/score", json=score).status_code == 200
 
 
+# What vLLM's own request classes are filled with, besides null.
+DEFAULTS: dict[str, Any] = {
+    "include_reasoning": True, "return_token_offsets": False, "mm_payload": "tensors", "verbosity": "medium",
+    "routed_experts_prompt_start": 0, "parallel_tool_calls": True, "top_logprobs": 0, "tool_choice": "none",
+    "structured_outputs": {"json": None, "disable_any_whitespace": False, "disable_additional_properties": False},
+}  # fmt: skip
+
+
+def test_a_value_is_neutral_where_it_stands(client: httpx.Client) -> None:
+    """weight: of a message, and no field of /v1/choose; special tokens: the default of a chat is not a completion's."""
+    message = {**CHAT["messages"][0], "weight": 1}
+    choose = {"scenario": "x", "options": ["a", "b"]}
+    plain = {"prompt": "The town", "max_tokens": 2}
+    no_top = {name: value for name, value in DEFAULTS.items() if name != "top_logprobs"}
+    for path, body in (
+        ("/v1/chat/completions", {**CHAT, **DEFAULTS, "messages": [message], "add_special_tokens": False}),
+        ("/v1/completions", {**plain, **no_top, "add_special_tokens": True}),
+        ("/v1/choose", {**choose, "preference": {"axis": None, "pole": "Bold", "Careful": None}}),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+    for path, body, name in (
+        ("/v1/chat/completions", {**CHAT, "add_special_tokens": True}, "add_special_tokens"),
+        ("/v1/completions", {**plain, "add_special_tokens": False}, "add_special_tokens"),
+        ("/v1/choose", {**choose, "weight": 1}, "weight"),
+        ("/v1/chat/completions", {**CHAT, "web_search_options": {}}, "web_search_options"),
+        ("/v1/chat/completions", {**CHAT, "top_logprobs": 2}, "top_logprobs"),
+        ("/v1/completions", {**plain, "structured_outputs": {"disable_any_whitespace": True}},
+         "structured_outputs.disable_any_whitespace"),
+    ):  # fmt: skip
+        assert refused(client, path, json.dumps(body).encode()).startswith(f"{name}:")
+
+
+def test_a_text_ends_at_any_of_as_many_stop_strings_as_evaluations_send(client: httpx.Client) -> None:
+    stops = ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>"]
+    body = {"prompt": "The town", "max_tokens": 4, "stop": stops}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    assert "stop" in refused(client, "/v1/completions", json.dumps({**body, "stop": ["a"] * 65}).encode())
+
+
 def test_an_answered_message_is_sent_back_as_history(client: httpx.Client) -> None:
     answered = {"role": "assistant", "content": "go", "refusal": None, "annotations": [], "audio": None,
                 "tool_calls": None, "function_call": None, "reasoning_content": None}  # fmt: skip
     messages = [*CHAT["messages"], answered, *CHAT["messages"]]
     assert client.post("/v1/chat/completions", json={**CHAT, "messages": messages}).status_code == 200
+    messages[1] = {"role": "assistant", "content": None}  # nothing was written
+    assert client.post("/v1/chat/completions", json={**CHAT, "messages": messages}).status_code == 200
+    for role in ("user", "system"):
+        messages[1] = {"role": role, "content": None}
+        said = refused(client, "/v1/chat/completions", json.dumps({**CHAT, "messages": messages}).encode())
+        assert said == "messages.1.content: Field required"
     messages[1] = {**answered, "tool_calls": [{"id": "1"}]}
     said = refused(client, "/v1/chat/completions", json.dumps({**CHAT, "messages": messages}).encode())
     assert said.startswith("messages.1.tool_calls:")
@@ -116,6 +163,21 @@ def test_a_fault_in_json_is_told_with_its_place(client: httpx.Client) -> None:
     assert "at byte 13" in refused(client, "/v1/choose", b'{"scenario":"\xff"}')
     assert "nested too deeply" in refused(client, "/v1/choose", b"[" * 100_000)
     assert "too many digits" in refused(client, "/v1/choose", b"1" * 10_000)
+
+
+def test_a_body_that_is_empty_or_compressed_is_told_so(client: httpx.Client) -> None:
+    assert refused(client, "/v1/choose", b"") == "the body is empty: send a JSON object"
+    for content in (gzip.compress(json.dumps(CHAT).encode()), b"{\x1f"):
+        for kind in ("application/json", "text/plain"):
+            headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+            assert "Content-Encoding: gzip" in refused(client, "/v1/chat/completions", content, **headers)
+
+
+@pytest.mark.parametrize(("path", "allowed"), [("/healthz", "GET, HEAD"), ("/v1/models/policy", "GET, HEAD"),
+                                               ("/v1/choose", "POST")])  # fmt: skip
+def test_another_method_is_told_all_that_a_route_has(client: httpx.Client, path: str, allowed: str) -> None:
+    answer = client.delete(path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
 
 
 # --- what would take long

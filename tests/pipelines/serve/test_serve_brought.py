@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from pft_core.errors import UserError
+from pft_core.evaluation.answers import generate
 from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame
@@ -49,6 +51,41 @@ def test_a_model_of_latent_attention_and_experts_is_served(tmp_path: Path) -> No
     whole = base.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, len(prompt) :].tolist()
     assert asyncio.run(written()) == [token for token in whole if token != tokenizer.eos_token_id]
     asyncio.run(engine.close())
+
+
+def test_a_text_ends_at_what_the_model_s_generation_config_names_too(tmp_path: Path) -> None:
+    """As Gemma's and Llama-3's turns do; a choice ends where it says itself."""
+    tokenizer = byte_level()
+    model, eos = save(tmp_path, tokenizer), tokenizer.eos_token_id
+    prompt = tokenizer("The town has a plan.")["input_ids"]
+
+    async def written(engine: TransformersEngine, **how: Any) -> tuple[list[int], str | None]:
+        asked = GenerationRequest(prompt, Sampling(8, temperature=0, **how))
+        steps = [step async for step in engine.generate(asked, None)]
+        return [token.id for step in steps for token in step.tokens], steps[-1].finish_reason
+
+    async def all_written(*how: dict[str, Any]) -> list[tuple[list[int], str | None]]:
+        engine = start(model)
+        found = [await written(engine, **each) for each in how]
+        await engine.close()
+        return found
+
+    ((ids, _),) = asyncio.run(all_written({"ignore_eos": True}))
+    place = next(i for i in range(2, 8) if ids[i] not in ids[:i])
+    config = json.loads((model / "generation_config.json").read_text()) | {"eos_token_id": [eos, ids[place]]}
+    (model / "generation_config.json").write_text(json.dumps(config))
+    choice = (ids[place], *ids[:2])
+    usual, ignored, longer, chosen = asyncio.run(
+        all_written({}, {"ignore_eos": True}, {"min_tokens": 8}, {"choices": (choice,)})
+    )
+    assert usual == (ids[:place], "stop")
+    assert ignored == (ids, "length")
+    assert (len(longer[0]), longer[0][:place], ids[place] in longer[0]) == (8, ids[:place], False)
+    assert chosen == (list(choice), "stop")
+    base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU).eval()
+    arrays = [np.array(prompt), np.array(prompt[1:])]
+    offline = generate(arrays, model=base, tokenizer=tokenizer, max_new_tokens=8)
+    assert offline[0] == tokenizer.decode(ids[:place])
 
 
 def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> None:

@@ -172,6 +172,26 @@ def test_echoed_log_probabilities_are_those_of_the_score(client: httpx.Client, t
     assert math.isclose(sum(told), scored["results"][0]["answers"][0]["logprob"], abs_tol=1e-3)
 
 
+def test_a_prompt_that_fills_the_server_is_read_where_nothing_is_to_be_written(client: httpx.Client) -> None:
+    whole = {"prompt": [5] * 1024, "max_tokens": 0, "echo": True, "logprobs": 0}
+    assert ask(client, PLAIN, **whole)["usage"]["prompt_tokens"] == 1024
+    assert "1025 + 0 tokens" in refused(client, PLAIN, **{**whole, "prompt": [5] * 1025})
+    assert "1024 + 1 tokens" in refused(client, PLAIN, **{**whole, "max_tokens": 1})
+    assert "1024 + 1 tokens" in refused(client, PLAIN, **{**whole, "max_tokens": None})
+
+
+def test_the_written_token_is_among_those_told_of_a_completion_and_a_chat_tells_the_likeliest(
+    client: httpx.Client,
+) -> None:
+    for num_top in (0, 1, 20):
+        told = ask(client, PLAIN, logprobs=num_top, temperature=2, seed=3, max_tokens=20)["choices"][0]["logprobs"]
+        for name, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+            assert top[name] >= logprob
+            assert len(top) <= num_top + 1
+    tokens = ask(client, CHAT, logprobs=True, top_logprobs=2, temperature=2, seed=3)["choices"][0]["logprobs"]
+    assert [len(token["top_logprobs"]) for token in tokens["content"]] == [2] * 8
+
+
 def test_prompts_are_echoed_beside_others_and_in_streams(client: httpx.Client, tokenizer: Any) -> None:
     prompts = [tokenizer(text)["input_ids"] for text in ("The town", "a river boat")]
     choices = ask(client, PLAIN, prompt=prompts, echo=True, n=2)["choices"]
