@@ -6,6 +6,7 @@ from typing import Any
 from pft_core.data.preferences import Axis, Pole
 from pft_core.data.records import LETTERS, Option
 from pft_core.data.sources.checks import Accepted, RowFault, accept, row_parser, shipped_axes, text, text_of, value_of
+from pft_core.data.sources.questions import refuse_unused
 
 # Only at a line's start: "(A)" also occurs in the middle of sentences.
 _LETTER = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
@@ -19,6 +20,7 @@ def bqd_row(row: dict[str, Any], axis: str | None) -> Accepted:
     assert axis is not None, "the caller names the behavior"
     question = text_of(row, "question")
     answers = [value_of(row, f"answer_{kind}_behavior") for kind in ("matching", "not_matching")]
+    refuse_unused(row, question, used=("question", *(key for _, key in answers)))
     scenario, choices = split_question(question)
     matching, not_matching = (_answers(value, path, num_choices=len(choices)) for value, path in answers)
     if matching & not_matching:

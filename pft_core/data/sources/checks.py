@@ -1,7 +1,7 @@
 """What every raw format shares: the outcome of reading a row, and checks that name the place of the first fault."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,17 +81,22 @@ def text(value: Any, path: str) -> str:
 
 
 def has_content(value: Any) -> bool:
-    """Tell whether a value says anything: not null, false or empty, nor made of such values alone."""
-    if isinstance(value, dict | list):
-        return any(map(has_content, value.values() if isinstance(value, dict) else value))
-    return value is not None and value is not False and value not in ("", b"")
+    """Tell whether a value says anything: not null, false or blank, nor made of such values alone."""
+    if isinstance(value, dict | list | tuple):
+        return any(map(has_content, parts_of(value)))
+    return bool(value.strip()) if isinstance(value, str | bytes) else value is not None and value is not False
+
+
+def parts_of(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Collection[Any]:
+    """Return what an object, a list or an entry of Parquet's maps is made of."""
+    return value.values() if isinstance(value, dict) else value
 
 
 def texts_in(value: Any) -> list[str]:
     """Return the texts in a value, at any depth; of messages not who says them."""
     if isinstance(value, dict):
         value = [held for key, held in value.items() if key not in ("role", "from")]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [found for inner in value for found in texts_in(inner)]
     return [value] if isinstance(value, str) else []
 
@@ -164,8 +169,9 @@ def accept(
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return children is not None and (levels == 0 or any(_deeper_than(child, levels - 1) for child in children))
+    if not isinstance(value, dict | list | tuple):
+        return False
+    return levels == 0 or any(_deeper_than(part, levels - 1) for part in parts_of(value))
 
 
 def _kind(value: Any) -> str:

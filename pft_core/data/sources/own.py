@@ -40,7 +40,7 @@ def own_row(row: dict[str, Any], axis: str | None) -> Accepted:
     name = axis_name(row, "axis", default=axis)
     scenario = text_of(row, "scenario")
     answers, path = _answers(row)
-    refuse_unused(row, scenario, used=("scenario", *_ANSWERS, "answer_b"), strict=False)
+    refuse_unused(row, scenario, [answer for answer, _, _ in answers], used=_READ)
     value_axis = _described(axis_between(name, [pole for _, pole, _ in answers], _stated_poles(row), path), row)
     options = [Option(answer, side_of(value_axis, pole, here)) for answer, pole, here in answers]
     return accept(value_axis, scenario, options, path, "choice" if path == "options" else "response")
@@ -62,6 +62,7 @@ def _options(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     for i, raw in enumerate(instance(row["options"], list, "options")):
         option, here = instance(raw, dict, f"options[{i}]"), f"options[{i}]."
         answers.append((text_of(option, "text", inside=here), text_of(option, "pole", inside=here), f"{here}pole"))
+        refuse_unused(option, option["text"], used=("text", "pole"), inside=here)
     if not answers:
         raise RowFault("options", "pole_without_option", "the list is empty")
     return answers, "options"
@@ -86,6 +87,8 @@ def _flat_pair(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
 
 
 _ANSWERS = {"responses": _responses, "options": _options, "answer_a": _flat_pair}
+_OF_POLES = ("poles", "descriptions", "pole_a", "pole_b", "description_a", "description_b")
+_READ = ("scenario", "axis", *_ANSWERS, "answer_b", *_OF_POLES)
 
 
 def _stated_poles(row: dict[str, Any]) -> list[str] | None:

@@ -1,6 +1,7 @@
 """TRL's preference and prompt-completion formats, standard (text) or conversational (messages).
 
-`chosen` shows the first pole of the axis, `rejected` the second; the axis is called `preference` unless it is named.
+`chosen` shows the first pole of the axis, `rejected` the second; the axis is called `preference` unless a row's `axis`,
+or the one given for all rows, says otherwise.
 Prompt-completion rows carry one answer each: two of them with the same `pair_id` (where there is none: the same prompt)
 and different `pole` make a record. Any column that says more of what is asked is used, or the row is a Reject.
 """
@@ -16,6 +17,7 @@ from pft_core.data.sources.checks import (
     RowFault,
     accept,
     axis_between,
+    axis_name,
     row_parser,
     shipped_axes,
     side_of,
@@ -38,15 +40,14 @@ def is_prompt_completion(row: Any) -> bool:
 @row_parser
 def preference_row(row: dict[str, Any], axis: str | None) -> Accepted:
     """Read `{"prompt", "chosen", "rejected"}`; without `prompt` it is what chosen and rejected have in common."""
-    name = axis or DEFAULT_AXIS
+    name = axis_name(row, "axis", default=axis or DEFAULT_AXIS)
     preference = shipped_axes().get(name) or axis_between(name, _PREFERENCE_POLES, None, "chosen")
     chosen, rejected = (value_of(row, key)[0] for key in _PREFERENCE_POLES)
     key, asked = asked_in(row)
     prompt, chosen, rejected = _split(asked, chosen, rejected, key)
-    is_guessed = asked is None and not {"user", "human"} & set(roles_of(prompt))
     prompt = with_system(row, prompt)
     scenario, answers = dialogue_text(prompt, key), [answer_text(chosen, "chosen"), answer_text(rejected, "rejected")]
-    refuse_unused(row, scenario, used=(key, *_PREFERENCE_POLES), strict=is_guessed)
+    refuse_unused(row, prompt, [chosen, rejected], used=(key, "axis", *_PREFERENCE_POLES))
     _refuse_repeated(scenario, answers, key)
     options = [Option(answer, side) for side, answer in enumerate(answers)]
     return accept(preference, scenario, options, "rejected", "response")
@@ -74,7 +75,7 @@ def _split_dialogues(asked: str, chosen: list[Any], rejected: list[Any], key: st
     answers = chosen[len(prompt) :], rejected[len(prompt) :]
     if "user" not in roles and "human" not in roles:
         return [*prompt, {"role": "user", "content": asked}], *answers
-    if not is_held(asked, " ".join(texts_in(prompt))) and not is_said_in(prompt, asked):
+    if not is_held(asked, texts_in(prompt)) and not is_said_in(prompt, asked):
         raise RowFault(key, "prompt_differs", "not what the dialogues of chosen and rejected begin with")
     return prompt, *answers
 
@@ -104,6 +105,7 @@ class _Half:
     """One prompt-completion row: one pole's answer."""
 
     pair_id: str
+    axis: str
     pole: str
     prompt: str
     completion: str
@@ -114,11 +116,12 @@ def _half(row: dict[str, Any], axis: str | None) -> _Half:
     key, asked = asked_in(row)
     if asked is None:
         raise RowFault("prompt", "missing_key", f"no prompt among {', '.join(map(str, row))}")
-    prompt = dialogue_text(with_system(row, asked), key)
-    completion = answer_text(*value_of(row, "completion"))
-    refuse_unused(row, prompt, used=(key, "completion"), strict=False)
-    pair_id = prompt if row.get("pair_id") is None else str(row["pair_id"])
-    return _Half(pair_id, text_of(row, "pole"), prompt, completion)
+    asked = with_system(row, asked)
+    prompt, completion = dialogue_text(asked, key), answer_text(*value_of(row, "completion"))
+    refuse_unused(row, asked, row["completion"], used=(key, "axis", "completion", "pair_id", "pole"))
+    name = axis_name(row, "axis", default=axis or DEFAULT_AXIS)
+    pair_id = f"{name}: {prompt}" if row.get("pair_id") is None else str(row["pair_id"])
+    return _Half(pair_id, name, text_of(row, "pole"), prompt, completion)
 
 
 def join_prompt_completions(rows: Iterable[tuple[str, Any]], axis: str | None) -> Iterator[tuple[str, Outcome]]:
@@ -144,9 +147,10 @@ def join_prompt_completions(rows: Iterable[tuple[str, Any]], axis: str | None) -
 @row_parser
 def _joined(halves: dict[str, Any], axis: str | None) -> Accepted:
     pair: tuple[_Half, _Half] = (halves["first"], halves["second"])
-    if pair[0].prompt != pair[1].prompt:
-        raise RowFault("prompt", "prompts_differ", f"not the prompt of its partner at {halves['second_where']}")
+    for key, reason in (("prompt", "prompts_differ"), ("axis", "axes_differ")):
+        if getattr(pair[0], key) != getattr(pair[1], key):
+            raise RowFault(key, reason, f"not the {key} of its partner at {halves['second_where']}")
     _refuse_repeated(pair[0].prompt, [half.completion for half in pair], "prompt")
-    value_axis = axis_between(axis or DEFAULT_AXIS, [half.pole for half in pair], None, "pole")
+    value_axis = axis_between(pair[0].axis, [half.pole for half in pair], None, "pole")
     options = [Option(half.completion, side_of(value_axis, half.pole, "pole")) for half in pair]
     return accept(value_axis, pair[0].prompt, options, "completion", "response")

@@ -16,11 +16,16 @@ from pft_core.data.sources.checks import (
     text_of,
     value_of,
 )
+from pft_core.data.sources.questions import refuse_unused
+
+# A scene is where the released scenarios were sorted to.
+_READ = ("scenario", "preference domain", "preference_domain", "options", "scene")
 
 
 @row_parser
 def vcd_row(row: dict[str, Any], axis: str | None) -> Accepted:
     """Read `{"scenario", "preference domain", "options": [{"text", "bias"}]}`; axis: where the row names none."""
+    refuse_unused(row, row.get("scenario"), used=_READ)
     name = axis_name(row, "preference domain", "preference_domain", default=axis)
     scenario = text_of(row, "scenario")
     value_axis = known_axis(_space(), name, "preference domain")
@@ -29,6 +34,7 @@ def vcd_row(row: dict[str, Any], axis: str | None) -> Accepted:
     for i, raw in enumerate(instance(raw_options, list, path)):
         here = f"options[{i}]"
         option = instance(raw, dict, here)
+        refuse_unused(option, (), used=("text", "option_text", "bias"), inside=f"{here}.")
         pole = text_of(option, "bias", inside=f"{here}.")
         options.append(
             Option(text_of(option, "text", "option_text", inside=f"{here}."), side_of(value_axis, pole, f"{here}.bias"))

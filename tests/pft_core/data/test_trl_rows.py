@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pft_core.data.records import PairedExample, Reject
+from pft_core.data.sources.bqd import bqd_row
 from pft_core.data.sources.checks import Accepted
 from pft_core.data.sources.dialogues import dialogue_text
 from pft_core.data.sources.own import own_row
 from pft_core.data.sources.trl import join_prompt_completions, preference_row
+from pft_core.data.sources.vcd import vcd_row
 
 HERE = "file.jsonl:7"
 USER, OTHER = {"role": "user", "content": "Name a river in Peru."}, {"role": "user", "content": "Name a sea."}
@@ -37,7 +39,10 @@ def read(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def fault(row: dict[str, Any]) -> tuple[str, str]:
-    outcome = preference_row(row, HERE, None)
+    return fault_of(preference_row(row, HERE, None))
+
+
+def fault_of(outcome: Any) -> tuple[str, str]:
     assert isinstance(outcome, Reject), outcome
     return outcome.key_path, outcome.reason
 
@@ -140,8 +145,121 @@ def test_a_question_is_not_made_of_answers_beside_a_column_that_may_hold_it(colu
     answers = {"chosen": "The river is blue.", "rejected": "The river is red."}
     for more in ({}, {"system": "Be brief."}):
         assert fault({column: "What is its colour?", **answers, **more}) == (column, "unused_column")
-    beside = {"id": "row 7", "score_chosen": "8 of 10", "source": "a corpus", "model": "some model", column: "summary"}
+    for value in ("Warum?", "cat", ("key", "What is its colour?"), [[("map", "cat")]], b"cat"):
+        assert fault({column: value, **answers}) == (column, "unused_column")
+    beside = {"id": "row 7", "score_chosen": "8 of 10", "source": "a corpus", "model": "some model", "turns": 7}
     assert read({**answers, **beside})[0] == "The river is"
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "reason"),
+    [
+        ({"instruction": "Is the number bigger than 10 or not?", "input": "1"}, "input", "two_questions"),
+        ({"instruction": "Is the number bigger than 10 or not?", "input": 10}, "input", "two_questions"),
+        ({"instruction": "Describe the category of this cat.", "input": "cat"}, "input", "two_questions"),
+        ({"instruction": "Choose.\n- cat\n- dog", "input": "cat"}, "input", "two_questions"),
+        ({"prompt": "Name a river.", "context": "The Ucayali."}, "context", "unused_column"),
+        ({"prompt": "You are a helpful assistant for me.", "context": "You are a helpful"}, "context", "unused_column"),
+    ],
+)
+def test_what_only_occurs_in_other_words_is_not_said_there(row: dict[str, Any], column: str, reason: str) -> None:
+    assert fault({**row, "chosen": "The Ucayali.", "rejected": "No idea."}) == (column, reason)
+
+
+def test_a_system_message_is_not_lost_in_a_prompt_that_begins_alike() -> None:
+    assert read(ROW | {"system": "Name", "prompt": "Name it."})[0] == "System: Name\nUser: Name it."
+    said = "You are a guide."
+    for prompt in (f"{said}\nName a river.", f"System: {said}\nUser: Name a river.", f"{said} Name a river."):
+        assert read(ROW | {"system": said, "prompt": prompt})[0] == prompt
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "prompt": "Context: Peru is a country.\nQ: Where?",
+            "context": "Peru is a country.",
+            "question": "Where?",
+        },
+        {"prompt": "[INST] Where? [/INST]", "question": "Where?", "input": " "},
+        {"prompt": [SYSTEM, USER], "system": "Be brief.", "question": ROW["prompt"], "context": ROW["prompt"]},
+        {"prompt": "Where?", "messages": [{"role": "user", "content": "Where?"}, GOOD], "response": "The Ucayali."},
+    ],
+)
+def test_what_says_the_question_again_may_stand_beside(row: dict[str, Any]) -> None:
+    assert read(ROW | row)[0] == dialogue_text(row["prompt"], "prompt")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "text", "sentence", "code", "article", "choices", "schema", "instructions", "system_instruction",
+        "sys_prompt", "developer", "persona", "background", "functions", "prompt_rejected", "rejected_2", "source_text",
+        "image_url", "target_language", "sourceText", "Prompt", "\u6587\u7ae0", "",
+    ],
+)  # fmt: skip
+def test_a_text_under_a_name_that_does_not_tell_of_the_row_is_refused_by_name(column: str) -> None:
+    own = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}}
+    for value in ("Peru lies in South America.", ["French"], {"a": "cat"}, [("a", "cat")]):
+        assert fault({**ROW, column: value}) == (column, "unused_column")
+        assert fault_of(own_row({**own, column: value}, HERE, None)) == (column, "unused_column")
+    assert fault({**ROW, "options": ["The Ucayali.", "The sea."]}) == ("options", "unused_column")
+
+
+@pytest.mark.parametrize("switch", [{"enable_thinking": False}, [("enable_thinking", True)]])
+def test_arguments_of_a_template_are_refused(switch: Any) -> None:
+    assert fault({**ROW, "chat_template_kwargs": switch}) == ("chat_template_kwargs", "unused_column")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"source": "evol_instruct", "prompt_id": "f0e3", "score_chosen": 8.0, "chosen-model": "x-7b"},
+        {"generation_model": ["m", "n"], "status": "tie", "tags": ["a"], "metadata": {"raw": "Some text. More."}},
+        {"rationale": "It names one. Good.", "chosen_avg_rating": 4.5, "labelling_model": "m", "rating": [9.0, 3.0]},
+        {"helpfulness": 4, "in_train": False, "createdAt": "2024-01-02 03:04:05", "url": "https://example.org/q?id=1"},
+        {"category": "Open QA", "domain": "explain_train", "license": "CC BY-SA 4.0", "annotator_id": "w 7"},
+    ],
+)  # fmt: skip
+def test_what_tells_of_a_row_may_stand_beside(beside: dict[str, Any]) -> None:
+    assert read({**ROW, **beside}) == read({**beside, "question": ROW["prompt"], **ROW}) == tuple(ROW.values())
+    own = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}}
+    assert isinstance(own_row({**own, **beside}, HERE, None), Accepted)
+
+
+def test_shipped_forms_lose_no_column_and_no_key_of_an_option_either() -> None:
+    options = [{"text": "Yes", "bias": "Risk-taking"}, {"text": "No", "bias": "Risk-averse"}]
+    vcd = {"scenario": "Go?", "preference domain": "Risk Orientation", "scene": "Leisure", "options": options}
+    bqd = {
+        "question": "Go?\n(A) Yes\n(B) No", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"
+    }  # fmt: skip
+    for row, parse in ((vcd, vcd_row), (bqd, bqd_row)):
+        assert isinstance(parse(row, HERE, "x"), Accepted)
+        assert fault_of(parse({**row, "system": "Be brief."}, HERE, "x")) == ("system", "unused_column")
+    options[1]["context"] = "It rains."
+    assert fault_of(vcd_row(vcd, HERE, None)) == ("options[1].context", "unused_column")
+    own = {"axis": "Pace", "scenario": "Go?", "options": [{"text": "Yes", "pole": "Fast", "context": "It rains."}]}
+    assert fault_of(own_row(own, HERE, None)) == ("options[0].context", "unused_column")
+
+
+def test_a_rows_own_axis_goes_before_the_one_for_all() -> None:
+    for axis in (None, "Pace"):
+        outcome = preference_row({**ROW, "axis": "Risk"}, HERE, axis)
+        assert isinstance(outcome, Accepted)
+        assert outcome.record.axis == outcome.axis.name == "Risk"
+    assert record({**ROW, "axis": None}).axis == "preference"
+
+
+def test_completions_are_joined_within_their_own_axis() -> None:
+    def half(axis: str, pole: str, **more: Any) -> dict[str, Any]:
+        return {"axis": axis, "prompt": "Go?", "completion": f"{axis} {pole}", "pole": pole, **more}
+
+    rows = [half(axis, pole) for pole in ("Much", "Little") for axis in ("Risk", "Pace")]
+    outcomes = [outcome for _, outcome in join_prompt_completions(((HERE, row) for row in rows), None)]
+    assert [outcome.record.axis for outcome in outcomes] == ["Risk", "Pace"]
+    mixed = [half("Risk", "Much", pair_id=1), half("Pace", "Little", pair_id=1)]
+    ((_, outcome),) = join_prompt_completions(((HERE, row) for row in mixed), None)
+    assert fault_of(outcome) == ("axis", "axes_differ")
 
 
 def test_completions_are_held_to_the_same(tmp_path: Path) -> None:
