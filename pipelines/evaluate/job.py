@@ -245,6 +245,7 @@ def digests_of(ref: ModelRef, data_digest: str) -> dict[str, str | None]:
     return {
         "model": digest(ref.config_digest or ref.base_digest or ref.base),
         "adapter_sha256": ref.adapter_sha256,
+        "adapter_config_sha256": ref.adapter_config_sha256,
         "data": data_digest,
         "training_data": ref.data_digest or None,
         "template": ref.template_digest,
