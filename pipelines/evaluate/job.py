@@ -126,7 +126,7 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
         "examples": found.examples,
     }
     for caution in found.cautions:
-        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(caution, style="yellow", highlight=False, soft_wrap=True)
     report_json, _ = write_report(report, Path(config.output))
     track(config, report)
     return {"report_json": str(report_json)}
