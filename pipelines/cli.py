@@ -370,7 +370,7 @@ def submit(
 def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     """Print a recipe with overrides and defaults resolved, and the numbers that follow from it."""
     result = resolved(load_config(recipe, overrides or []))
-    console.print(dump_yaml(result), markup=False, soft_wrap=True)
+    console.print(dump_yaml(result), soft_wrap=True)
     return result
 
 
@@ -382,7 +382,7 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
     from pipelines.serve.job import serve_yaml
 
     result = serve_yaml(load_serve_config(recipe, overrides or []))
-    console.print(dump_yaml(result), markup=False, soft_wrap=True)
+    console.print(dump_yaml(result), soft_wrap=True)
     return result
 
 

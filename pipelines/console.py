@@ -15,7 +15,8 @@ from pft_core.errors import UserError
 if TYPE_CHECKING:
     from pft_core.evaluation import EvaluationRow
 
-console = Console(stderr=True)
+# What is printed holds paths and texts of users: brackets and colons in these are no markup.
+console = Console(stderr=True, markup=False, emoji=False)
 
 
 def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:

@@ -21,9 +21,8 @@ from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import PreferenceSpace
 from pft_core.data.records import Reject
 from pft_core.evaluation.metrics.outcome import Outcome
-from pft_core.files import file_sha256
 from pft_core.policies.model import add_lora, load_base, save_adapter
-from pft_core.policies.model_ref import ModelRef
+from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
@@ -63,9 +62,8 @@ def write_policy(
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     state = {n: 0.3 * torch.randn(p.shape, generator=generator) for n, p in trained.items()}
     save_adapter(model, state, folder / "adapter")
-    sha = file_sha256(folder / "adapter" / "adapter_model.safetensors")
-    digest = template_digest(style, space)
-    ModelRef(str(base), "adapter", None, style, space, (0, 1), digest, "data", "config", sha).save(folder)
+    found, digest = adapter_digests(folder / "adapter"), template_digest(style, space)
+    ModelRef(str(base), "adapter", None, style, space, (0, 1), digest, "data", "config", **found).save(folder)
     return folder
 
 

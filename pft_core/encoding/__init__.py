@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         finish_layer,
         layer_is_complete,
         layer_key,
+        layer_parts,
         pair_rejects,
     )
     from pft_core.encoding.settings import EncodingSettings

@@ -106,11 +106,16 @@ def layer_is_complete(folder: Path, *, key: str) -> bool:
     return path.is_file() and read_json(path, what="an encoded layer")["key"] == key
 
 
+def layer_parts(folder: Path) -> list[LayerPart]:
+    """Return the parts of a finished layer; older layers do not tell which rejects spell control tokens."""
+    return [LayerPart(**part) for part in read_json(folder / LAYER_NAME, what="an encoded layer")["parts"]]
+
+
 def pair_rejects(folder: Path) -> dict[str, int]:
     """Return how many pairs a layer has left out, by why."""
-    parts = read_json(folder / LAYER_NAME, what="an encoded layer")["parts"]
-    with_control_tokens = sum(part.get("with_control_tokens", 0) for part in parts)  # older layers do not tell
-    overlong = sum(part["rejected"] for part in parts) - with_control_tokens
+    parts = layer_parts(folder)
+    with_control_tokens = sum(part.with_control_tokens for part in parts)
+    overlong = sum(part.rejected for part in parts) - with_control_tokens
     return {"longer than encoding.max_length": overlong, "spelling control tokens": with_control_tokens}
 
 

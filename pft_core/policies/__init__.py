@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         save_full,
         with_adapter,
     )
-    from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
+    from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef, adapter_digests, refuse_other_adapter
     from pft_core.policies.pretrained import (
         end_tokens,
         load_config,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pft_core.policies.identity import base_digest
+from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD
 
 BASE_MARKS = "base_marks"
@@ -23,28 +23,28 @@ def named_base(base: str, folder: Path) -> dict[str, Any]:
         return {"base": base}
     if place == SHIPPED_BASE.resolve():
         return {"base": TOYWORLD}
-    marks = {"digest": base_digest(base), "written_in": digest(str(folder)), "place": str(place)}
+    marks = {**marks_of(place), "written_in": digest(str(folder)), "place": str(place)}
     return {"base": f"./{os.path.relpath(place, folder)}", BASE_MARKS: marks}
 
 
 def found_base(base: str, marks: dict[str, Any], folder: Path) -> str:
     """Return the folder or the name that loads as the base of a reference read in `folder`.
 
-    A reference that was moved takes no folder for its base but one with the same content. Where there is none, where
-    it was is returned, and loading it says so; raises UserError where another model lies there.
+    A reference takes no folder for its base but one with the same content, also where it lies as it was left. Where
+    there is no folder, where it was is returned, and loading it says so; raises UserError where another model lies
+    there.
     """
     if not (marks and base.startswith("./")):
         return TOYWORLD if _was_shipped(Path(base)) else base
-    named = Path(os.path.normpath(folder.resolve() / base))
-    if digest(str(folder.resolve())) == marks["written_in"] and named.is_dir():
-        return str(named)
-    places = [named, Path(marks["place"]), folder.resolve() / named.name]
-    others = [place for place in places if place.is_dir()]
-    same = next((place for place in others if base_digest(str(place)) == marks["digest"]), None)
+    here = folder.resolve()
+    named = Path(os.path.normpath(here / base))
+    others = [place for place in (named, Path(marks["place"]), here / named.name) if place.is_dir()]
+    same = next((place for place in others if is_as_marked(place, marks)), None)
     if others and same is None:
+        moved = "was moved, and " if digest(str(here)) != marks["written_in"] else ""
         raise UserError(
-            f"{folder}: was moved, and {others[0]} is not the base that it was trained on (digest {marks['digest']}): "
-            f"put that one at {folder.resolve() / named.name}"
+            f"{folder}: {moved}{others[0]} is not the base that it was trained on (weights, config or tokenizer "
+            f"differ; digest {marks['digest']}): put that one at {here / named.name if moved else named}"
         )
     return str(same or marks["place"])
 

@@ -14,6 +14,7 @@ from pft_core.encoding import (
     finish_layer,
     layer_is_complete,
     layer_key,
+    layer_parts,
 )
 from pft_core.errors import UserError
 from pipelines.console import console
@@ -47,6 +48,8 @@ def ensure_layer(
     folder = data / "encoded" / key
     if layer_is_complete(folder, key=key):
         say(f"encoded layer {key} reused")
+        # Whoever encoded it may have allowed more rejects, or has long forgotten what was said of them.
+        _refuse_if_mostly_rejected(layer_parts(folder), spec.encoding.max_length, max_reject_fraction, say)
         return folder
     say(f"encoding {manifest.pairs_out} pairs into layer {key}")
     folder.mkdir(parents=True, exist_ok=True)

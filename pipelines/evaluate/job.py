@@ -126,7 +126,7 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
         "examples": found.examples,
     }
     for caution in found.cautions:
-        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(caution, style="yellow", highlight=False, soft_wrap=True)
     report_json, _ = write_report(report, Path(config.output))
     track(config, report)
     return {"report_json": str(report_json)}
@@ -245,6 +245,7 @@ def digests_of(ref: ModelRef, data_digest: str) -> dict[str, str | None]:
     return {
         "model": digest(ref.config_digest or ref.base_digest or ref.base),
         "adapter_sha256": ref.adapter_sha256,
+        "adapter_config_sha256": ref.adapter_config_sha256,
         "data": data_digest,
         "training_data": ref.data_digest or None,
         "template": ref.template_digest,

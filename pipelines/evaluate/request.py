@@ -7,8 +7,7 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, worded_as
 from pft_core.errors import UserError
 from pft_core.evaluation import Asking
-from pft_core.files import file_sha256
-from pft_core.policies import MODEL_REF_NAME, TOYWORLD, ModelRef, model_identity
+from pft_core.policies import TOYWORLD, ModelRef, adapter_digests, model_identity, refuse_other_adapter
 from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
@@ -45,9 +44,13 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
         ref = replace(ref, style=replace(ref.style, answer=config.scoring))
     if config.adapter is not None:
         ref = with_adapter(ref, config)
-    measured = adapter_sha256(ref)
-    refuse_other_weights(weights_reference(config), measured)
-    return replace(ref, template_digest=template_digest(ref.style, ref.space), adapter_sha256=measured)
+    ref = replace(ref, template_digest=template_digest(ref.style, ref.space))
+    if ref.adapter is None:
+        return ref
+    found, trained = adapter_digests(Path(ref.adapter)), weights_reference(config)
+    if trained is not None:
+        refuse_other_adapter(trained, found, name=ref.adapter)
+    return replace(ref, **found)
 
 
 def with_adapter(ref: ModelRef, config: EvaluateConfig) -> ModelRef:
@@ -56,25 +59,6 @@ def with_adapter(ref: ModelRef, config: EvaluateConfig) -> ModelRef:
     sides, data, run = (own.trained_sides, own.data_digest, own.config_digest) if own else ((), "", "")
     adapter = str(Path(str(config.adapter)).resolve())
     return replace(ref, adapter=adapter, trained_sides=sides, data_digest=data, config_digest=run)
-
-
-def refuse_other_weights(trained: ModelRef | None, measured: str | None) -> None:
-    """Raise UserError where an adapter is not the one that its reference describes; older ones do not say which."""
-    told = trained.adapter_sha256 if trained else None
-    if trained and told is not None and measured is not None and told != measured:
-        raise UserError(
-            f"{trained.adapter}: not the adapter that its {MODEL_REF_NAME} describes (sha256 {told[:12]}, found "
-            f"{measured[:12]}): copy the run again, or train it again"
-        )
-
-
-def adapter_sha256(ref: ModelRef) -> str | None:
-    if ref.adapter is None:
-        return None
-    path = Path(ref.adapter) / "adapter_model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; an adapter is a folder written by `pft train` or by peft")
-    return file_sha256(path)
 
 
 def policy_name(config: EvaluateConfig) -> str:

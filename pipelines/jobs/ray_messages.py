@@ -23,7 +23,7 @@ def tell_briefly() -> None:
 def _print(data: dict[str, Any], *_: Any, **__: Any) -> None:
     for message in data["lines"]:
         if told := brief(message):
-            console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            console.print(told, style="yellow", highlight=False, soft_wrap=True)
 
 
 def brief(message: str) -> str:

@@ -98,6 +98,7 @@ def prepare(config: PrepareConfig, output: Path, *, fresh: bool = False) -> Data
             manifest = reusable(output, key)
             if manifest is not None and parts_are_whole(output, manifest, config):
                 console.print(f"{output}: prepared already from the same input, used again")
+                console.print(counted(manifest))
                 refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
                 return encoded(config, output, manifest)
             if not fresh:
@@ -215,7 +216,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     manifest.save(data)
     if config.split_by:
         write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
-    console.print(f"{len(rows)} rows in, {len(kept)} out, {len(rejects)} rejected{listed(by_reason)}")
+    console.print(counted(manifest))
     return manifest
 
 
@@ -282,6 +283,10 @@ def refuse_too_few(
         f"max_reject_fraction={config.max_reject_fraction} of them may be: correct the rows, or check that "
         f"source={config.source} is what the input holds. Nothing is written.{shown}"
     )
+
+
+def counted(data: DatasetManifest) -> str:
+    return f"{data.rows_in} rows in, {data.rows_out} out, {data.rejected} rejected{listed(data.rejected_by_reason)}"
 
 
 def listed(by_reason: dict[str, int]) -> str:

@@ -142,7 +142,7 @@ class Tracker:
         self._thread.join(min(limit_s, LAST_ATTEMPT_S) if self._is_down else limit_s)
         if self._thread.is_alive() or self._given_up:
             self._given_up = True
-            console.print(self._undelivered(), style="yellow", highlight=False, markup=False)
+            console.print(self._undelivered(), style="yellow", highlight=False)
         self._spool.close()
 
     def _work(self) -> None:
@@ -185,7 +185,7 @@ class Tracker:
     def _report_once(self, error: Exception) -> None:
         if not self._error and self._status is None:
             text = f"{self._where()}: not reachable now; metrics wait in {self._path}"
-            console.print(text, style="yellow", highlight=False, markup=False)
+            console.print(text, style="yellow", highlight=False)
         self._error = mask_credentials(f"{type(error).__name__}: {error}").splitlines()[0]
 
     def _undelivered(self) -> str:

@@ -62,7 +62,7 @@ def next_command(run_dir: Path) -> str:
 def say_cautions(run: ResolvedRun) -> None:
     """Print before anything starts what the report will say first."""
     for caution in cautions_of(run):
-        console.print(caution, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(caution, style="yellow", highlight=False, soft_wrap=True)
 
 
 def cautions_of(run: ResolvedRun) -> list[str]:

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from pft_core.data import scenarios_of, write_trained_scenarios
-from pft_core.files import digest, file_sha256, whole_folder
-from pft_core.policies import ModelRef
+from pft_core.files import digest, whole_folder
+from pft_core.policies import ModelRef, adapter_digests
 from pft_core.prompts import PromptStyle, template_digest
 from pft_core.training import policy_folder
 from pipelines.config import RunConfig
@@ -28,7 +28,7 @@ def publish_policy(run: ResolvedRun, style: PromptStyle, saved: Path, run_dir: P
         template_digest=template_digest(style, space),
         data_digest=run.manifest.data_digest,
         config_digest=digest(config_identity(config)),
-        adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors") if config.lora is not None else None,
+        **(adapter_digests(run_dir / kind) if config.lora is not None else {"adapter_sha256": None}),
     )
     write_trained_scenarios(run_dir, scenarios_of(Path(str(config.data)), run.manifest))
     ref.save(run_dir)

@@ -69,7 +69,7 @@ def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker:
     for path in (recipe, *paths.values()):
         tracker.artifact(path)
     for sentence in [*report["sentences"], *report["warnings"]]:
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     result = {
         "run_dir": str(run_dir),
         "report_json": str(paths["report_json"]),
@@ -160,6 +160,6 @@ def registered(config: RunConfig, found: Found, mode: Mode, rows: Sequence[Trial
             tags = {"alpha": f"{trial.point.alpha:g}", "beta": f"{trial.point.beta:g}", "run_dir": str(trial.run_dir)}
             register(trial.search, trial.key, name=config.name, aliases=names, tags=tags)
     except UserError as error:
-        console.print(str(error), style="yellow", highlight=False, markup=False)
+        console.print(str(error), style="yellow", highlight=False)
         return None
     return f"{config.name}@{CHAMPION}"

@@ -17,8 +17,15 @@ import torch
 from pft_core.data import DatasetManifest, opened, read_trained_scenarios, write_trained_scenarios
 from pft_core.errors import UserError
 from pft_core.evaluation import OUTCOMES_NAME, Outcome, write_outcomes
-from pft_core.files import digest, file_sha256
-from pft_core.policies import MODEL_REF_NAME, ModelRef, interpolate_adapters, interpolate_weights
+from pft_core.files import digest
+from pft_core.policies import (
+    MODEL_REF_NAME,
+    ModelRef,
+    adapter_digests,
+    interpolate_adapters,
+    interpolate_weights,
+    refuse_other_adapter,
+)
 from pft_core.training import EngineSettings
 from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
 from pipelines.evaluate import answerers, ask_here, ask_on_ray, asking_job, read_items, untrained
@@ -165,6 +172,9 @@ def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
             raise UserError(f"{trial.point.ratio}: {parent.point.ratio}, which it is mixed from, has not been trained")
     kind, parts = policy_kind(trial.config), list(zip(folders, trial.point.weights, strict=True))
     refs = [ModelRef.load(folder) for folder in folders]
+    for ref in refs:
+        if ref.adapter:
+            refuse_other_adapter(ref, adapter_digests(Path(ref.adapter)), name=ref.adapter)
     sides = tuple(sorted({side for ref in refs for side in ref.trained_sides}))
     ref = replace(refs[0], trained_sides=sides, config_digest=digest([trial.key]))
     if trial.config.lora is None:
@@ -172,7 +182,7 @@ def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
         ref = replace(ref, weights=kind)
     else:
         interpolate_adapters([(folder / kind, weight) for folder, weight in parts], run_dir / kind)
-        ref = replace(ref, adapter=kind, adapter_sha256=file_sha256(run_dir / kind / "adapter_model.safetensors"))
+        ref = replace(ref, adapter=kind, **adapter_digests(run_dir / kind))
     seen = [scenarios for folder in folders if (scenarios := read_trained_scenarios(folder)) is not None]
     if len(seen) == len(folders):
         write_trained_scenarios(run_dir, np.unique(np.concatenate(seen)))

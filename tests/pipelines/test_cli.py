@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.cli import spread_inputs
-from pipelines.console import one_table
+from pipelines.console import console, one_table
 
 CLI = [sys.executable, "-m", "pipelines.cli"]
 
@@ -161,9 +161,18 @@ def test_the_table_has_a_line_per_pole_and_a_column_per_policy() -> None:
     table = one_table([*rows, flip])
     assert [str(column.header) for column in table.columns] == ["axis", "pole", "n", "base", "pft", "position"]
     assert [str(cell) for cell in table.columns[4].cells] == ["0.75 (0.70-0.80)"] * 2
-    console = Console(file=io.StringIO(), width=120)
-    console.print(table)
-    assert "Risk [taking]" in console.file.getvalue()  # type: ignore[attr-defined]
+    wide = Console(file=io.StringIO(), width=120)
+    wide.print(table)
+    assert "Risk [taking]" in wide.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_brackets_and_colons_in_texts_of_users_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"axis": "[/a]", "pole": "[b]", "policy": "[/c]", "metric": "one", "trained_pole": True, "n": 3}
+    console.print("out/o[/b]x[red]:x: is finished", soft_wrap=True)
+    console.print(one_table([{**row, "value": 0.5, "low": 0.4, "high": 0.6, "position_baseline": None}]))  # type: ignore[typeddict-item]
+    said = capsys.readouterr().err
+    for text in ("out/o[/b]x[red]:x: is finished", "[/a]", "[b]", "[/c]"):
+        assert text in said
 
 
 def test_a_recipe_of_ones_own_is_a_path(tmp_path: Path) -> None:

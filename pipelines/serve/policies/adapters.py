@@ -20,7 +20,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from pft_core.errors import UserError
 from pft_core.files import digest, read_json, whole_folder
-from pft_core.policies import PLAIN_STARTS, interpolate_adapters
+from pft_core.policies import PLAIN_STARTS, adapter_digests, interpolate_adapters
 from pipelines.tracking import mask_credentials, opening, quiet_mlflow, sqlite_path, tracking_uri
 
 DIGITS = 12
@@ -87,20 +87,17 @@ def blend(first: Source, second: Source, first_weight: float, *, name: str) -> A
 
 @dataclass(frozen=True)
 class Content:
-    """What an adapter's files hold: 12 hex digits of weights and config, which name it, and the weights' SHA-256."""
+    """What an adapter's files hold: 12 hex digits of weights and config, which name it, and what a reference says."""
 
     digits: str
-    weights_sha256: str
+    digests: dict[str, Any]
 
 
 def content_of(folder: Path) -> Content:
     """Read an adapter's files: weights, and the config that scales them."""
-    shas = {}
-    for name in ADAPTER_FILES:
-        with (folder / name).open("rb") as file:
-            shas[name] = hashlib.file_digest(file, "sha256")
-    joined = hashlib.sha256(b"".join(sha.digest() for sha in shas.values()))
-    return Content(joined.hexdigest()[:DIGITS], shas[SAFETENSORS_WEIGHTS_NAME].hexdigest())
+    digests = adapter_digests(folder)
+    parts = digests["adapter_config_sha256"] + digests["adapter_sha256"]
+    return Content(hashlib.sha256(bytes.fromhex(parts)).hexdigest()[:DIGITS], digests)
 
 
 def refuse_other_kinds(name: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pft_core.errors import UserError
-from pft_core.policies import MODEL_REF_NAME, ModelRef, base_digest
+from pft_core.policies import MODEL_REF_NAME, ModelRef, base_digest, refuse_other_adapter
 from pft_core.prompts import Frame, is_frame_of, template_digest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.policies.adapters import (
@@ -285,12 +285,8 @@ class Catalog:
                 return Policy(name, ref, None)
             content = self._content_at(name, ref.adapter)
         id = f"{name}@{content.digits}"
-        if ref.adapter_sha256 not in (None, content.weights_sha256):
-            raise UserError(
-                f"{name}: not the adapter that its {MODEL_REF_NAME} describes (sha256 {str(ref.adapter_sha256)[:12]}, "
-                f"found {content.weights_sha256[:12]}): copy the run again, or train it again"
-            )
-        measured = replace(ref, adapter_sha256=content.weights_sha256)  # older references do not tell it
+        refuse_other_adapter(ref, content.digests, name=name)
+        measured = replace(ref, **content.digests)  # older references do not tell it
         policy = Policy(id, measured, Source(id, ref.adapter))
         self._known[id] = policy
         return policy

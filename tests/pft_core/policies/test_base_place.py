@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pft_core.errors import UserError
-from pft_core.policies import load_base, load_tokenizer
+from pft_core.policies import identity, load_base, load_tokenizer
 from pft_core.policies.identity import base_digest, model_identity
 from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
 from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD
@@ -77,6 +77,50 @@ def test_a_moved_run_takes_no_other_model_for_its_base(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "b" / "m")
     with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(ModelRef.load(moved).base)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_base_that_was_changed_where_it_lies_is_refused(name: str, tmp_path: Path) -> None:
+    base = a_model(tmp_path / "m")
+    saved(str(base), tmp_path / "r")
+    (base / "generation_config.json").write_text("{}")  # decides neither tokens nor scores
+    assert ModelRef.load(tmp_path / "r").base == str(base)
+    content = (base / name).read_text()
+    (base / name).write_text('{"vocab_size": 7}')
+    with pytest.raises(UserError, match=r"r: .*m is not the base that it was trained on"):
+        ModelRef.load(tmp_path / "r")
+    (base / name).write_text(content)
+    assert ModelRef.load(tmp_path / "r").base == str(base)
+    (base / "config.json").unlink()
+    with pytest.raises(UserError, match="is not the base"):
+        ModelRef.load(tmp_path / "r")
+
+
+def test_a_base_that_nobody_touched_is_known_without_reading_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(str(a_model(tmp_path / "m")), tmp_path / "r")
+    monkeypatch.setattr(identity, "_sha256", lambda *file: pytest.fail(f"{file} was read"))
+    assert ModelRef.load(tmp_path / "r").base == str(tmp_path / "m")
+
+
+def test_a_reference_that_tells_only_the_bases_digest_opens(tmp_path: Path) -> None:
+    raw = saved(str(a_model(tmp_path / "m")), tmp_path / "r")
+    older = {key: value for key, value in raw["base_marks"].items() if key not in ("stamp", "tokens")}
+    raw = {key: value for key, value in raw.items() if key != "adapter_config_sha256"}
+    (tmp_path / "r" / MODEL_REF_NAME).write_text(json.dumps(raw | {"base_marks": older}))
+    assert ModelRef.load(tmp_path / "r").base == str(tmp_path / "m")
+
+
+def test_weights_of_a_full_training_that_were_changed_are_refused(tmp_path: Path) -> None:
+    weights = a_model(tmp_path / "run" / "weights")
+    style = PromptStyle("after", "letter")
+    ModelRef(TOYWORLD, None, "weights", style, SPACE, (0, 1), "t", "d", "c", None).save(tmp_path / "run")
+    moved = Path(shutil.copytree(tmp_path / "run", tmp_path / "moved"))
+    assert ModelRef.load(moved).weights == str(moved / "weights")
+    (weights / "model.safetensors").write_text("others")
+    with pytest.raises(UserError, match=r"run/weights: not the weights that its model_ref\.json describes"):
+        ModelRef.load(tmp_path / "run")
 
 
 def test_a_model_is_the_same_to_a_key_wherever_it_lies(tmp_path: Path) -> None:

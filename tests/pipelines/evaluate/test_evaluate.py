@@ -21,7 +21,7 @@ from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.evaluation.metrics.rows import report_rows
 from pft_core.files import file_sha256, read_json
 from pft_core.policies.model import add_lora, load_base, save_adapter
-from pft_core.policies.model_ref import ModelRef
+from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
@@ -281,16 +281,22 @@ def test_an_evaluation_of_something_else_is_replaced_only_when_told(in_process, 
     assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == 6
 
 
-def test_an_adapter_that_is_not_its_references_is_refused(in_process, model_ref, data, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_is_not_its_references_is_refused(in_process, model_ref, data, tmp_path, name) -> None:
     run = shutil.copytree(model_ref, tmp_path / "run")
-    weights = run / "adapter" / "adapter_model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"run/adapter: not the adapter that its model_ref\.json describes"):
+    ref = replace(ModelRef.load(run), adapter="adapter", **adapter_digests(run / "adapter"))
+    ref.save(run)
+    file = run / "adapter" / name
+    if name == "adapter_config.json":
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 160}))
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match=rf"run/adapter: not the adapter that its model_ref\.json describes.*{name}"):
         evaluate.run(config(run, data, tmp_path / "out", limit_per_axis=2))
-    replace(ModelRef.load(run), adapter="adapter", adapter_sha256=None).save(run)  # an older one does not tell
-    assert report_of(config(run, data, tmp_path / "out", limit_per_axis=2))["digests"]["adapter_sha256"]
+    replace(ref, adapter_sha256=None, adapter_config_sha256=None).save(run)  # an older one does not tell
+    digests = report_of(config(run, data, tmp_path / "out", limit_per_axis=2))["digests"]
+    assert digests["adapter_sha256"]
+    assert digests["adapter_config_sha256"]
 
 
 @pytest.mark.parametrize("described", [True, False])

@@ -164,13 +164,30 @@ def test_a_policy_replaced_under_its_name_gets_another_id(
 
 
 def test_a_replaced_file_with_the_old_time_and_size_is_noticed(copied: Callable[..., Path], tmp_path: Path) -> None:
-    folder = copied(0, "served")
+    folder = copied(0, "served", adapter_config_sha256=None)  # an older reference, which lets it pass
     catalog, file = start(folder, tmp_path), folder / "adapter" / "adapter_config.json"
     before, stat = catalog.resolve(None).id, file.stat()
     file.write_bytes(file.read_bytes().replace(b"8", b"9"))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert file.stat().st_size == stat.st_size
     assert catalog.resolve(None).id == id_of(folder, "policy") != before
+
+
+def test_a_policy_whose_adapter_or_base_was_changed_is_refused(
+    policies: list[Path], copied: Callable[..., Path], tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    folder = copied(0, "served")
+    file = folder / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 160}))
+    with pytest.raises(UserError, match=r"policy: not the adapter .* \(sha256 of adapter_config\.json"):
+        start(folder, tmp_path)
+    base = Path(shutil.copytree(tiny_qwen2, tmp_path / "base"))
+    folder = write_policy(tmp_path / "policy", base, seed=0)
+    start(folder, tmp_path)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="base is not the base that it was trained on"):
+        start(folder, tmp_path)
 
 
 def test_what_has_not_changed_is_not_read_again(
