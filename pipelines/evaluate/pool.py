@@ -63,18 +63,18 @@ def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_worker
     refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
-    answered = map_batches(
-        ray.data.from_arrow(list(groups)),
-        actor,
-        fn_constructor_args=list(jobs),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(groups))),
-        num_cpus=resources["CPU"],
-        num_gpus=resources["GPU"],
-    )
     tokens = max(job.asking.tokens_per_batch for job in jobs)
     with deaths_explained("a worker that was asking", tokens_per_batch=tokens, num_workers=num_workers):
+        answered = map_batches(
+            ray.data.from_arrow(list(groups)),
+            actor,
+            fn_constructor_args=list(jobs),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(groups))),
+            num_cpus=resources["CPU"],
+            num_gpus=resources["GPU"],
+        )
         return in_order(answered.take_all(), num_items)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,3 +108,10 @@ def test_a_process_beside_the_workers_that_dies_each_time_ends_the_run(monkeypat
     with killed("a process beside the workers"):
         job.train_on_ray(nothing, nothing, nothing, nothing)
     assert len(attempts) == MAX_RESTARTS + 1
+
+
+def test_tasks_that_ray_itself_kills_for_memory_have_as_many_tries() -> None:
+    code = "import os, sys, pipelines; assert 'ray' not in sys.modules; print(os.environ['RAY_task_oom_retries'])"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert int(said) == MAX_RESTARTS
