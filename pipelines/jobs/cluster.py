@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -211,7 +210,7 @@ def refuse_silent_address(address: str) -> None:
 def refuse_full_session() -> None:
     """Raise UserError where the disk that Ray's session lies on is full: what it starts would be waited for in vain."""
     variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = Path(os.environ.get(variable) or "/tmp")  # `tempfile` passes over a folder that is full, Ray does not
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < SESSION_BYTES:

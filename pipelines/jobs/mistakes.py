@@ -38,8 +38,11 @@ def _raised(error: BaseException) -> UserError | None:
     if isinstance(error, UserError) and not isinstance(getattr(error, "cause", None), BaseException):
         return error
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        advice = "make room there" if error.errno in FULL_DISK else "check the path"
-        return UserError(f"{error.filename or 'disk'}: {error.strerror}: {advice}, or choose another folder")
+        if error.errno in FULL_DISK:  # Arrow says it in words of its own
+            said = f"{os.strerror(error.errno)}: make room there"
+        else:
+            said = f"{error.strerror}: check the path"
+        return UserError(f"{error.filename or 'disk'}: {said}, or choose another folder")
     return None
 
 

@@ -55,17 +55,17 @@ def test_a_ray_that_is_started_listens_on_loopback_and_its_token_is_its_owner_s(
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_full_disk_below_ray_s_session_is_said_before_ray_starts(
-    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv(variable, "/tmp/not-made-yet" if variable == "RAY_TMPDIR" else "")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.setenv(variable, "/tmp/not-made-yet")
     asked = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=5 << 20))
     with pytest.raises(UserError, match=f"5 MB are free, and Ray, whose session .* or set {variable} to another"):
         refuse_unusable_environment()
-    assert asked == [tmp_path if variable == "TMPDIR" else Path("/tmp")]
+    assert asked == [Path("/tmp")]
 
 
 POOL = """
