@@ -43,7 +43,9 @@ class ServingEngineSettings(Settings):
 
     name: str = AUTO  # auto: vLLM where it is installed, transformers elsewhere and for steering
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    max_length: PositiveInt = 2048  # tokens of prompt and answer; the model's own limit where that is lower
+    # Tokens of prompt and answer; the model's own limit where that is lower, which of longrope on transformers is the
+    # original one.
+    max_length: PositiveInt = 2048
     max_batch: PositiveInt = 64  # sequences that are continued at once
     tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
     max_loaded_adapters: PositiveInt = 8  # in the engine at a time; more take turns, least recently used first out
