@@ -47,7 +47,9 @@ class ServingEngineSettings(Settings):
 
     name: str = AUTO  # auto: vLLM where it is installed, transformers elsewhere and for steering
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    max_length: PositiveInt = 2048  # tokens of prompt and answer; the model's own limit where that is lower
+    # Tokens of prompt and answer; the model's own limit where that is lower, which of longrope on transformers is the
+    # original one.
+    max_length: PositiveInt = 2048
     max_batch: int = Field(default=64, ge=1, le=MOST_AT_ONCE)  # sequences that are continued at once
     tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
     # More than these take turns in the engine, the least recently used first out.

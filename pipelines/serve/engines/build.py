@@ -1,6 +1,7 @@
 """The engine that a recipe asks for, with the adapters of the node it runs on."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,13 +33,26 @@ def fitted(config: ServeConfig, model: str) -> ServeConfig:
 
     Raises UserError where the recipe names a longer one.
     """
-    most = getattr(load_config(model), "max_position_embeddings", None)
-    wanted = config.engine.max_length
-    if most is None or wanted <= most:
+    limits, wanted = _limits(config, load_config(model)), config.engine.max_length
+    most = min(limits, default=wanted)
+    if wanted <= most:
         return config
     if "max_length" in config.engine.model_fields_set:
-        raise UserError(f"engine.max_length={wanted}: {model!r} takes {most} tokens: lower it")
+        raise UserError(f"engine.max_length={wanted}: {model!r} takes {most} tokens{limits[most]}: lower it")
     return config.model_copy(update={"engine": config.engine.model_copy(update={"max_length": most})})
+
+
+def _limits(config: ServeConfig, model_config: Any) -> dict[int, str]:
+    """Return what may limit the tokens of a text, each with what is to be said of it."""
+    most = getattr(model_config, "max_position_embeddings", None)
+    found = {} if most is None else {int(most): ""}
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    by_layer = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    original = [each["original_max_position_embeddings"] for each in by_layer if each.get("rope_type") == "longrope"]
+    if original and chosen_engine(config) == "transformers":
+        # Its cache would hold keys of both encodings: log-probabilities were off by 5 nats, as in transformers itself.
+        found[min(original)] = " on engine.name=transformers (longrope encodes longer texts otherwise from their start)"
+    return found
 
 
 def make_cache(config: ServeConfig) -> AdapterCache:

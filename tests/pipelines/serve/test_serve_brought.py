@@ -19,6 +19,7 @@ from pft_core.evaluation.answers import generate
 from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame
+from pipelines.serve.engines.build import fitted
 from pipelines.serve.engines.engine import GenerationRequest, RequestFault, Sampling
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
@@ -86,6 +87,19 @@ def test_a_text_ends_at_what_the_model_s_generation_config_names_too(tmp_path: P
     arrays = [np.array(prompt), np.array(prompt[1:])]
     offline = generate(arrays, model=base, tokenizer=tokenizer, max_new_tokens=8)
     assert offline[0] == tokenizer.decode(ids[:place])
+
+
+def test_texts_of_a_longrope_model_stay_below_the_length_at_which_its_encoding_changes(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", byte_level())
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 16.0, "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4, "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    (model / "config.json").write_text(json.dumps(config))
+    assert fitted(serve_config(model, tmp_path / "cache"), str(model)).engine.max_length == 64
+    with pytest.raises(UserError, match=r"takes 64 tokens on engine.name=transformers \(longrope"):
+        fitted(serve_config(model, tmp_path / "cache", engine={"max_length": 65}), str(model))
 
 
 def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> None:
