@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         with_adapter,
     )
     from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef, adapter_digests, refuse_other_adapter
+    from pft_core.policies.positions import within_positions
     from pft_core.policies.pretrained import load_config, load_tokenizer, place_of_model, refuse_unusable_model
     from pft_core.policies.row_positions import follows_length, own_positions
     from pft_core.policies.settings import LoraSettings, Precision
