@@ -132,7 +132,7 @@ def refuse_unusable_model(name_or_path: str, *, wants_chat: bool) -> None:
     refuse_missing_tokenizer(name_or_path)
     folder = local_folder(name_or_path)
     if folder is None:
-        folder = _cached_folder(name_or_path)
+        folder = cached_folder(name_or_path)
         if folder is None:
             return _refuse_unknown_to_the_hub(name_or_path)
     elif not (folder / "config.json").is_file():
@@ -142,7 +142,7 @@ def refuse_unusable_model(name_or_path: str, *, wants_chat: bool) -> None:
         refuse_unusable_template(folder, tokenizer=name_or_path)
 
 
-def _cached_folder(name: str) -> Path | None:
+def cached_folder(name: str) -> Path | None:
     """Return the snapshot of a hub model that this machine's cache holds, None where it has none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

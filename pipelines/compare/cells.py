@@ -17,7 +17,7 @@ from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
 from pft_core.evaluation import OUTCOMES_NAME, Answered, Answerer, Outcome, write_outcomes
 from pft_core.files import digest, file_sha256, write_json
-from pft_core.policies import ModelRef, merge_adapter
+from pft_core.policies import ModelRef, merge_adapter, within_positions
 from pipelines.compare.asking import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
@@ -195,7 +195,8 @@ def ask_before_and_after(cell: Cell, ref: ModelRef) -> dict[str, Any]:
 
 def ask_general(cell: Cell, job: Job) -> dict[str, Any]:
     """Answers to the two-choice file and to lm-eval's tasks, and how many items were rejected."""
-    asking = replace(job.asking, max_length=max(job.asking.max_length, CAPABILITY_MAX_LENGTH))
+    max_length = within_positions(max(job.asking.max_length, CAPABILITY_MAX_LENGTH), job.ref.weights or job.ref.base)
+    asking = replace(job.asking, max_length=max_length)
     job = replace(job, asking=asking)
     found = ask_capability(job, Path(cell.capability)) if cell.capability else []
     answers = [asdict(a) for a in found if isinstance(a, Answered)]

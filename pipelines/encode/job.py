@@ -1,7 +1,7 @@
 """The encoded layer of a prepared data set: reused where a matching one exists, else encoded in bulk with Ray Data."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pft_core.encoding import (
     layer_parts,
 )
 from pft_core.errors import UserError
+from pft_core.policies import within_positions
 from pipelines.console import console
 from pipelines.encode.tokenizer import ModelTokenizer
 from pipelines.jobs import deaths_explained, map_batches
@@ -42,20 +43,23 @@ def ensure_layer(
 
     facts: of the tokenizer, which is loaded only where something is encoded here. say: told what a person should know.
 
-    Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length`.
+    Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length` and
+    the model's positions.
     """
+    limit = _limit_of(spec, tokenizer.model)
+    spec = replace(spec, encoding=spec.encoding.model_copy(update={"max_length": limit.max_length}))
     key = layer_key(data_digest=manifest.data_digest, tokenizer_digest=facts.digest, spec=spec, space=manifest.space)
     folder = data / "encoded" / key
     if layer_is_complete(folder, key=key):
         say(f"encoded layer {key} reused")
         # Whoever encoded it may have allowed more rejects, or has long forgotten what was said of them.
-        _refuse_if_mostly_rejected(layer_parts(folder), spec.encoding.max_length, max_reject_fraction, say)
+        _refuse_if_mostly_rejected(layer_parts(folder), limit, max_reject_fraction, say)
         return folder
     say(f"encoding {manifest.pairs_out} pairs into layer {key}")
     folder.mkdir(parents=True, exist_ok=True)
     encoder = {"tokenizer": tokenizer, "spec": spec, "manifest": manifest}
     parts = _encode(_tasks(data, folder, manifest), encoder, num_pairs=manifest.pairs_out, concurrency=concurrency)
-    _refuse_if_mostly_rejected(parts, spec.encoding.max_length, max_reject_fraction, say)
+    _refuse_if_mostly_rejected(parts, limit, max_reject_fraction, say)
     finish_layer(folder, parts, key=key, view=spec.view)
     return folder
 
@@ -119,12 +123,29 @@ class _ShardEncoder:
         return {key: [value] for key, value in row.items()}
 
 
-def _refuse_if_mostly_rejected(parts: list[LayerPart], max_length: int, max_reject_fraction: float, say: Say) -> None:
+@dataclass(frozen=True)
+class _Limit:
+    """How long a pair may be; name: what says so, advice: what to do where that leaves too few."""
+
+    max_length: int
+    name: str
+    advice: str
+
+
+def _limit_of(spec: EncodingSpec, model: str) -> _Limit:
+    wanted = spec.encoding.max_length
+    most, cut = within_positions(wanted, model), "set encoding.overlong=cut_prompt to shorten scenarios"
+    if most < wanted:
+        return _Limit(most, f"the table of {most} positions that {model!r} has", f"train one that has more, or {cut}")
+    return _Limit(wanted, f"encoding.max_length={wanted}", f"raise it, or {cut}")
+
+
+def _refuse_if_mostly_rejected(parts: list[LayerPart], limit: _Limit, max_reject_fraction: float, say: Say) -> None:
     kept, rejected = sum(p.rows for p in parts), sum(p.rejected for p in parts)
     with_control_tokens = sum(p.with_control_tokens for p in parts)
     overlong, pairs = rejected - with_control_tokens, kept + rejected
     if overlong:
-        say(f"{overlong} of {pairs} pairs are longer than encoding.max_length={max_length}: left out")
+        say(f"{overlong} of {pairs} pairs are longer than {limit.name}: left out")
     if with_control_tokens:
         say(f"{with_control_tokens} of {pairs} pairs spell control tokens of the model (such as its EOS): left out")
     if kept and rejected <= max_reject_fraction * pairs:
@@ -134,7 +155,4 @@ def _refuse_if_mostly_rejected(parts: list[LayerPart], max_length: int, max_reje
             f"{with_control_tokens} of {pairs} pairs spell control tokens of the model in their texts: rows should "
             "hold plain texts, without the marks of a chat template"
         )
-    raise UserError(
-        f"encoding.max_length={max_length} leaves {kept} of {pairs} pairs: raise it, or set "
-        "encoding.overlong=cut_prompt to shorten scenarios"
-    )
+    raise UserError(f"{limit.name} leaves {kept} of {pairs} pairs: {limit.advice}")

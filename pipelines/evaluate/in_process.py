@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pft_core.data import DatasetManifest, PreferenceSpace, Reject
 from pft_core.evaluation import Answerer, Asking, Outcome, ask
-from pft_core.policies import ModelRef
+from pft_core.policies import ModelRef, within_positions
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
@@ -22,7 +22,8 @@ def untrained(config: RunConfig, data: str) -> ModelRef:
 
 def asking_job(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *, use_gpu: bool) -> Job:
     """How a policy is asked by likelihood, with the lengths and the precision that it was trained with."""
-    asking = Asking(ref.style, space, config.encoding.max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
+    max_length = within_positions(config.encoding.max_length, ref.weights or ref.base)
+    asking = Asking(ref.style, space, max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
     return Job(ref, asking, generate=False, precision=config.train.precision, use_gpu=use_gpu, num_threads=1)
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, worded_as
 from pft_core.errors import UserError
 from pft_core.evaluation import Asking
-from pft_core.policies import TOYWORLD, ModelRef, adapter_digests, model_identity, refuse_other_adapter
+from pft_core.policies import (
+    TOYWORLD,
+    ModelRef,
+    adapter_digests,
+    model_identity,
+    refuse_other_adapter,
+    within_positions,
+)
 from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.actor_job import Job
@@ -89,7 +96,8 @@ def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
 
 
 def asking_of(config: EvaluateConfig, ref: ModelRef) -> Asking:
-    return Asking(ref.style, ref.space, config.max_length, config.tokens_per_batch, config.max_new_tokens)
+    max_length = within_positions(config.max_length, ref.weights or ref.base)
+    return Asking(ref.style, ref.space, max_length, config.tokens_per_batch, config.max_new_tokens)
 
 
 def make_job(config: EvaluateConfig, ref: ModelRef) -> Job:

@@ -1,5 +1,9 @@
 """What is left out as pairs are encoded counts each time a layer is used."""
 
+import json
+import re
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,37 +11,71 @@ import pytest
 from pft_core.data.manifest import DatasetManifest
 from pft_core.encoding import EncodingSettings, EncodingSpec
 from pft_core.errors import UserError
+from pft_core.policies import ModelRef, within_positions
+from pft_core.prompts import PromptStyle
 from pft_core.prompts.settings import PromptSettings
+from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
-from tests.builders import record, write_dataset
+from pipelines.evaluate import asking_job
+from pipelines.evaluate.request import EvaluateConfig, asking_of
+from tests.builders import SPACE, record, write_dataset
 
 LEFT_OUT = "3 of 8 pairs are longer than encoding.max_length=180: left out"
 
 
-def test_a_layer_that_is_used_again_counts_what_it_left_out(tiny_qwen2: Path, tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "data", [record(i, num_options=3 if i < 5 else 10) for i in range(8)])
-    tokenizer = ModelTokenizer(str(tiny_qwen2))
+def said_of(data: Path, model: Path, *, max_length: int, max_reject_fraction: float) -> list[str]:
+    """What is said as the data is encoded for the model."""
+    tokenizer = ModelTokenizer(str(model))
     facts = tokenizer.facts(PromptSettings())
-    spec = EncodingSpec(facts.style, EncodingSettings(max_length=180))
+    notes: list[str] = []
+    ensure_layer(
+        data,
+        DatasetManifest.load(data),
+        tokenizer=tokenizer,
+        facts=facts,
+        spec=EncodingSpec(facts.style, EncodingSettings(max_length=max_length)),
+        max_reject_fraction=max_reject_fraction,
+        concurrency=1,
+        say=notes.append,
+    )
+    return notes
 
-    def said(max_reject_fraction: float) -> list[str]:
-        notes: list[str] = []
-        ensure_layer(
-            data,
-            DatasetManifest.load(data),
-            tokenizer=tokenizer,
-            facts=facts,
-            spec=spec,
-            max_reject_fraction=max_reject_fraction,
-            concurrency=1,
-            say=notes.append,
-        )
-        return notes
 
-    assert said(0.5)[1:] == [LEFT_OUT]
-    again = said(0.5)
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "data", [record(i, num_options=3 if i < 5 else 10) for i in range(8)])
+
+
+def test_a_layer_that_is_used_again_counts_what_it_left_out(tiny_qwen2: Path, data: Path) -> None:
+    said = partial(said_of, data, tiny_qwen2, max_length=180)
+    assert said(max_reject_fraction=0.5)[1:] == [LEFT_OUT]
+    again = said(max_reject_fraction=0.5)
     assert again[0].endswith("reused")
     assert again[1:] == [LEFT_OUT]
     with pytest.raises(UserError, match="max_length=180 leaves 5 of 8 pairs"):
-        said(0.3)
+        said(max_reject_fraction=0.3)
+
+
+@pytest.mark.parametrize("told", [{"n_positions": 180}, {"max_position_embeddings": 180}])
+def test_pairs_beyond_a_models_learned_positions_are_left_out(
+    tiny_qwen2: Path, data: Path, tmp_path: Path, told: dict[str, int]
+) -> None:
+    model = Path(shutil.copytree(tiny_qwen2, tmp_path / "gpt"))
+    (model / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 600, **told}))
+    said = partial(said_of, data, model, max_length=1024)
+    table = f"the table of 180 positions that {str(model)!r} has"
+    assert said(max_reject_fraction=0.5)[1:] == [f"3 of 8 pairs are longer than {table}: left out"]
+    with pytest.raises(UserError, match=re.escape(f"{table} leaves 5 of 8 pairs: train one that has more")):
+        said(max_reject_fraction=0.3)
+
+
+def test_whoever_asks_a_model_keeps_to_its_learned_positions(tmp_path: Path) -> None:
+    for model_type, wanted, most in (("gpt2", 2048, 1024), ("opt", 4096, 2048), ("gpt2", 7, 7), ("qwen2", 9999, 9999)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert within_positions(wanted, str(tmp_path)) == most
+        ref = ModelRef(str(tmp_path), None, None, PromptStyle(), SPACE, (), "", "", "", None)
+        config = EvaluateConfig(model=str(tmp_path), data="d", output="o", max_length=wanted)
+        assert asking_of(config, ref).max_length == most
+        run = RunConfig(name="r", model=str(tmp_path), encoding=EncodingSettings(max_length=wanted))
+        assert asking_job(run, ref, SPACE, use_gpu=False).asking.max_length == most
