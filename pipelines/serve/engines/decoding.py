@@ -123,7 +123,7 @@ class DecodingBatch:
             logits_NV = self._forward(ids_RL[:, start:end], mask_1L, cache, rows, shifts, keep=end - start)[0]
             following = [int(token) for token in row.prompt_ids[start + 1 : end + 1]]
             tokens += told(logits_NV[: len(following)], following, row.sampling.prompt_logprobs)
-        if logits_NV.isnan().any():
+        if _are_numberless(logits_NV).any():
             raise RequestFault(NUMBERLESS)
         row.emit(Step((), prompt=tuple(tokens)))
         return logits_NV[-1:]
@@ -152,7 +152,7 @@ class DecodingBatch:
 
     def _drop_numberless(self) -> None:
         """Tell rows whose logits are no numbers, as after a damaged adapter; the others go on."""
-        bad = (self._logits_RV.isnan() | self._logits_RV.isposinf()).any(dim=1).tolist()
+        bad = _are_numberless(self._logits_RV).tolist()
         for row, is_bad in zip(self.rows, bad, strict=True):
             if is_bad:
                 row.emit(RequestFault(NUMBERLESS))
@@ -197,6 +197,11 @@ class DecodingBatch:
         )
         logits_RNV: Tensor = out.logits[:, -keep:].float()
         return logits_RNV
+
+
+def _are_numberless(logits_NV: Tensor) -> Tensor:
+    """Return which places have logits that no probability can be made of [N]; some models forbid tokens by -inf."""
+    return (logits_NV.isnan() | logits_NV.isposinf()).any(dim=1)
 
 
 def _join(cache: Any, joining: Any, width: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -348,18 +349,18 @@ def test_an_example_in_parts_scores_what_it_does_as_a_whole(tiny_qwen2: Path, en
         np.testing.assert_allclose(found, each, atol=1e-4)
 
 
-def watched(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, *, score_s: float = 0) -> list[str]:
-    """Note what the engine's thread does."""
-    done: list[str] = []
+def watched(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, *, score_s: float = 0) -> list[int]:
+    """Note what the engine's thread does: how many branches it scores at once, and 0 for a step of texts."""
+    done: list[int] = []
     score, step = engine._scores, engine._batch.step
 
-    def scores(*arguments: Any) -> Any:
+    def scores(examples: Any, *arguments: Any) -> Any:
         time.sleep(score_s)
-        done.append("score")
-        return score(*arguments)
+        done.append(sum(len(example.branches) for example in examples))
+        return score(examples, *arguments)
 
     def one_step() -> None:
-        done.append("step")
+        done.append(0)
         step()
 
     monkeypatch.setattr(engine, "_scores", scores)
@@ -377,8 +378,9 @@ def test_texts_go_on_while_much_is_scored(engine: TransformersEngine, monkeypatc
         text.cancel()
 
     asyncio.run(ask())
-    assert done.count("score") >= 8
-    assert "score score" not in " ".join(done), "a token lies between two parts"
+    parts = [place for place, branches in enumerate(done) if branches]
+    assert len(parts) >= 8
+    assert all(later - earlier > 1 for earlier, later in pairwise(parts)), "a token lies between two parts"
 
 
 def test_scores_of_those_who_left_are_not_computed(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,4 +395,4 @@ def test_scores_of_those_who_left_are_not_computed(engine: TransformersEngine, m
         await engine.score([many_answers(1)], None)
 
     asyncio.run(ask())
-    assert len(done) <= 3
+    assert sum(done) < 200, "12 * 60 and more were asked for"
