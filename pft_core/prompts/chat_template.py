@@ -41,6 +41,17 @@ def render_chat(tokenizer: Any, turns: Sequence[Turn], *, at: datetime = MOMENT)
     return text
 
 
+def marks_of_turns(tokenizer: Any) -> str:
+    """Return what a tokenizer's chat template writes around turns; nothing where it has none, or refuses them."""
+    asks, answers = {"role": "user", "content": ""}, {"role": "assistant", "content": ""}
+    for turns in ([{"role": "system", "content": ""}, asks, answers, asks], [asks, answers, asks], [asks]):
+        try:
+            return render_chat(tokenizer, turns)
+        except Exception:  # as it likes: the next has fewer roles
+            continue
+    return ""
+
+
 def cut_at_message(render: Callable[[Sequence[Turn]], str], *, tokenizer: str) -> tuple[str, str]:
     """Return the text before and after a user's only message. tokenizer: its name, for errors.
 
