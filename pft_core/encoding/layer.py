@@ -24,7 +24,7 @@ from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, read_json, whole_file, write_json
 
 LAYER_NAME = "layer.json"
-_FORMAT = 3
+_FORMAT = 4
 # Large enough to keep the tokenizer busy, small enough that memory does not follow the shard's size.
 RECORDS_PER_BATCH = 512
 _SCHEMA = pa.schema(

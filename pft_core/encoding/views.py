@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
+from pft_core.data import SIDES, Form, PairedExample, PreferenceSpace, Reject
 from pft_core.encoding.control_tokens import reject_control_tokens
 from pft_core.encoding.examples import BranchedExample, branched_example, without_first_label
 from pft_core.encoding.overlong import fit_length
 from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.tokens import TokenizedAnswer, tokenize
-from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
+from pft_core.prompts import PromptStyle, condition_text, render_answer, render_prompt, target_options
 
 View = Literal["pft", "preference"]
 
@@ -40,7 +40,10 @@ def encode_pairs(
     the answer, and the same tokens in every branch); those whose texts spell a control token are rejected. Example ids
     are `record id:form`.
     """
-    checked = [reject_control_tokens(f"{record.id}:{form}", record, tokenizer) for record, form in items]
+    checked = [
+        reject_control_tokens(f"{record.id}:{form}", record, tokenizer, beside=_stated(record.axis, spec.style, space))
+        for record, form in items
+    ]
     examples: list[BranchedExample] = []
     rejects = [reject for reject in checked if reject]
     items = [item for item, reject in zip(items, checked, strict=True) if reject is None]
@@ -59,6 +62,10 @@ def encode_pairs(
         outcome = _tree(f"{record.id}:{form}", rows[count * i : count * (i + 1)], spec, axis)
         (examples if isinstance(outcome, BranchedExample) else rejects).append(outcome)  # type: ignore[arg-type]
     return examples, rejects
+
+
+def _stated(axis: str, style: PromptStyle, space: PreferenceSpace) -> list[str]:
+    return [condition_text(space, axis, side, condition=style.condition) for side in SIDES]
 
 
 def _tree(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec, axis: int) -> BranchedExample | Reject:

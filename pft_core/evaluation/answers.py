@@ -19,7 +19,7 @@ from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.metrics import Choice, Outcome, Weighed
 from pft_core.files import digest
-from pft_core.prompts import Prompt, PromptStyle, render_answer, render_prompt
+from pft_core.prompts import Prompt, PromptStyle, condition_text, render_answer, render_prompt
 
 if TYPE_CHECKING:
     from pft_core.scoring import BranchScorer
@@ -148,7 +148,9 @@ def candidates(question: Question) -> list[tuple[int, ...]]:
 
 def encode_options(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
-    rejects = {i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer))}
+    rejects = {
+        i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer, asking))
+    }
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
@@ -182,9 +184,12 @@ def unscorable(question: Question) -> Reject | None:
     return None
 
 
-def _unplain(question: Question, tokenizer: Any) -> Reject | None:
+def _unplain(question: Question, tokenizer: Any, asking: Asking) -> Reject | None:
     """Return why a question would not be asked as it is written: its texts spell a token of control."""
-    return reject_control_tokens(f"{question.record.id}:{question.form}", question.record, tokenizer)
+    record, style = question.record, asking.style
+    stated = [(record.axis, question.side), *question.others]
+    lines = [condition_text(asking.space, axis, side, condition=style.condition) for axis, side in stated]
+    return reject_control_tokens(f"{record.id}:{question.form}", record, tokenizer, beside=[*lines, question.history])
 
 
 def score_branches(
@@ -216,7 +221,8 @@ def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, 
     """Generate greedily and parse strictly; a reply without a parsable choice is None."""
     prompts = _prompt_ids(questions, tokenizer=tokenizer, asking=asking)
     outcomes: list[Answer] = [
-        _ungeneratable(q, ids, asking) or _unplain(q, tokenizer) for q, ids in zip(questions, prompts, strict=True)
+        _ungeneratable(q, ids, asking) or _unplain(q, tokenizer, asking)
+        for q, ids in zip(questions, prompts, strict=True)
     ]
     asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
     replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, asking=asking)

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.prompts.chat_template import cut_at_message, render_chat, render_source, template_arguments
+    from pft_core.prompts.chat_template import (
+        cut_at_message,
+        marks_of_turns,
+        render_chat,
+        render_source,
+        template_arguments,
+    )
     from pft_core.prompts.conditions import Condition, read_condition
     from pft_core.prompts.rendering import (
         Frame,

@@ -16,6 +16,8 @@ from pft_core.errors import UserError
 MOMENT = datetime(2026, 1, 1)  # what a template is told of the time
 # What stands in for a message: a template that escapes, folds or takes apart a text cannot leave it as it is.
 MESSAGE = "Is 'this' <b>the\n\n\"message\"</b> & {all} of it: 天気 Ä?"
+# Others, far shorter and far longer: a template that looks at the text (how long it is, what it says) shows here.
+_OTHER_MESSAGES = ("\u9f98", "<think>Hm, " + "yes or no? 0123456789 /think [x]\n" * 1000 + "</think> So, a-b_c.")
 # Names that every template may read: whether a tokenizer has such tokens is known only once it is loaded.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -39,23 +41,45 @@ def render_chat(tokenizer: Any, turns: Sequence[Turn], *, at: datetime = MOMENT)
     return text
 
 
+def marks_of_turns(tokenizer: Any) -> str:
+    """Return what a tokenizer's chat template writes around turns; nothing where it has none, or refuses them."""
+    asks, answers = {"role": "user", "content": ""}, {"role": "assistant", "content": ""}
+    for turns in ([{"role": "system", "content": ""}, asks, answers, asks], [asks, answers, asks], [asks]):
+        try:
+            return render_chat(tokenizer, turns)
+        except Exception:  # as it likes: the next has fewer roles
+            continue
+    return ""
+
+
 def cut_at_message(render: Callable[[Sequence[Turn]], str], *, tokenizer: str) -> tuple[str, str]:
     """Return the text before and after a user's only message. tokenizer: its name, for errors.
 
-    Raises UserError for a template that refuses one message alone, or does not write it once and as it is.
+    Raises UserError for a template that refuses one message alone, does not write it once and as it is, or writes
+    around it what depends on its text.
     """
-    subject = f"prompt.template=chat: the chat template of {tokenizer!r}"
-    remedy = "use prompt.template=plain, or another chat template"
+    frame, *others = (_cut_at(message, render, tokenizer) for message in (MESSAGE, *_OTHER_MESSAGES))
+    if any(other != frame for other in others):
+        raise _unusable(tokenizer, "writes other words around another message")
+    return frame
+
+
+def _cut_at(message: str, render: Callable[[Sequence[Turn]], str], tokenizer: str) -> tuple[str, str]:
     try:
-        pieces = render([{"role": "user", "content": MESSAGE}]).split(MESSAGE)
+        pieces = render([{"role": "user", "content": message}]).split(message)
     except Exception as error:  # refuses as it likes
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{subject} refuses a user's message alone ({reason}): {remedy}") from None
+        raise _unusable(tokenizer, f"refuses a user's message alone ({reason})") from None
     if len(pieces) < 2:
-        raise UserError(f"{subject} does not write a message's text as it is (it may want a list of parts): {remedy}")
+        raise _unusable(tokenizer, "does not write a message's text as it is (it may want a list of parts)")
     if len(pieces) > 2:
-        raise UserError(f"{subject} writes a message {len(pieces) - 1} times, not once: {remedy}")
+        raise _unusable(tokenizer, f"writes a message {len(pieces) - 1} times, not once")
     return pieces[0], pieces[1]
+
+
+def _unusable(tokenizer: str, why: str) -> UserError:
+    remedy = "use prompt.template=plain, or another chat template"
+    return UserError(f"prompt.template=chat: the chat template of {tokenizer!r} {why}: {remedy}")
 
 
 def render_source(source: str, turns: Sequence[Turn]) -> str:

@@ -24,8 +24,8 @@ AnswerStyle = Literal["letter", "option"]
 
 ConditionStyle = Literal["description", "control_token"]
 
-# Two moments without a digit or a letter in the same place of any way to write them.
-_MOMENTS = (datetime(2001, 2, 3, 4, 5, 6), datetime(1999, 11, 29, 17, 38, 47))
+# Two moments that begin and end differently however they are written, seconds since 1970 among them.
+_MOMENTS = (datetime(2001, 2, 3, 4, 5, 6), datetime(1989, 11, 29, 17, 38, 47))
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,12 @@ def chat_frame(tokenizer: Any, *, at: datetime = MOMENT) -> Frame:
 def is_frame_of(frame: Frame, tokenizer: Any) -> bool:
     """Whether a policy's frame is the tokenizer's chat template, whatever the time was when it was cut.
 
-    Templates are compared, not renderings: earlier versions told a template the time of the day.
+    Templates are compared, not renderings: earlier versions told a template the time of the day. What is told now is
+    compared first: the time may decide about whole words.
     """
     try:
+        if frame == chat_frame(tokenizer):
+            return True
         first, second = (chat_frame(tokenizer, at=at) for at in _MOMENTS)
     except UserError:  # it has no template, or one that frames nothing
         return False

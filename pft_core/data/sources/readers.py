@@ -38,7 +38,11 @@ SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 READABLE = f"{', '.join(SUFFIXES)}, the texts also followed by {' or '.join(COMPRESSIONS)}"
 
 # What stands beside the files of a published data set, and holds no rows.
-_BESIDE_DATA = re.compile(r"\.|(readme|licen[cs]e|copying|notice|citation|changelog)\b", re.IGNORECASE)
+_ABOUT_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog)"
+    r"([-_.]([a-z]{2}([-_][a-z]{2,4})?|mit|bsd|gpl|apache))?(\.(md|txt|rst|html|pdf|cff|bib))?",
+    re.IGNORECASE,
+)
 _ARROW_ERRORS = (pa.ArrowException, ValueError, OSError)
 
 Located = tuple[str, Any]
@@ -100,11 +104,11 @@ def _files_of_folder(folder: Path, given: str) -> list[Path]:
 
 
 def _holds_no_rows(entry: Path) -> bool:
-    if _BESIDE_DATA.match(entry.name):
+    if entry.name.startswith("."):
         return True
-    if entry.is_dir():
-        return all(_BESIDE_DATA.match(inner.name) or inner.is_dir() for inner in entry.rglob("*"))
-    return entry.is_file() and not entry.stat().st_size
+    if entry.is_dir() and not entry.is_symlink():  # a link may lead round in a circle
+        return all(_holds_no_rows(inner) for inner in entry.iterdir())
+    return entry.is_file() and (bool(_ABOUT_DATA.fullmatch(entry.name)) or not entry.stat().st_size)
 
 
 def is_hub_name(given: str) -> bool:

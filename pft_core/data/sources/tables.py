@@ -4,6 +4,7 @@ A line that cannot be read costs only itself: a quote that is never closed does 
 """
 
 import csv
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -13,6 +14,7 @@ from pft_core.data.sources.json_text import CHUNK, MAX_ROW_BYTES, oversized
 from pft_core.errors import UserError
 
 _DELIMITERS = (",", ";", "\t", "|")
+_UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas writes for no name
 
 _Line = tuple[int, str]
 
@@ -30,7 +32,7 @@ def table_rows(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
     if header[1].lower().startswith("sep="):  # a spreadsheet's own note of its delimiter
         header = next(said, header)
     delimiter = max(_DELIMITERS, key=lambda d: len(_cells_of(header[1], d)))
-    columns = [cell.strip() for cell in _cells_of(header[1], delimiter)]
+    columns = [_UNNAMED.sub("", cell.strip()) for cell in _cells_of(header[1], delimiter)]
     _refuse_unusable(columns, f"{name}:{header[0]}")
     while record := _next_record(lines, delimiter, name, num_columns=len(columns)):
         where, cells = record
@@ -78,10 +80,13 @@ def _next_record(
 
 
 def _row(columns: list[str], cells: list[str], where: str) -> dict[str, str | None] | Reject:
-    for column, cell in zip(columns, cells, strict=True):
+    for number, (column, cell) in enumerate(zip(columns, cells, strict=True), start=1):
         if not _is_utf8(cell):
             return Reject(where, column, "wrong_encoding", "not UTF-8, as the file is read: save it as UTF-8")
-    return {column: cell or None for column, cell in zip(columns, cells, strict=True)}
+        counts_rows = number == 1 and cell.strip().isdecimal()  # as tables of other programs do
+        if not column and cell.strip() and not counts_rows:
+            return Reject(where, f"column {number}", "unnamed_column", "the header does not say what its cell is")
+    return {column: cell or None for column, cell in zip(columns, cells, strict=True) if column}
 
 
 def _is_utf8(text: str) -> bool:

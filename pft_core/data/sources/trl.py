@@ -25,7 +25,14 @@ from pft_core.data.sources.checks import (
     texts_in,
     value_of,
 )
-from pft_core.data.sources.dialogues import answer_text, common_turns, dialogue_text, prompt_length, roles_of
+from pft_core.data.sources.dialogues import (
+    answer_opened,
+    answer_text,
+    common_turns,
+    dialogue_text,
+    prompt_length,
+    roles_of,
+)
 from pft_core.data.sources.questions import asked_in, is_held, is_said_in, refuse_unused, with_system
 
 DEFAULT_AXIS = "preference"
@@ -48,7 +55,7 @@ def preference_row(row: dict[str, Any], axis: str | None) -> Accepted:
     prompt = with_system(row, prompt)
     scenario, answers = dialogue_text(prompt, key), [answer_text(chosen, "chosen"), answer_text(rejected, "rejected")]
     refuse_unused(row, prompt, [chosen, rejected], used=(key, "axis", *_PREFERENCE_POLES))
-    _refuse_repeated(scenario, answers, key)
+    _refuse_repeated(prompt, scenario, answers, key)
     options = [Option(answer, side) for side, answer in enumerate(answers)]
     return accept(preference, scenario, options, "rejected", "response")
 
@@ -84,10 +91,19 @@ def _is_dialogue(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _refuse_repeated(scenario: str, answers: Sequence[str], key: str) -> None:
-    """Raise RowFault where all answers say the prompt again. A single word may well be said by chance."""
-    if len(scenario.split()) > 1 and all(answer.startswith(scenario) for answer in answers):
-        raise RowFault(key, "prompt_repeated", "every answer begins with the whole prompt: keep it in one place")
+def _refuse_repeated(prompt: Any, scenario: str, answers: Sequence[str], key: str) -> None:
+    """Raise RowFault where all answers say the prompt again, or one is a dialogue as text that asks it.
+
+    A single word may well be said by chance.
+    """
+    repeated = len(scenario.split()) > 1 and all(answer.startswith(scenario) for answer in answers)
+    if repeated or any(_asks_again(answer, texts_in(prompt)) for answer in answers):
+        raise RowFault(key, "prompt_repeated", "answers say the prompt again: keep it in one place")
+
+
+def _asks_again(answer: str, prompt: Sequence[str]) -> bool:
+    asked, said = ("".join(f" {word}" for word in text.split()) + " " for text in (prompt[-1], answer))
+    return asked in said and asked in " " + " ".join(answer[: answer_opened(answer)].split()) + " "
 
 
 def split_common_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -150,7 +166,7 @@ def _joined(halves: dict[str, Any], axis: str | None) -> Accepted:
     for key, reason in (("prompt", "prompts_differ"), ("axis", "axes_differ")):
         if getattr(pair[0], key) != getattr(pair[1], key):
             raise RowFault(key, reason, f"not the {key} of its partner at {halves['second_where']}")
-    _refuse_repeated(pair[0].prompt, [half.completion for half in pair], "prompt")
+    _refuse_repeated(pair[0].prompt, pair[0].prompt, [half.completion for half in pair], "prompt")
     value_axis = axis_between(pair[0].axis, [half.pole for half in pair], None, "pole")
     options = [Option(half.completion, side_of(value_axis, half.pole, "pole")) for half in pair]
     return accept(value_axis, pair[0].prompt, options, "completion", "response")

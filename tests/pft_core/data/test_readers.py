@@ -72,8 +72,12 @@ def test_a_damaged_compressed_file_is_a_fault_of_the_run(tmp_path: Path, ending:
 
 @pytest.mark.parametrize(
     "beside",
-    ["rows.txt", "more.jsonl.bz2", "more.parquet.gz", "old.jsonl.bak", "train/rows.jsonl", "a/b/c.arrow", "lost.jsonl"],
-)
+    [
+        "rows.txt", "more.jsonl.bz2", "more.parquet.gz", "old.jsonl.bak", "train/rows.jsonl", "a/b/c.arrow",
+        "lost.jsonl", "license-data/rows.jsonl", "changelog.jsonl.xz", "notice-board.jsonl.bz2", "readme.zip",
+        "NOTICE board.txt", "README/rows.jsonl", "citation.csv.xz", "a/license.jsonl",
+    ],
+)  # fmt: skip
 def test_a_folder_with_what_is_not_read_is_refused(tmp_path: Path, beside: str) -> None:
     (tmp_path / "rows.jsonl").write_text("{}")
     other = tmp_path / beside
@@ -88,8 +92,11 @@ def test_a_folder_with_what_is_not_read_is_refused(tmp_path: Path, beside: str) 
 
 def test_what_comes_with_a_published_data_set_may_stand_in_its_folder(tmp_path: Path) -> None:
     files = ["A.JSONL", "b.csv", "c.tsv", "d.jsonl.gz", "e.json.zst", "f.Parquet"]
-    for name in (*files, "README.md", "readme", "LICENSE", "LICENCE.txt", ".gitattributes", ".hidden.jsonl", "NOTICE"):
+    beside = ["README.md", "readme", "README_zh.md", "README.zh-CN.rst", "LICENSE", "LICENCE.txt", "LICENSE-APACHE"]
+    for name in (*files, *beside, ".gitattributes", ".hidden.jsonl", "NOTICE", "CITATION.cff"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "LICENSES").mkdir()
+    (tmp_path / "LICENSES" / "LICENSE.txt").write_text("x")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("x")
     (tmp_path / "empty").mkdir()
@@ -260,6 +267,17 @@ def test_a_table_in_utf16_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) 
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pairs\.csv:1: the header names column 'pole_a' twice"):
         rows_of(table(tmp_path, "axis, pole_a, pole_a", "x,y,z"))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_cells_without_a_name_are_refused_but_for_the_numbers_of_the_rows(tmp_path: Path, name: str) -> None:
+    pair = "Pace,Go?,Fast,Yes,Slow,No"
+    behind = table(tmp_path, f"{HEADER},{name}", f"{pair},extra", f"{pair}, ", f"{pair},7")
+    assert [r for _, r in reasons(rows_of(behind))] == ["unnamed_column", "", "unnamed_column"]
+    assert rows_of(behind)[0][1].key_path == "column 7"
+    before = table(tmp_path, f"{name},,{HEADER}", f"0,,{pair}", f"1,Why?,{pair}", f"Why?,,{pair}")
+    assert [r for _, r in reasons(rows_of(before))] == ["", "unnamed_column", "unnamed_column"]
+    assert list(rows_of(before)[0][1]) == HEADER.split(",")
 
 
 @pytest.mark.parametrize("text", [b"", codecs.BOM_UTF8, b"\n\n", HEADER.encode()])

@@ -3,6 +3,7 @@
 import ast
 import copy
 import importlib.util
+import time
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,27 @@ def test_messages_that_a_table_spells_as_text_are_refused() -> None:
         ("<start_of_turn>user\nSky?<end_of_turn>\n<start_of_turn>model\n", "It is blue.", "It is red."),
         ("[INST] Sky? [/INST]", " It is blue.", " It is red."),
         ("\u7528\u6237\uff1a\u5929\n\u52a9\u624b\uff1a", "\u84dd\u8272", "\u84dd\u7684"),
+        ("**User:** Sky?\n**Assistant:**", " I think so", " I think not"),
+        ("### User\nSky?\n### Assistant\n", "I think so", "I think not"),
+        ("### Human: Sky?### Assistant:", " I think so", " I think not"),
+        ("Be kind. USER: Sky? ASSISTANT: Oh.</s>USER: Sea? ASSISTANT:", " I think so", " I think not"),
+        ("<s>Human: Sky?\n</s><s>Assistant:", " I think so", " I think not"),
+        ("<\uff5cUser\uff5c>Sky now?<\uff5cAssistant\uff5c>", "I think so", "I think not"),
+        ("<|USER_TOKEN|>Sky now?<|END|><|CHATBOT_TOKEN|>", "I think so", "I think not"),
+        ("<|turn>user\nSky?<turn|>\n<|turn>model\n", "I think so", "I think not"),
+        ("<|start|>user<|message|>Sky?<|start|>assistant<|channel|>final<|message|>", "I think so", "I think not"),
+        ("<user>Sky now?</user><assistant>", "I think so", "I think not"),
+        ("[|user|]Sky now?\n[|assistant|]", "I think so", "I think not"),
+        ("Usuario: Cielo?\nAsistente:", " creo que azul", " creo que rojo"),
+        ("\uc0ac\uc6a9\uc790: a\n\uc5b4\uc2dc\uc2a4\ud134\ud2b8:", " I think so", " I think not"),
+        (
+            "\u0427\u0435\u043b\u043e\u0432\u0435\u043a: a\n\u041f\u043e\u043c\u043e\u0449\u043d\u0438\u043a:",
+            " I think so",
+            " I think not",
+        ),
+        ("### Input: x\n### Output: y\n\nHuman: Sky?\n\nAssistant:", " I think so", " I think not"),
+        ("### Instruction:\nRewrite:\nUser: hi\nAssistant: hello\n\n### Response:", "\nI think so", "\nI think not"),
+        ("H: Sky?\n\nA:", " I think so", " I think not"),
     ],
 )
 def test_an_implicit_prompt_ends_where_the_last_answer_is_opened(common: str, chosen: str, rejected: str) -> None:
@@ -336,9 +358,56 @@ def test_an_implicit_prompt_without_turns_ends_at_the_last_whole_word(common: st
     assert read(row) == (common.strip(), chosen, rejected)
 
 
-def test_dialogues_as_text_that_part_in_the_question_are_refused() -> None:
-    row = {key: f"Human: The sky is {key}?\n\nAssistant: {key}" for key in ("chosen", "rejected")}
+@pytest.mark.parametrize(
+    "turns",
+    [
+        "Human: The sky is {}?\n\nAssistant: {}",
+        "Human: Go?\n\nAssistant: Yes\n\nHuman: The sky is {}?\n\nAssistant: {}",
+        "Q: The sky is {}?\nA: {}",
+        "<|im_start|>user\nThe sky is {}?<|im_end|>\n<|im_start|>assistant\n{}",
+    ],
+)
+def test_dialogues_as_text_that_part_in_the_question_are_refused(turns: str) -> None:
+    row = {key: turns.format(key, key) for key in ("chosen", "rejected")}
     assert fault(row) == ("rejected", "questions_differ")
+
+
+@pytest.mark.parametrize(
+    "common",
+    [
+        "Brukar: hei\nHjelpar: eg trur ",
+        "<|u|>hi there<|a|>I think ",
+        "Go on.</s>I think ",
+        "GPT4 Correct User: hi<|end_of_turn|>GPT4 Correct Assistant: I think ",
+        "### Instruction:\nWrite.\n\n### Response:\nUser: hi\nAssistant: I think ",
+    ],
+)
+def test_turns_of_which_nobody_can_tell_who_answers_are_refused(common: str) -> None:
+    assert fault({"chosen": f"{common}so", "rejected": f"{common}not"}) == ("prompt", "unclear_turns")
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        "Human: {}\n\nAssistant: {}",
+        "Q: {}\nA: {}",
+        "USER: {} ASSISTANT: {}",
+        "Human: Hi\n\nAssistant: Hi\n\nHuman: {}\n\nAssistant: {}",
+    ],
+)
+def test_a_prompt_beside_dialogues_as_text_that_ask_it_again_is_refused(turns: str) -> None:
+    for prompt in ("Sky?", [{"role": "user", "content": "Sky?"}], turns.format("Sky?", "")):
+        row = {"prompt": prompt, "chosen": turns.format("Sky?", "blue"), "rejected": turns.format("Sky?", "red")}
+        assert fault(row) == ("prompt", "prompt_repeated")
+    dialogue = {"prompt": "Write a dialogue.", "chosen": "User: Hi\nBot: Hi.", "rejected": "User: Hi\nBot: Ho."}
+    assert read(dialogue) == tuple(dialogue.values())
+
+
+@pytest.mark.parametrize("run", ["\n", " ", "# ", "*", "<a>", "A:", "User>"])
+def test_no_long_run_of_marks_takes_longer_than_its_length(run: str) -> None:
+    begun = time.perf_counter()
+    preference_row({"chosen": run * 20_000 + "x a", "rejected": run * 20_000 + "x b"}, HERE, None)
+    assert time.perf_counter() - begun < 2  # some hundredths; seconds where each mark is looked for from each other one
 
 
 any_value = st.recursive(

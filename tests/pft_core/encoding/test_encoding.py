@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
-from pft_core.data.preferences import SIDES
+from pft_core.data.preferences import SIDES, Axis, Pole
 from pft_core.data.records import Option
+from pft_core.encoding.control_tokens import control_token_in
 from pft_core.encoding.examples import BranchedExample, common_prefix_length, select_sides, without_first_label
 from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.views import EncodingSpec, encode_pairs
@@ -20,12 +21,12 @@ def tokenizer(tiny_qwen2):
     return AutoTokenizer.from_pretrained(tiny_qwen2)
 
 
-def encode(tokenizer, *, style=PromptStyle(), items=None, **spec):  # noqa: B008
+def encode(tokenizer, *, style=PromptStyle(), items=None, space=SPACE, **spec):  # noqa: B008
     items = items or [(record(), "one")]
     return encode_pairs(
         items,
         spec=EncodingSpec(style, EncodingSettings(**{"max_length": 512, **spec})),
-        space=SPACE,
+        space=space,
         tokenizer=tokenizer,
     )
 
@@ -139,6 +140,33 @@ def test_a_pair_whose_texts_spell_a_control_token_is_a_reject_and_no_other(token
         ("option:one", "options", "control_token"),
     ]
     assert repr(token) in rejects[0].detail
+
+
+@pytest.mark.parametrize("words", ["axis", "pole", "description"])
+def test_a_control_token_in_the_words_of_an_axis_rejects_its_pairs_and_no_others(tokenizer, words) -> None:
+    risk, pace = SPACE.axes
+    named = {
+        "axis": Axis("Ri<eos>sk", risk.first, risk.second),
+        "pole": replace(risk, second=Pole("Ca<eos>reful", "Avoids chances.")),
+        "description": replace(risk, first=Pole("Bold", "Likes <eos> all.")),
+    }[words]
+    records = [record(1, axis=named.name), record(2, axis="Pace")]
+    examples, rejects = encode(tokenizer, items=[(r, "one") for r in records], space=replace(SPACE, axes=(named, pace)))
+    assert [e.id for e in examples] == [f"{records[1].id}:one"]
+    assert [(r.key_path, r.reason) for r in rejects] == [("preference", "control_token")]
+
+
+def test_tokens_that_mark_the_turns_of_a_template_are_control_tokens_though_they_are_not_called_special(
+    tiny_qwen2,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False) for token in ("<|me|>", "<|it|>", "<|other|>", "  ", "turn")]
+    )
+    texts = ["Then <|me|> now", "Then <|it|> now", "Then <|other|> now", "In  turn"]
+    assert [control_token_in([text], tokenizer) for text in texts] == [None] * 4
+    tokenizer.chat_template = "{% for m in messages %}{{ '<|it|>' if m.role == 'assistant' else '<|me|>' }}  turn: {{ m.content }}{% endfor %}"
+    assert [control_token_in([text], tokenizer) for text in texts] == ["<|me|>", "<|it|>", None, None]
 
 
 def test_what_only_resembles_a_control_token_is_text(tokenizer) -> None:

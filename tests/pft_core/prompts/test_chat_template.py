@@ -22,6 +22,11 @@ UNUSABLE = {
     "{% for m in messages %}{{ m.content | tojson }}{% endfor %}": "text as it is",
     "{% for m in messages %}{{ m.content | replace('\\n', ' ') }}{% endfor %}": "text as it is",
     "{% for m in messages %}{{ m.content }}|{{ m.content }}{% endfor %}": "writes a message 2 times",
+    "{% for m in messages %}{{ m.content[:200] }}{% endfor %}": "text as it is",
+    "{% for m in messages %}{{ m.content | replace('0', 'o') }}{% endfor %}": "text as it is",
+    "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}": "text as it is",
+    "{% for m in messages %}{% if m.content|length > 999 %}Long{% endif %}{{ m.content }}{% endfor %}": "other words",
+    "{% for m in messages %}{{ m.content }}{% if m.content|length < 9 %}Short{% endif %}{% endfor %}": "other words",
 }
 
 
@@ -58,6 +63,18 @@ def test_a_frame_that_was_cut_at_another_time_is_of_its_template_and_of_no_other
     assert not is_frame_of(Frame(earlier.opening.replace("Today", "Now"), earlier.closing, ""), tokenizer)
     assert not is_frame_of(earlier, AutoTokenizer.from_pretrained(templated(TURNS)))
     assert not is_frame_of(earlier, AutoTokenizer.from_pretrained(templated(CLOCK.replace("<assistant>", "<model>"))))
+
+
+DECIDES = "{% if strftime_now('%Y')|int >= 2026 %}new{% else %}old{% endif %}" + TURNS
+
+
+@pytest.mark.parametrize("source", [DECIDES, "{{ strftime_now('%s') }}" + TURNS])
+def test_a_clock_that_decides_about_words_leaves_the_frame_its_template(templated, source) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(templated(source))
+    frames = [chat_frame(tokenizer), chat_frame(tokenizer, at=datetime(2025, 7, 8, 9, 10, 11))]
+    assert frames[0] != frames[1]
+    assert all(is_frame_of(frame, tokenizer) for frame in frames)
+    assert not any(is_frame_of(Frame(frame.opening + "x", frame.closing, ""), tokenizer) for frame in frames)
 
 
 @pytest.mark.parametrize(("source", "message"), UNUSABLE.items())
