@@ -18,7 +18,7 @@ _ASKS = {*PROMPTS, *_SYSTEMS, "context", "history", "text", "tools", "functions"
 _NAMES_ONLY = re.compile(r"(?:\W|user|human|assistant|system)*", re.IGNORECASE)
 
 # The last word of a column's name says what it holds (`prompt_id`, `source_text`), these aside.
-_WHOSE = {"chosen", "rejected", "a", "b", "at", "utc"}
+_WHOSE = {"chosen", "rejected", "a", "b", "at", "utc", "name", "names"}
 # fmt: off
 _LABELS = {
     "id", "ids", "uid", "qid", "uuid", "guid", "key", "index", "idx", "row", "nr", "no", "source", "origin", "dataset",
@@ -39,6 +39,7 @@ _ASKED_FOR = {"target", "image", "images", "video", "videos", "audio", "audios"}
 
 _MOST_WORDS_OF_A_LABEL = 12
 _FEWEST_WORDS_NOT_BY_CHANCE = 4
+_ANSWERS = {"chosen", "rejected"}  # such as the order in which they were judged
 _FIGURES = (bool, int, float, Decimal, date, time, timedelta)
 
 _LONGEST_MARK = 40  # characters before a turn that say whose it is
@@ -123,7 +124,8 @@ def _may_ask(key: str, value: Any) -> bool:
         return False
     if last in _LABELS:
         return not all(map(_is_label, texts_in(value)))
-    return not _is_made_of(value, _FIGURES)
+    said = set(texts_in(value))
+    return not (_is_made_of(value, _FIGURES) or (said and said <= _ANSWERS))
 
 
 def _is_made_of(value: Any, kinds: tuple[type, ...]) -> bool:

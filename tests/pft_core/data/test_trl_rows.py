@@ -185,6 +185,7 @@ def test_a_system_message_is_not_lost_in_a_prompt_that_begins_alike() -> None:
         {"prompt": "[INST] Where? [/INST]", "question": "Where?", "input": " "},
         {"prompt": [SYSTEM, USER], "system": "Be brief.", "question": ROW["prompt"], "context": ROW["prompt"]},
         {"prompt": "Where?", "messages": [{"role": "user", "content": "Where?"}, GOOD], "response": "The Ucayali."},
+        {"prompt": "Where?", "generations": ["No idea.", "The Ucayali."], "original_chosen": "The Ucayali."},
     ],
 )
 def test_what_says_the_question_again_may_stand_beside(row: dict[str, Any]) -> None:
@@ -196,7 +197,7 @@ def test_what_says_the_question_again_may_stand_beside(row: dict[str, Any]) -> N
     [
         "text", "sentence", "code", "article", "choices", "schema", "instructions", "system_instruction",
         "sys_prompt", "developer", "persona", "background", "functions", "prompt_rejected", "rejected_2", "source_text",
-        "image_url", "target_language", "sourceText", "Prompt", "\u6587\u7ae0", "",
+        "image_url", "target_language", "sourceText", "Prompt", "name", "\u6587\u7ae0", "",
     ],
 )  # fmt: skip
 def test_a_text_under_a_name_that_does_not_tell_of_the_row_is_refused_by_name(column: str) -> None:
@@ -218,6 +219,7 @@ def test_arguments_of_a_template_are_refused(switch: Any) -> None:
         {"source": "evol_instruct", "prompt_id": "f0e3", "score_chosen": 8.0, "chosen-model": "x-7b"},
         {"generation_model": ["m", "n"], "status": "tie", "tags": ["a"], "metadata": {"raw": "Some text. More."}},
         {"rationale": "It names one. Good.", "chosen_avg_rating": 4.5, "labelling_model": "m", "rating": [9.0, 3.0]},
+        {"model_name": "m", "order": ["chosen", "rejected"], "labelling_prompt": [{"content": "Judge."}]},
         {"helpfulness": 4, "in_train": False, "createdAt": "2024-01-02 03:04:05", "url": "https://example.org/q?id=1"},
         {"category": "Open QA", "domain": "explain_train", "license": "CC BY-SA 4.0", "annotator_id": "w 7"},
     ],

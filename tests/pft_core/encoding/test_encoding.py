@@ -156,16 +156,15 @@ def test_a_control_token_in_the_words_of_an_axis_rejects_its_pairs_and_no_others
     assert [(r.key_path, r.reason) for r in rejects] == [("preference", "control_token")]
 
 
-def test_tokens_that_mark_the_turns_of_a_template_are_control_tokens_though_they_are_not_called_special(
-    tiny_qwen2,
-) -> None:
+def test_tokens_that_mark_the_turns_of_a_template_are_control_tokens_even_if_not_special(tiny_qwen2) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
     tokenizer.add_tokens(
         [AddedToken(token, special=False) for token in ("<|me|>", "<|it|>", "<|other|>", "  ", "turn")]
     )
     texts = ["Then <|me|> now", "Then <|it|> now", "Then <|other|> now", "In  turn"]
     assert [control_token_in([text], tokenizer) for text in texts] == [None] * 4
-    tokenizer.chat_template = "{% for m in messages %}{{ '<|it|>' if m.role == 'assistant' else '<|me|>' }}  turn: {{ m.content }}{% endfor %}"
+    turn = "{{ '<|it|>' if m.role == 'assistant' else '<|me|>' }}  turn: {{ m.content }}"
+    tokenizer.chat_template = "{% for m in messages %}" + turn + "{% endfor %}"
     assert [control_token_in([text], tokenizer) for text in texts] == ["<|me|>", "<|it|>", None, None]
 
 
