@@ -35,6 +35,7 @@ import typer
 from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
+from pft_core.files import refuse_unwritable
 from pipelines.config import load_config, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
@@ -279,12 +280,16 @@ def compare(
                 console.print(f"{'':20}   {at}: {chosen_size.summary}", highlight=False, soft_wrap=True)
         return {"suites": list(suites)}
     chosen = load_suite(suite, overrides or [], plugin or [])
+    from pipelines.compare import refuse_missing_inputs
+
+    refuse_missing_inputs(chosen, size or "tiny", storage)
     from pipelines.compare import job
 
     return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]
 
 
 def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
+    refuse_unwritable(storage)
     load_plugins(read_plugins(places_of(plugin) or []))
     from pipelines.compare import compare_evaluations
 
@@ -321,10 +326,11 @@ def serve(
     ] = None,
 ) -> dict[str, Any]:
     """Serve a policy behind an OpenAI-compatible API, under any preference: `pft serve RECIPE port=8000`."""
-    from pipelines.serve import load_serve_config
+    from pipelines.serve import load_serve_config, refuse_missing_policies
 
     logged = [] if access_log is None else [f"access_log={access_log}"]
     config = load_serve_config(recipe, [*(overrides or []), *logged])
+    refuse_missing_policies(config)
     from pipelines.serve import job
 
     return job.run(config)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pft_core.policies.hub import refuse_unknown_data_set
     from pft_core.policies.identity import base_digest, model_identity
     from pft_core.policies.model import (
         add_lora,

@@ -3,7 +3,6 @@
 Code that ships inside a model folder is never run.
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
+from pft_core.policies.hub import refuse_unknown_to_the_hub
 from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD
 from pft_core.prompts import cut_at_message, render_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HUB_SECONDS = 2.0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -119,14 +118,15 @@ def refuse_unusable_model(name_or_path: str, *, wants_chat: bool) -> None:
     """Say in a moment, without transformers, that a model cannot be used. Raises UserError.
 
     A folder has to hold a config and a tokenizer, with a chat template where one is wanted; a hub name has to be in
-    this machine's cache, or known to the Hub, which is asked for at most HUB_SECONDS.
+    this machine's cache, or known to the Hub, which is asked for seconds only.
     """
     refuse_missing_tokenizer(name_or_path)
     folder = local_folder(name_or_path)
     if folder is None:
         folder = cached_folder(name_or_path)
         if folder is None:
-            return _refuse_unknown_to_the_hub(name_or_path)
+            sought = f"model={name_or_path!r}: no such folder here"
+            return refuse_unknown_to_the_hub(name_or_path, "model", sought=sought)
     elif not (folder / "config.json").is_file():
         raise UserError(f"model={name_or_path!r} has no config.json: give the folder of a model")
     # What the cache lacks of a hub model is fetched with its tokenizer.
@@ -144,38 +144,6 @@ def cached_folder(name: str) -> Path | None:
     except HFValidationError:
         raise UserError(f"model={name!r}: no such folder, and no name that a model on the Hub can have") from None
     return Path(found).parent if isinstance(found, str) else None
-
-
-def _refuse_unknown_to_the_hub(name: str) -> None:
-    """Raise UserError where the Hub has no such model, or cannot be asked; a Hub that is slow has to be waited for."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    try:
-        HfApi().model_info(name, timeout=HUB_SECONDS)
-    except (GatedRepoError, httpx2.TimeoutException):
-        return  # it is there, or time will tell
-    except RepositoryNotFoundError:
-        raise UserError(f"{_nowhere(name)}, and no such model on the Hub.{_beside(name)}") from None
-    except HfHubHTTPError:
-        return
-    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"{_nowhere(name)}, nor in the cache, and the Hub cannot be asked ({first_line(error)}).{_beside(name)}"
-        ) from None
-
-
-def _nowhere(name: str) -> str:
-    return f"model={name!r}: no such folder here"
-
-
-def _beside(name: str) -> str:
-    """Return a hint at a folder with a like name, where there is one."""
-    parent = Path(name).parent
-    folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(str(Path(name)), folders, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _instead_of_adapter(folder: Path) -> str:
