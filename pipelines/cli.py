@@ -36,7 +36,7 @@ from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
 from pft_core.files import refuse_unwritable
-from pipelines.config import load_config, resolved
+from pipelines.config import load_config, refuse_idle_search, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
@@ -244,6 +244,11 @@ def evaluate(
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
     config = load_config("quickstart", overrides or [])
+    if config.data != "toyworld":
+        raise UserError(
+            f"data={config.data}: `pft quickstart` shows the embedded data, and would evaluate on that: use `pft train "
+            "quickstart data=...` and `pft evaluate`"
+        )
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
@@ -308,6 +313,7 @@ def tune(
     config = load_config(recipe, overrides or [])
     if mode not in MODES:
         raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+    refuse_idle_search(overrides or [], mode)
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config, is_searched=True)

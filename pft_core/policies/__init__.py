@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.policies.hub import refuse_unknown_data_set
     from pft_core.policies.identity import base_digest, model_identity
     from pft_core.policies.model import (
         add_lora,
@@ -20,7 +19,13 @@ if TYPE_CHECKING:
     )
     from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef, adapter_digests, refuse_other_adapter
     from pft_core.policies.positions import within_positions
-    from pft_core.policies.pretrained import load_config, load_tokenizer, place_of_model, refuse_unusable_model
+    from pft_core.policies.pretrained import (
+        load_config,
+        load_tokenizer,
+        place_of_model,
+        refuse_unknown_data_set,
+        refuse_unusable_model,
+    )
     from pft_core.policies.row_positions import follows_length, own_positions
     from pft_core.policies.settings import LoraSettings, Precision
     from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD

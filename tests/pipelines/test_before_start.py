@@ -57,6 +57,8 @@ MISSING = [
     ("serve quickstart policy=MODEL adapters={} examples=/nosuch", "/nosuch/manifest.json: no such file"),
     ("compare table2_vcd --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
     ("compare --outcomes DATA --outcomes DATA --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
+    ("quickstart data=DATA", "`pft quickstart` shows the embedded data"),
+    ("tune quickstart --mode soup search.num_trials=3", "search.num_trials=3 has no effect: it is of --mode optuna"),
     ("compare table2_vcd --size huge", "has no size 'huge'"),
 ]
 
