@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from pipelines.serve.deployments import build
     from pipelines.serve.engines import GenerationRequest, Sampling, chosen_engine, make_host
     from pipelines.serve.http import add_key
-    from pipelines.serve.inputs import refuse_missing_policies
+    from pipelines.serve.policies import refuse_missing_policies
 else:
     __getattr__ = lazy_exports(__name__)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         UnreachableError,
         refuse_other_kinds,
     )
-    from pipelines.serve.policies.bare import is_bare
     from pipelines.serve.policies.catalog import Catalog, Policy, UnknownModelError
+    from pipelines.serve.policies.inputs import refuse_missing_policies
 else:
     __getattr__ = lazy_exports(__name__)

@@ -6,7 +6,7 @@ from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.policies import ModelRef, refuse_unusable_model
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.policies import is_bare
+from pipelines.serve.policies.bare import is_bare
 
 
 def refuse_missing_policies(config: ServeConfig) -> None:
