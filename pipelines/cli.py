@@ -35,7 +35,8 @@ import typer
 from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
-from pipelines.config import load_config, resolved
+from pft_core.files import refuse_unwritable
+from pipelines.config import load_config, refuse_idle_search, resolved
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
@@ -249,6 +250,11 @@ def evaluate(
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
     """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
     config = load_config("quickstart", overrides or [])
+    if config.data != "toyworld":
+        raise UserError(
+            f"data={config.data}: `pft quickstart` shows the embedded data, and would evaluate on that: use `pft train "
+            "quickstart data=...` and `pft evaluate`"
+        )
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
@@ -285,12 +291,16 @@ def compare(
                 console.print(f"{'':20}   {at}: {chosen_size.summary}", highlight=False, soft_wrap=True)
         return {"suites": list(suites)}
     chosen = load_suite(suite, overrides or [], plugin or [])
+    from pipelines.compare import refuse_missing_inputs
+
+    refuse_missing_inputs(chosen, size or "tiny", storage)
     from pipelines.compare import job
 
     return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]
 
 
 def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
+    refuse_unwritable(storage)
     load_plugins(read_plugins(places_of(plugin) or []))
     from pipelines.compare import compare_evaluations
 
@@ -309,6 +319,7 @@ def tune(
     config = load_config(recipe, overrides or [])
     if mode not in MODES:
         raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+    refuse_idle_search(overrides or [], mode)
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config, is_searched=True)
@@ -327,10 +338,11 @@ def serve(
     ] = None,
 ) -> dict[str, Any]:
     """Serve a policy behind an OpenAI-compatible API, under any preference: `pft serve RECIPE port=8000`."""
-    from pipelines.serve import load_serve_config
+    from pipelines.serve import load_serve_config, refuse_missing_policies
 
     logged = [] if access_log is None else [f"access_log={access_log}"]
     config = load_serve_config(recipe, [*(overrides or []), *logged])
+    refuse_missing_policies(config)
     from pipelines.serve import job
 
     return job.run(config)

@@ -20,8 +20,9 @@ LARGEST_BITS = 1000  # of a whole number: beyond 13,000 Python does not even wri
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string), and a key that
-    stands twice is a mistake (the last would silently win), as is one that is no single word."""
+    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string), 010 is no octal
+    number and 1:30 none of base 60, and a key that stands twice is a mistake (the last would silently win), as is one
+    that is no single word."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value: int = super().construct_yaml_int(node)
@@ -46,10 +47,20 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-for each in (_Loader, _Dumper):
-    each.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][\d_]*|0b[01_]+|0x[\da-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"^([-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d+(?=[eE]))([eE][-+]?\d+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern in _NUMBERS.items():
+    for each in (_Loader, _Dumper):
+        each.add_implicit_resolver(tag, pattern, list("-+.0123456789"))
 
 
 def dump_yaml(config: Mapping[str, Any]) -> str:

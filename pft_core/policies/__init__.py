@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         load_config,
         load_tokenizer,
         place_of_model,
+        refuse_unknown_data_set,
         refuse_unusable_model,
     )
     from pft_core.policies.row_positions import follows_length, own_positions

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
@@ -127,14 +127,15 @@ def refuse_unusable_model(name_or_path: str, *, wants_chat: bool) -> None:
     """Say in a moment, without transformers, that a model cannot be used. Raises UserError.
 
     A folder has to hold a config and a tokenizer, with a chat template where one is wanted; a hub name has to be in
-    this machine's cache, or known to the Hub, which is asked for at most HUB_SECONDS.
+    this machine's cache, or known to the Hub, which is asked for seconds only.
     """
     refuse_missing_tokenizer(name_or_path)
     folder = local_folder(name_or_path)
     if folder is None:
         folder = cached_folder(name_or_path)
         if folder is None:
-            return _refuse_unknown_to_the_hub(name_or_path)
+            sought = f"model={name_or_path!r}: no such folder here"
+            return _refuse_unknown_to_the_hub(name_or_path, "model", sought=sought)
     elif not (folder / "config.json").is_file():
         raise UserError(f"model={name_or_path!r} has no config.json: give the folder of a model")
     # What the cache lacks of a hub model is fetched with its tokenizer.
@@ -154,35 +155,51 @@ def cached_folder(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _refuse_unknown_to_the_hub(name: str) -> None:
-    """Raise UserError where the Hub has no such model, or cannot be asked; a Hub that is slow has to be waited for."""
+def _refuse_unknown_to_the_hub(name: str, kind: Literal["model", "data set"], *, sought: str) -> None:
+    """Raise UserError where the Hub has no such model or data set, or cannot be asked.
+
+    It is asked once, for at most HUB_SECONDS; one that is slow has to be waited for. sought: where it was looked for
+    already, and in vain, such as "no such folder here".
+    """
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
-        HfApi().model_info(name, timeout=HUB_SECONDS)
+        (HfApi().model_info if kind == "model" else HfApi().dataset_info)(name, timeout=HUB_SECONDS)
     except (GatedRepoError, httpx2.TimeoutException):
         return  # it is there, or time will tell
-    except RepositoryNotFoundError:
-        raise UserError(f"{_nowhere(name)}, and no such model on the Hub.{_beside(name)}") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"{sought}, and no such {kind} on the Hub.{_beside(name)}") from None
     except HfHubHTTPError:
         return
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"{_nowhere(name)}, nor in the cache, and the Hub cannot be asked ({first_line(error)}).{_beside(name)}"
-        ) from None
+        fault = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{sought}, nor in the cache, and the Hub cannot be asked ({fault}).{_beside(name)}") from None
 
 
-def _nowhere(name: str) -> str:
-    return f"model={name!r}: no such folder here"
+def refuse_unknown_data_set(name: str) -> None:
+    """Raise UserError for a data set, OWNER/NAME or OWNER/NAME:CONFIG, that is neither in the cache nor on the Hub."""
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    owner_and_name = name.partition(":")[0]
+    folders = [Path(HF_HUB_CACHE) / f"datasets--{owner_and_name.replace('/', '--')}"]
+    folders.append(Path(HF_HOME) / "datasets" / owner_and_name.replace("/", "___"))
+    if not any(folder.is_dir() for folder in folders):
+        _refuse_unknown_to_the_hub(owner_and_name, "data set", sought=f"{name}: no such path here")
 
 
 def _beside(name: str) -> str:
-    """Return a hint at a folder with a like name, where there is one."""
+    """Return a hint at a file or folder with a like name, where there is one."""
     parent = Path(name).parent
-    folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(str(Path(name)), folders, n=1, cutoff=0.6)
+    paths = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(str(Path(name)), paths, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pipelines.compare.inputs import refuse_missing_inputs
     from pipelines.compare.outcomes.job import compare_evaluations
     from pipelines.compare.suite import load_suite, shipped_suites
 else:

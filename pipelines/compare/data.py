@@ -22,6 +22,7 @@ from pft_core.data import (
 )
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, whole_folder
+from pipelines.compare.inputs import refuse_missing, released_files
 from pipelines.compare.suite import FILES, SuiteSize
 from pipelines.embedded import NUM_PER_AXIS, TOYWORLD
 from pipelines.prepare import job as prepare
@@ -52,7 +53,7 @@ def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
         if name == TOYWORLD:
             _prepare({"split": split, "num_per_axis": NUM_PER_AXIS[split]}, name, folders[split], size)
         elif split in FILES[name]:
-            _prepare({"input": _files(name, split)}, name, folders[split], size)
+            _prepare({"input": released_files(name, split)}, name, folders[split], size)
     if name != TOYWORLD and "validation" not in FILES[name]:
         return SuiteData(name, *held_out(folders["train"], storage / name), folders["test"])
     return SuiteData(name, folders["train"], folders["validation"], folders["test"])
@@ -94,20 +95,6 @@ def held_out(data: Path, storage: Path, *, share: float = HELD_OUT_SHARE, salt: 
 def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -> None:
     config = prepare.PrepareConfig(source=source, output=str(output), forms=list(size.forms), **rows)
     prepare.run(config, fresh=True)
-
-
-def refuse_missing(name: str) -> None:
-    """Raise UserError where the released files of a data set are not in the folder that PFT_DATA names."""
-    folder = os.environ.get("PFT_DATA")
-    if name != TOYWORLD and not (folder and _files(name, "train")):
-        raise UserError(
-            f"PFT_DATA={folder or ''} holds no {FILES[name]['train']}: set it to the folder of the released data"
-            + (", or unset it for the embedded data at size tiny" if folder else "")
-        )
-
-
-def _files(name: str, split: str) -> list[str]:
-    return [str(path) for path in sorted(Path(os.environ["PFT_DATA"]).glob(FILES[name][split]))]
 
 
 def released_file(name: str) -> str | None:

@@ -22,6 +22,6 @@ if TYPE_CHECKING:
         ScalingSettings,
         refuse_unplaceable,
     )
-    from pipelines.config.search import Range, SearchSettings, searchable
+    from pipelines.config.search import Range, SearchSettings, refuse_idle_search, searchable
 else:
     __getattr__ = lazy_exports(__name__)

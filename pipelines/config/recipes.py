@@ -29,7 +29,13 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     place_plugins(raw, Path.cwd())
     source = source_of(path, given)
     import_plugins(raw, source)
-    return build(RunConfig, raw, source=source)
+    config = build(RunConfig, raw, source=source)
+    if "train.epochs" in given and config.train.max_steps is not None:
+        raise UserError(
+            f"train.epochs={config.train.epochs:g} has no effect beside train.max_steps={config.train.max_steps}: add "
+            "train.max_steps=null, or leave it out"
+        )
+    return config
 
 
 def _forget_settings_of_another_engine(raw: dict[str, Any], given: Sequence[str]) -> None:

@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from pft_core.errors import UserError
 from pft_core.objectives import OBJECTIVES
 from pft_core.settings import Settings
 
@@ -58,6 +60,25 @@ class SearchSettings(Settings):
         for key, values in self.space.items():
             _refuse_unsearched(key, values)
         return self
+
+
+OF_MODES = {
+    "alphas": ("grid", "soup", "asha"),
+    "betas": ("grid", "soup", "asha"),
+    "t": ("optuna",),
+    "num_trials": ("optuna",),
+    "sampler": ("optuna",),
+    "verify": ("soup",),
+}
+
+
+def refuse_idle_search(overrides: Sequence[str], mode: str) -> None:
+    """Raise UserError for what is asked of a search that this mode does not read. A recipe may serve several modes."""
+    for override in overrides:
+        section, _, field = override.partition("=")[0].partition(".")
+        modes = OF_MODES.get(field.partition(".")[0], (mode,)) if section == "search" else (mode,)
+        if mode not in modes:
+            raise UserError(f"{override} has no effect: it is of --mode {', '.join(modes)}: leave it out")
 
 
 def _refuse_unsearched(key: str, values: list[Any] | Range) -> None:

@@ -118,6 +118,7 @@ def refuse_missing_inputs(config: EvaluateConfig, *, fresh: bool = False) -> Non
         DatasetManifest.load(Path(config.data))
     elif not Path(config.data).exists():
         raise UserError(f"data={config.data}: no such file or folder")
+    TASKS[config.task].refuse_other_data(Path(config.data))
     refuse_other_output(config, fresh=fresh)
     refuse_unwritable(Path(config.output))
     if config.adapter is not None and not (Path(config.adapter) / "adapter_config.json").is_file():

@@ -9,7 +9,7 @@ from pft_core.data import SOURCES, Split, files_in, is_hub_name
 from pft_core.encoding import EncodingSettings
 from pft_core.errors import UserError
 from pft_core.files import refuse_unwritable, restore_folder
-from pft_core.policies import refuse_unusable_model
+from pft_core.policies import refuse_unknown_data_set, refuse_unusable_model
 from pft_core.prompts import PromptSettings
 from pft_core.settings import Place
 from pipelines.plugins import PluggedSettings
@@ -76,6 +76,8 @@ def refuse_missing_inputs(config: PrepareConfig) -> None:
     restore_folder(Path(config.output).resolve())
     local_files(config)
     refuse_unwritable(Path(config.output))
+    for given in filter(is_hub_name, config.input):
+        refuse_unknown_data_set(given)
     if config.model is not None:
         refuse_unusable_model(config.model, wants_chat=config.prompt.template == "chat")
 

@@ -9,5 +9,6 @@ if TYPE_CHECKING:
     from pipelines.serve.deployments import build
     from pipelines.serve.engines import GenerationRequest, Sampling, chosen_engine, make_host
     from pipelines.serve.http import add_key
+    from pipelines.serve.policies import refuse_missing_policies
 else:
     __getattr__ = lazy_exports(__name__)

@@ -28,9 +28,9 @@ def run(config: ServeConfig) -> dict[str, Any]:
 
     Raises UserError for what cannot be served.
     """
-    from pipelines.serve.deployments import build
-
     with access_lines(with_port(config)) as config:
+        from pipelines.serve.deployments import build
+
         # Reads every policy: mistakes show before Ray starts.
         return answer(config, build(config.model_dump(exclude_unset=True)))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,19 @@ MISSING = [
     ("evaluate --data DATA --model ./nosuch --output out", "model='./nosuch': no such folder"),
     ("evaluate --data DATA --model MODEL --output /proc/nosuch", "/proc/nosuch: cannot be written"),
     ("evaluate --data DATA --model MODEL --adapter nosuch --output out", "adapter=nosuch: no adapter_config.json"),
+    ("prepare --source trl --input here/trian --output out", "here/trian: no such path here, nor in the cache"),
+    ("evaluate --task capability --data DATA --model MODEL --output out", "manifest.json: the file is one object"),
+    ("evaluate --task capability --data ROWS --model MODEL --output out", "none of its 1 rows is a question"),
+    ("serve quickstart policy=/nosuch", "/nosuch: no such file or folder"),
+    ("serve quickstart policy=MODEL adapters.one-sided=/nosuch", "/nosuch: no such file or folder"),
+    ("serve quickstart policy=nosuch/model", "model='nosuch/model': no such folder here, nor in the cache"),
+    ("serve quickstart policy=MODEL adapters={} store.root=/nosuch", "store.root=/nosuch: no such folder"),
+    ("serve quickstart policy=MODEL adapters={} examples=/nosuch", "/nosuch/manifest.json: no such file"),
+    ("compare table2_vcd --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
+    ("compare --outcomes DATA --outcomes DATA --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
+    ("quickstart data=DATA", "`pft quickstart` shows the embedded data"),
+    ("tune quickstart --mode soup search.num_trials=3", "search.num_trials=3 has no effect: it is of --mode optuna"),
+    ("compare table2_vcd --size huge", "has no size 'huge'"),
 ]
 
 
@@ -57,8 +71,8 @@ def answers(data: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFacto
     """Exit code, message and heavy modules of every command, all asked in one process: imports only add up."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "rows.jsonl").write_text("{}\n")
-    words = {"DATA": str(data), "MODEL": str(tiny_qwen2), "ROWS": "rows.jsonl"}
-    commands = [[words.get(w, w.replace("=DATA", f"={data}")) for w in c.split()] for c, _ in MISSING]
+    places = {"DATA": str(data), "MODEL": str(tiny_qwen2), "ROWS": "rows.jsonl"}
+    commands = [[re.sub("|".join(places), lambda m: places[m[0]], word) for word in c.split()] for c, _ in MISSING]
     code = f"""
 import contextlib, io, json, re, sys
 from pipelines import cli

@@ -10,8 +10,9 @@ import pytest
 
 from pft_core.errors import UserError
 from pipelines.compare import load_suite
-from pipelines.config import load_config, resolved
+from pipelines.config import load_config, refuse_idle_search, resolved
 from pipelines.serve import load_serve_config
+from pipelines.strict import _loaded, dump_yaml
 
 
 def fault(*overrides: str) -> str:
@@ -281,3 +282,34 @@ def test_resources_of_a_server_and_of_a_cell_are_checked_alike(tmp_path: Path) -
     for resources in ("{CPU: 1.5}", "{'': 1}", "{CPU: 1e-9}", "{CPU: -1}"):
         with pytest.raises(UserError, match=r"sizes\.tiny\.resources"):
             load_suite("budget", [f"sizes.tiny.resources={resources}"])
+
+
+@pytest.mark.parametrize("given", ["seed=010", "train.max_steps=08", "seed=1:30", "seed=0o17", "train.lr=1:30.5"])
+def test_numbers_that_yaml_once_read_in_other_bases_are_refused(given: str) -> None:
+    with pytest.raises(UserError, match="expected"):
+        load_config("quickstart", [given])
+
+
+def test_floats_are_read_as_before() -> None:
+    for text, value in (("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("1_0.5", 10.5), ("1.5e+3", 1500.0), ("3", 3.0)):
+        assert load_config("quickstart", [f"train.lr={text}"]).train.lr == value
+    for text in ("010", "1:30", "1e3", "5", "0x1f"):
+        dumped = dump_yaml({"name": text})
+        assert _loaded(dumped) == {"name": text}
+
+
+def test_epochs_beside_a_number_of_steps_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"train\.epochs=10 has no effect beside train\.max_steps=150: add"):
+        load_config("quickstart", ["train.epochs=10"])
+    assert load_config("quickstart", ["train.epochs=10", "train.max_steps=null"]).train.epochs == 10
+
+
+@pytest.mark.parametrize(
+    ("mode", "given"),
+    [("soup", "search.num_trials=3"), ("grid", "search.sampler=random"), ("asha", "search.t.low=-1"),
+     ("optuna", "search.alphas=[1]"), ("grid", "search.verify=1")],
+)  # fmt: skip
+def test_what_a_mode_of_search_does_not_read_is_an_error(mode: str, given: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{given} has no effect: it is of --mode ")):
+        refuse_idle_search([given], mode)
+    refuse_idle_search(["search.form=all", "search.space={}", "train.lr=1", "search=x"], mode)

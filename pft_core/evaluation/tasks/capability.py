@@ -5,11 +5,13 @@ answer is the letter that it holds more likely. Letters are of one length, so th
 are; what would follow the letter does not count, as in lm-eval.
 """
 
+from __future__ import annotations  # a driver reads items: types alone name the scorer
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,9 @@ from pft_core.evaluation.significance import interval_over_seeds
 from pft_core.evaluation.tasks.asking import encode_items as encode_task_items
 from pft_core.evaluation.tasks.task import TaskItem
 from pft_core.files import digest
-from pft_core.scoring import BranchScorer
+
+if TYPE_CHECKING:
+    from pft_core.scoring import BranchScorer
 
 _LETTER = re.compile(r"\([A-Z]\)")
 

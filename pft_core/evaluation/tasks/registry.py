@@ -13,5 +13,6 @@ TASKS.add(
         "share of right answers to general questions that name no preference",
         items="pft_core.evaluation.tasks.capability:task_items",
         score="pft_core.evaluation.tasks.capability:right_letter",
+        check="pft_core.evaluation.tasks.capability:read_items",
     ),
 )

@@ -38,13 +38,15 @@ class Task:
 
     items: from the place of the data and the way of asking to items, and rejects for what is none. score: from an item
     and the place of an answer, or the text written, to a score; None: unparsed. Both are code or
-    "package.module:name". Without items it is that of prepared records, whose rows are those of the metrics.
+    "package.module:name". check: likewise, light, and raises UserError for a place whose data is none of the
+    task's before anything starts. Without items it is that of prepared records, whose rows are those of the metrics.
     """
 
     label: str
     meaning: str
     items: "Callable[[Path, Asking], Iterable[TaskItem | Reject]] | str | None" = None
     score: Callable[[TaskItem, Any], float | None] | str | None = None
+    check: Callable[[Path], Any] | str | None = None
 
     def __post_init__(self) -> None:
         if self.items is not None or self.score is not None:
@@ -54,6 +56,11 @@ class Task:
     @property
     def asks_records(self) -> bool:
         return self.items is None
+
+    def refuse_other_data(self, data: Path) -> None:
+        """Raise UserError, before a model is loaded, where the data is none of the task's and the task can tell."""
+        if self.check is not None:
+            load_code(self.check)(data)
 
     def read(self, data: Path, asking: "Asking") -> "list[TaskItem | Reject]":
         """Return the items of a file or folder. Raises UserError where it cannot be read."""
