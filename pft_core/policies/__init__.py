@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         with_adapter,
     )
     from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef, adapter_digests, refuse_other_adapter
-    from pft_core.policies.positions import within_positions
+    from pft_core.policies.positions import positions_of, within_positions
     from pft_core.policies.pretrained import (
         end_tokens,
         load_config,

@@ -1,5 +1,8 @@
 """Models that know only so many positions: an embedding, or a table, for each. Beyond, they end in an IndexError."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pft_core.files import read_json
 from pft_core.policies.pretrained import cached_folder, local_folder
 
@@ -17,6 +20,14 @@ POSITIONS = {
 }
 
 
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model of this config knows; None where it goes on as far as is wanted."""
+    default = POSITIONS.get(str(config.get("model_type")))
+    if default is None:
+        return None
+    return int(config.get("n_positions", config.get("max_position_embeddings", default)))
+
+
 def within_positions(max_length: int, name_or_path: str) -> int:
     """Return the length, or how many positions a model has where these are fewer; found in its config.json.
 
@@ -25,7 +36,4 @@ def within_positions(max_length: int, name_or_path: str) -> int:
     folder = local_folder(name_or_path) or cached_folder(name_or_path)
     file = folder / "config.json" if folder else None
     config = read_json(file, what="a model's config") if file and file.is_file() else {}
-    default = POSITIONS.get(str(config.get("model_type")))
-    if default is None:
-        return max_length
-    return min(max_length, config.get("n_positions", config.get("max_position_embeddings", default)))
+    return min(max_length, positions_of(config) or max_length)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from pft_core.encoding import Branch, BranchedBatch, BranchedExample, collate
-from pft_core.policies import Precision
+from pft_core.policies import Precision, positions_of
 from pft_core.scoring import BranchScorer
 from pft_core.training.frugality import MemoryUse, model_too_large, out_of_memory
 from pft_core.training.ranks import num_ranks
@@ -28,6 +28,7 @@ BYTES_PER_TRAINED_WEIGHT = 12  # a gradient and AdamW's two moments in float32; 
 # Above what is kept for the backward: a layer's gradients while they are made, the head's chunk of logits, workspaces
 # of kernels, masks (they grow with the square of a pair's length), gaps that an allocator leaves between blocks.
 MARGIN = 1.25
+PROBE_LENGTH = 264  # tokens of a probe's prefix and longer branch
 # torch raises plain RuntimeErrors too, from its CPU allocator and from the libraries that CUDA brings.
 PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 CGROUPS = Path("/sys/fs/cgroup")  # a container's own limit; version 2 first
@@ -73,16 +74,25 @@ def plan_memory(scorer: BranchScorer, *, num_tokens: int, precision: Precision, 
 
 def measure_kept_bytes(scorer: BranchScorer, *, precision: Precision, device: torch.device) -> KeptBytes:
     """Run two small batches forward, and split what they keep into a fixed part and a part per token."""
-    small, large = (probe_batch(pairs).to(device) for pairs in (2, 4))
+    longest = positions_of(scorer.model.config.to_dict()) or PROBE_LENGTH
+    small, large = (probe_batch(pairs, longest=longest).to(device) for pairs in (2, 4))
     small_bytes, large_bytes = (count_kept_bytes(scorer, batch, precision=precision) for batch in (small, large))
     small_tokens, large_tokens = (scorer.count_tokens(batch)[1] for batch in (small, large))
     per_token = (large_bytes - small_bytes) / (large_tokens - small_tokens)
     return KeptBytes(small_bytes - per_token * small_tokens, per_token)
 
 
-def probe_batch(num_pairs: int) -> BranchedBatch:
-    """Return pairs of unequal lengths, mostly prefix: of all shapes this one copies the most keys per token."""
-    return collate([_probe_pair(prefix=224 - 32 * (i % 2), branches=(40, 24)) for i in range(num_pairs)])
+def probe_batch(num_pairs: int, *, longest: int = PROBE_LENGTH) -> BranchedBatch:
+    """Return pairs of unequal lengths, mostly prefix: of all shapes this one copies the most keys per token.
+
+    longest: tokens of prefix and branch that the model can place; the shape stays, down to a token each.
+    """
+
+    def scaled(num_tokens: int) -> int:
+        return max(1, num_tokens * min(longest, PROBE_LENGTH) // PROBE_LENGTH)
+
+    branches = scaled(40), scaled(24)
+    return collate([_probe_pair(prefix=scaled(224 - 32 * (i % 2)), branches=branches) for i in range(num_pairs)])
 
 
 def _probe_pair(*, prefix: int, branches: tuple[int, int]) -> BranchedExample:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from pft_core.encoding.batching import collate
 from pft_core.objectives.build import build_objective
@@ -234,3 +234,10 @@ print(held, resident() - before)
 def printed_by(*arguments: str | Path) -> list[float]:
     ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
     return [float(word) for word in ran.stdout.split()]
+
+
+@pytest.mark.parametrize("num_positions", [32, 64])
+def test_a_model_with_few_positions_is_measured_within_them(num_positions: int) -> None:
+    config = GPT2Config(vocab_size=50, n_positions=num_positions, n_embd=16, n_layer=2, n_head=2)
+    kept = measure_kept_bytes(BranchScorer(GPT2LMHeadModel(config)), precision="fp32", device=CPU)
+    assert kept.per_token > 0
