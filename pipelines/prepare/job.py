@@ -43,7 +43,7 @@ from pipelines.encode.job import ensure_layer
 from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import read_plugins
 from pipelines.prepare.config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
-from pipelines.prepare.outcomes import read_outcomes, reject_repeated, settle_axes
+from pipelines.prepare.outcomes import read_outcomes, refuse_all_of_free_answers, reject_repeated, settle_axes
 from pipelines.prepare.parts import PARTS, parts_of
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
@@ -188,6 +188,8 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     if not staged:
         raise UserError(f"input={config.input} holds no rows: check that these are the right files")
     rows, rows_in_file = read_outcomes(staged)
+    if "all" in config.forms:
+        refuse_all_of_free_answers(rows)
     space = PreferenceSpace(config.source, settle_axes(rows))
     reject_repeated(rows)
     rejects = rows.loc[rows["reason"].notna(), REJECT_SCHEMA.names]

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pft_core.data import Axis, PreferenceSpace, shipped_axes
+from pft_core.errors import UserError
 from pipelines.prepare.worker import REJECT_SCHEMA
 
 
 def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:
     """Read the staged files; return the table of rows, and how many came from each file."""
-    columns = [*REJECT_SCHEMA.names, "id", "item_key", "axis_wording"]
+    columns = [*REJECT_SCHEMA.names, "id", "item_key", "axis_wording", "presentation"]
     tables = [pq.read_table(file, columns=columns, read_dictionary=["axis_wording"]) for file in files]
     rows = pa.concat_tables(tables).unify_dictionaries().to_pandas()
     return rows, [table.num_rows for table in tables]
@@ -82,6 +83,15 @@ def _reject_later(rows: pd.DataFrame, key: str, reason: str, detail: str) -> Non
     if repeated.any():
         first = rows[accepted & ~repeated].set_index(key)["row"]
         reject(rows, repeated, "", reason, detail + rows.loc[repeated, key].map(first))
+
+
+def refuse_all_of_free_answers(rows: pd.DataFrame) -> None:
+    """Raise UserError where a row has free answers: there are no options of which all could be chosen."""
+    free = rows.loc[rows["presentation"] == "response", "row"]
+    if len(free):
+        raise UserError(
+            f"forms: {free.iloc[0]} has free answers, which list no options to choose all of: use forms=one"
+        )
 
 
 def reject(rows: pd.DataFrame, chosen: Any, key_path: str, reason: str, detail: Any) -> None:

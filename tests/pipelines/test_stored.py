@@ -36,4 +36,4 @@ def test_a_stored_layer_is_found_under_its_key() -> None:
     encoding = EncodingSettings(max_length=256, mask="paper", overlong="cut_prompt")
     spec = EncodingSpec(PromptStyle("after", "option"), encoding, "preference")
     key = layer_key(data_digest="d", tokenizer_digest="t", spec=spec, space=load_space("toyworld"))
-    assert key == "af9325abc9f7b043"  # of format 3
+    assert key == "a8c0da803b07b237"  # of format 4

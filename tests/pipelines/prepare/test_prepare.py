@@ -197,6 +197,14 @@ def by_side(record: PairedExample) -> list[str]:
     return [option.text for option in sorted(record.options, key=lambda option: option.side)]
 
 
+def test_free_answers_are_not_asked_for_all_that_fit(tmp_path: Path) -> None:
+    rows = [{"scenario": f"plan {i}", "axis": "Nerve", "responses": {"bold": "go", "shy": "stay"}} for i in range(2)]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"rows.jsonl:1 has free answers.*use forms=one"):
+        run(config(tmp_path / "out", source, source="json", forms=["one", "all"]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_key_that_stands_twice_is_a_reject(tmp_path: Path) -> None:
     twice = json.dumps(vcd(1)).replace('{"scenario"', '{"scenario": "Another.", "scenario"') + "\n"
     assert run(config(tmp_path / "out", write_lines(tmp_path / "rows.jsonl", [vcd(0), twice])))["rejected"] == 1
