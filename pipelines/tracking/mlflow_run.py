@@ -198,6 +198,8 @@ def opening(uri: str) -> Iterator[None]:
         is_new = not path.exists() or not path.stat().st_size
         try:
             yield
+        except LookupError:
+            raise  # the store is whole, and others may have it open: a run's parent is not in it yet
         except BaseException:
             if is_new:
                 path.unlink(missing_ok=True)
