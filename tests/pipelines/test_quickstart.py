@@ -42,6 +42,7 @@ def test_the_pipeline_leaves_a_whole_report(own_ray, tmp_path, monkeypatch) -> N
         assert steps == [1, 2]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs.pop("quickstart").info.run_id
     assert runs.keys() == {"sft-first", "pft", "evaluate base", "evaluate sft:first", "evaluate pft"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent}

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pft_core.data import Reject, RowFault, file_parts, files_in, read_rows, row_parser, text_of
+from pft_core.data import (
+    Reject,
+    RowFault,
+    asked_in,
+    file_parts,
+    files_in,
+    read_rows,
+    refuse_unused,
+    row_parser,
+    text_of,
+)
 from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import Asking, score_branches
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
     from pft_core.scoring import BranchScorer
 
 _LETTER = re.compile(r"\([A-Z]\)")
+_READ = ("correct", "incorrect", "correct_full_text", "incorrect_full_text", "category")  # the prompt holds the texts
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,9 @@ def read_items(path: Path) -> list[Item | Reject]:
 @row_parser
 def two_choice_item(row: dict[str, Any], _: str | None) -> Item:
     """Read one row. The prompt has to list both letters: else there is nothing to choose from."""
-    prompt = text_of(row, "prompt")
+    key, _ = asked_in(row)
+    prompt = text_of(row, key)
+    refuse_unused(row, prompt, used=(key, *_READ))
     correct, incorrect = (_listed_letter(text_of(row, key), prompt, key) for key in ("correct", "incorrect"))
     if correct == incorrect:
         raise RowFault("incorrect", "answers_overlap", f"{incorrect} is also the correct answer")

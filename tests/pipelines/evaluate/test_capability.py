@@ -90,6 +90,9 @@ def test_a_two_choice_file_becomes_items(tmp_path, name) -> None:
         (row(1)["prompt"], "(A)", "(B)", None),
     ]
     assert len({i.id for i in items}) == 2
+    question = row(1) | {"question": row(1)["prompt"], "correct_full_text": "river", "source": "a book", "margin": 0.5}
+    del question["prompt"]
+    assert read_items(write(tmp_path / "question.json", [question]))[0].id == items[1].id
     # The id comes from what is asked, not from the place.
     assert read_items(write(tmp_path / "again.json", [row(1)]))[0].id == items[1].id
 
@@ -105,6 +108,8 @@ def test_a_two_choice_file_becomes_items(tmp_path, name) -> None:
         (row(0, incorrect="(B)"), "incorrect", "answers_overlap"),
         (row(0, incorrect="(C)"), "incorrect", "letter_not_listed"),
         (row(0, category=["x"]), "category", "wrong_type"),
+        (row(0, question="Which of them is older ?"), "question", "two_questions"),
+        (row(0, system="Answer as a sailor would ."), "system", "unused_column"),
     ],
 )
 def test_a_bad_row_is_a_reject_in_its_place(tmp_path, bad, key_path, reason) -> None:
