@@ -22,7 +22,7 @@ from benchmarks import harness
 from pft_core.toyworld import SHIPPED_BASE
 from pft_core.training import LocalContext
 from pipelines.config import RunConfig
-from pipelines.embedded import with_embedded
+from pipelines.embedded_data import with_embedded
 from pipelines.jobs import ensure_ray
 from pipelines.train import build_and_fit, encoded, resolve
 from pipelines.train import job as train

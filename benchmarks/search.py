@@ -19,7 +19,7 @@ from pft_core.files import write_json
 from pipelines.config import RunConfig, load_config
 from pipelines.jobs import ensure_ray
 from pipelines.tune import (
-    Point,
+    SearchPoint,
     Trial,
     TrialRow,
     candidates,
@@ -37,12 +37,14 @@ METRIC = "worse_pole"
 Rows = Sequence[TrialRow]
 
 
-def naive_points(config: RunConfig) -> list[Point]:
+def naive_points(config: RunConfig) -> list[SearchPoint]:
     """A training for every cell of the grid, also where another cell has the same ratio."""
-    return [Point(a, b) for a, b in grid_cells(config.search) if a or b] + [Point(0.0, 0.0, "base")]
+    return [SearchPoint(a, b) for a, b in grid_cells(config.search) if a or b] + [SearchPoint(0.0, 0.0, "base")]
 
 
-def timed(config: RunConfig, points: Sequence[Point], folder: Path, *, stops_early: bool = False) -> tuple[float, Rows]:
+def timed(
+    config: RunConfig, points: Sequence[SearchPoint], folder: Path, *, stops_early: bool = False
+) -> tuple[float, Rows]:
     """Seconds to run the points, and their rows. Raises RuntimeError where one has failed: its time says nothing."""
     config = config.model_copy(update={"storage": str(folder / "trials")})
     begun = time.monotonic()

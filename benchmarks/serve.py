@@ -27,7 +27,7 @@ from pft_core.files import file_sha256
 from pft_core.policies import LoraSettings, ModelRef, add_lora, load_base, save_adapter
 from pft_core.prompts import PromptStyle, template_digest
 from pipelines.serve import GenerationRequest, Sampling, ServeConfig, job, make_host
-from pipelines.strict import build
+from pipelines.validated_yaml import build
 
 PROMPT_TOKENS, NEW_TOKENS, IN_FLIGHT, QUEUED = 128, 64, 16, 16
 VOCABULARY = 8192

@@ -64,11 +64,11 @@ def real_vcd_lengths() -> list[PairLengths]:
     file = Path(os.environ.get("PFT_DATA", "")) / "vcd" / "train.json"
     if not file.is_file():
         raise UserError("shape vcd_real needs the released VCD files: set PFT_DATA to the folder that holds vcd/")
-    from pft_core.data import SOURCES, Accepted
+    from pft_core.data import SOURCES, AcceptedRow
 
     rows = json.loads(file.read_text(encoding="utf-8"))
     outcomes = [SOURCES["vcd"](row, "", None) for row in rows]
-    chosen = [outcome.record for outcome in outcomes if isinstance(outcome, Accepted)]
+    chosen = [outcome.record for outcome in outcomes if isinstance(outcome, AcceptedRow)]
     return [_lengths(chosen[i]) for i in np.random.default_rng(0).permutation(len(chosen))]
 
 

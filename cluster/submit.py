@@ -51,7 +51,7 @@ Role = Literal["recipe", "plugin", "override", "output", "path"]
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenParameter:
     """A parameter as a command gives it. option: the option's own word, empty for an argument; a flag has no values."""
 
     name: str
@@ -68,7 +68,7 @@ class JobVerb:
     by an option. commands: of a group, which is followed by one of them.
     """
 
-    parse: Callable[[list[str]], list[Given]]
+    parse: Callable[[list[str]], list[GivenParameter]]
     roles: Mapping[str, Role]
     stores: Literal["override", "option"] | None = None
     commands: Mapping[str, "JobVerb"] = field(default_factory=dict)
@@ -146,7 +146,7 @@ def plugin_arguments(command: list[str], verb: JobVerb, plugins: Sequence[str]) 
     return [f"plugins={json.dumps([*_own_plugins(verb.parse(command[1:]), verb), *plugins])}"]
 
 
-def _own_plugins(given: list[Given], verb: JobVerb) -> list[str]:
+def _own_plugins(given: list[GivenParameter], verb: JobVerb) -> list[str]:
     """The plugins that a command has by itself: an override replaces the recipe's, a later override an earlier one."""
     overrides = [word for word in _values_of("override", given, verb) if word.startswith("plugins=")]
     if overrides:
@@ -154,7 +154,7 @@ def _own_plugins(given: list[Given], verb: JobVerb) -> list[str]:
     return [plugin for recipe in _values_of("recipe", given, verb) for plugin in plugins_of(Path(recipe))]
 
 
-def _values_of(role: Role, given: list[Given], verb: JobVerb) -> list[str]:
+def _values_of(role: Role, given: list[GivenParameter], verb: JobVerb) -> list[str]:
     return [value for parameter in given if verb.roles.get(parameter.name) == role for value in parameter.values]
 
 
@@ -177,7 +177,7 @@ def _chosen(group: str, rest: list[str], commands: Mapping[str, JobVerb]) -> Job
     raise UserError(f"submit: {shlex.join([group, *rest[:1]])}: expected {group} {' or '.join(commands)}.{hint}")
 
 
-def _with_storage(given: list[Given], verb: JobVerb) -> list[Given]:
+def _with_storage(given: list[GivenParameter], verb: JobVerb) -> list[GivenParameter]:
     """Say where results go, since the default is relative: a recipe's own place, else runs; a later storage= wins."""
     if verb.stores == "override":
         stores = [
@@ -186,7 +186,7 @@ def _with_storage(given: list[Given], verb: JobVerb) -> list[Given]:
         first = (f"storage={stores[0] if stores else 'runs'}", *_inputs_of(_values_of("recipe", given, verb)))
         return [replace(g, values=(*first, *g.values)) if verb.roles.get(g.name) == "override" else g for g in given]
     if verb.stores == "option" and all(parameter.option != "--storage" for parameter in given):
-        return [*given, Given("storage", "--storage", ("runs",))]
+        return [*given, GivenParameter("storage", "--storage", ("runs",))]
     return given
 
 
@@ -196,12 +196,12 @@ def _inputs_of(recipes: list[str]) -> list[str]:
     return [f"{key}={value}" for key, value in named if os.path.exists(value) and not os.path.isabs(value)]
 
 
-def _placed(given: Given, verb: JobVerb) -> Given:
+def _placed(given: GivenParameter, verb: JobVerb) -> GivenParameter:
     role = verb.roles.get(given.name)
     return replace(given, values=tuple(PLACED[role](value) for value in given.values)) if role else given
 
 
-def _words(given: list[Given]) -> list[str]:
+def _words(given: list[GivenParameter]) -> list[str]:
     """The words of a command: its arguments, then its options, each value of an option after a word of its own."""
     arguments = [value for parameter in given if not parameter.option for value in parameter.values]
     options = [word for parameter in given if parameter.option for word in _option_words(parameter)]
@@ -209,7 +209,7 @@ def _words(given: list[Given]) -> list[str]:
     return [*options, "--", *arguments] if any(w.startswith("-") for w in arguments) else [*arguments, *options]
 
 
-def _option_words(given: Given) -> list[str]:
+def _option_words(given: GivenParameter) -> list[str]:
     return [word for value in given.values for word in (given.option, value)] or [given.option]
 
 

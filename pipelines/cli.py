@@ -41,10 +41,10 @@ from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import load_plugins, place_of, read_plugins
-from pipelines.strict import build, dump_yaml
+from pipelines.validated_yaml import build, dump_yaml
 
 if TYPE_CHECKING:
-    from cluster.submit import Given, JobVerb
+    from cluster.submit import GivenParameter, JobVerb
 
 app = typer.Typer(
     add_completion=False,
@@ -68,7 +68,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
 ]
-Asked = Annotated[
+ModelArgument = Annotated[
     str | None, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name.")
 ]
 Endpoint = Annotated[
@@ -206,7 +206,7 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 def evaluate(
     data: Annotated[str, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder for the report.")],
-    model: Asked = None,
+    model: ModelArgument = None,
     endpoint: Endpoint = None,
     adapter: Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
     scoring: Annotated[
@@ -433,16 +433,16 @@ def _role(parameter: Any) -> Any:
     return by_name.get(parameter.name, "path" if re.search("DIR|FILE|PATH", parameter.metavar or "") else None)
 
 
-def _parsed(name: str, command: Any, words: list[str]) -> "list[Given]":
+def _parsed(name: str, command: Any, words: list[str]) -> "list[GivenParameter]":
     """Read the words after a verb by its own parser, so that an option takes its own values and no more."""
-    from cluster.submit import Given
+    from cluster.submit import GivenParameter
 
     try:
         values, _, order = command.make_parser(command.context_class(command)).parse_args(list(words))
     except UsageError as error:
         raise UserError(f"submit: {name}: {error.format_message()}") from None
     given = {p.name: (p.opts[0] if p.param_type_name == "option" else "", values.get(p.name)) for p in order}
-    return [Given(key, option, _as_words(value)) for key, (option, value) in given.items()]
+    return [GivenParameter(key, option, _as_words(value)) for key, (option, value) in given.items()]
 
 
 def _as_words(value: Any) -> tuple[str, ...]:

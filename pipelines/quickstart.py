@@ -13,7 +13,7 @@ from pft_core.evaluation import EvaluationRow
 from pft_core.files import read_json
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.embedded import embedded_data, with_embedded
+from pipelines.embedded_data import embedded_data, with_embedded
 from pipelines.evaluate import EvaluateConfig, headline_metrics
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job

@@ -21,7 +21,7 @@ from pft_core.scoring import BranchScorer
 from pft_core.training.engines.build import build_engine
 from pft_core.training.engines.engine import Engine
 from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.planning import LoopSettings
 from pft_core.training.settings import TrainSettings
 
@@ -112,7 +112,7 @@ def write_dataset(folder: Path, records: Sequence[PairedExample], *, forms: tupl
 
 
 def loop_settings(
-    objective: Objective, order: Order, *, total_pairs: int, schedule_steps: int, seed: int = 0, **train: Any
+    objective: Objective, order: DataOrder, *, total_pairs: int, schedule_steps: int, seed: int = 0, **train: Any
 ) -> LoopSettings:
     """Settings of a loop by hand; the rest are of `TrainSettings`, without warm-up or checkpoints on the way."""
     given = {"warmup_steps": 0, "checkpoint_every": 0, "lr": 1e-3, **train}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pft_core.data import SOURCES, Accepted, Axis, Option, Pole, SourceEntry, accept, row_parser, text_of
+from pft_core.data import SOURCES, AcceptedRow, Axis, Option, Pole, SourceEntry, accept, row_parser, text_of
 from pft_core.evaluation import METRICS, TASKS, Metric, Outcome, Task, TaskItem
 from pft_core.objectives import OBJECTIVES, Objective, ObjectiveEntry, ObjectiveSettings, paired_nll
 
@@ -18,7 +18,7 @@ def halved(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
 
 
 @row_parser
-def two_answers(row: dict[str, Any], axis: str | None) -> Accepted:
+def two_answers(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     """Read `{"situation", "fast", "slow"}`."""
     options = [Option(text_of(row, "fast"), 0), Option(text_of(row, "slow"), 1)]
     return accept(AXIS, text_of(row, "situation"), options, "fast")
@@ -29,7 +29,7 @@ def both_wrong(outcome: Outcome) -> tuple[float, float]:
     return float(not any(outcome.shows_only(outcome.chosen[side], side) for side in (0, 1))), 1.0
 
 
-def questions(data: Path, asking: Any) -> list[TaskItem]:
+def questions(data: Path, settings: Any) -> list[TaskItem]:
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     return [TaskItem(row["id"], row["question"], tuple(row["answers"]), gold=row["right"]) for row in rows]
 

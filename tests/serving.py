@@ -26,17 +26,17 @@ from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
+from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, read_items, resolve_policy
 from pipelines.evaluate.in_process import ask_here
 from pipelines.evaluate.policy import answerers
-from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy
-from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines.build import make_host
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.routes import make_app
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies.catalog import Catalog
 from pipelines.serve.requests.gateway import Gateway
-from pipelines.strict import build
+from pipelines.serve.serve_config import ServeConfig
+from pipelines.validated_yaml import build
 from tests.builders import SPACE
 
 CPU = torch.device("cpu")

@@ -20,8 +20,8 @@ from pipelines.evaluate import EvaluateConfig
 from pipelines.evaluate import job as evaluate
 from pipelines.plugins import load_plugins, read_plugins
 from pipelines.prepare import job as prepare
-from pipelines.strict import build
 from pipelines.train import job as train
+from pipelines.validated_yaml import build
 
 PLUGIN = Path(__file__).with_name("own_plugin.py")
 OWN = ("halved", "both_wrong")

@@ -40,8 +40,8 @@ JOBS = {
 # What is imported without torch: settings, records and words, which a driver and a server's front need.
 LIGHT = [
     *(name for name in FILES if name.startswith(("pft_core.data", "pft_core.prompts"))),
-    *(f"pft_core.encoding.{name}" for name in ("examples", "token_places", "tokens", "views", "layer")),
-    *(f"pft_core.evaluation.metrics.{name}" for name in ("metric", "measures", "outcome", "registry", "rows")),
+    *(f"pft_core.encoding.{name}" for name in ("examples", "token_offsets", "tokens", "views", "layer")),
+    *(f"pft_core.evaluation.metrics.{name}" for name in ("metric", "measures", "outcome", "registry", "metric_rows")),
     *("pft_core.evaluation.tasks.registry", "pft_core.evaluation.yardsticks.registry"),
     *("pft_core.policies.model_ref", "pft_core.training.order", "pipelines.config"),
     *PACKAGES,

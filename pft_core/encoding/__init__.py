@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         common_prefix_length,
         select_sides,
     )
-    from pft_core.encoding.facts import TokenizerFacts, tokenizer_facts
     from pft_core.encoding.layer import (
         EncodedLayer,
         LayerPart,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         pair_rejects,
     )
     from pft_core.encoding.settings import EncodingSettings
+    from pft_core.encoding.tokenizer_summary import TokenizerFacts, tokenizer_facts
     from pft_core.encoding.tokens import TokenizedAnswer, tokenize, tokenize_prompts
     from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs
 else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pft_core.encoding.token_places import PlacedTokens, place_tokens
+from pft_core.encoding.token_offsets import TokensWithOffsets, place_tokens
 from pft_core.errors import UserError
 
 
@@ -61,7 +61,7 @@ def leading_bos(tokenizer: Any) -> list[int]:
 
 
 def _tokenized(
-    tokens: PlacedTokens, prompt_length: int, span: tuple[int, int], bos: list[int], eos: int
+    tokens: TokensWithOffsets, prompt_length: int, span: tuple[int, int], bos: list[int], eos: int
 ) -> TokenizedAnswer:
     first, last = tokens.starting_before(span[0]), tokens.ending_by(span[1])
     shift = len(bos)

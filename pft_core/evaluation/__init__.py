@@ -9,7 +9,7 @@ if TYPE_CHECKING:
         MAX_OPTIONS_FOR_SUBSETS,
         Answer,
         Answerer,
-        Asking,
+        AnswerSettings,
         Question,
         ask,
         best,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         EvaluationRow,
         Metric,
         Outcome,
-        Weighed,
+        WeightedChoice,
         always_by_position,
         count_table,
         metrics_where,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from pft_core.evaluation.steering import SteeringVectors, by_steering, contrast_vectors, steered, sweep
     from pft_core.evaluation.tasks import (
         TASKS,
-        Answered,
-        Item,
+        CapabilityAnswer,
+        CapabilityItem,
         Reply,
         Task,
         TaskItem,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pft_core.data import Form, PairedExample, PreferenceSpace, Reject
 from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example, reject_control_tokens, tokenize
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
-from pft_core.evaluation.metrics import Choice, Outcome, Weighed
+from pft_core.evaluation.metrics import Choice, Outcome, WeightedChoice
 from pft_core.files import digest
 from pft_core.prompts import Prompt, PromptStyle, condition_text, render_answer, render_prompt
 
@@ -44,7 +44,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Asking:
+class AnswerSettings:
     """How to ask: wording and limits. A batch holds at most `tokens_per_batch` padded tokens, or a single question."""
 
     style: PromptStyle
@@ -99,28 +99,30 @@ def _outcome(
         base,  # type: ignore[arg-type]
         record.scenario,
         options,
-        tuple(each.probabilities for each in (first, second) if isinstance(each, Weighed)),
+        tuple(each.probabilities for each in (first, second) if isinstance(each, WeightedChoice)),
     )
 
 
 def by_likelihood(
-    questions: Sequence[Question], *, scorer: BranchScorer, tokenizer: Any, asking: Asking
+    questions: Sequence[Question], *, scorer: BranchScorer, tokenizer: Any, settings: AnswerSettings
 ) -> list[Answer]:
     """Choose the candidate answer with the highest log-probability."""
-    encoded = encode_options(questions, tokenizer=tokenizer, asking=asking)
+    encoded = encode_options(questions, tokenizer=tokenizer, settings=settings)
     examples = [e for e in encoded if isinstance(e, BranchedExample)]
-    scores = iter(score_branches(examples, scorer=scorer, tokens_per_batch=asking.tokens_per_batch))
+    scores = iter(score_branches(examples, scorer=scorer, tokens_per_batch=settings.tokens_per_batch))
     return [
-        outcome if isinstance(outcome, Reject) else best(question, comparable(question, outcome, next(scores), asking))
+        outcome
+        if isinstance(outcome, Reject)
+        else best(question, comparable(question, outcome, next(scores), settings))
         for question, outcome in zip(questions, encoded, strict=True)
     ]
 
 
 def comparable(
-    question: Question, example: BranchedExample, logps: NDArray[np.float32], asking: Asking
+    question: Question, example: BranchedExample, logps: NDArray[np.float32], settings: AnswerSettings
 ) -> NDArray[np.float32]:
     """Return the candidates' scores, the highest of which wins, from the log-probabilities of their branches."""
-    if asking.style.answer == "option" or question.record.presentation == "response":
+    if settings.style.answer == "option" or question.record.presentation == "response":
         # Texts differ in length: their sums would favour the short ones.
         num_labels = np.array([branch.num_labels for branch in example.branches], dtype=np.float32)
         return np.divide(logps, num_labels, dtype=np.float32)
@@ -130,7 +132,7 @@ def comparable(
 def best(question: Question, scores: NDArray[Any]) -> frozenset[int]:
     """Return the candidate with the highest score; of single options, with the probabilities of all."""
     chosen = candidates(question)[int(scores.argmax())]
-    return Weighed(chosen, probabilities_of(scores)) if question.form == "one" else frozenset(chosen)
+    return WeightedChoice(chosen, probabilities_of(scores)) if question.form == "one" else frozenset(chosen)
 
 
 def probabilities_of(scores: NDArray[Any]) -> NDArray[np.float64]:
@@ -146,28 +148,32 @@ def candidates(question: Question) -> list[tuple[int, ...]]:
     return [chosen for size in sizes for chosen in combinations(options, size + 1)]
 
 
-def encode_options(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
+def encode_options(
+    questions: Sequence[Question], *, tokenizer: Any, settings: AnswerSettings
+) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
     rejects = {
-        i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer, asking))
+        i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer, settings))
     }
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
-        prompt = _prompt(question, asking)
-        answers = [render_answer(question.record, c, form=question.form, style=asking.style) for c in chosen]
+        prompt = _prompt(question, settings)
+        answers = [render_answer(question.record, c, form=question.form, style=settings.style) for c in chosen]
         texts += [prompt.text + answer for answer in answers]
         prompt_lengths += [len(prompt.text)] * len(chosen)
         spans += [prompt.scenario_span] * len(chosen)
         counts.append(len(chosen))
     rows = iter(tokenize(texts, prompt_lengths, spans, tokenizer) if texts else [])
-    return [rejects.get(i) or _branches(q, list(islice(rows, counts[i])), asking) for i, q in enumerate(questions)]
+    return [rejects.get(i) or _branches(q, list(islice(rows, counts[i])), settings) for i, q in enumerate(questions)]
 
 
-def _branches(question: Question, rows: Sequence[TokenizedAnswer], asking: Asking) -> BranchedExample | Reject:
+def _branches(
+    question: Question, rows: Sequence[TokenizedAnswer], settings: AnswerSettings
+) -> BranchedExample | Reject:
     longest = max(len(row.ids) for row in rows)
-    if longest > asking.max_length:
-        return _overlong(question, longest, asking)
+    if longest > settings.max_length:
+        return _overlong(question, longest, settings)
     prompts = [row.ids[: row.answer_start] for row in rows]
     answers = [row.ids[row.answer_start :] for row in rows]
     return branched_example(question.record.id, prompts, answers, range(len(rows)))
@@ -184,11 +190,11 @@ def unscorable(question: Question) -> Reject | None:
     return None
 
 
-def _unplain(question: Question, tokenizer: Any, asking: Asking) -> Reject | None:
+def _unplain(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
     """Return why a question would not be asked as it is written: its texts spell a token of control."""
-    record, style = question.record, asking.style
+    record, style = question.record, settings.style
     stated = [(record.axis, question.side), *question.others]
-    lines = [condition_text(asking.space, axis, side, condition=style.condition) for axis, side in stated]
+    lines = [condition_text(settings.space, axis, side, condition=style.condition) for axis, side in stated]
     return reject_control_tokens(f"{record.id}:{question.form}", record, tokenizer, beside=[*lines, question.history])
 
 
@@ -217,30 +223,34 @@ def _padded_tokens(example: BranchedExample) -> int:
     return len(example.branches) * (len(example.prefix_ids) + max(len(b.input_ids) for b in example.branches))
 
 
-def by_generation(questions: Sequence[Question], *, model: Any, tokenizer: Any, asking: Asking) -> list[Answer]:
+def by_generation(
+    questions: Sequence[Question], *, model: Any, tokenizer: Any, settings: AnswerSettings
+) -> list[Answer]:
     """Generate greedily and parse strictly; a reply without a parsable choice is None."""
-    prompts = _prompt_ids(questions, tokenizer=tokenizer, asking=asking)
+    prompts = _prompt_ids(questions, tokenizer=tokenizer, settings=settings)
     outcomes: list[Answer] = [
-        _ungeneratable(q, ids, asking) or _unplain(q, tokenizer, asking)
+        _ungeneratable(q, ids, settings) or _unplain(q, tokenizer, settings)
         for q, ids in zip(questions, prompts, strict=True)
     ]
     asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, asking=asking)
+    replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, settings=settings)
     for i, reply in zip(asked, replies, strict=True):
-        outcomes[i] = read_reply(reply, questions[i], asking.style)
+        outcomes[i] = read_reply(reply, questions[i], settings.style)
     return outcomes
 
 
-def write_greedily(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, asking: Asking) -> list[str]:
-    """Return the greedy continuation of each prompt, as text, in batches of `asking.tokens_per_batch`."""
+def write_greedily(
+    prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, settings: AnswerSettings
+) -> list[str]:
+    """Return the greedy continuation of each prompt, as text, in batches of `settings.tokens_per_batch`."""
     from pft_core.encoding import plan_bins
 
-    num_tokens = [len(ids) + asking.max_new_tokens for ids in prompts]
+    num_tokens = [len(ids) + settings.max_new_tokens for ids in prompts]
     replies: dict[int, str] = {}
-    for planned in plan_bins(num_tokens, tokens_per_microbatch=max([asking.tokens_per_batch, *num_tokens])):
+    for planned in plan_bins(num_tokens, tokens_per_microbatch=max([settings.tokens_per_batch, *num_tokens])):
         for members in _without_padding(planned, num_tokens) if _follows_length(model) else [planned]:
             batch = [prompts[i] for i in members]
-            texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=asking.max_new_tokens)
+            texts = generate(batch, model=model, tokenizer=tokenizer, max_new_tokens=settings.max_new_tokens)
             replies.update(zip(members, texts, strict=True))
     return [replies[i] for i in range(len(prompts))]
 
@@ -257,18 +267,18 @@ def _without_padding(members: Sequence[int], num_tokens: Sequence[int]) -> list[
     return [list(run) for _, run in groupby(members, key=lambda i: num_tokens[i])]
 
 
-def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, asking: Asking) -> list[NDArray[np.int32]]:
-    prompts = [_prompt(question, asking) for question in questions]
+def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, settings: AnswerSettings) -> list[NDArray[np.int32]]:
+    prompts = [_prompt(question, settings) for question in questions]
     texts = [prompt.text for prompt in prompts]
     rows = tokenize(texts, [len(text) for text in texts], [prompt.scenario_span for prompt in prompts], tokenizer)
     return [row.ids[:-1] for row in rows]  # without the EOS that ends an answer
 
 
-def _ungeneratable(question: Question, ids: NDArray[np.int32], asking: Asking) -> Reject | None:
+def _ungeneratable(question: Question, ids: NDArray[np.int32], settings: AnswerSettings) -> Reject | None:
     if question.record.presentation == "response":
         return _reject(question, "no_listed_options", "free answers are not shown: use scoring=letter or option")
-    length = len(ids) + asking.max_new_tokens
-    return _overlong(question, length, asking) if length > asking.max_length else None
+    length = len(ids) + settings.max_new_tokens
+    return _overlong(question, length, settings) if length > settings.max_length else None
 
 
 def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, max_new_tokens: int) -> list[str]:
@@ -307,17 +317,19 @@ def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
     return None if index is None else frozenset({index})
 
 
-def _prompt(question: Question, asking: Asking) -> Prompt:
+def _prompt(question: Question, settings: AnswerSettings) -> Prompt:
     record, form, side = question.record, question.form, question.side
-    style, space = asking.style, asking.space
+    style, space = settings.style, settings.space
     prompt = render_prompt(record, side=side, form=form, style=style, space=space, others=question.others)
-    opening, added = len(asking.style.frame.opening), len(question.history)
+    opening, added = len(settings.style.frame.opening), len(question.history)
     start, end = prompt.scenario_span
     return Prompt(prompt.text[:opening] + question.history + prompt.text[opening:], (start + added, end + added))
 
 
-def _overlong(question: Question, num_tokens: int, asking: Asking) -> Reject:
-    return _reject(question, "overlong", f"{num_tokens} tokens, max_length is {asking.max_length}", key_path="scenario")
+def _overlong(question: Question, num_tokens: int, settings: AnswerSettings) -> Reject:
+    return _reject(
+        question, "overlong", f"{num_tokens} tokens, max_length is {settings.max_length}", key_path="scenario"
+    )
 
 
 def _reject(question: Question, reason: str, detail: str, *, key_path: str = "options") -> Reject:

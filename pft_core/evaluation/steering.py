@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pft_core.data import SIDES, PairedExample, Reject
 from pft_core.encoding import BranchedBatch, BranchedExample
 from pft_core.errors import UserError, did_you_mean
-from pft_core.evaluation.answers import Answer, Asking, Question, by_likelihood, encode_options, score_branches
+from pft_core.evaluation.answers import Answer, AnswerSettings, Question, by_likelihood, encode_options, score_branches
 from pft_core.files import whole_file
 from pft_core.prompts import target_options
 from pft_core.scoring import BranchScorer
@@ -88,7 +88,7 @@ class SteeringVectors:
 
 
 def contrast_vectors(
-    records: Sequence[PairedExample], *, model: Any, tokenizer: Any, asking: Asking, layers: Sequence[int]
+    records: Sequence[PairedExample], *, model: Any, tokenizer: Any, settings: AnswerSettings, layers: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return the directions [N, D], float32 on the CPU, of each axis that the records show.
 
@@ -98,27 +98,29 @@ def contrast_vectors(
     """
     scorer = BranchScorer(model, backend="separate")
     chosen = [_layer(scorer, layer) for layer in layers]
-    pairs = _demonstrations(records, tokenizer=tokenizer, asking=asking)
-    sums_NAD = torch.zeros(len(layers), len(asking.space.axes), model.config.hidden_size, dtype=torch.float64)
+    pairs = _demonstrations(records, tokenizer=tokenizer, settings=settings)
+    sums_NAD = torch.zeros(len(layers), len(settings.space.axes), model.config.hidden_size, dtype=torch.float64)
     with ExitStack() as hooks:
         noted = hooks.enter_context(_noting_batches(scorer))
         for sums_AD, module in zip(sums_NAD, chosen, strict=True):
             hooks.enter_context(module.register_forward_hook(_adder(sums_AD, noted)))
-        score_branches(pairs, scorer=scorer, tokens_per_batch=asking.tokens_per_batch)
-    count_A = torch.bincount(torch.tensor([pair.axis for pair in pairs]), minlength=len(asking.space.axes))
+        score_branches(pairs, scorer=scorer, tokens_per_batch=settings.tokens_per_batch)
+    count_A = torch.bincount(torch.tensor([pair.axis for pair in pairs]), minlength=len(settings.space.axes))
     vectors_NAD = (sums_NAD / count_A.clamp(min=1)[:, None]).float()
-    return {axis.name: vectors_NAD[:, a].contiguous() for a, axis in enumerate(asking.space.axes) if count_A[a]}
+    return {axis.name: vectors_NAD[:, a].contiguous() for a, axis in enumerate(settings.space.axes) if count_A[a]}
 
 
-def _demonstrations(records: Sequence[PairedExample], *, tokenizer: Any, asking: Asking) -> list[BranchedExample]:
+def _demonstrations(
+    records: Sequence[PairedExample], *, tokenizer: Any, settings: AnswerSettings
+) -> list[BranchedExample]:
     """Encode each record's prompt without a condition, with a branch for each pole's demonstration."""
-    encoded = encode_options([Question(r, "one", None) for r in records], tokenizer=tokenizer, asking=asking)
+    encoded = encode_options([Question(r, "one", None) for r in records], tokenizer=tokenizer, settings=settings)
     pairs = []
     for record, example in zip(records, encoded, strict=True):
         if isinstance(example, BranchedExample):
             targets = [target_options(record, side=side, form="one")[0] for side in SIDES]
             branches = tuple(replace(example.branches[t], side=side) for side, t in zip(SIDES, targets, strict=True))
-            axis = asking.space.axes.index(asking.space.axis(record.axis))
+            axis = settings.space.axes.index(settings.space.axis(record.axis))
             pairs.append(replace(example, branches=branches, axis=axis))
     if len(pairs) < len(records):
         log.warning(
@@ -206,7 +208,7 @@ def by_steering(
     *,
     scorer: BranchScorer,
     tokenizer: Any,
-    asking: Asking,
+    settings: AnswerSettings,
     vectors: SteeringVectors,
     layer: int,
     multiplier: float,
@@ -222,7 +224,7 @@ def by_steering(
     for (axis, side), members in groups.items():
         bare = [replace(questions[i], side=None) for i in members]
         with steered(scorer, vectors.direction(axis, layer), layer=layer, multiplier=_SIGNS[side] * multiplier):
-            chosen = by_likelihood(bare, scorer=scorer, tokenizer=tokenizer, asking=asking)
+            chosen = by_likelihood(bare, scorer=scorer, tokenizer=tokenizer, settings=settings)
         answers.update(zip(members, chosen, strict=True))
     return [answers[i] for i in range(len(questions))]
 
@@ -241,7 +243,7 @@ def sweep(
     *,
     scorer: BranchScorer,
     tokenizer: Any,
-    asking: Asking,
+    settings: AnswerSettings,
     vectors: SteeringVectors,
     multipliers: Sequence[float],
 ) -> tuple[SweepPoint, list[SweepPoint]]:
@@ -256,7 +258,7 @@ def sweep(
             questions,
             scorer=scorer,
             tokenizer=tokenizer,
-            asking=asking,
+            settings=settings,
             vectors=vectors,
             layer=layer,
             multiplier=multiplier,

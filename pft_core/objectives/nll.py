@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pft_core.data import SIDES
 from pft_core.encoding import LabelCounts
-from pft_core.objectives.objective import SIDE_NAMES, Objective, Term, per_side
+from pft_core.objectives.objective import SIDE_NAMES, LossTerm, Objective, per_side
 from pft_core.objectives.settings import ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def weighted_sides(first: float, second: float) -> tuple[int, ...]:
     return tuple(side for side, weight in zip(SIDES, (first, second), strict=True) if weight)
 
 
-def side_terms(first: float, second: float, *, name: str = "loss") -> tuple[Term, ...]:
+def side_terms(first: float, second: float, *, name: str = "loss") -> tuple[LossTerm, ...]:
     """One term for each side, with these weights: `<name>_first` and `<name>_second`."""
     weights = enumerate(zip(SIDE_NAMES, (first, second), strict=True))
-    return tuple(Term(f"{name}_{side_name}", weight, side) for side, (side_name, weight) in weights)
+    return tuple(LossTerm(f"{name}_{side_name}", weight, side) for side, (side_name, weight) in weights)
 
 
 def one_sided_nll(*, side: int) -> Objective:
@@ -68,7 +68,7 @@ def mixed_nll() -> Objective:
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return -logps_R.sum(dim=0, keepdim=True)
 
-    return Objective((Term("loss", 1.0),), (SIDES,), denominators, sums, takes_pairs_apart=True)
+    return Objective((LossTerm("loss", 1.0),), (SIDES,), denominators, sums, takes_pairs_apart=True)
 
 
 def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:

@@ -27,7 +27,7 @@ SIDE_NAMES = ("first", "second")
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One part of a loss. side: the side whose branches it is made of, None for both; a weight of 0 only reports."""
 
     name: str
@@ -46,7 +46,7 @@ class Objective:
     takes_pairs_apart: whether the two sides of a pair are examples of their own (see Demonstrations).
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[LossTerm, ...]
     phases: tuple[tuple[int, ...], ...]
     denominators: Callable[[LabelCounts], NDArray[np.float64]]
     sums: Callable[[Tensor, BranchedBatch], Tensor]
@@ -85,7 +85,7 @@ class Objective:
 
 def add_terms(
     objective: Objective,
-    terms: tuple[Term, ...],
+    terms: tuple[LossTerm, ...],
     denominators: Callable[[LabelCounts], NDArray[np.float64]],
     sums: Callable[[Tensor, BranchedBatch], Tensor],
 ) -> Objective:

@@ -8,7 +8,7 @@ from typing import Any
 from pft_core.data import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.files import file_sha256, read_json, write_json
-from pft_core.policies.base_place import BASE_MARKS, found_base, named_base
+from pft_core.policies.base_location import BASE_MARKS, found_base, named_base
 from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.prompts import PromptStyle
 

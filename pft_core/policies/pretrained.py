@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
-from pft_core.policies.shipped import SHIPPED_BASE, TOYWORLD
+from pft_core.policies.shipped_base import SHIPPED_BASE, TOYWORLD
 from pft_core.prompts import cut_at_message, render_source
 
 if TYPE_CHECKING:

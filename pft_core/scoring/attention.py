@@ -25,16 +25,16 @@ TREES = "trees"  # the keyword that carries the trees through a decoder to its a
 
 
 @dataclass(frozen=True)
-class Trees:
+class AttentionTrees:
     """A batch's layout, and for `flex` its block mask."""
 
     layout: TreeLayout
     block_mask: BlockMask | None
 
 
-def plant(layout: TreeLayout, attention: SharedAttention) -> Trees:
+def plant(layout: TreeLayout, attention: SharedAttention) -> AttentionTrees:
     """Prepare a layout for one of the back-ends."""
-    return Trees(layout, _block_mask(layout) if attention == "flex" else None)
+    return AttentionTrees(layout, _block_mask(layout) if attention == "flex" else None)
 
 
 def split_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, **options: Any) -> Tensor:
@@ -102,7 +102,7 @@ def tree_or_sdpa_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **carried: Any
 ) -> tuple[Tensor, None]:
     """Attend over trees where they come along; any other call of the model is plain scaled dot-product."""
-    trees: Trees | None = carried.get(TREES)
+    trees: AttentionTrees | None = carried.get(TREES)
     if trees is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **carried)
         return plain

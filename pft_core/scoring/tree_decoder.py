@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
 
-from pft_core.scoring.attention import TREES, Trees, can_follow_trees, follow_trees, label_attention
+from pft_core.scoring.attention import TREES, AttentionTrees, can_follow_trees, follow_trees, label_attention
 
 # Decoders whose parts have the names and the order that `_last_layer` relies on; a test holds each of them.
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
@@ -35,7 +35,7 @@ def prepare_decoder(decoder: Any) -> None:
     last.forward = MethodType(_last_layer_or_plain, last)
 
 
-def run_decoder(decoder: Any, trees: Trees) -> Tensor:
+def run_decoder(decoder: Any, trees: AttentionTrees) -> Tensor:
     """Return the hidden state of the tokens that predict labels [K, d]."""
     layout = trees.layout
     # A four-dimensional mask is handed through as it is: no other is built, and the trees alone say who sees whom.
@@ -58,7 +58,7 @@ def _last_layer_or_plain(layer: Any, hidden_states: Tensor, *arguments: Any, **c
     return _last_layer(layer, hidden_states[0], carried[TREES], carried["position_embeddings"])[None]
 
 
-def _last_layer(layer: Any, hidden_ND: Tensor, trees: Trees, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def _last_layer(layer: Any, hidden_ND: Tensor, trees: AttentionTrees, rotary: tuple[Tensor, Tensor]) -> Tensor:
     predictor_K = trees.layout.predictor_K
     residual_KD = hidden_ND[predictor_K]
     residual_KD = residual_KD + _attend(layer.self_attn, layer.input_layernorm(hidden_ND), trees, rotary)
@@ -66,7 +66,7 @@ def _last_layer(layer: Any, hidden_ND: Tensor, trees: Trees, rotary: tuple[Tenso
     return out_KD
 
 
-def _attend(attention: Any, normed_ND: Tensor, trees: Trees, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def _attend(attention: Any, normed_ND: Tensor, trees: AttentionTrees, rotary: tuple[Tensor, Tensor]) -> Tensor:
     predictor_K = trees.layout.predictor_K
     cos_ND, sin_ND = (table[0] for table in rotary)
     query = _heads(attention.q_proj, normed_ND[predictor_K], attention, norm="q_norm")

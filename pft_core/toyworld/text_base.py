@@ -49,7 +49,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Item:
+class TextItem:
     """What is seen of a record: no axis, no poles, and the options in an order that says nothing."""
 
     scenario: str
@@ -65,7 +65,7 @@ def make_text_base(
     replaced. Equal records, seed and effort give equal files on one machine.
     """
     effort = effort or Effort()
-    items = [Item(r.scenario, tuple(sorted(option.text for option in r.options))) for r in records]
+    items = [TextItem(r.scenario, tuple(sorted(option.text for option in r.options))) for r in records]
     tokenizer = learnt_tokenizer(_texts(items, style), size=_VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def make_text_base(
         tokenizer.save_pretrained(unfinished)
 
 
-def _texts(items: Sequence[Item], style: PromptStyle) -> Iterator[str]:
+def _texts(items: Sequence[TextItem], style: PromptStyle) -> Iterator[str]:
     """Yield what the tokenizer learns from: the texts, and the words that stand around them in a prompt."""
     for item in items:
         record = _record(item.scenario, item.options)
@@ -87,7 +87,7 @@ def _texts(items: Sequence[Item], style: PromptStyle) -> Iterator[str]:
 
 
 def upbringing(
-    items: Sequence[Item], tokenizer: Any, *, style: PromptStyle, seed: int, effort: Effort
+    items: Sequence[TextItem], tokenizer: Any, *, style: PromptStyle, seed: int, effort: Effort
 ) -> Iterator[list[BranchedExample]]:
     """Yield the examples of each step: passages to repeat, then made-up preferences to answer."""
     rng = random.Random(seed)
@@ -105,7 +105,7 @@ def _steps(draw: Callable[[], BranchedExample], count: int, effort: Effort) -> I
         yield examples
 
 
-def _passage_to_repeat(items: Sequence[Item], tokenizer: Any, rng: random.Random) -> BranchedExample:
+def _passage_to_repeat(items: Sequence[TextItem], tokenizer: Any, rng: random.Random) -> BranchedExample:
     """Two passages from anywhere, then the first of them again."""
     first, second = (_passage(rng.choice(items), rng) for _ in range(2))
     prompt, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (first + second, first))
@@ -113,14 +113,14 @@ def _passage_to_repeat(items: Sequence[Item], tokenizer: Any, rng: random.Random
     return branched_example("", ids[:1], ids[1:], (0,))
 
 
-def _passage(item: Item, rng: random.Random) -> str:
+def _passage(item: TextItem, rng: random.Random) -> str:
     words = rng.choice((item.scenario, *item.options)).split()
     length = rng.randint(*_PASSAGE_WORDS)
     start = rng.randrange(max(1, len(words) - length))
     return "".join(f" {word}" for word in words[start : start + length])
 
 
-def _made_up_question(item: Item, tokenizer: Any, rng: random.Random, style: PromptStyle) -> BranchedExample:
+def _made_up_question(item: TextItem, tokenizer: Any, rng: random.Random, style: PromptStyle) -> BranchedExample:
     """The options in random order, and for each a preference that names words of its own, answered with it."""
     scenario = item.scenario if rng.random() < _WHOLE_SCENARIO else _SENTENCE_END.split(item.scenario)[-1]
     record = _record(scenario, rng.sample(item.options, len(item.options)))

@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pft_core.encoding import Branch, BranchedBatch, BranchedExample, collate
 from pft_core.policies import Precision, positions_of
 from pft_core.scoring import BranchScorer
-from pft_core.training.frugality import MemoryUse, model_too_large, out_of_memory
+from pft_core.training.memory_fallback import MemoryUse, model_too_large, out_of_memory
 from pft_core.training.ranks import num_ranks
 from pft_core.training.settings import TrainSettings
 

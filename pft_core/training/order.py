@@ -16,7 +16,7 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
-class Order:
+class DataOrder:
     """The order of a whole run over `num_examples`; positions run on through the epochs.
 
     `shuffle=False` keeps file order (the golden trajectories need it).
@@ -40,7 +40,7 @@ class Order:
 
 
 @lru_cache(maxsize=2)
-def epoch_order(order: Order, epoch: int) -> NDArray[np.int64]:
+def epoch_order(order: DataOrder, epoch: int) -> NDArray[np.int64]:
     """Return the permutation [num_examples] of one epoch."""
     rows = np.arange(order.num_examples, dtype=np.int64)
     num_blocks = -(-order.num_examples // order.rows_per_block)

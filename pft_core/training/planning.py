@@ -25,7 +25,7 @@ from pft_core.encoding import (
     select_sides,
 )
 from pft_core.objectives import Objective
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.settings import TrainSettings
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class LoopSettings:
 
     train: TrainSettings
     objective: Objective
-    order: Order
+    order: DataOrder
     total_pairs: int
     schedule_steps: int
     seed: int
@@ -66,7 +66,7 @@ class LoopSettings:
     ) -> "LoopSettings":
         """Settle what follows: the order of `num_pairs` pairs, the length of the run, a schedule as long."""
         total = train.total_pairs(num_pairs)
-        order = Order(num_pairs * objective.examples_per_pair, seed)
+        order = DataOrder(num_pairs * objective.examples_per_pair, seed)
         steps = math.ceil(total / train.pairs_per_step)
         return LoopSettings(train, objective, order, total, steps, seed, shares_prefix)
 

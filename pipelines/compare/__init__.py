@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.compare.inputs import refuse_missing_inputs
     from pipelines.compare.outcomes.job import compare_evaluations
     from pipelines.compare.suite import load_suite, shipped_suites
+    from pipelines.compare.suite_inputs import refuse_missing_inputs
 else:
     __getattr__ = lazy_exports(__name__)

@@ -15,17 +15,26 @@ import torch
 from pft_core.data import DatasetManifest, Form, PreferenceSpace, Reject, opened
 from pft_core.encoding import EncodedLayer
 from pft_core.errors import UserError
-from pft_core.evaluation import OUTCOMES_NAME, Answered, Answerer, Outcome, write_outcomes
+from pft_core.evaluation import OUTCOMES_NAME, Answerer, CapabilityAnswer, Outcome, write_outcomes
 from pft_core.files import digest, file_sha256, write_json
 from pft_core.policies import ModelRef, merge_adapter, within_positions
-from pipelines.compare.asking import asked_after_history, asked_steered
+from pipelines.compare.method_answerers import asked_after_history, asked_steered
 from pipelines.compare.methods import Method
 from pipelines.compare.suite import Variant
 from pipelines.config import RunConfig
-from pipelines.evaluate import Job, answerers, ask_capability, ask_here, ask_lm_eval, asking_job, read_items, untrained
+from pipelines.evaluate import (
+    AnsweringJob,
+    answerers,
+    answering_job_of,
+    ask_capability,
+    ask_here,
+    ask_lm_eval,
+    read_items,
+    untrained,
+)
 from pipelines.jobs import config_identity, finished_result, run_job, unwrap_user_error
 from pipelines.tracking import Tracker, read_metrics, tracked
-from pipelines.train import Layers, resolve, train_here
+from pipelines.train import RunLayers, resolve, train_here
 
 CAPABILITY_NAME = "capability.json"
 CAPABILITY_MAX_LENGTH = 1024  # tokens; general questions are longer than scenarios
@@ -44,7 +53,7 @@ class Cell:
     variant: Variant | None
     base_digest: str
     stages: tuple[RunConfig, ...]
-    layers: tuple[Layers, ...]
+    layers: tuple[RunLayers, ...]
     validation: str
     test: str
     forms: tuple[Form, ...]
@@ -193,19 +202,19 @@ def ask_before_and_after(cell: Cell, ref: ModelRef) -> dict[str, Any]:
     return found
 
 
-def ask_general(cell: Cell, job: Job) -> dict[str, Any]:
+def ask_general(cell: Cell, job: AnsweringJob) -> dict[str, Any]:
     """Answers to the two-choice file and to lm-eval's tasks, and how many items were rejected."""
-    max_length = within_positions(max(job.asking.max_length, CAPABILITY_MAX_LENGTH), job.ref.weights or job.ref.base)
-    asking = replace(job.asking, max_length=max_length)
-    job = replace(job, asking=asking)
+    max_length = within_positions(max(job.settings.max_length, CAPABILITY_MAX_LENGTH), job.ref.weights or job.ref.base)
+    settings = replace(job.settings, max_length=max_length)
+    job = replace(job, settings=settings)
     found = ask_capability(job, Path(cell.capability)) if cell.capability else []
-    answers = [asdict(a) for a in found if isinstance(a, Answered)]
+    answers = [asdict(a) for a in found if isinstance(a, CapabilityAnswer)]
     if cell.lm_eval:
         answers += [asdict(a) for a in ask_lm_eval(job, cell.lm_eval)]
     return {"answers": answers, "rejected": sum(isinstance(a, Reject) for a in found)}
 
 
-def ways_to_answer(cell: Cell, job: Job, run_dir: Path) -> tuple[Answerer, Answerer | None]:
+def ways_to_answer(cell: Cell, job: AnsweringJob, run_dir: Path) -> tuple[Answerer, Answerer | None]:
     """How the method's policy answers, and how its base does (None: it is its own base)."""
     train = Path(str(cell.stages[-1].data))
     if cell.method.asked == "history":
@@ -215,8 +224,8 @@ def ways_to_answer(cell: Cell, job: Job, run_dir: Path) -> tuple[Answerer, Answe
     return answerers(job)
 
 
-def evaluation_job(cell: Cell, ref: ModelRef, space: PreferenceSpace) -> Job:
-    return asking_job(cell.stages[-1], ref, space, use_gpu=cell.use_gpu)
+def evaluation_job(cell: Cell, ref: ModelRef, space: PreferenceSpace) -> AnsweringJob:
+    return answering_job_of(cell.stages[-1], ref, space, use_gpu=cell.use_gpu)
 
 
 def median_rate(run_dir: Path) -> float:

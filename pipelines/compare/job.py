@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 
 from pft_core.errors import UserError
-from pipelines.compare.assembly import assemble
+from pipelines.compare.cell_pool import Result, run_cells
 from pipelines.compare.cells import Cell
-from pipelines.compare.data import suite_data
 from pipelines.compare.plan import plan_suite
-from pipelines.compare.pool import Result, run_cells
 from pipelines.compare.report import write_comparison
+from pipelines.compare.report_builder import assemble
 from pipelines.compare.suite import Size, Suite, SuiteSize
+from pipelines.compare.suite_data import suite_data
 from pipelines.console import console
 from pipelines.jobs import at_once, ensure_ray, locked, workers_marked
 

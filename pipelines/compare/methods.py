@@ -8,7 +8,7 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import YARDSTICKS
 from pft_core.objectives import OBJECTIVES
 
-Asked = Literal["condition", "history", "steering", "yardstick"]
+AskedBy = Literal["condition", "history", "steering", "yardstick"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Method:
 
     says: str
     stages: tuple[Mapping[str, Any], ...] = ()
-    asked: Asked = "condition"
+    asked: AskedBy = "condition"
 
     @property
     def seeded(self) -> bool:

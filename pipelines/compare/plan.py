@@ -14,17 +14,17 @@ from pft_core.policies import TOYWORLD, base_digest
 from pft_core.prompts import PromptSettings, PromptStyle
 from pft_core.toyworld import make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
-from pipelines.compare.data import SuiteData, released_file, subset
 from pipelines.compare.methods import method as method_named
 from pipelines.compare.stages import stage_configs
 from pipelines.compare.suite import Suite, SuiteSize, Variant
+from pipelines.compare.suite_data import SuiteData, released_file, subset
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.embedded import absolute
+from pipelines.embedded_data import absolute
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import code_digest
 from pipelines.tracking import commit
-from pipelines.train import Layers, encoded, resolve
+from pipelines.train import RunLayers, encoded, resolve
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class SuiteLayers:
     """The encoded layers of a suite's runs, each looked for once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Layers] = {}
+        self._found: dict[str, RunLayers] = {}
 
-    def of(self, config: RunConfig) -> Layers:
+    def of(self, config: RunConfig) -> RunLayers:
         """Encode the training data for this run, or find it encoded."""
         run = resolve(config)
         what = [config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction]

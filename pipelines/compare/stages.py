@@ -7,7 +7,7 @@ from pft_core.errors import UserError
 from pft_core.objectives import KNOBS, OBJECTIVES, ObjectiveSettings
 from pipelines.compare.methods import method
 from pipelines.config import RunConfig, merged
-from pipelines.strict import build
+from pipelines.validated_yaml import build
 
 
 def stage_configs(

@@ -15,7 +15,7 @@ from pipelines.compare.methods import method
 from pipelines.compare.stages import refuse_idle_knobs, stage_configs
 from pipelines.config import import_plugins, place_plugins, refuse_unplaceable, source_of
 from pipelines.plugins import PluggedSettings, place_of
-from pipelines.strict import apply_override, build, read_yaml
+from pipelines.validated_yaml import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")

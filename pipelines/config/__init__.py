@@ -15,13 +15,13 @@ if TYPE_CHECKING:
         recipe_path,
         source_of,
     )
-    from pipelines.config.run import (
+    from pipelines.config.run_config import (
         JOB_NAME,
         TOYWORLD,
         RunConfig,
         ScalingSettings,
         refuse_unplaceable,
     )
-    from pipelines.config.search import Range, SearchSettings, refuse_idle_search, searchable
+    from pipelines.config.search_settings import Range, SearchSettings, refuse_idle_search, searchable
 else:
     __getattr__ = lazy_exports(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.objectives import build_objective
-from pipelines.config.run import RunConfig
+from pipelines.config.run_config import RunConfig
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.errors import UserError, did_you_mean
-from pipelines.config.run import JOB_NAME, RunConfig
+from pipelines.config.run_config import JOB_NAME, RunConfig
 from pipelines.plugins import load_plugins, place_of, read_plugins
-from pipelines.strict import apply_override, build, read_yaml
+from pipelines.validated_yaml import apply_override, build, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pipelines.encode.model_tokenizer import ModelTokenizer
     from pipelines.encode.shown_prompt import show_prompt
-    from pipelines.encode.tokenizer import ModelTokenizer
 else:
     __getattr__ = lazy_exports(__name__)

@@ -19,7 +19,7 @@ from pft_core.encoding import (
 from pft_core.errors import UserError
 from pft_core.policies import within_positions
 from pipelines.console import console
-from pipelines.encode.tokenizer import ModelTokenizer
+from pipelines.encode.model_tokenizer import ModelTokenizer
 from pipelines.jobs import deaths_explained, map_batches
 
 # Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.

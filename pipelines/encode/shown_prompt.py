@@ -14,7 +14,7 @@ from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, PromptStyle
 from pipelines.console import console
-from pipelines.encode.tokenizer import ModelTokenizer
+from pipelines.encode.model_tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)

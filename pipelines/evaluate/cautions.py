@@ -7,7 +7,7 @@ import numpy as np
 
 from pft_core.data import DatasetManifest, read_trained_scenarios, scenarios_of
 from pft_core.policies import MODEL_REF_NAME, ModelRef
-from pipelines.evaluate.config import EvaluateConfig, weights_reference
+from pipelines.evaluate.evaluate_config import EvaluateConfig, weights_reference
 
 
 def cautions(

@@ -19,7 +19,7 @@ import numpy as np
 
 from pft_core.data import PreferenceSpace, Reject
 from pft_core.errors import UserError
-from pft_core.evaluation import Answer, Answerer, Question, Weighed, best, read_reply, unscorable
+from pft_core.evaluation import Answer, Answerer, Question, WeightedChoice, best, read_reply, unscorable
 from pft_core.policies import ModelRef
 from pft_core.prompts import PromptStyle, render_prompt
 
@@ -100,7 +100,7 @@ class RejectedError(UserError):
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedPolicy:
     """A served policy: what identifies it, and how it and its base answer. has_base: the server has the base too."""
 
     ref: ModelRef
@@ -109,7 +109,7 @@ class Served:
     has_base: bool
 
     @staticmethod
-    def at(url: str, model: str | None, *, scoring: Scoring | None, max_new_tokens: int) -> "Served":
+    def at(url: str, model: str | None, *, scoring: Scoring | None, max_new_tokens: int) -> "ServedPolicy":
         """Ask the server what it serves. model: its name there; None: the default.
 
         Raises UserError where nothing answers, or where the policy asks for answers of another style than `scoring`.
@@ -126,7 +126,7 @@ class Served:
         else:
             answer, base_answer = (partial(by_choosing, model=name, endpoint=endpoint) for name in (told["id"], BASE))
         has_base = BASE in listed
-        return Served(ref, answer, base_answer if has_base and told["id"] != BASE else None, has_base)
+        return ServedPolicy(ref, answer, base_answer if has_base and told["id"] != BASE else None, has_base)
 
 
 def _listed(endpoint: Endpoint) -> list[str]:
@@ -179,7 +179,7 @@ def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str
         told = endpoint.post("/v1/choose", {"model": model, "scenario": record.scenario, **shown})
         if question.form == "all":
             return frozenset(told["all"])
-        return Weighed({told["choice"]}, [option["probability"] for option in told["options"]])
+        return WeightedChoice({told["choice"]}, [option["probability"] for option in told["options"]])
 
     return at_once(ask, questions)
 

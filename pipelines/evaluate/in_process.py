@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pft_core.data import DatasetManifest, PreferenceSpace, Reject
-from pft_core.evaluation import Answerer, Asking, Outcome, ask
+from pft_core.evaluation import Answerer, AnswerSettings, Outcome, ask
 from pft_core.policies import ModelRef, within_positions
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
-from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.worker import Item
 
 
@@ -20,11 +20,11 @@ def untrained(config: RunConfig, data: str) -> ModelRef:
     return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
 
 
-def asking_job(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *, use_gpu: bool) -> Job:
+def answering_job_of(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *, use_gpu: bool) -> AnsweringJob:
     """How a policy is asked by likelihood, with the lengths and the precision that it was trained with."""
     max_length = within_positions(config.encoding.max_length, ref.weights or ref.base)
-    asking = Asking(ref.style, space, max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
-    return Job(ref, asking, generate=False, precision=config.train.precision, use_gpu=use_gpu, num_threads=1)
+    settings = AnswerSettings(ref.style, space, max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
+    return AnsweringJob(ref, settings, generate=False, precision=config.train.precision, use_gpu=use_gpu, num_threads=1)
 
 
 def ask_here(

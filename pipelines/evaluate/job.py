@@ -28,14 +28,11 @@ from pft_core.files import digest, write_lines
 from pft_core.policies import ModelRef
 from pipelines.console import console
 from pipelines.evaluate.cautions import cautions
-from pipelines.evaluate.config import REJECTS_NAME, refuse_other_output, weights_reference
-from pipelines.evaluate.endpoint import Served
-from pipelines.evaluate.examples import examples
-from pipelines.evaluate.in_process import ask_here
-from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
-from pipelines.evaluate.request import (
+from pipelines.evaluate.endpoint import ServedPolicy
+from pipelines.evaluate.evaluate_config import REJECTS_NAME, refuse_other_output, weights_reference
+from pipelines.evaluate.evaluation_request import (
     EvaluateConfig,
-    asking_of,
+    answer_settings_of,
     make_job,
     poles_of,
     policy_name,
@@ -43,6 +40,9 @@ from pipelines.evaluate.request import (
     resolve_policy,
     trained_poles,
 )
+from pipelines.evaluate.in_process import ask_here
+from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
+from pipelines.evaluate.report_examples import examples
 from pipelines.evaluate.tracking import track
 from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
@@ -50,7 +50,7 @@ from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
 
 
 @dataclass(frozen=True)
-class Found:
+class EvaluationResult:
     """What asking a policy has found. ask_s, statistics_s: seconds."""
 
     rows: list[EvaluationRow]
@@ -76,7 +76,7 @@ def run(config: EvaluateConfig, *, fresh: bool = False) -> dict[str, Any]:
 
 def run_all(configs: Sequence[EvaluateConfig]) -> list[dict[str, Any]]:
     """Evaluate several policies on prepared records, on one pool of actors; as `run` for each."""
-    asked = [RecordsAsked.of(config) for config in configs]
+    asked = [RecordsEvaluation.of(config) for config in configs]
     here = [each.ask_here() for each in asked if each.served]
     on_ray = ask_on_pool([each for each in asked if not each.served])
     answers = [(here if each.served else on_ray).pop(0) for each in asked]
@@ -109,7 +109,7 @@ def saying_what_is_kept(config: EvaluateConfig) -> Iterator[None]:
         raise UserError(f"{error} (the outcomes are kept in {Path(config.output) / OUTCOMES_NAME})") from error
 
 
-def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
+def write(config: EvaluateConfig, found: EvaluationResult) -> dict[str, Any]:
     """Write the report of what was found into config.output. Result: report_json."""
     report: RunReport = {
         "rows": found.rows,
@@ -133,7 +133,7 @@ def write(config: EvaluateConfig, found: Found) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class RecordsAsked:
+class RecordsEvaluation:
     """Prepared records that are to be asked under both poles and under none, and who is asked.
 
     served: by a server; trained: tells how the policy was trained, None where nothing does.
@@ -141,20 +141,20 @@ class RecordsAsked:
 
     config: EvaluateConfig
     manifest: DatasetManifest
-    served: Served | None
+    served: ServedPolicy | None
     trained: ModelRef | None
     ref: ModelRef
     items: list[Item]
 
     @staticmethod
-    def of(config: EvaluateConfig) -> "RecordsAsked":
+    def of(config: EvaluateConfig) -> "RecordsEvaluation":
         """Resolve policy and items. Raises UserError."""
         manifest = DatasetManifest.load(Path(config.data))
         served = None if config.endpoint is None else served_policy(config)
         trained = served.ref if served else weights_reference(config)
         ref = in_words_of(served.ref, manifest) if served else resolve_policy(config, manifest)
         items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
-        return RecordsAsked(config, manifest, served, trained, ref, items)
+        return RecordsEvaluation(config, manifest, served, trained, ref, items)
 
     def ask_here(self) -> tuple[list[Outcome], list[Reject], float]:
         """Ask the server; return outcomes, rejects and seconds."""
@@ -163,7 +163,7 @@ class RecordsAsked:
         outcomes, rejects = ask_here(self.items, self.served.answer, self.served.base_answer)
         return outcomes, rejects, time.perf_counter() - started
 
-    def found(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> Found:
+    def found(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> EvaluationResult:
         """Make the rows of the metrics. Raises UserError where every item was rejected."""
         config, started = self.config, time.perf_counter()
         refuse_all_rejected(config, len(self.items), len(outcomes), rejects)
@@ -176,10 +176,10 @@ class RecordsAsked:
         seconds = time.perf_counter() - started
         shown = examples(outcomes, self.ref.space)
         said = cautions(config, self.trained, self.manifest, policy=policy_name(config))
-        return Found(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds, said, shown)
+        return EvaluationResult(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds, said, shown)
 
 
-def ask_on_pool(asked: Sequence[RecordsAsked]) -> list[tuple[list[Outcome], list[Reject], float]]:
+def ask_on_pool(asked: Sequence[RecordsEvaluation]) -> list[tuple[list[Outcome], list[Reject], float]]:
     """Ask the policies that are loaded on the cluster; seconds are of all of them, shared evenly."""
     if not asked:
         return []
@@ -191,12 +191,12 @@ def ask_on_pool(asked: Sequence[RecordsAsked]) -> list[tuple[list[Outcome], list
     return [(outcomes, rejects, seconds) for outcomes, rejects in answers]
 
 
-def of_task(config: EvaluateConfig, task: Task) -> Found:
+def of_task(config: EvaluateConfig, task: Task) -> EvaluationResult:
     """Ask the items of a task; its rows have its name as their metric."""
     data = Path(config.data)
     manifest = DatasetManifest.load(data) if (data / MANIFEST_NAME).is_file() else None
     ref = resolve_policy(config, manifest)
-    read = task.read(data, asking_of(config, ref))
+    read = task.read(data, answer_settings_of(config, ref))
     items = [item for item in read if isinstance(item, TaskItem)]
     ensure_ray()
     started = time.perf_counter()
@@ -216,7 +216,7 @@ def of_task(config: EvaluateConfig, task: Task) -> Found:
     )
     seconds = time.perf_counter() - asked
     said = cautions(config, weights_reference(config), manifest, policy=policy)
-    return Found(rows, len(read), len(found), rejects, digests, asked - started, seconds, said)
+    return EvaluationResult(rows, len(read), len(found), rejects, digests, asked - started, seconds, said)
 
 
 def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: int, rejects: Sequence[Reject]) -> None:
@@ -226,9 +226,11 @@ def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: in
         raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
 
 
-def served_policy(config: EvaluateConfig) -> Served:
+def served_policy(config: EvaluateConfig) -> ServedPolicy:
     """Return the policy behind config.endpoint. Raises UserError where it asks in other words than config wants."""
-    return Served.at(str(config.endpoint), config.model, scoring=config.scoring, max_new_tokens=config.max_new_tokens)
+    return ServedPolicy.at(
+        str(config.endpoint), config.model, scoring=config.scoring, max_new_tokens=config.max_new_tokens
+    )
 
 
 def in_words_of(ref: ModelRef, manifest: DatasetManifest) -> ModelRef:

@@ -9,10 +9,10 @@ import torch
 from pft_core.evaluation import Answer, Answerer, Question, by_generation, by_likelihood
 from pft_core.policies import load_policy, load_tokenizer, refuse_foreign_tokenizer
 from pft_core.scoring import BranchScorer
-from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.answering_job import AnsweringJob
 
 
-def load_asked(job: Job) -> tuple[Any, Any]:
+def load_asked(job: AnsweringJob) -> tuple[Any, Any]:
     """Load the policy alone, with its tokenizer. Raises UserError."""
     torch.set_num_threads(job.num_threads)
     ref = job.ref
@@ -22,7 +22,7 @@ def load_asked(job: Job) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def answerers(job: Job) -> tuple[Answerer, Answerer | None]:
+def answerers(job: AnsweringJob) -> tuple[Answerer, Answerer | None]:
     """Load a policy; return how it answers, and how its base does (None: it is its own base). Raises UserError."""
     torch.set_num_threads(job.num_threads)
     ref = job.ref
@@ -36,10 +36,10 @@ def answerers(job: Job) -> tuple[Answerer, Answerer | None]:
     return answer, None if ref.adapter is None else partial(without_adapter, policy, answer)
 
 
-def _answerer(job: Job, model: Any, tokenizer: Any) -> Answerer:
+def _answerer(job: AnsweringJob, model: Any, tokenizer: Any) -> Answerer:
     if job.generate:
-        return partial(by_generation, model=model, tokenizer=tokenizer, asking=job.asking)
-    return partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=job.asking)
+        return partial(by_generation, model=model, tokenizer=tokenizer, settings=job.settings)
+    return partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, settings=job.settings)
 
 
 def without_adapter(policy: Any, answer: Answerer, questions: Sequence[Question]) -> list[Answer]:

@@ -16,7 +16,7 @@ from pft_core.data import Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import Outcome, Reply, TaskItem
 from pipelines.console import console
-from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.worker import Item, PolicyActor, TaskActor, items_table, task_table
 from pipelines.jobs import deaths_explained, map_batches, refuse_missing_resources
 
@@ -26,12 +26,12 @@ T = TypeVar("T")
 Answers = tuple[list[Outcome], list[Reject]]
 
 
-def ask_on_ray(items: Sequence[Item], job: Job, *, num_workers: int) -> Answers:
+def ask_on_ray(items: Sequence[Item], job: AnsweringJob, *, num_workers: int) -> Answers:
     """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
     return ask_all_on_ray([(items, job)], num_workers=num_workers)[0]
 
 
-def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], Job]], *, num_workers: int) -> list[Answers]:
+def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], AnsweringJob]], *, num_workers: int) -> list[Answers]:
     """Ask several policies their items, one after the other, on one pool: an actor imports for long, and loads soon."""
     groups: list[Any] = []
     for number, (items, _) in enumerate(requests):
@@ -41,7 +41,9 @@ def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], Job]], *, num_worker
     return [read_answers([row for row in rows if row["job"] == number]) for number in range(len(requests))]
 
 
-def ask_task_on_ray(items: Sequence[TaskItem], job: Job, *, num_workers: int) -> tuple[dict[int, Reply], list[Reject]]:
+def ask_task_on_ray(
+    items: Sequence[TaskItem], job: AnsweringJob, *, num_workers: int
+) -> tuple[dict[int, Reply], list[Reject]]:
     """Ask the items of a task likewise; return replies by the places of their items, and what could not be asked."""
     groups = [task_table(chunk, first) for first, chunk in in_groups(items)]
     return read_replies(items, on_ray(TaskActor, groups, [job], num_workers=num_workers) if items else [])
@@ -53,7 +55,9 @@ def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
         yield first, items[first : first + ITEMS_PER_GROUP]
 
 
-def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_workers: int) -> list[dict[str, Any]]:
+def on_ray(
+    actor: Any, groups: Sequence[Any], jobs: Sequence[AnsweringJob], *, num_workers: int
+) -> list[dict[str, Any]]:
     """Give every group (a table) to one of a pool of actors; return all rows, in the order of the items.
 
     Raises UserError where the cluster has no room, for a mistake that an actor met, and for actors that are killed
@@ -63,7 +67,7 @@ def on_ray(actor: Any, groups: Sequence[Any], jobs: Sequence[Job], *, num_worker
     refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
-    tokens = max(job.asking.tokens_per_batch for job in jobs)
+    tokens = max(job.settings.tokens_per_batch for job in jobs)
     with deaths_explained("a worker that was asking", tokens_per_batch=tokens, num_workers=num_workers):
         answered = map_batches(
             ray.data.from_arrow(list(groups)),

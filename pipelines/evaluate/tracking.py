@@ -10,7 +10,7 @@ from pft_core.data import MANIFEST_NAME, opened
 from pft_core.evaluation import OUTCOMES_NAME, EvaluationRow
 from pft_core.files import digest
 from pft_core.policies import MODEL_REF_NAME
-from pipelines.evaluate.config import EvaluateConfig, asked_for
+from pipelines.evaluate.evaluate_config import EvaluateConfig, asked_for
 from pipelines.reporting import REPORT_NAMES, RunReport
 from pipelines.tracking import Tracker, TrackingSettings, sqlite_path, sqlite_uri
 

@@ -20,7 +20,7 @@ from pft_core.evaluation import (
     ask,
 )
 from pft_core.lazy import absent
-from pipelines.evaluate.actor_job import Job
+from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.jobs import UNUSED
 
 Item = tuple[PairedExample, Form]
@@ -43,7 +43,7 @@ class PolicyActor:
     A user's mistake comes back as a row: raised here, Ray would wrap it in an actor's death and a page of traces.
     """
 
-    def __init__(self, *jobs: Job):
+    def __init__(self, *jobs: AnsweringJob):
         self._jobs = jobs
         self._loaded: tuple[int, tuple[Answerer, Answerer | None]] | None = None
 
@@ -79,7 +79,7 @@ def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
 class TaskActor:
     """As PolicyActor, for the items of a task: an outcome is the reply to one."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: AnsweringJob):
         self._job = job
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -88,7 +88,7 @@ class TaskActor:
         try:
             with memory_errors(self._job):
                 model, tokenizer = self._policy
-                replies = answer_items(items, model=model, tokenizer=tokenizer, asking=self._job.asking)
+                replies = answer_items(items, model=model, tokenizer=tokenizer, settings=self._job.settings)
             answered = [reply_row(reply) for reply in replies]
         except UserError as error:
             answered = [{"fault": str(error)}]
@@ -103,7 +103,7 @@ class TaskActor:
 
 
 @contextmanager
-def memory_errors(job: Job) -> Iterator[None]:
+def memory_errors(job: AnsweringJob) -> Iterator[None]:
     """Raise UserError where a model, or a batch of what it is asked, finds no memory."""
     try:
         yield
@@ -113,7 +113,7 @@ def memory_errors(job: Job) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory: lower tokens_per_batch={job.asking.tokens_per_batch}, run fewer workers on a machine, or "
+            f"out of memory: lower tokens_per_batch={job.settings.tokens_per_batch}, run fewer workers per machine, or "
             "give each more memory"
         ) from None
 

@@ -7,10 +7,7 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pipelines.jobs.capacity import at_once, has_gpus, refuse_missing_resources
     from pipelines.jobs.cluster import ensure_ray, has_started_ray, refuse_unusable_environment
-    from pipelines.jobs.code import code_digest
-    from pipelines.jobs.deaths import MAX_RESTARTS, deaths_explained, killed_each_time, map_batches
     from pipelines.jobs.lock import locked
-    from pipelines.jobs.mistakes import unwrap_user_error
     from pipelines.jobs.nodes import on_this_node, wait_for_the_head
     from pipelines.jobs.restart import missing_code, start_again
     from pipelines.jobs.runner import (
@@ -24,7 +21,10 @@ if TYPE_CHECKING:
         run_job,
         run_key,
     )
-    from pipelines.jobs.unused import UNUSED
+    from pipelines.jobs.running_code import code_digest
+    from pipelines.jobs.unused_packages import UNUSED
+    from pipelines.jobs.user_errors import unwrap_user_error
+    from pipelines.jobs.worker_deaths import MAX_RESTARTS, deaths_explained, killed_each_time, map_batches
     from pipelines.jobs.workers import workers_marked
 else:
     __getattr__ = lazy_exports(__name__)

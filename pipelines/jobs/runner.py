@@ -13,11 +13,11 @@ from pft_core.training import CHECKPOINT_MANIFEST_NAME
 from pipelines.config import JOB_NAME, RunConfig
 from pipelines.console import console
 from pipelines.interruption import is_interrupted, on_interruption, stop_if_interrupted
-from pipelines.jobs.code import code_digest
 from pipelines.jobs.lock import locked
-from pipelines.jobs.mistakes import unwrap_user_error
+from pipelines.jobs.running_code import code_digest
+from pipelines.jobs.user_errors import unwrap_user_error
 from pipelines.plugins import read_plugins
-from pipelines.strict import dump_yaml
+from pipelines.validated_yaml import dump_yaml
 
 CONFIG_NAME = "config.yaml"
 

@@ -23,7 +23,7 @@ from pft_core.data import (
     MANIFEST_NAME,
     SOURCES,
     DatasetManifest,
-    Part,
+    FilePart,
     PreferenceSpace,
     Shard,
     file_parts,
@@ -42,9 +42,9 @@ from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
 from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import read_plugins
-from pipelines.prepare.config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
 from pipelines.prepare.outcomes import read_outcomes, refuse_all_of_free_answers, reject_repeated, settle_axes
 from pipelines.prepare.parts import PARTS, parts_of
+from pipelines.prepare.prepare_config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
 from pipelines.prepare.worker import (
     REJECT_SCHEMA,
     GenerateTask,
@@ -249,7 +249,7 @@ def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | Ge
     return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
 
 
-def first_object(parts: list[Part]) -> dict[str, Any]:
+def first_object(parts: list[FilePart]) -> dict[str, Any]:
     """Return the first row that is an object; {} where there is none."""
     rows = (row for part in parts for _, row in read_rows(part))
     return next((row for row in rows if isinstance(row, dict)), {})

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from pft_core.data import RECORD_SCHEMA, SOURCES, Outcome, Part, Reject, parse_rows, read_rows
+from pft_core.data import RECORD_SCHEMA, SOURCES, FilePart, Outcome, Reject, parse_rows, read_rows
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pft_core.registry import load_code
@@ -39,7 +39,7 @@ class ReadTask:
     """Parts of files to read, by default one; all at once where rows of different parts are joined."""
 
     source: str
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     axis: str | None
     joined: bool
 

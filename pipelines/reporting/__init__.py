@@ -6,7 +6,6 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
-    from pipelines.reporting.contents import REPORT_NAMES, Difference, Example, ItemCounts, RunReport
     from pipelines.reporting.curves import Curve, loss_chart, points_of, steps_per_point
     from pipelines.reporting.drawing import (
         DPI,
@@ -24,10 +23,11 @@ if TYPE_CHECKING:
         ticks,
         width_of,
     )
-    from pipelines.reporting.formats import p_value, seconds
+    from pipelines.reporting.number_formats import p_value, seconds
     from pipelines.reporting.pages import render_template
-    from pipelines.reporting.report import without_credentials, write_report
+    from pipelines.reporting.report_schema import REPORT_NAMES, Difference, Example, ItemCounts, RunReport
     from pipelines.reporting.run_page import CURVE_NAMES, curve_names
+    from pipelines.reporting.run_report import without_credentials, write_report
     from pipelines.reporting.svg import inline_svg, svg_file
 else:
     __getattr__ = lazy_exports(__name__)

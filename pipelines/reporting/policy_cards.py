@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pft_core.evaluation import METRICS, TASKS, EvaluationRow, metrics_where
-from pipelines.reporting.contents import ItemCounts
-from pipelines.reporting.formats import number
+from pipelines.reporting.number_formats import number
+from pipelines.reporting.report_schema import ItemCounts
 
 NUM_COLOURS = 5  # of policies, a grey and four others
 

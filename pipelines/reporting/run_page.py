@@ -9,10 +9,9 @@ from markupsafe import Markup
 from pft_core.evaluation import METRICS, TASKS, EvaluationRow, Metric, Task
 from pft_core.registry import Registry
 from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
-from pipelines.reporting.contents import RunReport
 from pipelines.reporting.curves import Curve, loss_chart, points_of, spark_line, steps_per_point
 from pipelines.reporting.drawing import INK, short_apart
-from pipelines.reporting.formats import number
+from pipelines.reporting.number_formats import number
 from pipelines.reporting.policy_cards import (
     headline_metric,
     leading_metrics,
@@ -22,6 +21,7 @@ from pipelines.reporting.policy_cards import (
     summary,
     warnings,
 )
+from pipelines.reporting.report_schema import RunReport
 from pipelines.reporting.svg import inline_svg
 from pipelines.tracking import StepMetrics, flatten
 

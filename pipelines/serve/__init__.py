@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.serve.config import ServeConfig, load_serve_config
     from pipelines.serve.deployments import build
     from pipelines.serve.engines import GenerationRequest, Sampling, chosen_engine, make_host
     from pipelines.serve.http import add_key
     from pipelines.serve.policies import refuse_missing_policies
+    from pipelines.serve.serve_config import ServeConfig, load_serve_config
 else:
     __getattr__ = lazy_exports(__name__)

@@ -27,7 +27,6 @@ from ray.util import get_node_ip_address
 from pft_core.encoding import BranchedExample
 from pft_core.policies import load_tokenizer
 from pipelines.jobs import unwrap_user_error
-from pipelines.serve.config import APPLICATION, ReplicaSettings, ServeConfig
 from pipelines.serve.engines import (
     EngineFault,
     GenerationRequest,
@@ -43,7 +42,8 @@ from pipelines.serve.http import Admission, KeyRing, make_app, num_bodies, num_p
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import AdapterSource, Catalog
 from pipelines.serve.requests import Gateway, read_examples
-from pipelines.strict import build as build_config
+from pipelines.serve.serve_config import APPLICATION, ReplicaSettings, ServeConfig
+from pipelines.validated_yaml import build as build_config
 
 INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # the least
 TRIES = 4

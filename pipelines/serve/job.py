@@ -16,8 +16,8 @@ from pft_core.errors import UserError
 from pipelines.console import console
 from pipelines.interruption import on_interruption, stop_ray
 from pipelines.jobs import ensure_ray, unwrap_user_error
-from pipelines.serve.config import APPLICATION, IDLE_S, ServeConfig
 from pipelines.serve.metrics import refuse_unwritable
+from pipelines.serve.serve_config import APPLICATION, IDLE_S, ServeConfig
 
 IMPORT_PATH = "pipelines.serve.deployments:build"
 IN_PROXY = "pipelines.serve.http.connections:in_proxy"

@@ -46,7 +46,7 @@ class Metrics:
 
 
 @dataclass
-class Access:
+class AccessRecord:
     """A request as it is logged. key: the name of its owner; policy: the id of what was asked, once it is found."""
 
     route: str
@@ -56,11 +56,11 @@ class Access:
     ms: float = 0.0
 
 
-_CURRENT: ContextVar[Access | None] = ContextVar("access", default=None)
+_CURRENT: ContextVar[AccessRecord | None] = ContextVar("access", default=None)
 
 
 @contextmanager
-def noting(access: Access) -> Iterator[None]:
+def noting(access: AccessRecord) -> Iterator[None]:
     """Let what answers a request note on it."""
     token = _CURRENT.set(access)
     try:
@@ -85,7 +85,7 @@ class AccessLog:
         self._queue = QueueHandler(lines)
         QueueListener(lines, _handler(file)).start()
 
-    def write(self, access: Access) -> None:
+    def write(self, access: AccessRecord) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(access)}
         record = logging.LogRecord("access", logging.INFO, "", 0, json.dumps(line), None, None)
         self._queue.handle(record)

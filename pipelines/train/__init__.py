@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from pipelines.train.fitting import build_and_fit
     from pipelines.train.in_process import train_here
     from pipelines.train.inputs import refuse_missing_inputs
-    from pipelines.train.outcome import cautions_of, say_cautions
     from pipelines.train.publish import policy_kind
-    from pipelines.train.resolved_run import Layers, resolve
+    from pipelines.train.resolved_run import RunLayers, resolve
+    from pipelines.train.training_summary import cautions_of, say_cautions
 else:
     __getattr__ = lazy_exports(__name__)

@@ -8,10 +8,10 @@ from pipelines.console import console
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import PAIRS_ENCODED_HERE, Say, ensure_layer
 from pipelines.jobs import deaths_explained
-from pipelines.train.resolved_run import Layers, ResolvedRun
+from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 
-def encoded(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say = console.print) -> Layers:
+def encoded(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say = console.print) -> RunLayers:
     """Make sure that the data is encoded for this tokenizer, wording and objective; call it under the run's lock.
 
     facts: of the tokenizer, where they are known; else it is loaded here, with all that it imports. say: told what a
@@ -36,10 +36,10 @@ def encoded(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say =
     validation = None
     if run.validation is not None and config.train.validate_every:
         validation = layer(str(config.validation_data), run.validation)
-    return Layers(layer(str(config.data), run.manifest), validation, facts.style)
+    return RunLayers(layer(str(config.data), run.manifest), validation, facts.style)
 
 
-def encoded_beforehand(run: ResolvedRun) -> Layers | None:
+def encoded_beforehand(run: ResolvedRun) -> RunLayers | None:
     """Encode a large data set with Ray Data; None for a small one, which the first worker encodes.
 
     Raises what Ray makes of a UserError.

@@ -22,8 +22,8 @@ from pft_core.scoring import BranchScorer
 from pft_core.training import (
     ExampleStore,
     FitResult,
-    Frugality,
     LoopSettings,
+    MemoryFallback,
     MemoryUse,
     NonFiniteError,
     ReferencedStore,
@@ -43,17 +43,17 @@ from pft_core.training import (
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.train.blamed_rows import blamed_rows
-from pipelines.train.resolved_run import Layers, ResolvedRun
+from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 NOTICEABLE = 1 / 16  # of the free memory; below it, pages that go back and come again cost time for nothing
 
 
 def build_and_fit(
     run: ResolvedRun,
-    layers: Layers,
+    layers: RunLayers,
     context: TrainContext,
     *,
-    frugality: Frugality = Frugality.PLANNED,
+    memory_fallback: MemoryFallback = MemoryFallback.PLANNED,
     tell: Callable[[MemoryUse], None] = lambda use: None,
 ) -> FitResult:
     """Load model and data, wrap the scorer into the engine, train.
@@ -71,9 +71,9 @@ def build_and_fit(
         settings = LoopSettings.of(
             config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
         )
-        settings, use = spare_memory(scorer, settings, examples_for(objective, store), frugality, context=context)
+        settings, use = spare_memory(scorer, settings, examples_for(objective, store), memory_fallback, context=context)
     if context.rank == 0:
-        console.print(f"activation checkpointing {'on' if use.frugality else 'off'}: {use}")
+        console.print(f"activation checkpointing {'on' if use.memory_fallback else 'off'}: {use}")
     if use.needed > NOTICEABLE * use.free:
         map_large_blocks()
     tell(use)
@@ -82,7 +82,7 @@ def build_and_fit(
 
 
 def fit_scorer(
-    run: ResolvedRun, layers: Layers, scorer: BranchScorer, settings: LoopSettings, context: TrainContext
+    run: ResolvedRun, layers: RunLayers, scorer: BranchScorer, settings: LoopSettings, context: TrainContext
 ) -> FitResult:
     """Give the pairs their references where the objective asks for them, build the engine, run the steps."""
     config, objective = run.config, run.objective
@@ -125,24 +125,29 @@ def build_model(config: RunConfig, device: torch.device) -> Any:
 
 
 def spare_memory(
-    scorer: BranchScorer, settings: LoopSettings, store: ExampleStore, frugality: Frugality, *, context: TrainContext
+    scorer: BranchScorer,
+    settings: LoopSettings,
+    store: ExampleStore,
+    memory_fallback: MemoryFallback,
+    *,
+    context: TrainContext,
 ) -> tuple[LoopSettings, MemoryUse]:
-    """Do what `frugality` says, and compute activations twice too where they would not fit; every rank decides alike.
+    """Do what `memory_fallback` says, and recompute activations too if they would not fit; every rank decides alike.
 
     Returns the settings to train with, and what memory is expected to be needed.
     """
     train, num_ranks = settings.train, context.world_size
-    if frugality == Frugality.HALVED:
+    if memory_fallback == MemoryFallback.HALVED:
         halved = train.model_copy(update={"tokens_per_microbatch": train.tokens_per_microbatch // 2})
         settings = replace(settings, train=halved)
     num_tokens = largest_bin(settings, store, num_ranks=num_ranks)
     measure = partial(plan_memory, scorer, num_tokens=num_tokens, precision=train.precision, device=context.device)
     plan = measure()
-    if train.gradient_checkpointing == "auto" and (frugality or not plan.fits):
-        frugality = max(frugality, Frugality.RECOMPUTED)
+    if train.gradient_checkpointing == "auto" and (memory_fallback or not plan.fits):
+        memory_fallback = max(memory_fallback, MemoryFallback.RECOMPUTED)
         checkpoint_activations(scorer.model)
         plan = measure()
-    return settings, MemoryUse(frugality, plan.needed, plan.free, num_tokens, longest_pair(settings, store))
+    return settings, MemoryUse(memory_fallback, plan.needed, plan.free, num_tokens, longest_pair(settings, store))
 
 
 def with_references(

@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 
 from pft_core.policies import ModelRef
-from pft_core.training import FitResult, Frugality, LocalContext, MemoryUse, OutOfMemoryError, going_on
+from pft_core.training import FitResult, LocalContext, MemoryFallback, MemoryUse, OutOfMemoryError, going_on
 from pipelines.console import console
 from pipelines.train.fitting import build_and_fit
 from pipelines.train.publish import publish_policy
-from pipelines.train.resolved_run import Layers, ResolvedRun
+from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 
 def train_here(
     run: ResolvedRun,
-    layers: Layers,
+    layers: RunLayers,
     folder: Path,
     *,
     log: Callable[[int, dict[str, float]], None],
@@ -33,19 +33,19 @@ def train_here(
     return ModelRef.load(folder), result.steps
 
 
-def fit_within_memory(run: ResolvedRun, layers: Layers, context: LocalContext) -> FitResult:
+def fit_within_memory(run: ResolvedRun, layers: RunLayers, context: LocalContext) -> FitResult:
     """Train; where memory runs out, go on from the newest checkpoint with less, as far as the settings leave it open.
 
     Raises OutOfMemoryError where no way is left.
     """
-    frugality = Frugality.PLANNED
+    memory_fallback = MemoryFallback.PLANNED
     while True:
         uses: list[MemoryUse] = []
         try:
-            return build_and_fit(run, layers, context, frugality=frugality, tell=uses.append)
+            return build_and_fit(run, layers, context, memory_fallback=memory_fallback, tell=uses.append)
         except OutOfMemoryError:
             less = uses[-1].next(run.config.train) if uses else None
             if less is None:
                 raise
             console.print(going_on(uses[-1], less), style="yellow", soft_wrap=True)
-            frugality = less
+            memory_fallback = less

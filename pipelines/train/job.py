@@ -19,7 +19,7 @@ from pft_core.prompts import PromptStyle
 from pft_core.training import MemoryUse, out_of_memory
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.embedded import with_embedded
+from pipelines.embedded_data import with_embedded
 from pipelines.interruption import on_interruption, stop_ray
 from pipelines.jobs import (
     CHECKPOINTS,
@@ -37,12 +37,12 @@ from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encoded_beforehand
 from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
-from pipelines.train.outcome import say_cautions, training_report
 from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
-from pipelines.train.resolved_run import Layers, ResolvedRun, resolve
+from pipelines.train.resolved_run import ResolvedRun, RunLayers, resolve
 from pipelines.train.trainer import Trainer, was_killed, were_all_killed
+from pipelines.train.training_summary import say_cautions, training_report
 from pipelines.train.worker import train_worker
 
 PROGRESS_EVERY_S = 1.0
@@ -84,8 +84,13 @@ def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
 
 
 def train_on_ray(
-    run: ResolvedRun, layers: Layers | None, run_dir: Path, tracker: Tracker, *, callbacks: Sequence[UserCallback] = ()
-) -> tuple[ModelRef, Layers, dict[str, Any]]:
+    run: ResolvedRun,
+    layers: RunLayers | None,
+    run_dir: Path,
+    tracker: Tracker,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+) -> tuple[ModelRef, RunLayers, dict[str, Any]]:
     """Train, or continue from the newest checkpoint, and publish; return the reference, what was trained on, and steps,
     pairs, resumed_from.
 
@@ -105,8 +110,8 @@ def train_on_ray(
 
 
 def trained(
-    run: ResolvedRun, layers: Layers | None, run_dir: Path, tracker: Tracker, callbacks: Sequence[UserCallback]
-) -> tuple[ModelRef, Layers, dict[str, Any]]:
+    run: ResolvedRun, layers: RunLayers | None, run_dir: Path, tracker: Tracker, callbacks: Sequence[UserCallback]
+) -> tuple[ModelRef, RunLayers, dict[str, Any]]:
     """As `train_on_ray`, once. Raises RayActorError or MailboxLost where a process of the driver's own was lost."""
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
     with killed_workers_explained(run.config, mailbox):
@@ -124,7 +129,7 @@ def trained(
 
 def fit_on_ray(
     run: ResolvedRun,
-    layers: Layers | None,
+    layers: RunLayers | None,
     run_dir: Path,
     tracker: Tracker,
     mailbox: Any,

@@ -5,15 +5,15 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pft_core.training import Frugality, MemoryUse, TrainSettings, going_on
-from pipelines.train.resolved_run import Layers
+from pft_core.training import MemoryFallback, MemoryUse, TrainSettings, going_on
+from pipelines.train.resolved_run import RunLayers
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodingResult:
     """What the encoding of a run came to: layers, or the mistake that there are none for; notes: what to tell."""
 
-    layers: Layers | None = None
+    layers: RunLayers | None = None
     mistake: str = ""
     notes: tuple[str, ...] = ()
 
@@ -28,13 +28,13 @@ class Mailbox:
     def __init__(self) -> None:
         self._items: list[tuple[int, dict[str, float]]] = []
         self._notes: list[str] = []
-        self._encoded: Encoded | None = None
+        self._encoded: EncodingResult | None = None
         self._memory: MemoryUse | None = None
         self._has_run_out = False
         self._fault: OSError | None = None
         self._changed = asyncio.Condition()
 
-    async def tell_encoded(self, encoded: Encoded) -> None:
+    async def tell_encoded(self, encoded: EncodingResult) -> None:
         async with self._changed:
             self._encoded = encoded
             self._notes += encoded.notes
@@ -43,7 +43,7 @@ class Mailbox:
     async def is_encoded(self) -> bool:
         return self._encoded is not None
 
-    async def encoded(self) -> Encoded:
+    async def encoded(self) -> EncodingResult:
         """Wait until the first worker has encoded, and return what came of it."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._encoded is not None)
@@ -60,13 +60,13 @@ class Mailbox:
     async def run_out(self) -> None:
         self._has_run_out = True
 
-    async def frugality(self, train: TrainSettings) -> Frugality:
+    async def memory_fallback(self, train: TrainSettings) -> MemoryFallback:
         """What the next attempt does to spare memory: more, where the one before has run out, or was likely killed."""
         if self._memory is None:
-            return Frugality.PLANNED
+            return MemoryFallback.PLANNED
         less = self._memory.next(train) if self._has_run_out or self._memory.is_tight else None
         if less is None:
-            return self._memory.frugality
+            return self._memory.memory_fallback
         if (note := going_on(self._memory, less)) not in self._notes:
             self._notes.append(note)
         return less

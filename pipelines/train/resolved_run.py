@@ -36,7 +36,7 @@ class ResolvedRun:
 
 
 @dataclass(frozen=True)
-class Layers:
+class RunLayers:
     """Folders of the encoded data, and its words; validation: None where the run does not validate."""
 
     train: str

@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from pipelines.jobs import has_started_ray, unwrap_user_error
 
 
-class Failures(DefaultFailurePolicy):
+class TrainingFailurePolicy(DefaultFailurePolicy):
     """Ray Train's own policy tries everything again, a full disk too."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
@@ -52,7 +52,7 @@ class Trainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        policy = Failures(self.run_config.failure_config)
+        policy = TrainingFailurePolicy(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:

@@ -17,8 +17,8 @@ from pft_core.lazy import absent
 from pft_core.training import MemoryUse
 from pipelines.jobs import UNUSED
 from pipelines.train.encoding import encoded
-from pipelines.train.mailbox import Encoded
-from pipelines.train.resolved_run import Layers, ResolvedRun
+from pipelines.train.mailbox import EncodingResult
+from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 MAILBOX_LIMIT_S = 30.0
 
@@ -84,7 +84,7 @@ def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}
 
 
-def fitted(run: ResolvedRun, layers: Layers, mailbox: Any) -> Any:
+def fitted(run: ResolvedRun, layers: RunLayers, mailbox: Any) -> Any:
     """Build and fit, as sparingly as earlier attempts have shown to be needed.
 
     Raises MemoryRanOut where the next attempt can do with less, OutOfMemoryError where none can.
@@ -99,10 +99,10 @@ def fitted(run: ResolvedRun, layers: Layers, mailbox: Any) -> Any:
         plans.append(memory)
         ray.get(mailbox.plan.remote(memory))
 
-    frugality = ray.get(mailbox.frugality.remote(run.config.train))
+    memory_fallback = ray.get(mailbox.memory_fallback.remote(run.config.train))
     try:
         with closing(RayContext(mailbox)) as context:
-            return build_and_fit(run, layers, context, frugality=frugality, tell=tell)
+            return build_and_fit(run, layers, context, memory_fallback=memory_fallback, tell=tell)
     except OutOfMemoryError:
         if not plans or plans[-1].next(run.config.train) is None:
             raise
@@ -119,19 +119,19 @@ def is_lost(mailbox: Any) -> bool:
     return False
 
 
-def layers_from(run: ResolvedRun, mailbox: Any) -> Layers:
+def layers_from(run: ResolvedRun, mailbox: Any) -> RunLayers:
     """Return the run's layers, which the first worker encodes where they are missing. Raises UserError on all."""
     if ray.train.get_context().get_world_rank() == 0 and not ray.get(mailbox.is_encoded.remote()):
         ray.get(mailbox.tell_encoded.remote(encode(run)))
-    told: Encoded = ray.get(mailbox.encoded.remote())
+    told: EncodingResult = ray.get(mailbox.encoded.remote())
     if told.layers is None:
         raise UserError(told.mistake)
     return told.layers
 
 
-def encode(run: ResolvedRun) -> Encoded:
+def encode(run: ResolvedRun) -> EncodingResult:
     notes: list[str] = []
     try:
-        return Encoded(encoded(run, say=notes.append), notes=tuple(notes))
+        return EncodingResult(encoded(run, say=notes.append), notes=tuple(notes))
     except UserError as error:
-        return Encoded(mistake=str(error), notes=tuple(notes))
+        return EncodingResult(mistake=str(error), notes=tuple(notes))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pft_core.data import SIDES, Form
 from pft_core.evaluation import CountTable, Outcome, count_table
-from pipelines.tune.contents import POLES, FigureName, Gap
+from pipelines.tune.search_schema import POLES, FigureName, SoupGap
 
 Figures = dict[str, float | None]
 
@@ -38,7 +38,7 @@ def intervals_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[FigureName,
     return intervals | {"worse_pole": intervals[worse]}
 
 
-def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> dict[FigureName, Gap]:
+def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> dict[FigureName, SoupGap]:
     """Soup, trained, and trained minus soup with its interval, on the items that both answered: each pole, both-right.
 
     A worse pole has no such line: which one it is may differ between the two.
@@ -49,7 +49,7 @@ def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> 
     return {name: _gap(tables[0][name], tables[1][name]) for name in tables[0]}
 
 
-def _gap(soup: CountTable, trained: CountTable) -> Gap:
+def _gap(soup: CountTable, trained: CountTable) -> SoupGap:
     difference = replace(trained, numerators_SN=trained.numerators_SN - soup.numerators_SN)
     low, high = difference.interval()
     return {

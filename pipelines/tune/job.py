@@ -9,15 +9,15 @@ from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import digest
 from pipelines.config import TOYWORLD, Range, RunConfig, changed, searchable
-from pipelines.embedded import with_embedded
+from pipelines.embedded_data import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import ensure_ray, locked, remove_run, run_job, workers_marked
 from pipelines.tracking import tracked, tracking_uri
 from pipelines.train import encoded, refuse_missing_inputs, resolve, say_cautions
-from pipelines.tune.contents import Mode
-from pipelines.tune.points import Point, grid_points, imbalance, soup_points, verification_points
-from pipelines.tune.results import Found, Result, TrialsFailed, publish
+from pipelines.tune.results import Result, SearchResult, TrialsFailed, publish
 from pipelines.tune.search import search, trials_at_once
+from pipelines.tune.search_points import SearchPoint, grid_points, imbalance, soup_points, verification_points
+from pipelines.tune.search_schema import Mode
 from pipelines.tune.searchers import ListedPoints, OptunaPoints
 from pipelines.tune.trial import Trial
 
@@ -115,7 +115,7 @@ def trial_config(config: RunConfig, key: str) -> RunConfig:
     return config.model_copy(update={"storage": str(Path(config.storage) / "tune" / "trials"), "tracking": tracking})
 
 
-def points_of(config: RunConfig, mode: Mode) -> list[Point]:
+def points_of(config: RunConfig, mode: Mode) -> list[SearchPoint]:
     if mode == "soup":
         return soup_points(config.search)
     points = grid_points(config.search)
@@ -123,7 +123,7 @@ def points_of(config: RunConfig, mode: Mode) -> list[Point]:
     return sorted(points, key=imbalance) if mode == "asha" else points
 
 
-def explore(config: RunConfig, mode: Mode, run_dir: Path) -> Found:
+def explore(config: RunConfig, mode: Mode, run_dir: Path) -> SearchResult:
     """Try everything; after soups, train some of their ratios for comparison."""
     stops_early = mode == "asha"
     begun = time.monotonic()
@@ -139,22 +139,22 @@ def explore(config: RunConfig, mode: Mode, run_dir: Path) -> Found:
         errors |= try_points(config, real, run_dir)
         points += real
         timings["verify"] = time.monotonic() - begun
-    return Found([Trial(config, point, stops_early) for point in points], errors, timings)
+    return SearchResult([Trial(config, point, stops_early) for point in points], errors, timings)
 
 
 def try_points(
-    config: RunConfig, points: Sequence[Point], run_dir: Path, *, stops_early: bool = False
+    config: RunConfig, points: Sequence[SearchPoint], run_dir: Path, *, stops_early: bool = False
 ) -> dict[str, str]:
     encode([Trial(config, point, stops_early).config for point in points])
     return search(config, ListedPoints(points), num_trials=len(points), folder=run_dir, stops_early=stops_early)
 
 
-def propose(config: RunConfig, run_dir: Path) -> tuple[list[Point], dict[str, str]]:
+def propose(config: RunConfig, run_dir: Path) -> tuple[list[SearchPoint], dict[str, str]]:
     """Let Optuna propose what is left of its trials; return all that it has proposed, and what went wrong."""
     singles = [
         {key: value} for key, values in config.search.space.items() if isinstance(values, list) for value in values
     ]
-    encode([Trial(config, Point(1.0, 1.0, changes=changes)).config for changes in [{}, *singles]])
+    encode([Trial(config, SearchPoint(1.0, 1.0, changes=changes)).config for changes in [{}, *singles]])
     study = OptunaPoints(config, run_dir)
     errors = search(config, study.searcher, num_trials=study.num_left, folder=run_dir) if study.num_left else {}
     return study.points(), errors

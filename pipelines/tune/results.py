@@ -13,15 +13,15 @@ from pft_core.errors import UserError
 from pft_core.files import read_json, write_json, write_text
 from pipelines.config import RunConfig, changed
 from pipelines.console import console
-from pipelines.embedded import TOYWORLD
+from pipelines.embedded_data import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest
-from pipelines.strict import dump_yaml
 from pipelines.tracking import Tracker, close_killed, commit, register
 from pipelines.train import cautions_of, resolve
-from pipelines.tune import findings, wording
-from pipelines.tune.contents import FIGURES, Findings, Mode, PublishedSearch, SearchReport, TrialRow
-from pipelines.tune.report import write_search
+from pipelines.tune import captions, conclusions
+from pipelines.tune.search_report import write_search
+from pipelines.tune.search_schema import FIGURES, Findings, Mode, PublishedSearch, SearchReport, TrialRow
 from pipelines.tune.trial import Trial
+from pipelines.validated_yaml import dump_yaml
 
 CHOSEN_NAME = "chosen.yaml"
 CHAMPION = "champion"  # the alias of the picked policy
@@ -30,7 +30,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search has tried: its trials, what went wrong by the point's JSON, and seconds by part."""
 
     trials: list[Trial]
@@ -46,7 +46,7 @@ class TrialsFailed(RuntimeError):
         self.result = result
 
 
-def publish(config: RunConfig, found: Found, mode: Mode, run_dir: Path, tracker: Tracker) -> Result:
+def publish(config: RunConfig, found: SearchResult, mode: Mode, run_dir: Path, tracker: Tracker) -> Result:
     """Write report and recipe, register the picked policy. Raises UserError where no trial has finished, TrialsFailed
     where some have not."""
     report = assemble(config, found, mode)
@@ -93,13 +93,13 @@ def settle(trial: Trial) -> None:
         close_killed(trial.search, trial.key)
 
 
-def assemble(config: RunConfig, found: Found, mode: Mode) -> SearchReport:
+def assemble(config: RunConfig, found: SearchResult, mode: Mode) -> SearchReport:
     """The report, without what is written beside it."""
-    rows = findings.trial_rows(found.trials, found.errors)
+    rows = conclusions.trial_rows(found.trials, found.errors)
     seen: Findings = {
-        "pick": findings.pick(rows, config.search.metric),
-        "verification": findings.verification(found.trials, rows),
-        **findings.trade_off(rows),
+        "pick": conclusions.pick(rows, config.search.metric),
+        "verification": conclusions.verification(found.trials, rows),
+        **conclusions.trade_off(rows),
     }
     shared = found.trials[0].search
     manifests = {
@@ -116,12 +116,12 @@ def assemble(config: RunConfig, found: Found, mode: Mode) -> SearchReport:
             {"name": axis.name, "first": axis.poles[0].name, "second": axis.poles[1].name}
             for axis in manifests["validation_data"].space.axes
         ],
-        "cells": findings.cells_of(config.search, rows, is_grid=mode != "optuna"),
+        "cells": conclusions.cells_of(config.search, rows, is_grid=mode != "optuna"),
         "trials": rows,
         **seen,
-        "sentences": wording.sentences(rows, seen),
-        "warnings": [*cautions_of(resolve(shared)), *wording.warnings(rows, seen["verification"])],
-        "notes": wording.notes(mode=mode, is_embedded=config.data == TOYWORLD),
+        "sentences": captions.sentences(rows, seen),
+        "warnings": [*cautions_of(resolve(shared)), *captions.warnings(rows, seen["verification"])],
+        "notes": captions.notes(mode=mode, is_embedded=config.data == TOYWORLD),
         "timings": found.timings,
         "config": config.model_dump(),
         "digests": {
@@ -148,7 +148,7 @@ def write_recipe(config: RunConfig, row: TrialRow, why: str, run_dir: Path) -> P
     return path
 
 
-def registered(config: RunConfig, found: Found, mode: Mode, rows: Sequence[TrialRow], picked: int) -> str | None:
+def registered(config: RunConfig, found: SearchResult, mode: Mode, rows: Sequence[TrialRow], picked: int) -> str | None:
     """Register the picked policy, and what soups are mixed from; a server that refuses is a warning, not the end."""
     aliases = {picked: [CHAMPION]}
     for number, alias in enumerate(ENDS if mode == "soup" else ()):

@@ -18,7 +18,7 @@ RUNG, RUNG_LOSS = "rung", "rung_loss"
 
 
 @dataclass(frozen=True)
-class Rungs:
+class RungReporter:
     """Reports the validation losses of one trial; every: steps from one to the next.
 
     The scheduler takes each rung of a trial once, so one that is told again after a resume does no harm.
@@ -54,7 +54,7 @@ class Rungs:
 
 
 class _RungCallback(TuneReportCallback):
-    def __init__(self, rungs: Rungs):
+    def __init__(self, rungs: RungReporter):
         super().__init__()
         self._rungs = rungs
 

@@ -15,7 +15,7 @@ from pipelines.console import console
 from pipelines.jobs import at_once, unwrap_user_error
 from pipelines.tracking import DRAIN_LIMIT_S
 from pipelines.tune import rungs
-from pipelines.tune.contents import FIGURES
+from pipelines.tune.search_schema import FIGURES
 from pipelines.tune.searchers import proposed
 from pipelines.tune.trial import Result, Trial, run_trial
 

@@ -13,7 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pft_core.errors import UserError
 from pipelines.config import Range, RunConfig, SearchSettings, changed
 from pipelines.tune.figures import POLES
-from pipelines.tune.points import Point, at_log_ratio
+from pipelines.tune.search_points import SearchPoint, at_log_ratio
 
 POINT, T = "point", "t"  # keys of a trial's config in Ray Tune: a listed point; log(alpha / beta)
 STUDY_FILE, STUDY_NAME, INTERRUPTED = "optuna.db", "search", "interrupted"
@@ -22,10 +22,10 @@ STUDY_FILE, STUDY_NAME, INTERRUPTED = "optuna.db", "search", "interrupted"
 class ListedPoints(Searcher):
     """Suggests points in their order; one that has parents, once these have ended."""
 
-    def __init__(self, points: Sequence[Point]):
+    def __init__(self, points: Sequence[SearchPoint]):
         super().__init__()
         self._waiting = list(points)
-        self._running: dict[str, Point] = {}
+        self._running: dict[str, SearchPoint] = {}
         self._ended: set[tuple[float, float]] = set()
 
     def suggest(self, trial_id: str) -> Any:
@@ -70,7 +70,7 @@ class OptunaPoints:
         )
         self._study = study
 
-    def points(self) -> list[Point]:
+    def points(self) -> list[SearchPoint]:
         """What has been proposed, in order; what is proposed again counts once."""
         return list({(point := proposed(trial.params)).to_json(): point for trial in self._study.trials}.values())
 
@@ -122,8 +122,8 @@ def sampler_of(search: SearchSettings, *, seed: int) -> optuna.samplers.BaseSamp
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, search.num_trials // 4))
 
 
-def proposed(config: Mapping[str, Any]) -> Point:
+def proposed(config: Mapping[str, Any]) -> SearchPoint:
     """The point of a trial's config in Ray Tune."""
     if POINT in config:
-        return Point.from_json(config[POINT])
-    return Point(*at_log_ratio(config[T]), changes={key: value for key, value in config.items() if key != T})
+        return SearchPoint.from_json(config[POINT])
+    return SearchPoint(*at_log_ratio(config[T]), changes={key: value for key, value in config.items() if key != T})

@@ -28,14 +28,14 @@ from pft_core.policies import (
 )
 from pft_core.training import EngineSettings
 from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
-from pipelines.evaluate import answerers, ask_here, ask_on_ray, asking_job, read_items, untrained
+from pipelines.evaluate import answerers, answering_job_of, ask_here, ask_on_ray, read_items, untrained
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
 from pipelines.train import encoded, encoded_beforehand, policy_kind, resolve, train_here
 from pipelines.train import job as train
 from pipelines.tune.figures import figures_of
-from pipelines.tune.points import Point
-from pipelines.tune.rungs import NUM_RUNGS, Rungs
+from pipelines.tune.rungs import NUM_RUNGS, RungReporter
+from pipelines.tune.search_points import SearchPoint
 
 Result = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Trial:
     """A point of a search as a job. search: the config of the whole search, its paths absolute."""
 
     search: RunConfig
-    point: Point
+    point: SearchPoint
     stops_early: bool = False  # whether it is validated on the way, for a scheduler that may stop it
 
     @property
@@ -84,7 +84,7 @@ class Trial:
     @property
     def parents(self) -> list["Trial"]:
         """The trained points that a soup is made from."""
-        return [Trial(self.search, Point(alpha, beta), self.stops_early) for alpha, beta in self.point.parents]
+        return [Trial(self.search, SearchPoint(alpha, beta), self.stops_early) for alpha, beta in self.point.parents]
 
 
 def steps_of_a_rung(config: RunConfig) -> int:
@@ -99,7 +99,7 @@ def run_trial(trial: Trial) -> Result:
     Result: run_dir, outcomes (a file), items_rejected, steps, seconds, rung_losses, and the figures of `figures_of`.
     """
     config = trial.config
-    rungs = Rungs(config.train.validate_every) if trial.stops_early and trial.point.source == "trained" else None
+    rungs = RungReporter(config.train.validate_every) if trial.stops_early and trial.point.source == "trained" else None
     if rungs:
         rungs.replay(trial.run_dir)
 
@@ -134,7 +134,7 @@ def upload_policy(tracker: Tracker, run_dir: Path, config: RunConfig) -> None:
         tracker.artifact(run_dir / policy_kind(config))
 
 
-def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None) -> tuple[ModelRef, int]:
+def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: RungReporter | None) -> tuple[ModelRef, int]:
     """The policy of a point, made where it is not there yet, and the number of its steps."""
     if trial.point.source == "base":
         return untrained(trial.config, str(trial.config.validation_data)), 0
@@ -148,7 +148,7 @@ def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: Rungs | None
     return train_here(run, encoded(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 
 
-def logging_to(tracker: Tracker, rungs: Rungs | None) -> Callable[[int, dict[str, float]], None]:
+def logging_to(tracker: Tracker, rungs: RungReporter | None) -> Callable[[int, dict[str, float]], None]:
     def log(step: int, metrics: dict[str, float]) -> None:
         tracker.log(step, metrics)
         if rungs:
@@ -196,7 +196,7 @@ def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome
     folder = Path(str(config.validation_data))
     manifest = DatasetManifest.load(folder)
     items = read_items(folder, manifest, forms=None, limit_per_axis=trial.search.search.limit_per_axis)
-    job = asking_job(config, ref, manifest.space, use_gpu=config.scaling.use_gpu)
+    job = answering_job_of(config, ref, manifest.space, use_gpu=config.scaling.use_gpu)
     if trial.is_warm:
         outcomes, rejects = ask_here(items, *answerers(job), unconditioned=False)
     else:

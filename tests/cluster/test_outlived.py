@@ -14,7 +14,7 @@ import yaml
 
 from pft_core.evaluation.outcome_files import OUTCOMES_NAME, read_outcomes
 from pipelines.prepare import job as prepare
-from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.prepare_config import PrepareConfig
 from tests.serving import assert_same_outcomes
 from tests.two_nodes import answers, cluster, until
 

@@ -27,7 +27,7 @@ from pft_core.training.engines.engine import Engine
 from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.local_context import LocalContext
 from pft_core.training.loop import lr_at, run_bins
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.planning import LoopSettings, Update, bin_denominators, read_batch
 from pft_core.training.settings import TrainSettings
 from tests.builders import MemoryStore
@@ -111,7 +111,7 @@ def reference_settings(expected: dict[str, Any], *, num_pairs: int) -> LoopSetti
     return LoopSettings(
         train,
         objective=paired_nll(alpha=expected["alpha"], beta=expected["beta"]),
-        order=Order(num_pairs, seed=0, shuffle=False),
+        order=DataOrder(num_pairs, seed=0, shuffle=False),
         total_pairs=pairs_per_step * len(expected["trajectory"]),
         schedule_steps=expected["scheduler_total_steps"],
         seed=0,

@@ -18,9 +18,9 @@ from pipelines.config import load_config
 from pipelines.evaluate import EvaluateConfig
 from pipelines.evaluate import refuse_missing_inputs as refuse_missing_of_evaluation
 from pipelines.prepare import PrepareConfig
-from pipelines.strict import build
 from pipelines.train import refuse_missing_inputs
 from pipelines.train.inputs import warn_of_long_warmup
+from pipelines.validated_yaml import build
 from tests.builders import record, write_dataset
 
 HEAVY = "ray|torch|transformers|pandas|mlflow|datasets"

@@ -12,7 +12,7 @@ from pft_core.errors import UserError
 from pipelines.compare import load_suite
 from pipelines.config import load_config, refuse_idle_search, resolved
 from pipelines.serve import load_serve_config
-from pipelines.strict import _loaded, dump_yaml
+from pipelines.validated_yaml import _loaded, dump_yaml
 
 
 def fault(*overrides: str) -> str:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.data.sources.checks import Accepted, Outcome, RowFault, accept, row_parser, shipped_axes, text_of
+    from pft_core.data.sources.checks import AcceptedRow, Outcome, RowFault, accept, row_parser, shipped_axes, text_of
     from pft_core.data.sources.questions import asked_in, refuse_unused
-    from pft_core.data.sources.readers import Part, file_parts, files_in, is_hub_name, load_hub, read_rows
+    from pft_core.data.sources.readers import FilePart, file_parts, files_in, is_hub_name, load_hub, read_rows
     from pft_core.data.sources.registry import SOURCES, SourceEntry, parse_rows
     from pft_core.data.sources.toyworld import Split, generate
     from pft_core.data.sources.toyworld_words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS

@@ -5,7 +5,16 @@ from typing import Any
 
 from pft_core.data.preferences import Axis, Pole
 from pft_core.data.records import LETTERS, Option
-from pft_core.data.sources.checks import Accepted, RowFault, accept, row_parser, shipped_axes, text, text_of, value_of
+from pft_core.data.sources.checks import (
+    AcceptedRow,
+    RowFault,
+    accept,
+    row_parser,
+    shipped_axes,
+    text,
+    text_of,
+    value_of,
+)
 from pft_core.data.sources.questions import refuse_unused
 
 # Only at a line's start: "(A)" also occurs in the middle of sentences.
@@ -15,7 +24,7 @@ _ANSWER = re.compile(r"\s*\(?([A-Z])\)?\s*")
 
 
 @row_parser
-def bqd_row(row: dict[str, Any], axis: str | None) -> Accepted:
+def bqd_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     """Read `{"question", "answer_matching_behavior", "answer_not_matching_behavior"}`; axis: the behavior's name."""
     assert axis is not None, "the caller names the behavior"
     question = text_of(row, "question")

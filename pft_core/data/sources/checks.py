@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedRow:
     """A row that became a record, and the axis as that row words it."""
 
     record: PairedExample
     axis: Axis
 
 
-Outcome = Accepted | Reject
+Outcome = AcceptedRow | Reject
 
 
 class RowFault(Exception):
@@ -156,7 +156,7 @@ def shipped_axes() -> dict[str, Axis]:
 
 def accept(
     axis: Axis, scenario: str, options: Sequence[Option], path: str, presentation: Presentation = "choice"
-) -> Accepted:
+) -> AcceptedRow:
     """Build the record: at most ten different options, and both poles among them."""
     if len(options) > len(LETTERS):
         raise RowFault(path, "too_many_options", f"{len(options)} options, at most {len(LETTERS)} can be lettered")
@@ -165,7 +165,7 @@ def accept(
     for side in SIDES:
         if all(option.side != side for option in options):
             raise RowFault(path, "pole_without_option", f"no option shows {axis.poles[side].name!r}")
-    return Accepted(paired_example(axis.name, scenario, options, presentation), axis)
+    return AcceptedRow(paired_example(axis.name, scenario, options, presentation), axis)
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

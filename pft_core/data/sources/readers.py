@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pft_core.data.records import Reject
+from pft_core.data.sources.csv_tables import table_rows
 from pft_core.data.sources.json_text import (
     CHUNK,
     MAX_ROW_BYTES,
@@ -30,7 +31,6 @@ from pft_core.data.sources.json_text import (
     rows_key,
 )
 from pft_core.data.sources.streams import COMPRESSIONS, compression_of, damage_named, open_bytes, open_text
-from pft_core.data.sources.tables import table_rows
 from pft_core.errors import UserError
 
 PART_BYTES = 32 << 20
@@ -49,7 +49,7 @@ Located = tuple[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A piece of a file. name: the file as the user named it.
 
     start, stop: bytes of JSON lines, row groups of Parquet, 0 and 0 for a JSON list or a table, which are always read
@@ -146,7 +146,7 @@ def _in_a_line(error: Exception) -> str:
     return words if len(words) <= 300 else f"{words[:297]}..."
 
 
-def file_parts(path: Path, name: str) -> Iterator[Part]:
+def file_parts(path: Path, name: str) -> Iterator[FilePart]:
     """Cut a file into parts.
 
     Raises UserError for a damaged file, for Parquet that holds extension types, and for JSON that is one object.
@@ -156,10 +156,10 @@ def file_parts(path: Path, name: str) -> Iterator[Part]:
         if suffix == ".parquet":
             yield from _parquet_parts(whole, name)
         elif suffix in (".csv", ".tsv"):
-            yield Part(whole, name, "table")
+            yield FilePart(whole, name, "table")
         elif suffix == ".json" and _first_character(whole) in (b"[", b""):
             # Files called .json often hold JSON lines; an empty file counts as an empty list.
-            yield Part(whole, name, "json")
+            yield FilePart(whole, name, "json")
         else:
             _refuse_one_object(whole, name)
             yield from _line_parts(whole, name)
@@ -200,19 +200,19 @@ def _key_with_rows(path: str, name: str) -> str | None:
         return None
 
 
-def _line_parts(path: str, name: str) -> Iterator[Part]:
+def _line_parts(path: str, name: str) -> Iterator[FilePart]:
     if compression_of(path) is not None:  # nobody can start in its middle
-        yield Part(path, name, "jsonl", 0, sys.maxsize)
+        yield FilePart(path, name, "jsonl", 0, sys.maxsize)
         return
     start, line = 0, 1
     with open(path, "rb") as file:
         while block := file.read(PART_BYTES):
             block += file.readline()
-            yield Part(path, name, "jsonl", start, start + len(block), line)
+            yield FilePart(path, name, "jsonl", start, start + len(block), line)
             start, line = start + len(block), line + block.count(b"\n")
 
 
-def _parquet_parts(path: str, name: str) -> Iterator[Part]:
+def _parquet_parts(path: str, name: str) -> Iterator[FilePart]:
     file = _open_parquet(path, name)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     start = size = rows = 0
@@ -220,7 +220,7 @@ def _parquet_parts(path: str, name: str) -> Iterator[Part]:
     for i, group in enumerate(groups):
         size, rows = size + group.total_byte_size, rows + group.num_rows
         if size >= PART_BYTES or i == len(groups) - 1:
-            yield Part(path, name, "parquet", start, i + 1, first_row)
+            yield FilePart(path, name, "parquet", start, i + 1, first_row)
             start, size, first_row, rows = i + 1, 0, first_row + rows, 0
 
 
@@ -247,7 +247,7 @@ def _refuse_extension_types(field: pa.Field, name: str) -> None:
         _refuse_extension_types(field.type.field(i), name)
 
 
-def read_rows(part: Part) -> Iterator[Located]:
+def read_rows(part: FilePart) -> Iterator[Located]:
     """Yield (where, raw row), with a Reject in the row's place where it cannot be read.
 
     where: `file:line`, in a JSON list the line on which the row starts, with ` (row N)` where it is not the line's
@@ -258,17 +258,17 @@ def read_rows(part: Part) -> Iterator[Located]:
         yield from _READERS[part.format](part)
 
 
-def _read_list(part: Part) -> Iterator[Located]:
+def _read_list(part: FilePart) -> Iterator[Located]:
     with open_text(part.path) as file:
         yield from list_rows(file, part.name)
 
 
-def _read_table(part: Part) -> Iterator[Located]:
+def _read_table(part: FilePart) -> Iterator[Located]:
     with open_text(part.path, errors="surrogateescape") as file:
         yield from table_rows(file, part.name)
 
 
-def _read_lines(part: Part) -> Iterator[Located]:
+def _read_lines(part: FilePart) -> Iterator[Located]:
     with open_bytes(part.path) as file:
         if part.start:
             file.seek(part.start)
@@ -286,7 +286,7 @@ def _read_lines(part: Part) -> Iterator[Located]:
             number += 1
 
 
-def _read_parquet(part: Part) -> Iterator[Located]:
+def _read_parquet(part: FilePart) -> Iterator[Located]:
     number = part.first_row
     try:
         # Small batches: a row may hold as much as a megabyte, or far more before it is refused.
@@ -300,7 +300,7 @@ def _read_parquet(part: Part) -> Iterator[Located]:
         raise UserError(f"{part.name}: damaged Parquet file, after row {number - 1}: {error}") from None
 
 
-_READERS: dict[str, Callable[[Part], Iterator[Located]]] = {
+_READERS: dict[str, Callable[[FilePart], Iterator[Located]]] = {
     "json": _read_list,
     "jsonl": _read_lines,
     "parquet": _read_parquet,

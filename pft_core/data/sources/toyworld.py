@@ -7,7 +7,7 @@ from typing import Literal
 
 from pft_core.data.preferences import PreferenceSpace, load_space
 from pft_core.data.records import Option, PairedExample, content_id
-from pft_core.data.sources.checks import Accepted
+from pft_core.data.sources.checks import AcceptedRow
 from pft_core.data.sources.toyworld_words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 from pft_core.errors import UserError
 
@@ -34,11 +34,11 @@ def generate(
         yield from items
 
 
-def generated_rows(*, split: Split, seed: int, num_per_axis: int) -> Iterator[tuple[str, Accepted]]:
+def generated_rows(*, split: Split, seed: int, num_per_axis: int) -> Iterator[tuple[str, AcceptedRow]]:
     """Yield each item of `toyworld` as a source's row: where it is from, the record, and its axis."""
     space = load_space("toyworld")
     for number, record in enumerate(generate(seed=seed, split=split, num_per_axis=num_per_axis)):
-        yield f"toyworld:{number}", Accepted(record, space.axis(record.axis))
+        yield f"toyworld:{number}", AcceptedRow(record, space.axis(record.axis))
 
 
 def _axis_items(axis: str, *, seed: int, split: Split, num_items: int) -> Iterator[PairedExample]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pft_core.data.records import Option, Reject
 from pft_core.data.sources.checks import (
-    Accepted,
+    AcceptedRow,
     Outcome,
     RowFault,
     accept,
@@ -45,7 +45,7 @@ def is_prompt_completion(row: Any) -> bool:
 
 
 @row_parser
-def preference_row(row: dict[str, Any], axis: str | None) -> Accepted:
+def preference_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     """Read `{"prompt", "chosen", "rejected"}`; without `prompt` it is what chosen and rejected have in common."""
     name = axis_name(row, "axis", default=axis or DEFAULT_AXIS)
     preference = shipped_axes().get(name) or axis_between(name, _PREFERENCE_POLES, None, "chosen")
@@ -161,7 +161,7 @@ def join_prompt_completions(rows: Iterable[tuple[str, Any]], axis: str | None) -
 
 
 @row_parser
-def _joined(halves: dict[str, Any], axis: str | None) -> Accepted:
+def _joined(halves: dict[str, Any], axis: str | None) -> AcceptedRow:
     pair: tuple[_Half, _Half] = (halves["first"], halves["second"])
     for key, reason in (("prompt", "prompts_differ"), ("axis", "axes_differ")):
         if getattr(pair[0], key) != getattr(pair[1], key):

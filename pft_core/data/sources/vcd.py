@@ -6,7 +6,7 @@ from typing import Any
 from pft_core.data.preferences import PreferenceSpace, load_space
 from pft_core.data.records import Option
 from pft_core.data.sources.checks import (
-    Accepted,
+    AcceptedRow,
     accept,
     axis_name,
     instance,
@@ -23,7 +23,7 @@ _READ = ("scenario", "preference domain", "preference_domain", "options", "scene
 
 
 @row_parser
-def vcd_row(row: dict[str, Any], axis: str | None) -> Accepted:
+def vcd_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     """Read `{"scenario", "preference domain", "options": [{"text", "bias"}]}`; axis: where the row names none."""
     refuse_unused(row, row.get("scenario"), used=_READ)
     name = axis_name(row, "preference domain", "preference_domain", default=axis)

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from pft_core.evaluation.metrics.counts import CountTable, count_table
     from pft_core.evaluation.metrics.measuring import finite, value_of_run
     from pft_core.evaluation.metrics.metric import Metric
-    from pft_core.evaluation.metrics.outcome import Choice, Outcome, Weighed, always_by_position
+    from pft_core.evaluation.metrics.metric_rows import EvaluationRow, report_rows
+    from pft_core.evaluation.metrics.outcome import Choice, Outcome, WeightedChoice, always_by_position
     from pft_core.evaluation.metrics.registry import METRICS, metrics_where, pairs_first
-    from pft_core.evaluation.metrics.rows import EvaluationRow, report_rows
 else:
     __getattr__ = lazy_exports(__name__)

@@ -10,12 +10,12 @@ Choice = frozenset[int] | None  # indices of the chosen options in shown order; 
 PLACES = 4  # of a probability; what lies beyond depends on the machine
 
 
-class Weighed(frozenset[int]):
+class WeightedChoice(frozenset[int]):
     """A choice that knows how likely each option was, in shown order."""
 
     probabilities: tuple[float, ...]
 
-    def __new__(cls, chosen: Iterable[int], probabilities: Iterable[float] = ()) -> "Weighed":
+    def __new__(cls, chosen: Iterable[int], probabilities: Iterable[float] = ()) -> "WeightedChoice":
         made = super().__new__(cls, chosen)
         made.probabilities = tuple(round(float(p), PLACES) for p in probabilities)
         return made

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.evaluation.tasks.asking import answer_items
     from pft_core.evaluation.tasks.capability import (
-        Answered,
-        Item,
+        CapabilityAnswer,
+        CapabilityItem,
         ask_items,
         drop,
         losses,
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
         scores,
     )
     from pft_core.evaluation.tasks.registry import TASKS
-    from pft_core.evaluation.tasks.rows import reply_line, scored, task_rows
     from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
+    from pft_core.evaluation.tasks.task_answers import answer_items
+    from pft_core.evaluation.tasks.task_scores import reply_line, scored, task_rows
 else:
     __getattr__ = lazy_exports(__name__)

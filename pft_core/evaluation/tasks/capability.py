@@ -29,10 +29,10 @@ from pft_core.data import (
 )
 from pft_core.encoding import BranchedExample
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking, score_branches
+from pft_core.evaluation.answers import AnswerSettings, score_branches
 from pft_core.evaluation.significance import interval_over_seeds
-from pft_core.evaluation.tasks.asking import encode_items as encode_task_items
 from pft_core.evaluation.tasks.task import TaskItem
+from pft_core.evaluation.tasks.task_answers import encode_items as encode_task_items
 from pft_core.files import digest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _READ = ("correct", "incorrect", "correct_full_text", "incorrect_full_text", "ca
 
 
 @dataclass(frozen=True)
-class Item:
+class CapabilityItem:
     """A question whose text lists its lettered answers; correct and incorrect are two of the letters, such as "(A)"."""
 
     id: str
@@ -54,7 +54,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Answered:
+class CapabilityAnswer:
     """How one item was answered. score: 1 right, 0 wrong, 0.5 undecided, or what the item's own task gives.
 
     correct_is_first: whether the correct letter comes first; None where answers have no order.
@@ -66,14 +66,14 @@ class Answered:
     correct_is_first: bool | None = None
 
 
-def read_items(path: Path) -> list[Item | Reject]:
+def read_items(path: Path) -> list[CapabilityItem | Reject]:
     """Read `{"prompt", "correct": "(A)", "incorrect": "(B)", "category"}` from a JSON list, JSON lines or Parquet.
 
     A bad row is a Reject in its place. Raises UserError for a file that cannot be read, or holds no item.
     """
     rows = (row for file in files_in(str(path)) for part in file_parts(file, str(file)) for row in read_rows(part))
     items = [row if isinstance(row, Reject) else two_choice_item(row, where, None) for where, row in rows]
-    if not any(isinstance(item, Item) for item in items):
+    if not any(isinstance(item, CapabilityItem) for item in items):
         first = next((f"; {r.row}: {r.key_path}: {r.detail}" for r in items if isinstance(r, Reject)), "")
         raise UserError(
             f'{path}: none of its {len(items)} rows is a question with keys "prompt", "correct": "(A)" and '
@@ -83,7 +83,7 @@ def read_items(path: Path) -> list[Item | Reject]:
 
 
 @row_parser
-def two_choice_item(row: dict[str, Any], _: str | None) -> Item:
+def two_choice_item(row: dict[str, Any], _: str | None) -> CapabilityItem:
     """Read one row. The prompt has to list both letters: else there is nothing to choose from."""
     key, _ = asked_in(row)
     prompt = text_of(row, key)
@@ -92,7 +92,7 @@ def two_choice_item(row: dict[str, Any], _: str | None) -> Item:
     if correct == incorrect:
         raise RowFault("incorrect", "answers_overlap", f"{incorrect} is also the correct answer")
     category = None if row.get("category") is None else text_of(row, "category")
-    return Item(digest([prompt, correct, incorrect]), prompt, correct, incorrect, category)
+    return CapabilityItem(digest([prompt, correct, incorrect]), prompt, correct, incorrect, category)
 
 
 def _listed_letter(letter: str, prompt: str, key: str) -> str:
@@ -104,30 +104,32 @@ def _listed_letter(letter: str, prompt: str, key: str) -> str:
 
 
 def ask_items(
-    items: Sequence[Item], *, scorer: BranchScorer, tokenizer: Any, asking: Asking
-) -> list[Answered | Reject]:
-    """Answer every item by likelihood, in order; one longer than `asking.max_length` tokens is rejected."""
-    encoded = encode_items(items, tokenizer=tokenizer, asking=asking)
+    items: Sequence[CapabilityItem], *, scorer: BranchScorer, tokenizer: Any, settings: AnswerSettings
+) -> list[CapabilityAnswer | Reject]:
+    """Answer every item by likelihood, in order; one longer than `settings.max_length` tokens is rejected."""
+    encoded = encode_items(items, tokenizer=tokenizer, settings=settings)
     examples = [e for e in encoded if isinstance(e, BranchedExample)]
-    logps = iter(score_branches(examples, scorer=scorer, tokens_per_batch=asking.tokens_per_batch))
+    logps = iter(score_branches(examples, scorer=scorer, tokens_per_batch=settings.tokens_per_batch))
     return [
         found if isinstance(found, Reject) else _answered(item, next(logps))
         for item, found in zip(items, encoded, strict=True)
     ]
 
 
-def encode_items(items: Sequence[Item], *, tokenizer: Any, asking: Asking) -> list[BranchedExample | Reject]:
+def encode_items(
+    items: Sequence[CapabilityItem], *, tokenizer: Any, settings: AnswerSettings
+) -> list[BranchedExample | Reject]:
     """Encode each item as a prompt and two branches: the correct letter, and the incorrect one."""
     asked = [TaskItem(item.id, item.prompt, (item.correct, item.incorrect)) for item in items]
-    return encode_task_items(asked, tokenizer=tokenizer, asking=asking)
+    return encode_task_items(asked, tokenizer=tokenizer, settings=settings)
 
 
-def task_items(path: Path, _: Asking) -> list[TaskItem | Reject]:
+def task_items(path: Path, _: AnswerSettings) -> list[TaskItem | Reject]:
     """The items of a two-choice file for `pft evaluate`, the letters in their order. Raises UserError as read_items."""
     return [item if isinstance(item, Reject) else _as_asked(item) for item in read_items(path)]
 
 
-def _as_asked(item: Item) -> TaskItem:
+def _as_asked(item: CapabilityItem) -> TaskItem:
     letters = (min(item.correct, item.incorrect), max(item.correct, item.incorrect))
     return TaskItem(item.id, item.prompt, letters, gold=letters.index(item.correct))
 
@@ -136,20 +138,20 @@ def right_letter(item: TaskItem, place: int) -> float:
     return float(place == item.gold)
 
 
-def _answered(item: Item, logps: NDArray[np.float32]) -> Answered:
+def _answered(item: CapabilityItem, logps: NDArray[np.float32]) -> CapabilityAnswer:
     correct, incorrect = logps
     score = float(1 + np.sign(correct - incorrect)) / 2
-    return Answered(item.id, item.category, score, item.correct < item.incorrect)
+    return CapabilityAnswer(item.id, item.category, score, item.correct < item.incorrect)
 
 
-def position_baseline(answered: Sequence[Answered]) -> float | None:
+def position_baseline(answered: Sequence[CapabilityAnswer]) -> float | None:
     """The share of items that always taking the first letter gets right; None where answers have no order."""
     if any(a.correct_is_first is None for a in answered):
         return None
     return float(np.mean([a.correct_is_first for a in answered]))
 
 
-def scores(runs: Sequence[Sequence[Answered]]) -> NDArray[np.float64]:
+def scores(runs: Sequence[Sequence[CapabilityAnswer]]) -> NDArray[np.float64]:
     """Scores of S runs on the same N items [S, N]. Raises UserError where runs answered other items."""
     asked = [[a.item_id for a in run] for run in runs]
     for ids in asked:
@@ -166,13 +168,13 @@ def mean_with_interval(values_SN: NDArray[np.float64], item_ids: Sequence[str]) 
     return float(values_SN.mean()), *interval_over_seeds(values_SN, np.ones_like(values_SN), item_ids)
 
 
-def losses(before: Sequence[Answered], after: Sequence[Sequence[Answered]]) -> NDArray[np.float64]:
+def losses(before: Sequence[CapabilityAnswer], after: Sequence[Sequence[CapabilityAnswer]]) -> NDArray[np.float64]:
     """What each item lost in each of S after-runs [S, N]. Raises UserError where runs answered other items."""
     before_SN, after_SN = np.split(scores([before, *after]), [1])
     return before_SN - after_SN
 
 
-def drop(before: Sequence[Answered], after: Sequence[Sequence[Answered]]) -> tuple[float, float, float]:
+def drop(before: Sequence[CapabilityAnswer], after: Sequence[Sequence[CapabilityAnswer]]) -> tuple[float, float, float]:
     """Return how far the mean score over the after-runs is below that of before, and its 95 % interval (low, high).
 
     Paired: what is drawn is an item's own loss, with all its seeds. Raises UserError where runs answered other items,

@@ -9,7 +9,7 @@ from pft_core.registry import load_code, refuse_no_code
 
 if TYPE_CHECKING:
     from pft_core.data import Reject
-    from pft_core.evaluation.answers import Asking
+    from pft_core.evaluation.answers import AnswerSettings
 
 Reply = tuple[int, ...] | str  # places of the likeliest answers (several where they are equal), or what was written
 
@@ -44,7 +44,7 @@ class Task:
 
     label: str
     meaning: str
-    items: "Callable[[Path, Asking], Iterable[TaskItem | Reject]] | str | None" = None
+    items: "Callable[[Path, AnswerSettings], Iterable[TaskItem | Reject]] | str | None" = None
     score: Callable[[TaskItem, Any], float | None] | str | None = None
     check: Callable[[Path], Any] | str | None = None
 
@@ -62,6 +62,6 @@ class Task:
         if self.check is not None:
             load_code(self.check)(data)
 
-    def read(self, data: Path, asking: "Asking") -> "list[TaskItem | Reject]":
+    def read(self, data: Path, settings: "AnswerSettings") -> "list[TaskItem | Reject]":
         """Return the items of a file or folder. Raises UserError where it cannot be read."""
-        return list(load_code(self.items)(data, asking))
+        return list(load_code(self.items)(data, settings))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pft_core.evaluation import YARDSTICKS
-from pipelines.compare.report.findings import Comparison, interval_of, method_label, position_mark, shown, value_of
+from pipelines.compare.report.claims import Comparison, interval_of, method_label, position_mark, shown, value_of
 from pipelines.compare.statistics import ComparisonRow
 from pipelines.reporting import (
     CURVE_NAMES,

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from pipelines.compare.report.contents import ComparisonReport
-from pipelines.compare.report.findings import BELOW, MISSING, PLUS_MINUS, REACHES, Comparison
-from pipelines.compare.report.tables import Block, Line, Table, one_line, tables_of
+from pipelines.compare.report.claims import BELOW, MISSING, PLUS_MINUS, REACHES, Comparison
+from pipelines.compare.report.comparison_schema import ComparisonReport
+from pipelines.compare.report.tables import Table, TableBlock, TableLine, one_line, tables_of
 
 PREAMBLE = r"""% Needs booktabs and graphicx. To look at it alone, put this beside it and compile it:
 % \documentclass{article}
@@ -78,7 +78,7 @@ def _latex_head(table: Table) -> Iterator[str]:
     yield _latex_row(["Method", *(latex_text(column.name) for column in table.columns)])
 
 
-def _latex_block(block: Block, width: int) -> Iterator[str]:
+def _latex_block(block: TableBlock, width: int) -> Iterator[str]:
     if block.title:
         yield rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_text(block.title)}}}}} \\"
     yield from (_latex_line(line) for line in block.methods)
@@ -87,7 +87,7 @@ def _latex_block(block: Block, width: int) -> Iterator[str]:
     yield from (_latex_line(line) for line in block.yardsticks)
 
 
-def _latex_line(line: Line) -> str:
+def _latex_line(line: TableLine) -> str:
     values = [
         (rf"\textbf{{{latex_text(cell.value)}}}" if cell.best else latex_text(cell.value)) + latex_text(cell.suffix)
         for cell in line.cells

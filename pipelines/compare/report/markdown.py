@@ -2,9 +2,9 @@
 
 import re
 
-from pipelines.compare.report.contents import ComparisonReport
-from pipelines.compare.report.findings import Comparison
-from pipelines.compare.report.tables import Block, Line, Table, one_line, tables_of
+from pipelines.compare.report.claims import Comparison
+from pipelines.compare.report.comparison_schema import ComparisonReport
+from pipelines.compare.report.tables import Table, TableBlock, TableLine, one_line, tables_of
 
 
 def markdown(report: ComparisonReport) -> str:
@@ -18,7 +18,7 @@ def markdown(report: ComparisonReport) -> str:
     return "\n".join(parts)
 
 
-def _markdown_block(table: Table, block: Block) -> str:
+def _markdown_block(table: Table, block: TableBlock) -> str:
     names = [f"{c.group}: {c.name}" if c.axis is not None else c.name for c in table.columns]
     head = [block.title or "Method", *names]
     lines = [[markdown_text(text) for text in head], ["---", *(["---:"] * len(names))]]
@@ -29,7 +29,7 @@ def _markdown_block(table: Table, block: Block) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _markdown_line(line: Line) -> list[str]:
+def _markdown_line(line: TableLine) -> list[str]:
     values = [
         (f"**{markdown_text(cell.value)}**" if cell.best else markdown_text(cell.value)) + markdown_text(cell.suffix)
         for cell in line.cells

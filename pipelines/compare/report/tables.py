@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pft_core.evaluation import METRICS
-from pipelines.compare.report.findings import (
+from pipelines.compare.report.claims import (
     MISSING,
     PLUS_MINUS,
     Comparison,
@@ -43,7 +43,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """row: None where there is no number. note: its number of seeds, where the line does not say it."""
 
     row: ComparisonRow | None
@@ -64,12 +64,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One method. note: its number of seeds, where that differs from the others'."""
 
     method: str
     note: str
-    cells: list[Cell]
+    cells: list[TableCell]
 
     @property
     def label(self) -> str:
@@ -77,12 +77,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
+class TableBlock:
     """The lines of one metric (title: empty where a table has but one block)."""
 
     title: str
-    methods: list[Line]
-    yardsticks: list[Line]
+    methods: list[TableLine]
+    yardsticks: list[TableLine]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Table:
     name: str
     title: str
     columns: list[Column]
-    blocks: list[Block]
+    blocks: list[TableBlock]
     caption: list[str]
 
     @property
@@ -127,7 +127,7 @@ def by_pole(view: Comparison, variant: Any) -> Table:
     columns = [Column(axis, pole, None, axis, pole, variant) for axis, pole in places]
     columns.append(Column("", "Average", None, None, None, variant))
     metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
-    blocks = [Block(block_title(m), *lines_of(view, columns, m)) for m in metrics]
+    blocks = [TableBlock(block_title(m), *lines_of(view, columns, m)) for m in metrics]
     return Table("poles", titled(view, "each pole", variant), columns, blocks, caption(view, metrics, variant))
 
 
@@ -136,7 +136,7 @@ def by_metric(view: Comparison, variant: Any) -> Table:
     rows = [row for row in view.of_variant(variant) if row["axis"] is None and not has_block(row["metric"])]
     metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
     columns = [Column("Mean over axes", METRICS[m].label, m, None, None, variant) for m in metrics]
-    blocks = [Block("", *lines_of(view, columns, None))]
+    blocks = [TableBlock("", *lines_of(view, columns, None))]
     return Table("metrics", titled(view, "means over axes", variant), columns, blocks, caption(view, metrics, variant))
 
 
@@ -144,7 +144,7 @@ def across_variants(view: Comparison) -> Table:
     """The means over axes, with a column for each value of what varies."""
     columns = [Column(view.varies, str(variant), None, None, None, variant) for variant in view.variants]
     metrics = [m for m in view.metrics if m != AREA and any(_is_mean(row, m) for row in view.rows)]
-    blocks = [Block(block_title(metric), *lines_of(view, columns, metric)) for metric in metrics]
+    blocks = [TableBlock(block_title(metric), *lines_of(view, columns, metric)) for metric in metrics]
     said = [f"{view.report['title']}: means over axes by {view.varies}.", *reading(view, metrics)]
     return Table("variants", f"Means over axes by {view.varies}", columns, blocks, said + _notes(view, metrics))
 
@@ -152,7 +152,7 @@ def across_variants(view: Comparison) -> Table:
 def area(view: Comparison) -> Table:
     """The area under the curve over what varies."""
     columns = [Column(f"By {view.varies}", METRICS[AREA].label, AREA, None, None, None)]
-    blocks = [Block("", *lines_of(view, columns, AREA))] if AREA in view.metrics else []
+    blocks = [TableBlock("", *lines_of(view, columns, AREA))] if AREA in view.metrics else []
     said = [
         f"{view.report['title']}: the mean of both right from {view.varies} {view.variants[0]} to "
         f"{view.variants[-1]}, by the trapezoid rule.",
@@ -170,7 +170,9 @@ def _notes(view: Comparison, metrics: Sequence[str]) -> list[str]:
     return [*view.report["captions"], *basis(view, metrics, view.variants), *failures(view)]
 
 
-def lines_of(view: Comparison, columns: Sequence[Column], metric: str | None) -> tuple[list[Line], list[Line]]:
+def lines_of(
+    view: Comparison, columns: Sequence[Column], metric: str | None
+) -> tuple[list[TableLine], list[TableLine]]:
     """The lines of the methods, the best of each column marked, and those of the yardsticks, which do not compete."""
     found = {
         method: [view.row(method, c.metric or str(metric), c.axis, c.pole, c.variant) for c in columns]
@@ -188,14 +190,14 @@ def line_of(
     columns: Sequence[Column],
     rows: Sequence[ComparisonRow | None],
     best: Sequence[str | None],
-) -> Line:
+) -> TableLine:
     notes = [view.seeds_note(method, column.variant) for column in columns]
     common = notes[0] if len(set(notes)) == 1 else ""
     cells = [
-        Cell(row, bool(row and best and shown(row["metric"], row["mean"]) == best[i]), "" if common else notes[i])
+        TableCell(row, bool(row and best and shown(row["metric"], row["mean"]) == best[i]), "" if common else notes[i])
         for i, row in enumerate(rows)
     ]
-    return Line(method, common, cells)
+    return TableLine(method, common, cells)
 
 
 def best_shown(rows: Sequence[ComparisonRow | None]) -> str | None:

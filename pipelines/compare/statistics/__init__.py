@@ -6,15 +6,15 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.compare.statistics.area import AREA, area_rows
-    from pipelines.compare.statistics.capability import capability_rows
-    from pipelines.compare.statistics.contents import ComparisonRow, CorrectedTest, PairedTest, Varied
-    from pipelines.compare.statistics.rows import (
-        Found,
+    from pipelines.compare.statistics.capability_loss import capability_rows
+    from pipelines.compare.statistics.comparison_rows import (
+        MethodOutcomes,
         corrected,
         on_common_items,
         rows_of,
         run_rows,
         significance_against,
     )
+    from pipelines.compare.statistics.row_schema import ComparisonRow, CorrectedTest, PairedTest, VariedKnob
 else:
     __getattr__ = lazy_exports(__name__)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from pft_core.evaluation import CountTable, count_table
-from pipelines.compare.statistics.contents import ComparisonRow, PairedTest, PairHead, RowHead
-from pipelines.compare.statistics.rows import Found, compared, paired_seeds, row_of
+from pipelines.compare.statistics.comparison_rows import MethodOutcomes, compared, paired_seeds, row_of
+from pipelines.compare.statistics.row_schema import ComparisonRow, PairedTest, PairHead, RowHead
 
 AREA = "both_right_area"
 MEASURE = "both_right"
 
 
-def area_rows(found: Sequence[Found], reference: str) -> tuple[list[ComparisonRow], list[PairedTest]]:
+def area_rows(found: Sequence[MethodOutcomes], reference: str) -> tuple[list[ComparisonRow], list[PairedTest]]:
     """The rows of every method, and the reference's tests, over the seeds that finished under every variant.
 
     Empty where fewer than two variants are numbers.
@@ -32,18 +32,18 @@ def area_rows(found: Sequence[Found], reference: str) -> tuple[list[ComparisonRo
     return rows, [t for curve in curves if own and curve is not own for t in _tests(own, curve)]
 
 
-def _curve(found: Sequence[Found], method: str, values: Sequence[float]) -> list[Found] | None:
+def _curve(found: Sequence[MethodOutcomes], method: str, values: Sequence[float]) -> list[MethodOutcomes] | None:
     """What a method found, by rising value of the variant; None where a variant has no run, or no seed finished all."""
     by_value = {f.variant["value"]: f for f in found if f.method == method and f.variant}
     curve = [by_value[value] for value in sorted(values) if value in by_value]
     return curve if len(curve) == len(values) and _seeds(curve) else None
 
 
-def _seeds(curve: Sequence[Found]) -> list[int]:
+def _seeds(curve: Sequence[MethodOutcomes]) -> list[int]:
     return [seed for seed in curve[0].by_seed if all(seed in f.by_seed for f in curve)]
 
 
-def _row(curve: Sequence[Found]) -> ComparisonRow:
+def _row(curve: Sequence[MethodOutcomes]) -> ComparisonRow:
     seeds = _seeds(curve)
     run_ids = [f.by_seed[seed][0] for f in curve for seed in seeds]
     head: RowHead = {
@@ -58,7 +58,7 @@ def _row(curve: Sequence[Found]) -> ComparisonRow:
     return row_of(area_of(curve, seeds), head)
 
 
-def area_of(curve: Sequence[Found], seeds: Sequence[int]) -> CountTable:
+def area_of(curve: Sequence[MethodOutcomes], seeds: Sequence[int]) -> CountTable:
     """Every item's answers, weighted by the trapezoid rule; curve: by rising value of the variant."""
     tables = [count_table([f.by_seed[seed][1] for seed in seeds], MEASURE, axis=None, side=None) for f in curve]
     kept = [t for t in tables if t is not None]
@@ -75,7 +75,7 @@ def trapezoid_weights(values: Sequence[float]) -> list[float]:
     return [float(w) for w in (left + right) / (2 * (values[-1] - values[0]))]
 
 
-def _tests(own: Sequence[Found], other: Sequence[Found]) -> list[PairedTest]:
+def _tests(own: Sequence[MethodOutcomes], other: Sequence[MethodOutcomes]) -> list[PairedTest]:
     """Over the seeds that finished everywhere, on both sides."""
     finished = (set(_seeds(own)), set(_seeds(other)))
     pairs = [(a, b) for a, b in paired_seeds(own[0], other[0]) if a in finished[0] and b in finished[1]]

@@ -16,6 +16,6 @@ if TYPE_CHECKING:
         Step,
         Token,
     )
-    from pipelines.serve.engines.host import Backend, UnavailableError
+    from pipelines.serve.engines.engine_host import Backend, UnavailableError
 else:
     __getattr__ = lazy_exports(__name__)

@@ -8,11 +8,11 @@ import torch
 from pft_core.errors import UserError
 from pft_core.policies import Precision, load_config
 from pft_core.registry import load_code
-from pipelines.serve.config import ServeConfig
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.serve.engines.engine import Engine
-from pipelines.serve.engines.host import EngineHost
+from pipelines.serve.engines.engine_host import EngineHost
 from pipelines.serve.policies import AdapterCache
+from pipelines.serve.serve_config import ServeConfig
 
 DEFAULT_CACHE = Path.home() / ".cache" / "pft" / "adapters"
 

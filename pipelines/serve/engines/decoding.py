@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from pft_core.errors import UserError
 from pipelines.serve.engines.engine import RequestFault, Sampling, Step, Token
 from pipelines.serve.engines.grammars import Matcher
-from pipelines.serve.engines.picking import pick, told
+from pipelines.serve.engines.sampling import pick, told
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ PROMPT_TOKENS_AT_ONCE = 256  # whose logits are held, where those of a whole pro
 
 
 @dataclass(eq=False)
-class Row:
+class DecodingRow:
     """One prompt that is being continued; `emit` is called from the engine's thread."""
 
     prompt_ids: Sequence[int]
@@ -64,7 +64,7 @@ class DecodingBatch:
 
     def __init__(self, model: Callable[..., Any], eos: int, device: torch.device):
         """model: called like a causal language model, with `adapter_names` and `shifts` (one a row) besides."""
-        self.rows: list[Row] = []
+        self.rows: list[DecodingRow] = []
         self._model, self._eos, self._device = model, eos, device
         self._cache: Any = None
         self._mask_RL = torch.zeros(0, 0, dtype=torch.long, device=device)
@@ -80,7 +80,7 @@ class DecodingBatch:
         self._keep([])
 
     @torch.inference_mode()
-    def admit(self, rows: Sequence[Row]) -> None:
+    def admit(self, rows: Sequence[DecodingRow]) -> None:
         """Read the prompts of new rows and put them beside those that are under way.
 
         A row that asks for its prompt's log-probabilities comes alone.
@@ -96,7 +96,7 @@ class DecodingBatch:
             row.emit(Step((), "length"))
         self._keep([i for i, row in enumerate(self.rows) if row not in done])
 
-    def _take_in(self, rows: Sequence[Row], cache: Any, mask_RL: Tensor, logits_RV: Tensor) -> None:
+    def _take_in(self, rows: Sequence[DecodingRow], cache: Any, mask_RL: Tensor, logits_RV: Tensor) -> None:
         if not self.rows:
             self._cache, self._mask_RL, self._logits_RV = cache, mask_RL, logits_RV
         else:
@@ -107,11 +107,11 @@ class DecodingBatch:
             self._logits_RV = torch.cat([self._logits_RV, logits_RV])
         self.rows += rows
 
-    def _read(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+    def _read(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[DecodingRow]) -> Tensor:
         shifts = [row.shift for row in rows]
         return self._forward(ids_RL, mask_RL.to(self._device), cache, rows, shifts)[:, -1]
 
-    def _read_telling(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+    def _read_telling(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[DecodingRow]) -> Tensor:
         """Read one row's prompt part by part, so that few logits are held, and tell each token's log-probability."""
         [row], length = rows, ids_RL.shape[1]
         assert row.sampling.prompt_logprobs is not None
@@ -139,7 +139,7 @@ class DecodingBatch:
             shifts = [row.shift for row in self.rows]
             self._logits_RV = self._forward(ids_R1, self._mask_RL, self._cache, self.rows, shifts)[:, -1]
 
-    def _goes_on(self, logits_V: Tensor, row: Row) -> bool:
+    def _goes_on(self, logits_V: Tensor, row: DecodingRow) -> bool:
         """Write a row's next token; return whether others follow. What fails there concerns this row alone."""
         if row.dropped:
             return False
@@ -178,7 +178,7 @@ class DecodingBatch:
         ids_RN: Tensor,
         mask_RL: Tensor,
         cache: Any,
-        rows: Sequence[Row],
+        rows: Sequence[DecodingRow],
         shifts: Sequence[Tensor | None],
         *,
         keep: int = 1,
@@ -222,7 +222,7 @@ def survived(error: Exception) -> Exception:
     return RequestFault("the engine could not answer this request: its log says why")
 
 
-def finish_reason(row: Row, eos: int) -> str | None:
+def finish_reason(row: DecodingRow, eos: int) -> str | None:
     """Return why a row is done: `stop` after EOS, `length` after its last token; None while it is not."""
     if row.written and row.written[-1] in (eos, *row.also_ends) and not row.sampling.ignore_eos:
         return "stop"

@@ -23,14 +23,14 @@ class Scoring:
     steering: Steering | None
     done: Callable[[Scores | BaseException], None]
     is_over: bool = False
-    waiting: deque["Part"] = field(default_factory=deque)
+    waiting: deque["ScoringPart"] = field(default_factory=deque)
     found: list[Scores] = field(default_factory=list)  # of each example, part by part
 
     def cut(self, most_tokens: int) -> None:
         """Cut the examples into parts of at most so many tokens, where a single branch has no more."""
         self.found = [[] for _ in self.examples]
         for index, example in enumerate(self.examples):
-            self.waiting += [Part(self, index, piece) for piece in _pieces(example, most_tokens)]
+            self.waiting += [ScoringPart(self, index, piece) for piece in _pieces(example, most_tokens)]
 
     def end(self, outcome: Scores | BaseException) -> None:
         """Tell how it ended."""
@@ -39,7 +39,7 @@ class Scoring:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ScoringPart:
     """Branches of one example of a scoring."""
 
     of: Scoring
@@ -54,10 +54,10 @@ class Part:
             self.of.end([np.concatenate(parts) for parts in self.of.found])
 
 
-def next_parts(jobs: Sequence[Scoring], most_tokens: int) -> list[Part]:
+def next_parts(jobs: Sequence[Scoring], most_tokens: int) -> list[ScoringPart]:
     """Take parts of what the first job has in common with others: adapter and direction. At least one is taken."""
     alike = [job for job in jobs if (job.adapter, job.steering) == (jobs[0].adapter, jobs[0].steering)]
-    parts: list[Part] = []
+    parts: list[ScoringPart] = []
     tokens = 0
     for job in alike:
         while job.waiting and (not parts or tokens + job.waiting[0].example.num_tokens <= most_tokens):

@@ -31,11 +31,11 @@ from pft_core.policies import (
     with_adapter,
 )
 from pft_core.scoring import BranchScorer
-from pipelines.serve.engines.decoding import BASE, DecodingBatch, Row, survived
+from pipelines.serve.engines.cache_probe import refuse_other_caches
+from pipelines.serve.engines.decoding import BASE, DecodingBatch, DecodingRow, survived
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
 from pipelines.serve.engines.grammars import Grammars
-from pipelines.serve.engines.probe import refuse_other_caches
-from pipelines.serve.engines.scoring import Part, Scoring, next_parts
+from pipelines.serve.engines.scoring import Scoring, ScoringPart, next_parts
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TransformersSettings:
 
 @dataclass(eq=False)
 class _Generation:
-    row: Row
+    row: DecodingRow
     adapter: LoadedAdapter | None
     done: Callable[[BaseException], None]
 
@@ -102,7 +102,9 @@ class TransformersEngine:
         matcher = None if grammar is None else await asyncio.to_thread(self._grammars.matcher, grammar)
         # A grammar and choices say themselves where they end.
         ends = () if grammar or request.sampling.choices else tuple(self._also_ends)
-        row = Row(request.prompt_ids, request.sampling, BASE, emit=put, shift=shift, grammar=matcher, also_ends=ends)
+        row = DecodingRow(
+            request.prompt_ids, request.sampling, BASE, emit=put, shift=shift, grammar=matcher, also_ends=ends
+        )
         self._submit(_Generation(row, adapter, done=put))
         try:
             while True:
@@ -208,7 +210,7 @@ class TransformersEngine:
             self._score_parts(next_parts(self._scorings, self._settings.tokens_per_batch // turns))
             self._scorings = [job for job in self._scorings if not job.is_over]
 
-    def _score_parts(self, parts: Sequence[Part]) -> None:
+    def _score_parts(self, parts: Sequence[ScoringPart]) -> None:
         """Score parts that need the same adapter and direction in the same batches."""
         first = parts[0].of
         try:
@@ -237,7 +239,7 @@ class TransformersEngine:
 
     def _admit(self) -> None:
         """Let generations in, first come first served, while rows, tokens and adapter slots last."""
-        admitted: list[Row] = []
+        admitted: list[DecodingRow] = []
         while self._queue and self._fits(self._queue[0], admitted):
             job = self._queue.popleft()
             if job.row.dropped:
@@ -251,7 +253,7 @@ class TransformersEngine:
         for group in _read_together(admitted):
             self._let_in(group)
 
-    def _let_in(self, rows: Sequence[Row]) -> None:
+    def _let_in(self, rows: Sequence[DecodingRow]) -> None:
         """Read new rows' prompts. What fails there concerns them alone: the cache of the others was not touched yet."""
         try:
             self._batch.admit(rows)
@@ -262,7 +264,7 @@ class TransformersEngine:
             if len(rows) == 1:
                 rows[0].emit(fault)
 
-    def _fits(self, job: _Generation, admitted: Sequence[Row]) -> bool:
+    def _fits(self, job: _Generation, admitted: Sequence[DecodingRow]) -> bool:
         if len(self._batch.rows) + len(admitted) >= self._settings.max_batch:
             return False
         longest = max(len(row.prompt_ids) for row in [*admitted, job.row])
@@ -270,7 +272,7 @@ class TransformersEngine:
             return False
         return self._model.has_room(job.adapter, self._adapters_in_use(admitted))
 
-    def _adapters_in_use(self, admitted: Sequence[Row] = ()) -> set[str]:
+    def _adapters_in_use(self, admitted: Sequence[DecodingRow] = ()) -> set[str]:
         return {row.adapter for row in [*self._batch.rows, *admitted]}
 
     def _call(self, *, adapter_names: list[str], shifts: list[Tensor | None], **arguments: Any) -> Any:
@@ -294,7 +296,7 @@ def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments:
         loop.call_soon_threadsafe(call, *arguments)
 
 
-def _read_together(rows: Sequence[Row]) -> list[list[Row]]:
+def _read_together(rows: Sequence[DecodingRow]) -> list[list[DecodingRow]]:
     """Group rows by what may be read at once: those that are told their prompt's log-probabilities come alone."""
     together = [row for row in rows if row.sampling.prompt_logprobs is None]
     return [*([together] if together else []), *([row] for row in rows if row.sampling.prompt_logprobs is not None)]

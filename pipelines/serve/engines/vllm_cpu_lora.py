@@ -46,7 +46,7 @@ def _tell_of_loading(manager: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Groups:
+class AdapterGroups:
     """The rows of a batch by adapter. several: slots with their rows; singles: a slot for each of the other rows.
 
     Rows without an adapter are in neither.
@@ -58,7 +58,7 @@ class Groups:
     single_slots: frozenset[int]
 
 
-def grouped(slots: torch.Tensor) -> Groups:
+def grouped(slots: torch.Tensor) -> AdapterGroups:
     """Group the rows of a batch. slots: [rows], -1 for no adapter."""
     used, counts = slots.unique(return_counts=True)
     found = {slot: count for slot, count in zip(used.tolist(), counts.tolist(), strict=True) if slot >= 0}
@@ -66,7 +66,7 @@ def grouped(slots: torch.Tensor) -> Groups:
     few = frozenset(found) - frozenset(several)
     rows = torch.isin(slots, torch.tensor(sorted(few), dtype=slots.dtype)).nonzero().flatten()
     by_slot = [(slot, _as_slice((slots == slot).nonzero().flatten())) for slot in several]
-    return Groups(by_slot, slots[rows], _as_slice(rows), few)
+    return AdapterGroups(by_slot, slots[rows], _as_slice(rows), few)
 
 
 def _as_slice(rows: torch.Tensor) -> Rows:

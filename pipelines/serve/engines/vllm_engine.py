@@ -57,7 +57,7 @@ from pipelines.serve.engines.engine import (
 )
 from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
-from pipelines.serve.together import together
+from pipelines.serve.task_groups import together
 
 # The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.serve.config import ReplicaSettings
+from pipelines.serve.serve_config import ReplicaSettings
 
 LEAST_BODIES = 64  # of one key, where there are fewer places
 RECOUNT_S = 2.0
@@ -20,7 +20,7 @@ STILL_S = 0.05  # between looks whether the last request is answered
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """Why a request is sent away: the HTTP status, the reason in metrics, and what the client is told."""
 
     status: Literal[429, 503]
@@ -28,9 +28,11 @@ class Refusal:
     message: str
 
 
-FULL = Refusal(429, "overload", "every replica is busy and the queue is full: come back later")
-SENDING = Refusal(429, "bodies", "too many requests are still on their way here: come back later, and send them whole")
-STOPPING = Refusal(503, "stopping", "this server stops: ask another, or this one once it is back")
+FULL = Rejection(429, "overload", "every replica is busy and the queue is full: come back later")
+SENDING = Rejection(
+    429, "bodies", "too many requests are still on their way here: come back later, and send them whole"
+)
+STOPPING = Rejection(503, "stopping", "this server stops: ask another, or this one once it is back")
 
 
 def num_places(scaling: ReplicaSettings, replicas: int) -> int:
@@ -57,14 +59,14 @@ class Admission:
         self._bodies: Counter[str] = Counter()  # by the key's name
         self._counting: asyncio.Task[None] | None = None
 
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> Rejection | None:
         """Return why there is no place now; None where there is one."""
         if self._stopping:
             return STOPPING
         self._recount()
         return FULL if self._in_flight >= num_places(self._scaling, self._replicas) else None
 
-    def body_refusal(self, key: str) -> Refusal | None:
+    def body_refusal(self, key: str) -> Rejection | None:
         """Return why a key's body is not waited for now; None where it is."""
         most = num_bodies(num_places(self._scaling, self._replicas))
         is_full = self._bodies[key] >= most or self._bodies.total() >= 2 * most

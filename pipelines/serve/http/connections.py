@@ -9,7 +9,7 @@ from typing import Any
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from pipelines.serve.config import IDLE_S
+from pipelines.serve.serve_config import IDLE_S
 
 HEADERS_S = 10  # from a request's first byte to the end of its headers
 HEAD_BYTES = 65536  # of address and headers, or of what follows a body

@@ -15,11 +15,11 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from pipelines.serve.config import LimitsSettings, is_loopback
-from pipelines.serve.http.admission import Admission, Refusal
+from pipelines.serve.http.admission import Admission, Rejection
 from pipelines.serve.http.keys import Key, KeyRing, RateLimiter, secret_in
 from pipelines.serve.http.openai_format import error_body
-from pipelines.serve.metrics import Access, AccessLog, Metrics, note, noting
+from pipelines.serve.metrics import AccessLog, AccessRecord, Metrics, note, noting
+from pipelines.serve.serve_config import LimitsSettings, is_loopback
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,7 +36,7 @@ DECLARED = re.compile(r"[0-9]{1,20}")
 CHALLENGES = (("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="pft", charset="UTF-8"'))
 
 
-class Observed:
+class RequestObserver:
     """Gives every request an id (the client's own where it has one), counts it, and logs how it ended."""
 
     def __init__(self, app: App, metrics: Metrics, routes: frozenset[str], log: AccessLog, *, tells_id: bool):
@@ -50,7 +50,7 @@ class Observed:
             return
         given = header(scope, b"x-request-id")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        access, started = Access(self._route(scope["path"])), time.perf_counter()
+        access, started = AccessRecord(self._route(scope["path"])), time.perf_counter()
         exchange = Exchange(receive, send, request_id if self._tells_id else None)
         with self._metrics.in_flight.track_inprogress(), noting(access):
             try:
@@ -186,7 +186,7 @@ class Guard:
             return 429, error_body(message, kind="rate_limit_error", code="rate_limit_exceeded"), [retry_after(wait_s)]
         return None
 
-    def _sent_away(self, refusal: Refusal | None) -> tuple[int, dict[str, Any], Headers] | None:
+    def _sent_away(self, refusal: Rejection | None) -> tuple[int, dict[str, Any], Headers] | None:
         if refusal is None:
             return None
         self._metrics.rejected.labels(refusal.reason).inc()

@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from pft_core.errors import UserError
 from pft_core.files import whole_file
 from pft_core.settings import Settings
-from pipelines.strict import build
+from pipelines.validated_yaml import build
 
 log = logging.getLogger(__name__)
 

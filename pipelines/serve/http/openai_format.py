@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.serve.requests import Continuation, Piece, Written
+from pipelines.serve.requests import Continuation, TextChunk, TextToken
 
 DONE = "data: [DONE]\n\n"  # the end of every stream
 
 
 @dataclass
-class Answer:
+class ResponseShape:
     """The shape of one response, chat or plain, whole or in chunks."""
 
     chat: bool
@@ -31,7 +31,7 @@ class Answer:
             **self.continuation.asked.told,
         }
 
-    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[TextChunk]) -> dict[str, Any]:
         """Put all pieces into one response."""
         choices = []
         for index in range(len(self.continuation.runs)):
@@ -45,7 +45,7 @@ class Answer:
             choices.append({"index": index, **content, "logprobs": self.logprobs(tokens), "finish_reason": reason})
         return {**self.head(chunk=False), "choices": choices, "usage": self.usage(pieces)}
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
+    def chunk(self, piece: TextChunk) -> dict[str, Any]:
         """Return one chunk."""
         content: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
         choice = {
@@ -56,7 +56,7 @@ class Answer:
         }
         return {**self.head(chunk=True), "choices": [choice]}
 
-    def usage(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def usage(self, pieces: Sequence[TextChunk]) -> dict[str, Any]:
         prompt = self.continuation.prompt_tokens
         written = sum(piece.num_written for piece in pieces)
         cached = sum(piece.cached_tokens for piece in pieces)
@@ -67,7 +67,7 @@ class Answer:
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def logprobs(self, tokens: Sequence[Written]) -> dict[str, Any] | None:
+    def logprobs(self, tokens: Sequence[TextToken]) -> dict[str, Any] | None:
         """Return the tokens of a text; `bytes` are what each adds to it, so that joined they are the text."""
         if self.continuation.sampling.logprobs is None:
             return None
@@ -81,7 +81,7 @@ class Answer:
         }
 
 
-def _likeliest(written: Written) -> dict[str, float] | None:
+def _likeliest(written: TextToken) -> dict[str, float] | None:
     """Return the likeliest tokens and the one that was written; None for a prompt's first, which follows nothing."""
     if written.token.logprob is None:
         return None
@@ -89,7 +89,7 @@ def _likeliest(written: Written) -> dict[str, float] | None:
     return {**dict(ordered), **dict(reversed(ordered))}  # of two tokens with one name, the likelier
 
 
-def _chat_token(written: Written) -> dict[str, Any]:
+def _chat_token(written: TextToken) -> dict[str, Any]:
     top = [{"token": name, "bytes": list(text), "logprob": logprob} for name, text, logprob in written.top]
     return {
         "token": written.name,
@@ -100,7 +100,7 @@ def _chat_token(written: Written) -> dict[str, Any]:
 
 
 async def events(
-    answer: Answer, pieces: AsyncIterator[Piece], *, include_usage: bool, continuous_usage: bool
+    answer: ResponseShape, pieces: AsyncIterator[TextChunk], *, include_usage: bool, continuous_usage: bool
 ) -> AsyncIterator[str]:
     """Yield server-sent events: chunks, the usage where it is asked for, and [DONE].
 
@@ -110,7 +110,7 @@ async def events(
     def used() -> dict[str, Any]:
         return {"usage": answer.usage(told)} if continuous_usage else {}
 
-    told: list[Piece] = []
+    told: list[TextChunk] = []
     if answer.chat:
         for index in range(len(answer.continuation.runs)):
             role = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}

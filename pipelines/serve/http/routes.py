@@ -21,34 +21,34 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from pft_core.errors import UserError
-from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import EngineFault, RequestFault, UnavailableError
 from pipelines.serve.http.admission import STOPPING, Admission
-from pipelines.serve.http.guard import Guard, Observed, retry_after
+from pipelines.serve.http.guard import Guard, RequestObserver, retry_after
 from pipelines.serve.http.keys import KeyRing
-from pipelines.serve.http.openai_format import DONE, Answer, error_body, event, events
+from pipelines.serve.http.openai_format import DONE, ResponseShape, error_body, event, events
 from pipelines.serve.http.page import page
 from pipelines.serve.metrics import AccessLog, Metrics
 from pipelines.serve.policies import OtherContentError, Policy, UnknownModelError, UnreachableError
 from pipelines.serve.requests import (
-    ChatBody,
-    ChooseBody,
-    Chosen,
-    CompareBody,
-    Compared,
-    CompletionBody,
+    ChatRequest,
+    ChooseRequest,
+    ChooseResponse,
+    CompareRequest,
+    CompareResponse,
+    CompletionRequest,
     Continuation,
     ControlTokenError,
-    ErrorBody,
+    ErrorResponse,
     Gateway,
-    Piece,
-    ScoreBody,
-    Scored,
+    ScoreRequest,
+    ScoreResponse,
     StreamOptions,
+    TextChunk,
     TooLongError,
     read_examples,
     why_refused,
 )
+from pipelines.serve.serve_config import ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ FORESEEN = (UserError, UnavailableError, EngineFault, RequestFault)  # what clie
 TYPE_NAME = re.compile(r"[\[(]|^constrained-")  # what pydantic's unions add to the place of a fault
 
 FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
+    status: {"model": ErrorResponse, "description": text}
     for status, text in {
         400: "The request is not one that this server can answer; the message says why.",
         401: "No valid API key.",
@@ -101,7 +101,7 @@ def make_app(
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
     guarded = Guard(app, config.limits, keys, metrics, admission)
     log = AccessLog(Path(config.access_log) if config.access_log else None)
-    return Observed(guarded, metrics, paths, log, tells_id=tells_id)
+    return RequestObserver(guarded, metrics, paths, log, tells_id=tells_id)
 
 
 def _gateway(request: Request) -> Gateway:
@@ -199,36 +199,36 @@ def described(policy: Policy) -> dict[str, Any]:
     }
 
 
-async def _choose(body: ChooseBody, gateway: Served) -> Chosen:
+async def _choose(body: ChooseRequest, gateway: Served) -> ChooseResponse:
     """Choose an option, and all that fit, under a preference; constrained to the options, so that it always parses."""
     return await _in_time(gateway, partial(gateway.chooser.choose, body))
 
 
-async def _score(body: ScoreBody, gateway: Served) -> Scored:
+async def _score(body: ScoreRequest, gateway: Served) -> ScoreResponse:
     """Log-probabilities of given answers under given preferences."""
     return await _in_time(gateway, partial(gateway.chooser.score, body))
 
 
-async def _compare(body: CompareBody, gateway: Served) -> Compared:
+async def _compare(body: CompareRequest, gateway: Served) -> CompareResponse:
     """Both poles of an axis side by side, and what lies between them."""
     return await _in_time(gateway, partial(gateway.compare, body))
 
 
-async def _chat(body: ChatBody, gateway: Served) -> Response:
+async def _chat(body: ChatRequest, gateway: Served) -> Response:
     """OpenAI's chat completions, under a preference."""
     return await _written(body, partial(gateway.writer.chat, body), gateway)
 
 
-async def _complete(body: CompletionBody, gateway: Served) -> Response:
+async def _complete(body: CompletionRequest, gateway: Served) -> Response:
     """OpenAI's completions, under a preference."""
     return await _written(body, partial(gateway.writer.complete, body), gateway)
 
 
 async def _written(
-    body: ChatBody | CompletionBody, ask: Callable[[], Awaitable[Continuation]], gateway: Gateway
+    body: ChatRequest | CompletionRequest, ask: Callable[[], Awaitable[Continuation]], gateway: Gateway
 ) -> Response:
-    async def begun() -> tuple[Answer, list[Piece], AsyncIterator[Piece]]:
-        answer = Answer(isinstance(body, ChatBody), await ask())
+    async def begun() -> tuple[ResponseShape, list[TextChunk], AsyncIterator[TextChunk]]:
+        answer = ResponseShape(isinstance(body, ChatRequest), await ask())
         pieces = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
         # Of a stream, the first piece is waited for: until then a refusal can still be told by its status.
         return answer, [await anext(pieces)] if body.stream else [piece async for piece in pieces], pieces
@@ -247,7 +247,7 @@ async def _written(
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def _after(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+async def _after(first: TextChunk, pieces: AsyncIterator[TextChunk]) -> AsyncIterator[TextChunk]:
     yield first
     async for piece in pieces:
         yield piece

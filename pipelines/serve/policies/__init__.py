@@ -14,6 +14,6 @@ if TYPE_CHECKING:
         refuse_other_kinds,
     )
     from pipelines.serve.policies.catalog import Catalog, Policy, UnknownModelError
-    from pipelines.serve.policies.inputs import refuse_missing_policies
+    from pipelines.serve.policies.policy_inputs import refuse_missing_policies
 else:
     __getattr__ = lazy_exports(__name__)

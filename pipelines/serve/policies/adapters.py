@@ -57,7 +57,7 @@ class LoadedAdapter:
 
 
 @dataclass(frozen=True)
-class Source:
+class LocatedAdapter:
     """An adapter and where its files are: a folder or an s3:// address with the two files of a LoRA adapter."""
 
     id: str
@@ -65,39 +65,39 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Blend:
+class AdapterBlend:
     """An adapter to be made: the first's weight is `first_weight`, the second's the rest."""
 
     id: str
-    first: Source
-    second: Source
+    first: LocatedAdapter
+    second: LocatedAdapter
     first_weight: float
 
 
-AdapterSource = Source | Blend
+AdapterSource = LocatedAdapter | AdapterBlend
 
 
-def blend(first: Source, second: Source, first_weight: float, *, name: str) -> AdapterSource:
+def blend(first: LocatedAdapter, second: LocatedAdapter, first_weight: float, *, name: str) -> AdapterSource:
     """Name the adapter between two; its digits are those of its recipe, as the same parts give the same bytes."""
     if first_weight in (0, 1):
         return first if first_weight == 1 else second
     digits = digest([first.id, second.id, round(first_weight, 6)])[:DIGITS]
-    return Blend(f"{name}-{first_weight:.2f}@{digits}", first, second, first_weight)
+    return AdapterBlend(f"{name}-{first_weight:.2f}@{digits}", first, second, first_weight)
 
 
 @dataclass(frozen=True)
-class Content:
+class AdapterContent:
     """What an adapter's files hold: 12 hex digits of weights and config, which name it, and what a reference says."""
 
     digits: str
     digests: dict[str, Any]
 
 
-def content_of(folder: Path) -> Content:
+def content_of(folder: Path) -> AdapterContent:
     """Read an adapter's files: weights, and the config that scales them."""
     digests = adapter_digests(folder)
     parts = digests["adapter_config_sha256"] + digests["adapter_sha256"]
-    return Content(hashlib.sha256(bytes.fromhex(parts)).hexdigest()[:DIGITS], digests)
+    return AdapterContent(hashlib.sha256(bytes.fromhex(parts)).hexdigest()[:DIGITS], digests)
 
 
 def refuse_other_kinds(name: str, folder: Path) -> None:
@@ -157,7 +157,7 @@ class AdapterCache:
 
     def _make(self, source: AdapterSource, target: Path) -> None:
         try:
-            if isinstance(source, Blend):
+            if isinstance(source, AdapterBlend):
                 with self.held(source.first) as first, self.held(source.second) as second:
                     parts = [(first.folder, source.first_weight), (second.folder, 1 - source.first_weight)]
                     interpolate_adapters(parts, target)
@@ -202,7 +202,7 @@ def _last_use(path: Path) -> float:
         return 0.0
 
 
-def _refuse_other_content(source: Source, folder: Path) -> None:
+def _refuse_other_content(source: LocatedAdapter, folder: Path) -> None:
     found, wanted = content_of(folder).digits, source.id.rpartition("@")[2]
     if found != wanted:
         raise OtherContentError(f"{source.id}: its place holds the adapter @{found} by now: ask for it by that name")
@@ -290,7 +290,7 @@ def download(place: str, path: str, folder: Path, *, registry: str | None) -> Pa
     # quiet: a bar for each file would fill the server's log
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     name, _, version = place.removeprefix(REGISTRY_SCHEME).partition("/")
-    with asking(place, registry) as (client, uri):
+    with settings(place, registry) as (client, uri):
         from mlflow.artifacts import download_artifacts
 
         # Of a models:/ address MLflow asks the process' own registry, whatever it is told.
@@ -300,7 +300,7 @@ def download(place: str, path: str, folder: Path, *, registry: str | None) -> Pa
 
 
 @contextmanager
-def asking(place: str, registry: str | None) -> Iterator[tuple[Any, str]]:
+def settings(place: str, registry: str | None) -> Iterator[tuple[Any, str]]:
     """Give MLflow's client and its URI. Raises UserError for what it does not have, and where it does not answer."""
     quiet_mlflow()
     from mlflow import MlflowClient

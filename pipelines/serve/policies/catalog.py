@@ -18,19 +18,17 @@ from typing import Any
 from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef, base_digest, refuse_other_adapter
 from pft_core.prompts import Frame, is_frame_of, template_digest
-from pipelines.serve.config import ServeConfig
 from pipelines.serve.policies.adapters import (
     ADAPTER_FILES,
     ADAPTER_ID,
     BUCKET_SCHEME,
     REGISTRY_SCHEME,
     SHA,
+    AdapterContent,
     AdapterSource,
-    Content,
+    LocatedAdapter,
     MissingError,
-    Source,
     UnreachableError,
-    asking,
     blend,
     content_of,
     download,
@@ -40,8 +38,10 @@ from pipelines.serve.policies.adapters import (
     opened,
     reading,
     refuse_other_kinds,
+    settings,
 )
-from pipelines.serve.policies.bare import bare_reference, is_bare
+from pipelines.serve.policies.bare_base import bare_reference, is_bare
+from pipelines.serve.serve_config import ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Policy:
     steered: bool = False
 
 
-class Remembered:
+class TimedCache:
     """Answers from elsewhere, asked for again after some seconds.
 
     While one thread asks, the others take what was known; where nobody answers, it stays: an outage elsewhere is none
@@ -117,10 +117,10 @@ class Catalog:
         """
         self._config, self._registry = config, config.store.registry
         self._places = {config.name: config.policy, **config.adapters}
-        self._aliases = Remembered(config.store.alias_ttl_s)
-        self._stamps = Remembered(config.store.alias_ttl_s)
+        self._aliases = TimedCache(config.store.alias_ttl_s)
+        self._stamps = TimedCache(config.store.alias_ttl_s)
         self._refs: dict[Any, ModelRef] = {}
-        self._contents: dict[Any, Content] = {}
+        self._contents: dict[Any, AdapterContent] = {}
         self._known: dict[str, Policy] = {}
         # Its id gets digits once it is seen to fit.
         self._bare = bare_reference(config.policy, examples=config.examples) if is_bare(config.policy) else None
@@ -177,13 +177,13 @@ class Catalog:
                     named.append(self._without_digits(name))
         return named
 
-    def _ends(self) -> list[tuple[Policy, Source]]:
+    def _ends(self) -> list[tuple[Policy, LocatedAdapter]]:
         """Return the slider's ends. Raises UserError where nothing lies between them."""
         assert self._config.ends
         ends = []
         for place in (self._config.ends.first, self._config.ends.second):
             policy = self._at(SLIDER, place)
-            if not isinstance(policy.source, Source):
+            if not isinstance(policy.source, LocatedAdapter):
                 raise UserError(f"ends: {place} has no LoRA adapter to interpolate: give a policy trained with LoRA")
             ends.append((policy, policy.source))
         if ends[0][0].ref.template_digest != ends[1][0].ref.template_digest:
@@ -262,7 +262,7 @@ class Catalog:
         place = f"{str(self._config.store.root).rstrip('/')}/{name}"
         with readable(place):
             ref = self._reference(name, place)
-        return Policy(name, ref, Source(name, ref.adapter) if ref.adapter else None)
+        return Policy(name, ref, LocatedAdapter(name, ref.adapter) if ref.adapter else None)
 
     def _refuse_outside(self, name: str, folder: Path, files: Sequence[str]) -> None:
         """Raise UserError where a policy of the root has a file elsewhere: by a link, or by an adapter's path."""
@@ -287,7 +287,7 @@ class Catalog:
         id = f"{name}@{content.digits}"
         refuse_other_adapter(ref, content.digests, name=name)
         measured = replace(ref, **content.digests)  # older references do not tell it
-        policy = Policy(id, measured, Source(id, ref.adapter))
+        policy = Policy(id, measured, LocatedAdapter(id, ref.adapter))
         self._known[id] = policy
         return policy
 
@@ -314,7 +314,7 @@ class Catalog:
         self._refuse_outside(name, Path(ref.adapter or place), ADAPTER_FILES if ref.adapter else ())
         return ref
 
-    def _content_at(self, name: str, place: str) -> Content:
+    def _content_at(self, name: str, place: str) -> AdapterContent:
         stamp = self._stamp(place, ADAPTER_FILES)
         if stamp not in self._contents:
             with tempfile.TemporaryDirectory() as scratch, reading(place):
@@ -403,7 +403,7 @@ def _remote_reference(place: str, registry: str | None) -> ModelRef:
 def version_of(name: str, alias: str, *, registry: str | None) -> str:
     """Return the version that an alias of a registered model points to. Raises UnknownModelError, UnreachableError."""
     try:
-        with asking(f"{name}@{alias}", registry) as (client, _):
+        with settings(f"{name}@{alias}", registry) as (client, _):
             return str(client.get_model_version_by_alias(name, alias).version)
     except UnreachableError:
         raise

@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.serve.requests.asking import ControlTokenError, TooLongError
-    from pipelines.serve.requests.bodies import (
-        ChatBody,
-        ChooseBody,
-        Chosen,
-        CompareBody,
-        Compared,
-        CompletionBody,
-        ErrorBody,
-        ScoreBody,
-        Scored,
+    from pipelines.serve.requests.completions import Continuation, TextChunk
+    from pipelines.serve.requests.gateway import Gateway
+    from pipelines.serve.requests.page_examples import read_examples
+    from pipelines.serve.requests.policy_resolver import ControlTokenError, TooLongError
+    from pipelines.serve.requests.refused_fields import why_refused
+    from pipelines.serve.requests.schemas import (
+        ChatRequest,
+        ChooseRequest,
+        ChooseResponse,
+        CompareRequest,
+        CompareResponse,
+        CompletionRequest,
+        ErrorResponse,
+        ScoreRequest,
+        ScoreResponse,
         StreamOptions,
     )
-    from pipelines.serve.requests.examples import read_examples
-    from pipelines.serve.requests.gateway import Gateway
-    from pipelines.serve.requests.refused import why_refused
-    from pipelines.serve.requests.text_stream import Written
-    from pipelines.serve.requests.writing import Continuation, Piece
+    from pipelines.serve.requests.text_stream import TextToken
 else:
     __getattr__ = lazy_exports(__name__)

@@ -1,15 +1,22 @@
 """The parts of a server that answer, put together; `compare` is made of the others."""
 
 from pft_core.errors import UserError
-from pipelines.serve.config import ServeConfig
 from pipelines.serve.engines import Backend
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import Catalog, Policy
-from pipelines.serve.requests.asking import Asker
-from pipelines.serve.requests.bodies import ChatBody, CompareBody, Compared, Message, Preference, Side
-from pipelines.serve.requests.choosing import Chooser
-from pipelines.serve.requests.writing import Writer
-from pipelines.serve.together import together
+from pipelines.serve.requests.choices import ChoiceHandler
+from pipelines.serve.requests.completions import CompletionHandler
+from pipelines.serve.requests.policy_resolver import PolicyResolver
+from pipelines.serve.requests.schemas import (
+    ChatRequest,
+    CompareRequest,
+    CompareResponse,
+    CompareSide,
+    Message,
+    Preference,
+)
+from pipelines.serve.serve_config import ServeConfig
+from pipelines.serve.task_groups import together
 
 
 class Gateway:
@@ -17,9 +24,9 @@ class Gateway:
 
     def __init__(self, config: ServeConfig, catalog: Catalog, backend: Backend, metrics: Metrics):
         self.limits, self.catalog, self._backend = config.limits, catalog, backend
-        self._asker = Asker(config, catalog)
-        self.chooser = Chooser(config, self._asker, backend, metrics)
-        self.writer = Writer(config, self._asker, backend, metrics)
+        self._asker = PolicyResolver(config, catalog)
+        self.chooser = ChoiceHandler(config, self._asker, backend, metrics)
+        self.writer = CompletionHandler(config, self._asker, backend, metrics)
 
     async def ready(self) -> None:
         """Raise UnavailableError where no replica would answer."""
@@ -29,7 +36,7 @@ class Gateway:
         """Return the policy of a name. Raises UnknownModelError."""
         return await self._asker.policy(model)
 
-    async def compare(self, body: CompareBody) -> Compared:
+    async def compare(self, body: CompareRequest) -> CompareResponse:
         """Ask both poles of an axis, and what lies between them at a weight, in one call."""
         space = (await self._asker.policy(body.model)).ref.space
         if not space.axes:
@@ -44,9 +51,9 @@ class Gateway:
         first, second, *between = await together(*(self._side(body, *pole) for pole in poles))
         assert first is not None
         assert second is not None
-        return Compared(axis=axis.name, first=first, second=second, between=between[0] if between else None)
+        return CompareResponse(axis=axis.name, first=first, second=second, between=between[0] if between else None)
 
-    async def _side(self, body: CompareBody, pole: str, weight: float, preference: Preference) -> Side | None:
+    async def _side(self, body: CompareRequest, pole: str, weight: float, preference: Preference) -> CompareSide | None:
         """Ask under one preference; None for text between two poles that no adapter lies between."""
         asked = await self._asker.asked(body.model, preference)
         chosen, text = None, None
@@ -56,7 +63,7 @@ class Gateway:
             return None
         else:
             message = Message(role="user", content=body.scenario)
-            request = ChatBody(messages=[message], max_tokens=body.max_tokens, temperature=0)
+            request = ChatRequest(messages=[message], max_tokens=body.max_tokens, temperature=0)
             written = self.writer.pieces(await self.writer.answer(request, asked), stream=False)
             text = "".join([piece.text async for piece in written])
-        return Side(pole=pole, weight=weight, chosen=chosen, text=text, **asked.told)
+        return CompareSide(pole=pole, weight=weight, chosen=chosen, text=text, **asked.told)

@@ -12,7 +12,7 @@ TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class InContext:
+class ChoicesInContext:
     """What is asked of the engine: a prompt, and the tokens of each choice after it.
 
     lead: the text that those tokens begin with, and that is no part of the choice.
@@ -23,7 +23,7 @@ class InContext:
     lead: str = ""
 
 
-def in_context(prompt_ids: Sequence[int], rows: Sequence[Sequence[int]]) -> InContext:
+def in_context(prompt_ids: Sequence[int], rows: Sequence[Sequence[int]]) -> ChoicesInContext:
     """Split what prompt and choice are together where all of them still agree.
 
     prompt_ids: of the prompt alone; rows: of the prompt with each choice. A choice may change the prompt's last tokens
@@ -33,4 +33,4 @@ def in_context(prompt_ids: Sequence[int], rows: Sequence[Sequence[int]]) -> InCo
     shared = common_prefix_length([np.asarray(ids) for ids in (prompt_ids, *rows)])
     if shared == 0:
         raise UserError("structured_outputs: a choice makes one token with the whole prompt: give a longer prompt")
-    return InContext(tuple(prompt_ids[:shared]), tuple(tuple(row[shared:]) for row in rows))
+    return ChoicesInContext(tuple(prompt_ids[:shared]), tuple(tuple(row[shared:]) for row in rows))

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.serve.engines import Token
-from pipelines.serve.requests.spelling import Spelling
+from pipelines.serve.requests.token_bytes import TokenBytes
 
 
 @dataclass(frozen=True)
-class Written:
+class TextToken:
     """A token with what it adds to the text, in bytes, and the characters of the text before it.
 
     top: name, bytes and log-probability of the likeliest tokens in its place.
@@ -22,7 +22,7 @@ class Written:
     offset: int = 0
 
 
-Told = tuple[str, tuple[Written, ...]]  # text that has become certain, with its tokens: joined, they are the text
+TextPiece = tuple[str, tuple[TextToken, ...]]  # text that is certain, with the tokens that spell it
 
 
 class TextStream:
@@ -30,7 +30,7 @@ class TextStream:
 
     def __init__(
         self,
-        spelling: Spelling,
+        spelling: TokenBytes,
         stops: Sequence[str],
         *,
         lead: str = "",
@@ -42,17 +42,17 @@ class TextStream:
         self._spelling, self._lead = spelling, lead.encode()
         self._stops = tuple(stop.encode() for stop in stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._waiting: list[Written] = []
+        self._waiting: list[TextToken] = []
         self._is_first, self._characters, self._unstopped = not is_begun, 0, min_tokens
         self.stopped = False
 
-    def repeat(self, tokens: Sequence[Token]) -> Told:
+    def repeat(self, tokens: Sequence[Token]) -> TextPiece:
         """Return the text of a prompt, which nothing is looked for in."""
         self._is_first = True
         self._waiting += map(self._spelled, tokens)
         return self._tell(sum(len(each.text) for each in self._waiting))
 
-    def feed(self, token: Token) -> Told:
+    def feed(self, token: Token) -> TextPiece:
         """Return what has become certain with this token."""
         self._waiting.append(self._spelled(token))
         self._unstopped -= 1
@@ -68,13 +68,13 @@ class TextStream:
             return self._tell(min(found))
         return self._tell(len(held) - self._undecided(held))
 
-    def rest(self) -> Told:
+    def rest(self) -> TextPiece:
         """Return what was held back, when nothing more is written."""
         self._lead = b""
         text, tokens = self._tell(sum(len(each.text) for each in self._waiting))
         return text + self._decoder.decode(b"", True), tokens
 
-    def _spelled(self, token: Token) -> Written:
+    def _spelled(self, token: Token) -> TextToken:
         first = self._is_first
 
         def spelled(token_id: int) -> bytes:
@@ -83,7 +83,7 @@ class TextStream:
         top = tuple((self._spelling.name(id), spelled(id), logprob) for id, logprob in token.top)
         text = spelled(token.id)
         self._is_first = first and not self._spelling.bytes_of(token.id)  # no text begins with a token of control
-        return Written(token, self._spelling.name(token.id), text, top)
+        return TextToken(token, self._spelling.name(token.id), text, top)
 
     def _leave_out_the_lead(self) -> None:
         held, lead = b"".join(each.text for each in self._waiting), self._lead
@@ -103,7 +103,7 @@ class TextStream:
             length -= len(each.text)
         self._waiting = kept
 
-    def _tell(self, certain: int) -> Told:
+    def _tell(self, certain: int) -> TextPiece:
         """Give away the tokens that lie within so many bytes."""
         texts, tokens = [], []
         while self._waiting and len(self._waiting[0].text) <= certain:
@@ -120,7 +120,7 @@ class TextStream:
         return next((n for n in range(longest, 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0)
 
 
-def _without(each: Written, lead: bytes) -> Written:
+def _without(each: TextToken, lead: bytes) -> TextToken:
     """Return a token without the part of the lead that it holds; so for those in its place that begin with it."""
     held = lead[: len(each.text)]
     if not held:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipelines.reporting import beside, blank, chart_style, fit_ends, hint, short
-from pipelines.tune.contents import FigureName, MeasuredTrial, TrialRow
 from pipelines.tune.drawings.measured import (
     BANDED,
     COLOURS,
@@ -18,8 +17,9 @@ from pipelines.tune.drawings.measured import (
     sources_of,
     value_ticks,
 )
-from pipelines.tune.formats import interval, percent
-from pipelines.tune.points import ratio_name
+from pipelines.tune.search_formats import interval, percent
+from pipelines.tune.search_points import ratio_name
+from pipelines.tune.search_schema import FigureName, MeasuredTrial, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def ratio_ticks(low: float, high: float) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Place:
+class TrialMark:
     """A measured trial on the scale; is_aside: it stands beside the line."""
 
     t: float
@@ -107,7 +107,7 @@ def accuracy_chart(
     if not drawn:
         return None
     scale = ratio_scale([t for t, *_ in drawn])
-    places = [Place(t, scale(t), trial, is_aside) for t, is_aside, trial in drawn]
+    places = [TrialMark(t, scale(t), trial, is_aside) for t, is_aside, trial in drawn]
     base = base_of(trials)
     figure, axes = blank(width, height)
     _scales(axes, scale, places, value_ticks([*(p.trial for p in places), *([base] if base else [])], list(METRICS)))
@@ -122,7 +122,7 @@ def accuracy_chart(
     return figure
 
 
-def _scales(axes: "Axes", scale: RatioScale, places: Sequence[Place], levels: Sequence[float]) -> None:
+def _scales(axes: "Axes", scale: RatioScale, places: Sequence[TrialMark], levels: Sequence[float]) -> None:
     is_any_finite = any(place.is_finite for place in places)
     marked = [(t, ratio_name(t)) for t in (ratio_ticks(scale.low, scale.high) if is_any_finite else [])]
     present = {place.t for place in places}
@@ -137,7 +137,9 @@ def _scales(axes: "Axes", scale: RatioScale, places: Sequence[Place], levels: Se
     beside(axes, "%", (0.0, 1.0), (-8.0, 8.0), ha="right", color=COLOURS["soft"], size=11)
 
 
-def _metric(axes: "Axes", metric: FigureName, places: Sequence[Place], base: MeasuredTrial | None, name: str) -> None:
+def _metric(
+    axes: "Axes", metric: FigureName, places: Sequence[TrialMark], base: MeasuredTrial | None, name: str
+) -> None:
     """Draw one metric: the base's level, the line with its band, and a dot for each trial."""
     colour = COLOURS[METRICS[metric]]
     if base is not None:
@@ -150,7 +152,7 @@ def _metric(axes: "Axes", metric: FigureName, places: Sequence[Place], base: Mea
         _dot(axes, metric, place, colour, name, has_interval=metric in BANDED and id(place) not in banded)
 
 
-def line_places(places: Sequence[Place]) -> list[Place]:
+def line_places(places: Sequence[TrialMark]) -> list[TrialMark]:
     """Return what a line joins.
 
     Nothing, where trials share a ratio or differ in more than it: then the ratio alone does not say what one reaches.
@@ -161,7 +163,7 @@ def line_places(places: Sequence[Place]) -> list[Place]:
     return line if has_own_ratios and is_alike else []
 
 
-def _line(axes: "Axes", metric: FigureName, line: Sequence[Place], inner: Sequence[Place], colour: str) -> None:
+def _line(axes: "Axes", metric: FigureName, line: Sequence[TrialMark], inner: Sequence[TrialMark], colour: str) -> None:
     width = 1.3 if metric == "both_right" else 2.2
     if inner and metric in BANDED:
         ends = [p.trial["intervals"][metric] for p in inner]
@@ -176,7 +178,7 @@ def _line(axes: "Axes", metric: FigureName, line: Sequence[Place], inner: Sequen
             axes.plot([a.x, b.x], ys, color=colour, lw=1.3, ls=(0, (1, 5)), dash_capstyle="round")
 
 
-def _dot(axes: "Axes", metric: FigureName, place: Place, colour: str, name: str, *, has_interval: bool) -> None:
+def _dot(axes: "Axes", metric: FigureName, place: TrialMark, colour: str, name: str, *, has_interval: bool) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     trial = place.trial

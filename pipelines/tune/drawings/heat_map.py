@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.reporting import DPI, beside, blank, chart_style, hint, printable, width_of
 from pipelines.tune.drawings.measured import COLOURS
-from pipelines.tune.formats import brief, percent
+from pipelines.tune.search_formats import brief, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

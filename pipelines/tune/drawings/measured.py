@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pipelines.reporting import INK, ticks
-from pipelines.tune.contents import POLES, FigureName, GridCell, MeasuredTrial, TrialRow
+from pipelines.tune.search_schema import POLES, FigureName, GridCell, MeasuredTrial, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pft_core.data.records import Reject
-from pft_core.data.sources import json_text, tables
-from pft_core.data.sources.checks import Accepted
-from pft_core.data.sources.own import own_row
+from pft_core.data.sources import csv_tables, json_text
+from pft_core.data.sources.checks import AcceptedRow
+from pft_core.data.sources.own_pairs import own_row
 from pft_core.data.sources.readers import file_parts, files_in, is_hub_name, read_rows
 from pft_core.errors import UserError
 
@@ -203,7 +203,7 @@ def test_a_table_is_read_whatever_wrote_it(tmp_path: Path, delimiter: str, name:
         )
     ]  # fmt: skip
     outcome = own_row(rows[0][1], *[rows[0][0]], None)
-    assert isinstance(outcome, Accepted)
+    assert isinstance(outcome, AcceptedRow)
     responses = {"Fast": "Go", "Slow": "Wait\ta bit"}
     same = {"axis": "Pace", "scenario": 'Go,\n"now"; caf\u00e9?', "responses": responses}
     assert own_row(same, "", None) == outcome
@@ -223,7 +223,7 @@ def test_a_faulty_line_of_a_table_costs_only_itself(tmp_path: Path) -> None:
         good.format(1),
         'Pace,"Go\n2?",Fast,Yes,Slow,No',
         "Pace,,Fast,Yes,Slow,No",
-        "x" * tables.MAX_ROW_BYTES + "x",
+        "x" * csv_tables.MAX_ROW_BYTES + "x",
         good.format(3),
         'Pace,"never closed',
     )

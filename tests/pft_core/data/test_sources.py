@@ -18,8 +18,8 @@ from pft_core.data.preferences import Axis, Pole, load_space
 from pft_core.data.records import Option, PairedExample, Reject
 from pft_core.data.sources import json_text, readers
 from pft_core.data.sources.bqd import bqd_row, split_question
-from pft_core.data.sources.checks import Accepted
-from pft_core.data.sources.own import own_row
+from pft_core.data.sources.checks import AcceptedRow
+from pft_core.data.sources.own_pairs import own_row
 from pft_core.data.sources.readers import file_parts, files_in, is_hub_name, load_hub, read_rows
 from pft_core.data.sources.registry import SOURCES, parse_rows
 from pft_core.data.sources.trl import is_prompt_completion, join_prompt_completions, preference_row
@@ -31,7 +31,7 @@ HERE = "file.json:7"
 
 
 def accepted(outcome: Any) -> PairedExample:
-    assert isinstance(outcome, Accepted), outcome
+    assert isinstance(outcome, AcceptedRow), outcome
     return outcome.record
 
 
@@ -396,7 +396,7 @@ def test_no_row_makes_a_parser_fail(source: str, data: st.DataObject) -> None:
     row = {"vcd": vcd(), "bqd": bqd(QUESTION), "trl": preference, "json": own("a", "b")}[source]
     changed = data.draw(st.sampled_from(sorted(row)))
     outcome = load_code(SOURCES[source].row)(row | {changed: data.draw(any_json)}, HERE, "axis")
-    assert isinstance(outcome, Accepted | Reject)
+    assert isinstance(outcome, AcceptedRow | Reject)
 
 
 # --- readers
@@ -496,7 +496,7 @@ def list_rows(text: str) -> Iterator[tuple[str, Any]]:
     """Read a JSON list from memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "open_text", lambda path: io.StringIO(text))
-        yield from read_rows(readers.Part("", "list.json", "json"))
+        yield from read_rows(readers.FilePart("", "list.json", "json"))
 
 
 @pytest.mark.parametrize(

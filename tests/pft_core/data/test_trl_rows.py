@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pft_core.data.records import PairedExample, Reject
 from pft_core.data.sources.bqd import bqd_row
-from pft_core.data.sources.checks import Accepted
+from pft_core.data.sources.checks import AcceptedRow
 from pft_core.data.sources.dialogues import dialogue_text
-from pft_core.data.sources.own import own_row
+from pft_core.data.sources.own_pairs import own_row
 from pft_core.data.sources.trl import join_prompt_completions, preference_row
 from pft_core.data.sources.vcd import vcd_row
 
@@ -28,7 +28,7 @@ ROW = {"prompt": "Name a river in Peru.", "chosen": "The Ucayali.", "rejected": 
 
 def record(row: dict[str, Any]) -> PairedExample:
     outcome = preference_row(row, HERE, None)
-    assert isinstance(outcome, Accepted), outcome
+    assert isinstance(outcome, AcceptedRow), outcome
     return outcome.record
 
 
@@ -227,7 +227,7 @@ def test_arguments_of_a_template_are_refused(switch: Any) -> None:
 def test_what_tells_of_a_row_may_stand_beside(beside: dict[str, Any]) -> None:
     assert read({**ROW, **beside}) == read({**beside, "question": ROW["prompt"], **ROW}) == tuple(ROW.values())
     own = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}}
-    assert isinstance(own_row({**own, **beside}, HERE, None), Accepted)
+    assert isinstance(own_row({**own, **beside}, HERE, None), AcceptedRow)
 
 
 def test_shipped_forms_lose_no_column_and_no_key_of_an_option_either() -> None:
@@ -237,7 +237,7 @@ def test_shipped_forms_lose_no_column_and_no_key_of_an_option_either() -> None:
         "question": "Go?\n(A) Yes\n(B) No", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"
     }  # fmt: skip
     for row, parse in ((vcd, vcd_row), (bqd, bqd_row)):
-        assert isinstance(parse(row, HERE, "x"), Accepted)
+        assert isinstance(parse(row, HERE, "x"), AcceptedRow)
         assert fault_of(parse({**row, "system": "Be brief."}, HERE, "x")) == ("system", "unused_column")
     options[1]["context"] = "It rains."
     assert fault_of(vcd_row(vcd, HERE, None)) == ("options[1].context", "unused_column")
@@ -248,7 +248,7 @@ def test_shipped_forms_lose_no_column_and_no_key_of_an_option_either() -> None:
 def test_a_rows_own_axis_goes_before_the_one_for_all() -> None:
     for axis in (None, "Pace"):
         outcome = preference_row({**ROW, "axis": "Risk"}, HERE, axis)
-        assert isinstance(outcome, Accepted)
+        assert isinstance(outcome, AcceptedRow)
         assert outcome.record.axis == outcome.axis.name == "Risk"
     assert record({**ROW, "axis": None}).axis == "preference"
 
@@ -279,7 +279,7 @@ def test_completions_are_held_to_the_same(tmp_path: Path) -> None:
 
 def test_our_own_rows_drop_no_question_either() -> None:
     row = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}, "source": "a corpus"}
-    assert isinstance(own_row(row, HERE, None), Accepted)
+    assert isinstance(own_row(row, HERE, None), AcceptedRow)
     for column in ("prompt", "question", "system", "context"):
         outcome = own_row({**row, column: "It rains."}, HERE, None)
         assert isinstance(outcome, Reject)
@@ -427,4 +427,4 @@ columns = st.sampled_from(["prompt", "question", "system", "context", "chosen", 
 @given(changes=st.dictionaries(columns, any_value, max_size=4), dialogues=st.booleans())
 def test_no_row_makes_a_parser_fail(changes: dict[str, Any], dialogues: bool) -> None:
     answers = {"chosen": [USER, GOOD], "rejected": [USER, BAD]} if dialogues else ROW
-    assert isinstance(preference_row({**answers, **changes}, HERE, None), Accepted | Reject)
+    assert isinstance(preference_row({**answers, **changes}, HERE, None), AcceptedRow | Reject)

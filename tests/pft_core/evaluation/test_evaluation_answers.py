@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from pft_core.data.records import Option, Reject, paired_example
 from pft_core.evaluation.answers import (
-    Asking,
+    AnswerSettings,
     Question,
     ask,
     by_generation,
@@ -48,8 +48,8 @@ def model(tiny_qwen2):
     return AutoModelForCausalLM.from_pretrained(tiny_qwen2).eval()
 
 
-def asking(style=LETTER, **limits) -> Asking:
-    return Asking(style, SPACE, **{"max_length": 512, "tokens_per_batch": 4096, "max_new_tokens": 8, **limits})
+def settings(style=LETTER, **limits) -> AnswerSettings:
+    return AnswerSettings(style, SPACE, **{"max_length": 512, "tokens_per_batch": 4096, "max_new_tokens": 8, **limits})
 
 
 def texts_of(question, style):
@@ -67,7 +67,7 @@ def test_candidates_are_options_or_non_empty_subsets() -> None:
 @pytest.mark.parametrize("style", [LETTER, OPTION])
 def test_a_candidates_labels_are_its_answer_and_the_prefix_is_the_prompt(tokenizer, style) -> None:
     for question, example in zip(
-        QUESTIONS, encode_options(QUESTIONS, tokenizer=tokenizer, asking=asking(style)), strict=True
+        QUESTIONS, encode_options(QUESTIONS, tokenizer=tokenizer, settings=settings(style)), strict=True
     ):
         prompt, answers = texts_of(question, style)
         assert example.prefix_ids.tolist() == tokenizer(prompt)["input_ids"]
@@ -80,7 +80,7 @@ def test_a_candidates_labels_are_its_answer_and_the_prefix_is_the_prompt(tokeniz
 @pytest.mark.parametrize("style", [LETTER, OPTION])
 def test_likelihood_chooses_what_the_plain_forward_prefers(tokenizer, model, style) -> None:
     answer = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer)
-    for question, chosen in zip(QUESTIONS, answer(QUESTIONS, asking=asking(style)), strict=True):
+    for question, chosen in zip(QUESTIONS, answer(QUESTIONS, settings=settings(style)), strict=True):
         prompt, answers = texts_of(question, style)
         # Letters: the whole answer's log-probability. Options: per label token.
         scores = [plain_score(model, tokenizer, prompt, text, mean=style is OPTION) for text in answers]
@@ -98,7 +98,7 @@ def plain_score(model, tokenizer, prompt: str, answer: str, *, mean: bool) -> fl
 
 def test_free_responses_are_scored_per_token_in_every_style(tokenizer, model) -> None:
     questions = [Question(FREE, "one", side) for side in (0, 1, None)]
-    chosen = by_likelihood(questions, scorer=BranchScorer(model), tokenizer=tokenizer, asking=asking(LETTER))
+    chosen = by_likelihood(questions, scorer=BranchScorer(model), tokenizer=tokenizer, settings=settings(LETTER))
     for question, choice in zip(questions, chosen, strict=True):
         prompt, answers = texts_of(question, LETTER)
         scores = [plain_score(model, tokenizer, prompt, text, mean=True) for text in answers]
@@ -107,7 +107,7 @@ def test_free_responses_are_scored_per_token_in_every_style(tokenizer, model) ->
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 700, 100_000])
 def test_scores_do_not_depend_on_how_questions_are_batched(tokenizer, model, tokens_per_batch) -> None:
-    examples = encode_options(QUESTIONS, tokenizer=tokenizer, asking=asking())
+    examples = encode_options(QUESTIONS, tokenizer=tokenizer, settings=settings())
     scorer = BranchScorer(model)
     alone = [score_branches([example], scorer=scorer, tokens_per_batch=4096)[0] for example in examples]
     batched = score_branches(examples, scorer=scorer, tokens_per_batch=tokens_per_batch)
@@ -152,7 +152,7 @@ def test_items_of_one_scenario_are_one_cluster() -> None:
 def test_every_item_comes_back_as_an_outcome_or_a_reject(tokenizer, model) -> None:
     long = paired_example("Risk", "town " * 600, record().options)
     items = [(record(1), "one"), (long, "one"), (record(2, num_options=6), "all"), (FREE, "all"), (record(3), "all")]
-    answer = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=asking())
+    answer = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, settings=settings())
     outcomes = ask(items, answer, None)
     assert [o.reason if isinstance(o, Reject) else "" for o in outcomes] == [
         "", "overlong", "too_many_subsets", "no_listed_options", "",
@@ -182,7 +182,7 @@ def test_generation_continues_the_prompt_that_was_trained(tokenizer, monkeypatch
 
     monkeypatch.setattr("pft_core.evaluation.answers.generate", echo)
     questions = [Question(record(1), "one", 0), Question(record(1), "one", None)]
-    answers = by_generation(questions, model=None, tokenizer=tokenizer, asking=asking(max_length=1024))
+    answers = by_generation(questions, model=None, tokenizer=tokenizer, settings=settings(max_length=1024))
     assert sorted(answers, key=sorted) == [{0}, {1}]
     for question, choice in zip(questions, answers, strict=True):
         prompt = seen['{"choice": "A"}' if choice == {0} else '{"choice": "B"}']
@@ -191,10 +191,10 @@ def test_generation_continues_the_prompt_that_was_trained(tokenizer, monkeypatch
 
 def test_generation_rejects_what_it_cannot_ask_and_leaves_noise_unparsed(tokenizer, model) -> None:
     questions = [Question(record(1), "one", 0), Question(FREE, "one", 0), Question(record(1), "one", 1)]
-    tight = asking(max_length=8 + 60)
-    first, free, last = by_generation(questions, model=model, tokenizer=tokenizer, asking=asking())
+    tight = settings(max_length=8 + 60)
+    first, free, last = by_generation(questions, model=model, tokenizer=tokenizer, settings=settings())
     assert (first, free.reason, last) == (None, "no_listed_options", None)  # random weights write noise
-    overlong = by_generation(questions[:1], model=model, tokenizer=tokenizer, asking=tight)[0]
+    overlong = by_generation(questions[:1], model=model, tokenizer=tokenizer, settings=tight)[0]
     assert (overlong.reason, overlong.key_path) == ("overlong", "scenario")
 
 
@@ -225,6 +225,6 @@ def test_a_reply_does_not_depend_on_longer_prompts_where_positions_follow_the_le
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     load = partial(load_policy, str(tmp_path), None, None, precision="fp32", device=torch.device("cpu"))
     prompts = [np.array([3 + (i * n) % 500 for i in range(n)], dtype=np.int32) for n in (12, 40, 20, 3, 20)]
-    write = partial(write_greedily, tokenizer=tokenizer, asking=replace(asking(), max_new_tokens=8))
+    write = partial(write_greedily, tokenizer=tokenizer, settings=replace(settings(), max_new_tokens=8))
     alone = [write([prompt], model=load())[0] for prompt in prompts]
     assert write(prompts, model=load()) == alone

@@ -3,8 +3,8 @@ import random
 
 import pytest
 
+from pft_core.evaluation.metrics.metric_rows import report_rows
 from pft_core.evaluation.metrics.outcome import Outcome
-from pft_core.evaluation.metrics.rows import report_rows
 from tests.builders import SPACE
 
 

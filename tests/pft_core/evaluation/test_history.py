@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pft_core.data.records import Reject, paired_example
 from pft_core.encoding.tokens import tokenize
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking, Question, ask, by_generation, by_likelihood, encode_options
+from pft_core.evaluation.answers import AnswerSettings, Question, ask, by_generation, by_likelihood, encode_options
 from pft_core.evaluation.history import by_history
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.prompts.rendering import Frame, PromptStyle, render_answer, render_prompt, target_options
@@ -148,9 +148,9 @@ def test_the_span_of_the_scenario_is_that_of_the_question(tiny_qwen2, monkeypatc
         return tokenize(texts, prompt_lengths, spans, tokenizer)
 
     monkeypatch.setattr("pft_core.evaluation.answers.tokenize", noting)
-    asking = Asking(STYLE, SPACE, max_length=1024, tokens_per_batch=4096, max_new_tokens=1)
+    settings = AnswerSettings(STYLE, SPACE, max_length=1024, tokens_per_batch=4096, max_new_tokens=1)
     question = Question(ITEM, "one", None, history="Something before.\n\n")
-    encode_options([question], tokenizer=AutoTokenizer.from_pretrained(tiny_qwen2), asking=asking)
+    encode_options([question], tokenizer=AutoTokenizer.from_pretrained(tiny_qwen2), settings=settings)
     assert seen == [ITEM.scenario] * len(ITEM.options)
 
 
@@ -160,8 +160,8 @@ def test_in_a_chat_the_history_stands_inside_the_users_message(tiny_qwen2) -> No
     heard = Heard()
     asked([Question(ITEM, "one", 0)], heard, style=style, num_examples=1)
     (question,) = heard.questions
-    asking = Asking(style, SPACE, max_length=1024, tokens_per_batch=4096, max_new_tokens=1)
-    (example,) = encode_options([question], tokenizer=tokenizer, asking=asking)
+    settings = AnswerSettings(style, SPACE, max_length=1024, tokens_per_batch=4096, max_new_tokens=1)
+    (example,) = encode_options([question], tokenizer=tokenizer, settings=settings)
     text = tokenizer.decode(example.prefix_ids)
     bare = render_prompt(ITEM, side=None, form="one", style=style, space=SPACE).text
     assert text == f"<user>{question.history}{bare.removeprefix('<user>')}"
@@ -172,14 +172,14 @@ def test_in_a_chat_the_history_stands_inside_the_users_message(tiny_qwen2) -> No
 def test_by_likelihood_and_by_generation_end_to_end(tiny_qwen2) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen2).eval()
-    asking = Asking(STYLE, SPACE, max_length=1000, tokens_per_batch=4096, max_new_tokens=2)
+    settings = AnswerSettings(STYLE, SPACE, max_length=1000, tokens_per_batch=4096, max_new_tokens=2)
     long = paired_example("Risk", "town " * 800, ITEM.options)  # fits alone, and with no item before it
     items = [(ITEM, "one"), (record(2), "all"), (long, "one")]
-    likely = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, asking=asking)
+    likely = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer, settings=settings)
     shown: Counter[int] = Counter()
     outcomes = ask(items, partial(asked, answer=likely, shown=shown), None)
     assert [isinstance(o, Outcome) for o in outcomes] == [True, True, False]
     assert outcomes[2].reason == "overlong"
     assert sum(shown.values()) == 4
-    generated = partial(by_generation, model=model, tokenizer=tokenizer, asking=asking)
+    generated = partial(by_generation, model=model, tokenizer=tokenizer, settings=settings)
     assert len(ask(items[:2], partial(asked, answer=generated), None)) == 2

@@ -5,9 +5,9 @@ import pytest
 from pft_core.errors import UserError
 from pft_core.evaluation.metrics.counts import count_table
 from pft_core.evaluation.metrics.metric import Metric
+from pft_core.evaluation.metrics.metric_rows import report_rows
 from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
 from pft_core.evaluation.metrics.registry import METRICS, metrics_where, pairs_first
-from pft_core.evaluation.metrics.rows import report_rows
 from tests.builders import SPACE
 
 

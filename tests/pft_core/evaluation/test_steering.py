@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pft_core.data.records import Option, Reject, paired_example
 from pft_core.errors import UserError
 from pft_core.evaluation import steering
-from pft_core.evaluation.answers import Asking, Question, ask, by_likelihood, candidates, encode_options, score_branches
+from pft_core.evaluation.answers import (
+    AnswerSettings,
+    Question,
+    ask,
+    by_likelihood,
+    candidates,
+    encode_options,
+    score_branches,
+)
 from pft_core.evaluation.steering import (
     SteeringVectors,
     SweepPoint,
@@ -28,7 +36,7 @@ from pft_core.prompts.rendering import PromptStyle, render_answer, render_prompt
 from pft_core.scoring.scorer import BranchScorer
 from tests.builders import SPACE, record
 
-ASKING = Asking(PromptStyle(answer="option"), SPACE, max_length=512, tokens_per_batch=4096, max_new_tokens=1)
+ASKING = AnswerSettings(PromptStyle(answer="option"), SPACE, max_length=512, tokens_per_batch=4096, max_new_tokens=1)
 UNEQUAL = [Option("go far away from the old town", 0), Option("stay", 1)]
 RECORDS = [
     *(record(number, num_options=2 + number) for number in range(3)),
@@ -63,7 +71,7 @@ def vectors(*layers: int, **by_axis: torch.Tensor) -> SteeringVectors:
 
 
 def logps(scorer, tokenizer) -> list[list[float]]:
-    examples = encode_options(QUESTIONS, tokenizer=tokenizer, asking=ASKING)
+    examples = encode_options(QUESTIONS, tokenizer=tokenizer, settings=ASKING)
     return [s.tolist() for s in score_branches(examples, scorer=scorer, tokens_per_batch=4096)]
 
 
@@ -76,8 +84,8 @@ def ids_of(tokenizer, item, chosen) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 4096])
 def test_a_direction_is_the_mean_difference_of_plain_hidden_states(model, tokenizer, tokens_per_batch) -> None:
-    asking = replace(ASKING, tokens_per_batch=tokens_per_batch)
-    got = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, asking=asking, layers=(0, 1))
+    settings = replace(ASKING, tokens_per_batch=tokens_per_batch)
+    got = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=settings, layers=(0, 1))
     model.model.norm = nn.Identity()  # transformers norms the last of its hidden states
     want = {"Risk": torch.zeros(2, HIDDEN), "Pace": torch.zeros(2, HIDDEN)}
     for item in RECORDS:
@@ -96,15 +104,15 @@ def test_a_direction_is_the_mean_difference_of_plain_hidden_states(model, tokeni
 
 
 def test_layers_come_in_the_order_asked_and_axes_without_records_are_left_out(model, tokenizer) -> None:
-    got = contrast_vectors(RECORDS[:3], model=model, tokenizer=tokenizer, asking=ASKING, layers=(1, 0))
-    want = contrast_vectors(RECORDS[:3], model=model, tokenizer=tokenizer, asking=ASKING, layers=(0, 1))
+    got = contrast_vectors(RECORDS[:3], model=model, tokenizer=tokenizer, settings=ASKING, layers=(1, 0))
+    want = contrast_vectors(RECORDS[:3], model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
     assert list(got) == ["Risk"]
     assert torch.equal(got["Risk"], want["Risk"].flip(0))
 
 
 def test_overlong_records_give_no_direction_and_are_counted(model, tokenizer, caplog) -> None:
     long = paired_example("Pace", "town " * 600, UNEQUAL)
-    got = contrast_vectors([record(), long], model=model, tokenizer=tokenizer, asking=ASKING, layers=(0,))
+    got = contrast_vectors([record(), long], model=model, tokenizer=tokenizer, settings=ASKING, layers=(0,))
     assert list(got) == ["Risk"]
     assert "1 of 2 records are overlong" in caplog.text
 
@@ -156,7 +164,7 @@ def test_hooks_are_gone_after_the_context_also_when_it_fails(scorer, tokenizer) 
 
 
 def test_reading_directions_leaves_no_hook_either(model, tokenizer) -> None:
-    contrast_vectors(RECORDS[:1], model=model, tokenizer=tokenizer, asking=ASKING, layers=(0, 1))
+    contrast_vectors(RECORDS[:1], model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -179,7 +187,7 @@ def test_a_scorer_that_shares_prefixes_is_refused(model) -> None:
 
 def steering_answers(questions, scorer, tokenizer, made, *, layer=0, multiplier=1.0):
     return by_steering(
-        questions, scorer=scorer, tokenizer=tokenizer, asking=ASKING, vectors=made, layer=layer, multiplier=multiplier
+        questions, scorer=scorer, tokenizer=tokenizer, settings=ASKING, vectors=made, layer=layer, multiplier=multiplier
     )
 
 
@@ -191,7 +199,7 @@ def test_each_side_is_the_unconditioned_question_steered_its_way(scorer, tokeniz
         own = direction({"Risk": 0, "Pace": 1}[question.record.axis])
         bare = [replace(question, side=None)]
         with steered(scorer, own, layer=0, multiplier={0: 3.0, 1: -3.0, None: 0.0}[question.side]):
-            assert by_likelihood(bare, scorer=scorer, tokenizer=tokenizer, asking=ASKING) == [answer]
+            assert by_likelihood(bare, scorer=scorer, tokenizer=tokenizer, settings=ASKING) == [answer]
     by_side = [[a for q, a in zip(questions, got, strict=True) if q.side == side] for side in (0, 1, None)]
     assert by_side[0] != by_side[1] != by_side[2] != by_side[0]
 
@@ -224,7 +232,7 @@ def test_what_cannot_be_steered_is_refused_with_its_name(scorer, model, tokenize
     with pytest.raises(UserError, match="layer=5 does not exist: the model has layers 0 to 1"):
         steering_answers(QUESTIONS[:1], scorer, tokenizer, made, layer=5)
     with pytest.raises(UserError, match="layer=-1 does not exist"):
-        contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, asking=ASKING, layers=(-1,))
+        contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=ASKING, layers=(-1,))
 
 
 def test_saved_vectors_come_back_as_they_were(tmp_path) -> None:
@@ -278,7 +286,7 @@ def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_lay
             [record(i) for i in range(3)],
             scorer=None,
             tokenizer=None,
-            asking=ASKING,
+            settings=ASKING,
             vectors=vectors(1, 0),
             multipliers=multipliers,
         )
@@ -309,10 +317,10 @@ def test_the_mean_is_over_axes_and_rejected_questions_do_not_count() -> None:
 
 
 def test_sweeping_end_to_end_scores_what_asking_scores(scorer, model, tokenizer) -> None:
-    found = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, asking=ASKING, layers=(0, 1))
+    found = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
     made = SteeringVectors((0, 1), found, "words", "base")
     best, table = sweep(
-        RECORDS, scorer=scorer, tokenizer=tokenizer, asking=ASKING, vectors=made, multipliers=[1.0, 4.0]
+        RECORDS, scorer=scorer, tokenizer=tokenizer, settings=ASKING, vectors=made, multipliers=[1.0, 4.0]
     )
     assert [(p.layer, p.multiplier) for p in table] == [(0, 1.0), (0, 4.0), (1, 1.0), (1, 4.0)]
     assert best.one == max(p.one for p in table)

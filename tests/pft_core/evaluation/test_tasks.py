@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks.asking import likeliest
 from pft_core.evaluation.tasks.registry import TASKS
-from pft_core.evaluation.tasks.rows import scored, task_rows
 from pft_core.evaluation.tasks.task import Task, TaskItem
+from pft_core.evaluation.tasks.task_answers import likeliest
+from pft_core.evaluation.tasks.task_scores import scored, task_rows
 from tests.builders import SPACE, tree
 
 
@@ -17,7 +17,7 @@ def is_gold(item: TaskItem, answer) -> float | None:
     return None if answer == "?" else float(answer == item.gold)
 
 
-TASK = Task("Own", "share right", lambda data, asking: [], is_gold)
+TASK = Task("Own", "share right", lambda data, settings: [], is_gold)
 TWO = ("yes", "no")
 
 
@@ -88,4 +88,4 @@ def test_a_score_that_fails_or_is_no_finite_number_is_named(score, message, repl
     if isinstance(reply, str) and "Zero" in message:
         message = r"test_tasks\.py, line \d+: TypeError"
     with pytest.raises(UserError, match=rf"^task 'Own', item 'i7': .*{message}"):
-        scored(Task("Own", "share right", lambda data, asking: [], score), TaskItem("i7", "p", TWO), reply)
+        scored(Task("Own", "share right", lambda data, settings: [], score), TaskItem("i7", "p", TWO), reply)

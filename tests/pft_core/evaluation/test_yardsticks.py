@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pft_core.data.records import Option, PairedExample, paired_example
-from pft_core.data.sources.checks import Accepted
+from pft_core.data.sources.checks import AcceptedRow
 from pft_core.data.sources.readers import file_parts, read_rows
 from pft_core.data.sources.registry import parse_rows
 from pft_core.data.sources.toyworld import generate
@@ -162,4 +162,4 @@ def test_words_go_a_long_way_on_released_vcd(vcd_dir: Path) -> None:
 def read_vcd(path: Path) -> list[PairedExample]:
     rows = (row for part in file_parts(path, path.name) for row in read_rows(part))
     parsed = [outcome for _, outcome in parse_rows(rows, source="vcd", axis=None)]
-    return [outcome.record for outcome in parsed if isinstance(outcome, Accepted)]
+    return [outcome.record for outcome in parsed if isinstance(outcome, AcceptedRow)]

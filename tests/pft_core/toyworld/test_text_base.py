@@ -10,7 +10,7 @@ from pft_core.data.preferences import load_space
 from pft_core.data.records import Option, PairedExample
 from pft_core.data.sources.toyworld import generate
 from pft_core.encoding.tokens import tokenize
-from pft_core.evaluation.answers import Asking, Question, by_likelihood
+from pft_core.evaluation.answers import AnswerSettings, Question, by_likelihood
 from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import PromptStyle
@@ -39,9 +39,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_base_loads_and_answers_in_the_recipes_words(base: Path) -> None:
     tokenizer = load_tokenizer(str(base))
     model = load_base(str(base), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
-    asking = Asking(STYLE, load_space("toyworld"), max_length=256, tokens_per_batch=1024, max_new_tokens=1)
+    settings = AnswerSettings(STYLE, load_space("toyworld"), max_length=256, tokens_per_batch=1024, max_new_tokens=1)
     questions = [Question(RECORDS[0], "one", side) for side in (0, 1, None)]
-    answers = by_likelihood(questions, scorer=BranchScorer(model), tokenizer=tokenizer, asking=asking)
+    answers = by_likelihood(questions, scorer=BranchScorer(model), tokenizer=tokenizer, settings=settings)
     assert all(isinstance(answer, frozenset) and len(answer) == 1 for answer in answers)
 
 

@@ -13,7 +13,7 @@ from pft_core.data.records import PairedExample
 from pft_core.data.sources.toyworld import Split, generate
 from pft_core.data.sources.toyworld_words import MANNERS
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking, Question, by_likelihood
+from pft_core.evaluation.answers import AnswerSettings, Question, by_likelihood
 from pft_core.prompts.rendering import PromptStyle, render_answer, render_prompt
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.toyworld import base
@@ -164,13 +164,15 @@ def test_the_shipped_base_model_chooses_on_its_own_axes_and_by_position_on_the_d
     scorer = BranchScorer(AutoModelForCausalLM.from_pretrained(folder).eval())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     own = load_space("toyworld-base")
-    asking = Asking(PromptStyle(answer="option"), own, max_length=256, tokens_per_batch=8192, max_new_tokens=1)
+    settings = AnswerSettings(
+        PromptStyle(answer="option"), own, max_length=256, tokens_per_batch=8192, max_new_tokens=1
+    )
     for space, low, high in ((own, 0.95, 1.0), (SPACE, 0.4, 0.6)):
         items = list(generate(seed=seed, split="test", num_per_axis=64, space=space))
         questions = [Question(item, "one", side) for item in items for side in SIDES]
-        asked = replace(asking, space=space)
+        asked = replace(settings, space=space)
         right: dict[tuple[str, int | None], list[bool]] = {}
-        answers = by_likelihood(questions, scorer=scorer, tokenizer=tokenizer, asking=asked)
+        answers = by_likelihood(questions, scorer=scorer, tokenizer=tokenizer, settings=asked)
         for question, answer in zip(questions, answers, strict=True):
             assert isinstance(answer, frozenset)
             gold = question.record.of_side(question.side or 0)

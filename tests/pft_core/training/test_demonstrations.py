@@ -10,7 +10,7 @@ from pft_core.objectives.build import build_objective
 from pft_core.objectives.nll import paired_nll
 from pft_core.objectives.settings import ObjectiveSettings
 from pft_core.training.demonstrations import Demonstrations, examples_for
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.planning import LoopSettings, largest_bin, step_updates
 from tests.builders import MemoryStore, loop_settings, random_trees, tree, varied
 
@@ -22,7 +22,7 @@ MIXED = build_objective(ObjectiveSettings(objective="mixed"))
 def settings(num_pairs: int, **changes: object) -> LoopSettings:
     base = loop_settings(
         MIXED,
-        Order(2 * num_pairs, seed=0),
+        DataOrder(2 * num_pairs, seed=0),
         total_pairs=num_pairs,
         schedule_steps=2,
         pairs_per_step=4,

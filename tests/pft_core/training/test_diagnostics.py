@@ -12,7 +12,7 @@ from pft_core.scoring.scorer import BranchScorer
 from pft_core.training.diagnostics import gradient_cosine
 from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 from pft_core.training.engines.torch_engine import TorchEngine
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.planning import Update, step_updates
 from tests.builders import MemoryStore, loop_settings, random_trees, tree
 
@@ -27,7 +27,7 @@ def engine(folder: Path) -> TorchEngine:
 def updates(store: MemoryStore, objective, *, tokens: int = 10_000) -> list[Update]:
     settings = loop_settings(
         objective,
-        Order(len(store), seed=0),
+        DataOrder(len(store), seed=0),
         total_pairs=len(store),
         schedule_steps=1,
         pairs_per_step=len(store),

@@ -16,7 +16,7 @@ from pft_core.scoring.scorer import BranchScorer
 from pft_core.training.engines.engine import NonFiniteError
 from pft_core.training.local_context import LocalContext
 from pft_core.training.loop import FitResult, fit, lr_at
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.planning import LoopSettings, plan_phase
 from tests.builders import MemoryStore, engine_of, loop_settings, random_trees, varied
 
@@ -24,7 +24,7 @@ STORE = MemoryStore(random_trees(12))
 CPU = torch.device("cpu")
 SETTINGS = loop_settings(
     paired_nll(alpha=1.0, beta=0.5),
-    Order(len(STORE), seed=3),
+    DataOrder(len(STORE), seed=3),
     total_pairs=30,
     schedule_steps=4,
     seed=5,

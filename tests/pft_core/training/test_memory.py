@@ -18,9 +18,9 @@ from pft_core.policies.model import add_lora, checkpoint_activations, load_base
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pft_core.training import memory
-from pft_core.training.frugality import Frugality, MemoryUse, OutOfMemoryError, out_of_memory
 from pft_core.training.local_context import LocalContext
 from pft_core.training.memory import count_kept_bytes, measure_kept_bytes, memory_errors, plan_memory, probe_batch
+from pft_core.training.memory_fallback import MemoryFallback, MemoryUse, OutOfMemoryError, out_of_memory
 from pft_core.training.planning import LoopSettings
 from pft_core.training.settings import TrainSettings
 from pipelines.train.fitting import spare_memory
@@ -97,12 +97,14 @@ def test_gradients_and_adamw_of_the_trained_weights_are_needed_too(tiny_qwen2) -
     assert needed == pytest.approx(12 * sum(w.numel() for w in full.parameters()), rel=0.01)
 
 
-def spared(scorer, tmp_path, frugality=Frugality.PLANNED, *, longest=40, **train) -> tuple[LoopSettings, MemoryUse]:
+def spared(
+    scorer, tmp_path, memory_fallback=MemoryFallback.PLANNED, *, longest=40, **train
+) -> tuple[LoopSettings, MemoryUse]:
     chosen = TrainSettings(**{"tokens_per_microbatch": 4096, "precision": "fp32", "pairs_per_step": 1000, **train})
     objective = build_objective(chosen)
     settings = LoopSettings.of(chosen, objective, num_pairs=200, seed=0, shares_prefix=True)
     store = MemoryStore([tree(str(i), [[5] * longest] * 2, [[6] * 8, [7] * 4]) for i in range(200)])
-    return spare_memory(scorer, settings, store, frugality, context=LocalContext(tmp_path, device=CPU))
+    return spare_memory(scorer, settings, store, memory_fallback, context=LocalContext(tmp_path, device=CPU))
 
 
 @pytest.mark.parametrize(("free", "checkpoints"), [(1e12, False), (0.0, True)])
@@ -111,18 +113,18 @@ def test_auto_chooses_by_what_is_free_and_says_why(tiny_qwen2, tmp_path, monkeyp
     chosen = scorer(tiny_qwen2)
     _, use = spared(chosen, tmp_path)
     assert chosen.model.get_base_model().is_gradient_checkpointing is checkpoints
-    assert use.frugality == (Frugality.RECOMPUTED if checkpoints else Frugality.PLANNED)
+    assert use.memory_fallback == (MemoryFallback.RECOMPUTED if checkpoints else MemoryFallback.PLANNED)
     assert re.search(r"up to 4096 tokens at once need about \S+ GB beside the weights, \S+ GB were free", str(use))
 
 
 def test_each_step_down_spares_more_and_the_settings_say_where_it_ends(tiny_qwen2, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1e12)
     seen = []
-    frugality: Frugality | None = Frugality.PLANNED
-    while frugality is not None:
-        settings, use = spared(scorer(tiny_qwen2), tmp_path, frugality)
-        seen.append((use.frugality.name, settings.train.tokens_per_microbatch, use.tokens_at_once))
-        frugality = use.next(settings.train)
+    memory_fallback: MemoryFallback | None = MemoryFallback.PLANNED
+    while memory_fallback is not None:
+        settings, use = spared(scorer(tiny_qwen2), tmp_path, memory_fallback)
+        seen.append((use.memory_fallback.name, settings.train.tokens_per_microbatch, use.tokens_at_once))
+        memory_fallback = use.next(settings.train)
     # Each pair has 40 + 8 + 4 tokens, as many as fit run at once.
     assert seen == [("PLANNED", 4096, 4096), ("RECOMPUTED", 4096, 4096), ("HALVED", 2048, 2048)]
 
@@ -130,11 +132,15 @@ def test_each_step_down_spares_more_and_the_settings_say_where_it_ends(tiny_qwen
 @pytest.mark.parametrize(
     ("train", "at", "then"),
     [
-        ({"gradient_checkpointing": False}, Frugality.PLANNED, None),
-        ({"gradient_checkpointing": True}, Frugality.PLANNED, None),
-        ({"tokens_per_microbatch": 80}, Frugality.RECOMPUTED, None),  # half of it holds no pair of 52
-        ({"normalization": "micro_batch", "pairs_per_microbatch": 4}, Frugality.RECOMPUTED, None),
-        ({"normalization": "micro_batch", "pairs_per_microbatch": 4}, Frugality.PLANNED, Frugality.RECOMPUTED),
+        ({"gradient_checkpointing": False}, MemoryFallback.PLANNED, None),
+        ({"gradient_checkpointing": True}, MemoryFallback.PLANNED, None),
+        ({"tokens_per_microbatch": 80}, MemoryFallback.RECOMPUTED, None),  # half of it holds no pair of 52
+        ({"normalization": "micro_batch", "pairs_per_microbatch": 4}, MemoryFallback.RECOMPUTED, None),
+        (
+            {"normalization": "micro_batch", "pairs_per_microbatch": 4},
+            MemoryFallback.PLANNED,
+            MemoryFallback.RECOMPUTED,
+        ),
     ],
 )
 def test_what_the_settings_fix_is_not_spared(tiny_qwen2, tmp_path, monkeypatch, train, at, then) -> None:
@@ -154,7 +160,7 @@ def test_what_the_settings_fix_is_not_spared(tiny_qwen2, tmp_path, monkeypatch, 
     ],
 )
 def test_memory_that_ran_out_is_one_error_with_what_to_set(error) -> None:
-    use = MemoryUse(Frugality.PLANNED, 9e9, 4e9, tokens_at_once=4096, longest_pair_tokens=300)
+    use = MemoryUse(MemoryFallback.PLANNED, 9e9, 4e9, tokens_at_once=4096, longest_pair_tokens=300)
     said = (
         "out of memory: up to 4096 tokens at once need about 9 GB beside the weights, 4 GB were free: set "
         "train.gradient_checkpointing=auto, lower train.tokens_per_microbatch to 2048 (the longest pair has 300 "

@@ -3,7 +3,7 @@
 import pytest
 
 from pft_core.objectives.nll import one_sided_nll, paired_nll
-from pft_core.training.order import Order
+from pft_core.training.order import DataOrder
 from pft_core.training.planning import largest_bin
 from tests.builders import MemoryStore, loop_settings, tree, varied
 
@@ -11,7 +11,7 @@ from tests.builders import MemoryStore, loop_settings, tree, varied
 STORE = MemoryStore([tree("long", [[5, 6, 7], [5, 6, 8]], [[9] * 4, [9] * 2]), tree("short", [[5, 6]] * 2, [[7], [8]])])
 SETTINGS = loop_settings(
     paired_nll(alpha=1.0, beta=1.0),
-    Order(2, seed=0),
+    DataOrder(2, seed=0),
     total_pairs=16,
     schedule_steps=2,
     pairs_per_step=8,

@@ -10,7 +10,7 @@ from pft_core.data.preferences import load_space
 from pft_core.data.prepared import read_records
 from pft_core.data.sources.toyworld import generate
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking
+from pft_core.evaluation.answers import AnswerSettings
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.outcome_files import read_outcomes
 from pft_core.evaluation.steering import SweepPoint
@@ -19,12 +19,12 @@ from pft_core.policies.identity import base_digest
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle
 from pft_core.toyworld.shipped import SHIPPED_BASE
-from pipelines.compare import asking, job, pool
-from pipelines.compare.data import held_out
+from pipelines.compare import cell_pool, job, method_answerers
 from pipelines.compare.methods import METHODS
 from pipelines.compare.suite import Suite, load_suite, shipped_suites
-from pipelines.evaluate.actor_job import Job
-from pipelines.strict import build
+from pipelines.compare.suite_data import held_out
+from pipelines.evaluate.answering_job import AnsweringJob
+from pipelines.validated_yaml import build
 from tests.builders import record, write_dataset
 
 pytestmark = pytest.mark.ray
@@ -81,7 +81,7 @@ def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storag
     ]
     assert by_base[0] == by_base[1]
 
-    monkeypatch.setattr(pool, "CellActor", NoActor)
+    monkeypatch.setattr(cell_pool, "CellActor", NoActor)
     again = report(job.run(chosen, size="tiny", storage=storage))
     assert again["rows"] == first["rows"]
     assert json.loads((cells / runs["pft", 0]["run_id"] / "job.json").read_text())["attempt"] == 1
@@ -102,11 +102,15 @@ def test_steering_chooses_its_setting_on_validation_records(tmp_path, monkeypatc
         for split in ("train", "validation")
     }
     swept = []
-    monkeypatch.setattr(asking, "sweep", lambda records, **_: swept.extend(records) or (SweepPoint(0, 1.0, 1.0), []))
+    monkeypatch.setattr(
+        method_answerers, "sweep", lambda records, **_: swept.extend(records) or (SweepPoint(0, 1.0, 1.0), [])
+    )
     style, space = PromptStyle("after", "option"), load_space("toyworld")
     ref = ModelRef(str(SHIPPED_BASE), None, None, style, space, (), "", "", "", None)
-    how = Job(ref, Asking(style, space, 256, 4096, 1), generate=False, precision="fp32", use_gpu=False, num_threads=1)
-    asking.asked_steered(how, train=folders["train"], validation=folders["validation"], run_dir=tmp_path)
+    how = AnsweringJob(
+        ref, AnswerSettings(style, space, 256, 4096, 1), generate=False, precision="fp32", use_gpu=False, num_threads=1
+    )
+    method_answerers.asked_steered(how, train=folders["train"], validation=folders["validation"], run_dir=tmp_path)
     assert [r.id for r in swept] == [r.id for r in read_records(folders["validation"])]
 
 

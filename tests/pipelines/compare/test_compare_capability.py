@@ -3,12 +3,12 @@
 import pytest
 
 from pft_core.errors import UserError
-from pft_core.evaluation.tasks.capability import Answered
-from pipelines.compare.statistics.capability import capability_rows
+from pft_core.evaluation.tasks.capability import CapabilityAnswer
+from pipelines.compare.statistics.capability_loss import capability_rows
 
 
-def answered(*scores: float) -> list[Answered]:
-    return [Answered(f"item-{n}", None, score, n % 4 == 0) for n, score in enumerate(scores)]
+def answered(*scores: float) -> list[CapabilityAnswer]:
+    return [CapabilityAnswer(f"item-{n}", None, score, n % 4 == 0) for n, score in enumerate(scores)]
 
 
 def test_the_rows_of_a_method_are_its_capability_and_its_drop() -> None:

@@ -11,8 +11,8 @@ from pipelines.compare.report.charts import (
     line_chart,
     line_styles,
 )
-from pipelines.compare.report.findings import Comparison
-from pipelines.compare.report.report import render
+from pipelines.compare.report.claims import Comparison
+from pipelines.compare.report.comparison_report import render
 from tests.pipelines import drawn
 from tests.pipelines.compare.test_compare_tables import MEANS, comparison, steps, varied
 

@@ -5,14 +5,14 @@ import pytest
 
 from pft_core.data import SIDES
 from pft_core.errors import UserError
+from pft_core.evaluation.metrics.metric_rows import report_rows
 from pft_core.evaluation.metrics.outcome import Outcome
-from pft_core.evaluation.metrics.rows import report_rows
 from pft_core.evaluation.outcome_files import write_outcomes
 from pft_core.evaluation.significance import mcnemar, paired_t
 from pft_core.files import read_json
 from pipelines.cli import spread_inputs
 from pipelines.compare.outcomes.job import compare_evaluations
-from pipelines.reporting.report import write_report
+from pipelines.reporting.run_report import write_report
 from tests.builders import SPACE
 
 

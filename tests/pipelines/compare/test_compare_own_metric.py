@@ -8,13 +8,13 @@ from pft_core.errors import UserError
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.metrics.registry import METRICS
-from pipelines.compare.assembly import of_runs
-from pipelines.compare.report.findings import Comparison
+from pipelines.compare.report.claims import Comparison
+from pipelines.compare.report.comparison_report import render, write_comparison
 from pipelines.compare.report.latex import latex
 from pipelines.compare.report.markdown import markdown
-from pipelines.compare.report.report import render, write_comparison
 from pipelines.compare.report.tables import by_metric, by_pole
-from pipelines.compare.statistics.rows import Found, rows_of, run_rows
+from pipelines.compare.report_builder import of_runs
+from pipelines.compare.statistics.comparison_rows import MethodOutcomes, rows_of, run_rows
 from pipelines.compare.suite import Suite, load_suite
 from tests.builders import SPACE
 from tests.pipelines.compare.test_compare_tables import comparison
@@ -34,12 +34,12 @@ def own_metrics(monkeypatch) -> None:
     METRICS.add("wait", Metric("Wait", "seconds", "run", lambda run: run.get("seconds"), is_share=False))
 
 
-def found(method: str, first_choices: int) -> Found:
+def found(method: str, first_choices: int) -> MethodOutcomes:
     """Ten items; so many of them choose the first option under both poles."""
     outcomes = [
         Outcome(f"i{n}", f"s{n}", "Risk", "one", (0, 1), (frozenset({int(n >= first_choices)}),) * 2) for n in range(10)
     ]
-    return Found(method, None, {seed: (f"{method}-{seed}", outcomes) for seed in (0, 1)}, 2)
+    return MethodOutcomes(method, None, {seed: (f"{method}-{seed}", outcomes) for seed in (0, 1)}, 2)
 
 
 def report(metrics: list[str]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.yardsticks.position import outcome_of
 from pft_core.evaluation.yardsticks.registry import YARDSTICKS, Yardstick
 from pft_core.toyworld.shipped import SHIPPED_BASE
-from pipelines.compare.assembly import found_of, run_lines
-from pipelines.compare.data import SuiteData
 from pipelines.compare.plan import SuiteLayers, VariantPlan, cells_of
-from pipelines.compare.report.findings import Comparison, headline
-from pipelines.compare.report.report import role
+from pipelines.compare.report.claims import Comparison, headline
+from pipelines.compare.report.comparison_report import role
 from pipelines.compare.report.tables import by_pole
+from pipelines.compare.report_builder import found_of, run_lines
 from pipelines.compare.suite import load_suite
+from pipelines.compare.suite_data import SuiteData
 from tests.builders import record, write_dataset
 from tests.pipelines.compare.test_compare_tables import MEANS, comparison
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from pft_core.files import read_json
-from pipelines.compare.assembly import cautions
-from pipelines.compare.data import SuiteData
 from pipelines.compare.plan import VariantPlan
-from pipelines.compare.report.report import p_value, render, write_comparison
+from pipelines.compare.report.comparison_report import p_value, render, write_comparison
+from pipelines.compare.report_builder import cautions
 from pipelines.compare.statistics.area import AREA
+from pipelines.compare.suite_data import SuiteData
 from tests.builders import record, write_dataset
 from tests.pipelines.compare.test_compare_tables import HOSTILE, comparison, row, varied, verdict, without_seed
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.compare.report.findings import Comparison, differences, headline, listed, position_mark
+from pipelines.compare.report.claims import Comparison, differences, headline, listed, position_mark
 from pipelines.compare.report.latex import latex, latex_text
 from pipelines.compare.report.markdown import markdown, markdown_text
 from pipelines.compare.report.tables import by_metric, by_pole

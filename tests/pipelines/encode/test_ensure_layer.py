@@ -17,8 +17,8 @@ from pft_core.prompts.settings import PromptSettings
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
-from pipelines.evaluate import asking_job
-from pipelines.evaluate.request import EvaluateConfig, asking_of
+from pipelines.evaluate import answering_job_of
+from pipelines.evaluate.evaluation_request import EvaluateConfig, answer_settings_of
 from tests.builders import SPACE, record, write_dataset
 
 LEFT_OUT = "3 of 8 pairs are longer than encoding.max_length=180: left out"
@@ -76,6 +76,6 @@ def test_whoever_asks_a_model_keeps_to_its_learned_positions(tmp_path: Path) -> 
         assert within_positions(wanted, str(tmp_path)) == most
         ref = ModelRef(str(tmp_path), None, None, PromptStyle(), SPACE, (), "", "", "", None)
         config = EvaluateConfig(model=str(tmp_path), data="d", output="o", max_length=wanted)
-        assert asking_of(config, ref).max_length == most
+        assert answer_settings_of(config, ref).max_length == most
         run = RunConfig(name="r", model=str(tmp_path), encoding=EncodingSettings(max_length=wanted))
-        assert asking_job(run, ref, SPACE, use_gpu=False).asking.max_length == most
+        assert answering_job_of(run, ref, SPACE, use_gpu=False).settings.max_length == most

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pft_core.data.records import Reject
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking
+from pft_core.evaluation.answers import AnswerSettings
 from pft_core.evaluation.tasks import capability
 from pft_core.evaluation.tasks.capability import (
-    Answered,
-    Item,
+    CapabilityAnswer,
+    CapabilityItem,
     ask_items,
     drop,
     encode_items,
@@ -28,8 +28,8 @@ from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import Frame, PromptStyle
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.evaluate.actor_job import Job
-from pipelines.evaluate.capability import ask_capability, ask_lm_eval
+from pipelines.evaluate.answering_job import AnsweringJob
+from pipelines.evaluate.capability_answers import ask_capability, ask_lm_eval
 from tests.builders import SPACE
 
 CHAT = PromptStyle(frame=Frame("<bos>user: ", "\nassistant: ", answer_lead=""))
@@ -50,18 +50,18 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
-def answered(*scores: float, seed: str = "item") -> list[Answered]:
-    return [Answered(f"{seed}-{n}", None, score, n % 4 == 0) for n, score in enumerate(scores)]
+def answered(*scores: float, seed: str = "item") -> list[CapabilityAnswer]:
+    return [CapabilityAnswer(f"{seed}-{n}", None, score, n % 4 == 0) for n, score in enumerate(scores)]
 
 
-def asking(style: PromptStyle = PromptStyle(), **limits) -> Asking:  # noqa: B008
-    return Asking(style, SPACE, **{"max_length": 512, "tokens_per_batch": 2048, "max_new_tokens": 1, **limits})
+def settings(style: PromptStyle = PromptStyle(), **limits) -> AnswerSettings:  # noqa: B008
+    return AnswerSettings(style, SPACE, **{"max_length": 512, "tokens_per_batch": 2048, "max_new_tokens": 1, **limits})
 
 
-def job(base: Path, *, adapter: Path | None = None, **asked) -> Job:
-    how = asking(**asked)
+def job(base: Path, *, adapter: Path | None = None, **asked) -> AnsweringJob:
+    how = settings(**asked)
     ref = ModelRef(str(base), adapter and str(adapter), None, how.style, SPACE, (), "", "", "", None)
-    return Job(ref, how, generate=False, precision="fp32", use_gpu=False, num_threads=1)
+    return AnsweringJob(ref, how, generate=False, precision="fp32", use_gpu=False, num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_a_two_choice_file_becomes_items(tmp_path, name) -> None:
 def test_a_bad_row_is_a_reject_in_its_place(tmp_path, bad, key_path, reason) -> None:
     path = write(tmp_path / "items.jsonl", [row(1), bad, row(2)])
     first, reject, last = read_items(path)
-    assert isinstance(first, Item)
-    assert isinstance(last, Item)
+    assert isinstance(first, CapabilityItem)
+    assert isinstance(last, CapabilityItem)
     assert (reject.row, reject.key_path, reject.reason) == (f"{path}:2", key_path, reason)
 
 
@@ -136,7 +136,7 @@ def test_a_file_without_a_single_item_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize("style", [PromptStyle(), CHAT])
 def test_an_items_branches_are_its_letters_within_the_policys_frame(tmp_path, tokenizer, style) -> None:
     items = read_items(write(tmp_path / "items.json", [row(n) for n in range(3)]))
-    for item, example in zip(items, encode_items(items, tokenizer=tokenizer, asking=asking(style)), strict=True):
+    for item, example in zip(items, encode_items(items, tokenizer=tokenizer, settings=settings(style)), strict=True):
         prompt = style.frame.opening + item.prompt + style.frame.closing
         assert example.prefix_ids.tolist() == tokenizer(prompt)["input_ids"]
         for branch, letter in zip(example.branches, (item.correct, item.incorrect), strict=True):
@@ -147,7 +147,7 @@ def test_an_items_branches_are_its_letters_within_the_policys_frame(tmp_path, to
 def test_the_likelier_letter_is_the_answer(tmp_path, tiny_qwen2, tokenizer) -> None:
     items = read_items(write(tmp_path / "items.json", [row(n) for n in range(24)]))
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen2).eval()
-    found = ask_items(items, scorer=BranchScorer(model), tokenizer=tokenizer, asking=asking())
+    found = ask_items(items, scorer=BranchScorer(model), tokenizer=tokenizer, settings=settings())
     expected = []
     for item in items:
         prompt = tokenizer(f"{item.prompt}\nAnswer:")["input_ids"]
@@ -168,7 +168,7 @@ def test_right_wrong_and_undecided(tmp_path, tokenizer, monkeypatch) -> None:
     items = read_items(write(tmp_path / "items.json", [row(n) for n in range(3)]))
     logps = [np.array(pair, dtype=np.float32) for pair in [(-1, -2), (-3, -2), (-2, -2)]]
     monkeypatch.setattr(capability, "score_branches", lambda *_, **__: logps)
-    found = ask_items(items, scorer=None, tokenizer=tokenizer, asking=asking())
+    found = ask_items(items, scorer=None, tokenizer=tokenizer, settings=settings())
     assert [a.score for a in found] == [1.0, 0.0, 0.5]
 
 
@@ -184,7 +184,7 @@ def test_the_position_baseline_is_the_share_of_first_letters(tmp_path, tiny_qwen
     # (B) is right in rows 0 and 3, (A) in 1, 2, 4 and 5: 4 of 6.
     found = ask_capability(job(tiny_qwen2), write(tmp_path / "items.json", [row(n) for n in range(6)]))
     assert position_baseline(found) == pytest.approx(4 / 6)
-    assert position_baseline([Answered("task:0", "task", 1.0)]) is None
+    assert position_baseline([CapabilityAnswer("task:0", "task", 1.0)]) is None
 
 
 def test_a_drop_is_what_the_same_items_lost() -> None:
@@ -206,7 +206,7 @@ def test_a_drops_interval_is_paired_by_item() -> None:
 
 def test_an_item_that_stands_in_a_file_three_times_is_drawn_once() -> None:
     before, after = (
-        [Answered(f"item-{n // 3}", None, score) for n, score in enumerate(scores)]
+        [CapabilityAnswer(f"item-{n // 3}", None, score) for n, score in enumerate(scores)]
         for scores in ([1.0] * 6, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     )
     # Two draws of two items: a quarter of the resamples has mean 0. Of six draws it would be one in 64.
@@ -233,13 +233,13 @@ def test_the_released_items_are_all_read() -> None:
     from tests.conftest import _released
 
     items = read_items(_released("mmlu") / "mmlu_subset.json")
-    assert [type(item) for item in items] == [Item] * 570
+    assert [type(item) for item in items] == [CapabilityItem] * 570
     assert len({item.id for item in items}) == 570
     assert Counter(item.correct for item in items) == {"(A)": 299, "(B)": 271}  # the first letter: 52 %
     assert set(Counter(item.category for item in items).values()) == {10}
 
 
-def lm_eval_task(folder: Path, items: list[Item], **changes) -> Path:
+def lm_eval_task(folder: Path, items: list[CapabilityItem], **changes) -> Path:
     """The YAML file of an lm-eval task over the same items."""
     data = write(folder / "task.json", [{"prompt": i.prompt, "right": int(i.correct == "(B)")} for i in items])
     task = {

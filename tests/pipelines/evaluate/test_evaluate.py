@@ -16,18 +16,18 @@ from pft_core.data.scenarios import scenarios_of, write_trained_scenarios
 from pft_core.errors import UserError
 from pft_core.evaluation.answers import ask
 from pft_core.evaluation.metrics.metric import Metric
+from pft_core.evaluation.metrics.metric_rows import report_rows
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.metrics.registry import METRICS
-from pft_core.evaluation.metrics.rows import report_rows
 from pft_core.files import file_sha256, read_json
 from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
-from pipelines.evaluate.examples import examples
+from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.pool import read_answers
-from pipelines.evaluate.request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
+from pipelines.evaluate.report_examples import examples
 from pipelines.evaluate.worker import PolicyActor, items_table
 from tests.builders import SPACE, record, write_dataset
 

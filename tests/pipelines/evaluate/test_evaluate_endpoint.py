@@ -15,8 +15,8 @@ from pft_core.errors import UserError
 from pft_core.files import read_json
 from pft_core.policies.model_ref import ModelRef
 from pipelines.evaluate.endpoint import Endpoint
+from pipelines.evaluate.evaluation_request import EvaluateConfig
 from pipelines.evaluate.job import run
-from pipelines.evaluate.request import EvaluateConfig
 from tests.builders import record, write_dataset
 from tests.serving import LocalServer, assert_same_outcomes, found_offline, serve_config, write_policy
 

@@ -12,10 +12,10 @@ from pft_core.evaluation.tasks.task import Task, TaskItem
 from pft_core.files import read_json
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate import pool
-from pipelines.evaluate.actor_job import Job
-from pipelines.evaluate.capability import ask_capability
-from pipelines.evaluate.request import EvaluateConfig
-from pipelines.strict import build
+from pipelines.evaluate.answering_job import AnsweringJob
+from pipelines.evaluate.capability_answers import ask_capability
+from pipelines.evaluate.evaluation_request import EvaluateConfig
+from pipelines.validated_yaml import build
 from tests.builders import record, write_dataset
 from tests.pipelines.evaluate.test_capability import job as policy_of
 from tests.pipelines.evaluate.test_capability import row, write
@@ -44,7 +44,7 @@ def own_task(monkeypatch) -> None:
 def in_process(monkeypatch) -> None:
     """Ask in this process, group by group and the last group first, instead of on Ray."""
 
-    def here(actor, groups, jobs: list[Job], *, num_workers: int) -> list[dict]:
+    def here(actor, groups, jobs: list[AnsweringJob], *, num_workers: int) -> list[dict]:
         asked = actor(*jobs)
         return [line for group in reversed(groups) for line in asked(group).to_pylist()]
 

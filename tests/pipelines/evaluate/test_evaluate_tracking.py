@@ -8,11 +8,11 @@ import yaml
 
 from pft_core.files import write_json
 from pft_core.policies.model_ref import MODEL_REF_NAME
-from pipelines.config.run import RunConfig
-from pipelines.evaluate.config import EvaluateConfig, refuse_other_output
+from pipelines.config.run_config import RunConfig
+from pipelines.evaluate.evaluate_config import EvaluateConfig, refuse_other_output
 from pipelines.evaluate.tracking import track, tracking_of
 from pipelines.quickstart import nested
-from pipelines.reporting.report import write_report
+from pipelines.reporting.run_report import write_report
 from pipelines.tracking.settings import TrackingSettings
 from pipelines.tracking.tracker import Tracker, tracking_uri
 from tests.pipelines.compare.test_compare_outcomes import outcome

@@ -8,8 +8,8 @@ import torch
 from pft_core.data import Reject
 from pft_core.evaluation import TaskItem
 from pipelines.evaluate import policy
+from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, resolve_policy
 from pipelines.evaluate.pool import in_groups, in_order, read_replies
-from pipelines.evaluate.request import EvaluateConfig, make_job, resolve_policy
 from pipelines.evaluate.worker import PolicyActor, TaskActor, answered_table, items_table, reply_row, task_table
 from tests.builders import record
 

@@ -15,14 +15,14 @@ from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import load_space
 from pft_core.errors import UserError
 from pft_core.files import read_json, whole_file
-from pft_core.policies.shipped import SHIPPED_BASE
+from pft_core.policies.shipped_base import SHIPPED_BASE
 from pipelines.config import RunConfig, load_config
 from pipelines.config.recipes import RECIPES
 from pipelines.jobs import locked
 from pipelines.jobs import runner as jobs
 from pipelines.jobs.cluster import ensure_ray, refuse_silent_address, refuse_unusable_environment
-from pipelines.jobs.mistakes import unwrap_user_error
 from pipelines.jobs.runner import data_digests, finished_result, run_job, run_key
+from pipelines.jobs.user_errors import unwrap_user_error
 
 
 def config(storage: Path, *overrides: str) -> RunConfig:

@@ -14,10 +14,10 @@ from pft_core.evaluation import TaskItem
 from pipelines.encode import job as encode
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate import pool
-from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.request import make_job, resolve_policy
+from pipelines.evaluate.evaluate_config import EvaluateConfig
+from pipelines.evaluate.evaluation_request import make_job, resolve_policy
 from pipelines.prepare import job as prepare
-from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.prepare_config import PrepareConfig
 from tests.builders import record, write_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(300)]

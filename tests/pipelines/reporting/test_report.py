@@ -9,9 +9,9 @@ import pytest
 
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.registry import METRICS
-from pipelines.reporting.formats import number, seconds
+from pipelines.reporting.number_formats import number, seconds
 from pipelines.reporting.policy_cards import policy_colours
-from pipelines.reporting.report import render, write_report
+from pipelines.reporting.run_report import render, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">'"&{{ 7*7 }}"""

@@ -18,9 +18,9 @@ from transformers import Qwen2Config
 from benchmarks.load import Body, Client, Load, Sample, closed_loop, open_loop
 from pft_core.errors import UserError
 from pipelines.serve import job
-from pipelines.serve.config import APPLICATION, ServeConfig, ServingEngineSettings
 from pipelines.serve.deployments import build
 from pipelines.serve.engines.build import fitted
+from pipelines.serve.serve_config import APPLICATION, ServeConfig, ServingEngineSettings
 from tests.serving import serve_config, write_policy
 
 pytestmark = pytest.mark.ray

@@ -23,30 +23,30 @@ from pipelines.serve.policies import adapters
 from pipelines.serve.policies import catalog as catalog_module
 from pipelines.serve.policies.adapters import (
     ADAPTER_FILES,
+    AdapterBlend,
     AdapterCache,
-    Blend,
+    LocatedAdapter,
     MissingError,
     OtherContentError,
-    Source,
     UnreachableError,
     blend,
     content_of,
     fetch,
     object_store,
 )
-from pipelines.serve.policies.catalog import Catalog, Remembered, UnknownModelError
+from pipelines.serve.policies.catalog import Catalog, TimedCache, UnknownModelError
 from pipelines.tracking.mlflow_run import quiet_mlflow
 from tests.serving import serve_config, write_policy
 
 FORK = multiprocessing.get_context("fork")  # no child waits for torch to be imported once more
 
 
-def write_files(folder: Path, content: str) -> Source:
+def write_files(folder: Path, content: str) -> LocatedAdapter:
     """Two files that are copied as if they were an adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
         (folder / name).write_text(f"{name} {content}")
-    return Source(f"{folder.name}@{content_of(folder).digits}", str(folder))
+    return LocatedAdapter(f"{folder.name}@{content_of(folder).digits}", str(folder))
 
 
 def copies(cache: Path) -> set[str]:
@@ -58,7 +58,7 @@ def digits(source: Any) -> str:
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> list[Source]:
+def sources(tmp_path: Path) -> list[LocatedAdapter]:
     return [write_files(tmp_path / "places" / name, name) for name in "abcd"]
 
 
@@ -69,8 +69,8 @@ def policies(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return [write_policy(root / f"{seed}", tiny_qwen2, seed=seed) for seed in (1, 2)]
 
 
-def source_of(policy: Path) -> Source:
-    return Source(f"{policy.name}@{content_of(policy / 'adapter').digits}", str(policy / "adapter"))
+def source_of(policy: Path) -> LocatedAdapter:
+    return LocatedAdapter(f"{policy.name}@{content_of(policy / 'adapter').digits}", str(policy / "adapter"))
 
 
 # --- content
@@ -86,7 +86,7 @@ def test_the_digits_are_those_of_both_files(tmp_path: Path) -> None:
         assert content_of(tmp_path / "a").digits != before
 
 
-def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[Source], tmp_path: Path) -> None:
+def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     (Path(sources[0].place) / "README.md").write_text("not needed")
     with AdapterCache(tmp_path / "cache", most=2).held(sources[0]) as found:
         assert found.id == sources[0].id
@@ -94,7 +94,7 @@ def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[Source], tmp_path
         assert content_of(found.folder).digits == digits(sources[0])
 
 
-def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[Source], tmp_path: Path) -> None:
+def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     cache = AdapterCache(tmp_path / "cache", most=2)
     with cache.held(sources[0]):
         pass
@@ -109,14 +109,14 @@ def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[Sour
 
 
 @pytest.mark.parametrize("missing", ADAPTER_FILES)
-def test_a_missing_file_is_named_and_nothing_stays(sources: list[Source], tmp_path: Path, missing: str) -> None:
+def test_a_missing_file_is_named_and_nothing_stays(sources: list[LocatedAdapter], tmp_path: Path, missing: str) -> None:
     (Path(sources[0].place) / missing).unlink()
     with pytest.raises(MissingError, match=f"{missing}: no such file"):
         AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
     assert copies(tmp_path / "cache") == set()
 
 
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(sources: list[Source], tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     file = Path(sources[0].place) / ADAPTER_FILES[1]
     file.unlink()
     os.mkfifo(file)
@@ -125,7 +125,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(sources: list[Source], tmp_
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(
-    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: list[LocatedAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -145,7 +145,7 @@ def use(cache: AdapterCache, *wanted: Any) -> None:
             time.sleep(0.01)  # so that the next use has a later time
 
 
-def test_the_least_recently_used_copy_goes_first(sources: list[Source], tmp_path: Path) -> None:
+def test_the_least_recently_used_copy_goes_first(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     cache = AdapterCache(tmp_path / "cache", most=2)
     a, b, c, _ = sources
     use(cache, a, b, a, c)
@@ -154,7 +154,7 @@ def test_the_least_recently_used_copy_goes_first(sources: list[Source], tmp_path
     assert copies(tmp_path / "cache") == {digits(b), digits(c)}
 
 
-def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[Source], tmp_path: Path) -> None:
+def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     cache = AdapterCache(tmp_path / "cache", most=1)
     a, b, c, d = sources
     with cache.held(a) as first, cache.held(a), cache.held(b), cache.held(c):
@@ -164,14 +164,14 @@ def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[Source], tmp_
     assert copies(tmp_path / "cache") == {digits(d)}
 
 
-def test_a_lower_limit_holds_from_the_start(sources: list[Source], tmp_path: Path) -> None:
+def test_a_lower_limit_holds_from_the_start(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     use(AdapterCache(tmp_path / "cache", most=4), *sources)
     AdapterCache(tmp_path / "cache", most=1)
     assert copies(tmp_path / "cache") == {digits(sources[3])}
 
 
 def test_of_many_who_ask_at_once_one_fetches(
-    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: list[LocatedAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched, found = [], []
 
@@ -196,7 +196,7 @@ def test_of_many_who_ask_at_once_one_fetches(
     assert fetched == [sources[0].place]
 
 
-def _use_and_check(cache: Path, sources: list[Source], start: Any, faults: Any) -> None:
+def _use_and_check(cache: Path, sources: list[LocatedAdapter], start: Any, faults: Any) -> None:
     start.wait()
     for turn in range(40):
         source = sources[turn % len(sources)]
@@ -207,7 +207,9 @@ def _use_and_check(cache: Path, sources: list[Source], start: Any, faults: Any) 
             faults.put(f"{turn}: {error!r}")
 
 
-def test_processes_that_fetch_and_evict_at_once_all_get_whole_copies(sources: list[Source], tmp_path: Path) -> None:
+def test_processes_that_fetch_and_evict_at_once_all_get_whole_copies(
+    sources: list[LocatedAdapter], tmp_path: Path
+) -> None:
     start, faults = FORK.Barrier(3), FORK.SimpleQueue()
     workers = [
         FORK.Process(target=_use_and_check, args=(tmp_path / "cache", sources[:2], start, faults)) for _ in range(3)
@@ -222,7 +224,7 @@ def test_processes_that_fetch_and_evict_at_once_all_get_whole_copies(sources: li
     assert copies(tmp_path / "cache") == {digits(sources[2])}
 
 
-def _fetch_and_hang(cache: Path, source: Source, begun: Any) -> None:
+def _fetch_and_hang(cache: Path, source: LocatedAdapter, begun: Any) -> None:
     def half(place: str, folder: Path, **_: Any) -> Path:
         (folder / ADAPTER_FILES[0]).write_text("half of a fi")
         begun.set()
@@ -235,7 +237,7 @@ def _fetch_and_hang(cache: Path, source: Source, begun: Any) -> None:
 
 
 @pytest.fixture
-def killed(sources: list[Source], tmp_path: Path) -> Iterator[Callable[[], None]]:
+def killed(sources: list[LocatedAdapter], tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Begin to fetch the first source in a process of its own; what is yielded kills that."""
     begun = FORK.Event()
     process = FORK.Process(target=_fetch_and_hang, args=(tmp_path / "cache", sources[0], begun))
@@ -253,7 +255,7 @@ def killed(sources: list[Source], tmp_path: Path) -> Iterator[Callable[[], None]
 
 
 def test_what_a_killed_process_fetched_is_never_given_away(
-    killed: Callable[[], None], sources: list[Source], tmp_path: Path
+    killed: Callable[[], None], sources: list[LocatedAdapter], tmp_path: Path
 ) -> None:
     cache = AdapterCache(tmp_path / "cache", most=2)
     killed()
@@ -265,7 +267,7 @@ def test_what_a_killed_process_fetched_is_never_given_away(
 
 
 def test_what_a_killed_process_left_goes_and_what_is_being_made_stays(
-    killed: Callable[[], None], sources: list[Source], tmp_path: Path
+    killed: Callable[[], None], sources: list[LocatedAdapter], tmp_path: Path
 ) -> None:
     (unfinished,) = copies(tmp_path / "cache")
     use(AdapterCache(tmp_path / "cache", most=2), sources[1])
@@ -277,7 +279,7 @@ def test_what_a_killed_process_left_goes_and_what_is_being_made_stays(
 
 
 def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(
-    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: list[LocatedAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = AdapterCache(tmp_path / "cache", most=1)
     use(cache, sources[0])
@@ -364,7 +366,7 @@ def test_the_slider_makes_a_bounded_number_of_adapters(policies: list[Path], tmp
     found = [catalog.between(i / 1000) for i in range(1001)]
     assert len({policy.id for policy in found}) == 5  # 0, 1/4, 1/2, 3/4, 1
     low, high = found[0], found[-1]
-    assert isinstance(found[500].source, Blend)
+    assert isinstance(found[500].source, AdapterBlend)
     assert [end.source.place for end in (high, low)] == [str(p / "adapter") for p in policies]  # type: ignore[union-attr]
     assert [end.ref.adapter_sha256 for end in (high, low)] == [
         json.loads((policy / MODEL_REF_NAME).read_text())["adapter_sha256"] for policy in policies
@@ -589,7 +591,7 @@ class Elsewhere:
 
 def test_an_answer_is_asked_for_again_after_its_time() -> None:
     now, elsewhere = [0.0], Elsewhere()
-    remembered = Remembered(5, clock=lambda: now[0])
+    remembered = TimedCache(5, clock=lambda: now[0])
     assert [remembered.get("k", elsewhere) for _ in range(3)] == [1, 1, 1]
     elsewhere.answer, now[0] = 2, 4.9
     assert remembered.get("k", elsewhere) == 1
@@ -600,7 +602,7 @@ def test_an_answer_is_asked_for_again_after_its_time() -> None:
 
 def test_an_outage_leaves_what_was_known_and_an_absence_does_not() -> None:
     now, elsewhere = [0.0], Elsewhere()
-    remembered = Remembered(5, clock=lambda: now[0])
+    remembered = TimedCache(5, clock=lambda: now[0])
     remembered.get("k", elsewhere)
     elsewhere.answer, now[0] = UnreachableError("away"), 6.0
     assert remembered.get("k", elsewhere) == 1
@@ -619,19 +621,19 @@ def test_an_outage_leaves_what_was_known_and_an_absence_does_not() -> None:
 
 def test_while_one_asks_the_others_take_what_was_known() -> None:
     now = [0.0]
-    remembered = Remembered(5, clock=lambda: now[0])
+    remembered = TimedCache(5, clock=lambda: now[0])
     remembered.get("k", lambda: "old")
     now[0] = 6.0
-    asking, go = threading.Event(), threading.Event()
+    settings, go = threading.Event(), threading.Event()
 
     def slow() -> str:
-        asking.set()
+        settings.set()
         go.wait(10)
         return "new"
 
     thread = threading.Thread(target=remembered.get, args=("k", slow))
     thread.start()
-    assert asking.wait(10)
+    assert settings.wait(10)
     assert remembered.get("k", slow) == "old"
     go.set()
     thread.join()

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.serve.config import LimitsSettings, ReplicaSettings
 from pipelines.serve.http import admission as admission_module
 from pipelines.serve.http.admission import FULL, STOPPING, Admission
 from pipelines.serve.http.guard import Guard
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.together import together
+from pipelines.serve.serve_config import LimitsSettings, ReplicaSettings
+from pipelines.serve.task_groups import together
 
 
 def small(**settings: Any) -> ReplicaSettings:

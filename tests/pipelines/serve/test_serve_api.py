@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from pft_core.data.records import Option, PairedExample
-from pft_core.evaluation.answers import Asking, Question, by_likelihood, candidates, encode_options, score_branches
+from pft_core.evaluation.answers import (
+    AnswerSettings,
+    Question,
+    by_likelihood,
+    candidates,
+    encode_options,
+    score_branches,
+)
 from pft_core.evaluation.steering import SteeringVectors, steered
 from pft_core.files import file_sha256
 from pft_core.policies.identity import base_digest
@@ -81,7 +88,7 @@ class Offline:
         model = load_policy(self.ref.base, str(adapter or self.ref.adapter), None, precision="fp32", device=CPU)
         self.how: dict[str, Any] = {
             "tokenizer": load_tokenizer(self.ref.base),
-            "asking": Asking(self.ref.style, self.ref.space, 512, 8192, 1),
+            "settings": AnswerSettings(self.ref.style, self.ref.space, 512, 8192, 1),
         }
         self.scorer = BranchScorer(model)
 

@@ -17,10 +17,10 @@ from pft_core.policies.model_ref import MODEL_REF_NAME
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.chat_template import MOMENT
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame, template_digest
-from pipelines.serve.config import policy_place
 from pipelines.serve.policies import catalog as catalog_module
-from pipelines.serve.policies.adapters import AdapterCache, OtherContentError, Source, content_of
+from pipelines.serve.policies.adapters import AdapterCache, LocatedAdapter, OtherContentError, content_of
 from pipelines.serve.policies.catalog import Catalog, UnknownModelError
+from pipelines.serve.serve_config import policy_place
 from tests.builders import SPACE
 from tests.serving import serve_config, write_policy
 
@@ -156,7 +156,7 @@ def test_a_policy_replaced_under_its_name_gets_another_id(
     after = catalog.resolve(None)
     assert (before.id, after.id) == (id_of(policies[0], "policy"), id_of(policies[1], "policy"))
     stale = catalog.resolve(before.id)
-    assert isinstance(stale.source, Source)
+    assert isinstance(stale.source, LocatedAdapter)
     with pytest.raises(OtherContentError):
         cache.held(stale.source).__enter__()
     with pytest.raises(UnknownModelError, match="is not served: 'policy' is 'policy@"):

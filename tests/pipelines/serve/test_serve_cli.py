@@ -22,17 +22,17 @@ import yaml
 from typer.testing import CliRunner
 
 from pft_core.errors import UserError
-from pft_core.evaluation.answers import Asking, Question, encode_options, score_branches
+from pft_core.evaluation.answers import AnswerSettings, Question, encode_options, score_branches
 from pft_core.policies.model import load_policy
 from pft_core.policies.model_ref import ModelRef
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.cli import app
 from pipelines.evaluate.endpoint import Endpoint
+from pipelines.evaluate.evaluation_request import EvaluateConfig
 from pipelines.evaluate.job import run
-from pipelines.evaluate.request import EvaluateConfig
 from pipelines.serve import job
-from pipelines.serve.config import RECIPES, load_serve_config
+from pipelines.serve.serve_config import RECIPES, load_serve_config
 from tests.builders import record, write_dataset
 from tests.serving import CPU, assert_same_outcomes, found_offline, wide_base, write_policy
 
@@ -103,7 +103,10 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
         Endpoint(served.url).get("/v1/models")
     monkeypatch.setenv("PFT_API_KEY", served.key)
     ref = ModelRef.load(served.policy)
-    how: dict[str, Any] = {"tokenizer": load_tokenizer(ref.base), "asking": Asking(ref.style, ref.space, 512, 8192, 1)}
+    how: dict[str, Any] = {
+        "tokenizer": load_tokenizer(ref.base),
+        "settings": AnswerSettings(ref.style, ref.space, 512, 8192, 1),
+    }
     scorer = BranchScorer(load_policy(ref.base, str(ref.adapter), None, precision="fp32", device=CPU))
     endpoint, worst = Endpoint(served.url), 0.0
     for asked in RECORDS:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from pipelines.serve.config import LimitsSettings, ReplicaSettings
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.connections import TimedProtocol
 from pipelines.serve.http.guard import Guard
 from pipelines.serve.metrics import Metrics
+from pipelines.serve.serve_config import LimitsSettings, ReplicaSettings
 
 ANSWER_S = 0.5
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -30,7 +30,7 @@ from pipelines.serve.engines.engine import (
     Steering,
     Step,
 )
-from pipelines.serve.engines.picking import nucleus
+from pipelines.serve.engines.sampling import nucleus
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
 from tests.builders import random_trees, tree

@@ -18,13 +18,13 @@ from ray.exceptions import TaskCancelledError
 from starlette.requests import ClientDisconnect
 
 from pft_core.errors import UserError
-from pipelines.serve.config import LimitsSettings, ReplicaSettings
 from pipelines.serve.deployments import ingress_ongoing
 from pipelines.serve.http import guard
 from pipelines.serve.http.admission import LEAST_BODIES, Admission, num_bodies, num_places
-from pipelines.serve.http.guard import Guard, Observed
+from pipelines.serve.http.guard import Guard, RequestObserver
 from pipelines.serve.http.keys import KeyRing, RateLimiter, add_key
 from pipelines.serve.metrics import LATENCY_S, AccessLog, Metrics, note
+from pipelines.serve.serve_config import LimitsSettings, ReplicaSettings
 
 ROUTES = frozenset({"/", "/v1/choose", "/healthz", "/readyz"})
 Headers = Sequence[tuple[bytes, bytes]]
@@ -113,7 +113,7 @@ def fence(
         metrics,
         Admission(scaling or ReplicaSettings()),
     )
-    observed = Observed(guarded, metrics, ROUTES, AccessLog(tmp_path / "access.jsonl"), tells_id=True)
+    observed = RequestObserver(guarded, metrics, ROUTES, AccessLog(tmp_path / "access.jsonl"), tells_id=True)
     return Fence(observed, inside, metrics, secret)
 
 
@@ -457,7 +457,7 @@ def test_a_fault_inside_is_counted_and_leaves_nothing_in_flight(tmp_path: Path) 
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        ask(Observed(faulty, metrics, ROUTES, AccessLog(), tells_id=True))
+        ask(RequestObserver(faulty, metrics, ROUTES, AccessLog(), tells_id=True))
     text = generate_latest(metrics.registry).decode()
     assert 'pft_requests_total{route="/v1/choose",status="500"} 1.0' in text
     assert "pft_requests_in_flight 0.0" in text
@@ -504,7 +504,7 @@ def test_a_client_that_leaves_is_counted_and_logged_as_that(tmp_path: Path, insi
         pass
 
     async def asked() -> None:
-        observed = Observed(inside, metrics, ROUTES, AccessLog(file), tells_id=True)
+        observed = RequestObserver(inside, metrics, ROUTES, AccessLog(file), tells_id=True)
         with contextlib.suppress(asyncio.CancelledError, ClientDisconnect):
             await observed(scope("/v1/choose", []), receive, send)
 
@@ -534,7 +534,7 @@ def test_what_comes_after_a_whole_answer_is_no_departure(tmp_path: Path) -> None
         await receive()
 
     metrics = Metrics()
-    ask(Observed(answered, metrics, ROUTES, AccessLog(), tells_id=True))
+    ask(RequestObserver(answered, metrics, ROUTES, AccessLog(), tells_id=True))
     assert 'status="204"} 1.0' in generate_latest(metrics.registry).decode()
 
 

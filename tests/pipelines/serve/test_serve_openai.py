@@ -13,7 +13,7 @@ import pytest
 
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import PromptStyle
-from pipelines.serve.requests.structured import closed
+from pipelines.serve.requests.structured_outputs import closed
 from tests.serving import LocalServer, serve_config, write_policy
 
 EOS = 2

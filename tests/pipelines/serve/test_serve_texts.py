@@ -10,8 +10,8 @@ from pft_core.encoding.tokens import tokenize
 from pft_core.errors import UserError
 from pipelines.serve.engines.engine import Token
 from pipelines.serve.requests.in_context import in_context
-from pipelines.serve.requests.spelling import Spelling
-from pipelines.serve.requests.text_stream import TextStream, Written
+from pipelines.serve.requests.text_stream import TextStream, TextToken
+from pipelines.serve.requests.token_bytes import TokenBytes
 from tests.pipelines.serve.brought import byte_fallback, byte_level
 
 TOKENIZERS = {"bytes": byte_level(), "byte fallback": byte_fallback()}
@@ -20,9 +20,9 @@ TEXTS = ("The town has a plan", "wait 🙂 and 天気 naïve Ω.", "天気天気
 
 def streamed(
     tokenizer: Any, ids: Sequence[int], *, stops: Sequence[str] = (), **how: Any
-) -> tuple[list[str], list[Written], bool]:
+) -> tuple[list[str], list[TextToken], bool]:
     """Feed all tokens; the texts that became certain with each."""
-    stream = TextStream(Spelling(tokenizer), stops, **how)
+    stream = TextStream(TokenBytes(tokenizer), stops, **how)
     told = []
     for token_id in ids:
         told.append(stream.feed(Token(token_id)))
@@ -62,7 +62,7 @@ def test_joined_bytes_are_the_text_of_whatever_a_model_writes(name: str) -> None
 
 def test_a_token_s_bytes_are_its_own() -> None:
     tokenizer = TOKENIZERS["byte fallback"]
-    spelling = Spelling(tokenizer)
+    spelling = TokenBytes(tokenizer)
     one = tokenizer.convert_tokens_to_ids("<0xF0>")
     assert (spelling.bytes_of(one), spelling.name(one)) == (b"\xf0", "bytes:\\xf0")
     space = tokenizer.convert_tokens_to_ids("▁")
@@ -82,7 +82,7 @@ def test_after_a_stop_string_tokens_end_where_the_text_ends(name: str, stop: str
 
 
 def test_what_may_begin_a_stop_string_is_held_back_with_its_tokens() -> None:
-    stream = TextStream(Spelling(TOKENIZERS["bytes"]), ["at once!"])
+    stream = TextStream(TokenBytes(TOKENIZERS["bytes"]), ["at once!"])
     told = [stream.feed(Token(id)) for id in ids_of(TOKENIZERS["bytes"], "go on at once, wait")]
     for i in range(len(told)):
         text = "".join(text for text, _ in told[: i + 1])

@@ -17,7 +17,7 @@ import pytest
 from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import Axis, Pole, PreferenceSpace
 from pft_core.errors import UserError
-from pipelines.config.run import RunConfig
+from pipelines.config.run_config import RunConfig
 from pipelines.tracking import origin as tracking_origin
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, opening, sqlite_path, whole_steps

@@ -15,8 +15,8 @@ from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from pipelines.jobs.mistakes import unwrap_user_error
-from pipelines.train.trainer import Failures
+from pipelines.jobs.user_errors import unwrap_user_error
+from pipelines.train.trainer import TrainingFailurePolicy
 from tests.builders import record, write_dataset
 
 
@@ -28,7 +28,7 @@ def failed_with(cause: Exception) -> WorkerGroupError:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_what_a_disk_refuses_to_a_worker_is_not_tried_again(number: int) -> None:
     error = failed_with(OSError(number, os.strerror(number), "/runs/MANIFEST.json"))
-    assert Failures(FailureConfig(max_failures=3)).make_decision(error) is FailureDecision.RAISE
+    assert TrainingFailurePolicy(FailureConfig(max_failures=3)).make_decision(error) is FailureDecision.RAISE
     assert str(unwrap_user_error(error)).startswith(f"/runs/MANIFEST.json: {os.strerror(number)}: ")
 
 
@@ -38,7 +38,7 @@ def test_what_a_library_says_of_a_full_disk_or_quota_is_a_mistake() -> None:
 
 
 def test_other_failures_of_workers_are_tried_again() -> None:
-    policy = Failures(FailureConfig(max_failures=3))
+    policy = TrainingFailurePolicy(FailureConfig(max_failures=3))
     assert policy.make_decision(failed_with(RuntimeError("lost"))) is FailureDecision.RETRY
 
 

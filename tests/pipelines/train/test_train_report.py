@@ -15,11 +15,11 @@ from pft_core.prompts.rendering import PromptStyle
 from pipelines.config import RunConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import job as prepare
-from pipelines.reporting.report import write_report
 from pipelines.reporting.run_page import curve_names
+from pipelines.reporting.run_report import write_report
 from pipelines.train.blamed_rows import blamed_rows
-from pipelines.train.outcome import cautions_of, training_report
-from pipelines.train.resolved_run import Layers, ResolvedRun
+from pipelines.train.resolved_run import ResolvedRun, RunLayers
+from pipelines.train.training_summary import cautions_of, training_report
 from tests.builders import SPACE, record, write_dataset
 
 ROW = {"loss_first": 0.25, "loss_second": 0.5, "val_loss_first": 0.3, "val_loss_second": 0.4, "val_loss": 0.7}
@@ -47,7 +47,7 @@ def test_a_trainings_report_says_how_it_ended_and_what_comes_next(tmp_path: Path
     rows = [{"step": 1, "loss_first": 9.0}, {"step": 2, **ROW}]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ref = ModelRef("toyworld", "adapter", None, PromptStyle(), SPACE, (0, 1), "t", "d", "c", "s")
-    layers = Layers(layer(tmp_path / "a", 5, 2), layer(tmp_path / "b", 0, 0), PromptStyle())
+    layers = RunLayers(layer(tmp_path / "a", 5, 2), layer(tmp_path / "b", 0, 0), PromptStyle())
     report = training_report(resolved(tmp_path, range(6, 10)), layers, ref, run_dir, seconds=1.0)
     assert report["notes"] == [
         "2 steps; the last losses: first pole 0.250, second pole 0.500, first, validation 0.300, "

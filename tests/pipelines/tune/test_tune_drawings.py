@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from pipelines.tune.drawings.accuracy import accuracy_chart, ratio_scale, ratio_ticks
 from pipelines.tune.drawings.heat_map import HeatPanel, Tile, heat_map_chart
 from pipelines.tune.drawings.measured import COLOURS, is_same_ratio
-from pipelines.tune.drawings.pareto import pareto_chart
-from pipelines.tune.points import ratio_name
+from pipelines.tune.drawings.pareto_front import pareto_chart
+from pipelines.tune.search_points import ratio_name
 from tests.pipelines import drawn
 from tests.pipelines.tune.test_tune_report import trial, unsure, values
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pft_core.files import read_json
-from pipelines.tune.points import ratio_name
-from pipelines.tune.report import heat_panels, heat_tiles, mark_of, render, write_search
+from pipelines.tune.search_points import ratio_name
+from pipelines.tune.search_report import heat_panels, heat_tiles, mark_of, render, write_search
 
 HOSTILE = "<script>alert(1)</script> & \"Co\" 'x'"
 GRID = (0, 0.25, 0.5, 1, 2)

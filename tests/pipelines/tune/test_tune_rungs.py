@@ -2,11 +2,11 @@
 
 import pytest
 
-from pipelines.tune.rungs import Rungs, side_loss, worse_loss
+from pipelines.tune.rungs import RungReporter, side_loss, worse_loss
 
 
 def test_a_rung_is_a_validation_before_the_end() -> None:
-    rungs = Rungs(every=5)
+    rungs = RungReporter(every=5)
     rows = [{"step": step, "val_loss": 1.0, "val_loss_first": 0.5, "val_loss_second": 0.75} for step in (5, 10, 15, 20)]
     assert [rungs.is_rung(row) for row in rows] == [True, True, True, False]
     assert not rungs.is_rung({"step": 5, "loss": 1.0})

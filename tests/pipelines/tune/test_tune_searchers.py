@@ -7,9 +7,9 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from pipelines.config.run import RunConfig
-from pipelines.config.search import SearchSettings
-from pipelines.tune.points import soup_points
+from pipelines.config.run_config import RunConfig
+from pipelines.config.search_settings import SearchSettings
+from pipelines.tune.search_points import soup_points
 from pipelines.tune.searchers import ListedPoints, OptunaPoints, proposed, sampler_of
 
 

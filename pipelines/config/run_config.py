@@ -1,0 +1,93 @@
+"""What a run is made of: the settings of every part, under one recipe.
+
+A default is the paper's value or the safe one; the comment beside it says which where it matters.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from pft_core.encoding import EncodingSettings
+from pft_core.policies import LoraSettings
+from pft_core.prompts import PromptSettings
+from pft_core.settings import Place, Settings, Threads
+from pft_core.training import EngineSettings, TrainSettings
+from pipelines.config.search_settings import SearchSettings
+from pipelines.plugins import PluggedSettings
+from pipelines.tracking import TrackingSettings
+
+MOST_RESOURCES, LEAST_RESOURCE = 1e9, 1e-4  # the last is Ray's own grain
+
+
+def refuse_unplaceable(resources: Mapping[str, float], place: str = "") -> None:
+    """Raise ValueError for amounts of resources that Ray gives to nobody; place: what the sentence begins with."""
+    for name, amount in resources.items():
+        if not name.strip():
+            raise ValueError(f"{place}a resource has a name: give one, such as CPU")
+        if amount > 1 and amount != int(amount):
+            raise ValueError(f"{place}{name}={amount:g}: above 1, Ray gives whole ones: round it")
+        if 0 < amount < LEAST_RESOURCE:
+            raise ValueError(f"{place}{name}={amount:g}: Ray gives at least {LEAST_RESOURCE:g}")
+        if amount > MOST_RESOURCES:
+            raise ValueError(f"{place}{name}={amount:g}: Ray gives at most {MOST_RESOURCES:g}")
+
+
+class ScalingSettings(Settings):
+    """Mirrors ray.train.ScalingConfig."""
+
+    num_workers: PositiveInt = 1
+    use_gpu: bool = False
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
+    threads_per_worker: Threads = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
+
+    @model_validator(mode="after")
+    def _a_worker_can_be_placed(self) -> Self:
+        refuse_unplaceable(self.resources_per_worker or {}, "resources_per_worker: ")
+        if self.resources_per_worker is not None and (self.resources_per_worker.get("GPU", 0) > 0) != self.use_gpu:
+            said = "names no GPU: add GPU: 1" if self.use_gpu else "names a GPU: add use_gpu=true"
+            raise ValueError(f"use_gpu={str(self.use_gpu).lower()}, but resources_per_worker {said}, or leave one out")
+        return self
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """Logical resources of one worker: what is said of them, else one CPU, and one GPU where they are used."""
+        return self.resources_per_worker or {"CPU": 1.0} | ({"GPU": 1.0} if self.use_gpu else {})
+
+
+TOYWORLD = "toyworld"  # the data and the model that come with the package
+JOB_NAME = "job.json"  # in the folder of every run: which it is, and how far it has come
+
+
+class RunConfig(PluggedSettings):
+    """A training run: the whole of it, as `pft show config` prints it."""
+
+    name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: Place | None = None  # a folder written by `pft prepare`
+    validation_data: Place | None = None
+    model: Place | None = None  # a local folder, or a hub name
+    storage: Place = "runs"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    prompt: PromptSettings = PromptSettings()
+    encoding: EncodingSettings = EncodingSettings()
+    lora: LoraSettings | None = LoraSettings()  # None: full fine-tuning
+    train: TrainSettings = TrainSettings()
+    engine: EngineSettings = EngineSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    search: SearchSettings = SearchSettings()
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _diagnostics_see_whole_gradients(self) -> Self:
+        if self.train.diagnostics_every and not self.engine.entry.has_whole_gradients:
+            raise ValueError(
+                "train.diagnostics_every needs whole gradients on every worker: set engine.name=torch, or leave it at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_is_a_folder(self) -> Self:
+        if "://" in self.storage:
+            raise ValueError(f"storage={self.storage!r} is a URL: give a folder on a file system that all nodes see")
+        return self

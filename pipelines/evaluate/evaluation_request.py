@@ -1,0 +1,113 @@
+"""The policy, the items and the way of asking that the config of an evaluation stands for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, worded_as
+from pft_core.errors import UserError
+from pft_core.evaluation import AnswerSettings
+from pft_core.policies import (
+    TOYWORLD,
+    ModelRef,
+    adapter_digests,
+    model_identity,
+    refuse_other_adapter,
+    within_positions,
+)
+from pft_core.prompts import template_digest
+from pipelines.encode import ModelTokenizer
+from pipelines.evaluate.answering_job import AnsweringJob
+from pipelines.evaluate.evaluate_config import EvaluateConfig, trained_reference, weights_reference
+from pipelines.evaluate.worker import Item
+from pipelines.jobs import has_gpus
+
+
+def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:
+    """Return the trained sides of each axis; None for a plain model, of which nothing is known."""
+    trained = weights_reference(config)
+    return None if trained is None else poles_of(trained)
+
+
+def poles_of(ref: ModelRef) -> dict[str, set[int]]:
+    return {axis.name: set(ref.trained_sides) for axis in ref.space.axes}
+
+
+def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> ModelRef:
+    """Return the policy with the words it is asked in: a reference's own, else the config's and the data set's.
+
+    manifest: None where the data are no prepared records, and have no words.
+    """
+    trained = trained_reference(config)
+    if trained is not None:
+        ref = replace(trained, space=worded_as(trained.space, manifest.space)) if manifest else trained
+    else:
+        model = str(config.model)
+        style = ModelTokenizer(model).facts(config.prompt).style
+        base = str(Path(model).resolve()) if model != TOYWORLD and Path(model).is_dir() else model
+        space = manifest.space if manifest else PreferenceSpace("none", ())
+        ref = ModelRef(base, None, None, style, space, (), "", "", "", None, base_digest=model_identity(base))
+    if config.scoring is not None and config.scoring != "generate":
+        ref = replace(ref, style=replace(ref.style, answer=config.scoring))
+    if config.adapter is not None:
+        ref = with_adapter(ref, config)
+    ref = replace(ref, template_digest=template_digest(ref.style, ref.space))
+    if ref.adapter is None:
+        return ref
+    found, trained = adapter_digests(Path(ref.adapter)), weights_reference(config)
+    if trained is not None:
+        refuse_other_adapter(trained, found, name=ref.adapter)
+    return replace(ref, **found)
+
+
+def with_adapter(ref: ModelRef, config: EvaluateConfig) -> ModelRef:
+    """Replace the adapter by the one that is given; nothing is known of its training unless its own run tells it."""
+    own = weights_reference(config)
+    sides, data, run = (own.trained_sides, own.data_digest, own.config_digest) if own else ((), "", "")
+    adapter = str(Path(str(config.adapter)).resolve())
+    return replace(ref, adapter=adapter, trained_sides=sides, data_digest=data, config_digest=run)
+
+
+def policy_name(config: EvaluateConfig) -> str:
+    if config.endpoint is not None:
+        return config.policy or config.model or "served"
+    path = Path(config.adapter or str(config.model)).resolve()
+    in_run = path.is_file() or (config.adapter is not None and weights_reference(config) is not None)
+    return config.policy or (path.parent.name if in_run else path.name)
+
+
+def read_items(
+    folder: Path, manifest: DatasetManifest, *, forms: Sequence[Form] | None, limit_per_axis: int | None
+) -> list[Item]:
+    """Read the records, in record order and at most `limit_per_axis` of each axis, once per form of question."""
+    records = list(read_records(folder, manifest, per_axis=limit_per_axis))
+    asked: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
+    return [(record, form) for form in asked for record in records]
+
+
+def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
+    """Raise UserError, before anything runs, for an axis whose scenarios are too few for an interval."""
+    scenarios: dict[str, set[str]] = {}
+    for record, _ in items:
+        scenarios.setdefault(record.axis, set()).add(record.scenario)
+    for axis, found in scenarios.items():
+        if len(found) < 2:
+            raise UserError(f"{axis!r}: an interval needs at least 2 scenarios, the data has {len(found)}: {advice}")
+
+
+def answer_settings_of(config: EvaluateConfig, ref: ModelRef) -> AnswerSettings:
+    max_length = within_positions(config.max_length, ref.weights or ref.base)
+    return AnswerSettings(ref.style, ref.space, max_length, config.tokens_per_batch, config.max_new_tokens)
+
+
+def make_job(config: EvaluateConfig, ref: ModelRef) -> AnsweringJob:
+    use_gpu = has_gpus() if config.use_gpu is None else config.use_gpu
+    precision = config.precision or ("bf16" if use_gpu else "fp32")
+    return AnsweringJob(
+        ref,
+        answer_settings_of(config, ref),
+        config.scoring == "generate",
+        precision,
+        use_gpu,
+        config.threads_per_worker,
+    )
