@@ -340,7 +340,7 @@ tracker = Tracker.start(
     uri=None, storage=storage, experiment="e", run_name=name, run_key=name, run_dir=storage / name, params={"a": 1}
 )
 tracker.log(1, {"x": 1.0})
-tracker.finish("FINISHED")
+tracker.finish("FINISHED", limit_s=120)  # three first starts at once, on a machine that may be busy
 """
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
