@@ -308,7 +308,7 @@ def test_a_tokenizer_file_of_another_shape_is_one_error(tiny_qwen2: Path, tmp_pa
     for number, (name, text) in enumerate([("tokenizer.json", "{}"), ("tokenizer.json", "[" * 100_000), *not_objects]):
         copy = Path(shutil.copytree(tiny_qwen2, tmp_path / f"{number}"))
         (copy / name).write_text(text)
-        with pytest.raises(UserError, match=r"cannot be loaded as a tokenizer|no JSON object of keys"):
+        with pytest.raises(UserError, match=r"cannot be loaded as a tokenizer|not a JSON object"):
             load_tokenizer(str(copy))
 
 
