@@ -10,7 +10,10 @@ from pft_core.prompts import Frame, PromptSettings, PromptStyle, chat_frame
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """digest: of the tokenizer's complete definition. style: a recipe's prompt style in this tokenizer's frame."""
+    """Facts about a tokenizer.
+
+    digest: of its complete definition. style: a recipe's prompt style in this tokenizer's frame.
+    """
 
     digest: str
     style: PromptStyle

@@ -12,7 +12,7 @@ class PromptSettings(Settings):
     condition_position: Literal["before", "after"] = "before"  # the paper's prompt
     answer: Literal["letter", "option"] = "letter"
     template: Literal["plain", "chat"] = "plain"
-    condition: Literal["description", "control_token"] = "description"  # control_token: Controllable Preference Opt.
+    condition: Literal["description", "control_token"] = "description"  # control_token: as in CPO (Guo et al. 2024)
 
     def style(self, frame: Frame) -> PromptStyle:
         """Return the prompt style in this frame, the text around a user's message."""

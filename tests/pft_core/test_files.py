@@ -74,36 +74,36 @@ def is_killed(step: int, work: Callable[..., None], *args: Any) -> bool:
 
 
 def test_a_kill_at_any_point_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    found = []
+    states = []
     for step in itertools.count(1):
         write_text(tmp_path / "file", "old")
         killed = is_killed(step, write_text, tmp_path / "file", "new")
-        found.append((tmp_path / "file").read_text())
+        states.append((tmp_path / "file").read_text())
         write_text(tmp_path / "file", "next")
         assert names(tmp_path) == {"file"}
         if not killed:
             break
-    assert set(found) == {"old", "new"}
-    assert found == sorted(found, reverse=True)
-    assert len(found) > 5
+    assert set(states) == {"old", "new"}
+    assert states == sorted(states, reverse=True)
+    assert len(states) > 5
 
 
 def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
-    found, missing = [], 0
+    states, missing = [], 0
     for step in itertools.count(1):
         write_folder(tmp_path / "out", "old")
         killed = is_killed(step, write_folder, tmp_path / "out", "new")
         missing += not (tmp_path / "out").exists()
         restore_folder(tmp_path / "out")
         assert names(tmp_path) == {"out"}
-        found.append(texts(tmp_path / "out"))
+        states.append(texts(tmp_path / "out"))
         if not killed:
             break
-    assert all(one in (content("old"), content("new")) for one in found)
-    assert found[0] == content("old")
-    assert found[-1] == content("new")
+    assert all(one in (content("old"), content("new")) for one in states)
+    assert states[0] == content("old")
+    assert states[-1] == content("new")
     assert missing == 1  # between the two renames
-    assert len(found) > 10
+    assert len(states) > 10
 
 
 def test_a_kill_at_any_point_does_not_block_a_later_writer(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_an_interrupted_write_leaves_the_old_content(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", "new")
     assert names(tmp_path) == {"out"}
-    found = (tmp_path / "out" / "old" if (tmp_path / "out").is_dir() else tmp_path / "out").read_text()
-    assert found == "old"
+    text = (tmp_path / "out" / "old" if (tmp_path / "out").is_dir() else tmp_path / "out").read_text()
+    assert text == "old"
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
@@ -234,8 +234,8 @@ def test_files_and_folders_have_the_usual_permissions(tmp_path: Path) -> None:
     write_folder(tmp_path / "out", "new")
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "file").touch()
-    for found, plain in (("file", "plain/file"), ("out", "plain"), ("out/new", "plain/file")):
-        assert (tmp_path / found).stat().st_mode == (tmp_path / plain).stat().st_mode
+    for written, plain in (("file", "plain/file"), ("out", "plain"), ("out/new", "plain/file")):
+        assert (tmp_path / written).stat().st_mode == (tmp_path / plain).stat().st_mode
 
 
 def test_a_file_is_written_only_into_an_existing_folder(tmp_path: Path) -> None:

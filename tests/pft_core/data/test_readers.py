@@ -150,7 +150,7 @@ def test_the_error_for_a_file_that_is_one_object_names_the_key_of_its_rows(
 @pytest.mark.parametrize("row", [{"scenario": "x", "options": [{"text": "a"}]}, {"a": 1}, {}])
 def test_a_file_of_one_row_holds_a_row(tmp_path: Path, row: Any) -> None:
     (tmp_path / "row.jsonl").write_text("\n" + json.dumps(row))
-    assert [found for _, found in rows_of(tmp_path / "row.jsonl")] == [row]
+    assert [read for _, read in rows_of(tmp_path / "row.jsonl")] == [row]
 
 
 def test_an_object_on_several_lines_without_rows_is_refused(tmp_path: Path) -> None:

@@ -597,11 +597,11 @@ def test_a_folder_stands_for_its_data_files_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("", "in this folder"), ("x.json", "no such file"), ("notes.txt", "ends in one of")]
+    ("name", "message"), [("", "in this folder"), ("x.json", "no such file"), ("notes.txt", "ends in one of")]
 )
-def test_an_input_without_data_is_named(tmp_path: Path, name: str, says: str) -> None:
+def test_an_input_without_data_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         files_in(str(tmp_path / name))
 
 

@@ -104,10 +104,10 @@ def weighted_deltas(folders: list[Path], weights: tuple[float, ...]) -> dict[str
     return {name: sum(w * part[name] for w, part in zip(weights, parts, strict=True)) for name in parts[0]}
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     for name, delta in expected.items():
-        assert (found[name] - delta).norm() <= ROUNDING * delta.norm(), name
+        assert (actual[name] - delta).norm() <= ROUNDING * delta.norm(), name
 
 
 def scores(model: Any) -> Tensor:
