@@ -1,1 +1,1 @@
-"""The method: paired objectives, scoring, exact order and recovery, evaluation. Imports no ray, mlflow or vllm."""
+"""The method: data, prompts, paired objectives, scoring, training and evaluation. Imports no ray, mlflow or vllm."""

@@ -1,4 +1,4 @@
-"""The one exception a user ever sees."""
+"""The only exception that a user sees, and helpers for its message."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -6,12 +6,15 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: place, value and what to do. The command line prints it and exits with 2."""
+    """A mistake in the user's input: the message gives the place, the value and what to do.
+
+    The command line prints the message and exits with code 2.
+    """
 
 
 @contextmanager
 def said_of(subject: str) -> Iterator[None]:
-    """Begin what a UserError says with what it is about."""
+    """Put the subject before the message of a UserError that the block raises."""
     try:
         yield
     except UserError as error:
@@ -19,7 +22,7 @@ def said_of(subject: str) -> Iterator[None]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known word, or a list of the known words when none is near."""
+    """Return " Did you mean 'x'?" for the closest known word, or a list of the known words if none is close."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known) or 'none'}."
+    closest = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {closest[0]!r}?" if closest else f" Known: {', '.join(known) or 'none'}."

@@ -1,7 +1,7 @@
-"""What is chosen by name: an objective, a source, a metric. Shipped entries and those of a plugin stand side by side.
+"""Registries of things that users choose by name: objectives, sources, metrics. Plugins add to the shipped entries.
 
-An entry is light: it says what a thing is and needs, and where its code lies. Configs, `--help` and tables read entries
-without loading the code.
+An entry is light: it describes the thing, its needs and the place of its code. Configs, `--help` and tables read
+entries without loading the code.
 """
 
 import re
@@ -17,25 +17,25 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name, in the order in which they were added."""
+    """Entries of one kind by name, in the order of registration."""
 
     def __init__(self, kind: str, entry_type: type[T]):
-        """kind: what a person calls an entry, such as "objective"; entry_type: what every entry is."""
+        """Create an empty registry. kind: the word for an entry in messages, such as "objective"."""
         self.kind = kind
         self._entry_type = entry_type
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Add an entry and return it. Raises UserError for a name that is taken, and for what is no such entry."""
+        """Add an entry and return it. Raises UserError if the name is taken or the entry has the wrong type."""
         if not isinstance(entry, self._entry_type):
-            raise UserError(f"{self.kind} {name!r}: give a {self._entry_type.__name__}, this is {entry!r}")
+            raise UserError(f"{self.kind} {name!r}: give a {self._entry_type.__name__}, not {entry!r}")
         if name in self._entries:
             raise UserError(f"{self.kind} {name!r} is registered already: choose another name")
         self._entries[name] = entry
         return entry
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry of that name. Raises UserError with the nearest known name."""
+        """Return the entry of that name. Raises UserError with the closest known name if there is none."""
         if name not in self._entries:
             raise UserError(f"{self.kind} {name!r} does not exist.{did_you_mean(name, self._entries)}")
         return self._entries[name]
@@ -51,41 +51,44 @@ class Registry(Generic[T]):
 
 
 def load_code(place: str | Any) -> Any:
-    """Return what "package.module:name" names, imported now; anything but text is returned as it is.
+    """Import and return the object at "package.module:name"; return anything but a string as it is.
 
-    Raises UserError where there is no such module or no such name in it.
+    Raises UserError if there is no such module, or no such name in it.
     """
     if not isinstance(place, str):
         return place
     module, _, name = place.partition(":")
     try:
-        found = import_module(module)
+        loaded = import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it needs is not
+            raise  # the module exists, but one of its imports does not
         raise UserError(f"{place!r}: there is no module {error.name!r}: correct the place of the code") from None
-    if not hasattr(found, name):
+    if not hasattr(loaded, name):
         raise UserError(f"{place!r}: {module} has no {name!r}: correct the place of the code")
-    return getattr(found, name)
+    return getattr(loaded, name)
 
 
 def refuse_no_code(what: str, code: object) -> None:
-    """Raise UserError for what is neither a function nor the place of one. what: the argument that it was given as."""
+    """Raise UserError if `code` is neither a function nor the place of one. what: the argument's name."""
     if not callable(code) and not (isinstance(code, str) and re.fullmatch(r"\w+(\.\w+)*:\w+", code)):
         raise UserError(f"{what}={code!r}: give a function, or its place as 'package.module:name'")
 
 
 def refuse_unknown(what: str, value: object, known: Iterable[object]) -> None:
-    """Raise UserError for a value that is none of the known ones. what: the argument that it was given as."""
+    """Raise UserError if a value is not one of the known ones. what: the argument's name."""
     if value not in (choices := list(known)):
         raise UserError(f"{what}={value!r}: give {' or '.join(repr(choice) for choice in choices)}")
 
 
 def call(code: Callable[..., Any], *arguments: Any, what: str) -> Any:
-    """Call code that may be a user's own. Raises UserError that says whose it is, where it failed and with what."""
+    """Call code that may be a user's own.
+
+    what: the owner of the code, for the message. Raises UserError with the line and the error if the code fails.
+    """
     try:
         return code(*arguments)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        raise UserError(f"{what}: its code fails in {place}: {type(error).__name__}: {error}: mend it") from error
+        raise UserError(f"{what}: its code fails in {place}: {type(error).__name__}: {error}: fix it") from error

@@ -1,17 +1,17 @@
-"""The base of all settings: strict, frozen, checked where they are read."""
+"""The base class of all settings: strict, frozen, and checked when a config is read."""
 
 import os
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-MOST = 2**63 - 1  # what counters of libraries hold
+MOST = 2**63 - 1  # the largest number that the counters of libraries hold
 
 
 class Settings(BaseModel):
-    """A part of a config: unknown keys are errors, values do not change."""
+    """A section of a config: unknown keys are errors, and values cannot change."""
 
-    # Defaults become what the same value would be that was given: a config that is written and read again is the same.
+    # Defaults are validated like given values, so that a config that is written and read again stays the same.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @model_validator(mode="after")
@@ -19,7 +19,7 @@ class Settings(BaseModel):
         for name, value in self:
             numbers = value if isinstance(value, list) else [value]
             if any(isinstance(number, int) and abs(number) > MOST for number in numbers):
-                raise ValueError(f"{name} holds a whole number beyond {MOST}, which nothing counts to: lower it")
+                raise ValueError(f"{name} holds a whole number beyond {MOST}, the largest that is supported: lower it")
         return self
 
 
@@ -29,9 +29,9 @@ def _path(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{text!r} is not UTF-8: rename what it names") from None
+        raise ValueError(f"{text!r} is not UTF-8: rename the file or folder") from None
     return os.path.expanduser(text)
 
 
-Threads = Annotated[int, Field(ge=1, le=1024)]  # of one process
-Place = Annotated[str, AfterValidator(_path)]  # a file, a folder, or a name that is none; `~/` is the user's home
+Threads = Annotated[int, Field(ge=1, le=1024)]  # per process
+Place = Annotated[str, AfterValidator(_path)]  # a file, a folder, or a plain name; `~/` is the user's home

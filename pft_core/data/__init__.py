@@ -1,4 +1,4 @@
-"""From a raw row to a validated record: axes of preference, records, manifests, and sources of rows."""
+"""Data, from raw rows to validated records: preference axes, records, manifests and sources."""
 
 from typing import TYPE_CHECKING
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
         SourceEntry,
         Split,
         accept,
-        asked_in,
         file_parts,
         files_in,
         generate,
         is_hub_name,
         load_hub,
         parse_rows,
+        question_of,
         read_rows,
         refuse_unused,
         row_parser,

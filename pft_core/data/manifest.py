@@ -1,4 +1,4 @@
-"""A prepared data set's manifest: what `prepare` hands to every later job."""
+"""The manifest of a prepared data set, which `prepare` writes and every later job reads."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ MANIFEST_NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: path relative to the manifest, sha256, rows."""
+    """One file of a data set: its path relative to the manifest, its sha256 and its number of rows."""
 
     path: str
     sha256: str
@@ -21,7 +21,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """What `prepare` wrote. Invariant: rows_in = rows_out + rejected, pairs_out = rows_out x len(forms)."""
+    """The description of a prepared data set.
+
+    Invariants: rows_in = rows_out + rejected, and pairs_out = rows_out x len(forms).
+    """
 
     source: str
     forms: tuple[str, ...]
@@ -35,16 +38,16 @@ class DatasetManifest:
     length_quantiles: dict[str, dict[str, float]]
     config_digest: str
     data_digest: str
-    request_digest: str = ""  # of input and options, whatever the code; older manifests do not tell it
+    request_digest: str = ""  # of the input and options, independent of the code; older manifests lack it
 
     def save(self, folder: Path) -> Path:
-        """Write manifest.json, last: a folder without it is not a data set."""
+        """Write manifest.json and return its path. Call this last: a folder without the file is not a data set."""
         write_json(folder / MANIFEST_NAME, asdict(self))
         return folder / MANIFEST_NAME
 
     @staticmethod
     def load(folder: Path) -> "DatasetManifest":
-        """Read a prepared folder's manifest. Raises UserError where there is none or it is damaged."""
+        """Read the manifest of a prepared folder. Raises UserError if it is missing or damaged."""
         path = folder / MANIFEST_NAME
         raw = read_json(path, what="the manifest of a folder written by `pft prepare`")
         try:
@@ -57,5 +60,5 @@ class DatasetManifest:
 
 
 def opened(*folders: str | None) -> list[tuple[Path, DatasetManifest]]:
-    """Return prepared folders with their manifests, None left out. Raises UserError."""
+    """Return the prepared folders with their manifests, without those that are None. Raises UserError."""
     return [(Path(folder), DatasetManifest.load(Path(folder))) for folder in folders if folder]

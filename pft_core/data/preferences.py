@@ -1,7 +1,7 @@
-"""Axes of preference and the wording of their poles: the only home of preference wording.
+"""Axes of preference and the wording of their poles; no other module words a preference.
 
-An *axis* is a value conflict with two *poles*; side 0 is the first-named pole, side 1 the second.
-The YAML files in `spaces/` hold the wording; a data set carries the space it was made with.
+An *axis* is a value conflict with two *poles*; side 0 is the first pole, side 1 the second.
+The YAML files in `spaces/` hold the wording of shipped axes. A data set carries the space that it was prepared with.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ SIDES = (0, 1)
 
 @dataclass(frozen=True)
 class Pole:
-    """One end of an axis: its name, and a sentence that says how someone with this preference acts."""
+    """One end of an axis: its name, and a sentence that describes how someone with this preference acts."""
 
     name: str
     description: str = ""
@@ -34,10 +34,11 @@ class Axis:
 
     @property
     def poles(self) -> tuple[Pole, Pole]:
+        """Both poles, in the order of their sides."""
         return (self.first, self.second)
 
     def side(self, pole: str) -> int:
-        """Return 0 or 1 for a pole's name, or for the words `first` and `second`. Raises UserError."""
+        """Return the side (0 or 1) of a pole's name, or of the words `first` and `second`. Raises UserError."""
         names = (self.first.name, self.second.name)
         for candidates in (names, ("first", "second")):
             if pole in candidates:
@@ -47,13 +48,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class PreferenceSpace:
-    """A named, ordered set of axes; the order is the layout of preference vectors."""
+    """A named, ordered set of axes; the entries of preference vectors follow this order."""
 
     name: str
     axes: tuple[Axis, ...]
 
     def axis(self, name: str) -> Axis:
-        """Return the axis of that name. Raises UserError with the nearest known name."""
+        """Return the axis of that name. Raises UserError with the closest known name if there is none."""
         for axis in self.axes:
             if axis.name == name:
                 return axis
@@ -61,20 +62,22 @@ class PreferenceSpace:
 
     def restricted_to(self, names: Iterable[str]) -> "PreferenceSpace":
         """Return the space with only the named axes, in this space's order."""
-        kept = set(names)
-        return PreferenceSpace(self.name, tuple(a for a in self.axes if a.name in kept))
+        wanted = set(names)
+        return PreferenceSpace(self.name, tuple(a for a in self.axes if a.name in wanted))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the space as JSON-like content."""
         return asdict(self)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "PreferenceSpace":
+        """Build a space from the content that `to_dict` returns."""
         axes = (Axis(a["name"], Pole(**a["first"]), Pole(**a["second"])) for a in raw["axes"])
         return PreferenceSpace(raw["name"], tuple(axes))
 
 
 def load_space(name: str) -> PreferenceSpace:
-    """Read one of the shipped spaces (`vcd`, `bqd`, `toyworld`). Raises UserError for an unknown name."""
+    """Read a shipped space (`vcd`, `bqd`, `toyworld`). Raises UserError for an unknown name."""
     folder = resources.files("pft_core.data") / "spaces"
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -84,9 +87,9 @@ def load_space(name: str) -> PreferenceSpace:
 
 
 def worded_as(trained: PreferenceSpace, data: PreferenceSpace) -> PreferenceSpace:
-    """Return the data's axes, worded as in training where the policy knows them.
+    """Return the axes of the data, with the wording of the training data for those that the policy knows.
 
-    Raises UserError where an axis has other poles: sides would mean something else.
+    Raises UserError if an axis has other poles than in training, as its sides would mean something else.
     """
     known = {axis.name: axis for axis in trained.axes}
     for axis in data.axes:

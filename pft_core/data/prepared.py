@@ -1,4 +1,4 @@
-"""The records of a prepared folder, in the order of its manifest's shards."""
+"""Readers for the records of a prepared folder."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from pft_core.data.manifest import DatasetManifest
 from pft_core.data.records import PairedExample
 from pft_core.errors import UserError
 
-# Small enough that memory does not follow the shard's size.
+# Small enough that memory use does not grow with the size of a shard.
 _ROWS_AT_ONCE = 512
 
 
 def read_records(
     folder: Path, manifest: DatasetManifest | None = None, *, per_axis: int | None = None
 ) -> Iterator[PairedExample]:
-    """Yield the records in order, of each axis only the first `per_axis` where that is given.
+    """Yield the records in the order of the manifest's shards.
 
-    manifest: the folder's own, where it is read already. Raises UserError for a folder that is not prepared, or lacks
-    a shard.
+    manifest: the folder's own, if it was read already. per_axis: the number of records to yield per axis; default all.
+    Raises UserError if the folder is not a prepared one, or a shard is missing.
     """
     seen: Counter[str] = Counter()
     for shard in (manifest or DatasetManifest.load(folder)).shards:
@@ -31,7 +31,7 @@ def read_records(
 
 
 def read_shard(path: Path) -> Iterator[PairedExample]:
-    """Yield the records of one shard, a few hundred in memory at once. Raises UserError where there is no such file."""
+    """Yield the records of one shard, with a few hundred in memory at a time. Raises UserError if it is missing."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, though the manifest beside it lists it: run `pft prepare` again")
     with pq.ParquetFile(path) as shard:

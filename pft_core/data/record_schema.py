@@ -1,4 +1,4 @@
-"""Records as rows of Parquet. Apart from `records.py`, so that training code loads without Arrow."""
+"""The Parquet schema of records, apart from `records.py` so that training code loads without Arrow."""
 
 import pyarrow as pa
 

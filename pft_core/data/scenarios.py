@@ -1,4 +1,4 @@
-"""Which scenarios a data set holds, as hashes: what tells whether a policy is tested on what it was trained on."""
+"""Hashes of a data set's scenarios, which show whether a policy is tested on its own training scenarios."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SCENARIOS_NAME = "trained_scenarios.npy"
 
 
 def scenarios_and_axes(data: Path, manifest: DatasetManifest) -> tuple[NDArray[np.uint64], NDArray[np.str_]]:
-    """Return a hash of each record's scenario [N], white space and case aside, and its axis [N], in order."""
+    """Return a hash of each record's scenario [N] and its axis [N], in order. White space and case do not count."""
     hashes: list[int] = []
     axes: list[str] = []
     for shard in manifest.shards:
@@ -26,25 +26,25 @@ def scenarios_and_axes(data: Path, manifest: DatasetManifest) -> tuple[NDArray[n
 
 
 def scenarios_of(data: Path, manifest: DatasetManifest) -> NDArray[np.uint64]:
-    """Return the hashes of the different scenarios of a data set, in rising order."""
+    """Return the hashes of a data set's distinct scenarios, in ascending order."""
     return np.unique(scenarios_and_axes(data, manifest)[0])
 
 
 def count_shared_scenarios(
     trained: tuple[Path, DatasetManifest], tested: tuple[Path, DatasetManifest]
 ) -> tuple[int, int]:
-    """Return how many scenarios of the second data set are in the first as well, and how many it has."""
+    """Return the number of test scenarios that are also training scenarios, and the number of test scenarios."""
     scenarios = scenarios_of(*tested)
     return len(np.intersect1d(scenarios_of(*trained), scenarios, assume_unique=True)), len(scenarios)
 
 
 def write_trained_scenarios(run_dir: Path, scenarios: NDArray[np.uint64]) -> None:
-    """Keep beside a policy the hashes of what it was trained on, so that a test can be compared wherever it runs."""
+    """Write the hashes of a policy's training scenarios beside it, so that an evaluation anywhere can compare."""
     with whole_file(run_dir / SCENARIOS_NAME) as path:
         np.save(path, scenarios, allow_pickle=False)
 
 
 def read_trained_scenarios(run_dir: Path) -> NDArray[np.uint64] | None:
-    """Return what `write_trained_scenarios` kept; None where nothing was, as by older versions."""
+    """Return the hashes that `write_trained_scenarios` wrote; None for a policy of an older version, without them."""
     path = run_dir / SCENARIOS_NAME
     return np.load(path, allow_pickle=False) if path.is_file() else None

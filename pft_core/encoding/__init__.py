@@ -1,4 +1,4 @@
-"""From a record to a small tree of tokens: examples, batches of them, and the layers that keep them on disk."""
+"""Encoding, from records to small trees of tokens: examples, batches, and layers on disk."""
 
 from typing import TYPE_CHECKING
 

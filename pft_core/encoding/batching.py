@@ -1,7 +1,7 @@
 """Bins of whole examples by token budget, and the batch that a scorer reads.
 
-A step's plan is a pure function of lengths: every rank computes all bins, so that all ranks run the same number of
-them without a word exchanged (gathers under ZeRO are collectives).
+The plan of a step is a pure function of lengths. Every rank computes all bins, so that all ranks run the same number of
+bins without communication (under ZeRO, gathers are collectives).
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from pft_core.errors import UserError
 
 @dataclass(frozen=True)
 class BranchedBatch:
-    """E examples with R branches in all, flat. Shapes: P prefix tokens and T branch tokens in total.
+    """E examples with R branches in total, as flat tensors; P prefix tokens and T branch tokens in total.
 
-    prefix_ids [P], prefix_lengths [E], example_axis [E]; branch_ids [T], label_mask [T], branch_lengths [R];
-    branch_example [R] says which example a branch continues, branch_side [R] the side that its prompt asks for,
-    reference_R the log-probability of its labels under a reference policy (0 where none is used).
+    prefix_ids [P], prefix_lengths [E], example_axis [E]; branch_ids [T], label_mask [T], branch_lengths [R].
+    branch_example [R]: index of the example that a branch continues. branch_side [R]: side of the branch's prompt.
+    reference_R: log-probability of the branch's labels under a reference policy (0 without one).
     """
 
     example_ids: tuple[str, ...]
@@ -37,6 +37,7 @@ class BranchedBatch:
 
     @property
     def num_branches(self) -> int:
+        """Number of branches R."""
         return len(self.branch_lengths)
 
     @property
@@ -47,12 +48,13 @@ class BranchedBatch:
         return labels.index_add_(0, rows, self.label_mask.long())
 
     def to(self, device: torch.device | str) -> "BranchedBatch":
+        """Return the batch with its tensors on this device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "example_ids"}
         return replace(self, **moved)
 
 
 def collate(examples: Sequence[BranchedExample]) -> BranchedBatch:
-    """Lay examples out flat; no padding here, a back-end pads as it needs."""
+    """Lay examples out as flat tensors without padding; a back-end pads as it needs."""
     branches = [(i, b) for i, e in enumerate(examples) for b in e.branches]
     return BranchedBatch(
         example_ids=tuple(e.id for e in examples),
@@ -73,7 +75,7 @@ def _flat(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
 
 
 def empty_example() -> BranchedExample:
-    """An example without labels: what a rank with nothing to do runs, so that it enters every collective.
+    """Return an example without labels, which a rank without work runs so that it enters every collective.
 
     It has two branches, as objectives on pairs of answers expect an even number.
     """
@@ -84,8 +86,8 @@ def empty_example() -> BranchedExample:
 def plan_bins(num_tokens: Sequence[int], *, tokens_per_microbatch: int) -> list[list[int]]:
     """Cut items, in order, into bins of at most `tokens_per_microbatch` padded tokens (longest x count).
 
-    Items are sorted by length first, so that a bin holds like lengths; every item is in exactly one bin.
-    Raises UserError for an item that is longer than the budget.
+    Items are sorted by length first, so that a bin holds similar lengths; every item is in exactly one bin.
+    Raises UserError if an item is longer than the budget.
     """
     bins: list[list[int]] = []
     for item in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
@@ -102,10 +104,10 @@ def plan_bins(num_tokens: Sequence[int], *, tokens_per_microbatch: int) -> list[
 
 
 def plan_fixed(num_items: int, *, items_per_bin: int) -> list[list[int]]:
-    """Cut items in file order into bins of a fixed count: the paper's micro-batches."""
+    """Cut items, in file order, into bins of a fixed number of items: the paper's micro-batches."""
     return [list(range(i, min(i + items_per_bin, num_items))) for i in range(0, num_items, items_per_bin)]
 
 
 def deal(num_items: int, *, num_ranks: int) -> list[list[int]]:
-    """Deal the positions of a step to ranks in turn: rank r gets r, r + num_ranks, ..."""
+    """Distribute the positions of a step over ranks in turn: rank r gets r, r + num_ranks, ..."""
     return [list(range(rank, num_items, num_ranks)) for rank in range(num_ranks)]

@@ -1,4 +1,4 @@
-"""Control tokens that a user's text spells: `<|im_end|>` in a scenario would end the turn that it stands in."""
+"""Control tokens inside user text: `<|im_end|>` in a scenario, for example, would end the user's turn."""
 
 import re
 from collections.abc import Sequence
@@ -14,38 +14,42 @@ REASON = "control_token"
 def reject_control_tokens(
     example_id: str, record: PairedExample, tokenizer: Any, *, beside: Sequence[str] = ()
 ) -> Reject | None:
-    """Return why a record cannot be encoded: its prompts hold what the tokenizer reads as a token of control.
+    """Return a reject if the texts of a record's prompts contain a control token of the tokenizer, else None.
 
-    beside: what its prompts say besides the record's own texts: lines that state preferences, a history.
+    beside: texts of the prompts besides the record's own, such as lines that state preferences, or a history.
     """
     options = [option.text for option in record.options]
     for key, texts in (("scenario", [record.scenario]), ("options", options), ("preference", beside)):
         token = control_token_in(texts, tokenizer)
         if token is not None:
-            return Reject(example_id, key, REASON, f"{token!r} is no text to this tokenizer: write it otherwise")
+            return Reject(example_id, key, REASON, f"the tokenizer reads {token!r} as a control token: rewrite it")
     return None
 
 
 def control_token_in(texts: Sequence[str], tokenizer: Any) -> str | None:
-    """Return a token of control that one of the texts spells; None where all are plain text.
+    """Return a control token that one of the texts contains; None if all are plain text.
 
-    These are the tokenizer's special tokens, and others that it adds and its chat template marks turns with.
+    Control tokens are the tokenizer's special tokens, and its other added tokens if its chat template marks turns with
+    them.
     """
-    spelled = _spelled(tokenizer, len(tokenizer), str(tokenizer.chat_template))
-    found = (spelled.search(text) for text in texts)
-    return next((match[0] for match in found if match), None)
+    pattern = _control_token_pattern(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+    matches = (pattern.search(text) for text in texts)
+    return next((match[0] for match in matches if match), None)
 
 
 @lru_cache(maxsize=1)
-def _spelled(tokenizer: Any, vocab_size: int, template: str) -> re.Pattern[str]:
-    """vocab_size, template: the tokenizer's, so that one that has changed is not read from the cache."""
+def _control_token_pattern(tokenizer: Any, vocab_size: int, template: str) -> re.Pattern[str]:
+    """Return a pattern that matches any control token.
+
+    vocab_size, template: those of the tokenizer, so that the cache has no outdated pattern after a change of it.
+    """
     marks = marks_of_turns(tokenizer)
     added = tokenizer.added_tokens_decoder.values()
     control = {token.content for token in added if token.special or _marks_turns(token.content, marks)}
-    # The longest first, as the tokenizer takes it; a pattern that matches nothing where there are none.
+    # The longest token comes first, as the tokenizer prefers it. Without control tokens, the pattern matches nothing.
     return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
 
 
 def _marks_turns(token: str, marks: str) -> bool:
-    """Tell whether a token is of a template's marks, and no word or white space that is there as well."""
+    """Return whether a token is among a template's marks, except for plain words and white space that occur there."""
     return token in marks and re.fullmatch(r"[^\w\s].*[^\w\s]", token) is not None

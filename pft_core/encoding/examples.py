@@ -1,6 +1,7 @@
-"""The small tree that a pair becomes: a shared prefix and its branches, as token ids and label masks.
+"""The small tree of a pair: a shared prefix and its branches, as token ids and label masks.
 
-The prefix is the longest common *token-id* prefix of the prompts: strings would not do, as merges cross boundaries.
+The prefix is the longest common prefix of the prompts' *token ids*. A common prefix of their texts would not do, as a
+token may cross its end.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,11 @@ from pft_core.data import SIDES
 
 @dataclass(frozen=True)
 class Branch:
-    """One continuation of the prefix: token ids [T], label mask [T] (True where the token carries loss), the side that
-    its prompt asks for, and the log-probability of its labels under a reference policy, where one is used."""
+    """One continuation of the prefix.
+
+    input_ids [T]; label_mask [T]: True for tokens that carry loss; side: the side of its prompt; reference_logp: the
+    log-probability of its labels under a reference policy, or 0 without one.
+    """
 
     input_ids: NDArray[np.int32]
     label_mask: NDArray[np.bool_]
@@ -24,14 +28,16 @@ class Branch:
 
     @property
     def num_labels(self) -> int:
+        """Number of tokens that carry loss."""
         return int(np.count_nonzero(self.label_mask))
 
 
 @dataclass(frozen=True)
 class BranchedExample:
-    """A small tree: token ids of the shared prefix [S] and the branches that follow it; axis: its place in the space.
+    """A small tree: the token ids of the shared prefix [S], and the branches that follow it.
 
-    Invariant: with an empty prefix no branch starts with a label, as nothing would predict it.
+    axis: the index of the example's axis in the space.
+    Invariant: with an empty prefix, no branch starts with a label, as nothing would predict it.
     """
 
     id: str
@@ -41,19 +47,21 @@ class BranchedExample:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the tree: prefix once, each branch once."""
+        """Number of tokens of the tree: the prefix once, each branch once."""
         return len(self.prefix_ids) + sum(len(b.input_ids) for b in self.branches)
 
     @property
     def num_tokens_separate(self) -> int:
-        """Tokens when each branch is run with its own copy of the prefix."""
+        """Number of tokens if each branch has its own copy of the prefix."""
         return sum(len(self.prefix_ids) + len(b.input_ids) for b in self.branches)
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What is known of E examples before a forward: label tokens per branch [E, B], the side that each branch is asked
-    under [B], and the axis of each example [E]."""
+    """Facts about E examples that are known before the forward pass.
+
+    num_labels_EB: label tokens per branch; side_B: the side of each branch's prompt; axis_E: the axis of each example.
+    """
 
     num_labels_EB: NDArray[np.int64]
     side_B: NDArray[np.int64]
@@ -68,7 +76,7 @@ class LabelCounts:
 def branched_example(
     example_id: str, prompts: Sequence[NDArray[np.int32]], answers: Sequence[NDArray[np.int32]], sides: Sequence[int]
 ) -> BranchedExample:
-    """Build the tree from prompt and answer ids of each branch: labels are exactly the answer tokens."""
+    """Build the tree from the prompt and answer ids of each branch; the labels are exactly the answer tokens."""
     shared = common_prefix_length(prompts)
     branches = []
     for prompt, answer, side in zip(prompts, answers, sides, strict=True):
@@ -87,12 +95,12 @@ def common_prefix_length(sequences: Sequence[NDArray[np.int32]]) -> int:
 
 
 def select_sides(example: BranchedExample, sides: Sequence[int]) -> BranchedExample:
-    """Keep only the branches of these sides (one-sided training, or one phase of the asynchronous update)."""
+    """Return the example with only the branches of these sides, for one-sided training or an asynchronous update."""
     return replace(example, branches=tuple(b for b in example.branches if b.side in sides))
 
 
 def without_first_label(branch: Branch) -> Branch:
-    """Drop the first label: `mask="paper"` (the released trainer's mask is one token too long)."""
+    """Return the branch without its first label, for `mask="paper"`: the paper's trainer masks one token too many."""
     mask = branch.label_mask.copy()
     mask[mask.argmax()] = False
     return replace(branch, label_mask=mask)

@@ -1,7 +1,7 @@
-"""The encoded layer: tokenised pairs as uncompressed Arrow IPC parts, memory-mapped and read by index.
+"""The encoded layer: tokenized pairs as uncompressed Arrow IPC parts, memory-mapped and read by index.
 
-One part per record shard, in shard order, so that row order is record order. Written once in bulk (`prepare`), keyed
-by everything that decides token ids; the step path reads rows and lengths without tokenising.
+There is one part per record shard, in shard order, so that rows are in the order of records. A layer is written once
+in bulk and keyed by everything that decides token ids; training steps read rows and lengths without tokenizing.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from pft_core.files import digest, file_sha256, read_json, whole_file, write_jso
 
 LAYER_NAME = "layer.json"
 _FORMAT = 4
-# Large enough to keep the tokenizer busy, small enough that memory does not follow the shard's size.
+# Large enough to keep the tokenizer busy, small enough that memory use does not grow with the size of a shard.
 RECORDS_PER_BATCH = 512
 _SCHEMA = pa.schema(
     [
@@ -43,8 +43,11 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class LayerPart:
-    """One Arrow file of a layer: path relative to the layer's folder, sha256, rows, pairs rejected, and how many of
-    those spell a control token (the others are too long)."""
+    """One Arrow file of a layer.
+
+    path: relative to the layer's folder. rejected: the number of rejected pairs. with_control_tokens: how many of these
+    contain a control token; the others are too long.
+    """
 
     path: str
     sha256: str
@@ -54,13 +57,13 @@ class LayerPart:
 
 
 def layer_key(*, data_digest: str, tokenizer_digest: str, spec: EncodingSpec, space: PreferenceSpace) -> str:
-    """Return the digest over all that decides token ids and masks: layers with equal keys hold equal rows."""
+    """Return a digest of everything that decides token ids and masks: layers with equal keys hold equal rows."""
     decided = {"style": spec.style.to_dict(), **spec.encoding.model_dump(), "view": spec.view}
     return digest([_FORMAT, data_digest, tokenizer_digest, decided, space.to_dict()])
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a digest of a fast tokenizer's whole definition and its special tokens."""
+    """Return a digest of a fast tokenizer's complete definition and special tokens."""
     specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
     return digest([tokenizer.backend_tokenizer.to_str(), specials])
 
@@ -74,7 +77,7 @@ def encode_part(
     space: PreferenceSpace,
     tokenizer: Any,
 ) -> LayerPart:
-    """Encode one record shard into one Arrow file, a batch at a time; rejected pairs are left out and counted."""
+    """Encode one record shard into one Arrow file, in batches; rejected pairs are left out and counted."""
     rows, reasons = 0, Counter[str]()
     with whole_file(part) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         records = read_shard(records_parquet)
@@ -88,7 +91,7 @@ def encode_part(
 
 
 def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str, view: View = "pft") -> Path:
-    """Write layer.json, last: a folder without it is not a layer."""
+    """Write layer.json and return its path. Call this last: a folder without the file is not a layer."""
     content = {
         "key": key,
         "view": view,
@@ -107,16 +110,16 @@ def layer_is_complete(folder: Path, *, key: str) -> bool:
 
 
 def layer_parts(folder: Path) -> list[LayerPart]:
-    """Return the parts of a finished layer; older layers do not tell which rejects spell control tokens."""
+    """Return the parts of a finished layer; those of older layers do not count rejects with control tokens."""
     return [LayerPart(**part) for part in read_json(folder / LAYER_NAME, what="an encoded layer")["parts"]]
 
 
 def pair_rejects(folder: Path) -> dict[str, int]:
-    """Return how many pairs a layer has left out, by why."""
+    """Return the number of pairs that a layer has left out, by reason."""
     parts = layer_parts(folder)
     with_control_tokens = sum(part.with_control_tokens for part in parts)
     overlong = sum(part.rejected for part in parts) - with_control_tokens
-    return {"longer than encoding.max_length": overlong, "spelling control tokens": with_control_tokens}
+    return {"longer than encoding.max_length": overlong, "with control tokens": with_control_tokens}
 
 
 def _to_row(example: BranchedExample) -> dict[str, Any]:
@@ -136,13 +139,13 @@ class EncodedLayer:
     """Read access to a layer: rows by index, and the counts that plan a step, without reading the rows."""
 
     def __init__(self, folder: Path):
-        """Map the parts into memory. Raises UserError for a damaged layer or one without rows."""
+        """Map the parts into memory. Raises UserError if the layer is damaged or has no rows."""
         manifest = read_json(folder / LAYER_NAME, what="an encoded layer")
         tables = [pa.ipc.open_file(pa.memory_map(str(folder / p["path"]))).read_all() for p in manifest["parts"]]
         self._table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
         if self._table.num_rows != manifest["rows"]:
             raise UserError(
-                f"{folder}: {self._table.num_rows} rows, layer.json says {manifest['rows']}: "
+                f"{folder}: {self._table.num_rows} rows, but layer.json says {manifest['rows']}: "
                 "delete the folder and encode again"
             )
         if not self._table.num_rows:
@@ -151,7 +154,7 @@ class EncodedLayer:
                 "raise it, or set encoding.overlong=cut_prompt"
             )
         self.rejected: int = manifest["rejected"]
-        self._side_B = np.array([asked for asked, _ in VIEWS[manifest["view"]]])
+        self._side_B = np.array([side for side, _ in VIEWS[manifest["view"]]])
         self._num_labels_EB = self._per_branch("num_labels")
         self._axis_E = self._table["axis"].to_numpy().astype(np.int64)
         self.branch_lengths_EB = self._per_branch("branch_lengths")
@@ -165,12 +168,12 @@ class EncodedLayer:
         return int(self._table.num_rows)
 
     def label_counts(self, indices: Sequence[int]) -> LabelCounts:
-        """Label tokens per branch, and axes, of these examples."""
+        """Return the label tokens per branch, and the axes, of these examples."""
         rows = list(indices)
         return LabelCounts(self._num_labels_EB[rows], self._side_B, self._axis_E[rows])
 
     def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
-        """Tokens per example when these sides are run, each with its own copy of the prefix or all with one."""
+        """Return the tokens per example for these sides, which share one prefix or have a copy each."""
         rows = list(indices)
         chosen = np.isin(self._side_B, sides)
         copies = 1 if shares_prefix else chosen.sum()
@@ -183,7 +186,7 @@ class EncodedLayer:
 
 
 def _examples(table: pa.Table, sides: Sequence[int]) -> list[BranchedExample]:
-    """Cut the examples out of flat columns: a conversion row by row would cost more than the encoding did."""
+    """Cut the examples out of flat columns, as converting row by row would cost more than the encoding did."""
     ids, masks = (table[name].combine_chunks().flatten() for name in ("branch_ids", "label_mask"))
     branches = iter([Branch(*parts) for parts in zip(_ragged(ids), _ragged(masks), itertools.cycle(sides))])
     trees = zip(*[branches] * len(sides), strict=True)

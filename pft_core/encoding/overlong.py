@@ -1,4 +1,4 @@
-"""Pairs longer than a model is to read: rejected, or cut at the head of the scenario, never of the answer."""
+"""Pairs that exceed the maximum length: they are rejected, or lose the start of the scenario, never of the answer."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,17 @@ from pft_core.encoding.tokens import TokenizedAnswer
 def fit_length(
     example_id: str, rows: Sequence[TokenizedAnswer], encoding: EncodingSettings
 ) -> Sequence[TokenizedAnswer] | Reject:
-    """Return a pair's branches within `encoding.max_length` tokens; what is cut is the same tokens in every branch."""
+    """Return a pair's branches within `encoding.max_length` tokens, or a reject.
+
+    A cut removes the same tokens from every branch.
+    """
     longest = max(len(row.ids) for row in rows)
     excess = longest - encoding.max_length
     if excess <= 0:
         return rows
     cuttable = min(end - start for start, end in (row.scenario_tokens for row in rows))
     if encoding.overlong == "reject" or excess > cuttable:
-        return Reject(example_id, "scenario", "overlong", f"{longest} tokens, max_length is {encoding.max_length}")
+        return Reject(example_id, "scenario", "overlong", f"{longest} tokens, but max_length is {encoding.max_length}")
     return [_without_scenario_head(row, excess) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""What a recipe says of encoding."""
+"""The encoding section of a recipe."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""Texts to token ids in bulk, and where in its text a token starts and ends.
+"""Bulk tokenization, with the position at which each token starts and ends in its text.
 
-The tokenizers library spends a sixth of its time on characters' positions. The tokens of Qwen are plain bytes in
-order, so for its kind of tokenizer a table of their lengths says the same; the library is asked where they are not.
+The tokenizers library spends a sixth of its time on character positions. Tokens of Qwen and similar tokenizers are
+plain bytes in order, so a table of their lengths gives the same positions; for all others, the library computes them.
 """
 
 import json
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TokensWithOffsets:
-    """Token ids of a text [T], and two counts by a character's index.
+    """Token ids of a text [T], and two counts that take the index of a character.
 
-    ending_by: tokens that hold no character from this one on; starting_before: tokens that start before this one.
+    ending_by: number of tokens that end before this character. starting_before: number of tokens that start before it.
     """
 
     ids: NDArray[np.int32]
@@ -29,7 +29,7 @@ class TokensWithOffsets:
 
 
 def place_tokens(texts: Sequence[str], tokenizer: Any) -> list[TokensWithOffsets]:
-    """Tokenise with a fast tokenizer, without special tokens and however long the texts are."""
+    """Tokenize texts of any length with a fast tokenizer, without special tokens."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -53,7 +53,7 @@ def _by_characters(encoding: Any) -> TokensWithOffsets:
 
 
 def _by_bytes(ids: list[int], text: str, lengths: NDArray[np.int64]) -> TokensWithOffsets | None:
-    """None where the tokens are not the bytes of the text."""
+    """Return the tokens with positions from their byte lengths; None if the tokens are not the bytes of the text."""
     as_array = np.asarray(ids, dtype=np.int32)
     ends = lengths[as_array].cumsum()
     is_ascii = text.isascii()
@@ -71,9 +71,9 @@ def _by_bytes(ids: list[int], text: str, lengths: NDArray[np.int64]) -> TokensWi
 
 @lru_cache(maxsize=1)
 def _token_bytes(tokenizer: Any, vocab_size: int) -> NDArray[np.int64] | None:
-    """Return the bytes of each token id [V], None for a tokenizer that may add to the text or report other places.
+    """Return the number of bytes of each token id [V]; None for a tokenizer that may change the text or its positions.
 
-    vocab_size: `len(tokenizer)`, so that a grown vocabulary is not read from the cache.
+    vocab_size: `len(tokenizer)`, so that the cache has no outdated table after the vocabulary has grown.
     """
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     byte_level = [s for s in _steps(definition["pre_tokenizer"], "pretokenizers") if s["type"] == "ByteLevel"]

@@ -1,4 +1,4 @@
-"""What a job that tokenises nothing itself has to know of a tokenizer."""
+"""Facts about a tokenizer, for a job that does not tokenize."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +10,22 @@ from pft_core.prompts import Frame, PromptSettings, PromptStyle, chat_frame
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """digest: of the tokenizer's whole definition; style: the words of a recipe in this tokenizer's frame."""
+    """Facts about a tokenizer.
+
+    digest: of its complete definition. style: a recipe's prompt style in this tokenizer's frame.
+    """
 
     digest: str
     style: PromptStyle
 
 
 def tokenizer_facts(tokenizer: Any, prompt: PromptSettings) -> TokenizerFacts:
-    """Return the facts. Raises UserError where the recipe wants a chat template that cannot be used, or is missing."""
+    """Return the facts. Raises UserError if the recipe uses a chat template that is missing or unusable."""
     return TokenizerFacts(tokenizer_digest(tokenizer), prompt.style(frame_for(tokenizer, prompt)))
 
 
 def frame_for(tokenizer: Any, prompt: PromptSettings) -> Frame:
-    """Return the text around a user's message: plain, or cut out of the tokenizer's own template. Raises UserError."""
+    """Return the text around a user's message: plain, or cut from the tokenizer's chat template. Raises UserError."""
     if prompt.template == "plain":
         return Frame()
     if not tokenizer.chat_template:

@@ -1,4 +1,4 @@
-"""Views: a record becomes a BranchedExample, a shared prefix and a branch for each prompt and answer of the view."""
+"""Views: how a record becomes a BranchedExample, with one branch for each prompt and answer of the view."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ from pft_core.prompts import PromptStyle, condition_text, render_answer, render_
 
 View = Literal["pft", "preference"]
 
-# A view's branches: the side that the prompt asks for, and the side that the answer shows. Those of "preference"
-# alternate, chosen and rejected.
+# Each branch of a view is (side of the prompt, side of the answer). In "preference", branches alternate between chosen
+# and rejected.
 VIEWS: dict[View, tuple[tuple[int, int], ...]] = {
     "pft": ((0, 0), (1, 1)),
     "preference": ((0, 0), (0, 1), (1, 1), (1, 0)),
@@ -24,7 +24,7 @@ VIEWS: dict[View, tuple[tuple[int, int], ...]] = {
 
 @dataclass(frozen=True)
 class EncodingSpec:
-    """What decides token ids and masks, besides the tokenizer and the records."""
+    """Everything that decides token ids and masks, besides the tokenizer and the records."""
 
     style: PromptStyle
     encoding: EncodingSettings = field(default_factory=EncodingSettings)
@@ -34,24 +34,25 @@ class EncodingSpec:
 def encode_pairs(
     items: Sequence[tuple[PairedExample, Form]], *, spec: EncodingSpec, space: PreferenceSpace, tokenizer: Any
 ) -> tuple[list[BranchedExample], list[Reject]]:
-    """Encode the spec's view: per item a prefix, and a branch for each prompt and answer that the view names.
+    """Encode items in the spec's view: each becomes a prefix, and a branch for each prompt and answer of the view.
 
-    Items longer than `max_length` in any branch are rejected, or lose tokens from the head of the scenario (never of
-    the answer, and the same tokens in every branch); those whose texts spell a control token are rejected. Example ids
-    are `record id:form`.
+    An item with a branch longer than `max_length` is rejected, or loses tokens from the start of the scenario (never of
+    the answer, and the same tokens in every branch). An item whose texts contain a control token is rejected. Example
+    ids are `record id:form`.
     """
-    checked = [
+    faults = [
         reject_control_tokens(f"{record.id}:{form}", record, tokenizer, beside=_stated(record.axis, spec.style, space))
         for record, form in items
     ]
     examples: list[BranchedExample] = []
-    rejects = [reject for reject in checked if reject]
-    items = [item for item, reject in zip(items, checked, strict=True) if reject is None]
+    rejects = [reject for reject in faults if reject]
+    items = [item for item, reject in zip(items, faults, strict=True) if reject is None]
     texts, prompt_lengths, spans = [], [], []
     for record, form in items:
-        for asked, shown in VIEWS[spec.view]:
-            prompt = render_prompt(record, side=asked, form=form, style=spec.style, space=space)
-            answer = render_answer(record, target_options(record, side=shown, form=form), form=form, style=spec.style)
+        for prompt_side, answer_side in VIEWS[spec.view]:
+            prompt = render_prompt(record, side=prompt_side, form=form, style=spec.style, space=space)
+            target = target_options(record, side=answer_side, form=form)
+            answer = render_answer(record, target, form=form, style=spec.style)
             texts.append(prompt.text + answer)
             prompt_lengths.append(len(prompt.text))
             spans.append(prompt.scenario_span)
@@ -74,7 +75,7 @@ def _tree(example_id: str, rows: Sequence[TokenizedAnswer], spec: EncodingSpec, 
         return fitting
     prompts = [row.ids[: row.answer_start] for row in fitting]
     answers = [row.ids[row.answer_start :] for row in fitting]
-    sides = [asked for asked, _ in VIEWS[spec.view]]
+    sides = [prompt_side for prompt_side, _ in VIEWS[spec.view]]
     example = replace(branched_example(example_id, prompts, answers, sides), axis=axis)
     if spec.encoding.mask == "paper":
         return replace(example, branches=tuple(without_first_label(b) for b in example.branches))

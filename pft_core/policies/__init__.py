@@ -1,4 +1,4 @@
-"""What a policy is: a base model, an adapter or own weights, the reference to it, and mixtures of several."""
+"""Policies: base models, adapters and fully fine-tuned weights, references to them, and averages of several."""
 
 from typing import TYPE_CHECKING
 

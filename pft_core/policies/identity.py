@@ -1,4 +1,4 @@
-"""What identifies a model: its files, wherever they lie, or its name and revision on the hub."""
+"""The identity of a model: the digest of its files, independent of their place, or its hub name and revision."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -8,17 +8,17 @@ from pft_core.files import digest, file_sha256
 from pft_core.policies.pretrained import TOKENIZER_FILES, local_folder
 
 WEIGHTS = ("*.safetensors", "*.bin")
-# Beside the weights: config and tokenizer, and a chat template of its own file.
-WORDS = ("*.json", "*.txt", "*.model", "*.jinja")
-# Of the words, what makes token ids of a text.
-TOKENS = (*TOKENIZER_FILES, "merges.txt", "added_tokens.json")
+# The config, the tokenizer, and a chat template in a separate file.
+TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+# The files that decide the token ids of a text.
+TOKEN_FILES = (*TOKENIZER_FILES, "merges.txt", "added_tokens.json")
 STAMP = "stamp"
 
 
 def base_digest(name_or_path: str) -> str:
-    """Return the digest of a model folder's weights and config; of a hub model, of its name and revision.
+    """Return the digest of a model folder's weights and config, or of a hub model's name and revision.
 
-    Raises UserError for a path that leads nowhere.
+    Raises UserError if the path does not exist.
     """
     folder = local_folder(name_or_path)
     if folder is None:
@@ -27,29 +27,33 @@ def base_digest(name_or_path: str) -> str:
 
 
 def model_identity(name_or_path: str) -> str:
-    """Return what a run's key holds of a model: the digest of all that is read of a folder; a hub model's name.
+    """Return a model's part of a run key: the digest of all files that are read from a folder, or a hub model's name.
 
-    Raises UserError for a path that leads nowhere.
+    Raises UserError if the path does not exist.
     """
     folder = local_folder(name_or_path)
     if folder is None:
         return name_or_path
-    return _digest_of(file for kind in WEIGHTS + WORDS for file in folder.glob(kind))
+    return _digest_of(file for kind in WEIGHTS + TEXT_FILES for file in folder.glob(kind))
 
 
 def marks_of(folder: Path) -> dict[str, str]:
-    """Return what tells a model's folder from others, for `is_as_marked`. Raises UserError for one with own code."""
+    """Return the digests and the stamp that identify a model folder, for `is_as_marked`.
+
+    Raises UserError if the folder names its own code.
+    """
     return _digests_of(folder) | {STAMP: _stamp_of(folder)}
 
 
 def is_as_marked(folder: Path, marks: Mapping[str, str]) -> bool:
-    """Whether a model's folder holds what it held when it was marked; older marks hold fewer digests, and no stamp.
+    """Return whether a model folder still has the content for which `marks_of` returned these marks.
 
-    Weights are large: a folder whose files nobody has touched since is known by its stamp.
+    As weights are large, the stamp of file sizes and times is compared first; if it matches, no file is read. Older
+    marks have no stamp and fewer digests.
     """
     if marks.get(STAMP) == _stamp_of(folder):
         return True
-    return all(marks.get(kind, found) == found for kind, found in _digests_of(folder).items())
+    return all(marks.get(kind, current) == current for kind, current in _digests_of(folder).items())
 
 
 def _digests_of(folder: Path) -> dict[str, str]:
@@ -66,11 +70,11 @@ def _weights_of(folder: Path) -> list[Path]:
 
 
 def _tokens_of(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENS if (folder / name).is_file()]
+    return [folder / name for name in TOKEN_FILES if (folder / name).is_file()]
 
 
 def _revision(name: str) -> str | None:
-    """The revision of a hub model that has been loaded: its snapshot in the cache is named after it."""
+    """Return the revision of a hub model in the cache, whose snapshot folder has its name; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
@@ -85,6 +89,6 @@ def _stamp(file: Path) -> tuple[int, int]:
     return file.stat().st_size, file.stat().st_mtime_ns
 
 
-@lru_cache(maxsize=1024)  # a search asks for the keys of all its trials, and weights are large
+@lru_cache(maxsize=1024)  # a search computes the keys of all its trials, and weights are large
 def _sha256(file: Path, size: int, modified_ns: int) -> str:
     return file_sha256(file)

@@ -1,7 +1,7 @@
-"""Base model, tokenizer and LoRA: load, save, and reopen what was saved.
+"""Load and save base models and LoRA adapters, and check what was saved.
 
-Weights that are trained are float32 (see engine.py): adapters always, the base only for full fine-tuning, where it is
-loaded with precision="fp32". Code that ships inside a model folder is never run.
+Trained weights are float32 (see engine.py): adapters always are; the base is loaded with precision="fp32" for full
+fine-tuning only. Code inside a model folder is never run.
 """
 
 import copy
@@ -34,18 +34,18 @@ from pft_core.policies.row_positions import own_positions
 from pft_core.policies.settings import LoraSettings, Precision
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# Values of init_lora_weights that leave the base alone; others, such as "pissa", take the start out of its weights.
+# Values of init_lora_weights that leave the base unchanged; others, such as "pissa", subtract the start from it.
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 class SavedWeightsError(UserError):
-    """Weights that were just written, or an adapter that was just read, do not hold what they should."""
+    """Saved weights that do not hold what they should, noticed when they are reopened."""
 
 
 def load_base(
     name_or_path: str, *, precision: Precision, gradient_checkpointing: bool, device: torch.device
 ) -> PreTrainedModel:
-    """Load a causal language model in the given precision. Raises UserError for a folder that cannot be one."""
+    """Load a causal language model in this precision. Raises UserError if it cannot be loaded or run."""
     local_folder(name_or_path)
     with load_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -53,13 +53,13 @@ def load_base(
             dtype=DTYPES[precision],
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told: transformers' own error names none of them
+            ignore_mismatched_sizes=True,  # they are reported below, as transformers' own error names none of them
         )
     model: Any = loaded[0]
-    for name, saved, wanted in sorted(loaded[1]["mismatched_keys"])[:1]:
+    for name, saved, expected in sorted(loaded[1]["mismatched_keys"])[:1]:
         raise UserError(
-            f"model={name_or_path!r}: {name} has shape {tuple(saved)}, its config.json wants {tuple(wanted)}: copy the "
-            "config and the weights of one model"
+            f"model={name_or_path!r}: {name} has shape {tuple(saved)}, but config.json expects {tuple(expected)}: copy "
+            "the config and the weights of the same model"
         )
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
@@ -75,23 +75,23 @@ def load_base(
 
 @torch.no_grad()
 def _run_once(model: Any) -> None:
-    """Run two tokens: what does not fit together in a config, such as heads that do not divide, shows here."""
+    """Run two tokens, which fails for an inconsistent config, such as one with heads that do not divide."""
     model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Keep each layer's input only, and compute the rest again in the backward; with or without an adapter.
+    """Keep only each layer's input, and recompute the rest in the backward pass; the model may have an adapter.
 
-    The non-reentrant kind works with frozen embeddings and under ZeRO.
+    Non-reentrant checkpointing works with frozen embeddings and under ZeRO.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:
-    """Freeze the model and put an adapter on it; its first weights depend on the seed alone.
+    """Freeze the model and add an adapter, whose initial weights depend only on the seed.
 
-    Raises UserError where a target module does not exist.
+    Raises UserError if a target module does not exist or peft refuses the adapter.
     """
     _require_targets(model, settings.target_modules)
     config = LoraConfig(
@@ -103,10 +103,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # True keeps the adapter in float32 above a bfloat16 base: these are the weights that AdamW updates.
+        # True keeps the adapter in float32 on a bfloat16 base, as AdamW updates these weights.
         try:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
-        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:  # as peft sees fit
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:  # peft raises any of them
             raise UserError(
                 f"lora: peft cannot put an adapter on {model.config.model_type!r} ({first_line(error)}): change "
                 "lora.target_modules"
@@ -129,7 +129,7 @@ def _require_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
 
 
 def refuse_foreign_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the tokenizer knows tokens that the model has no embedding for."""
+    """Raise UserError if the tokenizer has tokens for which the model has no embedding."""
     refuse_tokens_beyond(tokenizer, model.get_input_embeddings().num_embeddings)
 
 
@@ -137,8 +137,8 @@ def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, up
     """Write an adapter that peft can load, then reopen and check it.
 
     state: the trained weights by their names in `model`, as `Engine.gathered_state` returns them.
-    updated: whether an update with a learning rate above zero has been made, so that lora_B is no longer zero.
-    Raises SavedWeightsError where a key, a shape or a value of the written file is wrong.
+    updated: whether training has made an update with a learning rate above zero, so that lora_B is no longer zero.
+    Raises SavedWeightsError if a key, a shape or a value in the written file is wrong.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
@@ -147,7 +147,7 @@ def save_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path, *, up
     config: Any = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = public_name(config.base_model_name_or_path or "")
-    # A set would be written in another order by every process, and the folder's hash with it.
+    # Each process would write a set in a different order, and the folder's hash would differ.
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     expected = {name.replace(".default.", "."): shape for name, shape in trained_shapes(model).items()}
@@ -174,7 +174,7 @@ def save_full(
 
 
 def trained_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Return name -> shape of the trained weights; ZeRO-3 keeps the whole weight's shape in `ds_shape`."""
+    """Return the shapes of the trained weights by name. ZeRO-3 keeps the shape of a whole weight in `ds_shape`."""
     return {n: torch.Size(getattr(p, "ds_shape", p.shape)) for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -197,18 +197,18 @@ def _saved_wrongly(place: Path, fault: str) -> SavedWeightsError:
     )
 
 
-def _difference(found: Iterable[str], expected: Iterable[str]) -> str:
-    """Return "" for equal sets of names, else how many are missing or too many, with an example."""
-    sides = {"missing": set(expected) - set(found), "surplus": set(found) - set(expected)}
-    return " and ".join(f"{len(names)} {kind}, such as {min(names)}" for kind, names in sides.items() if names)
+def _difference(names: Iterable[str], expected: Iterable[str]) -> str:
+    """Return an empty string for equal sets of names, else the numbers of missing and surplus names with an example."""
+    groups = {"missing": set(expected) - set(names), "surplus": set(names) - set(expected)}
+    return " and ".join(f"{len(group)} {kind}, such as {min(group)}" for kind, group in groups.items() if group)
 
 
 def load_policy(
     base: str, adapter: str | None, weights: str | None, *, precision: Precision, device: torch.device
 ) -> PreTrainedModel | PeftModel:
-    """Load a policy for scoring: fully fine-tuned weights if given, else the base, with or without an adapter.
+    """Load a policy for scoring: fully fine-tuned weights if there are any, else the base, with or without an adapter.
 
-    Raises UserError where a folder is missing or the adapter does not fit the model.
+    Raises UserError if a folder is missing or the adapter does not fit the model.
     """
     model = load_base(weights or base, precision=precision, gradient_checkpointing=False, device=device)
     if adapter is None:
@@ -217,9 +217,10 @@ def load_policy(
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
-    """Write the base with the adapter's weights added to its own, and its tokenizer; return the folder.
+    """Merge an adapter into its base and write the model with its tokenizer; return the folder.
 
-    A policy that starts there has the trained one as its reference. Raises UserError where the adapter does not fit.
+    A training that starts from this model has the trained policy as its reference. Raises UserError if the adapter does
+    not fit.
     """
     if folder.is_dir():
         return folder
@@ -232,15 +233,18 @@ def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
 
 
 def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str = "default") -> PeftModel:
-    """Put a saved adapter on a base model, or beside those that a model has. Raises UserError where it does not fit."""
+    """Add a saved adapter to a base model, beside any others it has. Raises UserError if the adapter does not fit."""
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
-        raise UserError(f"adapter={str(folder)!r}: no {SAFETENSORS_WEIGHTS_NAME} with adapter_config.json there")
+        raise UserError(
+            f"adapter={str(folder)!r}: no {SAFETENSORS_WEIGHTS_NAME} with adapter_config.json there: give a folder "
+            "written by `pft train` or by peft"
+        )
     try:
         difference = _change_of_base(config := PeftConfig.from_pretrained(str(folder)))
         if not difference:
             adapted = _with_layers(model, config, name)
-            # peft only warns about keys that fit nothing, and writes those that fit the base into the base.
+            # peft only warns about unknown keys, and loads keys that match the base into the base.
             expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
             difference = _difference(load_file(file), expected)
         if not difference:
@@ -255,21 +259,21 @@ def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str 
 
 
 def _change_of_base(config: PeftConfig) -> str:
-    """Return what of an adapter would change the base below it, which others use and which it is compared with."""
+    """Return the settings of an adapter that would change its base, which other policies share; "" if none would."""
     start, bias = getattr(config, "init_lora_weights", True), getattr(config, "bias", "none")
-    found = [] if start in PLAIN_STARTS else [f"init_lora_weights={start!r}"]
-    found += [] if bias == "none" else [f"bias={bias!r}"]
-    found += ["layer_replication"] if getattr(config, "layer_replication", None) else []
-    return f"{' and '.join(found)} would change the base model's own weights: train it without" if found else ""
+    settings = [] if start in PLAIN_STARTS else [f"init_lora_weights={start!r}"]
+    settings += [] if bias == "none" else [f"bias={bias!r}"]
+    settings += ["layer_replication"] if getattr(config, "layer_replication", None) else []
+    return f"{' and '.join(settings)} would change the base model's own weights: train without" if settings else ""
 
 
 def _with_layers(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -> PeftModel:
-    """Put an adapter's layers in place; their weights are yet to come."""
+    """Add an adapter's layers to a model, without loading their weights."""
     config.inference_mode = True
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         return model
-    config.base_model_name_or_path = model.name_or_path  # else peft warns that the base was renamed
+    config.base_model_name_or_path = model.name_or_path  # otherwise peft warns that the base was renamed
     adapted = get_peft_model(model, config, adapter_name=name)
     assert isinstance(adapted, PeftModel)
     return adapted

@@ -1,4 +1,4 @@
-"""The reference to a trained policy: what training hands to evaluation and serving."""
+"""The reference to a trained policy, which training writes, and evaluation and serving read."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,24 +8,24 @@ from typing import Any
 from pft_core.data import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.files import file_sha256, read_json, write_json
-from pft_core.policies.base_location import BASE_MARKS, found_base, named_base
+from pft_core.policies.base_location import BASE_MARKS, base_fields, locate_base
 from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.prompts import PromptStyle
 
 MODEL_REF_NAME = "model_ref.json"
 WEIGHTS_MARKS = "weights_marks"
-# The fields that tell an adapter's files.
+# Fields that identify an adapter's files.
 ADAPTER_FILES = {"adapter_sha256": "adapter_model.safetensors", "adapter_config_sha256": "adapter_config.json"}
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A trained policy: base model, adapter (LoRA) or own weights (full fine-tuning), and the words it was asked in.
+    """A trained policy: its base, its adapter (LoRA) or own weights (full fine-tuning), prompt style and space.
 
-    base: folder, hub name, or `toyworld`, which ships with the code; adapter: folder, or None; weights: folder of a
-    fully fine-tuned model, or None. Folders are absolute, or relative to the folder of the reference.
-    trained_sides: the sides of every axis of `space` that it was trained on. adapter_config_sha256: of what scales and
-    places the adapter's weights; None in older references.
+    base: a folder, a hub name, or `toyworld`, which ships with the code. adapter: a folder, or None. weights: the
+    folder of a fully fine-tuned model, or None. Folders are absolute, or relative to the reference's own folder.
+    trained_sides: the sides on which every axis of `space` was trained. adapter_config_sha256: sha256 of the file that
+    sets the scale and place of the adapter's weights; None in older references.
     """
 
     base: str
@@ -38,21 +38,22 @@ class ModelRef:
     data_digest: str
     config_digest: str
     adapter_sha256: str | None
-    base_digest: str | None = None  # of a base without a name, as it is known from reading the reference
+    base_digest: str | None = None  # of a base without a name; set when the reference is read
     adapter_config_sha256: str | None = None
 
     def save(self, folder: Path) -> Path:
+        """Write the reference to a folder and return its file."""
         raw = {key: value for key, value in asdict(self).items() if key != "base_digest"}
         marks = {WEIGHTS_MARKS: marks_of(folder / self.weights)} if self.weights else {}
-        write_json(folder / MODEL_REF_NAME, raw | named_base(self.base, folder) | marks)
+        write_json(folder / MODEL_REF_NAME, raw | base_fields(self.base, folder) | marks)
         return folder / MODEL_REF_NAME
 
     @staticmethod
     def load(path: Path) -> "ModelRef":
-        """Read a reference from its file or its folder; relative folders are resolved.
+        """Read a reference from its file or its folder, and resolve relative folders.
 
-        Raises UserError, also where base or weights are not those that it describes. An adapter's files, of which
-        there may be many, are checked where it is opened: see `refuse_other_adapter`.
+        Raises UserError if it is damaged, or if base or weights are not those that it describes. The files of adapters,
+        of which there may be many, are checked later: see `refuse_other_adapter`.
         """
         path = path / MODEL_REF_NAME if path.is_dir() else path
         raw = read_json(path, what="a model reference written by `pft train`")
@@ -66,7 +67,7 @@ class ModelRef:
             marks = raw.pop(BASE_MARKS, {})
             if raw["base"].startswith("./"):
                 raw["base_digest"] = marks.get("digest")
-            raw["base"] = found_base(raw["base"], marks, path.parent)
+            raw["base"] = locate_base(raw["base"], marks, path.parent)
             return ModelRef(**raw)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -75,9 +76,9 @@ class ModelRef:
 
 
 def adapter_digests(folder: Path) -> dict[str, Any]:
-    """Return what a reference says of an adapter's files, by the names of its fields: weights, and what scales them.
+    """Return the digests of an adapter's weights and config, by the names of their fields in a reference.
 
-    Raises UserError where one of them is not there.
+    Raises UserError if one of the files is missing.
     """
     return {field: file_sha256(_adapter_file(folder / name)) for field, name in ADAPTER_FILES.items()}
 
@@ -88,17 +89,17 @@ def _adapter_file(path: Path) -> Path:
     return path
 
 
-def refuse_other_adapter(ref: ModelRef, found: Mapping[str, str], *, name: str) -> None:
-    """Raise UserError where an adapter is not the one that its reference describes; older ones do not say all of it.
+def refuse_other_adapter(ref: ModelRef, digests: Mapping[str, str], *, name: str) -> None:
+    """Raise UserError if an adapter is not the one that its reference describes. Older references lack some digests.
 
-    found: its `adapter_digests`; name: the adapter's, in the message.
+    digests: the adapter's `adapter_digests`. name: the adapter's name, for the message.
     """
     for field, file in ADAPTER_FILES.items():
-        told = getattr(ref, field)
-        if told is not None and told != found[field]:
+        expected = getattr(ref, field)
+        if expected is not None and expected != digests[field]:
             raise UserError(
-                f"{name}: not the adapter that its {MODEL_REF_NAME} describes (sha256 of {file} {told[:12]}, found "
-                f"{found[field][:12]}): copy the run again, or train it again"
+                f"{name}: not the adapter that its {MODEL_REF_NAME} describes (sha256 of {file}: expected "
+                f"{expected[:12]}, found {digests[field][:12]}): copy the run again, or train it again"
             )
 
 

@@ -1,4 +1,7 @@
-"""Models that know only so many positions: an embedding, or a table, for each. Beyond, they end in an IndexError."""
+"""Models with a limited number of positions, each with an embedding or a row of a table.
+
+Beyond the limit, such a model fails with an IndexError.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 from pft_core.files import read_json
 from pft_core.policies.pretrained import cached_folder, local_folder
 
-# By the type of a model: how many it has where its config.json does not say. All others go on as far as is wanted.
+# The default number of positions by model type, if config.json does not set it. Other types have no limit.
 POSITIONS = {
     "biogpt": 1024,
     "codegen": 2048,
@@ -21,7 +24,7 @@ POSITIONS = {
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
-    """Return how many positions a model of this config knows; None where it goes on as far as is wanted."""
+    """Return the number of positions of a model with this config; None if there is no limit."""
     default = POSITIONS.get(str(config.get("model_type")))
     if default is None:
         return None
@@ -29,9 +32,9 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
 
 
 def within_positions(max_length: int, name_or_path: str) -> int:
-    """Return the length, or how many positions a model has where these are fewer; found in its config.json.
+    """Return the maximum length, reduced to the number of positions that a model has according to its config.json.
 
-    Raises UserError for a path that leads nowhere.
+    Raises UserError if the path does not exist.
     """
     folder = local_folder(name_or_path) or cached_folder(name_or_path)
     file = folder / "config.json" if folder else None

@@ -1,6 +1,6 @@
-"""What is read of a model folder, or of a model on the hub, without its weights: tokenizer and config.
+"""Tokenizers and configs of models, from folders or the hub, without their weights.
 
-Code that ships inside a model folder is never run.
+Code inside a model folder is never run.
 """
 
 import difflib
@@ -26,7 +26,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
     """Load a tokenizer from a folder or the hub.
 
-    Raises UserError for a folder that is missing or has none, and for tokens beyond the embeddings of its config.json.
+    Raises UserError if the folder is missing or has no tokenizer, or if a token has no embedding by its config.json.
     """
     from transformers import AutoTokenizer
 
@@ -40,17 +40,17 @@ def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def end_tokens(tokenizer: "PreTrainedTokenizerBase", named: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Return the ids that end a text: the tokenizer's EOS, then what a model's generation config names, as turns' ends.
+def end_tokens(tokenizer: "PreTrainedTokenizerBase", from_config: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ids that end a text: the tokenizer's EOS, then those of the model's generation config.
 
-    named: `eos_token_id` of that config.
+    from_config: `eos_token_id` of the generation config, which may include tokens that end a turn.
     """
-    ids = [named] if isinstance(named, int) else named or []
+    ids = [from_config] if isinstance(from_config, int) else from_config or []
     return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, ids)]))
 
 
 def refuse_tokens_beyond(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:
-    """Raise UserError for a token, added ones too, that has no embedding: any text may hold it."""
+    """Raise UserError if any token, including added ones, has no embedding, as any text may contain it."""
     numbers = {number: token for token, number in tokenizer.get_vocab().items()}
     _refuse_beyond(str(tokenizer.name_or_path), numbers, num_embeddings)
 
@@ -59,14 +59,14 @@ def _refuse_beyond(name: str, tokens: Mapping[int, str], num_embeddings: int) ->
     beyond = [number for number in tokens if number >= num_embeddings]
     if beyond:
         raise UserError(
-            f"tokenizer {name!r} has {max(beyond) + 1} tokens, the model {num_embeddings} embeddings: "
-            f"{tokens[min(beyond)]!r} has id {min(beyond)}: use the model's own tokenizer, or resize the model's "
+            f"tokenizer {name!r} has {max(beyond) + 1} tokens, but the model has {num_embeddings} embeddings "
+            f"({tokens[min(beyond)]!r} has id {min(beyond)}): use the model's own tokenizer, or resize the model's "
             "embeddings (resize_token_embeddings) and save both"
         )
 
 
 def _added_tokens(folder: Path) -> dict[int, str]:
-    """Return a fast tokenizer's added tokens by id; none where its file is damaged, which loading it will tell."""
+    """Return a fast tokenizer's added tokens by id; none if its file is damaged, which loading it will report."""
     file = folder / "tokenizer.json"
     try:
         added = json.loads(file.read_bytes())["added_tokens"] if file.is_file() else []
@@ -76,7 +76,7 @@ def _added_tokens(folder: Path) -> dict[int, str]:
 
 
 def _num_embeddings(name_or_path: str) -> int | None:
-    """Return what a folder's config.json says; None where there is none, as for a hub name."""
+    """Return the vocabulary size in a folder's config.json; None if there is no such file, as for a hub name."""
     file = Path(name_or_path).expanduser() / "config.json"
     config = read_json(file, what="a model's config") if file.is_file() else {}
     of_text = config.get("text_config")
@@ -85,8 +85,8 @@ def _num_embeddings(name_or_path: str) -> int | None:
 
 
 def refuse_missing_tokenizer(name_or_path: str) -> None:
-    """Raise UserError for a folder that is missing, has no tokenizer, or one with added tokens beyond the embeddings
-    that its config.json tells of, or wants its own code run; reads files and imports no model library."""
+    """Raise UserError if a model folder is missing, is an adapter, has no tokenizer, names its own code, or has an
+    added token without an embedding by its config.json. Reads files and imports no model library."""
     folder = local_folder(name_or_path)
     if folder and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"model={name_or_path!r}: is an adapter without its base model: {_instead_of_adapter(folder)}")
@@ -101,9 +101,9 @@ def refuse_missing_tokenizer(name_or_path: str) -> None:
 
 
 def refuse_unusable_template(folder: Path, *, tokenizer: str) -> None:
-    """Raise UserError for a model folder without a chat template, or with one that cannot stand around a message.
+    """Raise UserError if a model folder has no chat template, or one that does not write fixed text around a message.
 
-    Reads files and imports no model library, so that it can be said before anything starts. tokenizer: its name in the
+    Reads files and imports no model library, so that it can run before anything starts. tokenizer: its name in the
     message.
     """
     source = _template_source(folder)
@@ -113,53 +113,53 @@ def refuse_unusable_template(folder: Path, *, tokenizer: str) -> None:
 
 
 def _template_source(folder: Path) -> str | None:
-    """Return the text of the template that transformers takes where no other is named."""
+    """Return the text of the chat template that transformers uses by default; None if there is none."""
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return file.read_text(encoding="utf-8", errors="replace")
-    named = read_json(config, what="a tokenizer's config").get("chat_template") if config.is_file() else None
-    if isinstance(named, list):
-        named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}.get("default")
-    return named
+    value = read_json(config, what="a tokenizer's config").get("chat_template") if config.is_file() else None
+    if isinstance(value, list):
+        value = {each.get("name"): each.get("template") for each in value if isinstance(each, dict)}.get("default")
+    return value
 
 
 def refuse_unusable_model(name_or_path: str, *, wants_chat: bool) -> None:
-    """Say in a moment, without transformers, that a model cannot be used. Raises UserError.
+    """Raise UserError if a model cannot be used; quick, without transformers.
 
-    A folder has to hold a config and a tokenizer, with a chat template where one is wanted; a hub name has to be in
-    this machine's cache, or known to the Hub, which is asked for seconds only.
+    A folder needs a config and a tokenizer, and a chat template if `wants_chat`. A hub model has to be in this
+    machine's cache or on the Hub, which gets only seconds to respond.
     """
     refuse_missing_tokenizer(name_or_path)
     folder = local_folder(name_or_path)
     if folder is None:
         folder = cached_folder(name_or_path)
         if folder is None:
-            sought = f"model={name_or_path!r}: no such folder here"
-            return _refuse_unknown_to_the_hub(name_or_path, "model", sought=sought)
+            fault = f"model={name_or_path!r}: no such folder here"
+            return _refuse_unknown_to_the_hub(name_or_path, "model", fault=fault)
     elif not (folder / "config.json").is_file():
         raise UserError(f"model={name_or_path!r} has no config.json: give the folder of a model")
-    # What the cache lacks of a hub model is fetched with its tokenizer.
+    # For a hub model, missing files are downloaded later, with the tokenizer.
     if wants_chat and (local_folder(name_or_path) or (folder / "tokenizer_config.json").is_file()):
         refuse_unusable_template(folder, tokenizer=name_or_path)
 
 
 def cached_folder(name: str) -> Path | None:
-    """Return the snapshot of a hub model that this machine's cache holds, None where it has none."""
+    """Return the snapshot of a hub model in this machine's cache; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json")
+        config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
-        raise UserError(f"model={name!r}: no such folder, and no name that a model on the Hub can have") from None
-    return Path(found).parent if isinstance(found, str) else None
+        raise UserError(f"model={name!r}: no such folder, and not a valid name of a model on the Hub") from None
+    return Path(config).parent if isinstance(config, str) else None
 
 
-def _refuse_unknown_to_the_hub(name: str, kind: Literal["model", "data set"], *, sought: str) -> None:
-    """Raise UserError where the Hub has no such model or data set, or cannot be asked.
+def _refuse_unknown_to_the_hub(name: str, kind: Literal["model", "data set"], *, fault: str) -> None:
+    """Raise UserError if the Hub has no such model or data set, or cannot be reached.
 
-    It is asked once, for at most HUB_SECONDS; one that is slow has to be waited for. sought: where it was looked for
-    already, and in vain, such as "no such folder here".
+    The Hub gets one request and at most HUB_SECONDS; if it is slow, the name counts as known. fault: the start of the
+    message, which says where else the name was looked for.
     """
     import httpx2
     from huggingface_hub import HfApi
@@ -174,29 +174,31 @@ def _refuse_unknown_to_the_hub(name: str, kind: Literal["model", "data set"], *,
     try:
         (HfApi().model_info if kind == "model" else HfApi().dataset_info)(name, timeout=HUB_SECONDS)
     except (GatedRepoError, httpx2.TimeoutException):
-        return  # it is there, or time will tell
+        return  # it exists, or the download will tell
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"{sought}, and no such {kind} on the Hub.{_beside(name)}") from None
+        raise UserError(f"{fault}, and no such {kind} on the Hub.{_similar_path(name)}") from None
     except HfHubHTTPError:
         return
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        fault = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{sought}, nor in the cache, and the Hub cannot be asked ({fault}).{_beside(name)}") from None
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{fault}, nor in the cache, and the Hub cannot be reached ({reason}).{_similar_path(name)}"
+        ) from None
 
 
 def refuse_unknown_data_set(name: str) -> None:
-    """Raise UserError for a data set, OWNER/NAME or OWNER/NAME:CONFIG, that is neither in the cache nor on the Hub."""
+    """Raise UserError if a data set, OWNER/NAME or OWNER/NAME:CONFIG, is neither in the cache nor on the Hub."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     owner_and_name = name.partition(":")[0]
     folders = [Path(HF_HUB_CACHE) / f"datasets--{owner_and_name.replace('/', '--')}"]
     folders.append(Path(HF_HOME) / "datasets" / owner_and_name.replace("/", "___"))
     if not any(folder.is_dir() for folder in folders):
-        _refuse_unknown_to_the_hub(owner_and_name, "data set", sought=f"{name}: no such path here")
+        _refuse_unknown_to_the_hub(owner_and_name, "data set", fault=f"{name}: no such path here")
 
 
-def _beside(name: str) -> str:
-    """Return a hint at a file or folder with a like name, where there is one."""
+def _similar_path(name: str) -> str:
+    """Return a suggestion of a file or folder with a similar name; an empty string if there is none."""
     parent = Path(name).parent
     paths = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
     near = difflib.get_close_matches(str(Path(name)), paths, n=1, cutoff=0.6)
@@ -205,13 +207,13 @@ def _beside(name: str) -> str:
 
 def _instead_of_adapter(folder: Path) -> str:
     if (folder.parent / "model_ref.json").is_file():
-        return f"give the run that it is of, {folder.resolve().parent}, or the base model and adapter={folder}"
+        return f"give its run, {folder.resolve().parent}, or the base model and adapter={folder}"
     base = read_json(folder / "adapter_config.json", what="an adapter's config").get("base_model_name_or_path")
     return f"give its base model{f' ({base})' if base else ''} and adapter={folder}"
 
 
 def load_config(name_or_path: str) -> Any:
-    """Load a model's config from a folder or the hub. Raises UserError for a folder that has none."""
+    """Load a model's config from a folder or the hub. Raises UserError if it cannot be loaded."""
     from transformers import AutoConfig
 
     local_folder(name_or_path)
@@ -220,45 +222,44 @@ def load_config(name_or_path: str) -> Any:
 
 
 def place_of_model(name_or_path: str) -> str:
-    """Return what a loader takes: the folder of the model that ships with the code, anything else as it is."""
+    """Return the argument for a loader: the folder of the shipped base for its name, anything else unchanged."""
     return str(SHIPPED_BASE) if name_or_path == TOYWORLD else name_or_path
 
 
 def public_name(name_or_path: str) -> str:
-    """Return how an adapter names its base: a folder by its own name, not by its place on somebody's machine."""
+    """Return the name of a base for an adapter's config: only the last part of a folder's path, which is private."""
     if Path(name_or_path) == SHIPPED_BASE:
         return TOYWORLD
     return Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path
 
 
 def local_folder(name_or_path: str) -> Path | None:
-    """Return the folder, or None for a hub name. Raises UserError for a path that leads nowhere, or to code."""
+    """Return the folder, or None for a hub name. Raises UserError if a path does not exist, or names its own code."""
     path = Path(place_of_model(name_or_path)).expanduser()
     if path.is_dir():
         _refuse_own_code(path)
         return path
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-        raise UserError(f"model={name_or_path!r}: no such folder: put the model there, or say where it lies")
+        raise UserError(f"model={name_or_path!r}: no such folder: put the model there, or correct the path")
     return None
 
 
 def _refuse_own_code(folder: Path) -> None:
-    """Raise UserError for a model folder that names code of its own, also where transformers could do without."""
+    """Raise UserError if a model folder names its own code, even if transformers would not need it."""
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
         if file.is_file() and "auto_map" in read_json(file, what="a model's config"):
             raise UserError(
                 f"model={str(folder)!r}: it names its own code (auto_map in {name}), which is never run: use a model "
-                "that transformers knows; where it knows this one, delete auto_map"
+                "that transformers supports; if it supports this one, delete auto_map"
             )
 
 
 @contextmanager
 def load_errors(name_or_path: str, kind: str = "a causal language model") -> Iterator[None]:
-    """Turn a loader's refusal into one message that names the model.
+    """Turn a loader's error into a UserError that names the model.
 
-    Loaders check the sizes, names and kinds of a user's files with whatever they raise; only a lack of memory is none
-    of the files' faults.
+    Loaders raise all kinds of errors for faulty files; only a lack of memory is not the fault of the files.
     """
     try:
         yield
@@ -269,7 +270,8 @@ def load_errors(name_or_path: str, kind: str = "a causal language model") -> Ite
             raise
         if "custom code" in str(error):
             fault = (
-                "it needs its own code (auto_map in config.json), which is never run: use a model transformers knows"
+                "it needs its own code (auto_map in config.json), which is never run: use a model that transformers "
+                "supports"
             )
         else:
             fault = f"cannot be loaded as {kind} ({first_line(error)})"
@@ -277,9 +279,9 @@ def load_errors(name_or_path: str, kind: str = "a causal language model") -> Ite
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in a line: its first, with the next one where that only announces it."""
+    """Return an error's message as one line: its first line, with the second if the first ends in a colon."""
     lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
-    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    # What python itself raises says little without its kind: KeyError('x') is "'x'".
+    message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    # Messages of Python's own errors say little without the type: that of KeyError('x') is "'x'".
     is_pythons = isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError)
-    return f"{type(error).__name__}: {said}" if is_pythons or not said else said
+    return f"{type(error).__name__}: {message}" if is_pythons or not message else message

@@ -1,4 +1,4 @@
-"""What a recipe says of a policy."""
+"""The policy section of a recipe."""
 
 from typing import Annotated, Literal
 
@@ -10,9 +10,12 @@ Precision = Literal["bf16", "fp32"]
 
 
 class LoraSettings(Settings):
-    """A low-rank adapter; the defaults are the paper's. target_modules: names of linear layers, or all of them."""
+    """Settings of a low-rank adapter; the defaults are the paper's.
 
-    r: int = Field(default=8, ge=1, le=65_536)  # beyond every width of a layer
+    target_modules: names of linear layers, or "all-linear".
+    """
+
+    r: int = Field(default=8, ge=1, le=65_536)  # the limit exceeds the width of any layer
     alpha: PositiveInt = 32
     dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(

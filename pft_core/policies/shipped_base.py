@@ -1,4 +1,4 @@
-"""The tiny base model that comes with the package, `pft_core.toyworld`'s: its name, and where it lies here."""
+"""The name and the folder of the tiny base model that ships with the package (see `pft_core.toyworld`)."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Policies between trained ones ("soups"): averages of their weights, made without another training.
+"""Soups: policies between trained ones, made by averaging their weights without further training.
 
-Two goals need few trainings when points between them are interpolated (Rame et al. 2023, Rewarded soups,
-arXiv 2306.04488). Whether a soup is as good as a training at its ratio is a question for a measurement.
-Only safetensors and JSON files are read, never a base model, so that a server can do this on request.
+Interpolating between trained policies saves trainings when two goals are traded off (Rame et al. 2023, Rewarded soups,
+arXiv 2306.04488). Only a measurement can tell whether a soup is as good as a policy trained at its ratio.
+Soups read only safetensors and JSON files, never a base model, so that a server can make one on request.
 """
 
 import bisect
@@ -25,11 +25,11 @@ from pft_core.errors import UserError
 from pft_core.files import read_json, whole_folder, write_json
 from pft_core.policies.model import PLAIN_STARTS, SavedWeightsError
 
-SUM_TOLERANCE = 1e-6  # of the weights, which are often written with few digits
+SUM_TOLERANCE = 1e-6  # the weights are often written with few digits
 
 _OFF: tuple[Any, ...] = (None, False, "none", {}, [])
-# Fields of an adapter's config that do not enter delta W, or that are taken into account here. Any other that is on,
-# also one that a later peft brings, is taken for a feature under which delta W is more than scale * B A.
+# Fields of an adapter's config that do not affect delta W, or that this module handles. Any other field that is on,
+# including those of later peft versions, is taken for a feature under which delta W is more than scale * B A.
 # fmt: off
 _UNDERSTOOD = frozenset((
     "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
@@ -39,22 +39,23 @@ _UNDERSTOOD = frozenset((
 ))
 # fmt: on
 _SAME_FOR_ALL = ("base_model_name_or_path", "revision", "target_modules", "fan_in_fan_out")
-_ONE_BASE = "the parts of a soup are trained from one base, with the same target_modules"
+_ONE_BASE = "the parts of a soup must be trained from one base, with the same target_modules"
 _FREE_IN_MODEL_CONFIGS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
 def between(share: float, knots: Sequence[float]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the two trained shares around a share, lower first, each with its weight: linear in share.
+    """Return the two trained shares around a share, the lower one first, each with its weight for linear interpolation.
 
-    share: alpha / (alpha + beta), in [0, 1]; knots: the trained shares, rising. A share that was trained has weight 1.
-    Raises UserError for fewer than two knots, or a share outside them.
+    share: alpha / (alpha + beta), in [0, 1]. knots: the trained shares, in ascending order. A trained share gets
+    weight 1. Raises UserError for fewer than two knots, or a share outside them.
     """
-    assert all(low < high for low, high in pairwise(knots)), "knots rise"
+    assert all(low < high for low, high in pairwise(knots)), "knots must ascend"
     if len(knots) < 2:
         raise UserError(f"{len(knots)} trained shares: a soup needs at least 2 (such as 0 and 1)")
     if not knots[0] <= share <= knots[-1]:
         raise UserError(
-            f"share={share} is not between the trained shares {knots[0]} and {knots[-1]}: train it, or one beyond it"
+            f"share={share} is not between the trained shares {knots[0]} and {knots[-1]}: train at this share, or at "
+            "one beyond it"
         )
     after = bisect.bisect_right(knots, share, hi=len(knots) - 1)
     low, high = knots[after - 1], knots[after]
@@ -65,11 +66,11 @@ def between(share: float, knots: Sequence[float]) -> tuple[tuple[float, float], 
 def interpolate_adapters(parts: Sequence[tuple[Path, float]], folder: Path) -> Path:
     """Write the adapter whose delta W is the weighted sum of the parts' delta W; return its folder.
 
-    delta W_i = s_i B_i A_i, so that [A_1; A_2] and [w_1 s_1 B_1, w_2 s_2 B_2] with scale 1 give the sum for any ranks
-    and scales; to average A and B would not. float32: each element of B is rounded once. Parts of weight 0 are left
-    out and not read; one that is left alone is copied. The same parts give the same bytes. A folder that exists is
-    replaced. Raises UserError for weights that are no interpolation, and for parts that are missing, damaged, not
-    plain LoRA or of different models; SavedWeightsError where the written file does not hold the sum.
+    With delta W_i = s_i B_i A_i, the matrices [A_1; A_2] and [w_1 s_1 B_1, w_2 s_2 B_2] with scale 1 give the sum for
+    any ranks and scales; averaging A and B would not. In float32, each element of B is rounded once. Parts of weight 0
+    are not read; if only one part remains, it is copied. The same parts give the same bytes. An existing folder is
+    replaced. Raises UserError if the weights are not an interpolation, or if parts are missing, damaged, not plain LoRA
+    or of different models; SavedWeightsError if the written file does not hold the sum.
     """
     used = _used(parts)
     adapters = [_read_adapter(path) for path, _ in used]
@@ -90,8 +91,9 @@ def interpolate_adapters(parts: Sequence[tuple[Path, float]], folder: Path) -> P
 def interpolate_weights(parts: Sequence[tuple[Path, float]], folder: Path) -> Path:
     """Write the model whose weights are the weighted sum of those of fully fine-tuned parts; return its folder.
 
-    Sums are float32, and written in the first part's dtype and shards; one shard is held in memory at a time. Its
-    other files are copied. All else, errors too, is as in `interpolate_adapters`; a lone part's values are not read.
+    Sums are computed in float32, and written in the dtype and shards of the first part, one shard at a time. The other
+    files of the first part are copied. Everything else, including errors, is as in `interpolate_adapters`; the values
+    of a part that is only copied are not checked.
     """
     used = _used(parts)
     models = [_read_model(path) for path, _ in used]
@@ -106,7 +108,7 @@ def interpolate_weights(parts: Sequence[tuple[Path, float]], folder: Path) -> Pa
 
 
 def _used(parts: Sequence[tuple[Path, float]]) -> list[tuple[Path, float]]:
-    """Return the parts with a weight above 0. Raises UserError where the weights are no interpolation."""
+    """Return the parts with a weight above 0. Raises UserError if the weights are not an interpolation."""
     for path, weight in parts:
         if not 0 <= weight < math.inf:
             raise UserError(f"soup: weight={weight} of {path}: give a number from 0 to 1")
@@ -123,9 +125,9 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     saved = load_file(file)
     for name, tensor in tensors.items():
         if name not in saved or not torch.equal(saved[name], tensor):
-            raise SavedWeightsError(f"{file}: {name} is not what was written: check the disk, then ask again")
+            raise SavedWeightsError(f"{file}: {name} is not what was written: check the disk, then try again")
         if not tensor.isfinite().all():
-            raise SavedWeightsError(f"{file}: {name} leaves float32's range: lower lora_alpha of the parts")
+            raise SavedWeightsError(f"{file}: {name} exceeds the range of float32: lower lora_alpha of the parts")
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def _damage_named(file: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a soup needs the whole folder of a trained policy") from None
     except SafetensorError as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}): copy it again") from None
+        raise UserError(f"{file}: not a complete safetensors file ({error}): copy it again") from None
 
 
 def _refuse_not_finite(file: Path, name: str, tensor: Tensor) -> None:
@@ -156,13 +158,13 @@ class _Adapter:
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by: alpha / r, or alpha / sqrt(r) with use_rslora."""
+        """The factor of B A: alpha / r, or alpha / sqrt(r) with use_rslora."""
         rank = self.config["r"]
         return float(self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
 
 
 def _rank_axis(name: str) -> int:
-    """A is [rank, in], B is [out, rank]."""
+    """Return the axis of the rank: A is [rank, in], B is [out, rank]."""
     return 0 if name.endswith(".lora_A.weight") else 1
 
 
@@ -181,25 +183,25 @@ def _read_adapter(folder: Path) -> _Adapter:
 def _refuse_special_config(file: Path, config: Any) -> None:
     """Raise UserError for an adapter whose delta W is not scale * B A with one rank and one scale."""
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise UserError(f"{file}: no LoRA adapter (peft_type is not LORA): a soup of adapters needs LoRA")
+        raise UserError(f"{file}: not a LoRA adapter (peft_type is not LORA): a soup of adapters needs LoRA")
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float) or config[name] <= 0:
-            raise UserError(f"{file}: {name}={config.get(name)!r} is no number above 0: copy the adapter again")
+            raise UserError(f"{file}: {name}={config.get(name)!r} is not a number above 0: copy the adapter again")
     for name, value in config.items():
         plain = name == "init_lora_weights" and value in PLAIN_STARTS
         if value not in _OFF and name not in _UNDERSTOOD and not plain:
-            raise UserError(f"{file}: {name}={value!r}: adapters with it do not add up, so train without it")
+            raise UserError(f"{file}: {name}={value!r}: adapters with it cannot be summed: train without it")
 
 
 def _refuse_special_tensor(file: Path, name: str, tensor: Tensor, rank: int) -> None:
     if not name.endswith((".lora_A.weight", ".lora_B.weight")):
-        raise UserError(f"{file}: {name} is not part of a plain LoRA adapter, so train without it")
+        raise UserError(f"{file}: {name} is not part of a plain LoRA adapter: train without it")
     if tensor.ndim != 2 or tensor.shape[_rank_axis(name)] != rank:
         raise UserError(f"{file}: {name} has shape {tuple(tensor.shape)}, which is not of rank r={rank}: copy it again")
 
 
 def _refuse_other_adapter(first: _Adapter, other: _Adapter) -> None:
-    """Raise UserError where two adapters do not belong to the same layers of the same base."""
+    """Raise UserError if two adapters do not belong to the same layers of the same base."""
     for name in _SAME_FOR_ALL:
         values = [adapter.config.get(name) for adapter in (first, other)]
         if _unordered(values[0]) != _unordered(values[1]):
@@ -212,7 +214,7 @@ def _unordered(value: Any) -> Any:
 
 
 def _fixed_shapes(adapter: _Adapter) -> dict[str, list[int]]:
-    """Name -> shape without the rank, which may differ between parts."""
+    """Return the shapes by name, without the rank, which may differ between parts."""
     return {
         name: [size for axis, size in enumerate(tensor.shape) if axis != _rank_axis(name)]
         for name, tensor in adapter.tensors.items()
@@ -233,7 +235,7 @@ def _refuse_other_shapes(
 
 
 def _joined(name: str, adapters: Sequence[_Adapter], factors: Sequence[float]) -> Tensor:
-    """Return the parts' A below each other, or their B, each times its factor, beside each other; float32."""
+    """Return the parts' A stacked along the rank, or their B, each times its factor, likewise; in float32."""
     if _rank_axis(name) == 0:
         return torch.cat([adapter.tensors[name].float() for adapter in adapters], dim=0)
     scaled = [adapter.tensors[name].double() * factor for adapter, factor in zip(adapters, factors, strict=True)]
@@ -250,7 +252,7 @@ def _joined_config(adapters: Sequence[_Adapter]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model folder's config, and where each tensor is: name -> file name; name -> shape."""
+    """A model folder: its config, and the file name and shape of each tensor by name."""
 
     folder: Path
     config: dict[str, Any]
@@ -259,7 +261,7 @@ class _Model:
 
     @property
     def shards(self) -> dict[str, list[str]]:
-        """File name -> names of its tensors."""
+        """The names of tensors by file name."""
         return {file: [name for name in self.files if self.files[name] == file] for file in self.files.values()}
 
 
@@ -269,7 +271,7 @@ def _read_model(folder: Path) -> _Model:
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with _damage_named(file), safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dict)
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
                 files[name], shapes[name] = file.name, opened.get_slice(name).get_shape()
     if not files:
         raise UserError(f"{folder}: no *.safetensors with weights there; a soup needs a fully fine-tuned model")
@@ -293,7 +295,7 @@ def _write_average(models: Sequence[_Model], weights: Sequence[float], folder: P
 
 
 def _weighted_sum(name: str, models: Sequence[_Model], weights: Sequence[float]) -> Tensor:
-    """Sum one tensor over the models in float32; return it in the first's dtype."""
+    """Return the weighted sum of one tensor over the models, computed in float32, in the dtype of the first model."""
     tensors = [_tensor(model, name) for model in models]
     total = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor, weight in zip(tensors, weights, strict=True):
@@ -306,6 +308,8 @@ def _tensor(model: _Model, name: str) -> Tensor:
     with safe_open(file, framework="pt") as opened:
         tensor: Tensor = opened.get_tensor(name)
     if not tensor.is_floating_point():
-        raise UserError(f"{file}: {name} holds {tensor.dtype}, as quantised weights do: a soup needs those in training")
+        raise UserError(
+            f"{file}: {name} holds {tensor.dtype}, as quantized weights do: a soup needs weights before quantization"
+        )
     _refuse_not_finite(file, name, tensor)
     return tensor

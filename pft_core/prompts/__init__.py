@@ -1,4 +1,4 @@
-"""In which words a policy is asked: the one renderer of training, evaluation and serving, and stated preferences."""
+"""Prompts: the one renderer that training, evaluation and serving share, and preferences as clients state them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
 """A preference as a client states it: a pole, both poles with weights, or a vector over the space.
 
-It is read once into weights of the first poles, the layout that all of serving knows.
+It is parsed once into a `Condition`, the form that all of serving uses.
 """
 
 import reprlib
@@ -11,16 +11,16 @@ from typing import Any
 from pft_core.data import Axis, PreferenceSpace
 from pft_core.errors import UserError, did_you_mean
 
-NEUTRAL = 0.5  # of a vector's entry: no preference on that axis, as in AlignX' {0, 0.5, 1}
-DIGITS = 9  # of a weight: `0.3` and the rest of `0.7` are one weight, and next to nothing is nothing
-LONGEST_NAME = 200  # characters of a pole or an axis; near names are not looked for among longer ones
+NEUTRAL = 0.5  # an entry of a vector that means no preference on that axis, as in AlignX's {0, 0.5, 1}
+DIGITS = 9  # weights are rounded, so that 0.3 and 1 - 0.7 are the same weight, and a tiny weight is 0
+MAX_NAME_LENGTH = 200  # in characters, of a pole or an axis; suggesting a name for a longer text would be slow
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Axis and side of every pole that is stated, and a slider: an axis with the weight of its first pole.
+    """The axis and side of every stated pole, and a slider: an axis with the weight of its first pole.
 
-    That weight lies between 0 and 1, where a pole would be stated. Axes that are neither have no preference.
+    The weight is strictly between 0 and 1, as at 0 or 1 the pole is stated instead. All other axes have no preference.
     """
 
     stated: tuple[tuple[str, int], ...] = ()
@@ -28,11 +28,11 @@ class Condition:
 
     @property
     def axis(self) -> str | None:
-        """Return the slider's axis, else that of the first pole; None where nothing is preferred."""
+        """The axis of the slider, else that of the first stated pole; None if there is no preference."""
         return self.slider[0] if self.slider else next((axis for axis, _ in self.stated), None)
 
     def at_weight(self, weight: float, space: PreferenceSpace) -> "Condition":
-        """Return the same with the slider elsewhere; at one of its ends, that pole is stated in its axis' turn."""
+        """Return the condition with the slider at this weight; at 0 or 1, the pole is stated, in the order of axes."""
         assert self.slider is not None
         if 0 < weight < 1:
             return replace(self, slider=(self.slider[0], weight))
@@ -42,17 +42,17 @@ class Condition:
 
 
 def read_condition(raw: Any, space: PreferenceSpace) -> Condition:
-    """Read None, "Pole", {"axis": .., "pole": ..}, {"Pole": weight, "Other pole": weight} (optionally with "axis"),
-    or a list with an entry for each axis: 1 first pole, 0 second, 0.5 no preference.
+    """Parse None, "Pole", {"axis": .., "pole": ..}, {"Pole": weight, "Other pole": weight} (optionally with "axis"),
+    or a list with an entry for each axis: 1 first pole, 0 second pole, 0.5 no preference.
 
-    Weights of two poles count by their ratio; beside the weight of one pole, from 0 to 1, the rest is the other's. A
-    weight is told to nine digits, and one that leaves nothing for the other pole names the pole. Raises UserError with
-    what the space knows.
+    Weights of two poles count by their ratio. If only one pole has a weight, from 0 to 1, the other pole gets the rest.
+    Weights are rounded to nine digits; a weight that leaves nothing for the other pole states the pole. Raises
+    UserError with the known names.
     """
     if raw is None:
         return Condition()
     if not space.axes:
-        raise UserError(f"preference={_shown(raw)}: this model knows no poles to prefer: leave it out")
+        raise UserError(f"preference={_shown(raw)}: this model has no preference axes: leave it out")
     if isinstance(raw, str):
         axis = _axis_of([raw], space)
         return Condition(((axis.name, side_of(axis, raw)),))
@@ -78,13 +78,14 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
 
 
 def _between(axis: Axis, by_side: Mapping[int, float]) -> Condition:
-    """Return the condition of the weights of one side or of both."""
+    """Return the condition for the weights of one side or both."""
     if len(by_side) == 1:
         ((side, alone),) = by_side.items()
         if round(alone, DIGITS) > 1:
             name = axis.poles[side].name
             raise UserError(
-                f"preference: {name}={alone:.12g}: alone, a weight is from 0 to 1: the rest is the other pole"
+                f"preference: {name}={alone:.12g}: the weight of one pole alone must be from 0 to 1; the other pole "
+                "gets the rest"
             )
         by_side = {side: alone, 1 - side: 1 - alone}
     if not any(by_side.values()):
@@ -93,19 +94,21 @@ def _between(axis: Axis, by_side: Mapping[int, float]) -> Condition:
 
 
 def _condition(weights: Iterable[tuple[str, float]]) -> Condition:
-    """Return the condition of axes with weights of their first poles, one of them between its poles at most."""
+    """Return the condition for axes with the weights of their first poles. Raises UserError for two sliders."""
     rounded = [(name, round(weight, DIGITS)) for name, weight in weights]
     between = [(name, weight) for name, weight in rounded if 0 < weight < 1]
     if len(between) > 1:
         names = ", ".join(name for name, _ in between)
-        raise UserError(f"preference: between the poles of {names}: one axis at a time, 0, 0.5 or 1 on the others")
+        raise UserError(
+            f"preference: between the poles of {names}: only one axis may be; give 0, 0.5 or 1 for the others"
+        )
     stated = tuple((name, 1 - int(weight)) for name, weight in rounded if weight in (0, 1))
     return Condition(stated, between[0] if between else None)
 
 
 def _weight(pole: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
-        raise UserError(f"preference: {pole}={_shown(value)}: a weight is a number from 0 to 1e6")
+        raise UserError(f"preference: {pole}={_shown(value)}: a weight must be a number from 0 to 1e6")
     return float(value)
 
 
@@ -116,43 +119,43 @@ def _from_vector(raw: Sequence[Any], space: PreferenceSpace) -> Condition:
     for value in raw:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             shown = _shown(value)
-            raise UserError(f"preference: {shown}: entries are numbers from 0 (second pole) to 1 (first pole)")
+            raise UserError(f"preference: {shown}: entries must be numbers from 0 (second pole) to 1 (first pole)")
     named = zip((axis.name for axis in space.axes), map(float, raw), strict=True)
     return _condition((name, value) for name, value in named if round(value, DIGITS) != NEUTRAL)
 
 
 def _shown(value: Any) -> str:
-    """Return a value in at most 80 characters: a client may have sent a long one, or one of many levels."""
+    """Return a value in at most 80 characters, as a client may send a long or deeply nested one."""
     text = reprlib.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _name(what: str, value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
-        raise UserError(f"preference: {what}={_shown(value)}: a name of 1 to {LONGEST_NAME} characters")
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH:
+        raise UserError(f"preference: {what}={_shown(value)}: give a name of 1 to {MAX_NAME_LENGTH} characters")
     return value
 
 
 def side_of(axis: Axis, pole: str) -> int:
-    """Return 0 or 1 for a pole's name in any case, or for `first` and `second`. Raises UserError."""
+    """Return the side (0 or 1) of a pole's name in any case, or of `first` and `second`. Raises UserError."""
     pole = _name("pole", pole)
     names = [known.name.casefold() for known in axis.poles]
     return names.index(pole.casefold()) if pole.casefold() in names else axis.side(pole)
 
 
 def _axis_of(poles: Sequence[Any], space: PreferenceSpace) -> Axis:
-    """Return the one axis that has the first of these poles. Raises UserError where there is none, or several."""
+    """Return the only axis that has the first of these poles. Raises UserError if there is none, or several."""
     if not poles:
         raise UserError("preference: name a pole, such as " + repr(space.axes[0].first.name))
-    named = _name("pole", poles[0])
-    wanted = named.casefold()
-    found = [axis for axis in space.axes if wanted in (pole.name.casefold() for pole in axis.poles)]
-    if not found and wanted in ("first", "second") and len(space.axes) == 1:
+    name = _name("pole", poles[0])
+    wanted = name.casefold()
+    axes = [axis for axis in space.axes if wanted in (pole.name.casefold() for pole in axis.poles)]
+    if not axes and wanted in ("first", "second") and len(space.axes) == 1:
         return space.axes[0]
-    if not found:
+    if not axes:
         known = [pole.name for axis in space.axes for pole in axis.poles]
-        raise UserError(f"preference: no axis has the pole {named!r}.{did_you_mean(named, known)}")
-    if len(found) > 1:
-        names = ", ".join(repr(axis.name) for axis in found)
-        raise UserError(f"preference: {named!r} is a pole of {names}: add 'axis'")
-    return found[0]
+        raise UserError(f"preference: no axis has the pole {name!r}.{did_you_mean(name, known)}")
+    if len(axes) > 1:
+        names = ", ".join(repr(axis.name) for axis in axes)
+        raise UserError(f"preference: {name!r} is a pole of {names}: add 'axis'")
+    return axes[0]

@@ -1,8 +1,9 @@
-"""The one renderer, shared by training, evaluation and serving.
+"""The renderer of prompts and answers, shared by training, evaluation and serving.
 
-A prompt is text with a scenario inside; an answer is the text that follows it. In the `plain` frame the prompt ends
-with "Answer:" and the answer starts with a space, in a chat frame it follows the template's own opening: with both,
-tokenising prompt and answer together or apart gives the same tokens, so what was trained is what is served.
+A prompt is text with a scenario inside; an answer is the text that follows it. In the `plain` frame, the prompt ends
+with "Answer:" and the answer starts with a space; in a chat frame, the answer follows the template's own opening of a
+reply. In both, prompt and answer tokenized together or separately give the same tokens, so that the served prompt is
+the trained one.
 """
 
 import hashlib
@@ -24,13 +25,13 @@ AnswerStyle = Literal["letter", "option"]
 
 ConditionStyle = Literal["description", "control_token"]
 
-# Two moments that begin and end differently however they are written, seconds since 1970 among them.
-_MOMENTS = (datetime(2001, 2, 3, 4, 5, 6), datetime(1989, 11, 29, 17, 38, 47))
+# Two times whose texts begin and end differently in any format, even as seconds since 1970.
+_OTHER_TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(1989, 11, 29, 17, 38, 47))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The text around a user's message: `plain`, or a tokenizer's chat template cut at the message."""
+    """The text around a user's message: the `plain` frame, or a tokenizer's chat template cut at the message."""
 
     opening: str = ""
     closing: str = "\nAnswer:"
@@ -39,11 +40,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """Everything that decides how a record becomes text; its digest travels with a trained policy.
+    """Everything that decides how a record becomes text. Its digest is stored with a trained policy.
 
-    `condition_position`: `before` the scenario is the paper's prompt; `after` lets both poles share the scenario.
-    `answer`: reply with the letter as JSON, or with the option's whole text.
-    `condition`: state the preference in words, or as a control token (Controllable Preference Optimization).
+    condition_position: `before` the scenario is the paper's prompt; `after` lets both poles share the scenario's
+    tokens. answer: the letter as JSON, or the option's whole text. condition: the preference in words, or as a control
+    token (Controllable Preference Optimization).
     """
 
     condition_position: ConditionPosition = "before"
@@ -52,42 +53,44 @@ class PromptStyle:
     condition: ConditionStyle = "description"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the style as JSON-like content."""
         return asdict(self)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "PromptStyle":
+        """Build a style from the content that `to_dict` returns."""
         return PromptStyle(raw["condition_position"], raw["answer"], Frame(**raw["frame"]), raw["condition"])
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Prompt text and the span of characters (start, end) of the scenario, the only part a length policy may cut."""
+    """A prompt's text, and the span of characters (start, end) of its scenario, the only part that may be cut."""
 
     text: str
     scenario_span: tuple[int, int]
 
 
 def chat_frame(tokenizer: Any, *, at: datetime = MOMENT) -> Frame:
-    """Cut the tokenizer's chat template (a transformers tokenizer) at the user's message.
+    """Cut the chat template of a transformers tokenizer at the user's message.
 
-    at: what a template that asks for the time is told; the same one, wherever a frame is made to ask a policy in.
-    Raises UserError for a template that is not a text around a message.
+    at: the time for a template that reads the clock; every frame for a policy's prompts uses the default.
+    Raises UserError if the template does not write fixed text around a message.
     """
     render = partial(render_chat, tokenizer, at=at)
     return Frame(*cut_at_message(render, tokenizer=tokenizer.name_or_path), answer_lead="")
 
 
 def is_frame_of(frame: Frame, tokenizer: Any) -> bool:
-    """Whether a policy's frame is the tokenizer's chat template, whatever the time was when it was cut.
+    """Return whether a policy's frame is the tokenizer's chat template, cut at any time.
 
-    Templates are compared, not renderings: earlier versions told a template the time of the day. What is told now is
-    compared first: the time may decide about whole words.
+    Earlier versions gave a template the current time, so a frame also counts if it differs only in the time. The frame
+    at today's fixed time is compared first, as the time may decide whole words.
     """
     try:
         if frame == chat_frame(tokenizer):
             return True
-        first, second = (chat_frame(tokenizer, at=at) for at in _MOMENTS)
-    except UserError:  # it has no template, or one that frames nothing
+        first, second = (chat_frame(tokenizer, at=at) for at in _OTHER_TIMES)
+    except UserError:  # there is no usable template
         return False
     return frame.answer_lead == first.answer_lead and all(
         _is_between(*texts)
@@ -99,7 +102,7 @@ def is_frame_of(frame: Frame, tokenizer: Any) -> bool:
 
 
 def _is_between(text: str, first: str, second: str) -> bool:
-    """Whether a text is one of these, or begins and ends as both do, with a time of its own between."""
+    """Return whether a text begins and ends as these two texts do, with its own time in the middle."""
     if first == second:
         return text == first
     begin = _common_prefix(first, second)
@@ -114,7 +117,7 @@ def _common_prefix(first: str, second: str) -> str:
 def condition_text(
     space: PreferenceSpace, axis: str, side: int | None, *, condition: ConditionStyle = "description"
 ) -> str:
-    """Return the line that states a preference; empty when there is none (side None)."""
+    """Return the line that states a preference; an empty string if there is none (side None)."""
     if side is None:
         return ""
     pole = space.axis(axis).poles[side]
@@ -124,7 +127,7 @@ def condition_text(
 
 
 def instruction_text(record: PairedExample, style: PromptStyle, form: Form) -> str:
-    """Return the line that says what kind of answer is asked for; empty for free responses."""
+    """Return the line that asks for a kind of answer; an empty string for free responses."""
     if record.presentation == "response":
         return ""
     if style.answer == "option":
@@ -135,7 +138,7 @@ def instruction_text(record: PairedExample, style: PromptStyle, form: Form) -> s
 
 
 def options_text(record: PairedExample) -> str:
-    """Return the lettered options, one a line; empty for free responses."""
+    """Return the lettered options, one per line; an empty string for free responses."""
     if record.presentation == "response":
         return ""
     return "\n".join(f"({LETTERS[i]}) {option.text}" for i, option in enumerate(record.options))
@@ -150,9 +153,9 @@ def render_prompt(
     space: PreferenceSpace,
     others: Sequence[tuple[str, int]] = (),
 ) -> Prompt:
-    """Render the prompt under the pole `side` of the record's axis, or with no condition (None).
+    """Render the prompt under one pole (`side`) of the record's axis, or without a condition (None).
 
-    others: axis and side of further preferences, a line each below it.
+    others: the axis and side of further preferences, which are stated below it, one per line.
     """
     stated = [(record.axis, side), *others]
     lines = [condition_text(space, axis, pole, condition=style.condition) for axis, pole in stated]
@@ -166,16 +169,16 @@ def render_prompt(
 
 
 def state_in_message(message: str, conditions: Sequence[str], style: PromptStyle) -> str:
-    """Return a free message with the lines that state preferences, where the style puts them.
+    """Return a free message with the lines that state preferences, in the position of the style.
 
-    Inside the style's frame it is `render_prompt` of a record of free responses whose scenario is the message.
+    Inside the style's frame, this equals `render_prompt` for a record of free responses with the message as scenario.
     """
     lines = [line for line in conditions if line]
     return "\n".join([*lines, message] if style.condition_position == "before" else [message, *lines])
 
 
 def render_answer(record: PairedExample, chosen: Sequence[int], *, form: Form, style: PromptStyle) -> str:
-    """Render the answer that chooses these options (indices in shown order)."""
+    """Render the answer that chooses these options (indices in the shown order)."""
     if record.presentation == "response" or style.answer == "option":
         return style.frame.answer_lead + "\n".join(record.options[i].text for i in chosen)
     letters = [LETTERS[i] for i in chosen]
@@ -184,7 +187,7 @@ def render_answer(record: PairedExample, chosen: Sequence[int], *, form: Form, s
 
 
 def target_options(record: PairedExample, *, side: int, form: Form) -> tuple[int, ...]:
-    """Return the options a demonstration of that pole gives: all of them, or one picked by a hash of the id."""
+    """Return the options that a demonstration of this pole gives: all of them, or one picked by a hash of the id."""
     options = record.of_side(side)
     if form == "all":
         return options
@@ -193,14 +196,16 @@ def target_options(record: PairedExample, *, side: int, form: Form) -> tuple[int
 
 
 def template_digest(style: PromptStyle, space: PreferenceSpace) -> str:
-    """Return 16 hex digits over style, wording and rendered samples: two policies with equal digests were asked in the
-    same words, by the same renderer."""
+    """Return 16 hex digits over the style, the wording and rendered samples.
+
+    Two policies with equal digests were trained with the same prompt wording and the same renderer.
+    """
     content = json.dumps([style.to_dict(), space.to_dict(), _samples(style, space)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _samples(style: PromptStyle, space: PreferenceSpace) -> list[str]:
-    """Render one record of either presentation in every way: a renderer that words anything else shows here."""
+    """Render a record of each presentation in every way, so that any change of the renderer changes the digest."""
     texts = []
     for axis, presentation, form in product(space.axes[:1], ("choice", "response"), ("one", "all")):
         options = (Option("Yes.", 0), Option("No.", 1))

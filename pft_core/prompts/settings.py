@@ -1,4 +1,4 @@
-"""What a recipe says of prompts."""
+"""The prompt section of a recipe."""
 
 from typing import Literal
 
@@ -7,13 +7,13 @@ from pft_core.settings import Settings
 
 
 class PromptSettings(Settings):
-    """How a record becomes text."""
+    """Settings of how a record becomes text."""
 
     condition_position: Literal["before", "after"] = "before"  # the paper's prompt
     answer: Literal["letter", "option"] = "letter"
     template: Literal["plain", "chat"] = "plain"
-    condition: Literal["description", "control_token"] = "description"  # control_token: Controllable PO
+    condition: Literal["description", "control_token"] = "description"  # control_token: as in CPO (Guo et al. 2024)
 
     def style(self, frame: Frame) -> PromptStyle:
-        """Return the style in this frame: the text around a user's message."""
+        """Return the prompt style in this frame, the text around a user's message."""
         return PromptStyle(self.condition_position, self.answer, frame, self.condition)

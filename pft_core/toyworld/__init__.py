@@ -1,4 +1,4 @@
-"""Tiny base models, made here, that can learn the embedded data set (a source of `pft_core.data`)."""
+"""Tiny base models and the code that trains them: one for the demo, others on the texts of a data set."""
 
 from typing import TYPE_CHECKING
 

@@ -1,3 +1,3 @@
-"""Where the tiny base model lies that comes with the package."""
+"""The folder of the tiny base model that ships with the package."""
 
 from pft_core.policies import SHIPPED_BASE as SHIPPED_BASE

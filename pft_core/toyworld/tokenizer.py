@@ -1,4 +1,4 @@
-"""The demo's tokenizer: Qwen2's own byte-level BPE, with merges that make each of the toy world's words one token."""
+"""The demo's tokenizer: a byte-level BPE of Qwen2's class, in which each word of `toyworld` is one token."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -22,21 +22,21 @@ from pft_core.prompts import PromptStyle, render_answer, render_prompt
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
-_EVERY_MERGE = 100_000  # a size that is never reached: training ends when each word is one token
+_EVERY_MERGE = 100_000  # a size that is never reached, as training ends when each word is one token
 _PAD, _EOS = "<pad>", "<eos>"
 _FORMS: tuple[Form, ...] = ("one", "all")
 
 
 def make_tokenizer(*spaces: PreferenceSpace) -> "Qwen2Tokenizer":
-    """Return the demo's tokenizer: each of the toy world's words is one token."""
-    return learnt_tokenizer(_texts(spaces), size=_EVERY_MERGE)
+    """Return the demo's tokenizer, in which each word of `toyworld` is one token."""
+    return train_tokenizer(_texts(spaces), size=_EVERY_MERGE)
 
 
-def learnt_tokenizer(texts: Iterable[str], *, size: int) -> "Qwen2Tokenizer":
-    """Return a fast tokenizer of at most `size` tokens, with pad and EOS, learnt from texts.
+def train_tokenizer(texts: Iterable[str], *, size: int) -> "Qwen2Tokenizer":
+    """Train a fast tokenizer of at most `size` tokens, including pad and EOS, on texts.
 
-    Any text can be encoded; words from elsewhere fall into pieces. It has to be Qwen2's class with its splitting rule:
-    AutoTokenizer rebuilds it from vocabulary and merges alone.
+    It encodes any text; unknown words become several tokens. It has to be of Qwen2's class with that class's splitting
+    rule, as AutoTokenizer rebuilds it from only the vocabulary and the merges.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -53,13 +53,13 @@ def learnt_tokenizer(texts: Iterable[str], *, size: int) -> "Qwen2Tokenizer":
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    merges: Any = [tuple(merge) for merge in learnt["merges"]]
-    return Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges, **specials)
+    model = json.loads(learner.to_str())["model"]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
+    return Qwen2Tokenizer(vocab=model["vocab"], merges=merges, **specials)
 
 
 def _texts(spaces: tuple[PreferenceSpace, ...]) -> Iterator[str]:
-    """Yield texts in which every word stands as it will be met: after a space, at a line's start, or both."""
+    """Yield texts that contain every word as it will occur: after a space, at the start of a line, or both."""
     manners = [manner for poles in MANNERS.values() for words in poles for manner in words]
     yield "".join(f" {word}" for word in (*manners, *ACTIONS, *THINGS, *NAMES))
     yield "\n".join((*manners, *NAMES, *SITUATIONS))

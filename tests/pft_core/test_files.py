@@ -1,4 +1,4 @@
-"""Whole or nothing: a kill at any point leaves the old or the new, and the next start goes on from there."""
+"""Atomic writes: a kill at any point leaves the old content or the new, and the next start continues from there."""
 
 import itertools
 import multiprocessing
@@ -25,7 +25,7 @@ from pft_core.files import (
 )
 
 FORK = multiprocessing.get_context("fork")
-STEPS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")  # all that changes what is on the disk under a name
+STEPS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")  # all calls that change what a name holds on disk
 
 
 def names(folder: Path) -> set[str]:
@@ -48,7 +48,7 @@ def content(word: str) -> dict[str, str]:
 
 
 def _killed_before(step: int, work: Callable[..., None], *args: Any) -> None:
-    """Do work in this process, which dies right before the step of that number."""
+    """Do the work in this process, which kills itself right before step number `step`."""
     taken = itertools.count(1)
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +65,7 @@ def _killed_before(step: int, work: Callable[..., None], *args: Any) -> None:
 
 
 def is_killed(step: int, work: Callable[..., None], *args: Any) -> bool:
-    """Do work in a process that is killed before one of its steps; say whether it came that far."""
+    """Do the work in a process that is killed before one of its steps; return whether it reached that step."""
     process = FORK.Process(target=_killed_before, args=(step, work, *args))
     process.start()
     process.join()
@@ -74,39 +74,39 @@ def is_killed(step: int, work: Callable[..., None], *args: Any) -> bool:
 
 
 def test_a_kill_at_any_point_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    found = []
+    states = []
     for step in itertools.count(1):
         write_text(tmp_path / "file", "old")
         killed = is_killed(step, write_text, tmp_path / "file", "new")
-        found.append((tmp_path / "file").read_text())
+        states.append((tmp_path / "file").read_text())
         write_text(tmp_path / "file", "next")
         assert names(tmp_path) == {"file"}
         if not killed:
             break
-    assert set(found) == {"old", "new"}
-    assert found == sorted(found, reverse=True)
-    assert len(found) > 5
+    assert set(states) == {"old", "new"}
+    assert states == sorted(states, reverse=True)
+    assert len(states) > 5
 
 
 def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
-    found, missing = [], 0
+    states, missing = [], 0
     for step in itertools.count(1):
         write_folder(tmp_path / "out", "old")
         killed = is_killed(step, write_folder, tmp_path / "out", "new")
         missing += not (tmp_path / "out").exists()
         restore_folder(tmp_path / "out")
         assert names(tmp_path) == {"out"}
-        found.append(texts(tmp_path / "out"))
+        states.append(texts(tmp_path / "out"))
         if not killed:
             break
-    assert all(one in (content("old"), content("new")) for one in found)
-    assert found[0] == content("old")
-    assert found[-1] == content("new")
+    assert all(one in (content("old"), content("new")) for one in states)
+    assert states[0] == content("old")
+    assert states[-1] == content("new")
     assert missing == 1  # between the two renames
-    assert len(found) > 10
+    assert len(states) > 10
 
 
-def test_a_kill_at_any_point_is_in_no_later_writers_way(tmp_path: Path) -> None:
+def test_a_kill_at_any_point_does_not_block_a_later_writer(tmp_path: Path) -> None:
     for step in itertools.count(1):
         killed = is_killed(step, write_folder, tmp_path / "out", "killed")
         write_folder(tmp_path / "out", "next")  # which calls no restore_folder
@@ -116,7 +116,7 @@ def test_a_kill_at_any_point_is_in_no_later_writers_way(tmp_path: Path) -> None:
             break
 
 
-def test_a_kill_while_a_kill_is_undone_loses_nothing(tmp_path: Path) -> None:
+def test_a_kill_during_recovery_from_a_kill_loses_nothing(tmp_path: Path) -> None:
     for step in itertools.count(1):
         (tmp_path / ".out.replaced").mkdir()
         (tmp_path / ".out.replaced" / "old").write_text("old")
@@ -129,7 +129,7 @@ def test_a_kill_while_a_kill_is_undone_loses_nothing(tmp_path: Path) -> None:
             break
 
 
-def test_a_kill_at_any_point_of_a_deletion_leaves_the_whole_folder_or_none(tmp_path: Path) -> None:
+def test_a_kill_at_any_point_of_a_deletion_leaves_the_whole_folder_or_nothing(tmp_path: Path) -> None:
     for step in itertools.count(1):
         write_folder(tmp_path / "run", "old")
         killed = is_killed(step, remove_folder, tmp_path / "run")
@@ -145,7 +145,7 @@ def _stopped(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("write", [write_text, write_folder])
-def test_what_is_stopped_leaves_what_was_there(
+def test_an_interrupted_write_leaves_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, str], None]
 ) -> None:
     write(tmp_path / "out", "old")
@@ -153,8 +153,8 @@ def test_what_is_stopped_leaves_what_was_there(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", "new")
     assert names(tmp_path) == {"out"}
-    found = (tmp_path / "out" / "old" if (tmp_path / "out").is_dir() else tmp_path / "out").read_text()
-    assert found == "old"
+    text = (tmp_path / "out" / "old" if (tmp_path / "out").is_dir() else tmp_path / "out").read_text()
+    assert text == "old"
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
@@ -177,7 +177,7 @@ def test_a_rename_that_fails_leaves_the_old_folder_or_the_new_one(
     assert names(tmp_path) == {"out"}
 
 
-def test_two_writers_at_once_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_two_concurrent_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     with whole_file(tmp_path / "file") as first, whole_file(tmp_path / "file") as second:
         first.write_text("first")
         second.write_text("second")
@@ -190,7 +190,7 @@ def _write_often(path: Path, word: str) -> None:
         write_folder(path, word)
 
 
-def test_processes_that_replace_a_folder_at_once_leave_a_whole_one(tmp_path: Path) -> None:
+def test_processes_that_replace_a_folder_concurrently_leave_a_whole_one(tmp_path: Path) -> None:
     words = ("one", "two", "three")
     workers = [FORK.Process(target=_write_often, args=(tmp_path / "out", word)) for word in words]
     for worker in workers:
@@ -202,19 +202,19 @@ def test_processes_that_replace_a_folder_at_once_leave_a_whole_one(tmp_path: Pat
     assert names(tmp_path) == {"out"}
 
 
-def test_nothing_is_waited_for_where_the_disk_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_waits_on_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: Any) -> None:
         raise OSError("no locks available")
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
-    (tmp_path / f"{files._prefix(tmp_path / 'out')}x.tmp").mkdir()  # perhaps another's who is alive
+    (tmp_path / f"{files._prefix(tmp_path / 'out')}x.tmp").mkdir()  # may belong to a live process
     for word in ("old", "new"):
         write_folder(tmp_path / "out", word)
     assert texts(tmp_path / "out") == content("new")
     assert len(names(tmp_path)) == 2
 
 
-def test_a_written_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_a_finished_folder_replaces_another(tmp_path: Path) -> None:
     write_folder(tmp_path / "unfinished", "new")
     write_folder(tmp_path / "out", "old")
     replace_folder(tmp_path / "unfinished", tmp_path / "out")
@@ -222,23 +222,23 @@ def test_a_written_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     assert names(tmp_path) == {"out"}
 
 
-def test_what_is_being_written_does_not_count_as_content(tmp_path: Path) -> None:
+def test_an_unfinished_write_does_not_count_as_content(tmp_path: Path) -> None:
     with whole_file(tmp_path / "job.json") as unfinished:
         unfinished.write_text("{}")
         assert contents(tmp_path) == []
     assert contents(tmp_path) == [tmp_path / "job.json"]
 
 
-def test_files_and_folders_have_the_rights_that_others_have(tmp_path: Path) -> None:
+def test_files_and_folders_have_the_usual_permissions(tmp_path: Path) -> None:
     write_json(tmp_path / "file", {})
     write_folder(tmp_path / "out", "new")
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "file").touch()
-    for found, plain in (("file", "plain/file"), ("out", "plain"), ("out/new", "plain/file")):
-        assert (tmp_path / found).stat().st_mode == (tmp_path / plain).stat().st_mode
+    for written, plain in (("file", "plain/file"), ("out", "plain"), ("out/new", "plain/file")):
+        assert (tmp_path / written).stat().st_mode == (tmp_path / plain).stat().st_mode
 
 
-def test_a_file_is_written_only_into_a_folder_that_is_there(tmp_path: Path) -> None:
+def test_a_file_is_written_only_into_an_existing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "removed" / "file", "text")
 
@@ -255,7 +255,7 @@ def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
-def test_a_leftover_of_a_long_name_is_no_other_names(tmp_path: Path) -> None:
+def test_a_leftover_of_one_long_name_is_not_taken_for_anothers(tmp_path: Path) -> None:
     others = files._prefix(tmp_path / ("n" * 254 + "o"))
     (tmp_path / f"{others}x.tmp").mkdir()
     write_text(tmp_path / ("n" * 255), "new")
@@ -268,11 +268,11 @@ def test_a_leftover_of_a_long_name_is_no_other_names(tmp_path: Path) -> None:
         (b"[" * 100_000, r"x\.json: not valid JSON \(nested too deep\); expected a test"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[1" + b"0" * 5000 + b"]", "not valid JSON"),
-        (b"null", "no JSON object of keys and values; expected a test"),
+        (b"null", "not a JSON object; expected a test"),
         (None, r"x\.json: no such file; expected a test"),
     ],
 )
-def test_a_file_that_is_no_json_or_no_file_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_a_missing_or_invalid_json_file_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.json") if content is None else (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_json(tmp_path / "x.json", what="a test")

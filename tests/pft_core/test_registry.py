@@ -1,4 +1,4 @@
-"""What is registered is checked as it is registered."""
+"""Registries check an entry when it is registered, and its code when it is used."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ from pft_core.training.engines.registry import EngineEntry
 
 
 def test_an_entry_of_another_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="source 'mine': give a SourceEntry, this is 'not an entry'"):
+    with pytest.raises(UserError, match="source 'mine': give a SourceEntry, not 'not an entry'"):
         SOURCES.add("mine", "not an entry")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="metric 'mine': give a Metric, this is ObjectiveEntry"):
+    with pytest.raises(UserError, match="metric 'mine': give a Metric, not ObjectiveEntry"):
         METRICS.add("mine", ObjectiveEntry(print))  # type: ignore[arg-type]
     assert "mine" not in SOURCES
     assert "mine" not in METRICS
@@ -43,7 +43,7 @@ def test_an_entry_of_another_kind_is_refused() -> None:
         (lambda: EngineEntry("torch"), "build='torch': give a function"),
     ],
 )
-def test_an_entry_says_what_is_wrong_with_it(make: Callable[[], Any], message: str) -> None:
+def test_a_faulty_entry_is_refused_with_the_reason(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
@@ -56,12 +56,12 @@ def test_an_entry_says_what_is_wrong_with_it(make: Callable[[], Any], message: s
         ("json:lods", "'json:lods': json has no 'lods'"),
     ],
 )
-def test_a_place_that_is_not_there_is_a_users_mistake_when_it_is_used(place: str, message: str) -> None:
+def test_a_place_that_does_not_exist_is_a_user_error_when_it_is_loaded(place: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_code(OBJECTIVES["pft"].__class__(place).build)
 
 
-def test_what_a_module_itself_lacks_is_not_taken_for_a_wrong_place(tmp_path, monkeypatch) -> None:
+def test_a_missing_import_inside_a_module_is_not_reported_as_a_wrong_place(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "lacks_a_package.py").write_text("import no_such_package\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):

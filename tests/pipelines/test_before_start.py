@@ -122,7 +122,7 @@ def test_a_like_folder_is_suggested_and_an_adapter_says_what_to_give(
     (tmp_path / "models" / "qwen2-tiny").mkdir(parents=True)
     with pytest.raises(UserError, match="Did you mean 'models/qwen2-tiny'"):
         refuse_unusable_model("models/qwen2-tini", wants_chat=False)
-    with pytest.raises(UserError, match="no name that a model on the Hub can have"):
+    with pytest.raises(UserError, match="not a valid name of a model on the Hub"):
         refuse_unusable_model("my model", wants_chat=False)
     adapter = tmp_path / "run" / "adapter"
     adapter.mkdir(parents=True)
@@ -130,7 +130,7 @@ def test_a_like_folder_is_suggested_and_an_adapter_says_what_to_give(
     with pytest.raises(UserError, match=r"is an adapter without its base model: give its base model \(owner/"):
         refuse_unusable_model(str(adapter), wants_chat=False)
     (adapter.parent / "model_ref.json").write_text("{}")
-    with pytest.raises(UserError, match=f"give the run that it is of, {adapter.parent}, or the base model"):
+    with pytest.raises(UserError, match=f"give its run, {adapter.parent}, or the base model"):
         refuse_unusable_model(str(adapter), wants_chat=False)
 
 

@@ -1,4 +1,4 @@
-"""Behavioral Question Datasets: the lettered choices stand inside the question; one of them matches a behavior."""
+"""The Behavioral Question Datasets format: the question holds lettered choices, of which one matches a behavior."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ from pft_core.data.sources.checks import (
 )
 from pft_core.data.sources.questions import refuse_unused
 
-# Only at a line's start: "(A)" also occurs in the middle of sentences.
+# A letter counts only at the start of a line, as "(A)" also occurs inside sentences.
 _LETTER = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
 _CHOICES_LINE = re.compile(r"^[ \t]*Choices:\s*\Z", re.MULTILINE)
 _ANSWER = re.compile(r"\s*\(?([A-Z])\)?\s*")
@@ -35,27 +35,27 @@ def bqd_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     if matching & not_matching:
         both = ", ".join(LETTERS[i] for i in sorted(matching & not_matching))
         raise RowFault("answer_not_matching_behavior", "answers_overlap", f"({both}) is also the matching answer")
-    # Choices that neither key names show the behavior as little as the one that is named for not showing it.
+    # Choices that neither key names count as not showing the behavior.
     options = [Option(choice, 0 if i in matching else 1) for i, choice in enumerate(choices)]
     return accept(behavior_axis(axis), scenario, options, "question")
 
 
 def split_question(question: str) -> tuple[str, list[str]]:
-    """Return the question without its choices, and the choices in order (2 to 10). Raises RowFault."""
+    """Split a question into its text and its 2 to 10 choices, in order. Raises RowFault."""
     marks = list(_LETTER.finditer(question))
     letters = "".join(mark[1] for mark in marks)
     if len(letters) < 2 or letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
-        found = ", ".join(letters) or "none"
-        raise RowFault("question", "bad_choices", f"choices are lines (A), (B), ... in this order; found {found}")
+        order = ", ".join(letters) or "none"
+        raise RowFault("question", "bad_choices", f"choices must be lines (A), (B), ... in order; found {order}")
     if len(letters) > len(LETTERS):
-        raise RowFault("question", "too_many_options", f"{len(letters)} choices, at most {len(LETTERS)}")
+        raise RowFault("question", "too_many_options", f"{len(letters)} choices; at most {len(LETTERS)} are allowed")
     ends = [*(mark.start() for mark in marks[1:]), len(question)]
     choices = [text(question[m.end() : end], f"question.({m[1]})") for m, end in zip(marks, ends, strict=True)]
     return text(_CHOICES_LINE.sub("", question[: marks[0].start()]), "question"), choices
 
 
 def behavior_axis(name: str) -> Axis:
-    """Return the shipped axis of a behavior, or one that is worded from its name."""
+    """Return the shipped axis of a behavior, or an axis whose wording is made from the behavior's name."""
     words = name.replace("-", " ").replace("_", " ")
     shown, hidden = f"Shows the behavior {words}.", f"Does not show the behavior {words}."
     generic = Axis(name, Pole("matching", shown), Pole("not matching", hidden))
@@ -64,15 +64,15 @@ def behavior_axis(name: str) -> Axis:
 
 
 def _answers(value: Any, path: str, *, num_choices: int) -> set[int]:
-    """Return the choices that a value names: one answer, or a list of them."""
+    """Return the choices that a value names: a letter, or a list of letters."""
     answers = value if isinstance(value, list) else [value]
     if not answers:
-        raise RowFault(path, "empty_text", "expected an answer letter, found an empty list")
+        raise RowFault(path, "empty_text", "expected a letter, found an empty list")
     return {_answer(answer, path, num_choices=num_choices) for answer in answers}
 
 
 def _answer(value: Any, path: str, *, num_choices: int) -> int:
-    found = _ANSWER.fullmatch(text(value, path))
-    if not found or found[1] not in LETTERS[:num_choices]:
+    match = _ANSWER.fullmatch(text(value, path))
+    if not match or match[1] not in LETTERS[:num_choices]:
         raise RowFault(path, "answer_not_among_choices", f"{value!r}; the choices are A to {LETTERS[num_choices - 1]}")
-    return LETTERS.index(found[1])
+    return LETTERS.index(match[1])

@@ -1,4 +1,4 @@
-"""What every raw format shares: the outcome of reading a row, and checks that name the place of the first fault."""
+"""Parts that all formats share: the outcome of reading a row, and checks that name the place of the first fault."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AcceptedRow:
-    """A row that became a record, and the axis as that row words it."""
+    """A record, and its axis as worded by the row."""
 
     record: PairedExample
     axis: Axis
@@ -27,26 +27,27 @@ Outcome = AcceptedRow | Reject
 
 
 class RowFault(Exception):
-    """The first fault of a row: key path, reason code, what was found. Never leaves `row_parser`."""
+    """The first fault of a row: its key path, reason code and detail. `row_parser` turns it into a Reject."""
 
     def __init__(self, key_path: str, reason: str, detail: str):
         super().__init__(key_path, reason, detail[:_LONGEST_DETAIL])
 
     def at(self, where: str) -> Reject:
+        """Return the reject of the row at this place."""
         key_path, reason, detail = self.args
         return Reject(where, key_path, reason, detail)
 
 
 def row_parser(parse: Callable[[dict[str, Any], str | None], T]) -> Callable[[Any, str, str | None], T | Reject]:
-    """Turn `parse(row, axis)` that raises RowFault into `(row, where, axis) -> result | Reject`."""
+    """Turn a function `parse(row, axis)` that raises RowFault into one `(row, where, axis) -> result | Reject`."""
 
     @functools.wraps(parse)
     def parse_row(row: Any, where: str, axis: str | None) -> T | Reject:
         try:
             if not isinstance(row, dict):
-                raise RowFault("", "wrong_type", f"a row is an object of keys and values, this is {_kind(row)}")
+                raise RowFault("", "wrong_type", f"expected an object of keys and values, found {_kind(row)}")
             if _deeper_than(row, MAX_DEPTH):
-                raise RowFault("", "too_deep", f"nested deeper than {MAX_DEPTH} levels")
+                raise RowFault("", "too_deep", f"nested more than {MAX_DEPTH} levels deep")
             return parse(row, axis)
         except RowFault as fault:
             return fault.at(where)
@@ -55,7 +56,7 @@ def row_parser(parse: Callable[[dict[str, Any], str | None], T]) -> Callable[[An
 
 
 def value_of(row: Mapping[str, Any], *keys: str, inside: str = "") -> tuple[Any, str]:
-    """Return the value of the first of these keys that is there, and its path; null counts as missing."""
+    """Return the value of the first of these keys in the row, and its path. null counts as missing. Raises RowFault."""
     for key in keys:
         if row.get(key) is not None:
             return row[key], inside + key
@@ -63,46 +64,46 @@ def value_of(row: Mapping[str, Any], *keys: str, inside: str = "") -> tuple[Any,
 
 
 def text_of(row: Mapping[str, Any], *keys: str, inside: str = "") -> str:
-    """Return the text under the first of these keys that is there."""
+    """Return the text under the first of these keys in the row. Raises RowFault if it is missing or not a text."""
     return text(*value_of(row, *keys, inside=inside))
 
 
 def text(value: Any, path: str) -> str:
-    """Return a text without the white space around it."""
+    """Return a text without surrounding white space. Raises RowFault if it is empty or not a valid text."""
     if not isinstance(value, str):
         raise RowFault(path, "wrong_type", f"expected text, found {_kind(value)}")
     if not value.strip():
         raise RowFault(path, "empty_text", "expected text, found none")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair; nothing could store or tokenise it
-        raise RowFault(path, "invalid_text", "holds a character that is not valid Unicode") from None
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which cannot be stored or tokenized
+        raise RowFault(path, "invalid_text", "the text holds a character that is not valid Unicode") from None
     return value.strip()
 
 
 def has_content(value: Any) -> bool:
-    """Tell whether a value says anything: not null, false or blank, nor made of such values alone."""
+    """Return whether a value holds anything but null, false and blank texts, at any depth."""
     if isinstance(value, dict | list | tuple):
         return any(map(has_content, parts_of(value)))
     return bool(value.strip()) if isinstance(value, str | bytes) else value is not None and value is not False
 
 
 def parts_of(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Collection[Any]:
-    """Return what an object, a list or an entry of Parquet's maps is made of."""
+    """Return the values of an object, or the entries of a list or of a Parquet map."""
     return value.values() if isinstance(value, dict) else value
 
 
 def texts_in(value: Any) -> list[str]:
-    """Return the texts in a value, at any depth; of messages not who says them."""
+    """Return the texts in a value, at any depth, without the roles of messages."""
     if isinstance(value, dict):
-        value = [held for key, held in value.items() if key not in ("role", "from")]
+        value = [inner for key, inner in value.items() if key not in ("role", "from")]
     if isinstance(value, list | tuple):
-        return [found for inner in value for found in texts_in(inner)]
+        return [text for inner in value for text in texts_in(inner)]
     return [value] if isinstance(value, str) else []
 
 
 def instance(value: Any, kind: type[T], path: str) -> T:
-    """Return the value, which has to be a list or an object."""
+    """Return the value if it is of this type, a list or an object. Raises RowFault otherwise."""
     if not isinstance(value, kind):
         expected = "a list" if kind is list else "an object of keys and values"
         raise RowFault(path, "wrong_type", f"expected {expected}, found {_kind(value)}")
@@ -110,13 +111,14 @@ def instance(value: Any, kind: type[T], path: str) -> T:
 
 
 def axis_name(row: Mapping[str, Any], *keys: str, default: str | None) -> str:
-    """Return the axis that the row names, else the one given for all rows."""
+    """Return the name of the row's axis: its own if it has one, else the default."""
     if default is not None and all(row.get(key) is None for key in keys):
         return default
     return text_of(row, *keys)
 
 
 def known_axis(space: PreferenceSpace, name: str, path: str) -> Axis:
+    """Return the axis of that name in a space. Raises RowFault if there is none."""
     try:
         return space.axis(name)
     except UserError as error:
@@ -124,6 +126,7 @@ def known_axis(space: PreferenceSpace, name: str, path: str) -> Axis:
 
 
 def side_of(axis: Axis, pole: str, path: str) -> int:
+    """Return the side of the pole of that name. Raises RowFault if the axis has no such pole."""
     try:
         return axis.side(pole)
     except UserError as error:
@@ -131,10 +134,11 @@ def side_of(axis: Axis, pole: str, path: str) -> int:
 
 
 def axis_between(name: str, poles: Sequence[str], stated: Sequence[str] | None, path: str) -> Axis:
-    """Return the axis between the poles that a row names.
+    """Return the axis between the poles that a row names. Raises RowFault if these are not two.
 
-    Which pole comes first: the row says it (`stated`), else the shipped axis of this name that has these poles, else
-    the alphabet: never the order of options or rows, which would depend on how a file was shuffled.
+    The first pole is that of `stated`, the row's own order; else that of the shipped axis with this name and these
+    poles; else the first in the alphabet. It never follows the order of options or rows, which depends on how a file
+    was shuffled.
     """
     shipped = shipped_axes().get(name)
     if stated is None and shipped and set(poles) <= {shipped.first.name, shipped.second.name, "first", "second"}:
@@ -143,23 +147,23 @@ def axis_between(name: str, poles: Sequence[str], stated: Sequence[str] | None, 
     if len(first_and_second) == 1:
         raise RowFault(path, "pole_without_option", f"every option shows {first_and_second[0]!r}")
     if len(first_and_second) != 2 or first_and_second[0] == first_and_second[1]:
-        raise RowFault(path, "not_two_poles", f"an axis has two poles, found {', '.join(first_and_second)}")
+        raise RowFault(path, "not_two_poles", f"expected two poles, found {', '.join(first_and_second)}")
     descriptions = {pole.name: pole.description for pole in shipped.poles} if shipped else {}
     return Axis(name, *(Pole(pole, descriptions.get(pole, "")) for pole in first_and_second))
 
 
 @functools.cache
 def shipped_axes() -> dict[str, Axis]:
-    """Return the axes of all shipped data sets by name, in their order."""
+    """Return the axes of all shipped spaces by name, in order."""
     return {axis.name: axis for space in ("vcd", "bqd", "toyworld") for axis in load_space(space).axes}
 
 
 def accept(
     axis: Axis, scenario: str, options: Sequence[Option], path: str, presentation: Presentation = "choice"
 ) -> AcceptedRow:
-    """Build the record: at most ten different options, and both poles among them."""
+    """Build the record of a row. Raises RowFault for over ten options, equal options, or a pole without an option."""
     if len(options) > len(LETTERS):
-        raise RowFault(path, "too_many_options", f"{len(options)} options, at most {len(LETTERS)} can be lettered")
+        raise RowFault(path, "too_many_options", f"{len(options)} options; at most {len(LETTERS)} are allowed")
     if len({option.text for option in options}) < len(options):
         raise RowFault(path, "duplicate_option", "two options have the same text")
     for side in SIDES:

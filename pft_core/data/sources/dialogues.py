@@ -1,4 +1,4 @@
-"""Dialogues: messages as text, and where a prompt ends that two answers have in common."""
+"""Dialogues: messages as text, and the end of the prompt that two texts have in common."""
 
 import itertools
 import re
@@ -10,10 +10,10 @@ from pft_core.data.sources.checks import RowFault, has_content, instance, text, 
 
 Message = dict[str, Any]
 
-# Who may not begin an answer: it would be the question, said again or another one.
+# An answer may not begin with a turn of these roles: it would repeat the question or ask another one.
 _ASKING_ROLES = ("user", "human", "system", "developer", "tool", "function")
 
-# Who asks and who answers in a dialogue that is written as one text.
+# Names of who asks and who answers, in a dialogue that is written as one text.
 _SPEAKERS = (
     ("Human|User|System|Prompter|Customer", "Assistant|AI|Bot|Chatbot|ChatGPT|GPT|Model"),  # English
     ("Usuario|Humano|Utente|Umano|Utilisateur|Humain|Sistema", "Asistente|Assistente"),  # Spanish, Italian, French
@@ -49,13 +49,13 @@ _QUESTIONS = (
 _TASKS = (("Instruction|Input|Prompt|Query", "Response|Output|Completion"),)
 
 
-def _either(names: Sequence[tuple[str, str]]) -> list[str]:
-    """Return two patterns: who asks, who answers."""
+def _alternatives(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Return two patterns, for who asks and for who answers."""
     return ["|".join(side) for side in zip(*names, strict=True)]
 
 
-# A name and a colon, where a line or what follows a tag begins, or a name as a heading.
-_SPOKEN = (
+# A name and a colon at the start of a line or after a tag, or a name as a heading.
+_TURN_LABEL = (
     r"(?:(?:^|(?<=[\w|\uff5c]>))[ \t]*(?:(?P<heading>#{{1,6}})[ \t]*)?|(?<=[^\s#])#{{2,6}}[ \t]*)"
     r"(?:[*_\[(<]{{1,3}}[ \t]*)?(?:{}|(?P<answer>{}))"
     r"(?:[\]*_)>]*[ \t]*[:\uff1a](?:[*_]+(?=\s|\Z))?|(?(heading)[*_]*[ \t]*\n|(?!)))"
@@ -69,21 +69,22 @@ _CONTROL_TOKENS = (
     r"\[\|?(?:(?P<answer>assistant|bot)|user|human|system)\|?\]",
     r"\[INST\]|(?P<answer>\[/INST\])",
 )
-_CHATS = [
+_CHAT_PATTERNS = [
     re.compile(pattern, re.MULTILINE | re.IGNORECASE)
-    for pattern in (_SPOKEN.format(*_either(_SPEAKERS)), *_CONTROL_TOKENS)
+    for pattern in (_TURN_LABEL.format(*_alternatives(_SPEAKERS)), *_CONTROL_TOKENS)
 ]
-_LABELLED = [
-    re.compile(_SPOKEN.format(*_either(names)), re.MULTILINE | re.IGNORECASE) for names in (_QUESTIONS, _TASKS)
+_LABELED_PATTERNS = [
+    re.compile(_TURN_LABEL.format(*_alternatives(names)), re.MULTILINE | re.IGNORECASE)
+    for names in (_QUESTIONS, _TASKS)
 ]
-# All on one line: a name as it is written first, or in capitals.
-_IN_LINE = re.compile(
+# For dialogues on one line: a name as spelled above, or in capitals.
+_ONE_LINE_TURN = re.compile(
     r"(?<!\S)(?:{}|{}|(?P<answer>{}|{}))[:\uff1a]".format(
-        *(f(side) for side in _either(_SPEAKERS) for f in (str, str.upper))
+        *(f(side) for side in _alternatives(_SPEAKERS) for f in (str, str.upper))
     )
 )
-# What may open a turn of somebody who is not known here.
-_SOME_TURN = re.compile(
+# Marks that may open the turn of an unknown speaker.
+_UNKNOWN_TURN = re.compile(
     rf"{_TOKEN}|</s>|^[ \t]*(?:[#*_\[]+[ \t]*)?([^\W\d_]{{2,20}})[\]*_]*[ \t]*[:\uff1a][*_]*", re.MULTILINE
 )
 
@@ -91,14 +92,14 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff60"
     "\U00020000-\U0003ffff]"
 )
-_SPELT_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](role|content|from|value)['\"]\s*:")
+_MESSAGES_AS_TEXT = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
 def dialogue_text(value: Any, path: str) -> str:
-    """Return a text as it is, a single message's content, and several messages with the name of each role."""
+    """Return a text as it is, the content of a single message, or several messages with the name of each role."""
     if isinstance(value, str):
-        if _SPELT_MESSAGES.match(value):
-            raise RowFault(path, "spelt_messages", "a text that spells messages: store them as a list of objects")
+        if _MESSAGES_AS_TEXT.match(value):
+            raise RowFault(path, "spelt_messages", "messages written out as text: store them as a list of objects")
         return text(value, path)
     messages = [_message(message, f"{path}[{i}]") for i, message in enumerate(instance(value, list, path))]
     contents = [text_of(message, "content", inside=f"{path}[{i}].") for i, message in enumerate(messages)]
@@ -110,7 +111,7 @@ def dialogue_text(value: Any, path: str) -> str:
 
 
 def answer_text(value: Any, path: str) -> str:
-    """Return an answer's text: a dialogue begins with a turn of who answers."""
+    """Return the text of an answer. Raises RowFault if it is a dialogue that begins with a turn of who asks."""
     answer = dialogue_text(value, path)
     if roles_of(value)[:1] and roles_of(value)[0] in _ASKING_ROLES:
         raise RowFault(f"{path}[0].role", "not_an_answer", f"the answer begins with a turn of {roles_of(value)[0]!r}")
@@ -119,99 +120,100 @@ def answer_text(value: Any, path: str) -> str:
 
 def _message(value: Any, path: str) -> Message:
     message: Message = instance(value, dict, path)
-    for key, held in message.items():
-        if key not in ("role", "content") and has_content(held):
-            raise RowFault(f"{path}.{key}", "unread_key", f"a message is read by role and content, and {key} says more")
+    for key, content in message.items():
+        if key not in ("role", "content") and has_content(content):
+            raise RowFault(f"{path}.{key}", "unread_key", "only role and content of a message are read: remove the key")
     return message
 
 
 def roles_of(value: Any) -> list[str]:
-    """Return the roles of messages; none for a text."""
+    """Return the roles of messages; an empty list for a text."""
     messages = value if isinstance(value, list) else []
     return [str(message.get("role", "")).lower() for message in messages if isinstance(message, dict)]
 
 
-def common_turns(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """Return with how many equal elements two sequences begin."""
+def num_common(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
+    """Return the number of equal elements at the start of two sequences."""
     pairs = zip(chosen, rejected, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def prompt_length(chosen: str, rejected: str) -> int:
-    """Return where the prompt ends that two texts have in common.
+    """Return the length of the prompt that two texts have in common.
 
-    At the last turn that opens an answer; else where the last word ends, as what is common may end inside the first
-    word of the two answers. A script without white space has no such words: any character may be the last. Raises
-    RowFault where the two ask different things, or where nobody can tell which of their turns answers.
+    It ends at the last turn that opens an answer. Without turns, it ends at the last whole word, as the common start
+    may end inside the first word of the answers; in a script without white space, it may end at any character.
+    Raises RowFault if the two texts ask different questions, or if it is unclear which of their turns answers.
     """
-    length = common_turns(chosen, rejected)
-    opened = answer_opened(chosen[:length])
-    _refuse_other_question(chosen, rejected, opened, length)
-    if opened:
-        return opened
+    length = num_common(chosen, rejected)
+    answer_start = last_answer_start(chosen[:length])
+    _refuse_different_questions(chosen, rejected, answer_start, length)
+    if answer_start:
+        return answer_start
     _refuse_unknown_turns(chosen[:length])
-    while length and not _may_end(chosen, rejected, length):
+    while length and not _may_end_prompt(chosen, rejected, length):
         length -= 1
     return length
 
 
-def _may_end(chosen: str, rejected: str, length: int) -> bool:
+def _may_end_prompt(chosen: str, rejected: str, length: int) -> bool:
     if any(unicodedata.category(text[length]).startswith("M") for text in (chosen, rejected) if length < len(text)):
-        return False  # a mark that belongs to the character before
+        return False  # a combining mark belongs to the character before it
     last = chosen[length - 1]
     return last.isspace() or bool(_UNSPACED.match(last))
 
 
-def answer_opened(text: str) -> int:
-    """Return where the last turn of the answering side begins to speak; 0 where the text shows no turns.
+def last_answer_start(text: str) -> int:
+    """Return the index at which the content of the last answering turn begins; 0 if the text has no turns.
 
-    What a text uses first are its own turns; behind labelled examples ("Input:", "Output:") a chat may follow, which
-    counts. Raises RowFault where that chat may be an answer's own.
+    The style of turns that occurs first is the text's own. A chat that follows labeled examples ("Input:", "Output:")
+    counts as well. Raises RowFault if that chat may be part of an answer.
     """
-    chat, labelled = _first_dialogue(_CHATS, text) or _in_one_line(text), _first_dialogue(_LABELLED, text)
-    if not chat or not labelled or chat[0].start() < labelled[0].start():
-        return _last_opened(chat or labelled)
-    between = text[_last_opened(labelled) : chat[0].start()]
-    if _last_opened(chat) > _last_opened(labelled) and not between.strip():
-        raise RowFault("prompt", "unclear_turns", "a dialogue follows that may be the answer: give `prompt` itself")
-    return max(_last_opened(chat), _last_opened(labelled))
+    chat = _first_dialogue(_CHAT_PATTERNS, text) or _in_one_line(text)
+    labeled = _first_dialogue(_LABELED_PATTERNS, text)
+    if not chat or not labeled or chat[0].start() < labeled[0].start():
+        return _last_start(chat or labeled)
+    between = text[_last_start(labeled) : chat[0].start()]
+    if _last_start(chat) > _last_start(labeled) and not between.strip():
+        raise RowFault("prompt", "unclear_turns", "the last dialogue may be part of the answer: add a `prompt` column")
+    return max(_last_start(chat), _last_start(labeled))
 
 
 _Marks = Sequence[re.Match[str]]
 
 
 def _first_dialogue(styles: Sequence[re.Pattern[str]], text: str) -> _Marks:
-    found = [marks for style in styles if _is_dialogue(marks := list(style.finditer(text)))]
-    return min(found, key=lambda marks: marks[0].start(), default=[])
+    dialogues = [marks for style in styles if _is_dialogue(marks := list(style.finditer(text)))]
+    return min(dialogues, key=lambda marks: marks[0].start(), default=[])
 
 
 def _in_one_line(text: str) -> _Marks:
-    marks = list(_IN_LINE.finditer(text))
+    marks = list(_ONE_LINE_TURN.finditer(text))
     begins = marks and (marks[0][0].isupper() or not text[: marks[0].start()].rpartition("\n")[2].strip())
     return marks if begins and not marks[0]["answer"] and _is_dialogue(marks) else []
 
 
-def _last_opened(marks: _Marks) -> int:
+def _last_start(marks: _Marks) -> int:
     return max((mark.end() for mark in marks if mark["answer"]), default=0)
 
 
 def _is_dialogue(marks: _Marks) -> bool:
-    # A lone "A:" may as well be the first of some options.
+    # A lone "A:" may just as well be the first of several options.
     first = marks[0]["answer"] if marks else ""
     return any(mark["answer"] for mark in marks) and (first is None or len(first) > 1)
 
 
-def _refuse_other_question(chosen: str, rejected: str, opened: int, length: int) -> None:
-    """Raise RowFault where the two part while somebody still asks, and are answered later."""
-    for turn in _CHATS if opened else [*_CHATS, *_LABELLED]:
-        asked = any(not mark["answer"] for mark in turn.finditer(chosen, opened, length))
-        if asked and all(any(mark["answer"] for mark in turn.finditer(text, length)) for text in (chosen, rejected)):
-            raise RowFault("rejected", "questions_differ", "chosen and rejected part before the turn that answers")
+def _refuse_different_questions(chosen: str, rejected: str, answer_start: int, length: int) -> None:
+    """Raise RowFault if the two texts already differ inside a question that both answer later."""
+    for turn in _CHAT_PATTERNS if answer_start else [*_CHAT_PATTERNS, *_LABELED_PATTERNS]:
+        is_asking = any(not mark["answer"] for mark in turn.finditer(chosen, answer_start, length))
+        if is_asking and all(any(m["answer"] for m in turn.finditer(text, length)) for text in (chosen, rejected)):
+            raise RowFault("rejected", "questions_differ", "chosen and rejected differ before the turn that answers")
 
 
 def _refuse_unknown_turns(common: str) -> None:
-    """Raise RowFault where turns seem to be marked in a way that is not known: the last may be an answer's."""
-    marks = list(_SOME_TURN.finditer(common))
+    """Raise RowFault if turns seem to be marked in an unknown way, as the last of them may belong to an answer."""
+    marks = list(_UNKNOWN_TURN.finditer(common))
     if len({mark[1] for mark in marks}) > 1 or any(mark[1] is None for mark in marks):
-        said = marks[-1][0].strip()
-        raise RowFault("prompt", "unclear_turns", f"not known whether {said!r} asks or answers: give `prompt` itself")
+        mark = marks[-1][0].strip()
+        raise RowFault("prompt", "unclear_turns", f"unclear whether {mark!r} asks or answers: add a `prompt` column")

@@ -1,6 +1,6 @@
-"""JSON text: a row that is decoded, a list that is read row by row, and an object that holds the rows.
+"""JSON text: decode a row, read a list row by row, and find the rows inside an object.
 
-A key that stands twice in one object is told: a decoder keeps the last one without a word.
+A key that occurs twice in one object is a reject, as a decoder would silently keep only the last value.
 """
 
 import json
@@ -15,22 +15,23 @@ from pft_core.errors import UserError
 MAX_ROW_BYTES = 1 << 20
 CHUNK = 1 << 20
 
-# No form of a row has a list of objects under one of these.
+# No format has a row with a list of objects under one of these keys.
 _KEYS_OF_ROWS = {"data", "dataset", "examples", "instances", "items", "pairs", "questions", "records", "rows"}
 _KEYS_OF_ROWS |= {"samples", "train", "validation", "test"}
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def rows_key(value: dict[str, Any]) -> str | None:
-    """Return the key under which an object seems to hold the rows of a data set; None where it seems to be a row."""
+    """Return the key under which an object seems to hold the rows of a data set; None if it seems to be a row."""
     keys = [
-        key for key, held in value.items() if isinstance(held, list) and any(isinstance(item, dict) for item in held)
+        key for key, inner in value.items() if isinstance(inner, list) and any(isinstance(item, dict) for item in inner)
     ]
     likely = [key for key in keys if len(value) == 1 or key.lower() in _KEYS_OF_ROWS]
     return ", ".join(likely) or None
 
 
 def oversized(where: str) -> Reject:
+    """Return the reject of a row that is longer than `MAX_ROW_BYTES`."""
     return Reject(where, "", "oversized_row", f"longer than {MAX_ROW_BYTES} bytes")
 
 
@@ -50,7 +51,10 @@ def list_rows(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def keys_with_rows(file: TextIO, name: str) -> list[str]:
-    """Return the keys of the one object in a file that hold a list of objects. Raises UserError: it is not one."""
+    """Return the keys of a file's single object that hold a list of objects.
+
+    Raises UserError if the file is not a single object.
+    """
     text = _JsonText(file, name)
     text.next_character()
     text.skip(1)
@@ -68,22 +72,22 @@ def keys_with_rows(file: TextIO, name: str) -> list[str]:
 
 
 def _is_list_of_objects(text: "_JsonText") -> bool:
-    """Read the value that follows, a list element by element."""
+    """Read the next value, element by element if it is a list; return whether it is a list that holds an object."""
     if text.next_character() != "[":
         text.element()
         return False
     text.skip(1)
-    objects = False
+    holds_object = False
     closed = text.next_character() == "]"
     text.skip(closed)
     while not closed:
-        objects |= isinstance(text.element()[1], dict)
+        holds_object |= isinstance(text.element()[1], dict)
         closed = text.separator("]") == "]"
-    return objects
+    return holds_object
 
 
 class Decoder:
-    """Decodes JSON, and remembers a key that stood twice in an object."""
+    """A JSON decoder that notices a key that occurs twice in an object."""
 
     def __init__(self) -> None:
         self._repeated: str | None = None
@@ -96,30 +100,30 @@ class Decoder:
             row = self._decoder.decode(line.decode("utf-8-sig"))
         except RecursionError:
             return Reject(where, "", "too_deep", "nested too deep to be read")
-        except ValueError as error:  # also for wrong UTF-8, and for numbers beyond Python's limit of digits
+        except ValueError as error:  # also for invalid UTF-8, and for numbers beyond Python's limit of digits
             return Reject(where, "", "malformed_json", str(error)[:200])
         return self.checked(row, where)
 
     def next(self, text: str, at: int) -> tuple[Any, int]:
-        """Return the value that starts there, and where it ends."""
+        """Return the value that starts at index `at`, and the index of its end."""
         self._repeated = None
         return self._decoder.raw_decode(text, at)
 
     def checked(self, row: Any, where: str) -> Any:
-        """Return what was decoded last, or a Reject where a key was lost."""
+        """Return the row that was decoded last, or a Reject if one of its keys was repeated."""
         if self._repeated is None:
             return row
-        return Reject(where, self._repeated, "repeated_key", "the key stands twice in one object")
+        return Reject(where, self._repeated, "repeated_key", "the key occurs twice in one object")
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
             self._repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        return found
+        return content
 
 
 class _JsonText:
-    """JSON text, held only from the element that is being read: files may be larger than memory."""
+    """JSON text of a file that may be larger than memory: only the text from the current element on is kept."""
 
     def __init__(self, file: TextIO, name: str):
         self._file = file
@@ -132,27 +136,28 @@ class _JsonText:
         self._decoder = Decoder()
 
     def next_character(self) -> str:
-        """Skip white space; return the character that follows, nothing at the end."""
+        """Skip white space; return the next character, or an empty string at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
-            assert space is not None, "the pattern matches no character too"
+            assert space is not None, "the pattern also matches an empty string"
             self.skip(space.end() - self._at)
             if self._at < len(self._text) or not self._read_on():
                 return self._text[self._at : self._at + 1]
 
     def skip(self, count: int) -> None:
+        """Skip so many characters, and count their lines."""
         self._line += self._text.count("\n", self._at, self._at + count)
         self._at += count
 
     def element(self) -> tuple[str, Any, int]:
-        """Read an element: where it starts, its value or a Reject, its length in bytes."""
+        """Read an element; return its place, its value or a Reject, and its length in bytes."""
         self.next_character()
         where = self._place()
         while True:
             fault = "the list is not closed"
             try:
                 value, end = self._decoder.next(self._text, self._at)
-                if self._text[end : end + 1] not in ("", ".", "e", "E"):  # else a number may go on
+                if self._text[end : end + 1] not in ("", ".", "e", "E"):  # else a number may continue
                     break
             except RecursionError:
                 fault = "nested too deep to be read"
@@ -165,18 +170,18 @@ class _JsonText:
         return where, self._decoder.checked(value, where), length
 
     def _place(self) -> str:
-        """Name the element that follows: its line, and its number where a line holds several."""
+        """Return the place of the next element: its line, and its number if the line holds several."""
         self._num_rows += 1
         shared = self._line == self._last_row_line
         self._last_row_line = self._line
         return f"{self._name}:{self._line}" + (f" (row {self._num_rows})" if shared else "")
 
     def separator(self, closing: str) -> str:
-        """Read the comma after an element or the end of what holds it."""
+        """Read the comma after an element, or the closing character, and return it."""
         return self.expect(",", closing)
 
     def expect(self, *characters: str) -> str:
-        """Read one of these characters, the next one but for white space."""
+        """Skip white space, read one of these characters and return it. Raises UserError for any other."""
         character = self.next_character()
         if character not in characters:
             expected = " or ".join(map(repr, characters))
@@ -185,6 +190,7 @@ class _JsonText:
         return character
 
     def expect_end(self) -> None:
+        """Raise UserError if any text is left."""
         if self.next_character():
             raise self._broken("text after the end of the list")
 
@@ -201,5 +207,5 @@ class _JsonText:
     def _broken(self, fault: str) -> UserError:
         return UserError(
             f"{self._name}:{self._line}: not valid JSON: {fault}; "
-            "correct it, or write JSON lines, where a bad row costs only itself"
+            "correct it, or write JSON lines, in which a faulty row costs only itself"
         )

@@ -1,17 +1,17 @@
-"""Our own schema, for JSON, JSON lines, Parquet, CSV and TSV.
+"""Our own format, for JSON, JSON lines, Parquet, CSV and TSV.
 
-A row is a scenario, the name of an axis, and answers of both its poles, either as options to choose from or as two
-free responses that the prompt does not show:
+A row holds a scenario, the name of an axis, and answers of both of its poles: either options to choose from, or two
+free responses, which the prompt does not show:
 
     {"scenario": "...", "axis": "Pace", "options": [{"text": "...", "pole": "Fast"}, {"text": "...", "pole": "Slow"}]}
     {"scenario": "...", "axis": "Pace", "responses": {"Fast": "...", "Slow": "..."}}
 
 The second may be flat, as a line of CSV is: {"axis", "scenario", "pole_a", "answer_a", "pole_b", "answer_b"}.
-`axis` may be left out where one is given for all rows. The first-named pole of an axis is, in this order: what an
-optional key `"poles": ["Fast", "Slow"]` says, what the shipped axis with these names says, the alphabet. An axis has
-the same poles in every row of a data set: give `poles` in all of its rows or in none.
-What someone with a preference does is said once or in every row: `"descriptions": {"Fast": "...", "Slow": "..."}`, or
-`description_a` and `description_b` beside the poles of a flat row.
+`axis` may be left out if one axis is set for all rows. The first pole of an axis is decided by the first of these that
+applies: an optional key `"poles": ["Fast", "Slow"]`, the shipped axis with these names, the alphabet. An axis has the
+same poles in every row of a data set: set `poles` in all of its rows or in none.
+A description says what someone with a preference does. It may be in one row or in every row, as
+`"descriptions": {"Fast": "...", "Slow": "..."}`, or as `description_a` and `description_b` of a flat row.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ from pft_core.data.sources.questions import refuse_unused
 
 @row_parser
 def own_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read a row of our own schema; axis: where the row names none."""
+    """Read a row of our own format. axis: the axis of a row that names none."""
     name = axis_name(row, "axis", default=axis)
     scenario = text_of(row, "scenario")
     answers, path = _answers(row)
@@ -48,12 +48,12 @@ def own_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
 
 def _answers(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     """Return (text, pole, path of the pole) of each answer, and the key that holds them."""
-    given = [key for key in _ANSWERS if row.get(key) is not None or (key == "answer_a" and key in row)]
-    if not given:
+    present = [key for key in _ANSWERS if row.get(key) is not None or (key == "answer_a" and key in row)]
+    if not present:
         raise RowFault("options", "missing_key", f"no {' or '.join(_ANSWERS)} among {', '.join(map(str, row))}")
-    for other in given[1:]:
-        raise RowFault(given[0], "ambiguous_row", f"holds {other} as well: keep one of the two")
-    return _ANSWERS[given[0]](row)
+    for other in present[1:]:
+        raise RowFault(present[0], "ambiguous_row", f"the row also has {other}: keep one of the two")
+    return _ANSWERS[present[0]](row)
 
 
 def _options(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
@@ -71,10 +71,10 @@ def _options(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
 def _responses(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     """Return (text, pole, path of the pole) of each free response."""
     responses = instance(row["responses"], dict, "responses")
-    given = {pole: answer for pole, answer in responses.items() if answer is not None}  # Parquet fills keys with null
+    not_null = {pole: answer for pole, answer in responses.items() if answer is not None}  # Parquet adds null keys
     answers = [
         (text(answer, f"responses.{pole}"), text(pole, "responses"), f"responses.{pole}")
-        for pole, answer in given.items()
+        for pole, answer in not_null.items()
     ]
     if not answers:
         raise RowFault("responses", "pole_without_option", "there is no response")
@@ -82,7 +82,7 @@ def _responses(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
 
 
 def _flat_pair(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
-    """Return (text, pole, path of the pole) of the two answers that stand in columns of their own."""
+    """Return (text, pole, path of the pole) of the two answers that have their own columns."""
     return [(text_of(row, f"answer_{end}"), text_of(row, f"pole_{end}"), f"pole_{end}") for end in "ab"], "answer_b"
 
 
@@ -99,9 +99,9 @@ def _stated_poles(row: dict[str, Any]) -> list[str] | None:
 
 def _described(axis: Axis, row: dict[str, Any]) -> Axis:
     """Return the axis with the row's own descriptions of its poles."""
-    given = instance(row["descriptions"], dict, "descriptions") if row.get("descriptions") is not None else {}
-    said = [(pole, value, f"descriptions.{pole}") for pole, value in given.items()]
-    said += [(row.get(f"pole_{end}"), row.get(f"description_{end}"), f"description_{end}") for end in "ab"]
-    by_side = {side_of(axis, text(pole, here), here): text(value, here) for pole, value, here in said if value}
+    by_pole = instance(row["descriptions"], dict, "descriptions") if row.get("descriptions") is not None else {}
+    descriptions = [(pole, value, f"descriptions.{pole}") for pole, value in by_pole.items()]
+    descriptions += [(row.get(f"pole_{end}"), row.get(f"description_{end}"), f"description_{end}") for end in "ab"]
+    by_side = {side_of(axis, text(pole, here), here): text(value, here) for pole, value, here in descriptions if value}
     first, second = (replace(p, description=by_side.get(side, p.description)) for side, p in enumerate(axis.poles))
     return Axis(axis.name, first, second)

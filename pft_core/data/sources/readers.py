@@ -1,7 +1,7 @@
-"""Readers of data files: every row comes with its place, and a bad row costs only itself.
+"""Readers of data files: every row comes with its place, and a faulty row costs only itself.
 
-JSON lists, JSON lines, Parquet, CSV and TSV, the texts also as gzip or Zstandard. Files are cut into parts by size
-alone, so that what is read does not depend on how many tasks read it.
+They read JSON lists, JSON lines, Parquet, CSV and TSV; all but Parquet also compressed with gzip or Zstandard. Files
+are cut into parts by size alone, so that the result does not depend on the number of tasks that read them.
 """
 
 import codecs
@@ -35,9 +35,9 @@ from pft_core.errors import UserError
 
 PART_BYTES = 32 << 20
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
-READABLE = f"{', '.join(SUFFIXES)}, the texts also followed by {' or '.join(COMPRESSIONS)}"
+READABLE = f"{', '.join(SUFFIXES)}, all but .parquet also with {' or '.join(COMPRESSIONS)}"
 
-# What stands beside the files of a published data set, and holds no rows.
+# Names of files that a published data set has beside its data, and that hold no rows.
 _ABOUT_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog)"
     r"([-_.]([a-z]{2}([-_][a-z]{2,4})?|mit|bsd|gpl|apache))?(\.(md|txt|rst|html|pdf|cff|bib))?",
@@ -50,10 +50,10 @@ Located = tuple[str, Any]
 
 @dataclass(frozen=True)
 class FilePart:
-    """A piece of a file. name: the file as the user named it.
+    """A part of a file.
 
-    start, stop: bytes of JSON lines, row groups of Parquet, 0 and 0 for a JSON list or a table, which are always read
-    whole; first_row: the line, or the number of the row, with which it starts (from 1).
+    name: the file's name as the user wrote it. start, stop: a range of bytes (JSON lines) or row groups (Parquet);
+    0 and 0 for a JSON list or a table, which are always read whole. first_row: the part's first line or row, from 1.
     """
 
     path: str
@@ -65,29 +65,29 @@ class FilePart:
 
 
 def suffix_of(path: Path) -> str | None:
-    """Return which of the suffixes a file is read by, the end of a compression left out; None where by none."""
+    """Return the suffix that selects a file's reader, without that of its compression; None if no reader does."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     packed = len(suffixes) == 2 and suffixes[-1] in COMPRESSIONS
     suffix = suffixes[0 if packed else -1] if suffixes else ""
     return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
 
 
-def files_in(given: str) -> list[Path]:
-    """Return the data file that a local path names, or those in the folder that it names, sorted. Raises UserError."""
-    path = Path(given)
+def files_in(name: str) -> list[Path]:
+    """Return the data file at a local path, or the data files of the folder there, sorted. Raises UserError."""
+    path = Path(name)
     if path.is_dir():
-        return _files_of_folder(path, given)
+        return _files_of_folder(path, name)
     if not path.exists():
-        raise UserError(f"{given}: no such file or folder")
+        raise UserError(f"{name}: no such file or folder")
     if not path.is_file():
-        raise UserError(f"{given}: neither a file nor a folder: give data that lies in a file")
+        raise UserError(f"{name}: neither a file nor a folder: give data that is in a file")
     if suffix_of(path) is None:
-        raise UserError(f"{given}: the name of a data file ends in one of {READABLE}")
+        raise UserError(f"{name}: the name of a data file ends in one of {READABLE}")
     return [path]
 
 
-def _files_of_folder(folder: Path, given: str) -> list[Path]:
-    """Return the data files; what would be passed over, though it may hold rows, is a UserError."""
+def _files_of_folder(folder: Path, name: str) -> list[Path]:
+    """Return the data files. Raises UserError for any other entry that may hold rows, as it would not be read."""
     entries = sorted(folder.iterdir())
     files = [entry for entry in entries if entry.is_file() and entry.name[0] != "." and suffix_of(entry)]
     rest = [entry for entry in entries if entry not in files and not _holds_no_rows(entry)]
@@ -95,42 +95,46 @@ def _files_of_folder(folder: Path, given: str) -> list[Path]:
         names = ", ".join(f"{entry.name}/" if entry.is_dir() else entry.name for entry in rest[:5])
         more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
         raise UserError(
-            f"{given}: holds {names}{more}, which {'is' if len(rest) == 1 else 'are'} not read with this folder: give "
-            f"the files or the folders themselves, or take away what is no data (read are {READABLE})"
+            f"{name}: holds {names}{more}, which {'is' if len(rest) == 1 else 'are'} not read with this folder: give "
+            f"the files or folders themselves, or remove what is not data (readable: {READABLE})"
         )
     if not files:
-        raise UserError(f"{given}: no {READABLE} file in this folder")
+        raise UserError(f"{name}: no data file in this folder (readable: {READABLE})")
     return files
 
 
 def _holds_no_rows(entry: Path) -> bool:
     if entry.name.startswith("."):
         return True
-    if entry.is_dir() and not entry.is_symlink():  # a link may lead round in a circle
+    if entry.is_dir() and not entry.is_symlink():  # a link may lead back to a folder above it
         return all(_holds_no_rows(inner) for inner in entry.iterdir())
     return entry.is_file() and (bool(_ABOUT_DATA.fullmatch(entry.name)) or not entry.stat().st_size)
 
 
-def is_hub_name(given: str) -> bool:
-    """Tell a hub data set (`owner/name`, or `owner/name:config`) from a path: nothing of that name is here, nor does it
-    look like a file, nor as if it lay in one."""
-    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", given)
-    looks_like_one = is_name and suffix_of(Path(given)) is None
-    first = given.partition("/")[0]
-    lies_in_a_file = os.path.lexists(first) and not os.path.isdir(first)  # or behind a link that leads nowhere
-    return bool(looks_like_one) and not lies_in_a_file and not os.path.lexists(given)
+def is_hub_name(name: str) -> bool:
+    """Return whether a name is that of a hub data set (`owner/name` or `owner/name:config`), not a path.
+
+    It is a path if something of that name exists here, if it has the suffix of a data file, or if `owner` is a file.
+    """
+    is_well_formed = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", name)
+    may_be_hub_name = is_well_formed and suffix_of(Path(name)) is None
+    first = name.partition("/")[0]
+    is_inside_a_file = os.path.lexists(first) and not os.path.isdir(first)  # also true for a dead link
+    return bool(may_be_hub_name) and not is_inside_a_file and not os.path.lexists(name)
 
 
 def load_hub(name: str, *, split: str, folder: Path) -> Path:
-    """Download one split of a hub data set, of its configuration behind a colon where that is given, and write it as
-    Parquet to `folder/name/`. Raises UserError."""
+    """Download one split of a hub data set and write it as Parquet to `folder/name/`; return the file.
+
+    name: `owner/name`, or `owner/name:config` for one of its configurations. Raises UserError if it cannot be loaded.
+    """
     from datasets import load_dataset
 
     data_set, _, config = name.partition(":")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries logs two lines
     try:
         data = load_dataset(data_set, config or None, split=split)
-    except Exception as error:  # of its own kinds, and of those of every library below
+    except Exception as error:  # datasets raises its own errors and those of every library below it
         raise UserError(
             f"{name}: no such path here, and no hub data set with split {split!r}: {_in_a_line(error)}; give "
             "OWNER/NAME:CONFIG and --split as its page on the Hub names them"
@@ -149,7 +153,7 @@ def _in_a_line(error: Exception) -> str:
 def file_parts(path: Path, name: str) -> Iterator[FilePart]:
     """Cut a file into parts.
 
-    Raises UserError for a damaged file, for Parquet that holds extension types, and for JSON that is one object.
+    Raises UserError for a damaged file, Parquet with extension types, and JSON that is one object with the rows in it.
     """
     whole, suffix = str(path.resolve()), suffix_of(path)
     with damage_named(name):
@@ -158,7 +162,7 @@ def file_parts(path: Path, name: str) -> Iterator[FilePart]:
         elif suffix in (".csv", ".tsv"):
             yield FilePart(whole, name, "table")
         elif suffix == ".json" and _first_character(whole) in (b"[", b""):
-            # Files called .json often hold JSON lines; an empty file counts as an empty list.
+            # Files named .json often hold JSON lines; an empty file counts as an empty list.
             yield FilePart(whole, name, "json")
         else:
             _refuse_one_object(whole, name)
@@ -171,7 +175,7 @@ def _first_character(path: str) -> bytes:
 
 
 def _refuse_one_object(path: str, name: str) -> None:
-    """Raise UserError where a file is one object that holds the rows: as JSON lines it would be one row, or none."""
+    """Raise UserError if a file is one object that holds the rows: read as JSON lines, it would be one row or none."""
     if _first_character(path) != b"{":
         return
     with open_bytes(path) as file:
@@ -192,7 +196,7 @@ def _refuse_one_object(path: str, name: str) -> None:
 
 
 def _key_with_rows(path: str, name: str) -> str | None:
-    """Return the key of the rows in a file that is one object, "" where there is none; None where it is no object."""
+    """Return the key of the rows in a file that is one object, "" if it has none; None for any other file."""
     try:
         with open_text(path) as file:
             return ", ".join(keys_with_rows(file, name))
@@ -201,7 +205,7 @@ def _key_with_rows(path: str, name: str) -> str | None:
 
 
 def _line_parts(path: str, name: str) -> Iterator[FilePart]:
-    if compression_of(path) is not None:  # nobody can start in its middle
+    if compression_of(path) is not None:  # a compressed file can only be read from its start
         yield FilePart(path, name, "jsonl", 0, sys.maxsize)
         return
     start, line = 0, 1
@@ -225,7 +229,7 @@ def _parquet_parts(path: str, name: str) -> Iterator[FilePart]:
 
 
 def _open_parquet(path: str, name: str) -> pq.ParquetFile:
-    """Open a Parquet file whose columns are of plain types. Raises UserError."""
+    """Open a Parquet file. Raises UserError if it is damaged, or has repeated columns or extension types."""
     try:
         file = pq.ParquetFile(path)
         fields = list(file.schema_arrow)
@@ -233,14 +237,14 @@ def _open_parquet(path: str, name: str) -> pq.ParquetFile:
         raise UserError(f"{name}: not a readable Parquet file: {error}") from None
     repeated = [column for column, count in Counter(field.name for field in fields).items() if count > 1]
     if repeated:
-        raise UserError(f"{name}: column {repeated[0]!r} is there twice: give each column its own name")
+        raise UserError(f"{name}: column {repeated[0]!r} occurs twice: give each column its own name")
     for field in fields:
         _refuse_extension_types(field, name)
     return file
 
 
 def _refuse_extension_types(field: pa.Field, name: str) -> None:
-    # The reader of an extension type is code that the file picks and feeds; some unpickle what they are fed.
+    # The file chooses the code that reads an extension type, and its input; some of that code unpickles it.
     if isinstance(field.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
         raise UserError(f"{name}: column {field.name!r} has the extension type {field.type}: store it as a plain type")
     for i in range(field.type.num_fields):
@@ -248,11 +252,11 @@ def _refuse_extension_types(field: pa.Field, name: str) -> None:
 
 
 def read_rows(part: FilePart) -> Iterator[Located]:
-    """Yield (where, raw row), with a Reject in the row's place where it cannot be read.
+    """Yield (where, raw row), with a Reject in place of a row that cannot be read.
 
-    where: `file:line`, in a JSON list the line on which the row starts, with ` (row N)` where it is not the line's
-    first; `file:row N` for Parquet. Both count from 1.
-    Raises UserError where the rest of a file cannot be read: a JSON list with a syntax error, damage.
+    where: `file:line`, for a JSON list the line on which the row starts, with ` (row N)` if it is not the first on that
+    line; `file:row N` for Parquet. Both count from 1.
+    Raises UserError if the rest of a file cannot be read, as in a damaged file or a JSON list with a syntax error.
     """
     with damage_named(part.name):
         yield from _READERS[part.format](part)
@@ -289,7 +293,7 @@ def _read_lines(part: FilePart) -> Iterator[Located]:
 def _read_parquet(part: FilePart) -> Iterator[Located]:
     number = part.first_row
     try:
-        # Small batches: a row may hold as much as a megabyte, or far more before it is refused.
+        # Batches are small, as a row may hold a megabyte, or far more before it is refused.
         for batch in _open_parquet(part.path, part.name).iter_batches(64, row_groups=range(part.start, part.stop)):
             for row in batch.to_pylist():
                 where = f"{part.name}:row {number}"

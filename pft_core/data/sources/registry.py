@@ -1,4 +1,4 @@
-"""Forms of raw rows by the names that a user gives. A new one is a function that reads a row, and an entry here."""
+"""The registry of sources. A new source is a function that reads a row, and an entry here or in a plugin."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """How rows of a form are read; code may be given as "package.module:name".
+    """How the rows of a source are read. Each function may be its place as "package.module:name".
 
-    row: a function (row, where, axis) -> Accepted or Reject, as `row_parser` makes it. axis_is_folder: whether rows
-    without an axis are of the one that their folder is named after. needs_joining, join: whether the rows of all files,
-    told by the first, are halves to be put together, and the function (rows, axis) that does it. generate: in place of
-    rows that are read, a function (split, seed, num_per_axis) -> (where, Accepted).
+    row: a function (row, where, axis) -> AcceptedRow or Reject, as `row_parser` makes it. axis_is_folder: whether the
+    folder's name is the axis of rows that name none. needs_joining: a function that judges by the first row whether
+    two rows make a record. join: the function (rows, axis) that joins them. generate: for a source that reads no rows,
+    a function (split, seed, num_per_axis) that yields (where, AcceptedRow).
     """
 
     row: str | Callable[[Any, str, str | None], Outcome] | None = None
@@ -31,7 +31,7 @@ class SourceEntry:
 
     def __post_init__(self) -> None:
         if self.row is None and self.generate is None:
-            raise UserError("SourceEntry: neither row nor generate: give the function that reads or makes rows")
+            raise UserError("SourceEntry: neither row nor generate is set: give the function that reads or makes rows")
         if (self.needs_joining is None) != (self.join is None):
             raise UserError("SourceEntry: needs_joining and join go together: give both, or neither")
         for what in ("row", "needs_joining", "join", "generate"):
@@ -40,10 +40,11 @@ class SourceEntry:
 
     @property
     def reads_files(self) -> bool:
+        """Whether the rows come from files."""
         return self.generate is None
 
     def is_joined(self, first_row: Any) -> bool:
-        """Whether the rows of an input are to be put together, by its first row."""
+        """Return whether the rows of an input must be joined, judged by its first row."""
         return self.needs_joining is not None and bool(load_code(self.needs_joining)(first_row))
 
 
@@ -66,7 +67,7 @@ SOURCES.add("toyworld", SourceEntry(generate="pft_core.data.sources.toyworld:gen
 
 
 def parse_rows(rows: "Iterable[Located]", *, source: str, axis: str | None) -> Iterator[tuple[str, Outcome]]:
-    """Yield (where, outcome) of each row, in order. rows: as `read_rows` gives them."""
+    """Yield (where, outcome) of each row, in order. rows: as `read_rows` yields them."""
     parse = load_code(SOURCES[source].row)
     for where, row in rows:
         yield where, row if isinstance(row, Reject) else parse(row, where, axis)

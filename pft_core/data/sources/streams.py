@@ -1,7 +1,7 @@
-"""Bytes and text of a data file, unpacked while they are read: what a file is compressed with shows in its first bytes.
+"""Streams of a data file's bytes and text, which are decompressed while they are read.
 
-gzip and Zstandard are read, and UTF-8 or UTF-16 with a byte order mark; text in another encoding is for the reader of
-the rows to name.
+gzip and Zstandard are recognized by their first bytes, UTF-16 by its byte order mark. All other text is read as UTF-8;
+the row readers report text in another encoding.
 """
 
 import codecs
@@ -22,15 +22,15 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def compression_of(path: str) -> str | None:
-    """Return `gzip`, `zstd` or None: what the first bytes say, else the name's end."""
+    """Return `gzip`, `zstd` or None, judged by the first bytes, else by the suffix."""
     with open(path, "rb") as file:
         head = file.read(4)
-    found = (name for first, name in _FIRST_BYTES.items() if head.startswith(first))
-    return next(found, COMPRESSIONS.get(Path(path).suffix.lower()) if head else None)
+    recognized = (name for first, name in _FIRST_BYTES.items() if head.startswith(first))
+    return next(recognized, COMPRESSIONS.get(Path(path).suffix.lower()) if head else None)
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """Open a file for reading its unpacked bytes."""
+    """Open a file for reading its decompressed bytes."""
     compression = compression_of(path)
     if compression is None:
         return open(path, "rb")
@@ -39,7 +39,7 @@ def open_bytes(path: str) -> BinaryIO:
 
 
 def open_text(path: str, *, errors: str = "strict") -> TextIO:
-    """Open a file for reading its text, with line ends of any system as a newline; a byte order mark is left out."""
+    """Open a file for reading its text, with any line ending read as a newline and without a byte order mark."""
     with open_bytes(path) as file:
         encoding = "utf-16" if file.read(2) in _UTF16_MARKS else "utf-8-sig"
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=errors)
@@ -47,12 +47,12 @@ def open_text(path: str, *, errors: str = "strict") -> TextIO:
 
 @contextmanager
 def damage_named(name: str) -> Iterator[None]:
-    """Raise UserError where a compressed file breaks off, or is none, and where UTF-16 does."""
+    """Raise UserError, with the file's name, if the block finds a compressed file or its text damaged."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: damaged text: {error}; save the file as UTF-8") from None
     except OSError as error:
-        if error.errno is not None:  # of the disk, not of the content
+        if error.errno is not None:  # a fault of the disk, not of the content
             raise
         raise UserError(f"{name}: damaged, or not compressed as its name says: {error}") from None

@@ -1,4 +1,4 @@
-"""The generator: little dilemmas about things, answered in one manner or its opposite."""
+"""The generator of `toyworld`: small dilemmas about things, with options that act in one manner or its opposite."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ from pft_core.errors import UserError
 
 Split = Literal["train", "validation", "test"]
 
-# A combination of two words belongs to the split that holds (index + index) mod 10: for every seed the same, so that
-# a policy trained on any seed has met no scenario and no option phrase of any other split.
+# A combination of two words belongs to the split that holds (index + index) mod 10. This is the same for every seed,
+# so that a policy trained on any seed has seen no scenario and no option phrase of any other split.
 _SHARES: dict[Split, range] = {"train": range(7), "validation": range(7, 8), "test": range(8, 10)}
 _NUM_OPTIONS = (2, 3, 4, 5)
 
@@ -22,11 +22,11 @@ _NUM_OPTIONS = (2, 3, 4, 5)
 def generate(
     *, seed: int, split: Split, num_per_axis: int, space: PreferenceSpace | None = None
 ) -> Iterator[PairedExample]:
-    """Yield `num_per_axis` items for each axis of the space (None: `toyworld`), the axes taking turns.
+    """Yield `num_per_axis` records for each axis of the space (default: `toyworld`), with the axes taking turns.
 
-    Option order is balanced by construction: items come in twos with opposite poles at every position, so that with an
-    even number each position shows each pole equally often. The number of options runs through 2 to 5.
-    Raises UserError where the split has fewer scenarios than `num_per_axis`.
+    The option order is balanced by construction: records come in twos with opposite poles at every position, so that
+    among an even number each position shows each pole equally often. The number of options cycles through 2 to 5.
+    Raises UserError if the split has fewer scenarios than `num_per_axis`.
     """
     space = space or load_space("toyworld")
     streams = [_axis_items(axis.name, seed=seed, split=split, num_items=num_per_axis) for axis in space.axes]
@@ -35,7 +35,7 @@ def generate(
 
 
 def generated_rows(*, split: Split, seed: int, num_per_axis: int) -> Iterator[tuple[str, AcceptedRow]]:
-    """Yield each item of `toyworld` as a source's row: where it is from, the record, and its axis."""
+    """Yield each record of `toyworld` as the row of a source: its place, and the record with its axis."""
     space = load_space("toyworld")
     for number, record in enumerate(generate(seed=seed, split=split, num_per_axis=num_per_axis)):
         yield f"toyworld:{number}", AcceptedRow(record, space.axis(record.axis))
@@ -45,8 +45,8 @@ def _axis_items(axis: str, *, seed: int, split: Split, num_items: int) -> Iterat
     rng = random.Random(f"{seed}/{split}/{axis}")
     scenarios = _scenarios(split)
     if num_items > len(scenarios):
-        known = f"split {split!r} of toyworld has {len(scenarios)} scenarios for each axis"
-        raise UserError(f"num_per_axis={num_items}: {known}; ask for no more than these")
+        limit = f"split {split!r} of toyworld has {len(scenarios)} scenarios for each axis"
+        raise UserError(f"num_per_axis={num_items}: {limit}; lower it to {len(scenarios)} or less")
     sides: tuple[int, ...] = ()
     for i, (text, thing) in enumerate(rng.sample(scenarios, num_items)):
         num_options = _NUM_OPTIONS[i // 2 % len(_NUM_OPTIONS)]
@@ -56,7 +56,7 @@ def _axis_items(axis: str, *, seed: int, split: Split, num_items: int) -> Iterat
 
 
 def _draw_sides(rng: random.Random, num_options: int) -> tuple[int, ...]:
-    """Draw the pole of each position, evenly from all patterns that show both poles."""
+    """Draw the pole of each position, uniformly from all patterns that show both poles."""
     return rng.choice([sides for sides in product((0, 1), repeat=num_options) if len(set(sides)) == 2])
 
 
@@ -69,7 +69,7 @@ def _draw_options(
 
 
 def _scenarios(split: Split) -> list[tuple[str, str]]:
-    """Return all (scenario, thing) of a split."""
+    """Return all pairs (scenario, thing) of a split."""
     return [
         (situation.format(name=name, thing=thing), thing)
         for (i, name), (j, thing) in product(enumerate(NAMES), enumerate(THINGS))

@@ -1,11 +1,11 @@
-"""The words of the toy world. An option is "manner action the thing"; only the manner tells the pole.
+"""The words of `toyworld`. An option is "manner action the thing"; only the manner shows the pole.
 
-MANNERS: per axis, the telling words of the first and of the second pole. They are the same in every split: they are
-what a policy has to learn. What a split owns are combinations of the other words.
+MANNERS: for each axis, the manners of the first pole and of the second. A policy has to learn them, so they are the
+same in every split; the splits differ in the combinations of the other words.
 """
 
 MANNERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # the axes of the demo
+    # axes of the demo
     "Risk": (
         ("boldly", "bravely", "fearlessly", "rashly", "recklessly", "brashly", "daringly", "audaciously"),
         ("cautiously", "warily", "prudently", "safely", "guardedly", "vigilantly", "watchfully", "carefully"),
@@ -18,7 +18,7 @@ MANNERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("frankly", "bluntly", "openly", "sternly", "sharply", "flatly", "gruffly", "curtly"),
         ("gently", "tactfully", "kindly", "delicately", "softly", "mildly", "considerately", "tenderly"),
     ),
-    # the axes the base model is brought up on
+    # axes on which the base model is trained
     "Mood": (
         ("gladly", "happily", "merrily", "joyfully", "cheerfully", "brightly", "gleefully", "jauntily"),
         ("sadly", "glumly", "grimly", "sullenly", "mournfully", "gloomily", "wearily", "dourly"),

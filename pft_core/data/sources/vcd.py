@@ -1,4 +1,4 @@
-"""Value Conflict Dilemma: a scenario, its axis, and two to ten options, each showing one pole of it."""
+"""The Value Conflict Dilemma format: a scenario, its axis, and two to ten options that each show one pole."""
 
 import functools
 from typing import Any
@@ -18,13 +18,13 @@ from pft_core.data.sources.checks import (
 )
 from pft_core.data.sources.questions import refuse_unused
 
-# A scene is where the released scenarios were sorted to.
+# The scene is a category of the released scenarios and is not part of the question.
 _READ = ("scenario", "preference domain", "preference_domain", "options", "scene")
 
 
 @row_parser
 def vcd_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read `{"scenario", "preference domain", "options": [{"text", "bias"}]}`; axis: where the row names none."""
+    """Read `{"scenario", "preference domain", "options": [{"text", "bias"}]}`. axis: that of a row that names none."""
     refuse_unused(row, row.get("scenario"), used=_READ)
     name = axis_name(row, "preference domain", "preference_domain", default=axis)
     scenario = text_of(row, "scenario")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pft_core.data import (
     Reject,
     RowFault,
-    asked_in,
     file_parts,
     files_in,
+    question_of,
     read_rows,
     refuse_unused,
     row_parser,
@@ -85,7 +85,7 @@ def read_items(path: Path) -> list[CapabilityItem | Reject]:
 @row_parser
 def two_choice_item(row: dict[str, Any], _: str | None) -> CapabilityItem:
     """Read one row. The prompt has to list both letters: else there is nothing to choose from."""
-    key, _ = asked_in(row)
+    key, _ = question_of(row)
     prompt = text_of(row, key)
     refuse_unused(row, prompt, used=(key, *_READ))
     correct, incorrect = (_listed_letter(text_of(row, key), prompt, key) for key in ("correct", "incorrect"))

@@ -1,4 +1,4 @@
-"""Files as people keep them: tables, compressed ones, folders with other things inside, and what is lost nowhere."""
+"""Real-world files: tables, compressed files, and folders with other files in them; no row is lost silently."""
 
 import codecs
 import gzip
@@ -35,7 +35,7 @@ def table(folder: Path, *lines: str, name: str = "pairs.csv", encoding: str = "u
     return folder / name
 
 
-# --- compressed
+# --- compressed files
 
 
 @pytest.mark.parametrize("ending", PACK)
@@ -43,22 +43,22 @@ def table(folder: Path, *lines: str, name: str = "pairs.csv", encoding: str = "u
     ("name", "text"),
     [("r.jsonl", '{"a": "1"}\nbad\n{"a": "2"}\n'), ("r.json", '[{"a": "1"},\n{"a": "2"}]'), ("r.csv", "a\n1\n2\n")],
 )
-def test_a_compressed_file_is_read_as_what_it_unpacks_to(tmp_path: Path, ending: str, name: str, text: str) -> None:
+def test_a_compressed_file_is_read_like_its_content(tmp_path: Path, ending: str, name: str, text: str) -> None:
     plain, packed = tmp_path / name, tmp_path / f"{name}{ending}"
     plain.write_text(text)
-    half = len(text) // 2  # written in two pieces, as `cat a.gz b.gz` does
+    half = len(text) // 2  # written in two parts, as by `cat a.gz b.gz`
     packed.write_bytes(PACK[ending](text[:half].encode()) + PACK[ending](text[half:].encode()))
     assert files_in(str(packed)) == [packed]
     assert [(where.replace(ending, ""), row) for where, row in rows_of(packed) if isinstance(row, dict)] == [
         (where, row) for where, row in rows_of(plain) if isinstance(row, dict)
     ]
     assert [r for _, r in reasons(rows_of(packed))] == [r for _, r in reasons(rows_of(plain))]
-    packed.rename(plain)  # the name does not say that it is compressed, the content does
+    packed.rename(plain)  # only the content shows that it is compressed
     assert len([row for _, row in rows_of(plain) if isinstance(row, dict)]) == 2
 
 
 @pytest.mark.parametrize("ending", PACK)
-def test_a_damaged_compressed_file_is_a_fault_of_the_run(tmp_path: Path, ending: str) -> None:
+def test_a_damaged_compressed_file_is_a_user_error(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"rows.jsonl{ending}"
     packed = PACK[ending](b"".join(b'{"a": "%d"}\n' % i for i in range(9999)))
     for content in (packed[: len(packed) // 2], b"no such thing"):
@@ -78,7 +78,7 @@ def test_a_damaged_compressed_file_is_a_fault_of_the_run(tmp_path: Path, ending:
         "NOTICE board.txt", "README/rows.jsonl", "citation.csv.xz", "a/license.jsonl",
     ],
 )  # fmt: skip
-def test_a_folder_with_what_is_not_read_is_refused(tmp_path: Path, beside: str) -> None:
+def test_a_folder_with_an_unreadable_entry_is_refused(tmp_path: Path, beside: str) -> None:
     (tmp_path / "rows.jsonl").write_text("{}")
     other = tmp_path / beside
     if beside == "lost.jsonl":
@@ -90,7 +90,7 @@ def test_a_folder_with_what_is_not_read_is_refused(tmp_path: Path, beside: str) 
         files_in(str(tmp_path))
 
 
-def test_what_comes_with_a_published_data_set_may_stand_in_its_folder(tmp_path: Path) -> None:
+def test_documents_of_a_published_data_set_may_be_in_its_folder(tmp_path: Path) -> None:
     files = ["A.JSONL", "b.csv", "c.tsv", "d.jsonl.gz", "e.json.zst", "f.Parquet"]
     beside = ["README.md", "readme", "README_zh.md", "README.zh-CN.rst", "LICENSE", "LICENCE.txt", "LICENSE-APACHE"]
     for name in (*files, *beside, ".gitattributes", ".hidden.jsonl", "NOTICE", "CITATION.cff"):
@@ -111,13 +111,13 @@ def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
         files_in(str(tmp_path))
 
 
-def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
+def test_a_pipe_is_not_a_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         files_in(str(tmp_path / "rows.jsonl"))
 
 
-def test_a_compressed_file_that_is_not_there_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_data_file_is_not_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not any(map(is_hub_name, ["data/rows.jsonl.gz", "data/rows.csv", "data/rows.TSV", "data/rows.json.zst"]))
 
@@ -136,7 +136,7 @@ def test_a_compressed_file_that_is_not_there_is_no_hub_name(tmp_path: Path, monk
         ({"anything": [{"a": "x" * 30}] * 9}, "'anything'"),
     ],
 )
-def test_a_file_that_is_one_object_says_where_its_rows_seem_to_be(
+def test_the_error_for_a_file_that_is_one_object_names_the_key_of_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, indent: int | None, whole: Any, key: str
 ) -> None:
     (tmp_path / name).write_text(json.dumps(whole, indent=indent))
@@ -148,19 +148,19 @@ def test_a_file_that_is_one_object_says_where_its_rows_seem_to_be(
 
 
 @pytest.mark.parametrize("row", [{"scenario": "x", "options": [{"text": "a"}]}, {"a": 1}, {}])
-def test_a_file_of_one_row_is_a_row(tmp_path: Path, row: Any) -> None:
+def test_a_file_of_one_row_holds_a_row(tmp_path: Path, row: Any) -> None:
     (tmp_path / "row.jsonl").write_text("\n" + json.dumps(row))
-    assert [found for _, found in rows_of(tmp_path / "row.jsonl")] == [row]
+    assert [read for _, read in rows_of(tmp_path / "row.jsonl")] == [row]
 
 
-def test_an_object_over_several_lines_without_rows_is_named(tmp_path: Path) -> None:
+def test_an_object_on_several_lines_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps({"scenario": {"0": "x"}}, indent=1))
     with pytest.raises(UserError, match="the file is one object: write the rows"):
         rows_of(tmp_path / "rows.json")
 
 
 @pytest.mark.parametrize("row", ['{"a": 1, "a": 2}', '{"x": [{"b": 1, "a": 1, "b": 1}], "a": 1}'])
-def test_a_key_that_stands_twice_is_a_reject(tmp_path: Path, row: str) -> None:
+def test_a_repeated_key_is_a_reject(tmp_path: Path, row: str) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n' + row + "\n")
     (tmp_path / "rows.json").write_text('[{"a": 1},\n' + row + ",\n" + '{"a": 3}]')
     for name in ("rows.jsonl", "rows.json"):
@@ -169,10 +169,10 @@ def test_a_key_that_stands_twice_is_a_reject(tmp_path: Path, row: str) -> None:
     assert rows_of(tmp_path / "rows.json")[2][1] == {"a": 3}
 
 
-def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"]), path)
-    with pytest.raises(UserError, match="column 'a' is there twice"):
+    with pytest.raises(UserError, match="column 'a' occurs twice"):
         rows_of(path)
 
 
@@ -189,7 +189,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         (",", "pairs.tsv", "utf-8-sig", "\n"),
     ],
 )
-def test_a_table_is_read_whatever_wrote_it(tmp_path: Path, delimiter: str, name: str, encoding: str, end: str) -> None:
+def test_a_table_is_read_in_every_dialect(tmp_path: Path, delimiter: str, name: str, encoding: str, end: str) -> None:
     cells = ["Pace", f'"Go,{end}""now""; caf\u00e9?"', "Fast", " Go ", "Slow", '"Wait\ta bit"']
     lines = (HEADER.replace(",", delimiter), delimiter.join(cells), "", delimiter * 5)
     rows = rows_of(table(tmp_path, *lines, name=name, encoding=encoding, end=end))
@@ -257,7 +257,7 @@ def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
             rows_of(table(tmp_path, "axis,sc\u00e9nario", "x,y", encoding=encoding))
 
 
-def test_a_table_in_utf16_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) -> None:
+def test_a_truncated_table_in_utf16_is_a_user_error(tmp_path: Path) -> None:
     path = table(tmp_path, HEADER, "Pace,Go?,Fast,Yes,Slow,No", encoding="utf-16")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"pairs\.csv: damaged text"):
@@ -270,7 +270,7 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
-def test_cells_without_a_name_are_refused_but_for_the_numbers_of_the_rows(tmp_path: Path, name: str) -> None:
+def test_cells_of_unnamed_columns_are_refused_except_for_row_numbers(tmp_path: Path, name: str) -> None:
     pair = "Pace,Go?,Fast,Yes,Slow,No"
     behind = table(tmp_path, f"{HEADER},{name}", f"{pair},extra", f"{pair}, ", f"{pair},7")
     assert [r for _, r in reasons(rows_of(behind))] == ["unnamed_column", "", "unnamed_column"]
@@ -281,7 +281,7 @@ def test_cells_without_a_name_are_refused_but_for_the_numbers_of_the_rows(tmp_pa
 
 
 @pytest.mark.parametrize("text", [b"", codecs.BOM_UTF8, b"\n\n", HEADER.encode()])
-def test_a_table_without_rows_holds_none(tmp_path: Path, text: bytes) -> None:
+def test_a_table_without_rows_yields_none(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "pairs.csv").write_bytes(text)
     assert rows_of(tmp_path / "pairs.csv") == []
 
@@ -298,7 +298,7 @@ def test_a_table_without_rows_holds_none(tmp_path: Path, text: bytes) -> None:
         ({"question": "And why?"}, "question", "unused_column"),
     ],
 )
-def test_a_faulty_pair_in_columns_says_where_and_why(changes: dict[str, Any], key_path: str, reason: str) -> None:
+def test_a_faulty_flat_row_says_where_and_why(changes: dict[str, Any], key_path: str, reason: str) -> None:
     row = dict(zip(HEADER.split(","), ("Pace", "Go?", "Fast", "Yes", "Slow", "No"), strict=True))
     outcome = own_row(row | changes, "pairs.csv:2", None)
     assert isinstance(outcome, Reject)

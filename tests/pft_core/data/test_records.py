@@ -1,4 +1,4 @@
-"""Records: ids depend on content only, shown order carries no information, nothing is lost on the way to Parquet."""
+"""Records: ids depend on the content only, the shown order carries no information, and Parquet loses nothing."""
 
 from dataclasses import replace
 
@@ -36,11 +36,11 @@ def test_the_shown_order_is_the_same_for_any_order_in_the_file() -> None:
 
 def test_each_side_comes_first_about_equally_often() -> None:
     firsts = [paired_example("Risk", f"plan {i}", OPTIONS[:2]).options[0].side for i in range(1000)]
-    # 1000 fair coins: the standard deviation is 16, so 100 is beyond six of them; the ids are fixed anyway
+    # For 1000 fair coins, the standard deviation is 16, so 100 is more than six of them; the ids are fixed anyway.
     assert abs(sum(firsts) - 500) < 100
 
 
-def test_of_side_gives_the_shown_positions() -> None:
+def test_of_side_returns_the_shown_positions() -> None:
     record = PairedExample("id", "Risk", "What now?", tuple(OPTIONS))
     assert record.of_side(0) == (0, 2)
     assert record.of_side(1) == (1,)
@@ -54,7 +54,7 @@ def test_a_record_survives_parquet(tmp_path) -> None:
 
 
 def test_records_are_read_in_the_order_of_the_shards(tmp_path) -> None:
-    records = [record(n, axis=("Risk", "Pace")[n % 3 == 0]) for n in range(1200)]  # more than memory holds at once
+    records = [record(n, axis=("Risk", "Pace")[n % 3 == 0]) for n in range(1200)]  # more than one batch holds
     data = write_dataset(tmp_path / "data", records)
     assert list(read_records(data)) == records
     assert list(read_records(data, per_axis=2)) == records[:4]
@@ -63,7 +63,7 @@ def test_records_are_read_in_the_order_of_the_shards(tmp_path) -> None:
     assert list(read_records(data, twice)) == records * 2
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path) -> None:
+def test_a_missing_shard_is_named(tmp_path) -> None:
     manifest = DatasetManifest.load(write_dataset(tmp_path / "data", [record(0)]))
     with pytest.raises(UserError, match=r"elsewhere/.*parquet: no such file, though the manifest beside it lists it"):
         list(read_records(tmp_path / "elsewhere", manifest))

@@ -1,4 +1,4 @@
-"""Raw formats and readers: what becomes a record, and the place and reason of what does not."""
+"""Raw formats and readers: which rows become records, and the place and reason of each reject."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def test_vcd_keys_have_a_second_spelling() -> None:
     assert vcd_row(row, HERE, None) == vcd_row(vcd(), HERE, None)
 
 
-def test_the_given_axis_is_for_rows_that_name_none() -> None:
+def test_the_default_axis_is_for_rows_that_name_none() -> None:
     row = vcd()
     del row["preference domain"]
     assert vcd_row(row, HERE, "Risk Orientation") == vcd_row(vcd(), HERE, None) == vcd_row(vcd(), HERE, "other")
@@ -118,7 +118,7 @@ def test_a_faulty_vcd_row_says_where_and_why(row: Any, key_path: str, reason: st
     assert fault(vcd_row(row, HERE, None)) == (key_path, reason)
 
 
-def test_a_misspelt_pole_is_told_the_right_one() -> None:
+def test_a_misspelled_pole_gets_a_suggestion() -> None:
     assert "'Risk-taking'" in vcd_row(vcd_option(bias="Risk-takng"), HERE, None).detail
 
 
@@ -165,7 +165,7 @@ def test_a_question_has_up_to_ten_choices() -> None:
     assert fault(bqd_row(bqd("\n".join(["Which?", *lines[:11]])), HERE, "x")) == ("question", "too_many_options")
 
 
-def test_an_answer_may_be_a_list_and_a_choice_without_a_word_does_not_match() -> None:
+def test_an_answer_may_be_a_list_and_an_unnamed_choice_does_not_match() -> None:
     question = "Which?\n (A) one\n (B) two\n (C) three\n (D) four"
     assert by_text(accepted(bqd_row(bqd(question, " (C)", ["(A)", "B"]), HERE, "x"))) == {
         "one": 1, "two": 1, "three": 0, "four": 1
@@ -211,7 +211,7 @@ no_lettered_line = st.text(string.ascii_letters + " ?.,()\n", min_size=1).filter
 
 @settings(deadline=None)
 @given(no_lettered_line, st.lists(no_lettered_line, min_size=2, max_size=10), st.booleans())
-def test_any_question_is_split_into_what_it_was_made_of(head: str, choices: list[str], choices_line: bool) -> None:
+def test_any_question_is_split_into_its_parts(head: str, choices: list[str], choices_line: bool) -> None:
     lettered = [f" ({letter}) {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
     question = "\n".join([head, *(["", "Choices:"] if choices_line else []), *lettered])
     assert split_question(question) == (head.strip(), [choice.strip() for choice in choices])
@@ -243,7 +243,7 @@ def test_a_shipped_axis_lends_its_poles_to_preference_rows() -> None:
 
 
 def test_an_implicit_prompt_ends_before_the_first_word_that_differs() -> None:
-    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}  # in common: "The sky is bl"
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}  # common start: "The sky is bl"
     record = accepted(preference_row(row, HERE, None))
     assert record.scenario == "The sky is"
     assert by_text(record) == {"blue.": 0, "black.": 1}
@@ -296,7 +296,7 @@ def joined(*rows: Any, axis: str | None = None) -> list[tuple[str, Any]]:
     return list(join_prompt_completions(((f"f:{i}", row) for i, row in enumerate(rows)), axis))
 
 
-def test_formats_are_told_apart_by_their_columns() -> None:
+def test_formats_are_recognized_by_their_columns() -> None:
     assert is_prompt_completion(completion(1, "calm", "Blue."))
     assert not is_prompt_completion({"prompt": "Sky?", "chosen": "Blue.", "rejected": "Red."})
 
@@ -326,7 +326,7 @@ def test_faulty_pairs_are_one_reject() -> None:
     ]  # fmt: skip
 
 
-# --- our own schema
+# --- our own format
 
 
 def own(*poles: str, **changes: Any) -> dict[str, Any]:
@@ -334,21 +334,21 @@ def own(*poles: str, **changes: Any) -> dict[str, Any]:
     return {"scenario": "A river.", "axis": "Pace of life", "options": options} | changes
 
 
-def test_poles_are_ordered_by_the_alphabet_and_not_by_the_options() -> None:
+def test_poles_are_in_alphabetical_order_and_not_in_that_of_the_options() -> None:
     for poles in (("Slow", "Fast"), ("Fast", "Slow")):
         outcome = own_row(own(*poles), HERE, None)
         assert [pole.name for pole in outcome.axis.poles] == ["Fast", "Slow"]
         assert by_text(accepted(outcome)) == {"answer 0": int(poles[0] == "Slow"), "answer 1": int(poles[1] == "Slow")}
 
 
-def test_a_row_may_say_which_pole_is_the_first() -> None:
+def test_a_row_may_state_which_pole_is_first() -> None:
     outcome = own_row(own("Fast", "Slow", poles=["Slow", "Fast"]), HERE, None)
     assert [pole.name for pole in outcome.axis.poles] == ["Slow", "Fast"]
     assert by_text(accepted(outcome)) == {"answer 0": 1, "answer 1": 0}
 
 
 def test_a_shipped_axis_keeps_its_order_and_wording() -> None:
-    row = own("Collaborative", "Competitive", axis="Social Strategy")  # the alphabet would turn it round
+    row = own("Collaborative", "Competitive", axis="Social Strategy")  # alphabetical order would reverse it
     assert own_row(row, HERE, None).axis == load_space("vcd").axis("Social Strategy")
 
 
@@ -377,7 +377,7 @@ def test_free_responses_are_not_shown_as_options() -> None:
         (own("Fast", "Slow", responses={"Fast": "Jump."}), "responses", "ambiguous_row"),
     ],
 )
-def test_a_faulty_row_of_our_own_schema_says_where_and_why(row: Any, key_path: str, reason: str) -> None:
+def test_a_faulty_row_of_our_own_format_says_where_and_why(row: Any, key_path: str, reason: str) -> None:
     assert fault(own_row(row, HERE, None)) == (key_path, reason)
 
 
@@ -391,7 +391,7 @@ any_json = st.recursive(
 @pytest.mark.parametrize("source", sorted(name for name in SOURCES if SOURCES[name].reads_files))
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_no_row_makes_a_parser_fail(source: str, data: st.DataObject) -> None:
+def test_no_row_crashes_a_parser(source: str, data: st.DataObject) -> None:
     preference = {"chosen": "The sky is blue", "rejected": "The sky"}
     row = {"vcd": vcd(), "bqd": bqd(QUESTION), "trl": preference, "json": own("a", "b")}[source]
     changed = data.draw(st.sampled_from(sorted(row)))
@@ -410,7 +410,7 @@ def reasons(rows: list[tuple[str, Any]]) -> list[tuple[str, str]]:
     return [(where, row.reason if isinstance(row, Reject) else "") for where, row in rows]
 
 
-def test_json_lines_have_a_place_and_a_bad_line_costs_only_itself(tmp_path: Path) -> None:
+def test_json_lines_have_a_place_and_a_faulty_line_costs_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     lines = [
         b'\xef\xbb\xbf{"a": 1}',  # a byte order mark
@@ -419,7 +419,7 @@ def test_json_lines_have_a_place_and_a_bad_line_costs_only_itself(tmp_path: Path
         b'{"a": "\xff"}',  # not UTF-8
         b"[" * 100_000,
         b'{"a": "' + b"x" * (1 << 20) + b'"}',
-        b'{"a": ' + b"1" * 5000 + b"}",  # more digits than Python reads
+        b'{"a": ' + b"1" * 5000 + b"}",  # more digits than Python accepts
         b"  ",
         b'{"a": 3}',
     ]
@@ -487,7 +487,7 @@ def test_a_json_list_is_read_as_a_whole_parser_reads_it(values: list[Any], chunk
 
 
 @pytest.mark.parametrize("chunk", range(1, 8))
-def test_a_number_is_not_cut_where_a_read_ends(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_is_not_cut_at_the_end_of_a_read(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_text, "CHUNK", chunk)
     assert [row for _, row in list_rows("[12345, 67.89]")] == [12345, 67.89]
 
@@ -510,21 +510,21 @@ def list_rows(text: str) -> Iterator[tuple[str, Any]]:
         "[1,\n\n" + "[" * 9999,
     ],
 )
-def test_a_broken_json_list_is_a_fault_of_the_run_with_its_line(tmp_path: Path, text: str) -> None:
+def test_a_broken_json_list_is_a_user_error_with_its_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"^rows\.json:3: not valid JSON"):
         rows_of(path)
 
 
-def test_a_json_list_in_another_encoding_is_a_fault_of_the_run(tmp_path: Path) -> None:
+def test_a_json_list_in_another_encoding_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes('[{"a": "\u00e9"}]'.encode("latin-1"))
     with pytest.raises(UserError, match="not valid JSON"):
         rows_of(path)
 
 
-def test_a_file_called_json_may_hold_json_lines(tmp_path: Path) -> None:
+def test_a_file_named_json_may_hold_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('{"a": 1}\nbroken\n{"a": 2}\n')
     assert reasons(rows_of(path)) == [("rows.json:1", ""), ("rows.json:2", "malformed_json"), ("rows.json:3", "")]
@@ -550,7 +550,7 @@ def test_parquet_rows_are_numbered_across_parts(tmp_path: Path, monkeypatch: pyt
 
 
 class Unpickled(pa.ExtensionType):
-    """An extension type that this process knows, as Ray's are known to every process that imports ray.data."""
+    """An extension type that this process knows, as any process that imports ray.data knows Ray's types."""
 
     def __init__(self) -> None:
         super().__init__(pa.binary(), "tests.unpickled")
@@ -597,15 +597,15 @@ def test_a_folder_stands_for_its_data_files_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("", "in this folder"), ("x.json", "no such file"), ("notes.txt", "ends in one of")]
+    ("name", "message"), [("", "in this folder"), ("x.json", "no such file"), ("notes.txt", "ends in one of")]
 )
-def test_an_input_that_is_no_data_is_named(tmp_path: Path, name: str, says: str) -> None:
+def test_an_input_without_data_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         files_in(str(tmp_path / name))
 
 
-def test_hub_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_names_are_distinguished_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "local").mkdir(parents=True)
     (tmp_path / "owner" / "loop").symlink_to("loop")
@@ -631,16 +631,16 @@ def test_hub_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_hub_data_set_becomes_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked = []
+    calls = []
 
     def load_dataset(*words: str, split: str) -> Any:
-        asked.append((*words, split))
+        calls.append((*words, split))
         return datasets.Dataset.from_list([vcd()])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     path = load_hub("owner/name", split="test", folder=tmp_path)
     load_hub("owner/name:some-config", split="train_prefs", folder=tmp_path)
-    assert asked == [("owner/name", None, "test"), ("owner/name", "some-config", "train_prefs")]
+    assert calls == [("owner/name", None, "test"), ("owner/name", "some-config", "train_prefs")]
     assert rows_of(path) == [("test.parquet:row 1", vcd())]
 
 
@@ -656,14 +656,14 @@ def test_a_hub_data_set_that_cannot_be_loaded_is_named(tmp_path: Path, monkeypat
         monkeypatch.setattr(datasets, "load_dataset", mock.Mock(side_effect=fault))
         with pytest.raises(
             UserError, match=r"^owner/name: no such path here, and no hub data set with .*--split"
-        ) as said:
+        ) as caught:
             load_hub("owner/name", split="test", folder=tmp_path)
-        assert "\n" not in str(said.value)
-        assert len(str(said.value)) < 500
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
     assert not list(tmp_path.iterdir())
 
 
-def test_equal_content_has_equal_ids_whatever_the_source() -> None:
+def test_equal_content_has_equal_ids_in_every_format() -> None:
     options = [Option("jump", 0), Option("wait", 1)]
     rows = {"text": "jump", "pole": "Risk-taking"}, {"text": "wait", "pole": "Risk-averse"}
     record = accepted(own_row({"scenario": "A river.", "axis": "Risk Orientation", "options": list(rows)}, HERE, None))

@@ -1,4 +1,4 @@
-"""Preference rows as they are published: what is asked is read as TRL reads it, or the row is refused by name."""
+"""Published preference rows: the question is read as TRL reads it, or the row is rejected with the column's name."""
 
 import ast
 import copy
@@ -34,9 +34,9 @@ def record(row: dict[str, Any]) -> PairedExample:
 
 def read(row: dict[str, Any]) -> tuple[str, str, str]:
     """Return scenario, chosen and rejected."""
-    found = record(row)
-    chosen, rejected = sorted(found.options, key=lambda option: option.side)
-    return found.scenario, chosen.text, rejected.text
+    example = record(row)
+    chosen, rejected = sorted(example.options, key=lambda option: option.side)
+    return example.scenario, chosen.text, rejected.text
 
 
 def fault(row: dict[str, Any]) -> tuple[str, str]:
@@ -49,7 +49,7 @@ def fault_of(outcome: Any) -> tuple[str, str]:
 
 
 def maybe_extract_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """TRL's own function, taken from its source: importing the module takes seconds."""
+    """Call TRL's own function, taken from its source because importing the module takes seconds."""
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
         pytest.skip("trl is not installed")
@@ -58,8 +58,8 @@ def maybe_extract_prompt(row: dict[str, Any]) -> dict[str, Any]:
     source.body = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
     names: dict[str, Any] = {"Any": Any, "Sequence": list}
     exec(compile(source, "data_utils.py", "exec"), names)
-    found = names["maybe_extract_prompt"](copy.deepcopy(row))
-    return {key: found[key] for key in ("prompt", "chosen", "rejected")}
+    extracted = names["maybe_extract_prompt"](copy.deepcopy(row))
+    return {key: extracted[key] for key in ("prompt", "chosen", "rejected")}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_row_is_read_as_trl_reads_it(row: dict[str, Any]) -> None:
     assert read(row) == tuple(dialogue_text(value, key) for key, value in theirs.items())
 
 
-def test_a_prompt_beside_whole_dialogues_is_said_once_whatever_stands_beside() -> None:
+def test_a_prompt_beside_whole_dialogues_is_not_repeated_in_the_scenario() -> None:
     row = {
         "prompt": ROW["prompt"], "prompt_id": "1", "messages": [USER, GOOD], "score_chosen": 8.0,
         "chosen": [USER, GOOD], "rejected": [USER, BAD], "source": "a corpus", "chosen-model": "some model",
@@ -88,7 +88,7 @@ def test_a_prompt_beside_whole_dialogues_is_said_once_whatever_stands_beside() -
     assert read(row) == tuple(ROW.values())
 
 
-def test_a_prompt_that_the_answers_repeat_is_cut_or_named() -> None:
+def test_a_prompt_that_the_answers_repeat_is_cut_or_refused() -> None:
     assert read({"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}) == tuple(ROW.values())
     repeated = {key: f"{ROW['prompt']} {ROW[key]}" for key in ("chosen", "rejected")}
     assert fault(ROW | repeated) == ("prompt", "prompt_repeated")
@@ -96,7 +96,7 @@ def test_a_prompt_that_the_answers_repeat_is_cut_or_named() -> None:
     assert read({"prompt": "Hello", "chosen": "Hello you!", "rejected": "Hello?"})[1] == "Hello you!"
 
 
-def test_a_prompt_that_the_dialogues_do_not_hold_is_added_or_refused() -> None:
+def test_a_prompt_that_the_dialogues_lack_is_added_or_refused() -> None:
     dialogues = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
     for prompt in ("Name a sea.", "Be nice. Name a river in Peru."):
         assert fault({"prompt": prompt, **dialogues}) == ("prompt", "prompt_differs")
@@ -136,17 +136,17 @@ def test_a_system_column_goes_before_the_prompt(name: str) -> None:
         ("image", {"bytes": b"png", "path": None}),
     ],
 )
-def test_what_belongs_to_the_question_is_refused_by_name(column: str, value: Any) -> None:
+def test_an_unread_part_of_the_question_is_refused_by_name(column: str, value: Any) -> None:
     assert fault({**ROW, column: value}) == (column, "unused_column")
     assert read({**ROW, column: type(value)()}) == tuple(ROW.values())
 
 
 @pytest.mark.parametrize("column", ["user", "post", "task", "problem", "Frage", "text"])
-def test_a_question_is_not_made_of_answers_beside_a_column_that_may_hold_it(column: str) -> None:
+def test_no_prompt_is_taken_from_the_answers_beside_a_column_that_may_hold_it(column: str) -> None:
     answers = {"chosen": "The river is blue.", "rejected": "The river is red."}
     for more in ({}, {"system": "Be brief."}):
-        assert fault({column: "What is its colour?", **answers, **more}) == (column, "unused_column")
-    for value in ("Warum?", "cat", ("key", "What is its colour?"), [[("map", "cat")]], b"cat"):
+        assert fault({column: "What is its color?", **answers, **more}) == (column, "unused_column")
+    for value in ("Warum?", "cat", ("key", "What is its color?"), [[("map", "cat")]], b"cat"):
         assert fault({column: value, **answers}) == (column, "unused_column")
     beside = {"id": "row 7", "score_chosen": "8 of 10", "source": "a corpus", "model": "some model", "turns": 7}
     assert read({**answers, **beside})[0] == "The river is"
@@ -163,15 +163,17 @@ def test_a_question_is_not_made_of_answers_beside_a_column_that_may_hold_it(colu
         ({"prompt": "You are a helpful assistant for me.", "context": "You are a helpful"}, "context", "unused_column"),
     ],
 )
-def test_what_only_occurs_in_other_words_is_not_said_there(row: dict[str, Any], column: str, reason: str) -> None:
+def test_a_text_inside_another_sentence_does_not_count_as_a_repetition(
+    row: dict[str, Any], column: str, reason: str
+) -> None:
     assert fault({**row, "chosen": "The Ucayali.", "rejected": "No idea."}) == (column, reason)
 
 
-def test_a_system_message_is_not_lost_in_a_prompt_that_begins_alike() -> None:
+def test_a_system_message_is_kept_beside_a_prompt_that_begins_with_the_same_word() -> None:
     assert read(ROW | {"system": "Name", "prompt": "Name it."})[0] == "System: Name\nUser: Name it."
-    said = "You are a guide."
-    for prompt in (f"{said}\nName a river.", f"System: {said}\nUser: Name a river.", f"{said} Name a river."):
-        assert read(ROW | {"system": said, "prompt": prompt})[0] == prompt
+    system = "You are a guide."
+    for prompt in (f"{system}\nName a river.", f"System: {system}\nUser: Name a river.", f"{system} Name a river."):
+        assert read(ROW | {"system": system, "prompt": prompt})[0] == prompt
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_a_system_message_is_not_lost_in_a_prompt_that_begins_alike() -> None:
         {"prompt": "Where?", "generations": ["No idea.", "The Ucayali."], "original_chosen": "The Ucayali."},
     ],
 )
-def test_what_says_the_question_again_may_stand_beside(row: dict[str, Any]) -> None:
+def test_a_column_may_repeat_the_question(row: dict[str, Any]) -> None:
     assert read(ROW | row)[0] == dialogue_text(row["prompt"], "prompt")
 
 
@@ -200,7 +202,7 @@ def test_what_says_the_question_again_may_stand_beside(row: dict[str, Any]) -> N
         "image_url", "target_language", "sourceText", "Prompt", "name", "\u6587\u7ae0", "",
     ],
 )  # fmt: skip
-def test_a_text_under_a_name_that_does_not_tell_of_the_row_is_refused_by_name(column: str) -> None:
+def test_a_text_under_a_name_that_does_not_describe_the_row_is_refused_by_name(column: str) -> None:
     own = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}}
     for value in ("Peru lies in South America.", ["French"], {"a": "cat"}, [("a", "cat")]):
         assert fault({**ROW, column: value}) == (column, "unused_column")
@@ -209,7 +211,7 @@ def test_a_text_under_a_name_that_does_not_tell_of_the_row_is_refused_by_name(co
 
 
 @pytest.mark.parametrize("switch", [{"enable_thinking": False}, [("enable_thinking", True)]])
-def test_arguments_of_a_template_are_refused(switch: Any) -> None:
+def test_template_arguments_are_refused(switch: Any) -> None:
     assert fault({**ROW, "chat_template_kwargs": switch}) == ("chat_template_kwargs", "unused_column")
 
 
@@ -224,13 +226,13 @@ def test_arguments_of_a_template_are_refused(switch: Any) -> None:
         {"category": "Open QA", "domain": "explain_train", "license": "CC BY-SA 4.0", "annotator_id": "w 7"},
     ],
 )  # fmt: skip
-def test_what_tells_of_a_row_may_stand_beside(beside: dict[str, Any]) -> None:
+def test_a_column_may_describe_the_row(beside: dict[str, Any]) -> None:
     assert read({**ROW, **beside}) == read({**beside, "question": ROW["prompt"], **ROW}) == tuple(ROW.values())
     own = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}}
     assert isinstance(own_row({**own, **beside}, HERE, None), AcceptedRow)
 
 
-def test_shipped_forms_lose_no_column_and_no_key_of_an_option_either() -> None:
+def test_shipped_formats_lose_no_column_and_no_key_of_an_option_either() -> None:
     options = [{"text": "Yes", "bias": "Risk-taking"}, {"text": "No", "bias": "Risk-averse"}]
     vcd = {"scenario": "Go?", "preference domain": "Risk Orientation", "scene": "Leisure", "options": options}
     bqd = {
@@ -245,7 +247,7 @@ def test_shipped_forms_lose_no_column_and_no_key_of_an_option_either() -> None:
     assert fault_of(own_row(own, HERE, None)) == ("options[0].context", "unused_column")
 
 
-def test_a_rows_own_axis_goes_before_the_one_for_all() -> None:
+def test_a_rows_own_axis_overrides_the_axis_for_all_rows() -> None:
     for axis in (None, "Pace"):
         outcome = preference_row({**ROW, "axis": "Risk"}, HERE, axis)
         assert isinstance(outcome, AcceptedRow)
@@ -265,7 +267,7 @@ def test_completions_are_joined_within_their_own_axis() -> None:
     assert fault_of(outcome) == ("axis", "axes_differ")
 
 
-def test_completions_are_held_to_the_same(tmp_path: Path) -> None:
+def test_the_same_rules_hold_for_completions(tmp_path: Path) -> None:
     def joined(**changes: Any) -> Any:
         rows = [{"question": "Sky?", "completion": answer, "pole": answer} | changes for answer in ("Blue", "Red")]
         return [outcome for _, outcome in join_prompt_completions(((HERE, row) for row in rows), None)]
@@ -277,7 +279,7 @@ def test_completions_are_held_to_the_same(tmp_path: Path) -> None:
     assert joined(completion=[{**GOOD, "tool_calls": [1]}])[0].key_path == "completion[0].tool_calls"
 
 
-def test_our_own_rows_drop_no_question_either() -> None:
+def test_our_own_format_loses_no_question_either() -> None:
     row = {"axis": "Pace", "scenario": "Go?", "responses": {"Fast": "Yes", "Slow": "No"}, "source": "a corpus"}
     assert isinstance(own_row(row, HERE, None), AcceptedRow)
     for column in ("prompt", "question", "system", "context"):
@@ -287,7 +289,7 @@ def test_our_own_rows_drop_no_question_either() -> None:
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "name", "function_call", "reasoning_content", "weight"])
-def test_what_a_message_holds_besides_its_text_is_refused_by_name(key: str) -> None:
+def test_an_unread_key_of_a_message_is_refused_by_name(key: str) -> None:
     for value in ([{"id": "c1"}], "said", 1):
         row = {"prompt": [USER], "chosen": [{**GOOD, key: value}], "rejected": [BAD]}
         assert fault(row) == (f"chosen[0].{key}", "unread_key")
@@ -295,7 +297,7 @@ def test_what_a_message_holds_besides_its_text_is_refused_by_name(key: str) -> N
         assert read({"prompt": [USER], "chosen": [{**GOOD, key: value}], "rejected": [BAD]}) == tuple(ROW.values())
 
 
-def test_messages_that_a_table_spells_as_text_are_refused() -> None:
+def test_messages_that_a_table_stores_as_text_are_refused() -> None:
     assert fault({"chosen": str([USER, GOOD]), "rejected": str([USER, BAD])})[1] == "spelt_messages"
     assert fault({**ROW, "chosen": '[{"role": "assistant", "content": "x"}]'}) == ("chosen", "spelt_messages")
 
@@ -337,7 +339,7 @@ def test_messages_that_a_table_spells_as_text_are_refused() -> None:
         ("H: Sky?\n\nA:", " I think so", " I think not"),
     ],
 )
-def test_an_implicit_prompt_ends_where_the_last_answer_is_opened(common: str, chosen: str, rejected: str) -> None:
+def test_an_implicit_prompt_ends_at_the_last_turn_that_opens_an_answer(common: str, chosen: str, rejected: str) -> None:
     row = {"chosen": common + chosen, "rejected": common + rejected}
     assert read(row) == (common.strip(), chosen.strip(), rejected.strip())
 
@@ -346,13 +348,13 @@ def test_an_implicit_prompt_ends_where_the_last_answer_is_opened(common: str, ch
     ("common", "chosen", "rejected"),
     [
         ("The sky is ", "blue.", "black."),
-        ("Which?\nA: one\nB: two\nI take ", "one", "two"),  # no turns, but options
+        ("Which?\nA: one\nB: two\nI take ", "one", "two"),  # options, not turns
         ("\u5929\u7a7a\u662f", "\u84dd\u8272", "\u7ea2\u8272"),  # Chinese: the sky is / blue, red
         ("\u5929\u7a7a\u662f", "black", "blue"),
         ("Qwen \u662f", "\u84dd", "\u7ea2"),
         ("\u7a7a\u306f", "\u9752\u3044", "\u8d64\u3044"),  # Japanese
-        ("\u7a7a", "\u304b\u3099x", "\u304b\u309ax"),  # the marks belong to the letter before them
-        ("\ud558\ub298\uc740 ", "\ud30c\ub797\ub2e4", "\ud30c\ub780"),  # Korean writes white space
+        ("\u7a7a", "\u304b\u3099x", "\u304b\u309ax"),  # combining marks belong to the letter before them
+        ("\ud558\ub298\uc740 ", "\ud30c\ub797\ub2e4", "\ud30c\ub780"),  # Korean uses spaces
     ],
 )
 def test_an_implicit_prompt_without_turns_ends_at_the_last_whole_word(common: str, chosen: str, rejected: str) -> None:
@@ -369,7 +371,7 @@ def test_an_implicit_prompt_without_turns_ends_at_the_last_whole_word(common: st
         "<|im_start|>user\nThe sky is {}?<|im_end|>\n<|im_start|>assistant\n{}",
     ],
 )
-def test_dialogues_as_text_that_part_in_the_question_are_refused(turns: str) -> None:
+def test_dialogues_as_text_that_differ_in_the_question_are_refused(turns: str) -> None:
     row = {key: turns.format(key, key) for key in ("chosen", "rejected")}
     assert fault(row) == ("rejected", "questions_differ")
 
@@ -384,7 +386,7 @@ def test_dialogues_as_text_that_part_in_the_question_are_refused(turns: str) -> 
         "### Instruction:\nWrite.\n\n### Response:\nUser: hi\nAssistant: I think ",
     ],
 )
-def test_turns_of_which_nobody_can_tell_who_answers_are_refused(common: str) -> None:
+def test_turns_without_a_known_answering_side_are_refused(common: str) -> None:
     assert fault({"chosen": f"{common}so", "rejected": f"{common}not"}) == ("prompt", "unclear_turns")
 
 
@@ -397,7 +399,7 @@ def test_turns_of_which_nobody_can_tell_who_answers_are_refused(common: str) -> 
         "Human: Hi\n\nAssistant: Hi\n\nHuman: {}\n\nAssistant: {}",
     ],
 )
-def test_a_prompt_beside_dialogues_as_text_that_ask_it_again_is_refused(turns: str) -> None:
+def test_a_prompt_beside_dialogues_as_text_that_repeat_it_is_refused(turns: str) -> None:
     for prompt in ("Sky?", [{"role": "user", "content": "Sky?"}], turns.format("Sky?", "")):
         row = {"prompt": prompt, "chosen": turns.format("Sky?", "blue"), "rejected": turns.format("Sky?", "red")}
         assert fault(row) == ("prompt", "prompt_repeated")
@@ -406,10 +408,10 @@ def test_a_prompt_beside_dialogues_as_text_that_ask_it_again_is_refused(turns: s
 
 
 @pytest.mark.parametrize("run", ["\n", " ", "# ", "*", "<a>", "A:", "User>"])
-def test_no_long_run_of_marks_takes_longer_than_its_length(run: str) -> None:
-    begun = time.perf_counter()
+def test_a_long_run_of_marks_is_parsed_in_linear_time(run: str) -> None:
+    start = time.perf_counter()
     preference_row({"chosen": run * 20_000 + "x a", "rejected": run * 20_000 + "x b"}, HERE, None)
-    assert time.perf_counter() - begun < 2  # some hundredths; seconds where each mark is looked for from each other one
+    assert time.perf_counter() - start < 2  # takes some hundredths; quadratic time would be many seconds
 
 
 any_value = st.recursive(
@@ -425,6 +427,6 @@ columns = st.sampled_from(["prompt", "question", "system", "context", "chosen", 
 
 @settings(max_examples=50, deadline=None)
 @given(changes=st.dictionaries(columns, any_value, max_size=4), dialogues=st.booleans())
-def test_no_row_makes_a_parser_fail(changes: dict[str, Any], dialogues: bool) -> None:
+def test_no_row_crashes_a_parser(changes: dict[str, Any], dialogues: bool) -> None:
     answers = {"chosen": [USER, GOOD], "rejected": [USER, BAD]} if dialogues else ROW
     assert isinstance(preference_row({**answers, **changes}, HERE, None), AcceptedRow | Reject)

@@ -1,3 +1,5 @@
+"""Bins of a step, their distribution over ranks, and collated batches."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_fixed_bins_keep_file_order_and_the_last_may_be_short() -> None:
     assert plan_fixed(5, items_per_bin=2) == [[0, 1], [2, 3], [4]]
 
 
-def test_ranks_share_a_step_in_turn() -> None:
+def test_the_positions_of_a_step_go_to_ranks_in_turn() -> None:
     assert deal(5, num_ranks=2) == [[0, 2, 4], [1, 3]]
 
 

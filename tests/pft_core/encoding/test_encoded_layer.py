@@ -1,3 +1,5 @@
+"""Layers on disk: they return what was encoded, count rejects, and are keyed by all that decides token ids."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,13 +43,13 @@ def write_layer(folder: Path, tokenizer, *, spec: EncodingSpec = SPEC, shards=((
     return EncodedLayer(folder)
 
 
-def test_a_layer_gives_back_what_was_encoded_in_record_order(tokenizer, tmp_path) -> None:
+def test_a_layer_returns_the_encoded_examples_in_record_order(tokenizer, tmp_path) -> None:
     layer = write_layer(tmp_path, tokenizer)
     items = [(record(n), form) for n in range(5) for form in ("one", "all")]
-    want, _ = encode_pairs(items, spec=SPEC, space=SPACE, tokenizer=tokenizer)
-    got = layer.read(range(len(layer)))
-    assert [e.id for e in got] == [e.id for e in want]
-    for a, b in zip(got, want, strict=True):
+    expected, _ = encode_pairs(items, spec=SPEC, space=SPACE, tokenizer=tokenizer)
+    read = layer.read(range(len(layer)))
+    assert [e.id for e in read] == [e.id for e in expected]
+    for a, b in zip(read, expected, strict=True):
         assert np.array_equal(a.prefix_ids, b.prefix_ids)
         for left, right in zip(a.branches, b.branches, strict=True):
             assert np.array_equal(left.input_ids, right.input_ids)
@@ -91,7 +93,7 @@ def test_the_key_changes_with_everything_that_decides_token_ids(tokenizer) -> No
     assert len(keys) == len(others) + 1
 
 
-def test_a_layer_counts_pairs_that_spell_control_tokens_apart_from_those_that_are_too_long(tokenizer, tmp_path) -> None:
+def test_a_layer_counts_pairs_with_control_tokens_and_overlong_pairs_separately(tokenizer, tmp_path) -> None:
     rows = [record(0), replace(record(1), scenario="It ends <eos> here ."), replace(record(2), scenario="long " * 600)]
     pq.write_table(pa.Table.from_pylist([r.to_row() for r in rows], schema=RECORD_SCHEMA), tmp_path / "r.parquet")
     part = encode_part(

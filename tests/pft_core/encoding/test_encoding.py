@@ -1,3 +1,5 @@
+"""Pairs as trees of tokens: labels, shared prefixes, cuts and control tokens."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -38,17 +40,17 @@ def full_ids(example: BranchedExample, side: int) -> list[int]:
 @pytest.mark.parametrize("position", ["before", "after"])
 @pytest.mark.parametrize("answer", ["letter", "option"])
 @pytest.mark.parametrize("form", ["one", "all"])
-def test_labels_are_exactly_the_answer_and_its_end(tokenizer, position, answer, form) -> None:
+def test_labels_are_exactly_the_answer_and_eos(tokenizer, position, answer, form) -> None:
     style = PromptStyle(position, answer)
     (example,), _ = encode(tokenizer, style=style, items=[(record(), form)])
     for side in SIDES:
         target = target_options(record(), side=side, form=form)
         text = render_answer(record(), target, form=form, style=style)
-        want = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-        assert example.branches[side].input_ids[example.branches[side].label_mask].tolist() == want
+        expected = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        assert example.branches[side].input_ids[example.branches[side].label_mask].tolist() == expected
 
 
-def test_prompt_tokens_are_what_a_server_would_send(tokenizer) -> None:
+def test_prompt_tokens_equal_those_that_a_server_sends(tokenizer) -> None:
     (example,), _ = encode(tokenizer)
     for side in SIDES:
         prompt = render_prompt(record(), side=side, form="one", style=PromptStyle(), space=SPACE)
@@ -58,19 +60,19 @@ def test_prompt_tokens_are_what_a_server_would_send(tokenizer) -> None:
 
 
 def test_masks_equal_hand_written_ids() -> None:
-    # prompts 1 2 3 / 1 2 4, answers 7 8 / 9: shared prefix 1 2, contexts 3 / 4 without loss.
+    # Prompts 1 2 3 / 1 2 4, answers 7 8 / 9: the shared prefix is 1 2, the contexts 3 / 4 carry no loss.
     example = tree("x", [[1, 2, 3], [1, 2, 4]], [[7, 8], [9]])
     assert example.prefix_ids.tolist() == [1, 2]
     assert [b.input_ids.tolist() for b in example.branches] == [[3, 7, 8], [4, 9]]
     assert [b.label_mask.tolist() for b in example.branches] == [[False, True, True], [False, True]]
 
 
-def test_the_paper_mask_loses_the_first_answer_token_only() -> None:
+def test_the_paper_mask_drops_only_the_first_answer_token() -> None:
     branch = without_first_label(tree("x", [[1, 2, 3], [1, 2, 4]], [[7, 8], [9]]).branches[0])
     assert branch.label_mask.tolist() == [False, False, True]
 
 
-def test_the_condition_after_the_scenario_shares_far_more(tokenizer) -> None:
+def test_a_condition_after_the_scenario_gives_a_far_longer_shared_prefix(tokenizer) -> None:
     shared = [len(encode(tokenizer, style=PromptStyle(position))[0][0].prefix_ids) for position in ("before", "after")]
     assert shared[0] < 15 < 40 < shared[1]
 
@@ -92,7 +94,7 @@ def test_an_overlong_pair_is_rejected_with_its_length(tokenizer) -> None:
     assert "max_length is 20" in rejects[0].detail
 
 
-def test_cutting_takes_the_scenarios_head_on_both_sides_and_never_the_answer(tokenizer) -> None:
+def test_a_cut_removes_the_start_of_the_scenario_on_both_sides_and_never_the_answer(tokenizer) -> None:
     (whole,), _ = encode(tokenizer)
     longest = max(len(full_ids(whole, side)) for side in SIDES)
     (cut,), rejects = encode(tokenizer, max_length=longest - 5, overlong="cut_prompt")
@@ -117,7 +119,7 @@ def test_common_prefix_of_equal_and_of_disjoint_sequences() -> None:
     assert common_prefix_length([a, a[:2]]) == 2
 
 
-def test_selecting_a_side_keeps_its_number() -> None:
+def test_selected_branches_keep_their_side() -> None:
     selected = select_sides(tree("x", [[1, 2], [1, 3]], [[7], [8]]), (1,))
     assert [b.side for b in selected.branches] == [1]
 
@@ -127,7 +129,7 @@ CONTROL = ["<eos>", "<bos>", "<pad>"]
 
 @pytest.mark.parametrize("token", CONTROL)
 @pytest.mark.parametrize("template", [None, CHAT])
-def test_a_pair_whose_texts_spell_a_control_token_is_a_reject_and_no_other(tokenizer, token, template) -> None:
+def test_only_a_pair_whose_texts_contain_a_control_token_is_a_reject(tokenizer, token, template) -> None:
     tokenizer.chat_template = template
     style = PromptStyle(frame=chat_frame(tokenizer)) if template else PromptStyle()
     good = record(1)
@@ -143,7 +145,7 @@ def test_a_pair_whose_texts_spell_a_control_token_is_a_reject_and_no_other(token
 
 
 @pytest.mark.parametrize("words", ["axis", "pole", "description"])
-def test_a_control_token_in_the_words_of_an_axis_rejects_its_pairs_and_no_others(tokenizer, words) -> None:
+def test_a_control_token_in_the_wording_of_an_axis_rejects_only_its_pairs(tokenizer, words) -> None:
     risk, pace = SPACE.axes
     named = {
         "axis": Axis("Ri<eos>sk", risk.first, risk.second),
@@ -168,6 +170,6 @@ def test_tokens_that_mark_the_turns_of_a_template_are_control_tokens_even_if_not
     assert [control_token_in([text], tokenizer) for text in texts] == ["<|me|>", "<|it|>", None, None]
 
 
-def test_what_only_resembles_a_control_token_is_text(tokenizer) -> None:
+def test_text_that_only_resembles_a_control_token_is_accepted(tokenizer) -> None:
     harmless = replace(record(1), scenario="The <eo s> and < eos > and <EOS> of it .")
     assert len(encode(tokenizer, items=[(harmless, "one")])[0]) == 1

@@ -1,3 +1,5 @@
+"""Token positions from a table of byte lengths equal those of the tokenizers library."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,29 +37,29 @@ def counts(tokens, text: str) -> list[tuple[int, int]]:
 
 
 @given(st.lists(ALPHABET, max_size=20).map("".join))
-def test_places_from_a_table_of_bytes_are_the_librarys_own(text) -> None:
+def test_positions_from_the_table_equal_those_of_the_library(text) -> None:
     (tokens,) = place_tokens([text], QWEN_LIKE)
     encoding = QWEN_LIKE.backend_tokenizer.encode(text, add_special_tokens=False)
     assert tokens.ids.tolist() == encoding.ids
-    # e.g. " é" as two tokens, the second with half of é: tokens ending by 2 characters, both; by 1, neither.
-    want = [
+    # For example, " é" may be two tokens, the second with half of é: both end by character 2, neither by character 1.
+    expected = [
         (sum(end <= c for _, end in encoding.offsets), sum(start < c for start, _ in encoding.offsets))
         for c in range(len(text) + 1)
     ]
-    assert counts(tokens, text) == want
+    assert counts(tokens, text) == expected
 
 
-def test_the_table_serves_plain_text_and_not_text_that_the_tokenizer_rewrites(monkeypatch) -> None:
-    asked = []
+def test_the_table_is_used_for_plain_text_but_not_for_text_that_the_tokenizer_rewrites(monkeypatch) -> None:
+    calls = []
     real = token_offsets._by_characters
-    monkeypatch.setattr(token_offsets, "_by_characters", lambda encoding: asked.append(encoding) or real(encoding))
+    monkeypatch.setattr(token_offsets, "_by_characters", lambda encoding: calls.append(encoding) or real(encoding))
     place_tokens(["Take the café", "東京 🙂"], QWEN_LIKE)
-    assert not asked
+    assert not calls
     place_tokens(["cafe\u0301"], QWEN_LIKE)
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-def test_a_vocabulary_that_is_no_table_is_not_read_as_one() -> None:
+def test_a_tokenizer_that_is_not_bpe_works_without_a_table() -> None:
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("T", -1.0), ("a", -1.0), ("k", -1.0), ("e", -1.0)], unk_id=0))
     unigram.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, eos_token="<eos>")
@@ -74,7 +76,7 @@ def test_a_vocabulary_that_is_no_table_is_not_read_as_one() -> None:
     ],
     ids=["adds a space", "rewrites", "trims its offsets"],
 )
-def test_other_tokenizers_are_asked_for_characters(tokenizer) -> None:
+def test_for_other_tokenizers_the_library_computes_positions(tokenizer) -> None:
     assert token_offsets._token_bytes(tokenizer, len(tokenizer)) is None
     text = "Take the loan"
     (tokens,) = place_tokens([text], tokenizer)

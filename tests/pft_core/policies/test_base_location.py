@@ -1,4 +1,4 @@
-"""A reference opens wherever its folder goes, and holds no place of a person, a checkout or a day."""
+"""A reference loads after its folder was moved, and holds no path of a user, a checkout or an upload."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def a_model(folder: Path, weights: str = "w") -> Path:
 
 
 @pytest.mark.parametrize("base", [TOYWORLD, str(SHIPPED_BASE)])
-def test_what_ships_with_the_code_is_named_and_loads_by_its_name(base: str, tmp_path: Path) -> None:
+def test_the_shipped_base_is_referred_to_and_loads_by_its_name(base: str, tmp_path: Path) -> None:
     assert saved(base, tmp_path)["base"] == TOYWORLD
     assert "base_model" not in (tmp_path / MODEL_REF_NAME).read_text()
     assert ModelRef.load(tmp_path).base == TOYWORLD
@@ -43,7 +43,7 @@ def test_what_ships_with_the_code_is_named_and_loads_by_its_name(base: str, tmp_
     assert base_digest(TOYWORLD) == base_digest(str(SHIPPED_BASE))
 
 
-def test_an_older_reference_into_an_upload_that_is_gone_means_the_base_that_ships(tmp_path: Path) -> None:
+def test_an_older_reference_into_a_deleted_upload_means_the_shipped_base(tmp_path: Path) -> None:
     raw = saved(TOYWORLD, tmp_path)
     gone = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1a2b/pft_core/toyworld/base_model"
     for base, opened in ((gone, TOYWORLD), (str(tmp_path), str(tmp_path)), ("owner/name", "owner/name")):
@@ -51,7 +51,7 @@ def test_an_older_reference_into_an_upload_that_is_gone_means_the_base_that_ship
         assert ModelRef.load(tmp_path).base == opened
 
 
-def test_a_run_opens_after_it_was_moved_with_its_base_or_alone(tmp_path: Path) -> None:
+def test_a_run_loads_after_it_was_moved_with_or_without_its_base(tmp_path: Path) -> None:
     base = a_model(tmp_path / "project" / "models" / "m")
     run = tmp_path / "project" / "runs" / "r"
     raw = saved(str(base), run)
@@ -63,7 +63,7 @@ def test_a_run_opens_after_it_was_moved_with_its_base_or_alone(tmp_path: Path) -
     assert ModelRef.load(tmp_path / "new" / "runs" / "r").base == str(tmp_path / "new" / "models" / "m")
 
 
-def test_a_moved_run_takes_no_other_model_for_its_base(tmp_path: Path) -> None:
+def test_a_moved_run_does_not_take_another_model_for_its_base(tmp_path: Path) -> None:
     base, run = a_model(tmp_path / "a" / "m"), tmp_path / "a" / "r"
     saved(str(base), run)
     a_model(tmp_path / "b" / "m", weights="others")
@@ -80,7 +80,7 @@ def test_a_moved_run_takes_no_other_model_for_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_base_that_was_changed_where_it_lies_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_base_that_was_changed_in_place_is_refused(name: str, tmp_path: Path) -> None:
     base = a_model(tmp_path / "m")
     saved(str(base), tmp_path / "r")
     (base / "generation_config.json").write_text("{}")  # decides neither tokens nor scores
@@ -96,7 +96,7 @@ def test_a_base_that_was_changed_where_it_lies_is_refused(name: str, tmp_path: P
         ModelRef.load(tmp_path / "r")
 
 
-def test_a_base_that_nobody_touched_is_known_without_reading_its_weights(
+def test_an_unchanged_base_is_recognized_without_reading_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(str(a_model(tmp_path / "m")), tmp_path / "r")
@@ -104,7 +104,7 @@ def test_a_base_that_nobody_touched_is_known_without_reading_its_weights(
     assert ModelRef.load(tmp_path / "r").base == str(tmp_path / "m")
 
 
-def test_a_reference_that_tells_only_the_bases_digest_opens(tmp_path: Path) -> None:
+def test_an_older_reference_with_only_the_digest_of_its_base_loads(tmp_path: Path) -> None:
     raw = saved(str(a_model(tmp_path / "m")), tmp_path / "r")
     older = {key: value for key, value in raw["base_marks"].items() if key not in ("stamp", "tokens")}
     raw = {key: value for key, value in raw.items() if key != "adapter_config_sha256"}
@@ -112,7 +112,7 @@ def test_a_reference_that_tells_only_the_bases_digest_opens(tmp_path: Path) -> N
     assert ModelRef.load(tmp_path / "r").base == str(tmp_path / "m")
 
 
-def test_weights_of_a_full_training_that_were_changed_are_refused(tmp_path: Path) -> None:
+def test_changed_weights_of_a_full_fine_tuning_are_refused(tmp_path: Path) -> None:
     weights = a_model(tmp_path / "run" / "weights")
     style = PromptStyle("after", "letter")
     ModelRef(TOYWORLD, None, "weights", style, SPACE, (0, 1), "t", "d", "c", None).save(tmp_path / "run")
@@ -123,7 +123,7 @@ def test_weights_of_a_full_training_that_were_changed_are_refused(tmp_path: Path
         ModelRef.load(tmp_path / "run")
 
 
-def test_a_model_is_the_same_to_a_key_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_models_identity_does_not_depend_on_its_path(tmp_path: Path) -> None:
     one, two = a_model(tmp_path / "a" / "m"), a_model(tmp_path / "b" / "n")
     assert model_identity(str(one)) == model_identity(str(two))
     assert model_identity("owner/name") == "owner/name"

@@ -1,4 +1,4 @@
-"""Soups: against peft's own combination and hand-made averages, byte for byte, and what is refused."""
+"""Soups: they equal peft's own combination and averages by hand, are the same bytes each time, and refuse bad parts."""
 
 import json
 import math
@@ -34,7 +34,7 @@ from tests.builders import random_trees
 CPU = torch.device("cpu")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 WEIGHTS = (0.5, 0.3, 0.2)
-# Each element of B is rounded once to float32 (2^-24 = 6e-8 of itself), and so is each of delta W's terms.
+# Each element of B is rounded once to float32 (by 2^-24 = 6e-8 of itself), and so is each term of delta W.
 ROUNDING = 1e-6
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -44,7 +44,7 @@ def load(folder: Path) -> Any:
 
 
 def noise(model: Any, seed: int) -> dict[str, Tensor]:
-    """The trained weights' names and shapes, as if trained."""
+    """Noise for the trained weights, by name, as if they were trained."""
     generator = torch.Generator().manual_seed(seed)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     return {name: torch.randn(weight.shape, generator=generator) * 0.1 for name, weight in trained.items()}
@@ -75,7 +75,7 @@ def models(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
 
 
 def changed_adapter(source: Path, folder: Path, **changes: Any) -> Path:
-    """A copy with another config."""
+    """Copy an adapter with changes to its config."""
     folder.mkdir()
     config = json.loads((source / ADAPTER_FILES[0]).read_text()) | changes
     (folder / ADAPTER_FILES[0]).write_text(json.dumps(config))
@@ -84,14 +84,14 @@ def changed_adapter(source: Path, folder: Path, **changes: Any) -> Path:
 
 
 def changed_tensors(source: Path, folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """A copy with other tensors."""
+    """Copy an adapter with changed tensors."""
     changed_adapter(source, folder)
     save_file(change(load_file(source / ADAPTER_FILES[1])), folder / ADAPTER_FILES[1])
     return folder
 
 
 def deltas(folder: Path) -> dict[str, Tensor]:
-    """Layer -> scale * B A, by LoRA's definition, in float64."""
+    """Return scale * B A by layer, from the definition of LoRA, in float64."""
     config, tensors = json.loads((folder / ADAPTER_FILES[0]).read_text()), load_file(folder / ADAPTER_FILES[1])
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
     layers = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
@@ -104,10 +104,10 @@ def weighted_deltas(folders: list[Path], weights: tuple[float, ...]) -> dict[str
     return {name: sum(w * part[name] for w, part in zip(weights, parts, strict=True)) for name in parts[0]}
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     for name, delta in expected.items():
-        assert (found[name] - delta).norm() <= ROUNDING * delta.norm(), name
+        assert (actual[name] - delta).norm() <= ROUNDING * delta.norm(), name
 
 
 def scores(model: Any) -> Tensor:
@@ -122,7 +122,7 @@ def parts_of(folders: list[Path], weights: tuple[float, ...]) -> list[tuple[Path
 # --- between
 
 
-def test_a_share_between_two_trained_ones_is_weighted_by_nearness() -> None:
+def test_a_share_between_two_trained_ones_is_weighted_by_distance() -> None:
     # 0.125 is a quarter of the way from 0 to 0.5; 0.875 is three quarters of the way from 0.5 to 1.
     assert between(0.125, [0, 0.5, 1]) == ((0, 0.75), (0.5, 0.25))
     assert between(0.875, [0, 0.5, 1]) == ((0.5, 0.25), (1, 0.75))
@@ -130,7 +130,7 @@ def test_a_share_between_two_trained_ones_is_weighted_by_nearness() -> None:
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 1])
-def test_a_trained_share_is_itself_alone(share: float) -> None:
+def test_a_trained_share_has_all_of_the_weight(share: float) -> None:
     assert [knot for knot in between(share, [0, 0.5, 1]) if knot[1] > 0] == [(share, 1.0)]
 
 
@@ -170,7 +170,7 @@ def test_a_soup_of_adapters_has_the_sum_of_their_changes(adapters: list[Path], t
     assert {tensor.dtype for tensor in load_file(folder / ADAPTER_FILES[1]).values()} == {torch.float32}
 
 
-def test_a_soup_of_adapters_scores_as_the_base_with_the_sum_added(
+def test_a_soup_of_adapters_scores_like_the_base_with_the_sum_added(
     tiny_qwen2: Path, adapters: list[Path], tmp_path: Path
 ) -> None:
     folder = interpolate_adapters(parts_of(adapters, WEIGHTS), tmp_path / "soup")
@@ -179,7 +179,7 @@ def test_a_soup_of_adapters_scores_as_the_base_with_the_sum_added(
         layer = model.get_submodule(name.removeprefix("base_model.model."))
         layer.weight.data = (layer.weight.double() + delta).float()
     reloaded = load_policy(str(tiny_qwen2), str(folder), None, precision="fp32", device=CPU)
-    # One product with the sum, or two products and a sum: float32 rounds log-probabilities of some tens differently.
+    # One product with the sum and two summed products round differently, and log-probabilities here are some tens.
     torch.testing.assert_close(scores(reloaded), scores(model), rtol=1e-5, atol=1e-5)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -187,11 +187,11 @@ def test_a_soup_of_adapters_scores_as_the_base_with_the_sum_added(
     assert (scores(reloaded) - scores(load(tiny_qwen2))).abs().max() > 0.1
 
 
-def test_a_rank_stabilised_part_keeps_its_scale(adapters: list[Path], tmp_path: Path) -> None:
-    # alpha / sqrt(r) = 8 / 2 = 4 in place of 8 / 4 = 2.
-    stabilised = changed_adapter(adapters[0], tmp_path / "rs", use_rslora=True)
-    folder = interpolate_adapters(parts_of([stabilised, adapters[1]], (0.5, 0.5)), tmp_path / "soup")
-    assert_close(deltas(folder), weighted_deltas([stabilised, adapters[1]], (0.5, 0.5)))
+def test_a_rank_stabilized_part_keeps_its_scale(adapters: list[Path], tmp_path: Path) -> None:
+    # alpha / sqrt(r) = 8 / 2 = 4 instead of 8 / 4 = 2.
+    stabilized = changed_adapter(adapters[0], tmp_path / "rs", use_rslora=True)
+    folder = interpolate_adapters(parts_of([stabilized, adapters[1]], (0.5, 0.5)), tmp_path / "soup")
+    assert_close(deltas(folder), weighted_deltas([stabilized, adapters[1]], (0.5, 0.5)))
     assert not json.loads((folder / ADAPTER_FILES[0]).read_text())["use_rslora"]
 
 
@@ -203,14 +203,14 @@ def test_the_same_parts_give_the_same_bytes(adapters: list[Path], tmp_path: Path
     assert file_sha256(other / ADAPTER_FILES[1]) != file_sha256(folders[0] / ADAPTER_FILES[1])
 
 
-def test_a_part_left_alone_is_copied_and_those_of_weight_0_are_not_read(adapters: list[Path], tmp_path: Path) -> None:
+def test_a_lone_part_is_copied_and_parts_of_weight_0_are_not_read(adapters: list[Path], tmp_path: Path) -> None:
     folder = interpolate_adapters([(tmp_path / "nowhere", 0.0), (adapters[1], 1.0)], tmp_path / "soup")
     assert sorted(file.name for file in folder.iterdir()) == list(ADAPTER_FILES)
     for file in ADAPTER_FILES:
         assert (folder / file).read_bytes() == (adapters[1] / file).read_bytes()
 
 
-def test_a_soup_replaces_an_older_one_and_what_a_killed_call_left(adapters: list[Path], tmp_path: Path) -> None:
+def test_a_soup_replaces_an_older_one_and_the_leftovers_of_a_killed_call(adapters: list[Path], tmp_path: Path) -> None:
     for name in ("soup", ".soup.replaced"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").touch()
@@ -233,7 +233,7 @@ def test_a_soup_appears_whole_or_not_at_all(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_reads_back_otherwise_is_noticed(
+def test_a_file_that_reads_back_differently_is_noticed(
     adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
@@ -245,13 +245,13 @@ def test_a_file_that_reads_back_otherwise_is_noticed(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sum_beyond_float32_is_noticed(adapters: list[Path], tmp_path: Path) -> None:
+def test_a_sum_beyond_the_range_of_float32_is_noticed(adapters: list[Path], tmp_path: Path) -> None:
     loud = changed_adapter(adapters[0], tmp_path / "loud", lora_alpha=1e300)
-    with pytest.raises(SavedWeightsError, match=r"lora_B\.weight leaves float32's range"):
+    with pytest.raises(SavedWeightsError, match=r"lora_B\.weight exceeds the range of float32"):
         interpolate_adapters(parts_of([loud, adapters[1]], (0.5, 0.5)), tmp_path / "soup")
 
 
-# --- refusals of both kinds
+# --- refusals for adapters and models
 
 
 @pytest.mark.parametrize(
@@ -266,19 +266,19 @@ def test_a_sum_beyond_float32_is_noticed(adapters: list[Path], tmp_path: Path) -
     ],
 )
 @pytest.mark.parametrize("interpolate", [interpolate_adapters, interpolate_weights])
-def test_weights_that_are_no_interpolation_are_refused(
+def test_weights_that_are_not_an_interpolation_are_refused(
     interpolate: Any, weights: tuple[float, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
         interpolate([(Path("part"), weight) for weight in weights], tmp_path / "soup")
 
 
-def test_weights_written_with_few_digits_are_taken(adapters: list[Path], tmp_path: Path) -> None:
+def test_weights_written_with_few_digits_are_accepted(adapters: list[Path], tmp_path: Path) -> None:
     interpolate_adapters(parts_of(adapters, (0.3333333, 0.3333333, 0.3333333)), tmp_path / "soup")
 
 
 def refuses_adapter(first: Path, odd: Path, message: str) -> None:
-    """Both orders are refused, each in a message that names the odd one, and nothing is left behind."""
+    """Check that both orders are refused with a message that names the odd one, and that nothing is left behind."""
     for pair in ([first, odd], [odd, first]):
         target = odd.parent / "soups" / "soup"
         with pytest.raises(UserError, match=message) as caught:
@@ -299,8 +299,8 @@ def refuses_adapter(first: Path, odd: Path, message: str) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"a_feature_of_tomorrow": 1}, "a_feature_of_tomorrow=1"),
         ({"peft_type": "LOHA"}, "peft_type is not LORA"),
-        ({"r": 0}, "r=0 is no number above 0"),
-        ({"lora_alpha": None}, "lora_alpha=None is no number"),
+        ({"r": 0}, "r=0 is not a number above 0"),
+        ({"lora_alpha": None}, "lora_alpha=None is not a number"),
         ({"r": 3}, "not of rank r=3"),
         ({"base_model_name_or_path": "another"}, "base_model_name_or_path="),
         ({"revision": "v2"}, "revision="),
@@ -308,15 +308,15 @@ def refuses_adapter(first: Path, odd: Path, message: str) -> None:
         ({"fan_in_fan_out": True}, "fan_in_fan_out="),
     ],
 )
-def test_an_adapter_that_does_not_add_up_is_refused(
+def test_an_adapter_that_cannot_be_summed_is_refused(
     adapters: list[Path], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     refuses_adapter(adapters[0], changed_adapter(adapters[0], tmp_path / "odd", **changes), message)
 
 
 def test_the_order_of_target_modules_does_not_matter(adapters: list[Path], tmp_path: Path) -> None:
-    turned = changed_adapter(adapters[1], tmp_path / "turned", target_modules=TARGETS[::-1])
-    interpolate_adapters(parts_of([adapters[0], turned], (0.5, 0.5)), tmp_path / "soup")
+    reversed_ = changed_adapter(adapters[1], tmp_path / "reversed", target_modules=TARGETS[::-1])
+    interpolate_adapters(parts_of([adapters[0], reversed_], (0.5, 0.5)), tmp_path / "soup")
 
 
 def one_missing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -344,7 +344,7 @@ def with_a_magnitude(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (with_a_magnitude, "lora_magnitude_vector is not part of a plain LoRA"),
     ],
 )
-def test_tensors_that_do_not_add_up_are_refused(
+def test_tensors_that_cannot_be_summed_are_refused(
     adapters: list[Path], tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
 ) -> None:
     refuses_adapter(adapters[0], changed_tensors(adapters[0], tmp_path / "odd", change), message)
@@ -361,10 +361,10 @@ def test_a_missing_adapter_is_named(adapters: list[Path], tmp_path: Path) -> Non
     refuses_adapter(adapters[0], tmp_path / "nowhere", "no such file")
 
 
-def test_a_cut_adapter_is_refused(adapters: list[Path], tmp_path: Path) -> None:
+def test_a_truncated_adapter_is_refused(adapters: list[Path], tmp_path: Path) -> None:
     odd = changed_adapter(adapters[0], tmp_path / "odd")
     (odd / ADAPTER_FILES[1]).write_bytes((odd / ADAPTER_FILES[1]).read_bytes()[:-100])
-    refuses_adapter(adapters[0], odd, "not a whole safetensors file")
+    refuses_adapter(adapters[0], odd, "not a complete safetensors file")
 
 
 # --- fully fine-tuned models
@@ -375,14 +375,14 @@ def state(folder: Path) -> dict[str, Tensor]:
 
 
 def changed_model(source: Path, folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """A copy with other tensors, in one shard."""
+    """Copy a model with changed tensors, in one shard."""
     folder.mkdir()
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     save_file(change(state(source)), folder / "model.safetensors")
     return folder
 
 
-def test_a_soup_of_models_is_the_average_by_hand(tiny_qwen2: Path, models: list[Path], tmp_path: Path) -> None:
+def test_a_soup_of_models_equals_the_average_by_hand(tiny_qwen2: Path, models: list[Path], tmp_path: Path) -> None:
     folder = interpolate_weights(parts_of(models, (0.25, 0.75)), tmp_path / "soup")
     first, second = state(models[0]), state(models[1])
     averaged = {name: (0.25 * first[name].double() + 0.75 * second[name].double()).float() for name in first}
@@ -397,7 +397,7 @@ def test_a_soup_of_models_is_the_average_by_hand(tiny_qwen2: Path, models: list[
     assert load_tokenizer(str(folder))("The town").input_ids == load_tokenizer(str(tiny_qwen2))("The town").input_ids
 
 
-def test_a_soup_of_models_has_the_first_ones_files_and_the_same_bytes_again(models: list[Path], tmp_path: Path) -> None:
+def test_a_soup_of_models_has_the_first_ones_files_and_is_reproducible(models: list[Path], tmp_path: Path) -> None:
     folders = [interpolate_weights(parts_of(models, (0.25, 0.75)), tmp_path / name) for name in ("one", "two")]
     names = sorted(file.name for file in models[0].iterdir())
     for folder in folders:
@@ -408,7 +408,7 @@ def test_a_soup_of_models_has_the_first_ones_files_and_the_same_bytes_again(mode
         assert same == (not name.endswith(".safetensors"))
 
 
-def test_shards_are_the_first_ones_whatever_the_others_are(models: list[Path], tmp_path: Path) -> None:
+def test_a_soup_has_the_shards_of_the_first_model(models: list[Path], tmp_path: Path) -> None:
     sharded = tmp_path / "sharded"
     model = AutoModelForCausalLM.from_pretrained(models[0])
     model.save_pretrained(sharded, max_shard_size="50KB")
@@ -429,13 +429,13 @@ def test_bfloat16_models_are_summed_in_float32(models: list[Path], tmp_path: Pat
 
     parts = [changed_model(models[0], tmp_path / f"{i}", filled(value)) for i, value in enumerate((512, 4, 4))]
     folder = interpolate_weights(parts_of(parts, (0.5, 0.25, 0.25)), tmp_path / "soup")
-    # 256 + 1 + 1 = 258. bfloat16's next number after 256 is 258: sums rounded to it would stay at 256 both times.
+    # 256 + 1 + 1 = 258. In bfloat16, the number after 256 is 258, so each rounded sum would stay at 256.
     for weight in state(folder).values():
         assert weight.dtype == torch.bfloat16
         assert (weight == 258).all()
 
 
-def test_a_model_left_alone_is_copied(models: list[Path], tmp_path: Path) -> None:
+def test_a_lone_model_is_copied(models: list[Path], tmp_path: Path) -> None:
     # A sum would be 1e-7 smaller.
     folder = interpolate_weights([(models[0], 0.9999999), (tmp_path / "nowhere", 0.0)], tmp_path / "soup")
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == {f.name: f.read_bytes() for f in models[0].iterdir()}
@@ -451,10 +451,10 @@ def first_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tens
         (one_missing, "1 tensors differ"),
         (first_tensor(lambda t: t[:1].clone()), "1 tensors differ"),
         (first_tensor(lambda t: t / 0), "infinite values or NaN"),
-        (first_tensor(lambda t: t.to(torch.int8)), "quantised"),
+        (first_tensor(lambda t: t.to(torch.int8)), "quantized"),
     ],
 )
-def test_models_that_do_not_add_up_are_refused(
+def test_models_that_cannot_be_summed_are_refused(
     models: list[Path], tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
 ) -> None:
     odd = changed_model(models[1], tmp_path / "odd", change)
@@ -464,7 +464,7 @@ def test_models_that_do_not_add_up_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
 
 
-def test_models_of_unequal_configs_are_refused(models: list[Path], tmp_path: Path) -> None:
+def test_models_with_different_configs_are_refused(models: list[Path], tmp_path: Path) -> None:
     odd = changed_model(models[1], tmp_path / "odd", dict)
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}))
@@ -474,11 +474,11 @@ def test_models_of_unequal_configs_are_refused(models: list[Path], tmp_path: Pat
         interpolate_weights(parts_of([models[0], odd], (0.5, 0.5)), tmp_path / "soup")
 
 
-def test_a_folder_that_is_no_model_is_refused(models: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model_is_refused(models: list[Path], tmp_path: Path) -> None:
     odd = changed_model(models[1], tmp_path / "odd", dict)
     file = odd / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"odd/model\.safetensors: not a whole"):
+    with pytest.raises(UserError, match=r"odd/model\.safetensors: not a complete"):
         interpolate_weights(parts_of([models[0], odd], (0.5, 0.5)), tmp_path / "soup")
     file.unlink()
     with pytest.raises(UserError, match=r"odd: no \*\.safetensors"):

@@ -1,4 +1,4 @@
-"""A preference in every form that a client can give it, and what is refused."""
+"""Preferences in every form that a client may send, and the refused ones."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_no_preference_states_nothing(raw: Any) -> None:
         ({"axis": "Pace", "pole": "second"}, ("Pace", 1)),
     ],
 )
-def test_a_pole_is_stated_whatever_its_case(raw: Any, stated: tuple[str, int]) -> None:
+def test_a_pole_is_stated_in_any_case(raw: Any, stated: tuple[str, int]) -> None:
     assert read_condition(raw, SPACE) == Condition((stated,))
 
 
@@ -67,13 +67,13 @@ def test_weights_count_by_their_ratio(raw: Any, weight: float) -> None:
         ({"Careful": 5e-324}, None),
     ],
 )
-def test_beside_the_weight_of_one_pole_the_rest_is_the_other_pole(raw: Any, weight: float | None) -> None:
-    named = Condition((("Risk", 0),))  # next to nothing is nothing
-    assert read_condition(raw, SPACE) == (named if weight is None else Condition(slider=("Risk", weight)))
+def test_the_other_pole_gets_the_rest_of_a_lone_weight(raw: Any, weight: float | None) -> None:
+    pole = Condition((("Risk", 0),))  # a tiny weight rounds to 0
+    assert read_condition(raw, SPACE) == (pole if weight is None else Condition(slider=("Risk", weight)))
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_weight_that_leaves_nothing_for_the_other_pole_names_the_pole_in_every_spelling(side: int) -> None:
+def test_a_weight_that_leaves_nothing_for_the_other_pole_states_the_pole_in_every_spelling(side: int) -> None:
     pole, other = ("Bold", "Careful")[side], ("Careful", "Bold")[side]
     word = ("first", "second")[side]
     spelled: list[Any] = [
@@ -107,7 +107,7 @@ def test_a_vector_has_an_entry_for_each_axis(raw: Any, expected: Condition) -> N
     assert read_condition(raw, SPACE) == expected
 
 
-def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated_as_if_it_had_been_named() -> None:
+def test_the_end_of_a_slider_states_its_pole_beside_the_other_stated_poles() -> None:
     between = read_condition([0, 0.75], SPACE)
     assert between.axis == "Pace"
     assert between.at_weight(0, SPACE) == read_condition([0, 0], SPACE)
@@ -118,8 +118,8 @@ def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated_as_if_it_had_bee
     ("raw", "message"),
     [
         ("Blod", "no axis has the pole 'Blod'. Did you mean 'Bold'"),
-        ("", "pole='': a name of 1 to 200"),
-        ("x" * 201, "a name of 1 to 200"),
+        ("", "pole='': give a name of 1 to 200"),
+        ("x" * 201, "give a name of 1 to 200"),
         ("first", "no axis has the pole 'first'"),
         ({}, "name a pole, such as 'Bold'"),
         ({"axis": "Risk"}, "no pole of 'Risk' has a weight above 0"),
@@ -130,10 +130,10 @@ def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated_as_if_it_had_bee
         ({"pole": ["Bold"]}, "pole="),
         ({"Bold": 1, "Fast": 1}, "axis 'Risk' has no pole 'Fast'"),
         ({"Bold": 0, "Careful": 0}, "no pole of 'Risk' has a weight above 0"),
-        ({"Bold": 7}, "Bold=7: alone, a weight is from 0 to 1: the rest is the other pole"),
-        ({"Bold": 1.0000001}, "Bold=1.0000001: alone"),
-        ({"Bold": 0.7, "bold": 0.7}, "alone, a weight is from 0 to 1"),
-        ({"Bold": -1}, "Bold=-1: a weight is a number from 0 to 1e6"),
+        ({"Bold": 7}, "Bold=7: the weight of one pole alone must be from 0 to 1; the other pole gets the rest"),
+        ({"Bold": 1.0000001}, "Bold=1.0000001: the weight of one pole alone"),
+        ({"Bold": 0.7, "bold": 0.7}, "one pole alone must be from 0 to 1"),
+        ({"Bold": -1}, "Bold=-1: a weight must be a number from 0 to 1e6"),
         ({"Bold": 1e7}, "Bold=10000000.0"),
         ({"Bold": True}, "Bold=True"),
         ({"Bold": "1"}, "Bold='1'"),
@@ -142,23 +142,23 @@ def test_the_end_of_a_slider_is_that_pole_beside_what_is_stated_as_if_it_had_bee
         ({"Bold": None}, "Bold=None"),
         ([], "0 numbers, but the space has 2 axes"),
         ([1], r"1 numbers, but the space has 2 axes \(Risk, Pace\)"),
-        ([1, 2], "2: entries are numbers from 0"),
+        ([1, 2], "2: entries must be numbers from 0"),
         ([1, "0"], "'0': entries"),
         ([True, 1], "True: entries"),
         ([float("nan"), 1], "nan: entries"),
-        ([0.3, 0.7], "between the poles of Risk, Pace: one axis at a time"),
+        ([0.3, 0.7], "between the poles of Risk, Pace: only one axis may be"),
         (0.5, "preference=0.5: give a pole's name"),
         (True, "preference=True"),
     ],
 )
-def test_a_mistake_is_said_with_what_the_space_knows(raw: Any, message: str) -> None:
+def test_a_mistake_is_an_error_with_the_known_names(raw: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_condition(raw, SPACE)
 
 
 @pytest.mark.parametrize("raw", ["Bold", {}, {"Bold": 1}, {"axis": "Risk", "pole": "Bold"}, [1], []])
-def test_where_there_are_no_axes_no_preference_can_be_given(raw: Any) -> None:
-    with pytest.raises(UserError, match="this model knows no poles to prefer"):
+def test_a_space_without_axes_takes_no_preference(raw: Any) -> None:
+    with pytest.raises(UserError, match="this model has no preference axes"):
         read_condition(raw, PreferenceSpace("none", ()))
 
 
@@ -176,7 +176,7 @@ JSON = st.recursive(
 )
 
 
-def condition_or_mistake(raw: Any) -> Condition | str:
+def condition_or_error(raw: Any) -> Condition | str:
     try:
         return read_condition(raw, SPACE)
     except UserError as error:
@@ -186,13 +186,13 @@ def condition_or_mistake(raw: Any) -> Condition | str:
 @given(raw=JSON)
 @example(raw={"axis": "Risk", "\ud800": -1})
 @example(raw={"Bold": [["x" * 40] * 6] * 6})
-def test_any_json_is_a_condition_or_a_short_mistake(raw: Any) -> None:
-    found = condition_or_mistake(raw)
-    if isinstance(found, str):
-        assert len(found.encode()) < 400  # a lone surrogate could not be sent
+def test_any_json_is_a_condition_or_a_short_error(raw: Any) -> None:
+    result = condition_or_error(raw)
+    if isinstance(result, str):
+        assert len(result.encode()) < 400  # encoding fails for a lone surrogate, which could not be sent
         return
-    axes = [axis for axis, _ in found.stated] + ([found.slider[0]] if found.slider else [])
+    axes = [axis for axis, _ in result.stated] + ([result.slider[0]] if result.slider else [])
     assert len(set(axes)) == len(axes)
     assert set(axes) <= {"Risk", "Pace"}
-    assert all(side in (0, 1) for _, side in found.stated)
-    assert found.slider is None or 0 < found.slider[1] < 1
+    assert all(side in (0, 1) for _, side in result.stated)
+    assert result.slider is None or 0 < result.slider[1] < 1

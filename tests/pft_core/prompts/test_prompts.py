@@ -1,3 +1,5 @@
+"""Rendered prompts and answers, their digest, and the shipped spaces."""
+
 import pytest
 
 from pft_core.data.preferences import load_space
@@ -28,7 +30,7 @@ def test_the_condition_stands_before_or_after_the_scenario() -> None:
     assert after.index("(C) run") < after.index(condition) < after.index("Answer:")
 
 
-def test_without_a_condition_nothing_is_said_of_preferences() -> None:
+def test_without_a_condition_the_prompt_mentions_no_preference() -> None:
     assert "Preference" not in text(side=None)
     assert text(side=None).startswith("A gap.")
 
@@ -44,7 +46,7 @@ def test_the_span_of_the_scenario_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "answer", "want"),
+    ("form", "answer", "expected"),
     [
         ("one", "letter", ' {"choice": "A"}'),
         ("all", "letter", ' {"choices": ["A", "C"]}'),
@@ -52,9 +54,9 @@ def test_the_span_of_the_scenario_is_exact() -> None:
         ("all", "option", " jump\nrun"),
     ],
 )
-def test_answers(form, answer, want) -> None:
+def test_answers(form, answer, expected) -> None:
     chosen = (0,) if form == "one" else (0, 2)
-    assert render_answer(RECORD, chosen, form=form, style=PromptStyle(answer=answer)) == want
+    assert render_answer(RECORD, chosen, form=form, style=PromptStyle(answer=answer)) == expected
 
 
 def test_free_responses_list_no_options() -> None:
@@ -71,7 +73,7 @@ def test_the_demonstration_is_one_option_of_the_pole_and_always_the_same() -> No
     assert target_options(RECORD, side=0, form="one") == (picked,)
 
 
-def test_the_template_digest_follows_style_and_wording() -> None:
+def test_the_template_digest_depends_on_style_and_wording() -> None:
     digests = {
         template_digest(PromptStyle(), SPACE),
         template_digest(PromptStyle("after"), SPACE),
@@ -83,7 +85,7 @@ def test_the_template_digest_follows_style_and_wording() -> None:
 @pytest.mark.parametrize(
     ("position", "side", "token"), [("before", 0, "<Risk: Bold>"), ("after", 1, "<Risk: Careful>")]
 )
-def test_a_control_token_stands_where_the_description_would(position, side, token) -> None:
+def test_a_control_token_replaces_the_description(position, side, token) -> None:
     style = PromptStyle(position, condition="control_token")
     prompt = render_prompt(RECORD, side=side, form="one", style=style, space=SPACE).text
     described = condition_text(SPACE, "Risk", side)
@@ -92,7 +94,7 @@ def test_a_control_token_stands_where_the_description_would(position, side, toke
     assert not any(pole.description in prompt for pole in SPACE.axis("Risk").poles)
 
 
-def test_without_a_condition_there_is_no_control_token_and_the_wording_of_both_styles_is_one() -> None:
+def test_without_a_condition_both_styles_give_the_same_prompt_without_a_control_token() -> None:
     style = PromptStyle(condition="control_token")
     assert render_prompt(RECORD, side=None, form="one", style=style, space=SPACE).text == text(side=None)
 
@@ -103,7 +105,7 @@ def test_a_control_token_changes_the_template_digest_and_survives_saving() -> No
     assert PromptStyle.from_dict(style.to_dict()) == style
 
 
-def test_shipped_spaces_load_and_unknown_names_get_a_hint() -> None:
+def test_shipped_spaces_load_and_unknown_names_get_a_suggestion() -> None:
     assert [len(load_space(name).axes) for name in ("vcd", "bqd")] == [6, 7]
     with pytest.raises(UserError, match="Did you mean 'vcd'"):
         load_space("vdc")

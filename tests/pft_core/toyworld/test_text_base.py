@@ -1,4 +1,4 @@
-"""A base brought up on texts: loadable, equal for equal input, and blind to poles."""
+"""A base trained on texts: it loads, is equal for equal input, and never sees poles."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import PromptStyle
 from pft_core.scoring.scorer import BranchScorer
-from pft_core.toyworld.text_base import Effort, make_text_base, telling_words
+from pft_core.toyworld.text_base import Effort, distinctive_words, make_text_base
 
 STYLE = PromptStyle(condition_position="after", answer="option")
 EFFORT = Effort(copying_steps=4, answering_steps=4, tokens_per_step=256)
@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _made(tmp_path_factory.mktemp("text_base") / "base")
 
 
-def test_the_base_loads_and_answers_in_the_recipes_words(base: Path) -> None:
+def test_the_base_loads_and_answers_in_the_recipes_style(base: Path) -> None:
     tokenizer = load_tokenizer(str(base))
     model = load_base(str(base), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
     settings = AnswerSettings(STYLE, load_space("toyworld"), max_length=256, tokens_per_batch=1024, max_new_tokens=1)
@@ -45,7 +45,7 @@ def test_the_base_loads_and_answers_in_the_recipes_words(base: Path) -> None:
     assert all(isinstance(answer, frozenset) and len(answer) == 1 for answer in answers)
 
 
-def test_unseen_words_encode_and_any_text_comes_back(base: Path) -> None:
+def test_any_text_is_encoded_and_decoded_without_loss(base: Path) -> None:
     tokenizer = load_tokenizer(str(base))
     text = "A zyzzyva, d\u00e9j\u00e0 vu: \u4f60\u597d (B) 'quoted'\n"
     row = tokenize([text + " fits"], [len(text)], [(0, 1)], tokenizer)[0]
@@ -67,7 +67,7 @@ def test_neither_poles_nor_axes_nor_the_order_of_options_reach_the_base(base: Pa
     assert _bytes(_made(tmp_path / "swapped", [without(record) for record in RECORDS])) == _bytes(base)
 
 
-def test_a_folder_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "left_over").touch()
@@ -76,6 +76,6 @@ def test_a_folder_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
     assert not (folder / "left_over").exists()
 
 
-def test_telling_words_are_those_of_one_option_alone() -> None:
+def test_distinctive_words_occur_in_one_option_only() -> None:
     options = ["waits for Ann at home", "waits outside with friends", "Yes", "No"]
-    assert telling_words(options) == [["home"], ["outside", "with", "friends"], ["Yes"], ["No"]]
+    assert distinctive_words(options) == [["home"], ["outside", "with", "friends"], ["Yes"], ["No"]]

@@ -1,4 +1,4 @@
-"""The embedded data set: balanced, split cleanly, made by a seed; and its base model."""
+"""The embedded data set (balanced, with disjoint splits, decided by a seed) and its base model."""
 
 from collections import Counter
 from dataclasses import replace
@@ -33,7 +33,7 @@ def _per_axis(items: list[PairedExample]) -> dict[str, list[PairedExample]]:
     return {axis.name: [item for item in items if item.axis == axis.name] for axis in SPACE.axes}
 
 
-def test_each_axis_gets_the_asked_number_of_distinct_items() -> None:
+def test_each_axis_gets_the_requested_number_of_distinct_items() -> None:
     items = _items("test")
     assert Counter(item.axis for item in items) == {"Risk": 300, "Pace": 300, "Candour": 300}
     assert len({item.id for item in items}) == 900
@@ -52,10 +52,10 @@ def test_splits_share_no_scenario_and_no_option_phrase_even_across_seeds() -> No
         assert not validation & test
 
 
-def test_every_split_uses_every_telling_word() -> None:
-    told = {manner for axis in SPACE.axes for words in MANNERS[axis.name] for manner in words}
+def test_every_split_uses_every_manner() -> None:
+    manners = {manner for axis in SPACE.axes for words in MANNERS[axis.name] for manner in words}
     for split in SPLITS:
-        assert {option.text.split()[0] for item in _items(split) for option in item.options} == told
+        assert {option.text.split()[0] for item in _items(split) for option in item.options} == manners
 
 
 def test_every_position_holds_the_first_pole_exactly_half_of_the_time() -> None:
@@ -73,18 +73,18 @@ def test_a_policy_that_only_knows_positions_scores_exactly_one_half() -> None:
 
 def test_items_have_two_to_five_options_of_both_poles() -> None:
     items = _items("train")
-    # 300 items an axis are 150 mirrored twos over 4 counts: 38, 38, 37, 37 twos.
+    # 300 items per axis are 150 mirrored twos over 4 numbers of options: 38, 38, 37, 37 twos.
     assert Counter(len(item.options) for item in items) == {2: 228, 3: 228, 4: 222, 5: 222}
     assert all({option.side for option in item.options} == {0, 1} for item in items)
 
 
-def test_options_of_an_item_differ_and_open_with_a_word_of_their_pole() -> None:
+def test_options_of_an_item_differ_and_begin_with_a_manner_of_their_pole() -> None:
     for item in _items("train"):
         assert len({option.text.split()[0] for option in item.options}) == len(item.options)
         assert all(option.text.split()[0] in MANNERS[item.axis][option.side] for option in item.options)
 
 
-def test_a_telling_word_belongs_to_one_pole_of_one_axis() -> None:
+def test_a_manner_belongs_to_one_pole_of_one_axis() -> None:
     manners = [manner for poles in MANNERS.values() for words in poles for manner in words]
     assert len(manners) == len(set(manners))
 
@@ -115,7 +115,7 @@ def test_a_toyworld_item_is_few_tokens_and_each_word_is_one() -> None:
         assert len(tokenizer(prompt + answer).input_ids) < 80
 
 
-def test_the_tokenizer_survives_saving_and_reads_any_text(tmp_path: Path) -> None:
+def test_the_tokenizer_survives_saving_and_encodes_any_text(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     made = make_tokenizer(SPACE)
@@ -130,14 +130,14 @@ def test_the_tokenizer_survives_saving_and_reads_any_text(tmp_path: Path) -> Non
         assert loaded.decode(ids) == text
 
 
-def test_the_shipped_base_model_reads_with_the_tokenizer_that_the_code_makes(tmp_path: Path) -> None:
+def test_the_shipped_base_model_has_the_tokenizer_that_the_code_makes(tmp_path: Path) -> None:
     # A change of words, prompts or wording needs a new base model: python -m pft_core.toyworld.base FOLDER
     make_tokenizer(SPACE, load_space("toyworld-base")).save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == (SHIPPED_BASE / "tokenizer.json").read_text()
 
 
 def test_making_a_base_model_twice_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_NUM_PER_AXIS", 16)  # 4 steps: the whole path, not the quality
+    monkeypatch.setattr(base, "_NUM_PER_AXIS", 16)  # 4 steps run the whole path, without quality
     state = torch.get_rng_state()
     for name in "ab":
         base.make_base(tmp_path / name, seed=0)
@@ -151,7 +151,7 @@ def test_the_shipped_base_model_is_what_the_script_makes(tmp_path: Path) -> None
     base.make_base(tmp_path, seed=base.SHIPPED_SEED)
     made, shipped = (load_file(folder / "model.safetensors") for folder in (tmp_path, SHIPPED_BASE))
     assert made.keys() == shipped.keys()
-    # Other processors round otherwise, and 180 steps of AdamW amplify it: alike in direction, not to the bit.
+    # Other processors round differently, and 180 steps of AdamW amplify that: weights agree in direction, not bitwise.
     for name, weight in made.items():
         assert torch.cosine_similarity(weight.flatten(), shipped[name].flatten(), dim=0) > 0.95, name
 
@@ -170,9 +170,9 @@ def test_the_shipped_base_model_chooses_on_its_own_axes_and_by_position_on_the_d
     for space, low, high in ((own, 0.95, 1.0), (SPACE, 0.4, 0.6)):
         items = list(generate(seed=seed, split="test", num_per_axis=64, space=space))
         questions = [Question(item, "one", side) for item in items for side in SIDES]
-        asked = replace(settings, space=space)
+        space_settings = replace(settings, space=space)
         right: dict[tuple[str, int | None], list[bool]] = {}
-        answers = by_likelihood(questions, scorer=scorer, tokenizer=tokenizer, settings=asked)
+        answers = by_likelihood(questions, scorer=scorer, tokenizer=tokenizer, settings=space_settings)
         for question, answer in zip(questions, answers, strict=True):
             assert isinstance(answer, frozenset)
             gold = question.record.of_side(question.side or 0)

@@ -537,5 +537,5 @@ def test_a_bare_base_answers_every_route(tiny_qwen2: Path, tmp_path: Path) -> No
         assert post(client, "/v1/chat/completions", messages=[{"role": "user", "content": "x"}], max_tokens=3)
         assert client.get("/v1/models/policy").json()["space"]["axes"] == []
         for preference in ("Bold", {}, {"Bold": 1}):
-            assert "knows no poles" in refusal(client, "/v1/choose", 400, **asked, preference=preference)
+            assert "has no preference axes" in refusal(client, "/v1/choose", 400, **asked, preference=preference)
         assert "knows no axis" in refusal(client, "/v1/compare", 400, **asked)

@@ -106,7 +106,7 @@ def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> No
     tokenizer = byte_level()
     rows = len(tokenizer)
     tokenizer.add_tokens(["<|pref|>"], special_tokens=True)
-    with pytest.raises(UserError, match=r"'<\|pref\|>' has id \d+: use the model's own tokenizer"):
+    with pytest.raises(UserError, match=r"'<\|pref\|>' has id \d+\): use the model's own tokenizer"):
         start(save(tmp_path, tokenizer, rows=rows))
 
 

@@ -53,7 +53,7 @@ def test_a_trainings_report_says_how_it_ended_and_what_comes_next(tmp_path: Path
         "2 steps; the last losses: first pole 0.250, second pole 0.500, first, validation 0.300, "
         "second, validation 0.400.",
         "The data has 8 pairs, of 8 rows, of which 0 were rejected.",
-        "5 pairs were left out as they were encoded: 3 longer than encoding.max_length, 2 spelling control tokens.",
+        "5 pairs were left out as they were encoded: 3 longer than encoding.max_length, 2 with control tokens.",
         f"Next: pft evaluate --model '{run_dir}' --data TEST_DATA --output '{run_dir}-evaluation'",
     ]
     (said,) = report["cautions"]
