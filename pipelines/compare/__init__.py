@@ -1,4 +1,4 @@
-"""Methods, seeds and variants side by side, with tests and yardsticks."""
+"""Comparisons of methods over seeds and variants, with tests and yardsticks."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Cells on warm Ray actors: as many at once as the resources allow; one that fails does not stop the others."""
+"""Run cells on warm Ray actors, as many at once as resources allow; a failed cell does not stop the others."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from typing import Any
 
 import ray
 
-from pipelines.compare.cells import NO_SEED, Cell, CellActor, finished
+from pipelines.compare.cells import NO_SEED, Cell, CellActor, stored_result
 from pipelines.console import console
 
 Result = dict[str, Any]
-MAX_FAILURES = 3  # of the worker of one cell; a node may die, and a cell that starts again goes on where it was
+MAX_FAILURES = 3  # of one cell's worker; a node may die, and a restarted cell resumes
 
 
 def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float]) -> list[Result]:
-    """Run on warm actors what is not finished; return all results in the cells' order, `error` for one that failed."""
+    """Run the unfinished cells; return all results in the cells' order, with key `error` for a failed one."""
     others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
     make = ray.remote(
         num_cpus=resources.get("CPU", 1), num_gpus=resources.get("GPU", 0), resources=others
     )(CellActor).remote  # fmt: skip
-    # An actor takes seconds to start: none does for what is finished.
-    found = [finished(cell) for cell in cells]
-    results = [result or {} for result in found]
-    waiting = [(number, cell) for number, cell in enumerate(cells) if found[number] is None]
+    # An actor takes seconds to start, so finished cells need none.
+    stored = [stored_result(cell) for cell in cells]
+    results = [result or {} for result in stored]
+    waiting = [(number, cell) for number, cell in enumerate(cells) if stored[number] is None]
     if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} cells are finished already, their results are used again")
+        console.print(f"{len(cells) - len(waiting)} cells have finished already; their results are reused")
     idle = [make() for _ in range(min(at_once, len(waiting)))]
     running: dict[Any, tuple[int, Any]] = {}
     deaths: Counter[int] = Counter()
@@ -41,13 +41,13 @@ def run_cells(cells: Sequence[Cell], *, at_once: int, resources: dict[str, float
             waiting.append((number, cells[number]))
         if waiting:
             idle.append(actor if alive else make())
-        del actor  # one that has nothing to do gives its place to one that waits for it, on what nodes are left
+        del actor  # an idle actor frees its resources for one that is waiting, on the nodes that are left
         console.print(progress_line(cells[number], results[number], left=len(waiting) + len(running)), highlight=False)
     return results
 
 
 def outcome_of(done: Any) -> tuple[Result, bool]:
-    """The result of a finished call, and whether its actor can go on."""
+    """Return the result of a finished call, and whether its actor is still alive."""
     try:
         return ray.get(done), True
     except ray.exceptions.RayActorError as error:

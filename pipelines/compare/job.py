@@ -1,4 +1,4 @@
-"""`compare`: run a suite's cells within the cluster's resources, and write one report of them."""
+"""`compare`: run the cells of a suite within the cluster's resources, and write one report."""
 
 import time
 from pathlib import Path
@@ -16,12 +16,12 @@ from pipelines.jobs import at_once, ensure_ray, locked, workers_marked
 
 
 def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
-    """Run what is not finished yet, and write the report. Result: report_json, report_html, tables, cells, failed.
+    """Run the unfinished cells and write the report. Result: report_json, report_html, tables, cells, failed.
 
-    Raises UserError for what the suite names and the data does not hold, and where nothing at all has finished.
+    Raises UserError if the suite names something that the data lacks, and if no cell has finished.
     """
     if size not in suite.sizes:
-        raise UserError(f"suite {suite.name!r} has no size {size!r}: it has {', '.join(suite.sizes)}")
+        raise UserError(f"suite {suite.name!r} has no size {size!r}: choose {' or '.join(suite.sizes)}")
     folder = storage.resolve() / "compare" / suite.name
     started = time.perf_counter()
     with locked(folder):

@@ -1,4 +1,4 @@
-"""How a method's policy is asked: under a condition in words, after solved examples, or steered."""
+"""Answerers of policies that are shown solved examples or steered, with notes on how they were asked."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -13,37 +13,35 @@ from pft_core.policies import base_digest, load_policy, load_tokenizer
 from pft_core.scoring import BranchScorer
 from pipelines.evaluate import AnsweringJob, answerers
 
-HISTORY_LENGTH = 3  # solved examples, as many as the paper infers a preference from
-SWEEP_PER_AXIS = 20  # validation records that choose layer and multiplier
+HISTORY_LENGTH = 3  # solved examples; the paper infers a preference from as many
+SWEEP_PER_AXIS = 20  # validation records per axis that choose layer and multiplier
 MULTIPLIERS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
 HISTORY_NAME, SWEEP_NAME = "history.json", "sweep.json"
 
 
-def asked_after_history(
-    job: AnsweringJob, *, train: Path, seed: int, run_dir: Path
-) -> tuple[Answerer, Answerer | None]:
-    """The policy shown solved training examples of the preference; history.json counts how many each question got."""
+def history_answerers(job: AnsweringJob, *, train: Path, seed: int, run_dir: Path) -> tuple[Answerer, Answerer | None]:
+    """Show the policy solved training examples of the preference; history.json counts the examples per question."""
     answer, base = answerers(job)
     examples = list(read_records(train))
 
-    def counted(questions: Any) -> Any:
+    def answer_and_count(questions: Any) -> Any:
         shown: Counter[int] = Counter()
-        found = by_history(
+        answers = by_history(
             questions, answer=answer, style=job.settings.style, space=job.settings.space, examples=examples,
             num_examples=HISTORY_LENGTH, seed=seed, shown=shown,
         )  # fmt: skip
         write_json(run_dir / HISTORY_NAME, {"questions_by_examples_shown": shown})
-        return found
+        return answers
 
-    return counted, base
+    return answer_and_count, base
 
 
-def asked_steered(
+def steering_answerers(
     job: AnsweringJob, *, train: Path, validation: Path, run_dir: Path
 ) -> tuple[Answerer, Answerer | None]:
-    """The base with its activations shifted; steering.safetensors keeps the vectors, sweep.json what chose the setting.
+    """Steer the base by shifting its activations, with the layer and multiplier that do best on validation records.
 
-    Layer and multiplier are those that do best on validation records.
+    steering.safetensors holds the vectors, sweep.json the tried settings.
     """
     tokenizer = load_tokenizer(job.ref.base)
     model = load_policy(job.ref.base, None, None, precision=job.precision, device=job.device)
@@ -65,14 +63,14 @@ def asked_steered(
 
 
 def notes_on(run_dir: Path) -> list[str]:
-    """What a reader has to know of how this run was asked, in sentences."""
+    """Return notes for the reader on how this run was asked."""
     notes = []
     if (run_dir / SWEEP_NAME).is_file():
         chosen = read_json(run_dir / SWEEP_NAME, what="a sweep of steering")["chosen"]
-        edge = ", the largest tried" if chosen["multiplier"] == max(MULTIPLIERS) else ""
+        edge = " (the largest tried)" if chosen["multiplier"] == max(MULTIPLIERS) else ""
         notes.append(
             f"steered at layer {chosen['layer']} with multiplier {chosen['multiplier']:g}{edge}, chosen on validation "
-            "records for right choices alone: whether the steered model still writes well was not asked"
+            "records by right choices only; whether the steered model still writes well was not measured"
         )
     if (run_dir / HISTORY_NAME).is_file():
         counts = {

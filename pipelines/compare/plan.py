@@ -1,4 +1,4 @@
-"""What a suite runs: for each variant its data, cut and prepared, and a cell for each method and seed."""
+"""The plan of a suite: for each variant its prepared data, and one cell per method and seed."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ from pipelines.train import RunLayers, encoded, resolve
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """One variant (None: the suite has none) with its folders of records, and the cells to run."""
+    """One variant (None if the suite has none) with its folders of records and its cells."""
 
     variant: Variant | None
     data: SuiteData
@@ -52,8 +52,9 @@ def plan_suite(suite: Suite, size: SuiteSize, data: SuiteData, storage: Path) ->
     layers = SuiteLayers()
     variants: list[Variant | None] = [*suite.variants] or [None]
     for variant in variants:
-        cut = variant_data(variant, data, storage / "data")
-        plans.append(VariantPlan(variant, cut, tuple(cells_of(suite, size, variant, cut, base, storage, layers))))
+        own_data = variant_data(variant, data, storage / "data")
+        cells = cells_of(suite, size, variant, own_data, base, storage, layers)
+        plans.append(VariantPlan(variant, own_data, tuple(cells)))
     return plans
 
 
@@ -68,13 +69,16 @@ def cells_of(
 ) -> Iterator[Cell]:
     weights = base_digest(base)
     code_commit, capability = commit(), released_file(size.capability) if size.capability else None
-    for name in (name for name in suite.methods if name not in YARDSTICKS):  # those are asked of the records alone
+    for name in (name for name in suite.methods if name not in YARDSTICKS):  # yardsticks answer from the records alone
         method = method_named(name)
         for seed in size.seeds if method.seeded else [NO_SEED]:
             own = {"name": name.replace(":", "-"), "seed": max(seed, 0)}
             fixed = own | shared_by_cells(suite, data, base, storage)
-            own_changes, varied = size.of_method.get(name, {}), variant.set if variant else {}
-            stages = stage_configs(name, size.run, own=own_changes, varied=varied, fixed=fixed, source="suite")
+            changes = {
+                "method_changes": size.of_method.get(name, {}),
+                "variant_changes": variant.set if variant else {},
+            }
+            stages = stage_configs(name, size.run, **changes, fixed=fixed, source="suite")
             yield Cell(
                 name=name,
                 method=method,
@@ -95,7 +99,7 @@ def cells_of(
 
 
 def shared_by_cells(suite: Suite, data: SuiteData, base: str, storage: Path) -> dict[str, object]:
-    """What the run configs of all cells have in common, whatever the suite's file says."""
+    """Return what the run configs of all cells share, which a suite's file cannot change."""
     return {
         "data": str(data.train),
         "model": base,
@@ -106,7 +110,7 @@ def shared_by_cells(suite: Suite, data: SuiteData, base: str, storage: Path) -> 
 
 
 def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> SuiteData:
-    """Cut the records of a variant: its axes everywhere, its number of records in training."""
+    """Cut the data of a variant to its axes, and the training data to its number of records."""
     if variant is None:
         return data
     key = digest([DatasetManifest.load(data.train).data_digest, variant.axes, variant.train_size])
@@ -119,23 +123,23 @@ def variant_data(variant: Variant | None, data: SuiteData, storage: Path) -> Sui
 
 
 class SuiteLayers:
-    """The encoded layers of a suite's runs, each looked for once."""
+    """The encoded layers of a suite's runs, each looked up once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, RunLayers] = {}
+        self._layers: dict[str, RunLayers] = {}
 
     def of(self, config: RunConfig) -> RunLayers:
-        """Encode the training data for this run, or find it encoded."""
+        """Return the encoded training data of a run, encoding it if needed."""
         run = resolve(config)
         what = [config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction]
         key = digest([*what, run.objective.view])
-        if key not in self._found:
-            self._found[key] = encoded(run)
-        return self._found[key]
+        if key not in self._layers:
+            self._layers[key] = encoded(run)
+        return self._layers[key]
 
 
 def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
-    """The model that every method starts from; one of the training texts is made here, where it is not there yet."""
+    """Return the model that every method starts from; base `text` is made from the training texts if missing."""
     if size.base != "text":
         return size.base if size.base == TOYWORLD else str(absolute(size.base))
     prompt = PromptSettings(**size.run.get("prompt", {}))
@@ -143,7 +147,7 @@ def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
     key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), code_digest()])
     folder = storage / "bases" / f"text-{key}"
     if not folder.is_dir():
-        console.print(f"making a tiny base model of the texts of {data.name}: about two minutes")
+        console.print(f"making a tiny base model from the texts of {data.name}: this takes about two minutes")
         folder.parent.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)
         make_text_base(list(read_records(data.train)), folder, seed=0, style=style)

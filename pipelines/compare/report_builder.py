@@ -1,4 +1,4 @@
-"""From the results of a suite's cells to its report: rows, tests, captions, and where every number comes from."""
+"""Build the report of a suite from the results of its cells: rows, tests, captions, and the origin of each number."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from pipelines.compare.statistics import (
     ComparisonRow,
     MethodOutcomes,
     PairedTest,
-    VariedKnob,
+    VariantValue,
     area_rows,
     capability_rows,
-    corrected,
+    holm_corrected,
     on_common_items,
     rows_of,
     run_rows,
@@ -36,36 +36,36 @@ from pipelines.tracking import commit, read_metrics
 def assemble(
     suite: Suite, size: Size, plans: Sequence[VariantPlan], results: Sequence[Result], *, seconds: float
 ) -> ComparisonReport:
-    """Put what the cells found into one report. Raises UserError where nothing finished, or results do not fit."""
+    """Build one report from all results. Raises UserError if no cell finished, or if results do not fit together."""
     refuse_nothing_finished(results)
-    left = iter(results)
-    done = [(plan, [(cell, next(left)) for cell in plan.cells]) for plan in plans]
-    found: list[MethodOutcomes] = []
+    remaining = iter(results)
+    results_by_plan = [(plan, [(cell, next(remaining)) for cell in plan.cells]) for plan in plans]
+    outcomes: list[MethodOutcomes] = []
     notes: list[str] = []
     rows: list[ComparisonRow] = []
     tests: list[PairedTest] = []
-    for plan, pairs in done:
+    for plan, pairs in results_by_plan:
         refuse_mixed_digests(pairs)
-        of_plan, left_out = on_common_items(list(found_of(suite, suite.sizes[size], plan, pairs)))
-        notes += left_out
+        of_plan, item_notes = on_common_items(list(method_outcomes(suite, suite.sizes[size], plan, pairs)))
+        notes += item_notes
         rows += [row for f in of_plan for row in rows_of(f, plan.space, suite.metrics)]
         tests += tests_of(suite, of_plan, plan)
         for metric in (m for m in suite.metrics if not METRICS[m].counts_outcomes):
-            rows += run_rows(metric, [(f, of_runs(metric, f, pairs)) for f in of_plan])
-        found += of_plan
-    rows += [row for plan, pairs in done for row in capability_of(suite, plan, pairs)]
-    area, area_tests = area_rows(found, suite.reference)
-    every = [pair for _, pairs in done for pair in pairs]
+            rows += run_rows(metric, [(f, run_values(metric, f, pairs)) for f in of_plan])
+        outcomes += of_plan
+    rows += [row for plan, pairs in results_by_plan for row in capability_of(suite, plan, pairs)]
+    area, area_tests = area_rows(outcomes, suite.reference)
+    all_pairs = [pair for _, pairs in results_by_plan for pair in pairs]
     return {
         "suite": suite.name,
         "title": suite.title,
         "size": size,
         "cautions": cautions(suite, plans),
-        "captions": [*captions(suite, size, every), *dict.fromkeys(notes)],
+        "captions": [*captions(suite, size, all_pairs), *dict.fromkeys(notes)],
         "rows": rows + area,
-        "tests": corrected(tests + area_tests),
-        "curves": [curve(cell, result) for cell, result in every if cell.layers and "error" not in result],
-        "runs": [line for plan, pairs in done for line in run_lines(suite, plan, pairs)],
+        "tests": holm_corrected(tests + area_tests),
+        "curves": [curve(cell, result) for cell, result in all_pairs if cell.layers and "error" not in result],
+        "runs": [line for plan, pairs in results_by_plan for line in run_lines(suite, plan, pairs)],
         "timings": {"total": seconds},
         "config": suite.model_dump(),
         "digests": {"code": code_digest(), "commit": commit()},
@@ -73,16 +73,16 @@ def assemble(
 
 
 def capability_of(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[ComparisonRow]:
-    """The rows of general capability of each method that was asked for it, and of its drop where it was trained."""
+    """Yield the rows of general capability of each measured method, and of the drop if the method was trained."""
     for name in suite.methods:
-        found = {
-            cell.seed: (result["run_id"], told)
+        by_seed = {
+            cell.seed: (result["run_id"], capability)
             for cell, result in pairs
-            if cell.name == name and "error" not in result and (told := general_answers(result))
+            if cell.name == name and "error" not in result and (capability := general_answers(result))
         }
-        if found:
-            after = {seed: (run_id, answers(told["after"])) for seed, (run_id, told) in found.items()}
-            before = [answers(told["before"]) for _, told in found.values() if "before" in told]
+        if by_seed:
+            after = {seed: (run_id, answers(capability["after"])) for seed, (run_id, capability) in by_seed.items()}
+            before = [answers(capability["before"]) for _, capability in by_seed.values() if "before" in capability]
             yield from capability_rows(name, describe(suite, plan), before=next(iter(before), None), by_seed=after)
 
 
@@ -91,73 +91,77 @@ def general_answers(result: Result) -> dict[str, Any] | None:
     return read_json(path, what="answers to general questions") if path.is_file() else None
 
 
-def answers(told: dict[str, Any]) -> list[CapabilityAnswer]:
-    return [CapabilityAnswer(**answer) for answer in told["answers"]]
+def answers(part: dict[str, Any]) -> list[CapabilityAnswer]:
+    return [CapabilityAnswer(**answer) for answer in part["answers"]]
 
 
-def of_runs(metric: str, found: MethodOutcomes, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
-    """What a metric measures of each finished seed of a method; none where it has nothing to measure."""
-    mine = [result for cell, result in pairs if cell.name == found.method and "error" not in result]
-    with said_of(f"method {found.method}"):
-        return [value for result in mine if (value := value_of_run(metric, result)) is not None]
+def run_values(metric: str, outcomes: MethodOutcomes, pairs: Sequence[tuple[Cell, Result]]) -> list[float]:
+    """Return a metric's value for each finished seed of a method that it can measure."""
+    finished = [result for cell, result in pairs if cell.name == outcomes.method and "error" not in result]
+    with said_of(f"method {outcomes.method}"):
+        return [value for result in finished if (value := value_of_run(metric, result)) is not None]
 
 
-def found_of(
+def method_outcomes(
     suite: Suite, size: SuiteSize, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]
 ) -> Iterator[MethodOutcomes]:
-    """What each method chose under one variant; a method of which no seed has finished is left out."""
+    """Yield the outcomes of each method under one variant; leave out methods without a finished seed."""
     for name in suite.methods:
-        mine = [(cell, result) for cell, result in pairs if cell.name == name and "error" not in result]
+        finished = [(cell, result) for cell, result in pairs if cell.name == name and "error" not in result]
         variant = describe(suite, plan)
         if name in YARDSTICKS:
             yield MethodOutcomes(
                 name, variant, {NO_SEED: (yardstick_id(name, plan), yardstick(name, size, plan))}, 1, is_yardstick=True
             )
-        elif mine:
-            by_seed = {cell.seed: (result["run_id"], read_outcomes(Path(result["outcomes"]))) for cell, result in mine}
+        elif finished:
+            by_seed = {
+                cell.seed: (result["run_id"], read_outcomes(Path(result["outcomes"]))) for cell, result in finished
+            }
             yield MethodOutcomes(name, variant, by_seed, len(size.seeds) if method(name).seeded else 1)
 
 
-def describe(suite: Suite, plan: VariantPlan) -> VariedKnob | None:
+def describe(suite: Suite, plan: VariantPlan) -> VariantValue | None:
     return None if plan.variant is None else {"name": str(suite.varies), "value": plan.variant.value}
 
 
 def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
-    """What position alone, or the words of the options alone, would choose."""
-    asked = YARDSTICKS[name]
+    """Return the outcomes of a yardstick."""
+    entry = YARDSTICKS[name]
     test = list(read_records(plan.data.test, per_axis=size.test_per_axis))
-    train = list(read_records(plan.data.train)) if asked.reads_training else []
-    return [outcome for form in size.forms for outcome in asked.outcomes(train, test, form)]
+    train = list(read_records(plan.data.train)) if entry.reads_training else []
+    return [outcome for form in size.forms for outcome in entry.outcomes(train, test, form)]
 
 
 def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> list[str]:
-    """What a reader has to know of the data, the models and how they were asked, in sentences."""
+    """Return sentences on the data, the models and how they were asked."""
     lines = [*suite.notes, *suite.sizes[size].notes]
     if size == "tiny":
-        lines.append("Tiny models: these numbers compare methods under small means, not policies for use.")
+        lines.append(
+            "Tiny models: these numbers compare methods at small scale; they say nothing about policies for real use."
+        )
     capability = suite.sizes[size].capability
     if capability and not released_file(capability):
-        lines.append(f"General capability was not asked: PFT_DATA names no folder with {capability}.")
+        lines.append(f"General capability was not measured: PFT_DATA is not a folder with {capability}.")
     finished = [(cell, result) for cell, result in pairs if "error" not in result]
-    return lines + said_once([note for cell, result in finished for note in notes_of(cell, result)])
+    return lines + merge_notes([note for cell, result in finished for note in notes_of(cell, result)])
 
 
 def cautions(suite: Suite, plans: Sequence[VariantPlan]) -> list[str]:
-    """Say where methods are tested on scenarios that they are trained on."""
-    said = []
+    """Warn about test scenarios that are also in the training data."""
+    warnings = []
     for plan in (plan for plan in plans if any(cell.layers for cell in plan.cells)):
         num_shared, num_tested = count_shared_scenarios(*opened(str(plan.data.train), str(plan.data.test)))
         place = "" if plan.variant is None else f"{suite.varies} {plan.variant.value}: "
         if num_shared:
-            said.append(
-                f"{place}{num_shared} of the {num_tested} scenarios that the methods are tested on are trained on too: "
-                "the numbers say how well these are remembered, not how new ones are answered."
+            warnings.append(
+                f"{place}{num_shared} of the {num_tested} test scenarios are also in the training data: the numbers "
+                "show how well these are remembered, not how new ones are answered."
             )
-    return said
+    return warnings
 
 
-def said_once(notes: Sequence[tuple[str, str]]) -> list[str]:
-    """Each text once, behind the names of all that it is said of ("": of none in particular)."""
+def merge_notes(notes: Sequence[tuple[str, str]]) -> list[str]:
+    """Merge equal notes into one, after the names of all methods it concerns ("" names none)."""
     names: dict[str, dict[str, None]] = {}
     for name, text in notes:
         names.setdefault(text, {})[name] = None
@@ -165,32 +169,32 @@ def said_once(notes: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def notes_of(cell: Cell, result: Result) -> Iterator[tuple[str, str]]:
-    """What is to be known of one run: how it was asked, and what it could not train on, or be asked."""
+    """Yield notes on one run: how it was asked, and what was rejected or not measured."""
     for note in notes_on(Path(result["run_dir"])):
         yield cell.name, f"{note}."
     if result["pairs_rejected"]:
-        yield cell.name, f"{result['pairs_rejected']} training pairs were too long and left out."
+        yield cell.name, f"{result['pairs_rejected']} training pairs were too long and were left out."
     if result["capability_error"]:
-        yield "", f"General capability was not asked: {result['capability_error']}."
-    told = general_answers(result)
-    if told and told["after"]["rejected"]:
-        yield "", f"{told['after']['rejected']} general questions were too long, or could not be read."
+        yield "", f"General capability was not measured: {result['capability_error']}."
+    capability = general_answers(result)
+    if capability and capability["after"]["rejected"]:
+        yield "", f"{capability['after']['rejected']} general questions were too long or unreadable, and were left out."
 
 
-def tests_of(suite: Suite, found: Sequence[MethodOutcomes], plan: VariantPlan) -> list[PairedTest]:
-    reference = next((f for f in found if f.method == suite.reference), None)
-    others = [f for f in found if f.method != suite.reference]
+def tests_of(suite: Suite, outcomes: Sequence[MethodOutcomes], plan: VariantPlan) -> list[PairedTest]:
+    reference = next((f for f in outcomes if f.method == suite.reference), None)
+    others = [f for f in outcomes if f.method != suite.reference]
     return significance_against(reference, others, plan.space) if reference else []
 
 
 def refuse_nothing_finished(results: Sequence[Result]) -> None:
     errors = [result["error"] for result in results if "error" in result]
     if len(errors) == len(results):
-        raise UserError(f"no cell has finished; the first error: {errors[0] if errors else 'no cell was planned'}")
+        raise UserError(f"no cell has finished; first error: {errors[0] if errors else 'no cell was planned'}")
 
 
 def refuse_mixed_digests(pairs: Sequence[tuple[Cell, Result]]) -> None:
-    """Raise UserError where runs of one variant stand on other data, or seeds of one method on other wording."""
+    """Raise UserError if runs of one variant used different data, or seeds of one method different prompts."""
     for key, per_method in (("data_digest", False), ("test_digest", False), ("template_digest", True)):
         first: dict[str, tuple[Cell, Result]] = {}
         for cell, result in pairs:
@@ -200,13 +204,13 @@ def refuse_mixed_digests(pairs: Sequence[tuple[Cell, Result]]) -> None:
             if result[key] != earlier[key]:
                 raise UserError(
                     f"{key} differs between rows: {earlier[key]} in {earlier['run_dir']} ({before.name}), "
-                    f"{result[key]} in {result['run_dir']} ({cell.name}): remove the folder that is out of date, "
-                    "and run it again"
+                    f"{result[key]} in {result['run_dir']} ({cell.name}): remove the outdated folder "
+                    "and run the suite again"
                 )
 
 
 def run_lines(suite: Suite, plan: VariantPlan, pairs: Sequence[tuple[Cell, Result]]) -> Iterator[RunLine]:
-    """Where the numbers of one variant come from: every cell, and the yardsticks."""
+    """Yield the origin of one variant's numbers: every cell, and the yardsticks."""
     for cell, result in pairs:
         error = result.get("error")
         yield {
@@ -249,7 +253,7 @@ def yardstick_data(plan: VariantPlan) -> dict[str, Path]:
 
 
 def yardstick_id(name: str, plan: VariantPlan) -> str:
-    """A yardstick is no run: what it is made of stands for it."""
+    """Return an id for a yardstick, which has no run: a digest of its data and code."""
     digests = [DatasetManifest.load(folder).data_digest for folder in yardstick_data(plan).values()]
     return f"{name}-{digest([*digests, code_digest()])[:8]}"
 
@@ -259,7 +263,7 @@ def value_of_plan(plan: VariantPlan) -> str | int | float | None:
 
 
 def curve(cell: Cell, result: Result) -> LearningCurve:
-    kept = ("step", "loss", "loss_first", "loss_second", "gradient_cosine")
-    steps = [{key: row[key] for key in kept if key in row} for row in read_metrics(Path(result["run_dir"]))]
+    keys = ("step", "loss", "loss_first", "loss_second", "gradient_cosine")
+    steps = [{key: row[key] for key in keys if key in row} for row in read_metrics(Path(result["run_dir"]))]
     variant = None if cell.variant is None else cell.variant.value
     return {"method": cell.name, "seed": cell.seed, "variant": variant, "steps": steps}

@@ -1,4 +1,4 @@
-"""What each stage of a method runs with: a suite's run config, where a knob goes to the stages that take it."""
+"""Run configs of a method's stages; each knob of a suite goes only to the stages that take it."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,22 +14,25 @@ def stage_configs(
     name: str,
     run: Mapping[str, Any],
     *,
-    own: Mapping[str, Any],
-    varied: Mapping[str, Any],
+    method_changes: Mapping[str, Any],
+    variant_changes: Mapping[str, Any],
     fixed: Mapping[str, Any],
     source: str,
 ) -> tuple[RunConfig, ...]:
-    """The run config of each stage: the size's, changed by the stage, by the size for this method, by the variant.
+    """Build the run config of each stage: the size's, changed by the stage, the size for this method, and the variant.
 
-    Raises UserError, naming source and method.
+    Raises UserError that names source and method.
     """
     place = f"{source}, method {name}"
-    raws = [merged(run, [stage, own, varied, fixed], source=place) for stage in method(name).stages or ({},)]
+    raws = [
+        merged(run, [stage, method_changes, variant_changes, fixed], source=place)
+        for stage in method(name).stages or ({},)
+    ]
     return tuple(build(RunConfig, _with_knobs_taken(raw), source=lambda _: f"{place}: ") for raw in raws)
 
 
 def _with_knobs_taken(raw: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the knobs that the objective does not take: in a suite they are said once, for those that do."""
+    """Drop the knobs that the objective does not take; a suite sets them once for the objectives that do."""
     train = raw.get("train", {})
     objective = train.get("objective", _default("objective")) if isinstance(train, dict) else None
     if not isinstance(objective, str) or objective not in OBJECTIVES:
@@ -39,12 +42,12 @@ def _with_knobs_taken(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_idle_knobs(changes: Mapping[str, Any], taken: Collection[str], *, place: str, by: str) -> None:
-    """Raise UserError for a knob that nothing takes. changes: sections, or dotted keys; by: who would have to."""
+    """Raise UserError for a knob that nothing takes. changes: sections or dotted keys. by: who could have taken it."""
     train = merged({}, [changes], source=place).get("train")
-    said = train if isinstance(train, dict) else {}
+    values = train if isinstance(train, dict) else {}
     for knob in KNOBS:
-        if knob in said and said[knob] != _default(knob) and knob not in taken:
-            raise UserError(f"{place}: train.{knob}={said[knob]!r} has no effect: {by} takes it: leave it out")
+        if knob in values and values[knob] != _default(knob) and knob not in taken:
+            raise UserError(f"{place}: train.{knob}={values[knob]!r} has no effect: {by} takes it: leave it out")
 
 
 def _default(key: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a suite compares: methods, seeds, variants and data, at each of two sizes."""
+"""A suite: methods, seeds, variants and data to compare, at each of two sizes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from pipelines.validated_yaml import apply_override, build, read_yaml
 SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
 Size = Literal["tiny", "paper"]
-# File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
+# Files of the released data sets below PFT_DATA; BQD has no validation split.
 FILES = {
     "vcd": {"train": "vcd/train.json", "validation": "vcd/val.json", "test": "vcd/test.json"},
     "bqd": {"train": "bqd/*/train.json", "test": "bqd/*/test_ab.json"},
@@ -28,35 +28,37 @@ FILES = {
 
 
 class Variant(Settings):
-    """One value of what a suite varies: its name in the report, and what it changes."""
+    """One variant of a suite: its value in the report, and its changes."""
 
     value: str | int | float
-    set: dict[str, Any] = Field(default_factory=dict)  # in the run config, such as train.max_steps: 50
+    set: dict[str, Any] = Field(default_factory=dict)  # changes to the run config, such as train.max_steps: 50
     train_size: PositiveInt | None = None  # training records; None: all
-    axes: list[str] | None = Field(default=None, min_length=1)  # of training and test; None: all
+    axes: list[str] | None = Field(default=None, min_length=1)  # axes of training and test; None: all
 
 
 class SuiteSize(Settings):
     """The scale of a suite: data, base model, seeds, and the run config that every method starts from."""
 
-    data: Place  # toyworld, a prepared folder, or vcd or bqd: read from the folder PFT_DATA; without it, toyworld
-    base: Place  # toyworld, text (a tiny model brought up on the training texts), a folder, or a hub name
+    data: Place  # toyworld, a prepared folder, or vcd or bqd (read from PFT_DATA; toyworld if it is unset)
+    base: Place  # toyworld, text (a tiny model trained on the training texts), a folder, or a hub name
     seeds: list[NonNegativeInt] = Field(min_length=1)
-    notes: list[str] = Field(default_factory=list)  # sentences that a reader of the tables needs
+    notes: list[str] = Field(default_factory=list)  # sentences for readers of the tables
     run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
-    of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method: changes, such as train.lr: 1e-4
+    of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes by method, such as train.lr: 1e-4
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
     test_per_axis: PositiveInt | None = None  # None: every test item
     resources: dict[str, PositiveFloat] = Field(
         default_factory=lambda: {"CPU": 1.0}
-    )  # of one cell; with a GPU it trains and asks there
-    capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after where it is at hand
-    lm_eval: list[Place] = Field(default_factory=list)  # tasks of lm-eval, by name or YAML file, before and after
+    )  # of one cell; with a GPU, the cell trains and evaluates on it
+    capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after training if it exists
+    lm_eval: list[Place] = Field(
+        default_factory=list
+    )  # lm-eval tasks by name or YAML file, asked before and after training
 
     @field_validator("seeds")
     @classmethod
     def _each_seed_once(cls, seeds: list[int]) -> list[int]:
-        return once(seeds, "seed")
+        return require_distinct(seeds, "seed")
 
     @field_validator("resources")
     @classmethod
@@ -69,7 +71,7 @@ class SuiteSize(Settings):
     def _data_is_there(cls, data: str) -> str:
         if data not in ("toyworld", *FILES) and not _is_prepared(Path(data)):
             known = did_you_mean(data, ["toyworld", *FILES])
-            raise ValueError(f"{data!r} is no data set, and no folder written by `pft prepare`.{known}")
+            raise ValueError(f"{data!r} is not a data set or a folder written by `pft prepare`.{known}")
         return data
 
     @field_validator("of_method")
@@ -81,19 +83,19 @@ class SuiteSize(Settings):
 
     @property
     def summary(self) -> str:
-        """What it asks of a cluster, in a line."""
+        """Return a line on its data, base model, seeds and resources."""
         resources = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
         return f"{self.data}, {self.base}, {len(self.seeds)} seeds, a cell needs {resources}"
 
 
 class Suite(PluggedSettings):
-    """A comparison."""
+    """A comparison of methods."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
     methods: list[str] = Field(min_length=1)
     reference: str = "pft"  # the method that the others are tested against
-    notes: list[str] = Field(default_factory=list)  # the same, for every size
+    notes: list[str] = Field(default_factory=list)  # sentences for readers of the tables, at every size
     metrics: list[str] = Field(default=["one", "all", "both_right", "flip", "leak", "unparsed"], min_length=1)
     varies: str | None = None  # the name of what the variants change
     variants: list[Variant] = Field(default_factory=list)
@@ -101,11 +103,11 @@ class Suite(PluggedSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        for name in once(self.methods, "method"):
+        for name in require_distinct(self.methods, "method"):
             _known(method, name)
-        once([variant.value for variant in self.variants], "variant")
+        require_distinct([variant.value for variant in self.variants], "variant")
         if self.reference not in self.methods:
-            raise ValueError(f"reference={self.reference!r} is not among the methods {self.methods}")
+            raise ValueError(f"reference={self.reference!r} is not among the methods {self.methods}: add it to them")
         known = metrics_where(can_be_asked_for=True)
         for metric in self.metrics:
             if metric not in known:
@@ -116,21 +118,21 @@ class Suite(PluggedSettings):
 
     @model_validator(mode="after")
     def _runs_can_be_made(self) -> Self:
-        # Said here, before a cluster starts and data is written.
+        # Checked here, before a cluster starts and data is written.
         for name, size in self.sizes.items():
             _check_runs(self, size, f"sizes.{name}")
         return self
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether `pft prepare` wrote it, or the folders train and test in it."""
+    """Return whether `pft prepare` wrote this folder, or the folders train and test in it."""
     return all((part / MANIFEST_NAME).is_file() for part in (folder / "train", folder / "test")) or (
         (folder / MANIFEST_NAME).is_file() and not (folder / "test").is_dir()
     )
 
 
 def _check_runs(suite: Suite, size: SuiteSize, place: str) -> None:
-    """Raise UserError for what no run config may hold, and for a knob that none of those that it is set for takes."""
+    """Raise UserError for an invalid run config, and for a knob that no method it is set for takes."""
     taken = {name: _knobs_taken(suite, size, name, place) for name in dict.fromkeys([*suite.methods, *size.of_method])}
     by_any = set().union(*(taken[name] for name in suite.methods))
     nobody = "no method of the suite"
@@ -142,22 +144,22 @@ def _check_runs(suite: Suite, size: SuiteSize, place: str) -> None:
 
 
 def _knobs_taken(suite: Suite, size: SuiteSize, name: str, place: str) -> set[str]:
-    if method(name).asked == "yardstick":  # it answers from the records alone, and has no run
+    if method(name).asked_by == "yardstick":  # it answers from the records alone and has no run
         return set()
-    own, all_varied = size.of_method.get(name, {}), [variant.set for variant in suite.variants] or [{}]
+    own = size.of_method.get(name, {})
     configs = [
         config
-        for varied in all_varied
-        for config in stage_configs(name, size.run, own=own, varied=varied, fixed={}, source=place)
+        for changes in [variant.set for variant in suite.variants] or [{}]
+        for config in stage_configs(name, size.run, method_changes=own, variant_changes=changes, fixed={}, source=place)
     ]
     return {knob for config in configs for knob in config.train.entry.knobs} if method(name).stages else set()
 
 
-def once(values: Sequence[Any], what: str) -> Any:
-    """Return the values. Raises ValueError where one of them is there twice: its runs would count twice."""
+def require_distinct(values: Sequence[Any], what: str) -> Any:
+    """Return the values. Raises ValueError if one is named twice, since its runs would count twice."""
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise ValueError(f"{what} {value!r} is named twice")
+            raise ValueError(f"{what} {value!r} is named twice: name it once")
     return values
 
 
@@ -169,7 +171,7 @@ def _known(look_up: Any, name: str) -> None:
 
 
 def load_suite(name: str, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> Suite:
-    """Read a shipped suite by its bare name, or a YAML file, with dotted overrides and more plugins.
+    """Read a shipped suite by name, or a YAML file, with dotted overrides and more plugins.
 
     Raises UserError.
     """
@@ -181,30 +183,30 @@ def load_suite(name: str, overrides: Sequence[str] = (), plugins: Sequence[str] 
     import_plugins(raw, source)
     more = [place_of(plugin, Path.cwd()) for plugin in plugins]
     import_plugins({"plugins": more}, lambda _: "")
-    if more and isinstance(named := raw.get("plugins", []), list):  # anything else is refused as it stands
-        raw["plugins"] = [*named, *more]
+    if more and isinstance(plugin_list := raw.get("plugins", []), list):  # other values are refused below
+        raw["plugins"] = [*plugin_list, *more]
     return build(Suite, raw, source=source)
 
 
 def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
-    """Fill each of the suite's sizes with what sizes.yaml says and the suite does not."""
+    """Fill what each of the suite's sizes leaves out from sizes.yaml."""
     sizes = raw.get("sizes")
     if not isinstance(sizes, Mapping):
         return raw
     defaults = read_yaml(SIZES)
-    return raw | {"sizes": {size: _filled(defaults.get(size, {}), own) for size, own in sizes.items()}}
+    return raw | {"sizes": {size: _with_size_defaults(defaults.get(size, {}), own) for size, own in sizes.items()}}
 
 
-def _filled(defaults: Mapping[str, Any], own: Any) -> Any:
-    """Merge a size with its defaults; without PFT_DATA, one on released data becomes the default on embedded data."""
+def _with_size_defaults(defaults: Mapping[str, Any], own: Any) -> Any:
+    """Merge a size with its defaults; without PFT_DATA, a size on released data uses the embedded data instead."""
     if not isinstance(own, Mapping) or os.environ.get("PFT_DATA"):
         return _merged(defaults, own)
     data = own.get("data", defaults.get("data"))
     if data not in FILES or defaults.get("data") != "toyworld":
         return _merged(defaults, own)
-    kept = {key: value for key, value in own.items() if key not in ("data", "base", "run", "of_method")}
-    note = f"Data: the embedded toyworld in place of {data}, since PFT_DATA names no folder."
-    return _merged(defaults, kept | {"notes": [*own.get("notes", defaults.get("notes", [])), note]})
+    rest = {key: value for key, value in own.items() if key not in ("data", "base", "run", "of_method")}
+    note = f"Data: the embedded toyworld instead of {data}, because PFT_DATA is not set."
+    return _merged(defaults, rest | {"notes": [*own.get("notes", defaults.get("notes", [])), note]})
 
 
 def _merged(defaults: Any, own: Any) -> Any:
@@ -217,7 +219,7 @@ def suite_path(name: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
-            raise UserError(f"{path}: no such suite file")
+            raise UserError(f"{path}: no such file: give a suite file, or a name from `pft compare --list`")
         return path
     shipped = shipped_suites()
     if name not in shipped:

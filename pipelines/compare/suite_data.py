@@ -1,4 +1,4 @@
-"""The data of a suite: prepared once, cut to the axes and the number of records that a variant asks for."""
+"""The data of a suite: prepared once, and cut to the axes and number of records of a variant."""
 
 import hashlib
 import os
@@ -27,14 +27,14 @@ from pipelines.compare.suite_inputs import refuse_missing, released_files
 from pipelines.embedded_data import NUM_PER_AXIS, TOYWORLD
 from pipelines.prepare import job as prepare
 
-HELD_OUT_SHARE = 0.1  # of the training records, where a data set has no validation split of its own
-TEST_SHARE = 0.2  # of a single prepared folder
+HELD_OUT_SHARE = 0.1  # of the training records, if a data set has no validation split
+TEST_SHARE = 0.2  # of the records of a single prepared folder
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class SuiteData:
-    """Folders of prepared records. name: what they are (`toyworld` also where released files were not at hand)."""
+    """Folders of prepared records. name: the data set (`toyworld` also if released files were missing)."""
 
     name: str
     train: Path
@@ -43,7 +43,7 @@ class SuiteData:
 
 
 def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
-    """Prepare train, validation and test records, or find them prepared. Raises UserError."""
+    """Return prepared train, validation and test records, preparing them if needed. Raises UserError."""
     name = size.data
     if name not in (TOYWORLD, *FILES):
         return prepared_data(Path(name), storage)
@@ -60,9 +60,9 @@ def suite_data(size: SuiteSize, storage: Path) -> SuiteData:
 
 
 def prepared_data(folder: Path, storage: Path) -> SuiteData:
-    """Take a folder that `pft prepare` wrote, or one with such folders named train, validation and test.
+    """Use a folder that `pft prepare` wrote, or one with such folders named train, validation and test.
 
-    What has no test, or no validation records of its own, gives a share of its scenarios to them. Raises UserError.
+    Missing test or validation records are split off by scenario. Raises UserError.
     """
     name, test = folder.resolve().name, folder / "test"
     train = folder / "train" if test.is_dir() else folder
@@ -74,21 +74,22 @@ def prepared_data(folder: Path, storage: Path) -> SuiteData:
 
 
 def held_out(data: Path, storage: Path, *, share: float = HELD_OUT_SHARE, salt: str = "subset") -> tuple[Path, Path]:
-    """Split prepared records into those to train on and a share that is kept out, by a hash of their scenarios.
+    """Split prepared records into training records and a held-out share, by a hash of their scenarios.
 
-    salt: two splits one after the other need two, or the second finds nothing. Raises UserError where a part is empty.
+    salt: two successive splits need two different salts, or the second finds nothing. Raises UserError if a part is
+    empty.
     """
     manifest = DatasetManifest.load(data)
     train, validation = (storage / f"{part}-{manifest.data_digest}" for part in ("kept", "held-out"))
     if (train / MANIFEST_NAME).is_file() and (validation / MANIFEST_NAME).is_file():
         return train, validation
     records = list(read_records(data))
-    chosen = {r.id for r in records if int(_hash(r.scenario, salt)[:8], 16) < share * 16**8}
-    if len(chosen) in (0, len(records)):
-        raise UserError(f"{data}: {len(records)} records are too few to hold a share of {share:g} out: give more data")
+    held = {r.id for r in records if int(_hash(r.scenario, salt)[:8], 16) < share * 16**8}
+    if len(held) in (0, len(records)):
+        raise UserError(f"{data}: {len(records)} records are too few to hold out a share of {share:g}: give more data")
     return (
-        _write(train, [r for r in records if r.id not in chosen], manifest, data),
-        _write(validation, [r for r in records if r.id in chosen], manifest, data),
+        _write(train, [r for r in records if r.id not in held], manifest, data),
+        _write(validation, [r for r in records if r.id in held], manifest, data),
     )
 
 
@@ -98,19 +99,19 @@ def _prepare(rows: dict[str, Any], source: Any, output: Path, size: SuiteSize) -
 
 
 def released_file(name: str) -> str | None:
-    """The place of a file below PFT_DATA; None where it is not at hand."""
+    """Return the path of a file below PFT_DATA; None if it does not exist."""
     path = Path(os.environ.get("PFT_DATA") or os.devnull) / name
     return str(path) if path.is_file() else None
 
 
 def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records: int | None) -> Path:
-    """Return a prepared folder with only these axes and so many records, drawn by a hash of their ids.
+    """Return a prepared folder with only these axes and `num_records` records, drawn by a hash of their ids.
 
-    The hash makes a smaller subset part of a larger one. Raises UserError for an unknown axis, or too few records.
+    The hash makes a smaller subset part of a larger one. Raises UserError for an unknown axis or too few records.
     """
     if axes is None and num_records is None:
         return data
-    if (folder / MANIFEST_NAME).is_file():  # named after all that decides its content
+    if (folder / MANIFEST_NAME).is_file():  # its name identifies its content
         return folder
     manifest = DatasetManifest.load(data)
     for axis in axes or ():
@@ -118,9 +119,11 @@ def subset(data: Path, folder: Path, *, axes: Sequence[str] | None, num_records:
     space = manifest.space.restricted_to(axes) if axes else manifest.space
     records = [r for r in read_records(data) if any(axis.name == r.axis for axis in space.axes)]
     if num_records is not None and num_records > len(records):
-        raise UserError(f"train_size={num_records}, and {data} has {len(records)} records: ask for fewer")
-    kept = set(sorted((_hash(r.id), r.id) for r in records)[: num_records or len(records)])
-    return _write(folder, [r for r in records if (_hash(r.id), r.id) in kept], replace(manifest, space=space), data)
+        raise UserError(
+            f"train_size={num_records}: {data} has only {len(records)} records: set it to {len(records)} or less"
+        )
+    drawn = set(sorted((_hash(r.id), r.id) for r in records)[: num_records or len(records)])
+    return _write(folder, [r for r in records if (_hash(r.id), r.id) in drawn], replace(manifest, space=space), data)
 
 
 def _hash(text: str, salt: str = "subset") -> str:

@@ -1,4 +1,4 @@
-"""What a comparison needs and lacks, found before Ray or transformers are imported."""
+"""Checks for the inputs of a comparison, made before Ray or transformers are imported."""
 
 import os
 from pathlib import Path
@@ -8,17 +8,17 @@ from pft_core.files import refuse_unwritable
 from pft_core.policies import TOYWORLD, refuse_unusable_model
 from pipelines.compare.suite import FILES, Suite
 
-TEXT_BASE = "text"  # a tiny model that is brought up on the data's texts
+TEXT_BASE = "text"  # a tiny model trained on the texts of the data
 
 
 def refuse_missing_inputs(suite: Suite, size: str, storage: Path) -> None:
-    """Say that the suite has no such size, or that its base model or room for its runs is not there. Raises UserError.
+    """Raise UserError if the suite lacks the size, its data or base model is missing, or the storage is not writable.
 
-    That prepared data is there is checked as the suite is read.
+    Prepared data is checked when the suite is read.
     """
-    chosen = {str(name): each for name, each in suite.sizes.items()}.get(size)
+    chosen = {str(name): settings for name, settings in suite.sizes.items()}.get(size)
     if chosen is None:
-        raise UserError(f"suite {suite.name!r} has no size {size!r}: it has {', '.join(suite.sizes)}")
+        raise UserError(f"suite {suite.name!r} has no size {size!r}: choose {' or '.join(suite.sizes)}")
     if chosen.data in FILES:
         refuse_missing(chosen.data)
     refuse_unwritable(storage)
@@ -27,7 +27,7 @@ def refuse_missing_inputs(suite: Suite, size: str, storage: Path) -> None:
 
 
 def refuse_missing(name: str) -> None:
-    """Raise UserError where the released files of a data set are not in the folder that PFT_DATA names."""
+    """Raise UserError if the released files of a data set are not in the folder PFT_DATA."""
     folder = os.environ.get("PFT_DATA")
     if name != TOYWORLD and not (folder and released_files(name, "train")):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A policy asked every item of a data set, by Ray Data actors, in this process, or through a server."""
+"""Evaluation of a policy on a data set, by Ray Data actors, in this process, or through a server."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipelines.evaluate.capability_answers import ask_capability, ask_lm_eval
     from pipelines.evaluate.evaluate_config import EvaluateConfig, refuse_missing_inputs
     from pipelines.evaluate.evaluation_request import read_items, refuse_too_few_scenarios
-    from pipelines.evaluate.in_process import answering_job_of, ask_here, untrained
+    from pipelines.evaluate.in_process import answering_job_of, ask_here, base_reference
     from pipelines.evaluate.policy import answerers
     from pipelines.evaluate.pool import ask_on_ray
     from pipelines.evaluate.tracking import headline_metrics

@@ -1,4 +1,4 @@
-"""What an evaluation actor is told: which policy, how to ask it, and on what it runs."""
+"""The job of an evaluation actor: the policy, the settings for asking it, and the hardware."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnsweringJob:
-    """What an actor needs: which policy, how to ask it, and on what it runs."""
+    """A policy to ask, with the settings and the hardware to use."""
 
     ref: ModelRef
     settings: AnswerSettings

@@ -1,7 +1,7 @@
-"""A served policy as an answerer: the questions of an evaluation, asked over HTTP.
+"""A served policy as an answerer: it asks the questions of an evaluation over HTTP.
 
-Likelihood goes to /v1/choose and /v1/score, which render the policy's own words; generation goes to /v1/completions,
-with the prompt rendered here from the style and the space that the server tells.
+Likelihood uses /v1/choose and /v1/score, where the server renders the prompt; generation uses /v1/completions, with the
+prompt rendered here from the style and space that the server reports.
 """
 
 import os
@@ -25,55 +25,58 @@ from pft_core.prompts import PromptStyle, render_prompt
 
 KEY_VARIABLE = "PFT_API_KEY"
 IN_FLIGHT = 16
-PATIENCE_S = 300.0  # how long one question is asked again while the server is busy or restarting
+PATIENCE_S = 300.0  # how long to retry one question while the server is busy or restarting
 BASE = "base"
-REJECTED = {"context_length_exceeded": "overlong", "control_token": "control_token"}  # a server's code, and the reason
+REJECTED = {
+    "context_length_exceeded": "overlong",
+    "control_token": "control_token",
+}  # reject reason by the server's error code
 
 Scoring = Literal["letter", "option", "generate"]
 
 
 class Endpoint:
-    """The HTTP side: JSON in and out, asked again with the same request id where the server says to come back."""
+    """An HTTP client: JSON in and out; it retries with the same request id if the server is busy."""
 
     def __init__(self, url: str, *, timeout_s: float = 300):
-        """url: of the server, with or without /v1. The key is in PFT_API_KEY, where the server wants one.
+        """Connect to a server. url: with or without /v1. If the server wants a key, set PFT_API_KEY.
 
-        Raises UserError for a URL or a key that is none.
+        Raises UserError for an invalid URL or key.
         """
         key = os.environ.get(KEY_VARIABLE, "")
         if not (key.isascii() and key.isprintable()):
-            raise UserError(f"{KEY_VARIABLE}: holds characters that no key has: copy the key again")
+            raise UserError(f"{KEY_VARIABLE}: contains characters that no key has: copy the key again")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/").removesuffix("/v1")
         try:
             self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
         except httpx.InvalidURL as error:
-            raise UserError(f"endpoint={url!r}: no URL ({error}): give one such as http://127.0.0.1:8000") from None
+            raise UserError(f"endpoint={url!r}: not a URL ({error}): give one such as http://127.0.0.1:8000") from None
         self._has_answered = False
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._asked("POST", path, json=body)
+        return self._request("POST", path, json=body)
 
     def get(self, path: str) -> Any:
-        return self._asked("GET", path)
+        return self._request("GET", path)
 
-    def _asked(self, method: str, path: str, **content: Any) -> Any:
+    def _request(self, method: str, path: str, **content: Any) -> Any:
         headers = {"X-Request-Id": uuid.uuid4().hex}
         end, pause_s = time.monotonic() + PATIENCE_S, 0.5
         while True:
-            told = ""
+            retry_after = ""
             try:
                 answer = self._client.request(method, path, headers=headers, **content)
                 if answer.status_code not in (429, 503) or time.monotonic() > end:
                     self._has_answered = True
                     return self._content(path, answer)
-                told = answer.headers.get("Retry-After", "")
+                retry_after = answer.headers.get("Retry-After", "")
             except httpx.HTTPError as error:
-                # A server that has answered before is starting again; one that never did is not there.
+                # A server that has answered before is restarting; one that never did is not there.
                 if not self._has_answered or time.monotonic() > end:
-                    raise UserError(f"{self.url}{path}: no answer ({error}): is the server running there?") from None
-            # Some later than others: they were all sent away together.
-            time.sleep((float(told) if told.isdigit() else pause_s) * random.uniform(0.5, 1.5))
+                    raise UserError(f"{self.url}{path}: no answer ({error}): is the server running?") from None
+            # The random factor spreads retries, since many requests are turned away together.
+            time.sleep((float(retry_after) if retry_after.isdigit() else pause_s) * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, 8)
 
     def _content(self, path: str, answer: Any) -> Any:
@@ -92,7 +95,7 @@ class Endpoint:
 
 
 class RejectedError(UserError):
-    """The server does not take a question as long as this, or with such texts; reason: of the reject."""
+    """Raised if the server rejects a question for its length or texts. reason: the reason of the reject."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -101,7 +104,7 @@ class RejectedError(UserError):
 
 @dataclass(frozen=True)
 class ServedPolicy:
-    """A served policy: what identifies it, and how it and its base answer. has_base: the server has the base too."""
+    """A served policy: its reference, and answerers for it and its base. has_base: the server also serves the base."""
 
     ref: ModelRef
     answer: Answerer
@@ -110,53 +113,58 @@ class ServedPolicy:
 
     @staticmethod
     def at(url: str, model: str | None, *, scoring: Scoring | None, max_new_tokens: int) -> "ServedPolicy":
-        """Ask the server what it serves. model: its name there; None: the default.
+        """Look up a policy on a server. model: its name there, None for the default.
 
-        Raises UserError where nothing answers, or where the policy asks for answers of another style than `scoring`.
+        Raises UserError if nothing answers, or if the policy was trained with another answer style than `scoring`.
         """
         endpoint = Endpoint(url)
-        listed = _listed(endpoint)
-        told = endpoint.get(f"/v1/models/{model or listed[0]}")
-        ref = _reference(told, endpoint)
+        names = _model_names(endpoint)
+        entry = endpoint.get(f"/v1/models/{model or names[0]}")
+        ref = _reference(entry, endpoint)
         if scoring not in (None, "generate", ref.style.answer):
-            raise UserError(f"scoring={scoring}: {told['id']} is served as it was trained, by {ref.style.answer}")
+            raise UserError(
+                f"scoring={scoring}: {entry['id']} answers as it was trained, by {ref.style.answer}: "
+                f"set scoring={ref.style.answer}, or generate"
+            )
         if scoring == "generate":
             how: dict[str, Any] = {"endpoint": endpoint, "ref": ref, "max_new_tokens": max_new_tokens}
-            answer, base_answer = (partial(by_writing, model=name, **how) for name in (told["id"], BASE))
+            answer, base_answer = (partial(by_writing, model=name, **how) for name in (entry["id"], BASE))
         else:
-            answer, base_answer = (partial(by_choosing, model=name, endpoint=endpoint) for name in (told["id"], BASE))
-        has_base = BASE in listed
-        return ServedPolicy(ref, answer, base_answer if has_base and told["id"] != BASE else None, has_base)
+            answer, base_answer = (partial(by_choosing, model=name, endpoint=endpoint) for name in (entry["id"], BASE))
+        has_base = BASE in names
+        return ServedPolicy(ref, answer, base_answer if has_base and entry["id"] != BASE else None, has_base)
 
 
-def _listed(endpoint: Endpoint) -> list[str]:
+def _model_names(endpoint: Endpoint) -> list[str]:
     """Return the names of the served policies, the default first. Raises UserError."""
     try:
-        names = [str(told["id"]) for told in endpoint.get("/v1/models")["data"]]
+        names = [str(entry["id"]) for entry in endpoint.get("/v1/models")["data"]]
     except (KeyError, TypeError):
         names = []
     if not names:
-        raise UserError(f"{endpoint.url}: lists no models: is it a `pft serve`?")
+        raise UserError(f"{endpoint.url}: the server lists no models: is it a `pft serve`?")
     return names
 
 
-def _reference(told: dict[str, Any], endpoint: Endpoint) -> ModelRef:
-    """Build the reference from what the server tells of a policy. Raises UserError."""
+def _reference(entry: dict[str, Any], endpoint: Endpoint) -> ModelRef:
+    """Build the reference from a server's entry of a policy. Raises UserError."""
     try:
         return ModelRef(
-            base=told["base"],
-            adapter=told["adapter"],
+            base=entry["base"],
+            adapter=entry["adapter"],
             weights=None,
-            style=PromptStyle.from_dict(told["style"]),
-            space=PreferenceSpace.from_dict(told["space"]),
-            trained_sides=tuple(told["trained_sides"]),
-            template_digest=told["template_digest"],
-            data_digest=told["data_digest"],
-            config_digest=told["config_digest"],
-            adapter_sha256=told["adapter_sha256"],
+            style=PromptStyle.from_dict(entry["style"]),
+            space=PreferenceSpace.from_dict(entry["space"]),
+            trained_sides=tuple(entry["trained_sides"]),
+            template_digest=entry["template_digest"],
+            data_digest=entry["data_digest"],
+            config_digest=entry["config_digest"],
+            adapter_sha256=entry["adapter_sha256"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{endpoint.url}: does not say what it serves ({error}): is it a `pft serve`?") from None
+        raise UserError(
+            f"{endpoint.url}: the server does not describe its model ({error}): is it a `pft serve`?"
+        ) from None
 
 
 def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str) -> list[Answer]:
@@ -169,19 +177,19 @@ def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str
         texts = [option.text for option in record.options]
         preference = _preference(question)
         if record.presentation == "response":
-            given = {"answers": texts, "preferences": [preference]}
-            scored = endpoint.post("/v1/score", {"model": model, "scenario": record.scenario, **given})
-            answers = scored["results"][0]["answers"]
-            # Per token: texts differ in length, and their sums would favour the short ones.
+            body = {"answers": texts, "preferences": [preference]}
+            scores = endpoint.post("/v1/score", {"model": model, "scenario": record.scenario, **body})
+            answers = scores["results"][0]["answers"]
+            # Compare means per token, since sums would favor short texts.
             logps, counts = (np.array([a[key] for a in answers], np.float32) for key in ("logprob", "num_tokens"))
             return best(question, logps / counts)
-        shown = {"options": texts, "preference": preference, "forms": [question.form]}
-        told = endpoint.post("/v1/choose", {"model": model, "scenario": record.scenario, **shown})
+        body = {"options": texts, "preference": preference, "forms": [question.form]}
+        reply = endpoint.post("/v1/choose", {"model": model, "scenario": record.scenario, **body})
         if question.form == "all":
-            return frozenset(told["all"])
-        return WeightedChoice({told["choice"]}, [option["probability"] for option in told["options"]])
+            return frozenset(reply["all"])
+        return WeightedChoice({reply["choice"]}, [option["probability"] for option in reply["options"]])
 
-    return at_once(ask, questions)
+    return ask_concurrently(ask, questions)
 
 
 def by_writing(
@@ -192,26 +200,28 @@ def by_writing(
     def ask(question: Question) -> Answer:
         style, space = ref.style, ref.space
         if question.record.presentation == "response":
-            return _reject(question, "no_listed_options", "free answers are not shown: use scoring=letter or option")
+            return _reject(
+                question, "no_listed_options", "generation needs listed options: use scoring=letter or option"
+            )
         prompt = render_prompt(question.record, side=question.side, form=question.form, style=style, space=space)
         body = {"model": model, "prompt": prompt.text, "temperature": 0, "max_tokens": max_new_tokens}
         reply = endpoint.post("/v1/completions", body)["choices"][0]["text"]
         return read_reply(reply, question, style)
 
-    return at_once(ask, questions)
+    return ask_concurrently(ask, questions)
 
 
-def at_once(ask: Callable[[Question], Answer], questions: Sequence[Question]) -> list[Answer]:
-    """Ask several questions at a time; one that the server does not take is a reject."""
+def ask_concurrently(ask: Callable[[Question], Answer], questions: Sequence[Question]) -> list[Answer]:
+    """Ask several questions at a time; a question that the server refuses becomes a reject."""
 
-    def asked(question: Question) -> Answer:
+    def ask_or_reject(question: Question) -> Answer:
         try:
             return ask(question)
         except RejectedError as error:
             return _reject(question, error.reason, str(error))
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        return list(pool.map(asked, questions))
+        return list(pool.map(ask_or_reject, questions))
 
 
 def _preference(question: Question) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""The policy, the items and the way of asking that the config of an evaluation stands for."""
+"""The policy, items and answer settings that the config of an evaluation describes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from pipelines.jobs import has_gpus
 
 
 def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:
-    """Return the trained sides of each axis; None for a plain model, of which nothing is known."""
+    """Return the trained sides of each axis; None for a plain model, whose training is unknown."""
     trained = weights_reference(config)
     return None if trained is None else poles_of(trained)
 
@@ -34,9 +34,9 @@ def poles_of(ref: ModelRef) -> dict[str, set[int]]:
 
 
 def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> ModelRef:
-    """Return the policy with the words it is asked in: a reference's own, else the config's and the data set's.
+    """Return the policy with its prompt style and space: the reference's, or else the config's and the data's.
 
-    manifest: None where the data are no prepared records, and have no words.
+    manifest: None for data other than prepared records, which have no space.
     """
     trained = trained_reference(config)
     if trained is not None:
@@ -54,14 +54,14 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
     ref = replace(ref, template_digest=template_digest(ref.style, ref.space))
     if ref.adapter is None:
         return ref
-    found, trained = adapter_digests(Path(ref.adapter)), weights_reference(config)
+    digests, trained = adapter_digests(Path(ref.adapter)), weights_reference(config)
     if trained is not None:
-        refuse_other_adapter(trained, found, name=ref.adapter)
-    return replace(ref, **found)
+        refuse_other_adapter(trained, digests, name=ref.adapter)
+    return replace(ref, **digests)
 
 
 def with_adapter(ref: ModelRef, config: EvaluateConfig) -> ModelRef:
-    """Replace the adapter by the one that is given; nothing is known of its training unless its own run tells it."""
+    """Replace the adapter by the config's; its training is known only if its own run folder records it."""
     own = weights_reference(config)
     sides, data, run = (own.trained_sides, own.data_digest, own.config_digest) if own else ((), "", "")
     adapter = str(Path(str(config.adapter)).resolve())
@@ -79,20 +79,20 @@ def policy_name(config: EvaluateConfig) -> str:
 def read_items(
     folder: Path, manifest: DatasetManifest, *, forms: Sequence[Form] | None, limit_per_axis: int | None
 ) -> list[Item]:
-    """Read the records, in record order and at most `limit_per_axis` of each axis, once per form of question."""
+    """Read records in order, at most `limit_per_axis` per axis, and repeat them for each form of question."""
     records = list(read_records(folder, manifest, per_axis=limit_per_axis))
-    asked: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
-    return [(record, form) for form in asked for record in records]
+    wanted_forms: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
+    return [(record, form) for form in wanted_forms for record in records]
 
 
 def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:
-    """Raise UserError, before anything runs, for an axis whose scenarios are too few for an interval."""
+    """Raise UserError, before anything runs, if an axis has too few scenarios for an interval."""
     scenarios: dict[str, set[str]] = {}
     for record, _ in items:
         scenarios.setdefault(record.axis, set()).add(record.scenario)
-    for axis, found in scenarios.items():
-        if len(found) < 2:
-            raise UserError(f"{axis!r}: an interval needs at least 2 scenarios, the data has {len(found)}: {advice}")
+    for axis, names in scenarios.items():
+        if len(names) < 2:
+            raise UserError(f"{axis!r}: an interval needs at least 2 scenarios, the data has {len(names)}: {advice}")
 
 
 def answer_settings_of(config: EvaluateConfig, ref: ModelRef) -> AnswerSettings:

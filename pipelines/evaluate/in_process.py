@@ -1,4 +1,4 @@
-"""Ask a policy in this process, without Ray Data: what warm one-process actors run."""
+"""Ask a policy in this process, without Ray Data, as warm one-process actors do."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +13,15 @@ from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.worker import Item
 
 
-def untrained(config: RunConfig, data: str) -> ModelRef:
-    """A reference to the base model, asked in the words of the config and the data."""
+def base_reference(config: RunConfig, data: str) -> ModelRef:
+    """Return a reference to the base model, with the prompt style of the config and the space of the data."""
     style = ModelTokenizer(str(config.model)).facts(config.prompt).style
     space = DatasetManifest.load(Path(data)).space
     return ModelRef(str(config.model), None, None, style, space, (), template_digest(style, space), "", "", None)
 
 
 def answering_job_of(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *, use_gpu: bool) -> AnsweringJob:
-    """How a policy is asked by likelihood, with the lengths and the precision that it was trained with."""
+    """Return a job that asks a policy by likelihood, with the lengths and the precision of its training."""
     max_length = within_positions(config.encoding.max_length, ref.weights or ref.base)
     settings = AnswerSettings(ref.style, space, max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
     return AnsweringJob(ref, settings, generate=False, precision=config.train.precision, use_gpu=use_gpu, num_threads=1)
@@ -30,6 +30,6 @@ def answering_job_of(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *
 def ask_here(
     items: Sequence[Item], answer: Answerer, base_answer: Answerer | None, *, unconditioned: bool = True
 ) -> tuple[list[Outcome], list[Reject]]:
-    """Ask every item; return what was chosen, and what could not be asked."""
-    answered = ask(items, answer, base_answer, unconditioned=unconditioned)
-    return [o for o in answered if isinstance(o, Outcome)], [r for r in answered if isinstance(r, Reject)]
+    """Ask every item; return outcomes and rejects."""
+    results = ask(items, answer, base_answer, unconditioned=unconditioned)
+    return [o for o in results if isinstance(o, Outcome)], [r for r in results if isinstance(r, Reject)]

@@ -1,4 +1,4 @@
-"""Evaluate a policy: Ray Data actors hold the model and ask every item; the report's rows are made here."""
+"""`evaluate`: Ray Data actors hold the model and ask every item; the rows of the report are made here."""
 
 import json
 import time
@@ -51,7 +51,7 @@ from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What asking a policy has found. ask_s, statistics_s: seconds."""
+    """The result of evaluating a policy. ask_s, statistics_s: seconds."""
 
     rows: list[EvaluationRow]
     num_items: int
@@ -67,28 +67,28 @@ class EvaluationResult:
 def run(config: EvaluateConfig, *, fresh: bool = False) -> dict[str, Any]:
     """Evaluate one policy; write report.json, report.html, and every outcome and reject. Result: report_json.
 
-    fresh: whether an evaluation of something else in config.output is replaced.
+    fresh: replace an evaluation of another request in config.output.
     """
     refuse_other_output(config, fresh=fresh)
     task = TASKS[config.task]
-    return run_all([config])[0] if task.asks_records else write(config, of_task(config, task))
+    return run_all([config])[0] if task.asks_records else write(config, evaluate_task(config, task))
 
 
 def run_all(configs: Sequence[EvaluateConfig]) -> list[dict[str, Any]]:
-    """Evaluate several policies on prepared records, on one pool of actors; as `run` for each."""
-    asked = [RecordsEvaluation.of(config) for config in configs]
-    here = [each.ask_here() for each in asked if each.served]
-    on_ray = ask_on_pool([each for each in asked if not each.served])
-    answers = [(here if each.served else on_ray).pop(0) for each in asked]
-    for each, (outcomes, rejects, _) in zip(asked, answers, strict=True):
-        keep(each.config, [outcome.to_json() for outcome in outcomes], rejects)
-    return [write(each.config, each.found(*found)) for each, found in zip(asked, answers, strict=True)]
+    """Evaluate several policies on prepared records with one pool of actors; otherwise like `run` for each."""
+    evaluations = [RecordsEvaluation.of(config) for config in configs]
+    from_server = [evaluation.ask_here() for evaluation in evaluations if evaluation.served]
+    from_ray = ask_on_pool([evaluation for evaluation in evaluations if not evaluation.served])
+    answers = [(from_server if evaluation.served else from_ray).pop(0) for evaluation in evaluations]
+    for evaluation, (outcomes, rejects, _) in zip(evaluations, answers, strict=True):
+        keep(evaluation.config, [outcome.to_json() for outcome in outcomes], rejects)
+    return [write(e.config, e.result(*answer)) for e, answer in zip(evaluations, answers, strict=True)]
 
 
 def keep(config: EvaluateConfig, lines: Sequence[str], rejects: Sequence[Reject]) -> None:
-    """Write the answers before any number is made of them, as a metric may be a user's own and fail.
+    """Write the answers before computing any metric, because a user's own metric may fail.
 
-    The report of earlier answers goes, as it would be none of these. Without an answer all is left as it was.
+    Delete the report of earlier answers. Without answers, leave everything as it was.
     """
     if not lines:
         return
@@ -102,30 +102,30 @@ def keep(config: EvaluateConfig, lines: Sequence[str], rejects: Sequence[Reject]
 
 @contextmanager
 def saying_what_is_kept(config: EvaluateConfig) -> Iterator[None]:
-    """Let a UserError of the numbers say that the answers are not lost."""
+    """Add to a UserError from a metric that the outcomes are kept."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{error} (the outcomes are kept in {Path(config.output) / OUTCOMES_NAME})") from error
 
 
-def write(config: EvaluateConfig, found: EvaluationResult) -> dict[str, Any]:
-    """Write the report of what was found into config.output. Result: report_json."""
+def write(config: EvaluateConfig, result: EvaluationResult) -> dict[str, Any]:
+    """Write the report of a result into config.output. Result: report_json."""
     report: RunReport = {
-        "rows": found.rows,
+        "rows": result.rows,
         "items": {
-            "in": found.num_items,
-            "out": found.num_answered,
-            "rejected": len(found.rejects),
-            "rejected_by_reason": rejected_by_reason(found.rejects),
+            "in": result.num_items,
+            "out": result.num_answered,
+            "rejected": len(result.rejects),
+            "rejected_by_reason": rejected_by_reason(result.rejects),
         },
-        "timings": {"ask": found.ask_s, "statistics": found.statistics_s},
+        "timings": {"ask": result.ask_s, "statistics": result.statistics_s},
         "config": config.model_dump(exclude={"tracking"}),
-        "digests": found.digests,
-        "cautions": found.cautions,
-        "examples": found.examples,
+        "digests": result.digests,
+        "cautions": result.cautions,
+        "examples": result.examples,
     }
-    for caution in found.cautions:
+    for caution in result.cautions:
         console.print(caution, style="yellow", highlight=False, soft_wrap=True)
     report_json, _ = write_report(report, Path(config.output))
     track(config, report)
@@ -134,9 +134,9 @@ def write(config: EvaluateConfig, found: EvaluationResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RecordsEvaluation:
-    """Prepared records that are to be asked under both poles and under none, and who is asked.
+    """Prepared records to ask under both poles and without a condition, and the policy to ask.
 
-    served: by a server; trained: tells how the policy was trained, None where nothing does.
+    served: the policy on a server, if any. trained: the reference that records its training, None if there is none.
     """
 
     config: EvaluateConfig
@@ -158,41 +158,49 @@ class RecordsEvaluation:
 
     def ask_here(self) -> tuple[list[Outcome], list[Reject], float]:
         """Ask the server; return outcomes, rejects and seconds."""
-        assert self.served is not None, "only a served policy is asked from here"
+        assert self.served is not None, "only a served policy is asked in this process"
         started = time.perf_counter()
         outcomes, rejects = ask_here(self.items, self.served.answer, self.served.base_answer)
         return outcomes, rejects, time.perf_counter() - started
 
-    def found(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> EvaluationResult:
-        """Make the rows of the metrics. Raises UserError where every item was rejected."""
+    def result(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> EvaluationResult:
+        """Compute the rows of the metrics. Raises UserError if every item was rejected."""
         config, started = self.config, time.perf_counter()
         refuse_all_rejected(config, len(self.items), len(outcomes), rejects)
         trained = None if self.trained is None else poles_of(self.trained)
         with saying_what_is_kept(config):
             rows = report_rows(outcomes, policy=policy_name(config), space=self.ref.space, trained_poles=trained)
-        if self.served and not self.served.has_base:  # what a policy has of its base cannot be told without the base
+        if self.served and not self.served.has_base:  # metrics that compare with the base need it
             rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
         digests = digests_of(self.ref, self.manifest.data_digest)
         seconds = time.perf_counter() - started
-        shown = examples(outcomes, self.ref.space)
-        said = cautions(config, self.trained, self.manifest, policy=policy_name(config))
-        return EvaluationResult(rows, len(self.items), len(outcomes), rejects, digests, ask_s, seconds, said, shown)
+        return EvaluationResult(
+            rows,
+            len(self.items),
+            len(outcomes),
+            rejects,
+            digests,
+            ask_s,
+            seconds,
+            cautions(config, self.trained, self.manifest, policy=policy_name(config)),
+            examples(outcomes, self.ref.space),
+        )
 
 
-def ask_on_pool(asked: Sequence[RecordsEvaluation]) -> list[tuple[list[Outcome], list[Reject], float]]:
-    """Ask the policies that are loaded on the cluster; seconds are of all of them, shared evenly."""
-    if not asked:
+def ask_on_pool(evaluations: Sequence[RecordsEvaluation]) -> list[tuple[list[Outcome], list[Reject], float]]:
+    """Ask the policies that are loaded on the cluster; divide the total seconds evenly among them."""
+    if not evaluations:
         return []
     ensure_ray()
     started = time.perf_counter()
-    requests = [(each.items, make_job(each.config, each.ref)) for each in asked]
-    answers = ask_all_on_ray(requests, num_workers=max(each.config.num_workers for each in asked))
-    seconds = (time.perf_counter() - started) / len(asked)
+    requests = [(evaluation.items, make_job(evaluation.config, evaluation.ref)) for evaluation in evaluations]
+    answers = ask_all_on_ray(requests, num_workers=max(evaluation.config.num_workers for evaluation in evaluations))
+    seconds = (time.perf_counter() - started) / len(evaluations)
     return [(outcomes, rejects, seconds) for outcomes, rejects in answers]
 
 
-def of_task(config: EvaluateConfig, task: Task) -> EvaluationResult:
-    """Ask the items of a task; its rows have its name as their metric."""
+def evaluate_task(config: EvaluateConfig, task: Task) -> EvaluationResult:
+    """Evaluate a policy on a task; the rows have the task's name as their metric."""
     data = Path(config.data)
     manifest = DatasetManifest.load(data) if (data / MANIFEST_NAME).is_file() else None
     ref = resolve_policy(config, manifest)
@@ -203,38 +211,40 @@ def of_task(config: EvaluateConfig, task: Task) -> EvaluationResult:
     replies, rejects = ask_task_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
     rejects = [item for item in read if isinstance(item, Reject)] + rejects
     refuse_all_rejected(config, len(read), len(replies), rejects)
-    asked = time.perf_counter()
+    asked_at = time.perf_counter()
     answered = [(items[place], reply) for place, reply in sorted(replies.items())]
     keep(config, [reply_line(item, reply) for item, reply in answered], rejects)
     policy, trained = policy_name(config), trained_poles(config)
     with saying_what_is_kept(config):
-        found = [scored(task, item, reply) for item, reply in answered]
-        keep(config, [each.to_json() for each in found], rejects)
-        rows = task_rows(config.task, found, policy=policy, space=ref.space, trained_poles=trained)
+        scores = [scored(task, item, reply) for item, reply in answered]
+        keep(config, [score.to_json() for score in scores], rejects)
+        rows = task_rows(config.task, scores, policy=policy, space=ref.space, trained_poles=trained)
     digests = digests_of(
         ref, manifest.data_digest if manifest else digest([[i.id, i.prompt, i.answers] for i in items])
     )
-    seconds = time.perf_counter() - asked
-    said = cautions(config, weights_reference(config), manifest, policy=policy)
-    return EvaluationResult(rows, len(read), len(found), rejects, digests, asked - started, seconds, said)
+    seconds = time.perf_counter() - asked_at
+    sentences = cautions(config, weights_reference(config), manifest, policy=policy)
+    return EvaluationResult(rows, len(read), len(scores), rejects, digests, asked_at - started, seconds, sentences)
 
 
 def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: int, rejects: Sequence[Reject]) -> None:
-    """Say how many items were answered. Raises UserError for none."""
+    """Print how many items were answered. Raises UserError if none was."""
     console.print(f"{num_items} items asked, {num_answered} answered, {len(rejects)} rejected")
     if not num_answered:
-        raise UserError(f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: see max_length, forms")
+        raise UserError(
+            f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: check max_length and forms"
+        )
 
 
 def served_policy(config: EvaluateConfig) -> ServedPolicy:
-    """Return the policy behind config.endpoint. Raises UserError where it asks in other words than config wants."""
+    """Return the policy behind config.endpoint. Raises UserError if it cannot score as the config wants."""
     return ServedPolicy.at(
         str(config.endpoint), config.model, scoring=config.scoring, max_new_tokens=config.max_new_tokens
     )
 
 
 def in_words_of(ref: ModelRef, manifest: DatasetManifest) -> ModelRef:
-    """Ask about the data's axes. Raises UserError where one of them has other poles for the policy."""
+    """Use the data's axes with the policy's wording. Raises UserError if an axis has other poles for the policy."""
     return replace(ref, space=worded_as(ref.space, manifest.space))
 
 
@@ -243,7 +253,7 @@ def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
 
 
 def digests_of(ref: ModelRef, data_digest: str) -> dict[str, str | None]:
-    """Everything that decides the numbers, so that they can be found again."""
+    """Return digests of everything that decides the numbers, so that they can be reproduced."""
     return {
         "model": digest(ref.config_digest or ref.base_digest or ref.base),
         "adapter_sha256": ref.adapter_sha256,

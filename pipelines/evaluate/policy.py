@@ -1,4 +1,4 @@
-"""A policy loaded for asking: with its tokenizer, as answerers of questions."""
+"""Load a policy with its tokenizer, as answerers of questions."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from pipelines.evaluate.answering_job import AnsweringJob
 
 
 def load_asked(job: AnsweringJob) -> tuple[Any, Any]:
-    """Load the policy alone, with its tokenizer. Raises UserError."""
+    """Load the policy, without its base, and its tokenizer. Raises UserError."""
     torch.set_num_threads(job.num_threads)
     ref = job.ref
     tokenizer = load_tokenizer(ref.weights or ref.base)
@@ -23,7 +23,7 @@ def load_asked(job: AnsweringJob) -> tuple[Any, Any]:
 
 
 def answerers(job: AnsweringJob) -> tuple[Answerer, Answerer | None]:
-    """Load a policy; return how it answers, and how its base does (None: it is its own base). Raises UserError."""
+    """Load a policy; return answerers for it and its base (None if it is its own base). Raises UserError."""
     torch.set_num_threads(job.num_threads)
     ref = job.ref
     load = partial(load_policy, ref.base, precision=job.precision, device=job.device)
@@ -43,6 +43,6 @@ def _answerer(job: AnsweringJob, model: Any, tokenizer: Any) -> Answerer:
 
 
 def without_adapter(policy: Any, answer: Answerer, questions: Sequence[Question]) -> list[Answer]:
-    """Answer as the base model below a LoRA adapter would."""
+    """Answer as the base model without its LoRA adapter."""
     with policy.disable_adapter():
         return answer(questions)

@@ -1,7 +1,6 @@
-"""Items to a pool of Ray Data actors and answers back.
+"""Ask items on a pool of Ray Data actors.
 
-Items go to the actors in fixed groups, so that the result does not depend on how many actors there are, nor on those
-that are killed.
+Items go to the actors in fixed groups, so the result does not depend on the number of actors or on killed ones.
 """
 
 import json
@@ -27,12 +26,12 @@ Answers = tuple[list[Outcome], list[Reject]]
 
 
 def ask_on_ray(items: Sequence[Item], job: AnsweringJob, *, num_workers: int) -> Answers:
-    """Ask all items on a pool of actors. Raises UserError when the cluster is too small, or what an actor ran into."""
+    """Ask all items on a pool of actors. Raises UserError if the cluster is too small or an actor met a user error."""
     return ask_all_on_ray([(items, job)], num_workers=num_workers)[0]
 
 
 def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], AnsweringJob]], *, num_workers: int) -> list[Answers]:
-    """Ask several policies their items, one after the other, on one pool: an actor imports for long, and loads soon."""
+    """Ask several policies in turn on one pool, since an actor's imports take longer than loading a policy."""
     groups: list[Any] = []
     for number, (items, _) in enumerate(requests):
         first = sum(group.num_rows for group in groups)
@@ -44,13 +43,13 @@ def ask_all_on_ray(requests: Sequence[tuple[Sequence[Item], AnsweringJob]], *, n
 def ask_task_on_ray(
     items: Sequence[TaskItem], job: AnsweringJob, *, num_workers: int
 ) -> tuple[dict[int, Reply], list[Reject]]:
-    """Ask the items of a task likewise; return replies by the places of their items, and what could not be asked."""
+    """Ask the items of a task in the same way; return replies by item number, and rejects."""
     groups = [task_table(chunk, first) for first, chunk in in_groups(items)]
     return read_replies(items, on_ray(TaskActor, groups, [job], num_workers=num_workers) if items else [])
 
 
 def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
-    """Cut items into groups; each with the place of its first item."""
+    """Split items into groups, each with the number of its first item."""
     for first in range(0, len(items), ITEMS_PER_GROUP):
         yield first, items[first : first + ITEMS_PER_GROUP]
 
@@ -58,18 +57,17 @@ def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
 def on_ray(
     actor: Any, groups: Sequence[Any], jobs: Sequence[AnsweringJob], *, num_workers: int
 ) -> list[dict[str, Any]]:
-    """Give every group (a table) to one of a pool of actors; return all rows, in the order of the items.
+    """Give every group (a table) to an actor of a pool; return all rows in the order of the items.
 
-    Raises UserError where the cluster has no room, for a mistake that an actor met, and for actors that are killed
-    again and again.
+    Raises UserError if the cluster has no room, if an actor met a user error, and if actors are killed repeatedly.
     """
     resources = {"CPU": 1, "GPU": 1 if any(job.use_gpu for job in jobs) else 0}
     refuse_missing_resources("num_workers", num_workers, resources)
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
     tokens = max(job.settings.tokens_per_batch for job in jobs)
-    with deaths_explained("a worker that was asking", tokens_per_batch=tokens, num_workers=num_workers):
-        answered = map_batches(
+    with deaths_explained("an evaluation worker", tokens_per_batch=tokens, num_workers=num_workers):
+        tables = map_batches(
             ray.data.from_arrow(list(groups)),
             actor,
             fn_constructor_args=list(jobs),
@@ -79,13 +77,13 @@ def on_ray(
             num_cpus=resources["CPU"],
             num_gpus=resources["GPU"],
         )
-        return in_order(answered.take_all(), num_items)
+        return in_order(tables.take_all(), num_items)
 
 
 def in_order(rows: Sequence[dict[str, Any]], num_items: int) -> list[dict[str, Any]]:
-    """Sort rows by the places of their items, whichever group was asked first or, its actor killed, once more.
+    """Sort rows by the numbers of their items, whatever order or retries the groups had.
 
-    Raises UserError for a mistake that an actor met.
+    Raises UserError if an actor met a user error.
     """
     refuse_faults(rows)
     rows = sorted(rows, key=lambda row: row["place"])
@@ -94,7 +92,7 @@ def in_order(rows: Sequence[dict[str, Any]], num_items: int) -> list[dict[str, A
 
 
 def read_answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
-    """Sort out what the actors returned. Raises UserError for a mistake that one of them met."""
+    """Return the outcomes and rejects in the actors' rows. Raises UserError if an actor met a user error."""
     refuse_faults(rows)
     outcomes = [Outcome.from_json(row["outcome"]) for row in rows if row["outcome"]]
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
@@ -102,14 +100,14 @@ def read_answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
 
 
 def read_replies(items: Sequence[TaskItem], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[int, Reply], list[Reject]]:
-    """As read_answers, for a task; a reject gets the id of its item back."""
-    told = {row["place"]: json.loads(row["outcome"]) for row in rows if row["outcome"]}
-    replies = {place: reply if isinstance(reply, str) else tuple(reply) for place, reply in told.items()}
+    """Return replies and rejects like read_answers, for a task; a reject gets the id of its item."""
+    outcomes = {row["place"]: json.loads(row["outcome"]) for row in rows if row["outcome"]}
+    replies = {place: reply if isinstance(reply, str) else tuple(reply) for place, reply in outcomes.items()}
     rejects = [Reject(**json.loads(row["reject"])) for row in rows if row["reject"]]
     return replies, [replace(reject, row=items[int(reject.row)].id) for reject in rejects]
 
 
 def refuse_faults(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError for a mistake that an actor met."""
+    """Raise UserError if an actor met a user error."""
     if faults := sorted({row["fault"] for row in rows if row["fault"]}):
         raise UserError(faults[0])

@@ -1,4 +1,4 @@
-"""Items of an evaluation that a reader of its report can look at: right, wrong and flipped ones of each axis."""
+"""Example items for the report of an evaluation: right, wrong and reversed ones of each axis."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ from pft_core.data import SIDES, PreferenceSpace
 from pft_core.evaluation import Outcome
 from pipelines.reporting import Example
 
-KINDS = ("right under both poles", "wrong under a pole", "flipped: each pole got the other's answer")
+KINDS = ("right under both poles", "wrong under at least one pole", "reversed: each pole got the other's answer")
 
 
 def examples(outcomes: Sequence[Outcome], space: PreferenceSpace) -> list[Example]:
-    """Return the first item of each kind and axis that asks for one option."""
-    found: dict[tuple[str, str], Outcome] = {}
-    for outcome in sorted(outcomes, key=lambda each: each.item_id):
+    """Return the first item of each kind and axis, among those that ask for one option."""
+    first: dict[tuple[str, str], Outcome] = {}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.item_id):
         if outcome.form == "one" and outcome.scenario_text:
-            found.setdefault((outcome.axis, kind_of(outcome)), outcome)
+            first.setdefault((outcome.axis, kind_of(outcome)), outcome)
     axes = [axis.name for axis in space.axes]
     return [
-        as_example(found[at], at[1], space)
-        for at in sorted(found, key=lambda at: (axes.index(at[0]), KINDS.index(at[1])))
+        as_example(first[at], at[1], space)
+        for at in sorted(first, key=lambda at: (axes.index(at[0]), KINDS.index(at[1])))
     ]
 
 
@@ -35,16 +35,16 @@ def as_example(outcome: Outcome, kind: str, space: PreferenceSpace) -> Example:
         "axis": outcome.axis,
         "scenario": outcome.scenario_text,
         "options": [
-            {"text": text, "pole": poles[side], "probabilities": likely(outcome, place, poles)}
+            {"text": text, "pole": poles[side], "probabilities": probabilities(outcome, place, poles)}
             for place, (text, side) in enumerate(zip(outcome.options, outcome.sides, strict=True))
         ],
         "chosen": {
-            pole: "unreadable" if choice is None else "; ".join(outcome.options[i] for i in sorted(choice))
+            pole: "unparsed" if choice is None else "; ".join(outcome.options[i] for i in sorted(choice))
             for pole, choice in zip(poles, outcome.chosen, strict=True)
         },
     }
 
 
-def likely(outcome: Outcome, place: int, poles: Sequence[str]) -> dict[str, float]:
-    """How likely an option was under each pole; empty where that was not scored."""
+def probabilities(outcome: Outcome, place: int, poles: Sequence[str]) -> dict[str, float]:
+    """Return the probability of an option under each pole; empty if it was not scored."""
     return {pole: shares[place] for pole, shares in zip(poles, outcome.probabilities, strict=False)}

@@ -1,4 +1,4 @@
-"""What runs on every evaluation worker: load the policy once, then ask it groups of items."""
+"""The evaluation worker: it loads a policy once, then asks it groups of items."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,22 +25,22 @@ from pipelines.jobs import UNUSED
 
 Item = tuple[PairedExample, Form]
 
-# A row is of an item of a job, and holds one of three: an outcome, a reject, or the message of a user's mistake. Places
-# number the items of all jobs: the driver sorts by them, as groups come back in any order, and knows that none is lost.
+# A row is for one item of a job and holds an outcome, a reject, or the message of a user error. `place` numbers the
+# items of all jobs: groups come back in any order, so the driver sorts by it and checks that no item is lost.
 NUMBERS = [("place", pa.int64()), ("job", pa.int64())]
-ANSWERED_SCHEMA = pa.schema([*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
+ANSWERS_SCHEMA = pa.schema([*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
 
 
 def items_table(items: Sequence[Item], first: int = 0, job: int = 0) -> pa.Table:
-    """What a worker needs of items; first: the place of the first one, job: which of the actor's jobs they are for."""
+    """Make the table that a worker reads. first: the number of the first item. job: the index of the actor's job."""
     rows = [{**record.to_row(), "form": form, "place": first + i, "job": job} for i, (record, form) in enumerate(items)]
     return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), *NUMBERS]))
 
 
 class PolicyActor:
-    """A Ray Data actor that asks a group of items a call; it keeps the policy of the last group.
+    """A Ray Data actor that asks one group of items per call and keeps the policy of the last group.
 
-    A user's mistake comes back as a row: raised here, Ray would wrap it in an actor's death and a page of traces.
+    A user error is returned as a row, because Ray would wrap a raised one in an actor death and a long traceback.
     """
 
     def __init__(self, *jobs: AnsweringJob):
@@ -53,31 +53,31 @@ class PolicyActor:
         items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in rows]
         try:
             with memory_errors(self._jobs[job]):
-                answered = [answered_row(outcome) for outcome in ask(items, *self.policy_and_base(job))]
+                answers = [answer_row(outcome) for outcome in ask(items, *self.policy_and_base(job))]
         except UserError as error:
-            answered = [{"fault": str(error)}]
-        return answered_table(answered, first, job)
+            answers = [{"fault": str(error)}]
+        return answers_table(answers, first, job)
 
     def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
-        """Load what a job asks, unless it is what was asked last. Raises UserError."""
+        """Load the policy of a job, unless it is the last one loaded. Raises UserError."""
         with absent(*UNUSED):
             from pipelines.evaluate.policy import answerers
 
         if self._loaded is None or self._loaded[0] != job:
-            self._loaded = None  # room for the next
+            self._loaded = None  # frees memory for the next policy
             self._loaded = (job, answerers(self._jobs[job]))
         return self._loaded[1]
 
 
 def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
-    """What a worker needs of a task's items; first: the place of the first one. The driver scores."""
+    """Make the table of a task's items; the driver scores the replies. first: the number of the first item."""
     rows = [{"place": first + i, "prompt": item.prompt, "answers": list(item.answers)} for i, item in enumerate(items)]
     schema = pa.schema([("place", pa.int64()), ("prompt", pa.string()), ("answers", pa.list_(pa.string()))])
     return pa.Table.from_pylist(rows, schema=schema)
 
 
 class TaskActor:
-    """As PolicyActor, for the items of a task: an outcome is the reply to one."""
+    """Like PolicyActor, for the items of a task; an outcome is the reply to one item."""
 
     def __init__(self, job: AnsweringJob):
         self._job = job
@@ -89,10 +89,10 @@ class TaskActor:
             with memory_errors(self._job):
                 model, tokenizer = self._policy
                 replies = answer_items(items, model=model, tokenizer=tokenizer, settings=self._job.settings)
-            answered = [reply_row(reply) for reply in replies]
+            answers = [reply_row(reply) for reply in replies]
         except UserError as error:
-            answered = [{"fault": str(error)}]
-        return answered_table(answered, rows[0]["place"])
+            answers = [{"fault": str(error)}]
+        return answers_table(answers, rows[0]["place"])
 
     @cached_property
     def _policy(self) -> tuple[Any, Any]:
@@ -104,7 +104,7 @@ class TaskActor:
 
 @contextmanager
 def memory_errors(job: AnsweringJob) -> Iterator[None]:
-    """Raise UserError where a model, or a batch of what it is asked, finds no memory."""
+    """Raise UserError if a model or a batch does not fit in memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -118,7 +118,7 @@ def memory_errors(job: AnsweringJob) -> Iterator[None]:
         ) from None
 
 
-def answered_row(outcome: Outcome | Reject) -> dict[str, str]:
+def answer_row(outcome: Outcome | Reject) -> dict[str, str]:
     return {"outcome": outcome.to_json()} if isinstance(outcome, Outcome) else {"reject": json.dumps(asdict(outcome))}
 
 
@@ -126,7 +126,7 @@ def reply_row(reply: Reply | Reject) -> dict[str, str]:
     return {"reject": json.dumps(asdict(reply))} if isinstance(reply, Reject) else {"outcome": json.dumps(reply)}
 
 
-def answered_table(rows: Sequence[dict[str, str]], first: int, job: int = 0) -> pa.Table:
-    """Number the answers to items of which `first` is the place of the first one."""
-    numbered = [{"place": first + i, "job": job, **row} for i, row in enumerate(rows)]
-    return pa.Table.from_pylist(numbered, schema=ANSWERED_SCHEMA)
+def answers_table(rows: Sequence[dict[str, str]], first: int, job: int = 0) -> pa.Table:
+    """Number the answers to consecutive items, starting at `first`."""
+    numbered_rows = [{"place": first + i, "job": job, **row} for i, row in enumerate(rows)]
+    return pa.Table.from_pylist(numbered_rows, schema=ANSWERS_SCHEMA)

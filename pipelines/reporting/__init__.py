@@ -1,4 +1,4 @@
-"""Reports that a person reads: one HTML file and the JSON behind it."""
+"""Reports for people: one HTML file and the JSON behind it."""
 
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from pipelines.reporting.drawing import (
         DPI,
         INK,
-        beside,
-        blank,
+        annotate,
+        blank_figure,
         chart_style,
         fit,
         fit_ends,

@@ -1,4 +1,4 @@
-"""What all charts share: a canvas measured in CSS pixels, their style, and room for every label."""
+"""Shared parts of all charts: a canvas measured in CSS pixels, a style, and room for every label."""
 
 import unicodedata
 import warnings
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation, Text
 
-DPI = 72  # at which a point is a pixel
+DPI = 72  # at which one point is one pixel
 INK = {"text": "#15181d", "soft": "#59616e", "grid": "#e9ecf0"}
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -23,7 +23,7 @@ STYLE: Any = {
     "axes.ymargin": 0,
     "figure.dpi": DPI,
     "figure.frameon": False,
-    "font.family": "DejaVu Sans",  # wider than what pages are read in, so that what fits here fits there
+    "font.family": "DejaVu Sans",  # wider than the fonts of browsers, so text that fits here fits there
     "font.size": 12,
     "lines.scale_dashes": False,
     "lines.solid_capstyle": "round",
@@ -38,26 +38,26 @@ STYLE: Any = {
     "ytick.labelsize": 11,
     "ytick.left": False,
 }
-HINT = "hint: "  # begins the id of what says something when it is pointed at
+HINT = "hint: "  # prefix of the id of a mark that has a tooltip
 LABEL_DISTANCE = 15.0
 LABEL_LENGTH = 13  # characters that fit beside a bar
-WIDER = 0.45  # of the font's size: what an East Asian letter has beyond the box that stands for it where it is measured
+EXTRA_WIDTH = 0.45  # of the font's size: how much wider an East Asian letter is than the box measured for it
 
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Draw in the style of the charts, whatever the user's own matplotlib settings are."""
+    """Draw in the style of the charts, regardless of the user's matplotlib settings."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font may have it
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font may have the glyph
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
 
 
-def blank(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Return a figure of this size in pixels, and axes without a frame that fill it."""
+def blank_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """Return a figure of this size in pixels, filled by axes without a frame."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI))
@@ -65,17 +65,17 @@ def blank(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def hint(artist: "Artist", text: str) -> None:
-    """Let a mark say something when it is pointed at."""
+    """Give a mark a tooltip."""
     artist.set_gid(HINT + printable(text))
 
 
 def printable(text: str) -> str:
-    """Write a text in one line of letters that XML can hold."""
+    """Return a text on one line, without characters that XML cannot hold."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def short(text: str, length: int = LABEL_LENGTH) -> str:
-    """Cut a label to some letters; those of double width count twice."""
+    """Cut a label to `length` letters; letters of double width count twice."""
     text = printable(text)
     if len(text) + wide_letters(text) <= length:
         return text
@@ -85,13 +85,15 @@ def short(text: str, length: int = LABEL_LENGTH) -> str:
 
 
 def short_apart(texts: Sequence[str], length: int = LABEL_LENGTH) -> list[str]:
-    """Cut the labels of one chart; those that would look the same keep their ends as well."""
-    cut = [short(text, length) for text in texts]
-    return [_ends(text, length) if cut.count(label) > 1 else label for text, label in zip(texts, cut, strict=True)]
+    """Cut the labels of one chart; labels that would look the same keep their ends too."""
+    labels = [short(text, length) for text in texts]
+    return [
+        _ends(text, length) if labels.count(label) > 1 else label for text, label in zip(texts, labels, strict=True)
+    ]
 
 
 def _ends(text: str, length: int) -> str:
-    """Cut a label in its middle."""
+    """Cut a label in the middle."""
     text, half = printable(text), (length + 1) // 2
     if len(text) + wide_letters(text) <= length:
         return text
@@ -103,35 +105,38 @@ def wide_letters(text: str) -> int:
 
 
 def width_of(text: "Text") -> float:
-    """Return the width of a text in pixels, without the line that may lead from it."""
+    """Return the width of a text in pixels, without its leader line."""
     from matplotlib.text import Text
 
     return Text.get_window_extent(text).width + _unmeasured(text)
 
 
 def _unmeasured(text: "Text") -> float:
-    return WIDER * float(text.get_fontsize()) * wide_letters(text.get_text())
+    return EXTRA_WIDTH * float(text.get_fontsize()) * wide_letters(text.get_text())
 
 
 def cut_to(text: "Text", width: float) -> None:
-    """Shorten a text until it is no wider than so many pixels."""
+    """Shorten a text until it is at most `width` pixels wide."""
     text.set_text(short(text.get_text(), 80))
     while width_of(text) > width and len(text.get_text()) > 1:
         text.set_text(short(text.get_text().rstrip("\u2026"), len(text.get_text()) - 1))
 
 
 def fit(axes: "Axes", *, pad: float = 2.0, above: float = 0.0) -> None:
-    """Give the axes what their labels leave of the figure; above: pixels that stay free over them."""
+    """Fit the axes and their labels into the figure. above: pixels kept free over them."""
     inner = axes.get_window_extent()
     outer = axes.get_tightbbox() or inner
     width, height = axes.figure.bbox.size
-    left, right = inner.x0 - outer.x0 + pad + _more(axes, "right"), outer.x1 - inner.x1 + pad + _more(axes, "left")
+    left, right = (
+        inner.x0 - outer.x0 + pad + _missing_width(axes, "right"),
+        outer.x1 - inner.x1 + pad + _missing_width(axes, "left"),
+    )
     bottom, top = inner.y0 - outer.y0 + pad, outer.y1 - inner.y1 + max(pad, above)
     axes.set_position((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 
-def _more(axes: "Axes", alignment: str) -> float:
-    """Return the most that the texts of an alignment lack where they are measured, in pixels."""
+def _missing_width(axes: "Axes", alignment: str) -> float:
+    """Return the largest unmeasured width, in pixels, among the texts with this alignment."""
     from matplotlib.text import Text
 
     texts = [
@@ -141,14 +146,14 @@ def _more(axes: "Axes", alignment: str) -> float:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers from at most `low` to at least `high`."""
+    """Return about five round numbers that span `low` to `high`."""
     from matplotlib.ticker import MaxNLocator
 
-    found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + 0.1)
-    return [round(float(tick), 12) for tick in found]
+    values = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + 0.1)
+    return [round(float(tick), 12) for tick in values]
 
 
-def beside(
+def annotate(
     axes: "Axes",
     text: str,
     place: tuple[float, float],
@@ -157,7 +162,7 @@ def beside(
     by_value: bool = False,
     **style: Any,
 ) -> "Annotation":
-    """Write a text some pixels from a place, which is a share of the axes; by_value: with its y as a value."""
+    """Write a text at an offset in pixels from a place in axes fractions; by_value: y is a data value."""
     coords = axes.get_yaxis_transform() if by_value else "axes fraction"
     return axes.annotate(
         "\n".join(map(printable, text.split("\n"))),
@@ -171,28 +176,28 @@ def beside(
 
 
 def fit_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
-    """Fit the axes and name lines at their right ends, apart so that they can be read; ends: y, name and colour."""
+    """Fit the axes and label lines at their right ends without overlap. ends: y, name and color."""
     texts = [
-        beside(
-            axes, printable(name), (1.0, y), (8.0, 0.0), by_value=True, color=colour, weight=700, va="center_baseline"
+        annotate(
+            axes, printable(name), (1.0, y), (8.0, 0.0), by_value=True, color=color, weight=700, va="center_baseline"
         )
-        for y, name, colour in ends
+        for y, name, color in ends
     ]
     fit(axes, above=10.0)
     ys = [float(axes.transData.transform((0.0, y))[1]) for y, *_ in ends]
     low, high = axes.get_window_extent().intervaly
-    for text, y, moved in zip(texts, ys, labels_apart(ys, low=low, high=high), strict=True):
-        text.set_position((8.0, moved - y))
+    for text, y, new_y in zip(texts, ys, labels_apart(ys, low=low, high=high), strict=True):
+        text.set_position((8.0, new_y - y))
 
 
 def labels_apart(places: Sequence[float], *, low: float, high: float, distance: float = LABEL_DISTANCE) -> list[float]:
-    """Move labels apart, up first and back down from `high`, no lower than `low` where they fit. Order is kept."""
+    """Move labels apart, keeping their order: up first, then back down from `high`, and not below `low` if they fit."""
     order = sorted(range(len(places)), key=lambda i: places[i])
-    placed = [max(place, low) for place in places]
+    positions = [max(place, low) for place in places]
     for below, i in pairwise(order):
-        placed[i] = max(placed[i], placed[below] + distance)
+        positions[i] = max(positions[i], positions[below] + distance)
     limit = high
     for i in reversed(order):
-        placed[i] = min(placed[i], limit)
-        limit = placed[i] - distance
-    return placed
+        positions[i] = min(positions[i], limit)
+        limit = positions[i] - distance
+    return positions

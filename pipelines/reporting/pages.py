@@ -1,4 +1,4 @@
-"""Pages of a report: templates in, escaped text out."""
+"""HTML pages from templates, with every text escaped."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_template(name: str, values: Mapping[str, Any], *, filters: Mapping[str, Any]) -> str:
-    """Fill a template: every text escaped, a value that is missing an error."""
+    """Fill a template; every text is escaped, and a missing value raises an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

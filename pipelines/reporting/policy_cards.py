@@ -1,4 +1,4 @@
-"""Each policy of a report in brief, and what is said of it; every sentence is computed from the rows."""
+"""Summary cards and sentences about each policy of a report, all computed from its rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from pft_core.evaluation import METRICS, TASKS, EvaluationRow, metrics_where
 from pipelines.reporting.number_formats import number
 from pipelines.reporting.report_schema import ItemCounts
 
-NUM_COLOURS = 5  # of policies, a grey and four others
+NUM_COLORS = 5  # for policies: a gray and four others
 
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """A policy in brief: its rows of the headline metric, and the colour (an index) that it has everywhere."""
+    """A policy in brief: its rows of the headline metric, its both-right rows, and its color index on the page."""
 
     policy: str
-    colour: int
+    color: int
     rows: list[EvaluationRow]
     both_right: list[EvaluationRow]
 
     @property
     def worst(self) -> EvaluationRow:
-        """The pole that it serves least: the number that a policy for both sides is judged by."""
+        """The row of its weakest pole, by which a policy for both sides is judged."""
         return min(self.rows, key=lambda row: row["value"])
 
     @property
@@ -34,16 +34,14 @@ class PolicyCard:
 
     @property
     def above_position(self) -> list[EvaluationRow]:
-        """Rows whose whole interval lies above what position alone would reach."""
+        """Rows whose whole interval lies above the position baseline."""
         return [
-            row
-            for row in self.rows
-            if (by_position := row["position_baseline"]) is not None and row["low"] > by_position
+            row for row in self.rows if (baseline := row["position_baseline"]) is not None and row["low"] > baseline
         ]
 
 
 def leading_metrics() -> list[str]:
-    """The shares of right answers of each pole; the first that a report has is its headline."""
+    """List the metrics that count right answers per pole; the first one in a report is its headline."""
     return metrics_where(is_right=True, has_poles=True)
 
 
@@ -54,82 +52,89 @@ def headline_metric(rows: Sequence[EvaluationRow]) -> str:
 
 
 def policy_cards(rows: Sequence[EvaluationRow], headline: str) -> list[PolicyCard]:
-    """One card per policy, in the order of the rows."""
-    of_policy: dict[str, list[EvaluationRow]] = {}
+    """Make one card per policy, in the order of the rows."""
+    rows_by_policy: dict[str, list[EvaluationRow]] = {}
     for row in rows:
-        of_policy.setdefault(row["policy"], []).append(row)
-    colours = policy_colours(of_policy)
+        rows_by_policy.setdefault(row["policy"], []).append(row)
+    colors = policy_colors(rows_by_policy)
     return [
         PolicyCard(
             policy,
-            colours[policy],
-            [row for row in own if row["metric"] == headline and row["pole"] is not None],
-            [row for row in own if row["metric"] == "both_right"],
+            colors[policy],
+            [row for row in policy_rows if row["metric"] == headline and row["pole"] is not None],
+            [row for row in policy_rows if row["metric"] == "both_right"],
         )
-        for policy, own in of_policy.items()
+        for policy, policy_rows in rows_by_policy.items()
     ]
 
 
-def policy_colours(of_policy: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, int]:
-    """Index 0, a grey, is for what was not trained beside others; the last policy, which a report is about, has 1."""
-    trained = [p for p, rows in of_policy.items() if any(r["trained_pole"] is not None for r in rows)]
-    coloured = trained or list(of_policy)
-    colours = dict.fromkeys(of_policy, 0)
-    return colours | {policy: 1 + i % (NUM_COLOURS - 1) for i, policy in enumerate(reversed(coloured))}
+def policy_colors(rows_by_policy: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, int]:
+    """Return each policy's color index: 0 (gray) if untrained beside trained ones, 1 for the last, the main subject."""
+    trained = [p for p, rows in rows_by_policy.items() if any(r["trained_pole"] is not None for r in rows)]
+    colored = trained or list(rows_by_policy)
+    colors = dict.fromkeys(rows_by_policy, 0)
+    return colors | {policy: 1 + i % (NUM_COLORS - 1) for i, policy in enumerate(reversed(colored))}
 
 
 def summary(cards: Sequence[PolicyCard], headline: str) -> list[str]:
-    """Say in plain words what each policy does on the poles that it was trained on, and on the others."""
+    """Say how each policy scores on the poles it was trained on, and on the others."""
     return [" ".join(_sentences(card, METRICS[headline].label)) for card in cards]
 
 
 def _sentences(card: PolicyCard, name: str) -> list[str]:
     if card.trained:
-        said = [f"{card.policy} reaches {name} {span(card.trained)} on the {count(card.trained)} it was trained on"]
-        said[0] += f", and {span(card.untrained)} on the other {count(card.untrained)}." if card.untrained else "."
+        scores = f"{span(card.trained)} on the {count(card.trained)} it was trained on"
+        scores += f" and {span(card.untrained)} on the other {count(card.untrained)}" if card.untrained else ""
     else:
-        said = [f"{card.policy} reaches {name} {span(card.rows)} on {count(card.rows)}."]
+        scores = f"{span(card.rows)} on {count(card.rows)}"
+    sentences = [f"{card.policy}: {name} is {scores}."]
     if card.both_right:
-        said.append(f"The same scenario is right on both sides in {span(card.both_right, percent=True)} of the cases.")
-    above = len(card.above_position)
-    said.append(f"{above} of {count(card.rows)} lie{'s' * (above == 1)} clearly above what position alone reaches.")
-    return said
+        sentences.append(
+            f"Both poles of the same scenario are right in {span(card.both_right, percent=True)} of cases."
+        )
+    above = f"{len(card.above_position)} of {count(card.rows)}"
+    sentences.append(f"The whole interval is above the position baseline on {above}.")
+    return sentences
 
 
-def of_tasks(rows: Sequence[EvaluationRow]) -> list[str]:
-    """Say what each policy does on tasks that are not prepared records."""
-    return [_of_task(row) for row in rows if row["metric"] in TASKS]
+def task_sentences(rows: Sequence[EvaluationRow]) -> list[str]:
+    """Say how each policy scores on tasks other than prepared records."""
+    return [_task_sentence(row) for row in rows if row["metric"] in TASKS]
 
 
-def _of_task(row: EvaluationRow) -> str:
+def _task_sentence(row: EvaluationRow) -> str:
     place = " / ".join(name for name in (row["axis"], row["pole"]) if name)
-    where = f"{TASKS[row['metric']].label}{f' on {place}' if place else ''}"
-    found = f"{row['policy']} reaches {number(row['value'])} ({number(row['low'])} to {number(row['high'])}) on {where}"
-    by_position = row["position_baseline"]
-    beside = "" if by_position is None else f"; position alone reaches {number(by_position)}"
-    return f"{found}, {row['n']} items{beside}."
+    name = f"{TASKS[row['metric']].label}{f' on {place}' if place else ''}"
+    score = f"{row['policy']}: {name} is {number(row['value'])} ({number(row['low'])} to {number(row['high'])})"
+    baseline = row["position_baseline"]
+    position = "" if baseline is None else f"; the position baseline is {number(baseline)}"
+    return f"{score} on {row['n']} items{position}."
 
 
 def warnings(rows: Sequence[EvaluationRow], items: ItemCounts | None) -> list[str]:
-    """What a reader must know before believing a number."""
-    found = []
+    """List what a reader must know before trusting a number."""
+    messages = []
     for policy in dict.fromkeys(row["policy"] for row in rows):
-        own = [row for row in rows if row["policy"] == policy]
-        below = [row for row in own if row["metric"] in leading_metrics() and _is_below_position(row)]
+        policy_rows = [row for row in rows if row["policy"] == policy]
+        below = [row for row in policy_rows if row["metric"] in leading_metrics() and _is_below_position(row)]
         if below:
             places = ", ".join(
                 f"{r['axis']} / {r['pole']} {METRICS[r['metric']].label} {number(r['value'])} "
                 f"(position {number(r['position_baseline'])})"
                 for r in below
             )
-            found.append(f"{policy} is below the position baseline: {places}.")
-        unparsed = max(row["unparsed"] for row in own)
+            messages.append(f"{policy} is below the position baseline: {places}.")
+        unparsed = max(row["unparsed"] for row in policy_rows)
         if unparsed > 0:
-            found.append(f"{policy} gave answers that could not be read: up to {unparsed:.1%} of a row's answers.")
+            messages.append(
+                f"{policy} gave answers that could not be parsed: up to {unparsed:.1%} of the answers in a row."
+            )
     if items and items["rejected"]:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in items["rejected_by_reason"].items())
-        found.append(f"{items['rejected']} of {items['in']} items were rejected and are in no number ({reasons}).")
-    return found
+        messages.append(
+            f"{items['rejected']} of {items['in']} items were rejected and are not counted in any number ({reasons})."
+        )
+    return messages
 
 
 def _is_below_position(row: EvaluationRow) -> bool:
@@ -137,7 +142,7 @@ def _is_below_position(row: EvaluationRow) -> bool:
 
 
 def span(rows: Iterable[EvaluationRow], *, percent: bool = False) -> str:
-    """Return the range of some rows' values, as one number where its ends look the same."""
+    """Return the range of some rows' values, as one number if its ends look the same."""
     values = [row["value"] for row in rows]
     low, high = (f"{v:.0%}" if percent else number(v) for v in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"

@@ -1,4 +1,4 @@
-"""What the report of a run holds: the keys are those of report.json."""
+"""Schema of the report of a run; the keys are those of report.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
@@ -11,7 +11,7 @@ ItemCounts = TypedDict("ItemCounts", {"in": int, "out": int, "rejected": int, "r
 
 
 class ExampleOption(TypedDict):
-    """An answer that was shown, the pole that it is of, and how likely it was under each pole, where that is known."""
+    """An option as shown, its pole, and its probability under each pole, if known."""
 
     text: str
     pole: str
@@ -19,7 +19,7 @@ class ExampleOption(TypedDict):
 
 
 class Example(TypedDict):
-    """An item, how it went (kind), and the text that was chosen under each pole."""
+    """An item, how it was answered (kind), and the text chosen under each pole."""
 
     kind: str
     axis: str
@@ -29,10 +29,10 @@ class Example(TypedDict):
 
 
 class Difference(TypedDict):
-    """A metric or task of two policies on the same items; axis, pole: None where it is over all.
+    """A metric or task of two policies on the same items; axis and pole are None for a row over all.
 
-    difference: a minus b; low, high: its 95 % interval. test: mcnemar (on items) or paired_t (over scenarios); p_holm:
-    after Holm's correction over the metric's tests. None where there is none.
+    difference: a minus b; low, high: its 95% interval. test: mcnemar (on items) or paired_t (over scenarios).
+    p_holm: p after Holm's correction over the metric's tests. A value that does not exist is None.
     """
 
     metric: str
@@ -50,10 +50,11 @@ class Difference(TypedDict):
 
 
 class RunReport(TypedDict):
-    """timings: seconds. training: by policy, what was logged at each step. items: how many were asked and answered.
+    """The report of a training run or an evaluation.
 
-    notes, cautions: sentences below the title, and those that stand under "Read this first".
-    compared: the two policies of differences, the first one's name first.
+    timings: seconds. training: by policy, the metrics logged at each step. items: counts of items asked and answered.
+    notes: sentences below the title; cautions: sentences under "Read this first".
+    compared: the names of the two policies of `differences`, in order.
     """
 
     title: NotRequired[str]

@@ -1,4 +1,4 @@
-"""The files of a run: its report as JSON and as one self-contained page."""
+"""The report files of a run: JSON and one self-contained page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipelines.tracking import mask_credentials
 
 
 def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
-    """Write report.json and report.html into a folder, credentials of the config masked; return their paths."""
+    """Write report.json and report.html into a folder, with credentials masked; return their paths."""
     report = {**report, "config": without_credentials(report["config"])}
     folder.mkdir(parents=True, exist_ok=True)
     report_json, report_html = (folder / name for name in REPORT_NAMES)
@@ -23,13 +23,13 @@ def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
 
 
 def render(report: RunReport) -> str:
-    """Return the page: no scripts, nothing from elsewhere, every text escaped."""
+    """Return the page, which has no scripts, loads nothing, and escapes every text."""
     filters = {"number": number, "seconds": seconds, "p_value": p_value}
     return render_template("report.html.j2", page_of(report), filters=filters)
 
 
 def without_credentials(content: Any) -> Any:
-    """Copy JSON-like content with the credentials of its URIs masked."""
+    """Copy JSON-like content and mask the credentials in its URIs."""
     if isinstance(content, Mapping):
         return {key: without_credentials(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""A figure as SVG: text stays text, in the page's font, and no element refers to another by an id."""
+"""Figures as SVG: text stays text in the page's font, and no element refers to another by id."""
 
 import io
 import re
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-BORDER = 12  # pixels around a drawing that is a file
+BORDER = 12  # pixels around a drawing in a file
 NAMESPACE = "http://www.w3.org/2000/svg"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def inline_svg(figure: "Figure", label: str, colours: Mapping[str, str]) -> Markup:
-    """Return a figure for a page, which holds the colours as CSS variables and has its own in the dark.
+def inline_svg(figure: "Figure", label: str, colors: Mapping[str, str]) -> Markup:
+    """Return a figure for a page, its colors replaced by the page's CSS variables, which differ in dark mode.
 
-    label: what the drawing shows, for who does not see it. colours: the page's, by the name of their variable.
+    label: what the drawing shows, for screen readers. colors: the page's colors by the name of their variable.
     """
-    root = _drawn(figure, label)
-    variables = {value: f"var(--{name})" for name, value in colours.items()}
+    root = _svg_root(figure, label)
+    variables = {value: f"var(--{name})" for name, value in colors.items()}
     for element in root.iter():
         if "style" in element.attrib:
-            style = re.sub("#[0-9a-f]{6}", lambda found: variables.get(found[0], found[0]), element.attrib["style"])
+            style = re.sub("#[0-9a-f]{6}", lambda match: variables.get(match[0], match[0]), element.attrib["style"])
             element.set("style", style)
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
 def svg_file(figure: "Figure", label: str, background: str) -> str:
-    """Return a figure as a file of its own, on a background."""
-    root = _drawn(figure, label)
+    """Return a figure as the text of a standalone file, on a background."""
+    root = _svg_root(figure, label)
     width, height = (f"{size + 2 * BORDER:g}" for size in figure.bbox.size)
     box = {"x": f"-{BORDER}", "y": f"-{BORDER}", "width": width, "height": height}
     root.insert(0, Element("rect", box, fill=background))
@@ -45,7 +45,7 @@ def svg_file(figure: "Figure", label: str, background: str) -> str:
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _drawn(figure: "Figure", label: str) -> Element:
+def _svg_root(figure: "Figure", label: str) -> Element:
     text = io.BytesIO()
     with chart_style():
         figure.savefig(text, format="svg", dpi=DPI, metadata=NO_METADATA)
@@ -61,7 +61,7 @@ def _drawn(figure: "Figure", label: str) -> Element:
 
 
 def _clean(parent: Element, shapes: Mapping[str, Element]) -> None:
-    """Say each hint as a title, draw each shape where it is used, and drop definitions, ids and clips."""
+    """Turn hints into titles, inline each shape where it is used, and drop definitions, ids and clips."""
     for child in list(parent):
         if child.tag in ("defs", "metadata"):
             parent.remove(child)
@@ -80,7 +80,7 @@ def _clean(parent: Element, shapes: Mapping[str, Element]) -> None:
 
 
 def _place(use: Element, shapes: Mapping[str, Element]) -> None:
-    """Turn a use of a shape into the shape."""
+    """Replace a use of a shape by the shape itself."""
     shape = next(shapes[value[1:]] for name, value in use.attrib.items() if name.endswith("href"))
     x, y, style = (use.attrib.get(key, "") for key in ("x", "y", "style"))
     use.tag = "path"
@@ -88,10 +88,10 @@ def _place(use: Element, shapes: Mapping[str, Element]) -> None:
 
 
 def _round(element: Element) -> None:
-    """Write places to a hundredth of a pixel, and text in the font of what is around it."""
+    """Round coordinates to a hundredth of a pixel, and let text inherit its font."""
     for key in {"d", "x", "y", "transform"} & set(element.attrib):
         value = " ".join(element.attrib[key].split())
-        element.set(key, re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", value))
+        element.set(key, re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", value))
     if "style" in element.attrib:
         element.set("style", re.sub(r"font-family: [^;]*(; )?", "", element.attrib["style"]))
     element.text = element.text if element.tag in ("text", "title") else None

@@ -1,4 +1,4 @@
-"""The search over alpha and beta."""
+"""The search for the ratio of alpha and beta."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a search has found: trials with their figures, the cells they answer, the front, and which ratio to take."""
+"""Conclusions of a search: trials with figures, the cells they stand for, the front, and the ratio to pick."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipelines.tune.search_schema import (
 )
 from pipelines.tune.trial import Trial
 
-NOTHING_FOUND: UnmeasuredFigures = {
+NO_FIGURES: UnmeasuredFigures = {
     "pole_first": None,
     "pole_second": None,
     "worse_pole": None,
@@ -44,7 +44,7 @@ NOTHING_FOUND: UnmeasuredFigures = {
 
 
 def trial_rows(trials: Sequence[Trial], errors: Mapping[str, str]) -> list[TrialRow]:
-    """One row a trial, in their order; errors: by the point's JSON. Its figures are None where it did not finish."""
+    """Make one row per trial, in order; figures of unfinished trials are None. errors: by the point's JSON."""
     places = {trial.key: i for i, trial in enumerate(trials)}
     return [_trial_row(trial, errors.get(trial.point.to_json()), places) for trial in trials]
 
@@ -52,15 +52,15 @@ def trial_rows(trials: Sequence[Trial], errors: Mapping[str, str]) -> list[Trial
 def _trial_row(trial: Trial, error: str | None, places: Mapping[str, int]) -> TrialRow:
     path = trial.run_dir / JOB_NAME
     job = read_json(path, what="the state of a trial") if path.is_file() else {}
-    tried, run = _tried(trial.point), _run(trial, job.get("attempt"), places)
+    point, run = _point_keys(trial.point), _run(trial, job.get("attempt"), places)
     if job.get("status") == "finished":
-        return {**tried, "status": "finished", "error": None, **run, **_figures(trial, job["result"])}
+        return {**point, "status": "finished", "error": None, **run, **_figures(trial, job["result"])}
     if not error and not (job and trial.stops_early):
-        error = "it did not end"  # nothing else stops a trial that did not fail
-    return {**tried, "status": "failed" if error else "stopped", "error": error, **run, **NOTHING_FOUND}
+        error = "it did not finish"  # only early stopping ends a trial that did not fail
+    return {**point, "status": "failed" if error else "stopped", "error": error, **run, **NO_FIGURES}
 
 
-def _tried(point: SearchPoint) -> TriedPoint:
+def _point_keys(point: SearchPoint) -> TriedPoint:
     return {
         "alpha": point.alpha,
         "beta": point.beta,
@@ -107,16 +107,16 @@ def rung_losses(trial: Trial) -> list[float]:
 
 
 def cells_of(search: SearchSettings, rows: Sequence[TrialRow], *, is_grid: bool) -> list[GridCell]:
-    """Every cell of the grid with the trial that answers it; without a grid (optuna), a cell for each trial."""
+    """Return each cell of the grid with the trial that stands for it; without a grid (optuna), one cell per trial."""
     if not is_grid:
         return [cell(row, i, row["alpha"], row["beta"]) for i, row in enumerate(rows)]
-    found: list[GridCell] = []
+    cells: list[GridCell] = []
     for changes in combinations(search):
         answers = {_place(row): i for i, row in reversed(list(enumerate(rows))) if row["changes"] in (changes, {})}
         for alpha, beta in grid_cells(search):
             number = answers[share_of(alpha, beta) if alpha or beta else None]
-            found.append({**cell(rows[number], number, alpha, beta), "changes": changes})
-    return found
+            cells.append({**cell(rows[number], number, alpha, beta), "changes": changes})
+    return cells
 
 
 def _place(row: TrialRow) -> float | None:
@@ -146,24 +146,24 @@ def cell(row: TrialRow, number: int, alpha: float, beta: float) -> GridCell:
 
 
 def candidates(rows: Sequence[TrialRow]) -> dict[int, MeasuredTrial]:
-    """The trials that can be picked, by number: finished, and not the base."""
+    """Return the trials that can be picked, by number: finished ones, except the base."""
     return {i: row for i, row in enumerate(rows) if row["status"] == "finished" and row["source"] != "base"}
 
 
 def pick(rows: Sequence[TrialRow], metric: FigureName) -> PickedTrial | None:
-    """The trial that is best by the metric; ties by both-right, then by the worse pole, then the more balanced one."""
-    held = candidates(rows)
-    if not held:
+    """Pick the best trial by the metric; break ties by both right, then the worse pole, then balance."""
+    trials = candidates(rows)
+    if not trials:
         return None
-    number = max(held, key=lambda i: _rank(held[i], metric))
-    best = held[number]
+    number = max(trials, key=lambda i: _rank(trials[i], metric))
+    best = trials[number]
     return {
         "trial": number,
         "alpha": best["alpha"],
         "beta": best["beta"],
         "t": best["t"],
         "source": best["source"],
-        "why": f"best by {metric.replace('_', ' ')}, ties by both right",
+        "why": f"best {metric.replace('_', ' ')}, ties broken by both right",
     }
 
 
@@ -172,10 +172,10 @@ def _rank(row: MeasuredTrial, metric: FigureName) -> tuple[float, ...]:
 
 
 def trade_off(rows: Sequence[TrialRow]) -> TradeOff:
-    """The front of both poles' accuracy, the area it dominates above (0, 0), and its knee."""
-    held = candidates(rows)
-    numbers = list(held)
-    points = [(row["pole_first"], row["pole_second"]) for row in held.values()]
+    """Compute the front of both poles' accuracy, the area it dominates above (0, 0), and its knee."""
+    trials = candidates(rows)
+    numbers = list(trials)
+    points = [(row["pole_first"], row["pole_second"]) for row in trials.values()]
     bend = knee(points)
     return {
         "front": [numbers[i] for i in front(points)],
@@ -185,16 +185,16 @@ def trade_off(rows: Sequence[TrialRow]) -> TradeOff:
 
 
 def verification(trials: Sequence[Trial], rows: Sequence[TrialRow]) -> list[Verification]:
-    """Each soup whose ratio was trained too, held against that training on the same items."""
+    """Compare each soup whose ratio was also trained with that training, on the same items."""
     trained = {_place(row): i for i, row in enumerate(rows) if row["source"] == "trained" and row["steps"]}
-    found: list[Verification] = []
+    lines: list[Verification] = []
     for number, row in enumerate(rows):
         other = trained.get(_place(row))
         if row["source"] == "soup" and row["status"] == "finished" and other is not None:
             soup, real = (_finished_outcomes(trials[i]) for i in (number, other))
             metric = gaps(soup, real, form=trials[number].search.search.form)
-            found.append({"t": row["t"], "soup": number, "trained": other, "metric": metric})
-    return found
+            lines.append({"t": row["t"], "soup": number, "trained": other, "metric": metric})
+    return lines
 
 
 def _finished_outcomes(trial: Trial) -> list[Outcome]:

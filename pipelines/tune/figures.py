@@ -1,4 +1,4 @@
-"""The figures of a trial: how often each pole, and both at once, are answered right; means over axes."""
+"""Figures of a trial: how often each pole, and both poles at once, are answered right, as means over axes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ Figures = dict[str, float | None]
 
 
 def figures_of(outcomes: Sequence[Outcome], *, form: Form) -> Figures:
-    """Values by name; form: whose accuracy the poles' is. all_first and all_second: *All*, where it was asked."""
+    """Return values by name. form: the form whose accuracy the poles report; all_first, all_second: *All*, if asked."""
     tables = tables_of(outcomes, form=form)
     figures: Figures = {name: table.values()[0] for name, table in tables.items()}
     figures["worse_pole"] = min(value for name in POLES if (value := figures[name]) is not None)
@@ -22,16 +22,16 @@ def figures_of(outcomes: Sequence[Outcome], *, form: Form) -> Figures:
 
 
 def tables_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[FigureName, CountTable]:
-    """The counts behind each pole's accuracy and behind both-right."""
-    counted: dict[FigureName, CountTable | None] = {
+    """Return the counts behind each pole's accuracy and both right."""
+    tables: dict[FigureName, CountTable | None] = {
         name: count_table([outcomes], form, axis=None, side=side) for name, side in zip(POLES, SIDES, strict=True)
     }
-    counted["both_right"] = count_table([outcomes], "both_right", axis=None, side=None)
-    return {name: table for name, table in counted.items() if table}
+    tables["both_right"] = count_table([outcomes], "both_right", axis=None, side=None)
+    return {name: table for name, table in tables.items() if table}
 
 
 def intervals_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[FigureName, list[float]]:
-    """95 % bootstrap intervals, clustered by scenario; that of the worse pole is that of the pole which does worse."""
+    """Return 95% bootstrap intervals, clustered by scenario; the worse pole has the interval of the pole it is."""
     tables = tables_of(outcomes, form=form)
     intervals = {name: list(table.interval()) for name, table in tables.items()}
     worse = min(POLES, key=lambda name: tables[name].values()[0])
@@ -39,9 +39,9 @@ def intervals_of(outcomes: Sequence[Outcome], *, form: Form) -> dict[FigureName,
 
 
 def gaps(soup: Sequence[Outcome], trained: Sequence[Outcome], *, form: Form) -> dict[FigureName, SoupGap]:
-    """Soup, trained, and trained minus soup with its interval, on the items that both answered: each pole, both-right.
+    """Return soup, trained, and their gap with its interval, for each pole and both right, on items both answered.
 
-    A worse pole has no such line: which one it is may differ between the two.
+    The worse pole has no gap, because the soup and the training may differ in which pole it is.
     """
     of_item = {(o.item_id, o.form): o for o in trained}
     pairs = [(o, of_item[o.item_id, o.form]) for o in soup if (o.item_id, o.form) in of_item]

@@ -1,4 +1,4 @@
-"""`tune`: search the ratio of alpha and beta, report both poles, and leave the chosen ratio as recipe and model."""
+"""`tune`: search the ratio of alpha to beta, report both poles, and save the picked ratio as a recipe and a model."""
 
 import os
 import time
@@ -23,18 +23,18 @@ from pipelines.tune.trial import Trial
 
 
 def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Result:
-    """Search, or go on with an interrupted search, in `<storage>/tune/<name>-<mode>-<key>`.
+    """Run a search, or continue an interrupted one, in `<storage>/tune/<name>-<mode>-<key>`.
 
-    Result: run_dir, report_json, report_html, recipe (trains the picked ratio), model (`name@alias`, None where it
-    could not be registered), alpha, beta, failed (trials). Raises UserError for what cannot be searched, before
-    anything starts.
+    Result: run_dir, report_json, report_html, recipe (trains the picked ratio), model (`name@alias`, or None if it
+    could not be registered), alpha, beta, failed (trials). Raises UserError before anything starts if the config
+    cannot be searched.
     """
     refuse_missing_inputs(config, is_searched=True)
     refuse_unsearchable(config, mode)
     ensure_ray(dashboard=True)
     trials_at_once(config)
     whole = in_place(config)
-    refuse_unasked(whole)
+    refuse_missing_form(whole)
     refuse_too_few(whole)
     say_cautions(resolve(whole))
     job = whole.model_copy(update={"name": f"{config.name}-{mode}", "storage": str(Path(whole.storage) / "tune")})
@@ -43,33 +43,33 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
         with tracked(job, run_dir, key, inputs=opened(job.data, job.validation_data)) as tracker:
             shared = trial_config(whole, key)
             if fresh:
-                forget(shared, mode)
+                delete_trials(shared, mode)
             with workers_marked(Path(shared.storage), shared):
-                found = explore(shared, mode, run_dir)
-            return publish(config, found, mode, run_dir, tracker)
+                search_result = explore(shared, mode, run_dir)
+            return publish(config, search_result, mode, run_dir, tracker)
 
     try:
         return run_job(job, execute, fresh=fresh, kind=f"tune:{mode}:{digest(config.search.model_dump())}")
-    except TrialsFailed as error:  # not a finished search: the same command tries these trials again
+    except TrialsFailed as error:  # the search is not finished: the same command tries these trials again
         return error.result | {"status": "FAILED"}
 
 
-def forget(config: RunConfig, mode: Mode) -> None:
-    """Delete what earlier searches have found of this one's points; Optuna's are not known beforehand."""
+def delete_trials(config: RunConfig, mode: Mode) -> None:
+    """Delete the trials of this search's points, also those of earlier searches; Optuna's are not known in advance."""
     points = [] if mode == "optuna" else points_of(config, mode)
     if mode == "soup":
         points += verification_points(points, config.search.verify)
     for point in points:
         run_dir = Trial(config, point, mode == "asha").run_dir
-        with locked(run_dir):  # another search may be at it
+        with locked(run_dir):  # another search may be running it
             remove_run(run_dir)
 
 
 def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
-    """Say what cannot be searched. Raises UserError."""
+    """Raise UserError if the config cannot be searched."""
     if not config.train.entry.is_searchable:
         raise UserError(
-            f"train.objective={config.train.objective} is not decided by the ratio of alpha and beta: take one of "
+            f"train.objective={config.train.objective} does not depend on the ratio of alpha to beta: set it to one of "
             f"{', '.join(searchable())}"
         )
     for key, values in config.search.space.items():
@@ -80,37 +80,37 @@ def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
 
 
 def in_place(config: RunConfig) -> RunConfig:
-    """The config with the embedded data and whole paths; trials, which lie elsewhere, are tracked where it is."""
+    """Return the config with embedded data and absolute paths; trials are tracked in the store of the search."""
     if config.data == TOYWORLD and config.validation_data is None:
         config = config.model_copy(update={"validation_data": TOYWORLD})
     storage = Path(config.storage).resolve()
     tracking = config.tracking
-    if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # that one may hold a password: it stays there
+    if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # the variable may hold a password: do not copy it
         tracking = tracking.model_copy(update={"uri": tracking_uri(None, storage)})
     return with_embedded(config.model_copy(update={"storage": str(storage), "tracking": tracking}))
 
 
-def refuse_unasked(config: RunConfig) -> None:
-    """Raises UserError where no trial would report the figure that the search asks for."""
+def refuse_missing_form(config: RunConfig) -> None:
+    """Raise UserError if no trial could report the figure that the search asks for."""
     forms = DatasetManifest.load(Path(str(config.validation_data))).forms
-    for form in dict.fromkeys(("one", config.search.form)):  # both-right is of the first
+    for form in dict.fromkeys(("one", config.search.form)):  # both right needs the form "one"
         if form not in forms:
             raise UserError(
-                f"search.form={config.search.form}: no trial can report it, {config.validation_data} has only the "
-                f"forms {', '.join(forms)}: prepare it with --forms one,{config.search.form}"
+                f"search.form={config.search.form}: no trial can report it, because {config.validation_data} has only "
+                f"the forms {', '.join(forms)}: prepare it with --forms one,{config.search.form}"
             )
 
 
 def refuse_too_few(config: RunConfig) -> None:
-    """Raises UserError where an axis has too few validation scenarios for an interval."""
+    """Raise UserError if an axis has too few validation scenarios for an interval."""
     folder = Path(str(config.validation_data))
     limit = config.search.limit_per_axis
     items = read_items(folder, DatasetManifest.load(folder), forms=["one"], limit_per_axis=limit)
-    refuse_too_few_scenarios(items, advice="raise search.limit_per_axis" if limit else "give more data")
+    refuse_too_few_scenarios(items, advice="raise search.limit_per_axis" if limit else "add validation data")
 
 
 def trial_config(config: RunConfig, key: str) -> RunConfig:
-    """What all trials share: a folder in common with other searches', and runs of MLflow below this search's."""
+    """Return the config that all trials share: a folder common to all searches, and this search as MLflow parent."""
     tracking = config.tracking.model_copy(update={"parent": key})
     return config.model_copy(update={"storage": str(Path(config.storage) / "tune" / "trials"), "tracking": tracking})
 
@@ -119,26 +119,26 @@ def points_of(config: RunConfig, mode: Mode) -> list[SearchPoint]:
     if mode == "soup":
         return soup_points(config.search)
     points = grid_points(config.search)
-    # A trial is stopped by what came before it: the ratios that are likely to be good come first.
+    # Earlier trials decide which later ones are stopped, so the ratios that are likely to be good come first.
     return sorted(points, key=imbalance) if mode == "asha" else points
 
 
 def explore(config: RunConfig, mode: Mode, run_dir: Path) -> SearchResult:
-    """Try everything; after soups, train some of their ratios for comparison."""
+    """Run all trials; after soups, train some of their ratios for comparison."""
     stops_early = mode == "asha"
-    begun = time.monotonic()
+    started = time.monotonic()
     if mode == "optuna":
         points, errors = propose(config, run_dir)
     else:
         points = points_of(config, mode)
         errors = try_points(config, points, run_dir, stops_early=stops_early)
-    timings = {"search": time.monotonic() - begun}
+    timings = {"search": time.monotonic() - started}
     if mode == "soup" and config.search.verify:
-        begun = time.monotonic()
+        started = time.monotonic()
         real = verification_points(points, config.search.verify)
         errors |= try_points(config, real, run_dir)
         points += real
-        timings["verify"] = time.monotonic() - begun
+        timings["verify"] = time.monotonic() - started
     return SearchResult([Trial(config, point, stops_early) for point in points], errors, timings)
 
 
@@ -150,7 +150,7 @@ def try_points(
 
 
 def propose(config: RunConfig, run_dir: Path) -> tuple[list[SearchPoint], dict[str, str]]:
-    """Let Optuna propose what is left of its trials; return all that it has proposed, and what went wrong."""
+    """Let Optuna propose its remaining trials; return all proposed points, and errors by the point's JSON."""
     singles = [
         {key: value} for key, values in config.search.space.items() if isinstance(values, list) for value in values
     ]
@@ -161,10 +161,10 @@ def propose(config: RunConfig, run_dir: Path) -> tuple[list[SearchPoint], dict[s
 
 
 def encode(configs: Sequence[RunConfig]) -> None:
-    """Encode the data of all trials before they start: two that write one layer at once would spoil it."""
-    seen = set()
+    """Encode the data of all trials before they start, because two trials must not write one layer at once."""
+    keys = set()
     for config in configs:
         key = digest([config.prompt.model_dump(), config.encoding.model_dump(), config.train.objective, config.model])
-        if key not in seen:
+        if key not in keys:
             encoded(resolve(config))
-        seen.add(key)
+        keys.add(key)

@@ -1,4 +1,4 @@
-"""What a search leaves behind: its report, a recipe for the picked ratio, and policies in the model registry."""
+"""Outputs of a search: its report, a recipe for the picked ratio, and policies in the model registry."""
 
 import contextlib
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from pipelines.tune.trial import Trial
 from pipelines.validated_yaml import dump_yaml
 
 CHOSEN_NAME = "chosen.yaml"
-CHAMPION = "champion"  # the alias of the picked policy
-ENDS = ("middle", "second", "first")  # aliases of what soups are mixed from: the middle, and most of either side
+CHAMPION = "champion"  # alias of the picked policy
+ENDS = ("middle", "second", "first")  # aliases of the policies that soups are mixed from, in the order of the trials
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has tried: its trials, what went wrong by the point's JSON, and seconds by part."""
+    """The trials of a search, its errors by the point's JSON, and its timings in seconds by part."""
 
     trials: list[Trial]
     errors: dict[str, str]
@@ -39,33 +39,35 @@ class SearchResult:
 
 
 class TrialsFailed(RuntimeError):
-    """Some trials of a search failed; the others are reported. result: what the search returns."""
+    """Raised if some trials of a search failed; the report covers the others. result: the search's return value."""
 
     def __init__(self, result: Result):
-        super().__init__(f"{result['failed']} trials failed: see the warnings of {result['report_json']}")
+        super().__init__(f"{result['failed']} trials failed: see the warnings in {result['report_json']}")
         self.result = result
 
 
-def publish(config: RunConfig, found: SearchResult, mode: Mode, run_dir: Path, tracker: Tracker) -> Result:
-    """Write report and recipe, register the picked policy. Raises UserError where no trial has finished, TrialsFailed
-    where some have not."""
-    report = assemble(config, found, mode)
-    chosen = report["pick"]
-    if chosen is None:
+def publish(config: RunConfig, search_result: SearchResult, mode: Mode, run_dir: Path, tracker: Tracker) -> Result:
+    """Write the report and the recipe, and register the picked policy.
+
+    Raises UserError if no trial has finished, and TrialsFailed if some have failed.
+    """
+    report = assemble(config, search_result, mode)
+    pick = report["pick"]
+    if pick is None:
         raise UserError(f"no trial has finished: {'; '.join(report['warnings'])}")
-    for trial, row in zip(found.trials, report["trials"], strict=True):
+    for trial, row in zip(search_result.trials, report["trials"], strict=True):
         if row["status"] == "stopped":
-            settle(trial)
-    best = report["trials"][chosen["trial"]]
+            mark_stopped(trial)
+    best = report["trials"][pick["trial"]]
     recipe = write_recipe(config, best, report["sentences"][0], run_dir)
     published: PublishedSearch = {
         **report,
         "recipe": recipe.name,
-        "model": registered(config, found, mode, report["trials"], chosen["trial"]),
+        "model": register_policies(config, search_result, mode, report["trials"], pick["trial"]),
     }
     paths = write_search(published, run_dir)
-    told = headline(best) | {"hypervolume": report["hypervolume"]}
-    tracker.log(0, {name: value for name, value in told.items() if value is not None})
+    metrics = figures_of_trial(best) | {"hypervolume": report["hypervolume"]}
+    tracker.log(0, {name: value for name, value in metrics.items() if value is not None})
     for path in (recipe, *paths.values()):
         tracker.artifact(path)
     for sentence in [*report["sentences"], *report["warnings"]]:
@@ -76,8 +78,8 @@ def publish(config: RunConfig, found: SearchResult, mode: Mode, run_dir: Path, t
         "report_html": str(paths["report_html"]),
         "recipe": str(recipe),
         "model": published["model"],
-        "alpha": chosen["alpha"],
-        "beta": chosen["beta"],
+        "alpha": pick["alpha"],
+        "beta": pick["beta"],
         "failed": sum(row["status"] == "failed" for row in report["trials"]),
     }
     if result["failed"]:
@@ -85,29 +87,29 @@ def publish(config: RunConfig, found: SearchResult, mode: Mode, run_dir: Path, t
     return result
 
 
-def settle(trial: Trial) -> None:
-    """Write down that a trial was stopped early: its process had no time to."""
+def mark_stopped(trial: Trial) -> None:
+    """Record that a trial was stopped early, which its own process had no time to do."""
     path = trial.run_dir / JOB_NAME
     write_json(path, read_json(path, what="the state of a trial") | {"status": "stopped"})
-    with contextlib.suppress(MlflowException):  # a server that is not there keeps its picture of the run
+    with contextlib.suppress(MlflowException):  # an unreachable server keeps its last state of the run
         close_killed(trial.search, trial.key)
 
 
-def assemble(config: RunConfig, found: SearchResult, mode: Mode) -> SearchReport:
-    """The report, without what is written beside it."""
-    rows = conclusions.trial_rows(found.trials, found.errors)
-    seen: Findings = {
+def assemble(config: RunConfig, search_result: SearchResult, mode: Mode) -> SearchReport:
+    """Assemble the report, without the recipe and the registered model."""
+    rows = conclusions.trial_rows(search_result.trials, search_result.errors)
+    findings: Findings = {
         "pick": conclusions.pick(rows, config.search.metric),
-        "verification": conclusions.verification(found.trials, rows),
+        "verification": conclusions.verification(search_result.trials, rows),
         **conclusions.trade_off(rows),
     }
-    shared = found.trials[0].search
+    shared = search_result.trials[0].search
     manifests = {
         name: DatasetManifest.load(Path(str(folder)))
         for name, folder in (("data", shared.data), ("validation_data", shared.validation_data))
     }
     return {
-        "title": f"Search of {config.name}: the ratio of alpha and beta",
+        "title": f"Search of {config.name}: the ratio of alpha to beta",
         "mode": mode,
         "name": config.name,
         "metric": config.search.metric,
@@ -118,11 +120,11 @@ def assemble(config: RunConfig, found: SearchResult, mode: Mode) -> SearchReport
         ],
         "cells": conclusions.cells_of(config.search, rows, is_grid=mode != "optuna"),
         "trials": rows,
-        **seen,
-        "sentences": captions.sentences(rows, seen),
-        "warnings": [*cautions_of(resolve(shared)), *captions.warnings(rows, seen["verification"])],
+        **findings,
+        "sentences": captions.sentences(rows, findings),
+        "warnings": [*cautions_of(resolve(shared)), *captions.warnings(rows, findings["verification"])],
         "notes": captions.notes(mode=mode, is_embedded=config.data == TOYWORLD),
-        "timings": found.timings,
+        "timings": search_result.timings,
         "config": config.model_dump(),
         "digests": {
             **{name: manifest.data_digest for name, manifest in manifests.items()},
@@ -132,31 +134,33 @@ def assemble(config: RunConfig, found: SearchResult, mode: Mode) -> SearchReport
     }
 
 
-def headline(best: TrialRow) -> dict[str, float | None]:
+def figures_of_trial(best: TrialRow) -> dict[str, float | None]:
     return {name: best[name] for name in FIGURES}
 
 
 def write_recipe(config: RunConfig, row: TrialRow, why: str, run_dir: Path) -> Path:
-    """Write the recipe that trains the picked ratio; why: the sentence at its head."""
+    """Write the recipe that trains the picked ratio. why: the sentence in its first line."""
     weights = {"train.alpha": row["alpha"], "train.beta": row["beta"], "name": f"{config.name}-chosen"}
     chosen = changed(config.model_dump(exclude={"search"}), [row["changes"], weights], source="search.space")
     path = run_dir / CHOSEN_NAME
     head = f"# {why}\n"
     if row["source"] == "soup":
-        head += "# What was picked is a soup: this recipe trains its ratio, which gives another policy.\n"
+        head += "# The picked policy is a soup; this recipe trains its ratio, which gives a different policy.\n"
     write_text(path, head + dump_yaml(chosen.model_dump(exclude={"search"})))
     return path
 
 
-def registered(config: RunConfig, found: SearchResult, mode: Mode, rows: Sequence[TrialRow], picked: int) -> str | None:
-    """Register the picked policy, and what soups are mixed from; a server that refuses is a warning, not the end."""
+def register_policies(
+    config: RunConfig, search_result: SearchResult, mode: Mode, rows: Sequence[TrialRow], picked: int
+) -> str | None:
+    """Register the picked policy and the parents of soups; a registry that refuses is only a warning."""
     aliases = {picked: [CHAMPION]}
     for number, alias in enumerate(ENDS if mode == "soup" else ()):
         if rows[number]["status"] == "finished":
             aliases.setdefault(number, []).append(alias)
     try:
         for number, names in aliases.items():
-            trial = found.trials[number]
+            trial = search_result.trials[number]
             tags = {"alpha": f"{trial.point.alpha:g}", "beta": f"{trial.point.beta:g}", "run_dir": str(trial.run_dir)}
             register(trial.search, trial.key, name=config.name, aliases=names, tags=tags)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How a trial is looked at on its way: validation losses go to Ray Tune's scheduler, which may stop the trial there."""
+"""Rungs of a trial: validation losses go to Ray Tune's scheduler, which may stop the trial."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,44 +12,44 @@ from ray.tune.schedulers import ASHAScheduler
 from pft_core.objectives import SIDE_NAMES
 from pipelines.tracking import SPOOL_NAME, StepMetrics, read_metrics
 
-NUM_RUNGS = 4  # parts of a trial: after the first and the second it may be stopped, and the last one is its end
-KEEP = 2  # one trial of so many goes on from a rung
+NUM_RUNGS = 4  # parts of a trial: it may be stopped after the first and the second; the last is its end
+KEEP = 2  # one in this many trials continues past a rung
 RUNG, RUNG_LOSS = "rung", "rung_loss"
 
 
 @dataclass(frozen=True)
 class RungReporter:
-    """Reports the validation losses of one trial; every: steps from one to the next.
+    """Reports the validation losses of one trial. every: steps between validations.
 
-    The scheduler takes each rung of a trial once, so one that is told again after a resume does no harm.
+    The scheduler takes each rung of a trial once, so reporting a rung again after a resume does no harm.
     """
 
     every: int
 
-    def tell(self, row: StepMetrics) -> None:
-        """Report a step's metrics, where it is a rung. Ends the thread where the scheduler stops the trial."""
+    def report(self, row: StepMetrics) -> None:
+        """Report a step's metrics if it is a rung. The call ends the thread if the scheduler stops the trial."""
         if self.is_rung(row):
-            ray.tune.report(self.reported(row))
+            ray.tune.report(self.rung_report(row))
 
     def replay(self, run_dir: Path) -> None:
-        """Report what an earlier start of the trial has reached."""
+        """Report the rungs that an earlier start of the trial reached."""
         if (run_dir / SPOOL_NAME).is_file():
             for row in read_metrics(run_dir):
-                self.tell(row)
+                self.report(row)
 
     def is_rung(self, row: StepMetrics) -> bool:
         return "val_loss" in row and 0 < row["step"] // self.every < NUM_RUNGS
 
-    def reported(self, row: StepMetrics) -> dict[str, Any]:
+    def rung_report(self, row: StepMetrics) -> dict[str, Any]:
         return {RUNG: row["step"] // self.every, RUNG_LOSS: worse_loss(row)}
 
     def losses(self, run_dir: Path) -> list[float]:
-        """The loss at each rung that a trial has reached."""
-        reported = [self.reported(row) for row in read_metrics(run_dir) if self.is_rung(row)]
-        return list({row[RUNG]: row[RUNG_LOSS] for row in reported}.values())
+        """Return the loss at each rung that a trial has reached."""
+        reports = [self.rung_report(row) for row in read_metrics(run_dir) if self.is_rung(row)]
+        return list({row[RUNG]: row[RUNG_LOSS] for row in reports}.values())
 
     def callbacks(self) -> list[UserCallback]:
-        """What carries the reports of Ray Train's workers to the scheduler."""
+        """Return the callback that forwards the reports of Ray Train's workers to the scheduler."""
         return [_RungCallback(self)]
 
 
@@ -60,22 +60,22 @@ class _RungCallback(TuneReportCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if self._rungs.is_rung(metrics[0]):
-            super().after_report(run_context, [self._rungs.reported(metrics[0])], None)
+            super().after_report(run_context, [self._rungs.rung_report(metrics[0])], None)
 
 
 def worse_loss(row: StepMetrics) -> float:
-    """The validation loss of the side that has more of it; of an objective without sides, its loss."""
+    """Return the validation loss of the worse side, or the loss of an objective without sides."""
     return max((loss for name in SIDE_NAMES if (loss := side_loss(row, name)) is not None), default=row["val_loss"])
 
 
 def side_loss(row: StepMetrics, name: str) -> float | None:
-    """The mean over a side's terms: k_way has one for each axis."""
+    """Return the mean over a side's terms; k_way has one per axis."""
     terms = [value for key, value in row.items() if key.startswith("val_") and key.endswith(f"loss_{name}")]
     return sum(terms) / len(terms) if terms else None
 
 
 def scheduler() -> ASHAScheduler:
-    """Asynchronous successive halving (Li et al. 2020): a trial below the median of its rung is stopped."""
+    """Return asynchronous successive halving (Li et al. 2020), which stops a trial worse than its rung's median."""
     return ASHAScheduler(
         time_attr=RUNG, metric=RUNG_LOSS, mode="min", grace_period=1, max_t=NUM_RUNGS, reduction_factor=KEEP
     )

@@ -1,4 +1,4 @@
-"""Ray Tune around the trials: as many at once as the cluster has room for, stopped early or not."""
+"""Run trials with Ray Tune, as many at once as the cluster has room for, with or without early stopping."""
 
 import contextlib
 import io
@@ -16,38 +16,38 @@ from pipelines.jobs import at_once, unwrap_user_error
 from pipelines.tracking import DRAIN_LIMIT_S
 from pipelines.tune import rungs
 from pipelines.tune.search_schema import FIGURES
-from pipelines.tune.searchers import proposed
+from pipelines.tune.searchers import point_of
 from pipelines.tune.trial import Result, Trial, run_trial
 
-DRIVER = {"CPU": 0.01}  # of a trial whose training runs elsewhere; Ray Train asks for its workers itself
+DRIVER = {"CPU": 0.01}  # for a trial whose training runs elsewhere; Ray Train requests its workers itself
 TUNE_FOLDER = "ray_tune"
 STOP_LIMIT_S = int(2 * DRAIN_LIMIT_S)
-MAX_FAILURES = 3  # a node may die; a trial that starts again goes on where it was
+MAX_FAILURES = 3  # a node may die; a restarted trial resumes
 
 
 def trial_resources(config: RunConfig) -> dict[str, float]:
-    """What one trial holds in the cluster: a warm process, or the workers of Ray Train and their driver."""
+    """Return the resources of one trial: a warm process, or the workers of Ray Train."""
     if config.search.trials == "warm":
         return {"CPU": 1.0} | ({"GPU": 1.0} if config.scaling.use_gpu else {})
     return {name: amount * config.scaling.num_workers for name, amount in config.scaling.worker_resources.items()}
 
 
 def trials_at_once(config: RunConfig) -> int:
-    """As many as there is room for. Raises UserError where one needs more than the cluster has."""
+    """Return how many trials fit at once. Raises UserError if one needs more than the cluster has."""
     return at_once(trial_resources(config), what="a trial")
 
 
 def search(
     config: RunConfig, searcher: Searcher, *, num_trials: int, folder: Path, stops_early: bool = False
 ) -> dict[str, str]:
-    """Run the searcher's points to their end; return what went wrong, by the JSON of the point."""
+    """Run the searcher's points to their end; return errors by the point's JSON."""
     quiet_tune()
     is_warm = config.search.trials == "warm"
 
-    def trainable(suggested: dict[str, Any]) -> None:
-        # A stopped trial first brings its metrics home; Tune would wait 2 s for that, and then fail the next trial.
+    def trainable(trial_config: dict[str, Any]) -> None:
+        # A stopped trial first uploads its metrics; Tune would wait 2 s for that, and then fail the next trial.
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_LIMIT_S)
-        trial = Trial(config, proposed(suggested), stops_early)
+        trial = Trial(config, point_of(trial_config), stops_early)
         ray.tune.report(last_report(run_trial(trial)))
 
     tuner = ray.tune.Tuner(
@@ -67,32 +67,32 @@ def search(
             callbacks=[Progress(num_trials)],
         ),
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # a box of settings, at any verbosity
-        found = tuner.fit()
-    return {proposed(result.config).to_json(): in_a_line(result.error) for result in found if result.error}
+    with contextlib.redirect_stdout(io.StringIO()):  # Tune prints its settings at any verbosity
+        results = tuner.fit()
+    return {point_of(result.config).to_json(): error_line(result.error) for result in results if result.error}
 
 
 def quiet_tune() -> None:
-    """Keep Tune's own files and warnings out of the way: every trial keeps its metrics itself."""
+    """Turn off Tune's own log files and warnings; every trial stores its metrics itself."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # its own ends the search as if it were done
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end the search as if it were done
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback is in Ray's log
 
 
 def last_report(result: Result) -> dict[str, Any]:
-    """A trial's end, for the searcher and the scheduler: behind the last rung, where nothing is stopped any more."""
+    """Return a trial's final report to searcher and scheduler, at the last rung, where nothing is stopped."""
     loss = (result["rung_losses"] or [0.0])[-1]
     return {rungs.RUNG: rungs.NUM_RUNGS, rungs.RUNG_LOSS: loss, **{name: result[name] for name in FIGURES}}
 
 
-def in_a_line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     mistake = unwrap_user_error(error)
     text = str(mistake or error).strip() or type(error).__name__
     return text if mistake else text.splitlines()[-1]
 
 
 class Progress(ray.tune.Callback):
-    """A line for every trial that has ended."""
+    """Prints a line for every trial that has ended."""
 
     def __init__(self, num_trials: int):
         self._left = num_trials
@@ -107,6 +107,6 @@ class Progress(ray.tune.Callback):
 
     def _print(self, trial: Any, outcome: str) -> None:
         self._left -= 1
-        point = proposed(trial.config)
+        point = point_of(trial.config)
         name = "base" if point.source == "base" else f"{point.source} {point.ratio}"
         console.print(f"{name}: {outcome} ({self._left} to go)", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How the numbers of a search are written for reading."""
+"""Formats for the numbers of a search."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ MISSING = "\u2013"
 
 
 def brief(value: Any) -> str:
-    """Write a number of a table that may have many digits; other values as they are."""
+    """Shorten a number that may have many digits; return other values as they are."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -16,7 +16,7 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float | None) -> str:
-    """Write a difference in percentage points."""
+    """Format a difference in percentage points."""
     return MISSING if value is None else f"{100 * value:+.1f}"
 
 
@@ -24,6 +24,6 @@ def interval(ends: Sequence[float] | None) -> str:
     return f"{percent(ends[0])} {MISSING} {percent(ends[1])}" if ends else ""
 
 
-def in_words(values: Mapping[str, Any]) -> str:
-    """Write what a trial changes, beside its ratio: train.lr = 0.01, lora.r = 8."""
+def changes_text(values: Mapping[str, Any]) -> str:
+    """Format a trial's changes besides its ratio: train.lr = 0.01, lora.r = 8."""
     return ", ".join(f"{name} = {brief(value)}" for name, value in values.items())

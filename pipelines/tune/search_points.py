@@ -1,6 +1,6 @@
-"""What a search tries: points of (alpha, beta) and other changes, and which of them answers which cell of the grid.
+"""Points of a search: (alpha, beta) with other changes, and how they map to the cells of the grid.
 
-Under AdamW with clipping only the ratio of alpha and beta moves a result, so cells of one ratio share one training.
+Under AdamW with clipping only the ratio of alpha to beta changes a result, so cells of one ratio share one training.
 """
 
 import json
@@ -15,15 +15,15 @@ from pft_core.policies import between
 from pipelines.config import Range, SearchSettings
 
 Source = Literal["trained", "soup", "base"]
-SUM = 2.0  # of alpha and beta where the grid does not give both: that of the recipes' 1 and 1
-ROUNDING = 12  # digits in which two ratios are the same
+SUM = 2.0  # of alpha and beta if the grid does not set both; recipes use 1 and 1
+ROUNDING = 12  # digits; ratios that agree in them are the same
 
 
 @dataclass(frozen=True)
 class SearchPoint:
-    """One thing to try. changes: dotted keys of the run config.
+    """One point to try. changes: values by dotted key of the run config.
 
-    parents, weights: of a soup, the trained points that it is made from, as (alpha, beta), and their shares.
+    parents, weights: for a soup, the trained points that it is mixed from, as (alpha, beta), and their shares.
     """
 
     alpha: float
@@ -35,7 +35,7 @@ class SearchPoint:
 
     @property
     def share(self) -> float:
-        """Of the first side: alpha / (alpha + beta), rounded to what tells two ratios apart."""
+        """Return the share of the first side, alpha / (alpha + beta), rounded so that equal ratios are equal."""
         return share_of(self.alpha, self.beta)
 
     @property
@@ -56,12 +56,12 @@ def share_of(alpha: float, beta: float) -> float:
 
 
 def imbalance(point: SearchPoint) -> float:
-    """How far a ratio is from equal weights, in share; of the base, as far as can be."""
+    """Return how far the share is from equal weights; the base counts as the farthest."""
     return 0.5 if point.source == "base" else abs(point.share - 0.5)
 
 
 def log_ratio(alpha: float, beta: float) -> float | str | None:
-    """t = log(alpha / beta) as JSON can hold it: "-inf" and "inf" at the ends, None for the base (0, 0)."""
+    """Return t = log(alpha / beta) in JSON form: "-inf" and "inf" at the ends, None for the base (0, 0)."""
     if alpha == beta == 0:
         return None
     if alpha == 0 or beta == 0:
@@ -70,7 +70,7 @@ def log_ratio(alpha: float, beta: float) -> float | str | None:
 
 
 def ratio_name(t: float | str | None) -> str:
-    """Write alpha : beta with the smaller one as 1, such as 1:8, 1:1, 2.5:1; 0:1 and 1:0 are one side alone."""
+    """Format alpha : beta with the smaller one as 1, such as 1:8 or 2.5:1; 0:1 and 1:0 are one side alone."""
     if t is None:
         return "base"
     place = float(t)
@@ -82,7 +82,7 @@ def ratio_name(t: float | str | None) -> str:
 
 
 def at_log_ratio(t: float) -> tuple[float, float]:
-    """The weights of a ratio, adding up to SUM."""
+    """Return the weights (alpha, beta) at t; they add up to SUM."""
     share = 1 / (1 + math.exp(-t))
     return SUM * share, SUM * (1 - share)
 
@@ -92,7 +92,7 @@ def grid_cells(search: SearchSettings) -> list[tuple[float, float]]:
 
 
 def distinct_ratios(cells: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """One cell of each ratio, by rising share of the first side: the one whose weights add up to nearest SUM."""
+    """Return one cell per ratio, by rising share of the first side: the one whose weights sum closest to SUM."""
     by_share: dict[float, tuple[float, float]] = {}
     for cell in sorted(cells, key=lambda c: (abs(math.log(sum(c) / SUM)) if sum(c) else 0.0, c)):
         if any(cell):
@@ -101,9 +101,9 @@ def distinct_ratios(cells: Sequence[tuple[float, float]]) -> list[tuple[float, f
 
 
 def grid_points(search: SearchSettings) -> list[SearchPoint]:
-    """A training for each ratio and each combination of the other choices, and the base where the grid has (0, 0).
+    """Return a training for each ratio and combination of other changes, and the base if the grid has (0, 0).
 
-    Raises UserError for a range, which a grid cannot walk.
+    Raises UserError for a range, which a grid cannot enumerate.
     """
     cells = grid_cells(search)
     points = [SearchPoint(a, b, changes=c) for c in combinations(search) for a, b in distinct_ratios(cells)]
@@ -123,34 +123,36 @@ def combinations(search: SearchSettings) -> Iterator[dict[str, Any]]:
 
 
 def soup_points(search: SearchSettings) -> list[SearchPoint]:
-    """Trainings at both ends and in the middle, and a soup for every ratio between; parents stand before their soups.
+    """Return trainings at both ends and in the middle, then a soup for every other ratio; parents come first.
 
-    Raises UserError where the grid has no ratio between its ends, or other choices are to be tried: weights from
-    trainings of different kinds do not mix.
+    Raises UserError if the grid has too few ratios, or if the search has other changes: soups can only mix trainings
+    that are otherwise equal.
     """
     if search.space:
-        raise UserError("search.space: a soup mixes trainings that differ in their ratio alone: use another --mode")
+        raise UserError(
+            "search.space: a soup mixes trainings that differ only in their ratio: empty it, or use another --mode"
+        )
     cells = grid_cells(search)
     ratios = distinct_ratios(cells)
     if len(ratios) < 3:
-        raise UserError(f"search: soups need at least 3 ratios, the grid has {len(ratios)}: add alphas or betas")
+        raise UserError(f"search: soups need at least 3 ratios, and the grid has {len(ratios)}: add alphas or betas")
     first, *inner, last = ratios
     middle = min(inner, key=lambda c: abs(share_of(*c) - 0.5))
     knots = [first, middle, last]
     soups = [soup_of(cell, knots) for cell in inner if cell != middle]
-    # The middle and one end first: the soups between them need not wait for the other end.
+    # The middle and one end come first, so that the soups between them need not wait for the other end.
     return [*(SearchPoint(a, b) for a, b in (middle, first, last)), *soups, *base_points(cells)]
 
 
 def soup_of(cell: tuple[float, float], knots: Sequence[tuple[float, float]]) -> SearchPoint:
-    """The mix of its two neighbours among the trained ratios whose weights are linear in the share."""
+    """Return a soup of the two neighboring trained ratios, with weights linear in the share."""
     by_share = {share_of(*knot): knot for knot in knots}
     (low, weight_low), (high, weight_high) = between(share_of(*cell), list(by_share))
     return SearchPoint(*cell, "soup", parents=(by_share[low], by_share[high]), weights=(weight_low, weight_high))
 
 
 def verification_points(points: Sequence[SearchPoint], number: int) -> list[SearchPoint]:
-    """Real trainings at the ratios of the soups that are farthest from what was trained."""
+    """Return trainings at the ratios of the `number` soups that are farthest from a trained ratio."""
     soups = [point for point in points if point.source == "soup"]
     return [
         SearchPoint(soup.alpha, soup.beta) for soup in sorted(soups, key=distance_to_parents, reverse=True)[:number]
@@ -158,5 +160,5 @@ def verification_points(points: Sequence[SearchPoint], number: int) -> list[Sear
 
 
 def distance_to_parents(soup: SearchPoint) -> float:
-    """To the nearer one, in share; rounded, so that ratios that mirror each other keep their order."""
+    """Return the distance in share to the nearer parent, rounded so that mirrored ratios tie."""
     return round(min(abs(soup.share - share_of(*parent)) for parent in soup.parents), ROUNDING - 1)

@@ -1,4 +1,4 @@
-"""What the report of a search holds: the keys are those of its report.json."""
+"""Schema of the report of a search; the keys are those of report.json."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
@@ -9,11 +9,11 @@ from pipelines.tune.search_points import Source
 Mode = Literal["grid", "soup", "asha", "optuna"]
 FigureName = Literal["pole_first", "pole_second", "worse_pole", "both_right"]
 POLES: tuple[FigureName, ...] = ("pole_first", "pole_second")
-FIGURES: tuple[FigureName, ...] = (*POLES, "worse_pole", "both_right")  # of a trial, each with an interval
+FIGURES: tuple[FigureName, ...] = (*POLES, "worse_pole", "both_right")  # figures of a trial, each with an interval
 
 
 class TriedPoint(TypedDict):
-    """What a trial tried. t: log(alpha / beta), "-inf" and "inf" at the ends, None for the base."""
+    """The point of a trial. t: log(alpha / beta), "-inf" and "inf" at the ends, None for the base."""
 
     alpha: float
     beta: float
@@ -23,7 +23,7 @@ class TriedPoint(TypedDict):
 
 
 class TrialRun(TypedDict):
-    """Where a trial ran. attempt: None where it never started. parents: of a soup, as numbers of trials."""
+    """Where a trial ran. attempt: None if it never started. parents: the trials of a soup, by number."""
 
     run_id: str
     run_dir: str
@@ -34,7 +34,7 @@ class TrialRun(TypedDict):
 
 
 class MeasuredFigures(TypedDict):
-    """What a trial reached. all_first, all_second: None where *All* was not asked. low, high: of both_right."""
+    """The figures of a finished trial. all_first, all_second: None if *All* was not asked. low, high: of both_right."""
 
     pole_first: float
     pole_second: float
@@ -51,7 +51,7 @@ class MeasuredFigures(TypedDict):
 
 
 class UnmeasuredFigures(TypedDict):
-    """The same of a trial that has reached nothing."""
+    """The same keys for a trial without figures."""
 
     pole_first: None
     pole_second: None
@@ -68,14 +68,14 @@ class UnmeasuredFigures(TypedDict):
 
 
 class MeasuredTrial(TriedPoint, TrialRun, MeasuredFigures):
-    """A trial that has finished."""
+    """A finished trial."""
 
     status: Literal["finished"]
     error: None
 
 
 class UnmeasuredTrial(TriedPoint, TrialRun, UnmeasuredFigures):
-    """A trial that failed, or was stopped early."""
+    """A trial that failed or was stopped early."""
 
     status: Literal["failed", "stopped"]
     error: str | None
@@ -85,7 +85,7 @@ TrialRow = MeasuredTrial | UnmeasuredTrial
 
 
 class GridCell(TypedDict):
-    """A cell of the grid with the number of the trial that answers it, and what that reached."""
+    """A cell of the grid, the number of the trial that stands for it, and that trial's figures."""
 
     alpha: float
     beta: float
@@ -106,7 +106,7 @@ class GridCell(TypedDict):
 
 
 class SoupGap(TypedDict):
-    """A soup beside a training of its ratio. gap: trained minus soup, with its interval."""
+    """A soup compared with a training of its ratio. gap: trained minus soup, with its interval."""
 
     soup: float
     trained: float
@@ -116,7 +116,7 @@ class SoupGap(TypedDict):
 
 
 class Verification(TypedDict):
-    """A soup whose ratio was trained too: both trials by number, and the gap of each figure."""
+    """A soup whose ratio was also trained: both trials by number, and the gap of each figure."""
 
     t: float | str | None
     soup: int
@@ -125,7 +125,7 @@ class Verification(TypedDict):
 
 
 class PickedTrial(TypedDict):
-    """The trial to take, and why."""
+    """The picked trial, and why."""
 
     trial: int
     alpha: float
@@ -136,7 +136,7 @@ class PickedTrial(TypedDict):
 
 
 class TradeOff(TypedDict):
-    """front, knee: trials by number."""
+    """The front of both poles' accuracy. front, knee: trials by number."""
 
     front: list[int]
     hypervolume: float | None
@@ -144,7 +144,7 @@ class TradeOff(TypedDict):
 
 
 class Findings(TradeOff):
-    """What the trials say together. pick: None where none has finished."""
+    """The conclusions from all trials. pick: None if no trial has finished."""
 
     pick: PickedTrial | None
     verification: list[Verification]
@@ -159,7 +159,7 @@ class AxisPoles(TypedDict):
 
 
 class SearchReport(Findings):
-    """timings: seconds by part."""
+    """The report of a search. timings: seconds by part."""
 
     title: str
     mode: Mode
@@ -178,7 +178,7 @@ class SearchReport(Findings):
 
 
 class PublishedSearch(SearchReport):
-    """A report with what was written beside it: the recipe's file, and the model's name, None where none has one."""
+    """A report with the recipe's file and the registered model's name, None if the model was not registered."""
 
     recipe: str
     model: str | None

@@ -1,4 +1,4 @@
-"""Where a search's points come from: a list in which soups wait for their parents, or Optuna, which remembers."""
+"""Sources of a search's points: a list in which soups wait for their parents, or a stored Optuna study."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from pipelines.config import Range, RunConfig, SearchSettings, changed
 from pipelines.tune.figures import POLES
 from pipelines.tune.search_points import SearchPoint, at_log_ratio
 
-POINT, T = "point", "t"  # keys of a trial's config in Ray Tune: a listed point; log(alpha / beta)
+POINT, T = "point", "t"  # keys of a trial's config in Ray Tune: a listed point, or log(alpha / beta)
 STUDY_FILE, STUDY_NAME, INTERRUPTED = "optuna.db", "search", "interrupted"
 
 
 class ListedPoints(Searcher):
-    """Suggests points in their order; one that has parents, once these have ended."""
+    """Suggests points in order; a point with parents waits until they have ended."""
 
     def __init__(self, points: Sequence[SearchPoint]):
         super().__init__()
@@ -40,13 +40,13 @@ class ListedPoints(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         point = self._running.pop(trial_id)
-        self._ended.add((point.alpha, point.beta))  # also after an error: the soup then says which parent it lacks
+        self._ended.add((point.alpha, point.beta))  # also after an error: the soup then reports which parent is missing
 
 
 class OptunaPoints:
-    """A study of Optuna with two goals, both poles' accuracy, kept in a file of the search's folder.
+    """An Optuna study with two goals, both poles' accuracy, stored in a file in the search's folder.
 
-    num_left: the trials to go. What an interrupted search had begun is proposed again first: nothing of it is lost.
+    num_left: the number of trials to go. Trials that an interrupted search was running are proposed again first.
     """
 
     def __init__(self, config: RunConfig, folder: Path):
@@ -58,7 +58,7 @@ class OptunaPoints:
         )
         propose_again(study)
         self.num_left = max(0, search.num_trials - len(ended_trials(study)))
-        # A generator that starts anew must not repeat what it has proposed before.
+        # A new generator must not repeat earlier proposals.
         sampler = sampler_of(search, seed=config.seed + len(study.trials))
         self.searcher = OptunaSearch(
             distributions_of(config),
@@ -71,12 +71,12 @@ class OptunaPoints:
         self._study = study
 
     def points(self) -> list[SearchPoint]:
-        """What has been proposed, in order; what is proposed again counts once."""
-        return list({(point := proposed(trial.params)).to_json(): point for trial in self._study.trials}.values())
+        """Return the proposed points in order, each once."""
+        return list({(point := point_of(trial.params)).to_json(): point for trial in self._study.trials}.values())
 
 
 def propose_again(study: optuna.Study) -> None:
-    """Put the trials that a killed search was running in front of the queue."""
+    """Put the trials that a killed search was running at the front of the queue."""
     interrupted = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
     known = study.user_attrs.get(INTERRUPTED, [])
     study.set_user_attr(INTERRUPTED, [*known, *(trial.number for trial in interrupted)])
@@ -105,7 +105,7 @@ def distribution_of(values: Range | list[Any], config: RunConfig, key: str) -> B
 
 
 def takes_fractions(config: RunConfig, key: str) -> bool:
-    """Whether a key is a number with digits behind the point: the config itself says so."""
+    """Return whether a key takes fractions, by trying one in the config."""
     try:
         changed(config.model_dump(), [{key: 0.5}], source="search.space")
     except UserError as error:
@@ -115,15 +115,15 @@ def takes_fractions(config: RunConfig, key: str) -> bool:
 
 def sampler_of(search: SearchSettings, *, seed: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "nsga2":
-        # The usual 50 would leave a short search no second generation.
+        # The default of 50 would leave a short search no second generation.
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, search.num_trials // 4))
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, search.num_trials // 4))
 
 
-def proposed(config: Mapping[str, Any]) -> SearchPoint:
-    """The point of a trial's config in Ray Tune."""
+def point_of(config: Mapping[str, Any]) -> SearchPoint:
+    """Return the point of a trial's config in Ray Tune."""
     if POINT in config:
         return SearchPoint.from_json(config[POINT])
     return SearchPoint(*at_log_ratio(config[T]), changes={key: value for key, value in config.items() if key != T})

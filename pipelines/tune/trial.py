@@ -1,7 +1,7 @@
-"""One trial of a search: train a point, mix a soup or take the base, and ask it the validation items.
+"""One trial of a search: train a point, mix a soup or take the base, and evaluate it on the validation items.
 
-A trial is a job of its own (`run_job`): a finished one is not run again, and a killed search goes on. It trains on Ray
-Train, or, where the search keeps warm processes, in the process that runs it.
+A trial is a job (`run_job`): a finished one is not run again, and a killed search resumes. It trains on Ray Train, or,
+with warm processes, in the process that runs it.
 """
 
 import math
@@ -28,7 +28,7 @@ from pft_core.policies import (
 )
 from pft_core.training import EngineSettings
 from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
-from pipelines.evaluate import answerers, answering_job_of, ask_here, ask_on_ray, read_items, untrained
+from pipelines.evaluate import answerers, answering_job_of, ask_here, ask_on_ray, base_reference, read_items
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
 from pipelines.train import encoded, encoded_beforehand, policy_kind, resolve, train_here
@@ -42,11 +42,11 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """A point of a search as a job. search: the config of the whole search, its paths absolute."""
+    """A point of a search as a job. search: the config of the whole search, with absolute paths."""
 
     search: RunConfig
     point: SearchPoint
-    stops_early: bool = False  # whether it is validated on the way, for a scheduler that may stop it
+    stops_early: bool = False  # whether it is validated during training, for a scheduler that may stop it
 
     @property
     def is_warm(self) -> bool:
@@ -54,7 +54,7 @@ class Trial:
 
     @property
     def config(self) -> RunConfig:
-        """The search's config with the point's changes. Raises UserError for a change that no config can hold."""
+        """Return the search's config with the point's changes. Raises UserError for an invalid change."""
         point = self.point
         weights = {} if point.source == "base" else {"train.alpha": point.alpha, "train.beta": point.beta}
         config = changed(self.search.model_dump(), [point.changes, weights], source="search.space")
@@ -67,7 +67,7 @@ class Trial:
 
     @property
     def kind(self) -> str:
-        """What decides the result besides config, data and code: how it is asked, and what a soup is made of."""
+        """Return what decides the result besides config, data and code: evaluation settings and a soup's parents."""
         search = self.search.search
         parts = [search.limit_per_axis, search.form, [parent.key for parent in self.parents], self.point.weights]
         return f"trial:{self.point.source}:{digest(parts)}"
@@ -83,18 +83,18 @@ class Trial:
 
     @property
     def parents(self) -> list["Trial"]:
-        """The trained points that a soup is made from."""
+        """Return the trials of the trained points that a soup is mixed from."""
         return [Trial(self.search, SearchPoint(alpha, beta), self.stops_early) for alpha, beta in self.point.parents]
 
 
 def steps_of_a_rung(config: RunConfig) -> int:
-    """Steps from one look at a trial to the next; pairs too long to be encoded count as steps here."""
+    """Return the steps between validations of a trial; pairs too long to encode are counted here too."""
     pairs = config.train.total_pairs(DatasetManifest.load(Path(str(config.data))).pairs_out)
     return math.ceil(pairs / config.train.pairs_per_step / NUM_RUNGS)
 
 
 def run_trial(trial: Trial) -> Result:
-    """Run what is not finished yet; one that stops early first reports the rungs of its earlier starts.
+    """Run a trial unless it is finished; with early stopping, first report the rungs of its earlier starts.
 
     Result: run_dir, outcomes (a file), items_rejected, steps, seconds, rung_losses, and the figures of `figures_of`.
     """
@@ -104,7 +104,7 @@ def run_trial(trial: Trial) -> Result:
         rungs.replay(trial.run_dir)
 
     def execute(run_dir: Path, key: str) -> Result:
-        begun = time.monotonic()
+        started = time.monotonic()
         with tracked(config, run_dir, key, inputs=opened(config.data, config.validation_data)) as tracker:
             ref, steps = policy_of(trial, run_dir, tracker, rungs)
             outcomes, num_rejected = ask_policy(trial, ref, run_dir)
@@ -119,7 +119,7 @@ def run_trial(trial: Trial) -> Result:
             "outcomes": str(run_dir / OUTCOMES_NAME),
             "items_rejected": num_rejected,
             "steps": steps,
-            "seconds": time.monotonic() - begun,
+            "seconds": time.monotonic() - started,
             "rung_losses": rungs.losses(run_dir) if rungs else [],
             **figures,
         }
@@ -128,22 +128,22 @@ def run_trial(trial: Trial) -> Result:
 
 
 def upload_policy(tracker: Tracker, run_dir: Path, config: RunConfig) -> None:
-    """Hand over what the model registry needs: the reference, and the adapter (weights of full size stay here)."""
+    """Upload what the model registry needs: the reference and the adapter; full-size weights stay where they are."""
     tracker.artifact(run_dir / MODEL_REF_NAME)
     if config.lora is not None:
         tracker.artifact(run_dir / policy_kind(config))
 
 
 def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: RungReporter | None) -> tuple[ModelRef, int]:
-    """The policy of a point, made where it is not there yet, and the number of its steps."""
+    """Return the policy of a point, made if needed, and its number of steps."""
     if trial.point.source == "base":
-        return untrained(trial.config, str(trial.config.validation_data)), 0
+        return base_reference(trial.config, str(trial.config.validation_data)), 0
     if trial.point.source == "soup":
         return soup_of(trial, run_dir), 0
     run = resolve(trial.config)
     if not trial.is_warm:
-        told = rungs.callbacks() if rungs else ()
-        *_, outcome = train.train_on_ray(run, encoded_beforehand(run), run_dir, tracker, callbacks=told)
+        callbacks = rungs.callbacks() if rungs else ()
+        *_, outcome = train.train_on_ray(run, encoded_beforehand(run), run_dir, tracker, callbacks=callbacks)
         return ModelRef.load(run_dir), outcome["steps"]
     return train_here(run, encoded(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 
@@ -152,7 +152,7 @@ def logging_to(tracker: Tracker, rungs: RungReporter | None) -> Callable[[int, d
     def log(step: int, metrics: dict[str, float]) -> None:
         tracker.log(step, metrics)
         if rungs:
-            rungs.tell({"step": step, **metrics})
+            rungs.report({"step": step, **metrics})
 
     return log
 
@@ -162,14 +162,15 @@ def device_of(config: RunConfig) -> torch.device:
 
 
 def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
-    """Mix the parents' adapters (weights, after full fine-tuning) by the point's weights, and write its reference.
+    """Mix the parents' adapters (or full fine-tuned weights) by the point's weights, and write its reference.
 
-    Raises UserError where a parent has not been trained.
+    Raises UserError if a parent has not been trained.
     """
     folders = [parent.run_dir for parent in trial.parents]
     for parent, folder in zip(trial.parents, folders, strict=True):
         if not (folder / MODEL_REF_NAME).is_file():
-            raise UserError(f"{trial.point.ratio}: {parent.point.ratio}, which it is mixed from, has not been trained")
+            reason = f"its parent {parent.point.ratio} has not been trained: see why that trial failed"
+            raise UserError(f"{trial.point.ratio}: {reason}")
     kind, parts = policy_kind(trial.config), list(zip(folders, trial.point.weights, strict=True))
     refs = [ModelRef.load(folder) for folder in folders]
     for ref in refs:
@@ -183,15 +184,15 @@ def soup_of(trial: Trial, run_dir: Path) -> ModelRef:
     else:
         interpolate_adapters([(folder / kind, weight) for folder, weight in parts], run_dir / kind)
         ref = replace(ref, adapter=kind, **adapter_digests(run_dir / kind))
-    seen = [scenarios for folder in folders if (scenarios := read_trained_scenarios(folder)) is not None]
-    if len(seen) == len(folders):
-        write_trained_scenarios(run_dir, np.unique(np.concatenate(seen)))
+    trained = [scenarios for folder in folders if (scenarios := read_trained_scenarios(folder)) is not None]
+    if len(trained) == len(folders):
+        write_trained_scenarios(run_dir, np.unique(np.concatenate(trained)))
     ref.save(run_dir)
     return ModelRef.load(run_dir)
 
 
 def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome], int]:
-    """Ask the validation items under both poles; return what was chosen, kept in a file, and how many were rejected."""
+    """Ask the validation items under both poles; store and return the outcomes, and return the number of rejects."""
     config = trial.config
     folder = Path(str(config.validation_data))
     manifest = DatasetManifest.load(folder)
@@ -202,6 +203,7 @@ def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome
     else:
         outcomes, rejects = ask_on_ray(items, job, num_workers=config.scaling.num_workers)
     if not outcomes:
-        raise UserError(f"{folder}: every validation item is longer than encoding.max_length: raise it")
+        limit = f"encoding.max_length={config.encoding.max_length}"
+        raise UserError(f"{folder}: every validation item is longer than {limit}: raise it")
     write_outcomes(run_dir, outcomes)
     return outcomes, len(rejects)

@@ -1,1 +1,1 @@
-"""Two evaluations of the same data, side by side."""
+"""Comparison of two evaluations of the same data."""

@@ -1,4 +1,4 @@
-"""What `pft evaluate` has left in a folder: its report, and what was chosen of every item."""
+"""An evaluation as read from the folder that `pft evaluate` wrote: its report and its outcomes by item."""
 
 import json
 from collections.abc import Hashable, Sequence
@@ -14,7 +14,7 @@ from pipelines.reporting import REPORT_NAMES
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """An item of a task as its file has it; score: None where the reply was unparsed."""
+    """An item of a task as read from its file. score: None if the reply was unparsed."""
 
     item_id: str
     scenario: str
@@ -29,19 +29,21 @@ class ScoredItem:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One of the two. outcomes: of prepared records, by item; scored: of another task. The other one is empty."""
+    """One evaluation. outcomes: for prepared records, by item. scored_items: for other tasks. One of them is empty."""
 
     folder: Path
     report: dict[str, Any]
     outcomes: Sequence[Outcome]
-    scored: Sequence[ScoredItem]
+    scored_items: Sequence[ScoredItem]
 
     @staticmethod
     def read(folder: Path) -> "Evaluation":
-        """Read a folder. Raises UserError where no evaluation has written it."""
+        """Read a folder. Raises UserError if no evaluation wrote it."""
         for name in (REPORT_NAMES[0], OUTCOMES_NAME):
             if not (folder / name).is_file():
-                raise UserError(f"--outcomes {folder}: no {name} there: give folders written by `pft evaluate`")
+                raise UserError(
+                    f"--outcomes {folder}: no {name} in this folder: give folders written by `pft evaluate`"
+                )
         report = read_json(folder / REPORT_NAMES[0], what="the report of an evaluation")
         try:
             task, data = task_of(report), report["digests"]["data"]
@@ -49,12 +51,14 @@ class Evaluation:
             assert all(row["policy"] for row in report["rows"])
         except (AssertionError, AttributeError, KeyError, TypeError):
             raise UserError(
-                f"--outcomes {folder}: its report is none of `pft evaluate`: give the folder of an evaluation"
+                f"--outcomes {folder}: its report was not written by `pft evaluate`: give the folder of an evaluation"
             ) from None
         if task not in TASKS:
-            raise UserError(f"--outcomes {folder}: evaluates task {task!r}: name its code with --plugin")
+            raise UserError(f"--outcomes {folder}: task {task!r} is not registered: name its code with --plugin")
         if TASKS[task].asks_records:
-            outcomes = sorted(read_outcomes(folder / OUTCOMES_NAME), key=lambda each: (each.item_id, each.form))
+            outcomes = sorted(
+                read_outcomes(folder / OUTCOMES_NAME), key=lambda outcome: (outcome.item_id, outcome.form)
+            )
             return Evaluation(folder, report, outcomes, [])
         return Evaluation(folder, report, [], read_scored(folder / OUTCOMES_NAME))
 
@@ -72,41 +76,41 @@ class Evaluation:
 
     @property
     def items(self) -> set[Hashable]:
-        """What was asked: with every option in its place, since another order is another question."""
-        shown = {(each.item_id, each.form, each.axis, each.scenario, each.sides) for each in self.outcomes}
-        return shown | {(each.key, each.scenario) for each in self.scored}
+        """Return the questions asked, with their option order, since another order is another question."""
+        questions = {(o.item_id, o.form, o.axis, o.scenario, o.sides) for o in self.outcomes}
+        return questions | {(item.key, item.scenario) for item in self.scored_items}
 
 
 def task_of(report: dict[str, Any]) -> str:
-    """The task of a report; those of older code do not say it, and asked choices."""
+    """Return the task of a report; reports of older versions lack it and are for choices."""
     return str(report["config"].get("task", "choices"))
 
 
 def read_scored(path: Path) -> list[ScoredItem]:
-    """Read the items of a task by axis, side and id, as its rows are. Raises UserError for anything else."""
+    """Read the items of a task, sorted like its rows by axis, side and id. Raises UserError for other content."""
     names = ScoredItem.__annotations__
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [ScoredItem(**{name: line[name] for name in names}) for line in lines]
+        items = [ScoredItem(**{name: line[name] for name in names}) for line in lines]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not scored items ({error}): evaluate again with --fresh") from None
-    return sorted(found, key=lambda each: (each.axis or "", each.side or 0, each.item_id))
+    return sorted(items, key=lambda item: (item.axis or "", item.side or 0, item.item_id))
 
 
 def refuse_unlike(a: Evaluation, b: Evaluation) -> None:
-    """Raise UserError where the two were not asked the same items of the same data."""
+    """Raise UserError if the two evaluations did not ask the same items of the same data."""
     for what, ours, theirs in (
         ("tasks", a.task, b.task),
         ("data", a.report["digests"]["data"], b.report["digests"]["data"]),
     ):
         if ours != theirs:
             raise UserError(
-                f"--outcomes {a.folder} {b.folder}: evaluations of other {what} ({ours}, {theirs}): evaluate both "
+                f"--outcomes {a.folder} {b.folder}: different {what} ({ours} and {theirs}): evaluate both "
                 "policies on the same --data"
             )
-    if lone := a.items ^ b.items:
-        only = len(lone & a.items), len(lone & b.items)
+    if difference := a.items ^ b.items:
+        only_a, only_b = len(difference & a.items), len(difference & b.items)
         raise UserError(
-            f"--outcomes {a.folder} {b.folder}: {only[0]} items were asked in the first alone, {only[1]} in the second "
-            "alone: evaluate both with the same forms, limits and max_length (see their rejects.jsonl)"
+            f"--outcomes {a.folder} {b.folder}: {only_a} items are only in the first, {only_b} only in the second: "
+            "evaluate both with the same forms, limits and max_length (see their rejects.jsonl)"
         )

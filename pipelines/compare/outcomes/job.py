@@ -1,4 +1,4 @@
-"""`compare --outcomes`: two evaluations of the same items side by side, with paired tests."""
+"""`compare --outcomes`: compare two evaluations of the same items, with paired tests."""
 
 import re
 import time
@@ -19,9 +19,9 @@ from pipelines.reporting import Difference, RunReport, p_value, write_report
 
 
 def compare_evaluations(folders: Sequence[Path], *, storage: Path) -> dict[str, Any]:
-    """Write the report of two evaluations, and print its table. Result: report_json, report_html.
+    """Write the report of two evaluations and print its table. Result: report_json, report_html.
 
-    Raises UserError where they are not of the same items.
+    Raises UserError if they are not of the same items.
     """
     if len(folders) != 2:
         raise UserError(f"--outcomes: expected two folders, got {len(folders)}: give --outcomes DIR DIR")
@@ -40,12 +40,12 @@ def assemble(
     both: tuple[Evaluation, Evaluation], names: tuple[str, str], differences: list[Difference], *, seconds: float
 ) -> RunReport:
     rows: list[EvaluationRow] = [
-        {**row, "policy": name} for each, name in zip(both, names, strict=True) for row in each.rows
+        {**row, "policy": name} for evaluation, name in zip(both, names, strict=True) for row in evaluation.rows
     ]
     cautions = [
         f"{name}: {caution}"
-        for each, name in zip(both, names, strict=True)
-        for caution in each.report.get("cautions", [])
+        for evaluation, name in zip(both, names, strict=True)
+        for caution in evaluation.report.get("cautions", [])
     ]
     return {
         "title": f"{names[0]} and {names[1]} on the same items",
@@ -53,35 +53,37 @@ def assemble(
         "differences": differences,
         "compared": list(names),
         "timings": {"compare": seconds},
-        "config": {name: each.report["config"] for each, name in zip(both, names, strict=True)},
-        "digests": {name: each.report["digests"] for each, name in zip(both, names, strict=True)},
+        "config": {name: evaluation.report["config"] for evaluation, name in zip(both, names, strict=True)},
+        "digests": {name: evaluation.report["digests"] for evaluation, name in zip(both, names, strict=True)},
         "cautions": cautions,
     }
 
 
 def names_of(a: Evaluation, b: Evaluation) -> tuple[str, str]:
-    """The policies' names; where they are the same, with the folder of each."""
+    """Return the policies' names, each with its folder if they are the same."""
     if a.policy != b.policy:
         return a.policy, b.policy
     if a.folder.resolve() == b.folder.resolve():
-        raise UserError(f"--outcomes {a.folder} {b.folder}: the same evaluation twice: give two")
+        raise UserError(f"--outcomes {a.folder} {b.folder}: both are the same evaluation: give two different ones")
     return f"{a.policy} ({a.folder})", f"{b.policy} ({b.folder})"
 
 
 def folder_of(storage: Path, both: tuple[Evaluation, Evaluation], names: tuple[str, str]) -> Path:
-    """A folder that is read easily, and is of these two alone."""
-    told = re.sub(r"[^\w.-]+", "-", f"{names[0]}-{names[1]}").strip("-.")[:60]
-    return storage.resolve() / "compare" / "outcomes" / f"{told}-{digest([str(e.folder.resolve()) for e in both])[:8]}"
+    """Return a folder with a readable name that is unique to these two evaluations."""
+    readable = re.sub(r"[^\w.-]+", "-", f"{names[0]}-{names[1]}").strip("-.")[:60]
+    return (
+        storage.resolve() / "compare" / "outcomes" / f"{readable}-{digest([str(e.folder.resolve()) for e in both])[:8]}"
+    )
 
 
 def table_of(differences: Sequence[Difference], names: tuple[str, str]) -> Table:
-    """A line per metric and place, a column per policy, 95 % intervals in brackets; bold: p below 0.05 (Holm)."""
-    table = Table(title="Side by side", caption="difference: first minus second; bold: corrected p below 0.05")
-    for heading in ("metric", "where", "n", *names, "difference", "p (Holm)"):
-        table.add_column(Text(heading), justify="left" if heading in ("metric", "where") else "right")
+    """Make one row per metric and place, one column per policy, with 95% intervals; bold: p below 0.05 (Holm)."""
+    table = Table(title="Side by side", caption="difference: first minus second; bold: corrected p is below 0.05")
+    for heading in ("metric", "axis / pole", "n", *names, "difference", "p (Holm)"):
+        table.add_column(Text(heading), justify="left" if heading in ("metric", "axis / pole") else "right")
     for row in differences:
-        is_sure = row["p_holm"] is not None and row["p_holm"] < 0.05
-        table.add_row(*(Text(text) for text in cells(row)), style="bold" if is_sure else "")
+        is_significant = row["p_holm"] is not None and row["p_holm"] < 0.05
+        table.add_row(*(Text(text) for text in cells(row)), style="bold" if is_significant else "")
     return table
 
 

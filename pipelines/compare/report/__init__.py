@@ -1,4 +1,4 @@
-"""The report of a comparison: a page, tables as Markdown and LaTeX, and what they say in words."""
+"""The report of a comparison: a page, tables in Markdown and LaTeX, and sentences about them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The files of a comparison: its report as JSON, one self-contained page, and its tables, all of the report alone."""
+"""The report files of a comparison: JSON, one self-contained page, and tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from pft_core.evaluation import METRICS, metrics_where, pairs_first
 from pft_core.files import write_json, write_text
 from pipelines.compare.report.charts import (
-    COLOURS,
+    COLORS,
     HeatMap,
     bar_charts,
     heat_map,
@@ -24,11 +24,11 @@ from pipelines.compare.report.claims import (
     Comparison,
     against_position,
     failures,
-    headline,
+    format_value,
+    headline_sentences,
     is_significant,
     position_mark,
     run_name,
-    shown,
     value_of,
 )
 from pipelines.compare.report.comparison_schema import ComparisonReport
@@ -46,13 +46,17 @@ from pipelines.reporting import (
 )
 from pipelines.tracking import flatten
 
-TEST_NAMES = {"paired_t": "paired t over seeds", "permutation": "sign flips over seeds", "mcnemar": "McNemar on items"}
+TEST_NAMES = {
+    "paired_t": "paired t-test over seeds",
+    "permutation": "sign flips over seeds",
+    "mcnemar": "McNemar on items",
+}
 
 
 def write_comparison(report: ComparisonReport, folder: Path) -> dict[str, Path]:
     """Write report.json, report.html, tables.md and tables.tex into a folder, each whole or not at all.
 
-    Credentials of URIs are masked everywhere, also in the errors of runs.
+    Credentials in URIs are masked everywhere, also in the errors of runs.
     """
     report = without_credentials(report)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,7 @@ def write_comparison(report: ComparisonReport, folder: Path) -> dict[str, Path]:
 
 
 def render(report: ComparisonReport) -> str:
-    """Return the page: no scripts, nothing from elsewhere, every text escaped."""
+    """Return the page, which has no scripts, loads nothing, and escapes every text."""
     filters = {
         "seconds": seconds,
         "p_value": p_value,
@@ -74,18 +78,18 @@ def render(report: ComparisonReport) -> str:
 
 
 def page_of(view: Comparison) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """Return everything that the template shows."""
     report = view.report
     timings = dict(report["timings"])
     return {
         "report": report,
         "view": view,
-        "sentences": headline(view),
+        "sentences": headline_sentences(view),
         "warnings": warnings(view),
         "across": [t for t in (across_variants(view), area(view)) if not t.is_empty] if len(view.variants) > 1 else [],
         "lines": lines_of(view),
         "is_logarithmic": is_logarithmic(view),
-        "colours": COLOURS,
+        "colors": COLORS,
         "parts": [part_of(view, variant) for variant in view.variants],
         "tests": sorted(tests_of(view), key=lambda test: test.is_detail),
         "numbers": numbers_of(view),
@@ -93,7 +97,7 @@ def page_of(view: Comparison) -> dict[str, Any]:
         "metrics": [(METRICS[metric].label, METRICS[metric].meaning) for metric in view.metrics],
         "names": {metric: METRICS[metric].label for metric in METRICS},
         "missing": MISSING,
-        "shown": shown,
+        "format_value": format_value,
         "role": role,
         "total_s": timings.get("total") or sum(timings.values()),
         "timings": timings,
@@ -103,24 +107,24 @@ def page_of(view: Comparison) -> dict[str, Any]:
 
 
 def warnings(view: Comparison) -> list[str]:
-    """What a reader has to know before believing a number: old scenarios, what failed, what position alone explains."""
-    found = [*view.report.get("cautions", []), *failures(view)]
+    """List what a reader must know before trusting a number: trained test scenarios, failures, position effects."""
+    messages = [*view.report.get("cautions", []), *failures(view)]
     for variant in view.variants:
         prefix = "" if variant is None else f"{view.varies} {variant}: "
-        found += [prefix + line for metric in view.right_metrics for line in against_position(view, metric, variant)]
-    return found
+        messages += [prefix + line for metric in view.right_metrics for line in against_position(view, metric, variant)]
+    return messages
 
 
 def line_metrics() -> list[str]:
-    """What is drawn over what a suite varies: shares of right answers, then what asks for it."""
+    """List the metrics drawn by variant: shares of right answers, then metrics that request it."""
     right = metrics_where(is_right=True)
     return pairs_first(right) + [metric for metric in metrics_where(over_variants=True) if metric not in right]
 
 
 def lines_of(view: Comparison) -> list[tuple[str, Markup]]:
-    """Draw the means of each metric against what varies, where it can be drawn."""
-    drawn = [(METRICS[m].label, figure) for m in line_metrics() if (figure := line_chart(view, m))]
-    return [(name, inline_svg(figure, f"{name} of every method by {view.varies}", COLOURS)) for name, figure in drawn]
+    """Draw the means of each metric by variant, if possible."""
+    figures = [(METRICS[m].label, figure) for m in line_metrics() if (figure := line_chart(view, m))]
+    return [(name, inline_svg(figure, f"{name} of every method by {view.varies}", COLORS)) for name, figure in figures]
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class MethodCurves:
 
 @dataclass(frozen=True)
 class VariantSection:
-    """What the page shows of one variant; bars: a drawing per axis."""
+    """The part of the page about one variant. bars: one drawing per axis."""
 
     variant: Any
     tables: list[Table]
@@ -155,14 +159,14 @@ def part_of(view: Comparison, variant: Any) -> VariantSection:
             for m in metrics_where(is_right=True, has_poles=True)
             if (drawings := bars_of(view, m, variant))
         ],
-        [found for found in maps if found],
-        [found for method in view.methods if (found := learning_of(view, method, variant))],
+        [heat for heat in maps if heat],
+        [curves for method in view.methods if (curves := learning_of(view, method, variant))],
     )
 
 
 def bars_of(view: Comparison, metric: str, variant: Any) -> dict[str, Markup]:
     return {
-        axis: inline_svg(figure, f"{METRICS[metric].label} of every method on {axis}", COLOURS)
+        axis: inline_svg(figure, f"{METRICS[metric].label} of every method on {axis}", COLORS)
         for axis, figure in bar_charts(view, metric, variant).items()
     }
 
@@ -170,16 +174,16 @@ def bars_of(view: Comparison, metric: str, variant: Any) -> dict[str, Markup]:
 def learning_of(view: Comparison, method: str, variant: Any) -> MethodCurves | None:
     curves = [c for c in view.report["curves"] if c["method"] == method and value_of(c["variant"]) == variant]
     seeds = [curve["steps"] for curve in curves]
-    drawn = learning_curves(seeds)
-    if not drawn:
+    lines = learning_curves(seeds)
+    if not lines:
         return None
-    drawing = inline_svg(learning_chart(drawn), f"Loss curves of {method}", COLOURS)
+    drawing = inline_svg(learning_chart(lines), f"Loss curves of {method}", COLORS)
     return MethodCurves(method, len(seeds), steps_per_point(max(map(len, seeds))), drawing)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One test for reading. is_detail: on one axis, not on the mean over all."""
+    """A test with its verdict. is_detail: it is on a single axis, not on the mean over axes."""
 
     test: CorrectedTest
     kind: str
@@ -203,7 +207,7 @@ def tests_of(view: Comparison) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class NumberLine:
-    """One row with the places, in the list of runs, of the runs that it is made from."""
+    """A row with the indices, in the list of runs, of the runs behind it."""
 
     row: ComparisonRow
     variant: Any

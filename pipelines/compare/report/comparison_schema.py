@@ -1,4 +1,4 @@
-"""What the report of a comparison holds: the keys are those of its report.json."""
+"""Schema of the report of a comparison; the keys are those of its report.json."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -7,7 +7,7 @@ from pipelines.tracking import StepMetrics
 
 
 class RunOrigin(TypedDict):
-    """What a run stands on, and what it left out; None for what a yardstick or a failed run does not have."""
+    """The origin of a run and its numbers of rejects; None for what a yardstick or a failed run lacks."""
 
     run_id: str | None
     data_digest: str | None
@@ -22,9 +22,9 @@ class RunOrigin(TypedDict):
 
 
 class RunLine(RunOrigin):
-    """One run of a comparison, or a yardstick (seed: None). variant: the value of what varies, None where nothing does.
+    """One run of a comparison, or a yardstick (seed: None).
 
-    error: of a failed run.
+    variant: its value, None if nothing varies. error: the message of a failed run.
     """
 
     method: str
@@ -35,7 +35,7 @@ class RunLine(RunOrigin):
 
 
 class LearningCurve(TypedDict):
-    """The losses of one training, step by step."""
+    """The losses of one training run, step by step."""
 
     method: str
     seed: int
@@ -44,7 +44,7 @@ class LearningCurve(TypedDict):
 
 
 class ComparisonReport(TypedDict):
-    """timings: seconds. cautions: what a reader has to know first; older reports have none."""
+    """The report of a comparison. timings: seconds. cautions: what a reader must know first; absent in old reports."""
 
     suite: str
     title: str

@@ -1,4 +1,4 @@
-"""A comparison's tables as LaTeX, for a document that loads booktabs and graphicx."""
+"""Tables of a comparison in LaTeX, for a document that loads booktabs and graphicx."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from pipelines.compare.report.claims import BELOW, MISSING, PLUS_MINUS, REACHES,
 from pipelines.compare.report.comparison_schema import ComparisonReport
 from pipelines.compare.report.tables import Table, TableBlock, TableLine, one_line, tables_of
 
-PREAMBLE = r"""% Needs booktabs and graphicx. To look at it alone, put this beside it and compile it:
+PREAMBLE = r"""% Needs booktabs and graphicx. To view the tables alone, compile this document beside them:
 % \documentclass{article}
 % \usepackage[a4paper,landscape,margin=15mm]{geometry}
 % \usepackage{booktabs,graphicx}
@@ -15,7 +15,7 @@ PREAMBLE = r"""% Needs booktabs and graphicx. To look at it alone, put this besi
 % \input{tables}
 % \end{document}
 """
-# A table wider than the page is scaled down to it; a narrow one keeps its size.
+# A table wider than the page is scaled down to fit; a narrower one keeps its size.
 FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -24,7 +24,7 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "[": "{[}",  # a line that starts with it would be an option of the line break before
+    "[": "{[}",  # at the start of a line it would be read as an option of the line break before
     "]": "{]}",
     "*": "{*}",
     PLUS_MINUS: r"$\pm$",
@@ -35,7 +35,7 @@ LATEX = {
 
 
 def latex(report: ComparisonReport) -> str:
-    """Return all tables as floats for a document that loads booktabs and graphicx."""
+    """Return all tables as floats, for a document that loads booktabs and graphicx."""
     view = Comparison(report)
     tables = tables_of(view)
     label = re.sub(r"[^a-z0-9]+", "-", str(report["suite"]).lower())
@@ -100,5 +100,5 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Escape what LaTeX would read as more than text."""
+    """Escape everything that LaTeX would not read as plain text."""
     return "".join(LATEX.get(character, character) for character in one_line(text))

@@ -1,4 +1,4 @@
-"""A comparison's tables as Markdown."""
+"""Tables of a comparison in Markdown."""
 
 import re
 
@@ -8,7 +8,7 @@ from pipelines.compare.report.tables import Table, TableBlock, TableLine, one_li
 
 
 def markdown(report: ComparisonReport) -> str:
-    """Return all tables, each with its caption below it."""
+    """Return all tables, each followed by its caption."""
     view = Comparison(report)
     parts = [f"# {markdown_text(str(report['title']))}\n"]
     for table in tables_of(view):
@@ -38,6 +38,6 @@ def _markdown_line(line: TableLine) -> list[str]:
 
 
 def markdown_text(text: str) -> str:
-    """Escape what Markdown, or the HTML within it, would read as more than text."""
+    """Escape everything that Markdown, or the HTML in it, would not read as plain text."""
     text = re.sub(r"([\\`*_{}\[\]<>|~$#])", r"\\\1", one_line(text))
     return text.replace("&", "&amp;")

@@ -1,7 +1,7 @@
-"""A comparison's tables, in the layout of the PFT paper's Tables 2 and 3; `markdown` and `latex` write them out.
+"""Tables of a comparison, in the layout of the PFT paper's Tables 2 and 3; `markdown` and `latex` write them.
 
-Methods are rows, the axes with their poles and an average are columns, One and All are blocks; yardsticks stand below
-a rule. Everything is computed from the report.
+Rows are methods, columns are axes with their poles and an average, blocks are One and All; yardsticks stand below a
+rule. Everything is computed from the report.
 """
 
 import re
@@ -19,11 +19,11 @@ from pipelines.compare.report.claims import (
     basis,
     differences,
     failures,
+    format_value,
     method_label,
     position_mark,
-    shown,
+    ranking,
     spread,
-    standing,
 )
 from pipelines.compare.statistics import AREA, ComparisonRow
 
@@ -32,11 +32,11 @@ BEST = {"highest": max, "lowest": min}
 
 @dataclass(frozen=True)
 class Column:
-    """What a column shows, below the heading that it shares with its neighbours."""
+    """The contents of a column. group: the heading that it shares with its neighbors."""
 
     group: str
     name: str
-    metric: str | None  # None: that of the block
+    metric: str | None  # None: the metric of the block
     axis: str | None
     pole: str | None
     variant: Any
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableCell:
-    """row: None where there is no number. note: its number of seeds, where the line does not say it."""
+    """A cell. row: None if there is no number. note: its number of seeds, unless the line gives it."""
 
     row: ComparisonRow | None
     best: bool = False
@@ -52,11 +52,11 @@ class TableCell:
 
     @property
     def value(self) -> str:
-        return shown(self.row["metric"], self.row["mean"]) if self.row else MISSING
+        return format_value(self.row["metric"], self.row["mean"]) if self.row else MISSING
 
     @property
     def suffix(self) -> str:
-        """What follows the value: standard deviation, number of seeds, mark."""
+        """Return the text after the value: standard deviation, number of seeds, mark."""
         if self.row is None:
             return ""
         deviation = f" {PLUS_MINUS} {spread(self.row)}" if spread(self.row) else ""
@@ -65,7 +65,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableLine:
-    """One method. note: its number of seeds, where that differs from the others'."""
+    """The line of one method. note: its number of seeds, if it differs from the others'."""
 
     method: str
     note: str
@@ -78,7 +78,7 @@ class TableLine:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """The lines of one metric (title: empty where a table has but one block)."""
+    """The lines of one metric. title: empty if the table has a single block."""
 
     title: str
     methods: list[TableLine]
@@ -87,7 +87,7 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class Table:
-    """name: for a label. caption: sentences."""
+    """A table. name: the part of its label. caption: sentences."""
 
     name: str
     title: str
@@ -101,18 +101,18 @@ class Table:
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """The shared headings, with the number of columns below each."""
-        found: list[tuple[str, int]] = []
+        """Return the shared headings with the number of columns below each."""
+        groups: list[tuple[str, int]] = []
         for column in self.columns:
-            if found and found[-1][0] == column.group:
-                found[-1] = (column.group, found[-1][1] + 1)
+            if groups and groups[-1][0] == column.group:
+                groups[-1] = (column.group, groups[-1][1] + 1)
             else:
-                found.append((column.group, 1))
-        return found
+                groups.append((column.group, 1))
+        return groups
 
 
 def tables_of(view: Comparison) -> list[Table]:
-    """Over what varies, if something does; then for each variant its poles, and its metrics over all axes."""
+    """Return the tables across variants, if any, then for each variant the tables by pole and by metric."""
     tables = [across_variants(view), area(view)] if len(view.variants) > 1 else []
     for variant in view.variants:
         tables += [by_pole(view, variant), by_metric(view, variant)]
@@ -120,7 +120,7 @@ def tables_of(view: Comparison) -> list[Table]:
 
 
 def by_pole(view: Comparison, variant: Any) -> Table:
-    """The layout of the paper: per axis and pole, with the average over all; a block each for One and All."""
+    """Make the paper's table: columns by axis and pole with an average, one block each for One and All."""
     rows = [row for row in view.of_variant(variant) if has_block(row["metric"])]
     poles = dict.fromkeys((row["axis"], row["pole"]) for row in rows)
     places = [(axis, pole) for axis, pole in poles if axis is not None and pole is not None]
@@ -128,38 +128,40 @@ def by_pole(view: Comparison, variant: Any) -> Table:
     columns.append(Column("", "Average", None, None, None, variant))
     metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
     blocks = [TableBlock(block_title(m), *lines_of(view, columns, m)) for m in metrics]
-    return Table("poles", titled(view, "each pole", variant), columns, blocks, caption(view, metrics, variant))
+    return Table("poles", table_title(view, "each pole", variant), columns, blocks, caption(view, metrics, variant))
 
 
 def by_metric(view: Comparison, variant: Any) -> Table:
-    """The other metrics as columns, each the mean over axes."""
+    """Make the table of the other metrics, one column each, as means over axes."""
     rows = [row for row in view.of_variant(variant) if row["axis"] is None and not has_block(row["metric"])]
     metrics = [metric for metric in view.metrics if any(row["metric"] == metric for row in rows)]
     columns = [Column("Mean over axes", METRICS[m].label, m, None, None, variant) for m in metrics]
     blocks = [TableBlock("", *lines_of(view, columns, None))]
-    return Table("metrics", titled(view, "means over axes", variant), columns, blocks, caption(view, metrics, variant))
+    return Table(
+        "metrics", table_title(view, "means over axes", variant), columns, blocks, caption(view, metrics, variant)
+    )
 
 
 def across_variants(view: Comparison) -> Table:
-    """The means over axes, with a column for each value of what varies."""
+    """Make the table of means over axes, with one column per variant."""
     columns = [Column(view.varies, str(variant), None, None, None, variant) for variant in view.variants]
     metrics = [m for m in view.metrics if m != AREA and any(_is_mean(row, m) for row in view.rows)]
     blocks = [TableBlock(block_title(metric), *lines_of(view, columns, metric)) for metric in metrics]
-    said = [f"{view.report['title']}: means over axes by {view.varies}.", *reading(view, metrics)]
-    return Table("variants", f"Means over axes by {view.varies}", columns, blocks, said + _notes(view, metrics))
+    sentences = [f"{view.report['title']}: means over axes by {view.varies}.", *how_to_read(view, metrics)]
+    return Table("variants", f"Means over axes by {view.varies}", columns, blocks, sentences + _notes(view, metrics))
 
 
 def area(view: Comparison) -> Table:
-    """The area under the curve over what varies."""
+    """Make the table of the area under the curve over the variants."""
     columns = [Column(f"By {view.varies}", METRICS[AREA].label, AREA, None, None, None)]
     blocks = [TableBlock("", *lines_of(view, columns, AREA))] if AREA in view.metrics else []
-    said = [
-        f"{view.report['title']}: the mean of both right from {view.varies} {view.variants[0]} to "
-        f"{view.variants[-1]}, by the trapezoid rule.",
-        *standing(view, AREA, None),
+    sentences = [
+        f"{view.report['title']}: mean both right from {view.varies} {view.variants[0]} to {view.variants[-1]}, "
+        "by the trapezoid rule.",
+        *ranking(view, AREA, None),
         *differences(view, AREA, None),
     ]
-    return Table("area", f"Area under both right, by {view.varies}", columns, blocks, said + _notes(view, [AREA]))
+    return Table("area", f"Area under both right, by {view.varies}", columns, blocks, sentences + _notes(view, [AREA]))
 
 
 def _is_mean(row: ComparisonRow, metric: str) -> bool:
@@ -173,14 +175,14 @@ def _notes(view: Comparison, metrics: Sequence[str]) -> list[str]:
 def lines_of(
     view: Comparison, columns: Sequence[Column], metric: str | None
 ) -> tuple[list[TableLine], list[TableLine]]:
-    """The lines of the methods, the best of each column marked, and those of the yardsticks, which do not compete."""
-    found = {
+    """Return the lines of the methods, with the best of each column marked, and those of the yardsticks."""
+    rows = {
         method: [view.row(method, c.metric or str(metric), c.axis, c.pole, c.variant) for c in columns]
         for method in view.methods
     }
-    best = [best_shown([found[method][i] for method in view.opponents]) for i in range(len(columns))]
-    methods = [line_of(view, method, columns, found[method], best) for method in view.opponents]
-    yardsticks = [line_of(view, method, columns, found[method], []) for method in view.yardsticks]
+    best = [best_shown([rows[method][i] for method in view.opponents]) for i in range(len(columns))]
+    methods = [line_of(view, method, columns, rows[method], best) for method in view.opponents]
+    yardsticks = [line_of(view, method, columns, rows[method], []) for method in view.yardsticks]
     return methods, [line for line in yardsticks if any(cell.row for cell in line.cells)]
 
 
@@ -194,35 +196,37 @@ def line_of(
     notes = [view.seeds_note(method, column.variant) for column in columns]
     common = notes[0] if len(set(notes)) == 1 else ""
     cells = [
-        TableCell(row, bool(row and best and shown(row["metric"], row["mean"]) == best[i]), "" if common else notes[i])
+        TableCell(
+            row, bool(row and best and format_value(row["metric"], row["mean"]) == best[i]), "" if common else notes[i]
+        )
         for i, row in enumerate(rows)
     ]
     return TableLine(method, common, cells)
 
 
 def best_shown(rows: Sequence[ComparisonRow | None]) -> str | None:
-    """The best value of a column as it is shown, so that all that look the same are marked; None without a contest."""
-    held = [row for row in rows if row]
-    best = METRICS[held[0]["metric"]].best if len(held) > 1 else None
-    return shown(held[0]["metric"], BEST[best](row["mean"] for row in held)) if best else None
+    """Return a column's best value as formatted, so that all equal-looking ones are marked; None without a contest."""
+    present = [row for row in rows if row]
+    best = METRICS[present[0]["metric"]].best if len(present) > 1 else None
+    return format_value(present[0]["metric"], BEST[best](row["mean"] for row in present)) if best else None
 
 
 def caption(view: Comparison, metrics: Sequence[str], variant: Any) -> list[str]:
-    """What the table is, what it shows, and what it rests on."""
+    """Return the caption of a table: its title, its findings, and what the numbers rest on."""
     where = "" if variant is None else f", {view.varies} {variant}"
-    said = [f"{view.report['title']}{where}.", *view.report["captions"], *reading(view, metrics)]
+    sentences = [f"{view.report['title']}{where}.", *view.report["captions"], *how_to_read(view, metrics)]
     for metric in (m for m in metrics if m in view.right_metrics):
-        said += standing(view, metric, variant) + differences(view, metric, variant)
-        said += against_yardsticks(view, metric, variant) + against_position(view, metric, variant)
-    return said + basis(view, metrics, [variant]) + failures(view)
+        sentences += ranking(view, metric, variant) + differences(view, metric, variant)
+        sentences += against_yardsticks(view, metric, variant) + against_position(view, metric, variant)
+    return sentences + basis(view, metrics, [variant]) + failures(view)
 
 
-def reading(view: Comparison, metrics: Sequence[str]) -> list[str]:
-    """How to read the cells."""
+def how_to_read(view: Comparison, metrics: Sequence[str]) -> list[str]:
+    """Say how to read the cells."""
     lowest = [METRICS[metric].label for metric in metrics if METRICS[metric].best == "lowest"]
-    best = "Bold: the highest mean" + (f" (of {' and '.join(lowest)} the lowest)" if lowest else "")
+    best = "Bold: the highest mean" + (f" (for {' and '.join(lowest)}, the lowest)" if lowest else "")
     shares = ["Shares in %."] if any(METRICS[metric].is_share for metric in metrics) else []
-    yardsticks = ["Below the rule: yardsticks, which train nothing."] if view.yardsticks else []
+    yardsticks = ["Below the rule: yardsticks, which need no policy."] if view.yardsticks else []
     return [*shares, f"{best}, significant or not.", *yardsticks]
 
 
@@ -231,14 +235,14 @@ def block_title(metric: str) -> str:
 
 
 def has_block(metric: str) -> bool:
-    """Whether a metric has a part of its own in the table of poles, and no column in that of means."""
+    """Return whether a metric has its own block in the table by pole, and so no column in the one by metric."""
     return METRICS[metric].is_right and METRICS[metric].has_poles
 
 
-def titled(view: Comparison, what: str, variant: Any) -> str:
+def table_title(view: Comparison, what: str, variant: Any) -> str:
     return what.capitalize() + ("" if variant is None else f", {view.varies} {variant}")
 
 
 def one_line(text: str) -> str:
-    """A line's end would end a table's row, or its caption."""
+    """Join a text into one line, since a line break would end a table row or a caption."""
     return re.sub(r"\s+", " ", text)

@@ -1,4 +1,4 @@
-"""Rows of a comparison: intervals, tests against each other, and the area over budgets."""
+"""Rows of a comparison: means with intervals, paired tests, and the area under the curve over variants."""
 
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from pipelines.compare.statistics.capability_loss import capability_rows
     from pipelines.compare.statistics.comparison_rows import (
         MethodOutcomes,
-        corrected,
+        holm_corrected,
         on_common_items,
         rows_of,
         run_rows,
         significance_against,
     )
-    from pipelines.compare.statistics.row_schema import ComparisonRow, CorrectedTest, PairedTest, VariedKnob
+    from pipelines.compare.statistics.row_schema import ComparisonRow, CorrectedTest, PairedTest, VariantValue
 else:
     __getattr__ = lazy_exports(__name__)

@@ -1,4 +1,4 @@
-"""The rows of general capability: after a training, and what was lost by it."""
+"""Rows of general capability: after training, and the drop that training caused."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,22 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.evaluation import CapabilityAnswer, drop, losses, mean_with_interval, position_baseline, scores
-from pipelines.compare.statistics.row_schema import ComparisonRow, VariedKnob
+from pipelines.compare.statistics.row_schema import ComparisonRow, VariantValue
 
 
 def capability_rows(
     method: str,
-    variant: VariedKnob | None,
+    variant: VariantValue | None,
     *,
     before: Sequence[CapabilityAnswer] | None,
     by_seed: Mapping[int, tuple[str, Sequence[CapabilityAnswer]]],
 ) -> list[ComparisonRow]:
-    """The rows `capability` and, where the method was trained (before is not None), `capability_drop`: before minus
-    after, so that a positive one is a loss.
+    """Return the rows `capability` and, if the method was trained (before is not None), `capability_drop`.
 
-    by_seed: per finished seed its run id and answers. Raises UserError where runs answered other items.
+    The drop is before minus after, so a positive one is a loss. by_seed: run id and answers per finished seed.
+    Raises UserError if runs answered different items.
     """
-    runs = [answered for _, answered in by_seed.values()]
+    runs = [answers for _, answers in by_seed.values()]
     values_SN, ids = scores(runs), [a.item_id for a in runs[0]]
     row = partial(_row, method, variant, [run_id for run_id, _ in by_seed.values()])
     rows = [row("capability", values_SN, mean_with_interval(values_SN, ids), position_baseline(runs[0]))]
@@ -33,15 +33,15 @@ def capability_rows(
 
 def _row(
     method: str,
-    variant: VariedKnob | None,
+    variant: VariantValue | None,
     run_ids: Sequence[str],
     metric: str,
     values_SN: NDArray[np.float64],
-    found: tuple[float, float, float],
+    mean_and_interval: tuple[float, float, float],
     baseline: float | None,
 ) -> ComparisonRow:
     by_seed = values_SN.mean(axis=1)
-    mean, low, high = found
+    mean, low, high = mean_and_interval
     return {
         "method": method,
         "axis": None,

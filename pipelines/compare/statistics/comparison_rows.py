@@ -1,4 +1,4 @@
-"""From the outcomes of all cells to the rows of a comparison: means over seeds with intervals, and tests."""
+"""Rows of a comparison from the outcomes of all cells: means over seeds with intervals, and paired tests."""
 
 from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,22 +27,22 @@ from pipelines.compare.statistics.row_schema import (
     PairedTest,
     PairHead,
     RowHead,
-    VariedKnob,
+    VariantValue,
 )
 
-ROUNDING = 1e-9  # differences between seeds below it are none
+ROUNDING = 1e-9  # smaller differences between seeds count as zero
 
 
 @dataclass(frozen=True)
 class MethodOutcomes:
-    """What the finished seeds of one method and variant chose, on the same items in the same order.
+    """Outcomes of the finished seeds of one method and variant, on the same items in the same order.
 
-    by_seed: per finished seed its run id and outcomes. num_seeds: how many were to run. is_yardstick: whether it is
-    asked under conditions only, and always answers.
+    by_seed: run id and outcomes per finished seed. num_seeds: planned seeds. is_yardstick: whether it answers only
+    under conditions, and always answers.
     """
 
     method: str
-    variant: VariedKnob | None
+    variant: VariantValue | None
     by_seed: Mapping[int, tuple[str, Sequence[Outcome]]]
     num_seeds: int
     is_yardstick: bool = False
@@ -52,15 +52,15 @@ class MethodOutcomes:
 
     @property
     def head(self) -> MethodHead:
-        """What its rows begin with."""
+        """Return the keys that its rows begin with."""
         return {
             "method": self.method,
             "variant": self.variant,
             "run_ids": [run_id for run_id, _ in self.by_seed.values()],
         }
 
-    def kept(self, items: Container[tuple[str, Form]]) -> "MethodOutcomes":
-        """The same of these items alone."""
+    def restricted_to(self, items: Container[tuple[str, Form]]) -> "MethodOutcomes":
+        """Return the same with only these items."""
         by_seed = {
             s: (run, [o for o in outcomes if item_key(o) in items]) for s, (run, outcomes) in self.by_seed.items()
         }
@@ -71,53 +71,53 @@ class MethodOutcomes:
         return [outcomes for _, outcomes in self.by_seed.values()]
 
 
-def rows_of(found: MethodOutcomes, space: PreferenceSpace, metrics: Sequence[str]) -> list[ComparisonRow]:
-    """The rows of one method and variant: each metric on the mean of axes, and per axis and pole."""
+def rows_of(outcomes: MethodOutcomes, space: PreferenceSpace, metrics: Sequence[str]) -> list[ComparisonRow]:
+    """Return the rows of one method and variant: each metric as mean over axes, per axis, and per pole."""
     places: list[tuple[str | None, int | None]] = [(None, None)]
     for axis in space.axes:
         places += [(axis.name, None), (axis.name, 0), (axis.name, 1)]
     rows = []
-    for metric in (m for m in metrics if METRICS[m].counts_outcomes and found.answers(m)):
+    for metric in (m for m in metrics if METRICS[m].counts_outcomes and outcomes.answers(m)):
         for name, side in places:
-            counted = None
+            table = None
             if side is None or METRICS[metric].has_poles:
-                with said_of(f"method {found.method}"):
-                    counted = count_table(found.runs, metric, axis=name, side=side)
-            if counted is not None:
+                with said_of(f"method {outcomes.method}"):
+                    table = count_table(outcomes.runs, metric, axis=name, side=side)
+            if table is not None:
                 pole = None if name is None or side is None else space.axis(name).poles[side].name
                 head: RowHead = {
-                    **found.head,
+                    **outcomes.head,
                     "axis": name,
                     "pole": pole,
                     "metric": metric,
-                    "position_baseline": by_position(found, metric, name, side),
+                    "position_baseline": by_position(outcomes, metric, name, side),
                 }
-                rows.append(row_of(counted, head))
+                rows.append(row_of(table, head))
     return rows
 
 
-def by_position(found: MethodOutcomes, metric: str, axis: str | None, side: int | None) -> float | None:
-    """What position alone reaches on the same items; None for a metric that it has no part in."""
+def by_position(outcomes: MethodOutcomes, metric: str, axis: str | None, side: int | None) -> float | None:
+    """Return the position baseline on the same items; None for a metric without one."""
     if not METRICS[metric].has_baseline:
         return None
-    with said_of("what position alone chooses"):
-        counted = count_table([[always_by_position(o) for o in found.runs[0]]], metric, axis=axis, side=side)
-    return None if counted is None else counted.values()[0]
+    with said_of("the position baseline"):
+        table = count_table([[always_by_position(o) for o in outcomes.runs[0]]], metric, axis=axis, side=side)
+    return None if table is None else table.values()[0]
 
 
-def row_of(counted: CountTable, head: RowHead) -> ComparisonRow:
-    """One row of a report: what it is of, and the mean over seeds of what was counted."""
-    values = counted.values()
-    low, high = counted.interval()
+def row_of(table: CountTable, head: RowHead) -> ComparisonRow:
+    """Make one row of a report: its head, and the mean over seeds of the counts."""
+    values = table.values()
+    low, high = table.interval()
     mean = float(np.mean(values))
     return {
         **head,
         "mean": mean,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        # The size of a mean near zero is larger in resamples than in the sample.
+        # The absolute value of a mean near zero is larger in resamples than in the sample.
         "low": min(low, mean),
         "high": max(high, mean),
-        "n_items": len(counted.scenarios),
+        "n_items": len(table.scenarios),
         "n_seeds": len(values),
     }
 
@@ -125,7 +125,7 @@ def row_of(counted: CountTable, head: RowHead) -> ComparisonRow:
 def significance_against(
     reference: MethodOutcomes, others: Sequence[MethodOutcomes], space: PreferenceSpace
 ) -> list[PairedTest]:
-    """Test the reference against each other method on the metrics that say so, over the seeds that both finished."""
+    """Test the reference against each other method on the tested metrics, over the seeds that both finished."""
     axes: list[str | None] = [None, *(axis.name for axis in space.axes)]
     return [
         test
@@ -155,15 +155,15 @@ def _tests(reference: MethodOutcomes, other: MethodOutcomes, metric: str, axis: 
         "variant": reference.variant,
         "run_ids": list(dict.fromkeys(run_ids)),
     }
-    # Under poles an item is two answers, which are not independent: McNemar's test is not for them.
-    return compared(ours, theirs, head, items_decide=METRICS[metric].of == "pair")
+    # A metric per pole counts two answers per item, which are not independent, so McNemar's test does not apply.
+    return paired_tests(ours, theirs, head, items_decide=METRICS[metric].of == "pair")
 
 
-def compared(ours: CountTable, theirs: CountTable, head: PairHead, *, items_decide: bool) -> list[PairedTest]:
-    """Test two methods on the same seeds: paired t and sign flips over them.
+def paired_tests(ours: CountTable, theirs: CountTable, head: PairHead, *, items_decide: bool) -> list[PairedTest]:
+    """Test two methods on the same seeds, with a paired t-test and sign flips over them.
 
-    With one seed, or where all seeds differ by the same, seeds say nothing of chance: McNemar on the items of the first
-    pair of runs, if items_decide, else no test.
+    With one seed, or if all seeds give the same difference, seeds say nothing about chance. Then use McNemar's test on
+    the items of the first pair of runs if items_decide, else no test.
     """
     differences = np.subtract(ours.values(), theirs.values())
     mean, num = float(differences.mean()), len(differences)
@@ -179,18 +179,18 @@ def compared(ours: CountTable, theirs: CountTable, head: PairHead, *, items_deci
 
 
 def paired_seeds(reference: MethodOutcomes, other: MethodOutcomes) -> list[tuple[int, int]]:
-    """The seeds that both finished; a method without seeds is held against each of the reference's."""
+    """Pair the seeds that both finished; a method without seeds is paired with each seed of the reference."""
     common = [(seed, seed) for seed in reference.by_seed if seed in other.by_seed]
     if common or len(other.by_seed) != 1:
         return common
-    (lone,) = other.by_seed
-    return [(seed, lone) for seed in reference.by_seed]
+    (only_seed,) = other.by_seed
+    return [(seed, only_seed) for seed in reference.by_seed]
 
 
-def corrected(tests: Sequence[PairedTest]) -> list[CorrectedTest]:
-    """Add `p_holm`: over the tests of one metric, those of means over axes apart from single axes'.
+def holm_corrected(tests: Sequence[PairedTest]) -> list[CorrectedTest]:
+    """Add `p_holm`: corrected over the tests of one metric, separately for means over axes and single axes.
 
-    Sign flips, which test again what paired t has tested, are a family of their own.
+    Sign flips repeat the paired t-tests, so they are a separate family.
     """
     families: dict[Hashable, list[int]] = {}
     for i, test in enumerate(tests):
@@ -202,8 +202,8 @@ def corrected(tests: Sequence[PairedTest]) -> list[CorrectedTest]:
     return [{**test, "p_holm": adjusted[i]} for i, test in enumerate(tests)]
 
 
-def run_rows(metric: str, found: Sequence[tuple[MethodOutcomes, Sequence[float]]]) -> list[ComparisonRow]:
-    """One row a method and variant: the mean over seeds of what a metric has measured of each run."""
+def run_rows(metric: str, values_by_method: Sequence[tuple[MethodOutcomes, Sequence[float]]]) -> list[ComparisonRow]:
+    """Make one row per method and variant: the mean over seeds of a metric measured on whole runs."""
     return [
         {
             **f.head,
@@ -218,25 +218,26 @@ def run_rows(metric: str, found: Sequence[tuple[MethodOutcomes, Sequence[float]]
             "n_items": None,
             "n_seeds": len(values),
         }
-        for f, values in found
+        for f, values in values_by_method
         if values
     ]
 
 
-def on_common_items(found: Sequence[MethodOutcomes]) -> tuple[list[MethodOutcomes], list[str]]:
-    """Keep the items that every run of a variant answered, so that rows compare; say, by method, what was left out.
+def on_common_items(outcomes: Sequence[MethodOutcomes]) -> tuple[list[MethodOutcomes], list[str]]:
+    """Keep the items that every run of a variant answered, so that rows compare; note what each method left out.
 
-    Raises UserError where no item is left.
+    Raises UserError if no item is left.
     """
-    answered = {id(run): [item_key(o) for o in run] for f in found for run in f.runs}
-    everywhere = set.intersection(*map(set, answered.values()))
-    asked = max(map(len, answered.values()))
-    if not everywhere:
-        raise UserError("no test item was answered by every method: raise encoding.max_length")
-    short = {f.method: len(min(f.runs, key=len)) for f in found}
-    said = [f"{method} could not be asked {asked - n}" for method, n in short.items() if n < asked]
-    note = f"{asked - len(everywhere)} of {asked} questions are in no number, as they are too long: {'; '.join(said)}."
-    return [f.kept(everywhere) for f in found], [note] if len(everywhere) < asked else []
+    keys = {id(run): [item_key(o) for o in run] for f in outcomes for run in f.runs}
+    common = set.intersection(*map(set, keys.values()))
+    num_items = max(map(len, keys.values()))
+    if not common:
+        raise UserError("no test item fits every method: raise encoding.max_length")
+    fewest = {f.method: len(min(f.runs, key=len)) for f in outcomes}
+    skipped = [f"{method} skipped {num_items - n}" for method, n in fewest.items() if n < num_items]
+    share = f"{num_items - len(common)} of {num_items} questions"
+    note = f"{share} are too long and not counted in any number: {'; '.join(skipped)}."
+    return [f.restricted_to(common) for f in outcomes], [note] if len(common) < num_items else []
 
 
 def item_key(outcome: Outcome) -> tuple[str, Form]:

@@ -1,25 +1,25 @@
-"""What the rows and the tests of a comparison hold: the keys are those of its report.json."""
+"""Schema of the rows and tests of a comparison; the keys are those of its report.json."""
 
 from typing import Literal, TypedDict
 
 
-class VariedKnob(TypedDict):
-    """What a suite varies, and the value that a row is of."""
+class VariantValue(TypedDict):
+    """The name of what a suite varies, and its value for a row."""
 
     name: str
     value: str | int | float
 
 
 class MethodHead(TypedDict):
-    """Whose runs a row is made from. variant: None where nothing varies, and over all variants."""
+    """The method and runs behind a row. variant: None if nothing varies, and for a row over all variants."""
 
     method: str
-    variant: VariedKnob | None
+    variant: VariantValue | None
     run_ids: list[str]
 
 
 class RowHead(MethodHead):
-    """What a row is of. axis, pole: None where it is over all. position_baseline: None where position has no part."""
+    """The place of a row. axis, pole: None for a row over all. position_baseline: None if the metric has none."""
 
     axis: str | None
     pole: str | None
@@ -28,7 +28,7 @@ class RowHead(MethodHead):
 
 
 class ComparisonRow(RowHead):
-    """A mean over seeds. sd: None for one seed. low, high: the 95 % interval; None, as n_items, of whole runs."""
+    """A mean over seeds. sd: None for one seed. low, high: the 95% interval. They and n_items are None for runs."""
 
     mean: float
     sd: float | None
@@ -39,19 +39,19 @@ class ComparisonRow(RowHead):
 
 
 class PairHead(TypedDict):
-    """Two methods that are tested against each other, and on what; axis: None for the mean over axes."""
+    """Two methods tested against each other, and the place of the test. axis: None for the mean over axes."""
 
     a: str
     b: str
     metric: str
     axis: str | None
     pole: None
-    variant: VariedKnob | None
+    variant: VariantValue | None
     run_ids: list[str]
 
 
 class PairedTest(PairHead):
-    """difference: a's mean minus b's. n: seeds, or the items of McNemar's test."""
+    """A paired test. difference: a's mean minus b's. n: seeds, or items for McNemar's test."""
 
     difference: float
     n: int
@@ -60,6 +60,6 @@ class PairedTest(PairHead):
 
 
 class CorrectedTest(PairedTest):
-    """p_holm: after Holm's correction over the test's family."""
+    """A paired test with p_holm: p after Holm's correction over the test's family."""
 
     p_holm: float

@@ -1,4 +1,4 @@
-"""The grid of a search: one panel per metric, alpha down and beta across, each cell with its number and its source."""
+"""The grid of a search as one panel per metric, alpha down and beta across; each cell shows its value and source."""
 
 import math
 import textwrap
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.reporting import DPI, beside, blank, chart_style, hint, printable, width_of
-from pipelines.tune.drawings.measured import COLOURS
+from pipelines.reporting import DPI, annotate, blank_figure, chart_style, hint, printable, width_of
+from pipelines.tune.drawings.measured import COLORS
 from pipelines.tune.search_formats import brief, percent
 
 if TYPE_CHECKING:
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 TILE = (84.0, 44.0)  # pixels, at least
-BETAS, LINE, END = 41.0, 18.0, 18.0  # pixels: beta and its values, a line of a panel's name, right and below
-SHADE = 0.7  # of the colour's strength at a share of 1, on which the text can still be read
-MIN_LETTERS, LETTERS_PER_TILE = 48, 9  # of a panel's name in one line
-MARK_SIZE, TICK_SIZE = 10, 11  # of the font, in pixels
-LETTER = 0.64  # of the font's size: the width of a digit
+BETAS, LINE, END = (
+    41.0,
+    18.0,
+    18.0,
+)  # pixels: beta and its values, a line of a panel's name, other margins
+SHADE = 0.7  # of the full color at a share of 1, so that text on it stays readable
+MIN_LETTERS, LETTERS_PER_TILE = 48, 9  # letters of a panel's name in one line, at least and per tile
+MARK_SIZE, TICK_SIZE = 10, 11  # font sizes in pixels
+LETTER = 0.64  # the width of a digit in font sizes
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One cell: its share, None where it has no number; kind and mark: what it is and where its number is from."""
+    """One cell. value: its share, None if it has none. kind: how it is drawn. mark: the source of its value."""
 
     alpha: float
     beta: float
@@ -39,7 +43,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class HeatPanel:
-    """One metric over all cells."""
+    """One metric for all cells."""
 
     name: str
     tiles: Sequence[Tile]
@@ -47,10 +51,10 @@ class HeatPanel:
 
 @chart_style()
 def heat_map_chart(panels: Sequence[HeatPanel], *, panels_per_line: int = 2) -> "Figure":
-    """Draw panels of equal size, in percent; the stronger the shade, the higher."""
+    """Draw panels of equal size, in percent; stronger shading means a higher value."""
     alphas = sorted({tile.alpha for tile in panels[0].tiles})
     betas = sorted({tile.beta for tile in panels[0].tiles})
-    figure, first = blank(*TILE)
+    figure, first = blank_figure(*TILE)
     others = [figure.add_axes((0.0, 0.0, 1.0, 1.0), frameon=False) for _ in panels[1:]]
     names = []
     for axes, panel in zip([first, *others], panels, strict=True):
@@ -68,7 +72,7 @@ def heat_map_chart(panels: Sequence[HeatPanel], *, panels_per_line: int = 2) -> 
 
 
 def _place(figure: "Figure", box: tuple[float, float, float, float], width: float, per_line: int) -> None:
-    """Size the figure for panels of a width, in lines; box: left, top, width and height of the tiles in a panel."""
+    """Size the figure and place its panels in rows. box: left, top, width and height of the tiles in a panel."""
     left, top, inner_width, inner_height = box
     height = top + inner_height + END
     total_width, total_height = width * min(per_line, len(figure.axes)), height * math.ceil(len(figure.axes) / per_line)
@@ -86,26 +90,26 @@ def _scales(axes: "Axes", alphas: Sequence[float], betas: Sequence[float]) -> No
     axes.tick_params(top=False)
     axes.tick_params("y", pad=10)
     axes.tick_params("x", pad=4)
-    style: dict[str, Any] = {"color": COLOURS["soft"], "size": TICK_SIZE}
-    beside(axes, "beta", (0.0, 1.0), (0.0, 23.0), **style)
-    beside(axes, "alpha", (0.0, 1.0), (-10.0, 7.0), ha="right", **style)
+    style: dict[str, Any] = {"color": COLORS["soft"], "size": TICK_SIZE}
+    annotate(axes, "beta", (0.0, 1.0), (0.0, 23.0), **style)
+    annotate(axes, "alpha", (0.0, 1.0), (-10.0, 7.0), ha="right", **style)
 
 
 def _tile(axes: "Axes", tile: Tile, column: int, line: int) -> None:
     has_value = tile.value is not None
-    shade = {"fc": COLOURS["heat"], "alpha": SHADE * (tile.value or 0.0)} if has_value else {"fc": COLOURS["grid"]}
+    shade = {"fc": COLORS["heat"], "alpha": SHADE * (tile.value or 0.0)} if has_value else {"fc": COLORS["grid"]}
     hint(_frame(axes, column, line, 1, lw=0, **shade), tile.hint)
     if tile.kind == "trained":
-        _frame(axes, column, line, 2, fc="none", ec=COLOURS["rule"], lw=1.4)
+        _frame(axes, column, line, 2, fc="none", ec=COLORS["rule"], lw=1.4)
     if tile.is_picked:
-        _frame(axes, column, line, 1, fc="none", ec=COLOURS["text"], lw=3, zorder=1.5)
+        _frame(axes, column, line, 1, fc="none", ec=COLORS["text"], lw=3, zorder=1.5)
     weight = 700 if tile.kind == "trained" else 400
     axes.text(column + 0.5, line + 0.43, percent(tile.value), ha="center", size=13, weight=weight)
     axes.text(column + 0.5, line + 0.77, tile.mark, ha="center", size=MARK_SIZE, alpha=0.78)
 
 
 def _frame(axes: "Axes", column: int, line: int, inset: float, **style: Any) -> "Patch":
-    """Draw a rectangle some pixels inside a cell."""
+    """Draw a rectangle `inset` pixels inside a cell."""
     from matplotlib.patches import Rectangle
 
     dx, dy = inset / TILE[0], inset / TILE[1]
@@ -113,6 +117,6 @@ def _frame(axes: "Axes", column: int, line: int, inset: float, **style: Any) -> 
 
 
 def _name(axes: "Axes", name: str, letters: int) -> "Annotation":
-    """Write a panel's name above its tiles, in lines of some letters."""
+    """Write a panel's name above its tiles, wrapped at `letters` letters."""
     text = "\n".join(textwrap.wrap(printable(name), letters))
-    return beside(axes, text, (0.0, 1.0), (0.0, BETAS), va="bottom", size=13, weight=700)
+    return annotate(axes, text, (0.0, 1.0), (0.0, BETAS), va="bottom", size=13, weight=700)

@@ -1,4 +1,4 @@
-"""What the drawings of a search have in common: which trials have numbers, the colours, and the scale of values."""
+"""Shared parts of the drawings of a search: measured trials, colors, and the scale of values."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from pipelines.tune.search_schema import POLES, FigureName, GridCell, MeasuredTr
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
-COLOURS = INK | {  # of the page where it is not dark, and of the drawings that are files
+COLORS = INK | {  # of the page in light mode, and of the drawings in files
     "card": "#ffffff",
     "rule": "#8b93a1",
     "first": "#6b4de6",
@@ -19,11 +19,11 @@ COLOURS = INK | {  # of the page where it is not dark, and of the drawings that 
     "heat": "#0b6bcb",
 }
 SOURCES = ("trained", "soup", "base")
-BANDED = POLES  # drawn with their intervals
+BANDED = POLES  # metrics drawn with their intervals
 
 
 def has_value(trial: TrialRow) -> TypeGuard[MeasuredTrial]:
-    """Whether a trial was measured; one that was stopped or failed was not."""
+    """Return whether a trial was measured; a stopped or failed one was not."""
     return trial["pole_first"] is not None
 
 
@@ -32,25 +32,25 @@ def base_of(trials: Sequence[TrialRow]) -> MeasuredTrial | None:
 
 
 def sources_of(trials: Iterable[TrialRow]) -> list[str]:
-    """Return where the measured trials are from, in the order of a legend."""
-    found = {trial["source"] for trial in trials if has_value(trial)}
-    return [source for source in SOURCES if source in found]
+    """Return the sources of the measured trials, in legend order."""
+    present = {trial["source"] for trial in trials if has_value(trial)}
+    return [source for source in SOURCES if source in present]
 
 
 def is_same_ratio(a: float | str | None, b: float | str | None) -> bool:
-    """Whether two t are one ratio; 0.1 : 0.3 and 0.2 : 0.6 differ in the last bit."""
+    """Return whether two t are the same ratio; 0.1 : 0.3 and 0.2 : 0.6 differ in the last bit."""
     if a is None or b is None:
         return a is b
     return math.isclose(float(a), float(b), abs_tol=1e-9)
 
 
 def is_of(cell: GridCell, trial: TrialRow | None) -> bool:
-    """Whether a cell has a trial's ratio and its other changes."""
+    """Return whether a cell has a trial's ratio and its other changes."""
     return trial is not None and is_same_ratio(cell["t"], trial["t"]) and cell["changes"] == trial["changes"]
 
 
 def value_ticks(trials: Iterable[MeasuredTrial], metrics: Sequence[FigureName]) -> list[float]:
-    """Return round shares between which lie every value and the intervals that are drawn."""
+    """Return round shares that span every value and every drawn interval."""
     ends = [end for trial in trials for metric in metrics for end in _ends(trial, metric)]
     return ticks(min(ends), max(ends))
 
@@ -59,13 +59,13 @@ def _ends(trial: MeasuredTrial, metric: FigureName) -> list[float]:
     return [trial[metric], *(trial["intervals"][metric] if metric in BANDED else ())]
 
 
-def dot_style(source: str, colour: str, radius: float) -> dict[str, Any]:
-    """Say how a trial is marked: filled where trained, hollow where a soup; radius in pixels."""
-    face = COLOURS["card"] if source == "soup" else colour
-    return {"marker": "o", "ls": "none", "mfc": face, "mec": colour, "ms": 2 * radius, "mew": 1.6}
+def dot_style(source: str, color: str, radius: float) -> dict[str, Any]:
+    """Return the style of a trial's dot: filled if trained, hollow if a soup. radius: pixels."""
+    face = COLORS["card"] if source == "soup" else color
+    return {"marker": "o", "ls": "none", "mfc": face, "mec": color, "ms": 2 * radius, "mew": 1.6}
 
 
-def legend_dot(source: str, colour: str, radius: float) -> "Line2D":
+def legend_dot(source: str, color: str, radius: float) -> "Line2D":
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], **dot_style(source, colour, radius))
+    return Line2D([], [], **dot_style(source, color, radius))

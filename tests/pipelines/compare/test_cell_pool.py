@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ray
 
 
 class Mortal:
-    """A worker that is killed as often as the cell says."""
+    """A worker that is killed as many times as the cell says."""
 
     def run(self, cell: Any) -> dict[str, Any]:
         deaths = Path(cell.folder) / cell.name

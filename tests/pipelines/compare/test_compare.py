@@ -67,15 +67,15 @@ def test_all_methods_end_in_one_report_and_are_not_run_again(ray_cluster, storag
     assert {run_id for row in first["rows"] + first["tests"] for run_id in row["run_ids"]} == {
         run["run_id"] for run in runs.values()
     }
-    # A control token is another wording than a description.
+    # A control token is worded differently from a description.
     assert runs["controllable_po", 0]["template_digest"] != runs["pft", 0]["template_digest"]
 
     cells = storage / "compare" / "cells"
     second_stage = cells / runs["controllable_po", 0]["run_id"]
-    # What stage 2 trains on and is asked from is what stage 1 has made of the base.
+    # Stage 2 trains and answers from the model of stage 1.
     assert ModelRef.load(second_stage).base == str(second_stage / "stage1" / "merged")
     assert base_digest(str(second_stage / "stage1" / "merged")) != runs["pft", 0]["base_digest"]
-    # Its leak is held against the base before any stage, which is that of the others.
+    # Its leak is compared with the base before any stage, as for the other methods.
     by_base = [
         [o.base_unconditioned for o in outcomes(cells / runs[m, 0]["run_id"])] for m in ("controllable_po", "pft")
     ]
@@ -110,7 +110,7 @@ def test_steering_chooses_its_setting_on_validation_records(tmp_path, monkeypatc
     how = AnsweringJob(
         ref, AnswerSettings(style, space, 256, 4096, 1), generate=False, precision="fp32", use_gpu=False, num_threads=1
     )
-    method_answerers.asked_steered(how, train=folders["train"], validation=folders["validation"], run_dir=tmp_path)
+    method_answerers.steering_answerers(how, train=folders["train"], validation=folders["validation"], run_dir=tmp_path)
     assert [r.id for r in swept] == [r.id for r in read_records(folders["validation"])]
 
 
@@ -119,7 +119,7 @@ def test_a_part_of_the_training_records_is_held_out_by_scenario(tmp_path) -> Non
     train, validation = held_out(data, tmp_path)
     kept, out = list(read_records(train)), list(read_records(validation))
     assert len(kept) + len(out) == 400
-    assert 20 <= len(out) <= 60  # about 40, two a scenario
+    assert 20 <= len(out) <= 60  # about 40, two per scenario
     assert not {r.scenario for r in kept} & {r.scenario for r in out}
 
 
@@ -127,7 +127,7 @@ def test_what_is_too_long_is_said(ray_cluster, storage) -> None:
     chosen = suite(["position", "prompt_only"], run={**RUN, "encoding": {"max_length": 62}})
     found = report(job.run(chosen, size="tiny", storage=storage))
     (note,) = [caption for caption in found["captions"] if "too long" in caption]
-    assert re.fullmatch(r"\d+ of 24 questions are in no number, as they are too long: prompt_only could not .*", note)
+    assert re.fullmatch(r"\d+ of 24 questions are too long and not counted in any number: prompt_only skipped .*", note)
     (run,) = [run for run in found["runs"] if run["method"] == "prompt_only"]
     assert note.startswith(f"{run['items_rejected']} of 24 ")
 
@@ -214,7 +214,7 @@ def test_without_released_data_a_tiny_suite_is_on_the_embedded_data_with_its_set
         3,
         8,
     )
-    assert size.notes[-1] == "Data: the embedded toyworld in place of vcd, since PFT_DATA names no folder."
+    assert size.notes[-1] == "Data: the embedded toyworld instead of vcd, because PFT_DATA is not set."
     with pytest.raises(UserError, match=r"holds no vcd/train\.json"):
         job.run(suite, size="paper")
 

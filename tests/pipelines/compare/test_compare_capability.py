@@ -1,4 +1,4 @@
-"""The rows of general capability, from answers made by hand."""
+"""The rows of general capability, from handmade answers."""
 
 import pytest
 

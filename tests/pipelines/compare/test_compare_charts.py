@@ -1,9 +1,9 @@
-"""The charts of a comparison: who stands out, who stands back, and each mean at its place with its interval."""
+"""The charts of a comparison: the reference stands out, and each mean is at its place with its interval."""
 
 import pytest
 
 from pipelines.compare.report.charts import (
-    COLOURS,
+    COLORS,
     DASHES,
     bar_charts,
     learning_chart,
@@ -14,7 +14,7 @@ from pipelines.compare.report.charts import (
 from pipelines.compare.report.claims import Comparison
 from pipelines.compare.report.comparison_report import render
 from tests.pipelines import drawn
-from tests.pipelines.compare.test_compare_tables import MEANS, comparison, steps, varied
+from tests.pipelines.compare.test_compare_tables import MEANS, comparison, steps, variants_report
 
 
 def renamed(report: dict, old: str, new: str) -> dict:
@@ -29,7 +29,7 @@ def test_bars_are_of_each_axis_and_yardsticks_come_last_and_stand_back() -> None
     labels = ["prompt_only", "sft:first", "sft:mixed", "pft", "position only", "bag-of-words probe"]
     assert [label for _, label in drawn.ticks(axes.yaxis)] == labels * 2
     inks = [label.get_color() for label in axes.get_yticklabels()]
-    assert inks[:6] == [COLOURS["text"]] * 4 + [COLOURS["soft"]] * 2
+    assert inks[:6] == [COLORS["text"]] * 4 + [COLORS["soft"]] * 2
     assert axes.get_yticklabels()[3].get_weight() == 700  # the reference
     found = {row["mean"] for row in comparison()["rows"] if row["axis"] == "Risk" and row["metric"] == "one"}
     assert {patch.get_width() for patch in axes.patches} <= found
@@ -42,11 +42,11 @@ def test_a_value_that_position_alone_explains_is_marked() -> None:
 
 
 def test_means_are_drawn_against_what_varies_with_their_intervals() -> None:
-    view = Comparison(varied())
+    view = Comparison(variants_report())
     figure = line_chart(view, "one")
     assert figure is not None
     (axes,) = figure.axes
-    (line,) = drawn.points(axes, COLOURS["l0"])
+    (line,) = drawn.points(axes, COLORS["l0"])
     expected = [MEANS["pft"] - 0.03 * (3 - i) for i in range(3)]
     assert line == [(float(x), pytest.approx(y)) for x, y in zip((100, 400, 1600), expected, strict=True)]
     assert axes.get_xscale() == "log"  # 1600 is 16 times 100
@@ -61,21 +61,21 @@ def test_means_are_drawn_against_what_varies_with_their_intervals() -> None:
 
 
 def test_a_narrow_range_is_not_logarithmic_and_the_page_says_which_it_is() -> None:
-    figure = line_chart(Comparison(varied((100, 200, 300))), "one")
+    figure = line_chart(Comparison(variants_report((100, 200, 300))), "one")
     assert figure is not None
     assert figure.axes[0].get_xscale() == "linear"
-    assert "is logarithmic" not in render(varied((100, 200, 300)))
-    assert "that of train_size is logarithmic" in render(varied())
+    assert "is logarithmic" not in render(variants_report((100, 200, 300)))
+    assert "the axis of train_size is logarithmic" in render(variants_report())
 
 
-@pytest.mark.parametrize("report", [comparison(), varied(("small", "large")), varied((100,))])
+@pytest.mark.parametrize("report", [comparison(), variants_report(("small", "large")), variants_report((100,))])
 def test_there_is_no_line_where_no_number_varies(report) -> None:
     assert line_chart(Comparison(report), "one") is None
 
 
 @pytest.mark.parametrize("name", ["$\\alpha$ & $b$", "_hidden", "W" * 40, "\u653f" * 20, "<i>x"])
 def test_any_name_of_a_method_is_shown_as_it_is_and_whole(name: str) -> None:
-    line = line_chart(Comparison(renamed(varied(), "sft:first", name)), "one")
+    line = line_chart(Comparison(renamed(variants_report(), "sft:first", name)), "one")
     bars = bar_charts(Comparison(renamed(comparison(), "sft:first", name)), "one", None)["Risk"]
     for figure in (line, bars):
         assert figure is not None
@@ -84,7 +84,7 @@ def test_any_name_of_a_method_is_shown_as_it_is_and_whole(name: str) -> None:
 
 
 def test_many_methods_have_room_for_their_names() -> None:
-    report = varied()
+    report = variants_report()
     for i in range(30):
         report["rows"] += [
             row | {"method": f"method {i}"}
@@ -99,11 +99,11 @@ def test_many_methods_have_room_for_their_names() -> None:
 
 def test_each_method_has_a_line_of_its_own_and_yardsticks_are_dashed_grey() -> None:
     styles = line_styles(Comparison(comparison()))
-    assert styles["pft"] == (COLOURS["l0"], DASHES[0])
+    assert styles["pft"] == (COLORS["l0"], DASHES[0])
     assert [styles[m] for m in ("prompt_only", "sft:first", "sft:mixed")] == [
-        (COLOURS[name], DASHES[0]) for name in ("l1", "l2", "l3")
+        (COLORS[name], DASHES[0]) for name in ("l1", "l2", "l3")
     ]
-    assert [styles[m] for m in ("position", "bag_of_words")] == [(COLOURS["yardstick"], d) for d in DASHES[1:]]
+    assert [styles[m] for m in ("position", "bag_of_words")] == [(COLORS["yardstick"], d) for d in DASHES[1:]]
     assert len(set(map(str, styles.values()))) == len(styles)
 
 
@@ -114,10 +114,10 @@ def test_a_total_is_drawn_only_where_no_side_is() -> None:
     assert [curve.name for curve in learning_curves([[{"step": 1, "loss": 2.0}]])] == ["loss"]
     assert learning_curves([[{"step": 1, "loss": float("nan")}]]) == []
     figure = learning_chart(curves)
-    assert len(drawn.points(figure.axes[0], COLOURS["l5"])) == 3
+    assert len(drawn.points(figure.axes[0], COLORS["l5"])) == 3
     assert drawn.words(figure).count("first pole") == 1
     assert drawn.cut_off(figure) == []
 
 
 def test_the_same_comparison_is_the_same_page() -> None:
-    assert render(varied()) == render(varied())
+    assert render(variants_report()) == render(variants_report())

@@ -22,7 +22,7 @@ def outcome(number: int, *, right: bool, scenario: str = "") -> Outcome:
 
 
 def evaluation(folder: Path, policy: str, outcomes: list[Outcome], *, data: str = "d", task: str = "choices") -> Path:
-    """A folder as `pft evaluate` leaves it."""
+    """Write a folder as `pft evaluate` does."""
     write_report(
         {
             "rows": report_rows(outcomes, policy=policy, space=SPACE, trained_poles=None),
@@ -43,7 +43,7 @@ def differences(folders: list[Path], storage: Path) -> dict[tuple[str, str | Non
 
 
 def test_two_evaluations_are_tested_item_by_item_and_stand_in_one_report(tmp_path, capsys) -> None:
-    # Both right: all 12 of a, and 4 of b, so 8 items that a alone has.
+    # Both right: all 12 items of a and 4 of b, so 8 items are right only in a.
     a = evaluation(tmp_path / "a", "pft", [outcome(i, right=True) for i in range(12)])
     b = evaluation(tmp_path / "b", "base", [outcome(i, right=i < 4) for i in range(12)])
 
@@ -100,11 +100,11 @@ def test_evaluations_of_other_data_or_items_are_refused_in_one_line(tmp_path) ->
     items = [outcome(i, right=True) for i in range(4)]
     a = evaluation(tmp_path / "a", "pft", items)
     others = {
-        "other data": evaluation(tmp_path / "b", "base", items, data="e"),
-        "other tasks": evaluation(tmp_path / "c", "base", items, task="capability"),
-        "1 items were asked in the first alone": evaluation(tmp_path / "d", "base", items[:3]),
-        "no report.json there": tmp_path / "nothing",
-        "the same evaluation twice": a,
+        "different data": evaluation(tmp_path / "b", "base", items, data="e"),
+        "different tasks": evaluation(tmp_path / "c", "base", items, task="capability"),
+        "1 items are only in the first": evaluation(tmp_path / "d", "base", items[:3]),
+        "no report.json in this folder": tmp_path / "nothing",
+        "both are the same evaluation": a,
     }
     (tmp_path / "c" / "outcomes.jsonl").write_text(
         json.dumps({"item_id": "i", "scenario": "i", "axis": None, "side": None, "reply": [0], "score": 1.0})
@@ -124,8 +124,8 @@ def test_a_task_of_its_own_is_compared_by_its_scores(tmp_path) -> None:
             "policy": name, "axis": None, "pole": None, "trained_pole": None, "metric": "capability", "value": 0.5,
             "n": len(scores), "low": 0.0, "high": 1.0, "position_baseline": None, "unparsed": 0.0,
         }  # fmt: skip
-        told = {"timings": {}, "config": {"task": "capability"}, "digests": {"data": "d"}}
-        write_report({"rows": [row], **told}, tmp_path / name)
+        parts = {"timings": {}, "config": {"task": "capability"}, "digests": {"data": "d"}}
+        write_report({"rows": [row], **parts}, tmp_path / name)
         lines = [
             {"item_id": f"i{i}", "scenario": f"i{i}", "axis": None, "side": None, "reply": [0], "score": score}
             for i, score in enumerate(scores)

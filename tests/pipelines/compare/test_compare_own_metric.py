@@ -13,7 +13,7 @@ from pipelines.compare.report.comparison_report import render, write_comparison
 from pipelines.compare.report.latex import latex
 from pipelines.compare.report.markdown import markdown
 from pipelines.compare.report.tables import by_metric, by_pole
-from pipelines.compare.report_builder import of_runs
+from pipelines.compare.report_builder import run_values
 from pipelines.compare.statistics.comparison_rows import MethodOutcomes, rows_of, run_rows
 from pipelines.compare.suite import Suite, load_suite
 from tests.builders import SPACE
@@ -34,8 +34,8 @@ def own_metrics(monkeypatch) -> None:
     METRICS.add("wait", Metric("Wait", "seconds", "run", lambda run: run.get("seconds"), is_share=False))
 
 
-def found(method: str, first_choices: int) -> MethodOutcomes:
-    """Ten items; so many of them choose the first option under both poles."""
+def method_outcomes(method: str, first_choices: int) -> MethodOutcomes:
+    """Make ten items, a given number of which choose the first option under both poles."""
     outcomes = [
         Outcome(f"i{n}", f"s{n}", "Risk", "one", (0, 1), (frozenset({int(n >= first_choices)}),) * 2) for n in range(10)
     ]
@@ -43,9 +43,9 @@ def found(method: str, first_choices: int) -> MethodOutcomes:
 
 
 def report(metrics: list[str]) -> dict[str, Any]:
-    told = [found("pft", 2), found("dpo", 6)]
-    rows = [row for f in told for row in rows_of(f, SPACE, metrics)]
-    rows += run_rows("wait", [(f, [3.0, 5.0]) for f in told if "wait" in metrics])
+    methods = [method_outcomes("pft", 2), method_outcomes("dpo", 6)]
+    rows = [row for f in methods for row in rows_of(f, SPACE, metrics)]
+    rows += run_rows("wait", [(f, [3.0, 5.0]) for f in methods if "wait" in metrics])
     return comparison() | {"rows": rows, "tests": []}
 
 
@@ -63,17 +63,19 @@ def test_a_suite_may_name_it_and_is_told_the_nearest_name(tmp_path) -> None:
     assert suite("first").metrics == ["one", "first"]
     with pytest.raises(UserError, match=r"metric 'frist' does not exist\. Did you mean 'first'"):
         suite("frist")
-    with pytest.raises(UserError, match="metric 'capability' does not exist"):  # it follows from the size's questions
+    with pytest.raises(
+        UserError, match="metric 'capability' does not exist"
+    ):  # it is added if the size names questions
         suite("capability")
 
 
 def test_its_rows_are_those_of_any_metric() -> None:
-    rows = rows_of(found("pft", 2), SPACE, ["one", "first"])
+    rows = rows_of(method_outcomes("pft", 2), SPACE, ["one", "first"])
     own = {(row["axis"], row["pole"]): row for row in rows if row["metric"] == "first"}
     assert set(own) == {(None, None), ("Risk", None), ("Risk", "Bold"), ("Risk", "Careful")}
     assert own[None, None]["mean"] == 0.2
     assert own["Risk", "Bold"]["position_baseline"] == 1.0
-    assert not [row for row in rows_of(found("pft", 2), SPACE, ["one"]) if row["metric"] == "first"]
+    assert not [row for row in rows_of(method_outcomes("pft", 2), SPACE, ["one"]) if row["metric"] == "first"]
 
 
 def test_it_is_a_column_and_the_lowest_is_best_where_it_says_so() -> None:
@@ -82,7 +84,7 @@ def test_it_is_a_column_and_the_lowest_is_best_where_it_says_so() -> None:
     assert cells(table, "first") == {"pft": "20.0", "dpo": "60.0"}
     (line,) = [line for line in table.blocks[0].methods if line.method == "pft"]
     assert line.cells[0].best
-    assert "of Takes first the lowest" in " ".join(table.caption)
+    assert "for Takes first, the lowest" in " ".join(table.caption)
 
 
 def test_a_share_of_right_answers_has_a_block_of_its_own() -> None:
@@ -91,10 +93,10 @@ def test_a_share_of_right_answers_has_a_block_of_its_own() -> None:
 
 
 def test_it_reaches_every_file_and_says_what_it_means() -> None:
-    told = report(["one", "first", "sure"])
-    assert "Takes first" in markdown(told)
-    assert "Takes first" in latex(told)
-    page = render(told)
+    own_report = report(["one", "first", "sure"])
+    assert "Takes first" in markdown(own_report)
+    assert "Takes first" in latex(own_report)
+    page = render(own_report)
     assert "<dt>Takes first</dt><dd>the first option is chosen</dd>" in page
     assert "Sure of every method on Risk" in page  # its bars
 
@@ -104,7 +106,7 @@ def test_a_metric_of_runs_reads_their_results() -> None:
         name = "pft"
 
     pairs: Any = [(Of, {"seconds": 3.0}), (Of, {"error": "x"}), (Of, {})]
-    assert of_runs("wait", found("pft", 2), pairs) == [3.0]
+    assert run_values("wait", method_outcomes("pft", 2), pairs) == [3.0]
     assert cells(by_metric(Comparison(report(["one", "wait"])), None), "wait") == {"pft": "4", "dpo": "4"}
 
 
@@ -112,19 +114,19 @@ def test_a_measure_that_fails_or_gives_no_finite_number_is_said_with_its_method(
     METRICS.add("raises", Metric("Raises", "raises", "pair", lambda outcome: 1 / 0))
     METRICS.add("nan", Metric("None", "no number", "run", lambda run: float("nan"), is_share=False))
     with pytest.raises(UserError, match=r"^method dpo: metric 'raises', item 'i0': .*ZeroDivisionError"):
-        rows_of(found("dpo", 2), SPACE, ["one", "raises"])
+        rows_of(method_outcomes("dpo", 2), SPACE, ["one", "raises"])
 
     class Of:
         name = "pft"
 
     pairs: Any = [(Of, {"run_id": "r7"})]
     with pytest.raises(UserError, match=r"^method pft: metric 'nan', run r7: its measure gives nan: .* or None"):
-        of_runs("nan", found("pft", 2), pairs)
+        run_values("nan", method_outcomes("pft", 2), pairs)
 
 
 def test_a_report_with_a_number_that_is_not_finite_is_not_written(tmp_path) -> None:
-    told = report(["one"])
-    told["rows"][0]["mean"] = float("nan")
+    own_report = report(["one"])
+    own_report["rows"][0]["mean"] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_comparison(told, tmp_path)
+        write_comparison(own_report, tmp_path)
     assert list(tmp_path.iterdir()) == []

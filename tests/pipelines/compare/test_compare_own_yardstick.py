@@ -11,10 +11,10 @@ from pft_core.evaluation.yardsticks.position import outcome_of
 from pft_core.evaluation.yardsticks.registry import YARDSTICKS, Yardstick
 from pft_core.toyworld.shipped import SHIPPED_BASE
 from pipelines.compare.plan import SuiteLayers, VariantPlan, cells_of
-from pipelines.compare.report.claims import Comparison, headline
+from pipelines.compare.report.claims import Comparison, headline_sentences
 from pipelines.compare.report.comparison_report import role
 from pipelines.compare.report.tables import by_pole
-from pipelines.compare.report_builder import found_of, run_lines
+from pipelines.compare.report_builder import method_outcomes, run_lines
 from pipelines.compare.suite import load_suite
 from pipelines.compare.suite_data import SuiteData
 from tests.builders import record, write_dataset
@@ -22,14 +22,14 @@ from tests.pipelines.compare.test_compare_tables import MEANS, comparison
 
 
 def as_often_trained(train: list[PairedExample], test: list[PairedExample], *, form: str) -> list[Outcome]:
-    """Always the option at the place of the number of training records."""
+    """Always choose the option whose index is the number of training records."""
     return [outcome_of(item, form, (frozenset({len(train)}), frozenset({0}))) for item in test]
 
 
 @pytest.fixture(autouse=True)
 def own_yardstick(monkeypatch) -> None:
     monkeypatch.setattr(YARDSTICKS, "_entries", {name: YARDSTICKS[name] for name in YARDSTICKS})
-    own = Yardstick("by number", "the option of the number", as_often_trained, True, if_unbeaten="nothing is learnt")
+    own = Yardstick("by number", "the option of the number", as_often_trained, True, if_unbeaten="nothing is learned")
     YARDSTICKS.add("by_number", own)
 
 
@@ -57,7 +57,7 @@ def test_a_suite_may_name_it_and_is_told_the_nearest_name(tmp_path) -> None:
 def test_it_answers_the_test_records_after_the_training_records_and_is_no_cell(tmp_path, plan) -> None:
     chosen = suite(tmp_path, "position, by_number, pft").model_copy(update={"methods": ["position", "by_number"]})
     size = chosen.sizes["tiny"]
-    position, own = found_of(chosen, size, plan, [])
+    position, own = method_outcomes(chosen, size, plan, [])
     assert (own.method, own.is_yardstick) == ("by_number", True)
     assert [outcome.chosen[0] for outcome in own.runs[0]] == [frozenset({1})] * 3
     assert [outcome.chosen[0] for outcome in position.runs[0]] == [frozenset({0})] * 3
@@ -70,4 +70,4 @@ def test_it_stands_below_the_rule_under_its_label_and_says_where_nothing_beats_i
     lines = by_pole(view, None).blocks[0].yardsticks
     assert "by number" in [line.label.split(" (")[0] for line in lines]
     assert role(view, "by_number") == "yardstick"
-    assert "is above the by number (99.0 %) on One: nothing is learnt." in " ".join(headline(view))
+    assert "interval is above the by number (99.0%): nothing is learned." in " ".join(headline_sentences(view))

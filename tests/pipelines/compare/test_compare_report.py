@@ -14,11 +14,11 @@ from pipelines.compare.report_builder import cautions
 from pipelines.compare.statistics.area import AREA
 from pipelines.compare.suite_data import SuiteData
 from tests.builders import record, write_dataset
-from tests.pipelines.compare.test_compare_tables import HOSTILE, comparison, row, varied, verdict, without_seed
+from tests.pipelines.compare.test_compare_tables import HOSTILE, comparison, row, variants_report, verdict, without_seed
 
 
 class Page(HTMLParser):
-    """Collects tags, links and ids, and that tags close in order."""
+    """Collects tags, links and ids, and checks that tags close in order."""
 
     VOID = ("meta", "link", "br", "hr", "img", "input")
 
@@ -42,7 +42,7 @@ class Page(HTMLParser):
         return [value or "" for key, value in self.attributes if key == name]
 
 
-@pytest.mark.parametrize("report", [comparison(), varied(), without_seed(comparison(), "sft:mixed", 2)])
+@pytest.mark.parametrize("report", [comparison(), variants_report(), without_seed(comparison(), "sft:mixed", 2)])
 def test_the_page_is_whole_and_loads_nothing(report) -> None:
     page = Page(render(report))
     assert not page.open
@@ -78,7 +78,7 @@ def test_texts_are_escaped_and_credentials_masked(tmp_path) -> None:
 
 
 def test_the_area_under_the_curve_has_its_own_table_and_verdict() -> None:
-    report = varied()
+    report = variants_report()
     report["rows"] += [
         row(m, AREA, mean, None, None, position_baseline=None) for m, mean in (("pft", 0.7), ("sft:mixed", 0.6))
     ]
@@ -86,7 +86,7 @@ def test_the_area_under_the_curve_has_its_own_table_and_verdict() -> None:
     text = render(report)
     assert "Area under both right, by train_size" in text
     assert "pft has the highest Area under both right of 2 methods, 70.0" in text
-    assert "After Holm&#39;s correction (paired t over 3 seeds), pft is above sft:mixed." in text
+    assert "After Holm&#39;s correction (paired t-test over 3 seeds), pft is significantly above sft:mixed." in text
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_p_values_are_written_for_reading(p, text) -> None:
 def test_methods_that_are_tested_on_trained_scenarios_are_said_first(tmp_path) -> None:
     train, fresh = (write_dataset(tmp_path / str(at), [record(n) for n in range(at, at + 8)]) for at in (0, 8))
     test = write_dataset(tmp_path / "test", [record(n) for n in range(6, 10)])
-    trained, asked = SimpleNamespace(layers=("layer",)), SimpleNamespace(layers=())
+    trained, untrained = SimpleNamespace(layers=("layer",)), SimpleNamespace(layers=())
     suite = SimpleNamespace(varies="axes")
     plans = [
-        VariantPlan(SimpleNamespace(value=1), SuiteData("a", train, train, test), (asked, trained)),
-        VariantPlan(SimpleNamespace(value=2), SuiteData("a", train, train, test), (asked,)),
+        VariantPlan(SimpleNamespace(value=1), SuiteData("a", train, train, test), (untrained, trained)),
+        VariantPlan(SimpleNamespace(value=2), SuiteData("a", train, train, test), (untrained,)),
         VariantPlan(None, SuiteData("b", train, train, fresh), (trained,)),
     ]
-    (said,) = cautions(suite, plans)
-    assert said.startswith("axes 1: 2 of the 4 scenarios that the methods are tested on are trained on too: ")
-    assert Page(render({**comparison(), "cautions": [said]})).open == []
-    assert f"<li>{said}</li>" in render({**comparison(), "cautions": [said]})
+    (caution,) = cautions(suite, plans)
+    assert caution.startswith("axes 1: 2 of the 4 test scenarios are also in the training data: ")
+    assert Page(render({**comparison(), "cautions": [caution]})).open == []
+    assert f"<li>{caution}</li>" in render({**comparison(), "cautions": [caution]})

@@ -1,4 +1,4 @@
-"""What a suite's file may say: knobs go to the methods that take them, and faults are found as it is loaded."""
+"""Suite files: knobs go to the methods that take them, and errors are found when the file is loaded."""
 
 from pathlib import Path
 
@@ -18,11 +18,13 @@ def suite(folder: Path, methods: str, overrides: list[str]) -> Suite:
     return load_suite(str(path), [f"reference={methods.split(', ')[-1]}", *overrides])
 
 
-def strengths(chosen: Suite, name: str, varied: dict[str, object]) -> list[tuple[str, float]]:
-    """The objective of each stage of a method, and its preference_beta."""
+def strengths(chosen: Suite, name: str, variant_changes: dict[str, object]) -> list[tuple[str, float]]:
+    """Return the objective and preference_beta of each stage of a method."""
     size = chosen.sizes["tiny"]
     own = size.of_method.get(name, {})
-    configs = stage_configs(name, size.run, own=own, varied=varied, fixed={}, source="suite")
+    configs = stage_configs(
+        name, size.run, method_changes=own, variant_changes=variant_changes, fixed={}, source="suite"
+    )
     return [(config.train.objective, config.train.preference_beta) for config in configs]
 
 
@@ -90,7 +92,7 @@ def test_data_is_a_prepared_folder_or_holds_prepared_train_and_test(tmp_path: Pa
     for folder in (whole, parts):
         assert suite(tmp_path, "pft", [f"sizes.tiny.data={folder}"]).sizes["tiny"].data == str(folder)
     for folder in (empty, parts / "validation"):
-        with pytest.raises(UserError, match=rf"^sizes\.tiny\.data: '{folder}' is no data set"):
+        with pytest.raises(UserError, match=rf"^sizes\.tiny\.data: '{folder}' is not a data set"):
             suite(tmp_path, "pft", [f"sizes.tiny.data={folder}"])
 
 

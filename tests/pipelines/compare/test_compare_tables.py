@@ -1,4 +1,4 @@
-"""The tables keep the paper's layout, escape every text, and say in words what the rows hold."""
+"""The tables keep the paper's layout, escape every text, and describe the rows in sentences."""
 
 import random
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.compare.report.claims import Comparison, differences, headline, listed, position_mark
+from pipelines.compare.report.claims import Comparison, differences, headline_sentences, join_names, position_mark
 from pipelines.compare.report.latex import latex, latex_text
 from pipelines.compare.report.markdown import markdown, markdown_text
 from pipelines.compare.report.tables import by_metric, by_pole
@@ -44,7 +44,7 @@ def row(method: str, metric: str, mean: float, axis: str | None, pole: str | Non
 
 
 def rows_of(method: str, mean: float, **changes: Any) -> list[dict[str, Any]]:
-    """One, All, both right, flip, leak and unparsed of a method, near a mean and no two alike."""
+    """Make rows of One, All, both right, flip, leak and unparsed for a method, all different and near a mean."""
     rng = random.Random(f"{method}{changes}")
     rows = []
     for metric, share in (("one", 1.0), ("all", 0.8), ("both_right", 0.7), ("flip", 0.9), ("leak", 0.1)):
@@ -91,7 +91,7 @@ def verdict(b: str, difference: float, p_holm: float, **changes: Any) -> dict[st
 
 
 def comparison(means: dict[str, float] | None = None, **parts: Any) -> dict[str, Any]:
-    """A report as a comparison of six methods and three seeds leaves it."""
+    """Make the report of a comparison of six methods with three seeds."""
     means = means or MEANS
     seeded = [method for method in means if method not in UNSEEDED]
     base = {
@@ -126,8 +126,8 @@ def steps(seed: int, count: int = 100) -> list[dict[str, Any]]:
     ]
 
 
-def varied(values: tuple[Any, ...] = (100, 400, 1600)) -> dict[str, Any]:
-    """A report in which the number of training records varies."""
+def variants_report(values: tuple[Any, ...] = (100, 400, 1600)) -> dict[str, Any]:
+    """Make a report in which the number of training records varies."""
     rows = [
         made
         for i, value in enumerate(values)
@@ -145,7 +145,7 @@ def varied(values: tuple[Any, ...] = (100, 400, 1600)) -> dict[str, Any]:
 
 
 def without_seed(report: dict[str, Any], method: str, seed: int, error: str = "ran out of memory") -> dict[str, Any]:
-    """The report as it is when one seed of a method crashed."""
+    """Return the report as if one seed of a method had crashed."""
     rows = [r | {"n_seeds": 2} if r["method"] == method else r for r in report["rows"]]
     failed = {"status": "failed", "error": error, "run_id": None, "data_digest": None, "seconds": None}
     runs = [r | failed if (r["method"], r["seed"]) == (method, seed) else r for r in report["runs"]]
@@ -215,14 +215,14 @@ def test_of_leak_and_unparsed_the_lowest_is_best() -> None:
     assert best["Leak"] == ["prompt_only"]  # 0.1 x 0.5134 is the smallest of the four
     assert best["Flip"] == ["pft"]
     assert len(best["Unparsed"]) == 4  # all are 0
-    assert "(of Leak and Unparsed the lowest)" in " ".join(table.caption)
+    assert "(for Leak and Unparsed, the lowest)" in " ".join(table.caption)
 
 
 def test_a_failed_seed_is_marked_and_named() -> None:
     text = markdown(without_seed(comparison(), "sft:mixed", 2))
     assert "| sft:mixed (n=2/3) |" in text
     assert "1 of 10 runs failed: sft:mixed seed 2." in text
-    assert "n: seeds, where there are not 3 (2 of 3 finished)." in text
+    assert "n: the number of seeds, if not 3 (2 of 3 finished)." in text
     assert "2 of 3" not in markdown(comparison())
     assert "2/3" not in markdown(comparison())
 
@@ -236,7 +236,7 @@ def test_a_method_without_any_finished_seed_keeps_its_line() -> None:
 
 
 def test_seeds_that_differ_between_variants_are_marked_in_their_cells() -> None:
-    report = varied()
+    report = variants_report()
     missing = [r for r in report["rows"] if r["method"] == "pft" and r["variant"]["value"] == 400]
     for r in missing:
         r["n_seeds"] = 2
@@ -260,41 +260,41 @@ def test_an_interval_that_reaches_the_position_baseline_is_marked(low: float, hi
 def test_the_caption_names_the_methods_that_position_alone_would_reach() -> None:
     caption = " ".join(by_pole(Comparison(comparison()), None).caption)
     # 0.5134 - 0.0234 = 0.49 <= 0.5; 0.5321 - 0.0234 > 0.5
-    assert "The interval of One reaches the position baseline (50.0 %) for prompt_only." in caption
+    assert "The interval of One reaches the position baseline (50.0%) for prompt_only." in caption
     # 0.8 x 0.5321 + 0.0234 < 0.5
-    assert "The interval of All lies below the position baseline (50.0 %) for prompt_only and sft:first." in caption
+    assert "The interval of All lies below the position baseline (50.0%) for prompt_only and sft:first." in caption
 
 
 def test_winning_and_not_winning_are_said_alike() -> None:
-    won = " ".join(headline(Comparison(comparison())))
-    assert "pft has the highest One of 4 methods, 85.7 \u00b1 1.2 % as the mean over axes; next is sft:mixed" in won
-    lost = " ".join(headline(Comparison(comparison(MEANS | {"pft": 0.80}))))
-    assert "pft does not win on One: sft:mixed has the highest mean over axes, 81.6 \u00b1 1.2 %; pft has 80.0" in lost
-    assert "place 2 of 4." in lost
-    equal = " ".join(headline(Comparison(comparison(MEANS | {"pft": 0.81563}))))
-    assert "pft shares the highest One of 4 methods, 81.6 \u00b1 1.2 %, with sft:mixed." in equal
+    won = " ".join(headline_sentences(Comparison(comparison())))
+    assert "pft has the highest One of 4 methods, 85.7 \u00b1 1.2% (mean over axes); next is sft:mixed" in won
+    lost = " ".join(headline_sentences(Comparison(comparison(MEANS | {"pft": 0.80}))))
+    assert "pft does not lead on One: sft:mixed has the highest mean over axes, 81.6 \u00b1 1.2%; pft has 80.0" in lost
+    assert "rank 2 of 4." in lost
+    equal = " ".join(headline_sentences(Comparison(comparison(MEANS | {"pft": 0.81563}))))
+    assert "pft ties for the highest One of 4 methods, 81.6 \u00b1 1.2%, with sft:mixed." in equal
 
 
 def test_a_reference_without_a_finished_run_is_said() -> None:
     means = {method: mean for method, mean in MEANS.items() if method != "pft"}
     report = comparison(means, tests=[])
     report["runs"] += [run("pft", seed, status="failed", error="x") for seed in range(3)]
-    said = " ".join(headline(Comparison(report)))
-    assert "pft has no finished run with One, so nothing is compared with it." in said
-    assert "3 of 10 runs failed: pft seed 0, pft seed 1 and pft seed 2." in said
+    sentences = " ".join(headline_sentences(Comparison(report)))
+    assert "pft has no finished run with One, so nothing is compared with it." in sentences
+    assert "3 of 10 runs failed: pft seed 0, pft seed 1 and pft seed 2." in sentences
 
 
 def test_the_tests_decide_what_is_above_below_and_open() -> None:
-    said = differences(Comparison(comparison()), "one", None)
+    sentences = differences(Comparison(comparison()), "one", None)
     # sft:mixed: 0.2 after Holm; the row of Risk is no mean over axes; 2 / 2^3 = 0.25
-    assert said == [
-        "After Holm's correction (paired t over 3 seeds, McNemar on 400 items), pft is above sft:first and "
-        "prompt_only; not shown to differ from sft:mixed.",
-        "Sign flips over 3 seeds cannot give less than p = 0.25, so they confirm none of it.",
+    assert sentences == [
+        "After Holm's correction (paired t-test over 3 seeds, McNemar's test on 400 items), pft is significantly above "
+        "sft:first and prompt_only; not significantly different from sft:mixed.",
+        "A sign-flip test over 3 seeds cannot reach p below 0.25, so it cannot confirm this.",
     ]
     below = comparison(tests=[verdict("sft:mixed", -0.05, 0.01)])
     assert differences(Comparison(below), "one", None) == [
-        "After Holm's correction (paired t over 3 seeds), pft is below sft:mixed."
+        "After Holm's correction (paired t-test over 3 seeds), pft is significantly below sft:mixed."
     ]
 
 
@@ -302,22 +302,22 @@ def test_sign_flips_that_confirm_are_told_from_those_that_do_not() -> None:
     tests = [verdict(b, 0.1, 0.001, n=8) for b in ("dpo", "ipo")]
     flips = [verdict(b, 0.1, p, n=8, test="permutation") for b, p in (("dpo", 0.01), ("ipo", 0.3))]
     assert differences(Comparison(comparison(tests=tests + flips)), "one", None)[1] == (
-        "Sign flips over seeds confirm dpo."
+        "A sign-flip test over seeds confirms the difference from dpo."
     )
     assert differences(Comparison(comparison(tests=[tests[0], flips[0]])), "one", None)[1] == (
-        "Sign flips over seeds confirm all of it."
+        "A sign-flip test over seeds confirms all significant differences."
     )
 
 
 def test_a_probe_of_words_above_all_methods_is_said_in_words() -> None:
-    def said(probe: float) -> str:
+    def sentences(probe: float) -> str:
         return " ".join(by_pole(Comparison(comparison(MEANS | {"bag_of_words": probe})), None).caption)
 
-    assert "No method's interval is above the bag-of-words probe (90.0 %) on One: none is shown to have" in said(0.9)
-    assert "Every method's interval is above the bag-of-words probe (40.0 %) on One." in said(0.4)
+    assert "On One, no method's interval is above the bag-of-words probe (90.0%): " in sentences(0.9)
+    assert "On One, every method's interval is above the bag-of-words probe (40.0%)." in sentences(0.4)
     assert (
-        "Above the bag-of-words probe (77.1 %) on One, with their intervals: sft:mixed and pft; not shown to be: "
-        "prompt_only and sft:first." in said(0.7712)
+        "On One, intervals above the bag-of-words probe (77.1%): sft:mixed and pft; not above: prompt_only and "
+        "sft:first." in sentences(0.7712)
     )
 
 
@@ -326,18 +326,18 @@ def test_the_caption_says_what_the_numbers_rest_on() -> None:
     assert caption.startswith("Value conflicts. Data: toyworld. Shares in %.")
     assert "Test items: 400 for One, 400 for All." in caption
     assert "Mean \u00b1 standard deviation over 3 seeds." in caption
-    assert "Intervals: 95 %, bootstrap clustered by scenario, over the mean of the seeds" in caption
+    assert "Intervals: 95%, from a bootstrap clustered by scenario, over the mean of the seeds." in caption
     assert "Digests: training data da7ada7ada7a; test data 7e577e577e57; prompt template 7e3b7e3b7e3b;" in caption
     assert caption.endswith("commit c0ffeec0ffee.")
 
 
 def test_what_varies_becomes_columns() -> None:
-    lines = markdown(varied()).splitlines()
+    lines = markdown(variants_report()).splitlines()
     assert "| Multi-choice One (%) | 100 | 400 | 1600 |" in lines
     assert "## Each pole, train\\_size 1600" in lines
-    # One bare value, as rates have it, is the same variant.
+    # A bare value, as rates have it, is the same variant.
     rate = row("pft", "pairs_per_s", 123.456, None, None, variant=400, low=None, high=None, n_items=None, sd=2.0)
-    text = markdown(varied() | {"rows": [*varied()["rows"], rate]})
+    text = markdown(variants_report() | {"rows": [*variants_report()["rows"], rate]})
     assert "| pft | \u2013 | 123 \u00b1 2 | \u2013 |" in text
 
 
@@ -346,7 +346,7 @@ def latex_lines(text: str) -> list[str]:
 
 
 def width_of(line: str) -> int:
-    """Columns of a table's line: unescaped & and what \\multicolumn spans."""
+    """Count the columns of a table line: unescaped & and the spans of \\multicolumn."""
     spans = [int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", line)]
     return 1 + len(re.findall(r"(?<!\\)&", line)) + sum(spans)
 
@@ -357,7 +357,7 @@ HOSTILE = r"a&b_c%d<e>{f}$g#h\i~j^k|l[m]*n`o"
 @pytest.mark.parametrize("name", ["pft", HOSTILE])
 @pytest.mark.parametrize("varies", [False, True])
 def test_latex_lines_have_one_width_and_braces_close(name: str, varies: bool) -> None:
-    report = varied() if varies else comparison()
+    report = variants_report() if varies else comparison()
     rows = [r | {"method": name if r["method"] == "pft" else r["method"]} for r in report["rows"]]
     for r in rows:
         r |= {"axis": r["axis"] and r["axis"] + name, "pole": r["pole"] and r["pole"] + name}
@@ -392,7 +392,7 @@ def test_latex_heads_the_poles_with_their_axis() -> None:
 
 
 def test_labels_differ_and_hold_nothing_to_escape() -> None:
-    labels = re.findall(r"\\label\{(.*?)\}", latex(varied()))
+    labels = re.findall(r"\\label\{(.*?)\}", latex(variants_report()))
     assert len(set(labels)) == len(labels) == 7
     assert all(re.fullmatch(r"tab:[a-z0-9-]+", label) for label in labels)
 
@@ -414,4 +414,4 @@ def test_a_name_with_a_bar_adds_no_column_to_markdown() -> None:
     ("names", "text"), [([], "none"), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
 )
 def test_names_are_joined_for_reading(names: list[str], text: str) -> None:
-    assert listed(names) == text
+    assert join_names(names) == text

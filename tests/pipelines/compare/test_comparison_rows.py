@@ -1,14 +1,14 @@
-"""Rows and tests of a comparison, from hand-made outcomes."""
+"""Rows and tests of a comparison, from handmade outcomes."""
 
 import pytest
 
 from pft_core.errors import UserError
 from pft_core.evaluation.metrics.outcome import Outcome
-from pipelines.compare.report_builder import said_once
+from pipelines.compare.report_builder import merge_notes
 from pipelines.compare.statistics.area import area_rows
 from pipelines.compare.statistics.comparison_rows import (
     MethodOutcomes,
-    corrected,
+    holm_corrected,
     on_common_items,
     rows_of,
     run_rows,
@@ -18,7 +18,7 @@ from tests.builders import SPACE
 
 
 def outcome(number: int, axis: str, first: int, second: int) -> Outcome:
-    """Options show sides 0, 1; `first` and `second` are the options chosen under either pole."""
+    """Make an outcome with options of sides 0 and 1; `first`, `second`: the options chosen under each pole."""
     return Outcome(
         f"{axis}-{number}", f"s{axis}{number}", axis, "one", (0, 1), (frozenset({first}), frozenset({second})),
         frozenset({0}), frozenset({0}),
@@ -26,12 +26,12 @@ def outcome(number: int, axis: str, first: int, second: int) -> Outcome:
 
 
 def run(risk_right: int, pace_right: int) -> list[Outcome]:
-    """Four items of each axis; so many of them right under both poles, the others always choose the first option."""
+    """Make four items per axis, a given number right under both poles; the others always choose the first option."""
     counts = {"Risk": risk_right, "Pace": pace_right}
     return [outcome(n, axis, 0, int(n < right)) for axis, right in counts.items() for n in range(4)]
 
 
-def found(method: str, runs: dict[int, list[Outcome]]) -> MethodOutcomes:
+def method_outcomes(method: str, runs: dict[int, list[Outcome]]) -> MethodOutcomes:
     return MethodOutcomes(
         method, None, {seed: (f"{method}-{seed}", outcomes) for seed, outcomes in runs.items()}, len(runs)
     )
@@ -43,7 +43,7 @@ def only(rows, **keys):
 
 
 def test_a_row_is_the_mean_over_seeds_and_the_mean_over_axes() -> None:
-    rows = rows_of(found("pft", {0: run(4, 2), 1: run(2, 0)}), SPACE, ["one", "both_right"])
+    rows = rows_of(method_outcomes("pft", {0: run(4, 2), 1: run(2, 0)}), SPACE, ["one", "both_right"])
     # Risk, second pole: 4 / 4 and 2 / 4; Pace: 2 / 4 and 0.
     assert only(rows, metric="one", axis="Risk", pole="Careful")["mean"] == 0.75
     assert only(rows, metric="one", axis="Pace", pole="Slow")["mean"] == 0.25
@@ -59,17 +59,17 @@ def test_a_row_is_the_mean_over_seeds_and_the_mean_over_axes() -> None:
 
 
 def test_one_seed_has_no_standard_deviation_and_is_tested_item_by_item() -> None:
-    ours, theirs = found("pft", {0: run(4, 4)}), found("dpo", {0: run(0, 4)})
+    ours, theirs = method_outcomes("pft", {0: run(4, 4)}), method_outcomes("dpo", {0: run(0, 4)})
     assert only(rows_of(ours, SPACE, ["one"]), axis=None)["sd"] is None
     tests = significance_against(ours, [theirs], SPACE)
-    # 4 of 8 items differ, all in our favour: 2 * 0.5^4
+    # 4 of 8 items differ, all in our favor: 2 * 0.5^4
     assert only(tests, axis=None)["p"] == pytest.approx(0.125)
     assert {t["test"] for t in tests} == {"mcnemar"}
 
 
 def test_seeds_are_paired_and_a_yardstick_is_held_against_each() -> None:
-    ours = found("pft", {0: run(4, 4), 1: run(4, 3), 2: run(3, 4)})
-    theirs = found("dpo", {0: run(2, 2), 1: run(1, 1)})
+    ours = method_outcomes("pft", {0: run(4, 4), 1: run(4, 3), 2: run(3, 4)})
+    theirs = method_outcomes("dpo", {0: run(2, 2), 1: run(1, 1)})
     yardstick = MethodOutcomes("position", None, {-1: ("", run(1, 1))}, 1, is_yardstick=True)
     tests = significance_against(ours, [theirs, yardstick], SPACE)
     paired = only(tests, b="dpo", metric="both_right", axis=None, test="paired_t")
@@ -79,10 +79,10 @@ def test_seeds_are_paired_and_a_yardstick_is_held_against_each() -> None:
 
 
 def test_seeds_that_all_differ_by_the_same_are_tested_item_by_item() -> None:
-    ours = found("pft", {0: run(4, 4), 1: run(4, 4), 2: run(4, 4)})
-    theirs = found("dpo", {0: run(2, 0), 1: run(2, 0), 2: run(2, 0)})
+    ours = method_outcomes("pft", {0: run(4, 4), 1: run(4, 4), 2: run(4, 4)})
+    theirs = method_outcomes("dpo", {0: run(2, 0), 1: run(2, 0), 2: run(2, 0)})
     tests = significance_against(ours, [theirs], SPACE)
-    # 6 of 8 items differ, all in our favour: 2 * 0.5^6. No spread over seeds, so no t; `one` is not for McNemar.
+    # 6 of 8 items differ, all in our favor: 2 * 0.5^6. No spread over seeds, so no t; `one` is not for McNemar.
     assert only(tests, axis=None) == {
         "metric": "both_right", "axis": None, "pole": None, "variant": None, "a": "pft", "b": "dpo", "test": "mcnemar",
         "difference": 0.75, "n": 8, "p": pytest.approx(0.03125),
@@ -101,17 +101,20 @@ def test_correction_runs_over_the_tests_of_one_metric_and_single_axes_and_sign_f
         test("mcnemar", 0.03, axis="Risk"), test("mcnemar", 0.03, metric="both_right"),
     ]  # fmt: skip
     # 3 x 0.01; 2 x 0.03; 0.04, but not below the one before.
-    assert [t["p_holm"] for t in corrected(tests)] == pytest.approx([0.03, 0.06, 0.06, 0.03, 0.03, 0.03])
+    assert [t["p_holm"] for t in holm_corrected(tests)] == pytest.approx([0.03, 0.06, 0.06, 0.03, 0.03, 0.03])
 
 
 def test_only_items_that_every_run_answered_count_and_the_others_are_named() -> None:
-    both = [found("pft", {0: run(4, 4), 1: run(4, 4)}), found("dpo", {0: run(4, 4)[1:], 1: run(4, 4)[1:]})]
+    both = [
+        method_outcomes("pft", {0: run(4, 4), 1: run(4, 4)}),
+        method_outcomes("dpo", {0: run(4, 4)[1:], 1: run(4, 4)[1:]}),
+    ]
     kept, notes = on_common_items(both)
     assert [[len(outcomes) for outcomes in f.runs] for f in kept] == [[7, 7], [7, 7]]
-    assert notes == ["1 of 8 questions are in no number, as they are too long: dpo could not be asked 1."]
+    assert notes == ["1 of 8 questions are too long and not counted in any number: dpo skipped 1."]
     assert on_common_items(both[:1]) == (both[:1], [])
-    with pytest.raises(UserError, match="no test item was answered by every method"):
-        on_common_items([found("pft", {0: run(4, 4)[:1]}), found("dpo", {0: run(4, 4)[1:]})])
+    with pytest.raises(UserError, match="no test item fits every method"):
+        on_common_items([method_outcomes("pft", {0: run(4, 4)[:1]}), method_outcomes("dpo", {0: run(4, 4)[1:]})])
 
 
 def test_yardsticks_have_no_leak_and_always_answer() -> None:
@@ -120,8 +123,8 @@ def test_yardsticks_have_no_leak_and_always_answer() -> None:
 
 
 def test_rates_are_means_of_each_runs_median_step() -> None:
-    ours = found("pft", {0: run(1, 1), 1: run(1, 1)})
-    (row,) = run_rows("pairs_per_s", [(ours, [10.0, 14.0]), (found("position", {0: run(1, 1)}), [])])
+    ours = method_outcomes("pft", {0: run(1, 1), 1: run(1, 1)})
+    (row,) = run_rows("pairs_per_s", [(ours, [10.0, 14.0]), (method_outcomes("position", {0: run(1, 1)}), [])])
     assert (row["mean"], row["n_seeds"], row["run_ids"]) == (12.0, 2, ["pft-0", "pft-1"])
 
 
@@ -159,9 +162,9 @@ def test_the_area_counts_only_seeds_that_finished_everywhere() -> None:
 
 def test_a_note_that_several_methods_share_is_said_once() -> None:
     notes = [("pft", "1 pair was left out."), ("dpo", "1 pair was left out."), ("pft", "1 pair was left out.")]
-    notes += [("dpo", "2 pairs were left out."), ("", "General capability was not asked.")]
-    assert said_once(notes) == [
+    notes += [("dpo", "2 pairs were left out."), ("", "General capability was not measured.")]
+    assert merge_notes(notes) == [
         "pft, dpo: 1 pair was left out.",
         "dpo: 2 pairs were left out.",
-        "General capability was not asked.",
+        "General capability was not measured.",
     ]

@@ -1,4 +1,4 @@
-"""General capability: two-choice files, the asking, the drop, and lm-eval where it is installed."""
+"""General capability: two-choice files, answers, the drop, and lm-eval if it is installed."""
 
 import json
 import sys
@@ -58,8 +58,8 @@ def settings(style: PromptStyle = PromptStyle(), **limits) -> AnswerSettings:  #
     return AnswerSettings(style, SPACE, **{"max_length": 512, "tokens_per_batch": 2048, "max_new_tokens": 1, **limits})
 
 
-def job(base: Path, *, adapter: Path | None = None, **asked) -> AnsweringJob:
-    how = settings(**asked)
+def job(base: Path, *, adapter: Path | None = None, **limits) -> AnsweringJob:
+    how = settings(**limits)
     ref = ModelRef(str(base), adapter and str(adapter), None, how.style, SPACE, (), "", "", "", None)
     return AnsweringJob(ref, how, generate=False, precision="fp32", use_gpu=False, num_threads=1)
 
@@ -71,7 +71,7 @@ def tokenizer(tiny_qwen2):
 
 @pytest.fixture(scope="module")
 def adapter(tiny_qwen2, tmp_path_factory) -> Path:
-    """A LoRA adapter that changes the model much."""
+    """Make a LoRA adapter that changes the model strongly."""
     base = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
     model = add_lora(base, LoraSettings(r=4, alpha=8, dropout=0.0, target_modules="all-linear"), seed=1)
     names = trained_shapes(model)
@@ -93,7 +93,7 @@ def test_a_two_choice_file_becomes_items(tmp_path, name) -> None:
     question = row(1) | {"question": row(1)["prompt"], "correct_full_text": "river", "source": "a book", "margin": 0.5}
     del question["prompt"]
     assert read_items(write(tmp_path / "question.json", [question]))[0].id == items[1].id
-    # The id comes from what is asked, not from the place.
+    # The id comes from the question, not from its place.
     assert read_items(write(tmp_path / "again.json", [row(1)]))[0].id == items[1].id
 
 
@@ -192,7 +192,7 @@ def test_a_drop_is_what_the_same_items_lost() -> None:
     mean, low, high = drop(answered(1, 1, 0, 1), [answered(1, 0, 0, 1), answered(0, 0, 0, 1)])
     assert mean == 0.375
     assert 0 <= low < mean < high <= 1
-    # What was gained is a negative drop.
+    # A gain is a negative drop.
     assert drop(answered(0, 0), [answered(1, 1)]) == (-1.0, -1.0, -1.0)
 
 
@@ -240,7 +240,7 @@ def test_the_released_items_are_all_read() -> None:
 
 
 def lm_eval_task(folder: Path, items: list[CapabilityItem], **changes) -> Path:
-    """The YAML file of an lm-eval task over the same items."""
+    """Write the YAML file of an lm-eval task over the same items."""
     data = write(folder / "task.json", [{"prompt": i.prompt, "right": int(i.correct == "(B)")} for i in items])
     task = {
         "task": "two_choice",

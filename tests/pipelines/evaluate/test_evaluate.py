@@ -85,7 +85,7 @@ def report_of(settings: EvaluateConfig) -> dict:
 
 
 def without_ray(settings: EvaluateConfig) -> list[dict]:
-    """The rows of the same evaluation, asked in this process in one go."""
+    """Return the rows of the same evaluation, asked in this process in one call."""
     manifest = DatasetManifest.load(Path(settings.data))
     ref = resolve_policy(settings, manifest)
     job = make_job(settings, ref)
@@ -135,7 +135,7 @@ def test_rejected_items_are_counted_and_a_base_model_does_not_leak(in_process, t
     outcomes = [Outcome.from_json(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
     space = DatasetManifest.load(data).space
     rows = report_rows(outcomes, policy="p", space=space, trained_poles=None)
-    assert report["rows"] == json.loads(json.dumps(rows))  # every figure follows from what is kept
+    assert report["rows"] == json.loads(json.dumps(rows))  # every figure can be computed from the stored outcomes
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [r["reason"] for r in rejects] == ["overlong"] * items["rejected"]
     assert {row["value"] for row in report["rows"] if row["metric"] == "leak"} == {0}
@@ -184,7 +184,7 @@ def test_a_metric_that_fails_loses_no_answer(in_process, failing_metric, tiny_qw
 
 
 def test_a_fully_trained_policy_is_compared_with_its_base(in_process, tiny_qwen2, data, tmp_path) -> None:
-    # Other weights in the same shape: what they choose without a condition is set against the base's choices.
+    # Other weights of the same shape: their choices without a condition are compared with the base's.
     weights = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
     torch.manual_seed(1)
     for weight in weights.parameters():
@@ -203,7 +203,7 @@ def test_a_fully_trained_policy_is_compared_with_its_base(in_process, tiny_qwen2
 
 
 def free_shares(model: Path, data: Path) -> dict[str, float]:
-    """Per axis, how often this model chooses the first pole without a condition."""
+    """Return, per axis, how often this model chooses the first pole without a condition."""
     settings = config(model, data, "unused", prompt={"answer": "option"})
     manifest = DatasetManifest.load(data)
     actor = PolicyActor(make_job(settings, resolve_policy(settings, manifest)))
@@ -248,10 +248,10 @@ def test_a_missing_adapter_is_named(tiny_qwen2, data, tmp_path) -> None:
 
 def test_a_policy_hears_the_words_it_was_trained_with() -> None:
     trained = PreferenceSpace("trained", (Axis("Pace", Pole("Fast", "In other words."), Pole("Slow")),))
-    asked = worded_as(trained, SPACE)
-    assert [axis.name for axis in asked.axes] == ["Risk", "Pace"]
-    assert asked.axis("Pace").first.description == "In other words."
-    assert asked.axis("Risk") == SPACE.axis("Risk")
+    space = worded_as(trained, SPACE)
+    assert [axis.name for axis in space.axes] == ["Risk", "Pace"]
+    assert space.axis("Pace").first.description == "In other words."
+    assert space.axis("Risk") == SPACE.axis("Risk")
 
 
 def test_poles_that_mean_something_else_are_refused() -> None:
@@ -275,7 +275,7 @@ def test_an_evaluation_of_something_else_is_replaced_only_when_told(in_process, 
     first = report_of(config(tiny_qwen2, data, tmp_path, limit_per_axis=2))
     again = report_of(config(tiny_qwen2, data, tmp_path, limit_per_axis=2, num_workers=2))
     assert again["rows"] == first["rows"]
-    with pytest.raises(UserError, match="holds an evaluation with another limit_per_axis"):
+    with pytest.raises(UserError, match="the folder holds an evaluation with another limit_per_axis"):
         evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=3))
     evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=3), fresh=True)
     assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == 6
@@ -293,7 +293,7 @@ def test_an_adapter_that_is_not_its_references_is_refused(in_process, model_ref,
         file.write_bytes(file.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match=rf"run/adapter: not the adapter that its model_ref\.json describes.*{name}"):
         evaluate.run(config(run, data, tmp_path / "out", limit_per_axis=2))
-    replace(ref, adapter_sha256=None, adapter_config_sha256=None).save(run)  # an older one does not tell
+    replace(ref, adapter_sha256=None, adapter_config_sha256=None).save(run)  # as in references of older versions
     digests = report_of(config(run, data, tmp_path / "out", limit_per_axis=2))["digests"]
     assert digests["adapter_sha256"]
     assert digests["adapter_config_sha256"]
@@ -311,9 +311,9 @@ def test_an_adapter_beside_a_run_brings_its_own_training(
     assert report["digests"]["training_data"] == ("theirs" if described else None)
     trained = {row["pole"]: row["trained_pole"] for row in report["rows"] if row["metric"] == "one"}
     assert trained == {p.name: bool(side) if described else None for a in SPACE.axes for side, p in enumerate(a.poles)}
-    (said,) = report["cautions"]
-    assert f"the adapter {other}" in said
-    assert ("not known" in said) != described
+    (caution,) = report["cautions"]
+    assert f"the adapter {other}" in caution
+    assert ("unknown" in caution) != described
 
 
 @pytest.mark.parametrize("kept", ["scenarios", "digest"])
@@ -327,9 +327,9 @@ def test_what_was_trained_on_is_said_of_a_test_on_it(in_process, model_ref, data
     report_html = Path(evaluate.run(config(run, data, tmp_path / "out", limit_per_axis=2))["report_json"]).with_suffix(
         ".html"
     )
-    said = f"run was trained on {2 if kept == 'scenarios' else 70} of the 70 scenarios that it is tested on"
-    assert said in report_html.read_text()
-    assert said in capfd.readouterr().err
+    caution = f"run was trained on {2 if kept == 'scenarios' else 70} of the 70 scenarios that it is tested on"
+    assert caution in report_html.read_text()
+    assert caution in capfd.readouterr().err
 
 
 def test_examples_show_how_likely_each_option_was_under_each_pole(in_process, model_ref, data, tmp_path) -> None:
@@ -340,16 +340,16 @@ def test_examples_show_how_likely_each_option_was_under_each_pole(in_process, mo
             shares = [option["probabilities"][pole] for option in example["options"]]
             assert sum(shares) == pytest.approx(1, abs=0.001)
             assert example["options"][shares.index(max(shares))]["text"] == chosen
-            assert f"{100 * shares[0]:.1f} % when asked for {pole}" in page
+            assert f"{100 * shares[0]:.1f}% under {pole}" in page
 
 
 def test_outcomes_of_older_code_are_examples_without_probabilities() -> None:
     older = Outcome(
         "i", "s", "Risk", "one", (0, 1), (frozenset({0}), frozenset({1})), None, None, "Go?", ("go", "stay")
     )
-    told = json.loads(older.to_json())
-    del told["probabilities"]
-    (example,) = examples([Outcome.from_json(json.dumps(told))], SPACE)
+    stored = json.loads(older.to_json())
+    del stored["probabilities"]
+    (example,) = examples([Outcome.from_json(json.dumps(stored))], SPACE)
     assert [option["probabilities"] for option in example["options"]] == [{}, {}]
 
 

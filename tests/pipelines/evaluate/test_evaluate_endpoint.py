@@ -1,4 +1,4 @@
-"""An evaluation through a server gives the numbers of the one offline."""
+"""An evaluation through a server gives the same numbers as one offline."""
 
 import contextlib
 import json
@@ -57,8 +57,8 @@ def test_what_is_chosen_and_reported_is_what_the_offline_evaluation_finds(
     outcomes, rejects = found_offline(offline)
     lines = (tmp_path / "r" / "outcomes.jsonl").read_text().splitlines()
     assert_same_outcomes(lines, outcomes)
-    told = [json.loads(line) for line in (tmp_path / "r" / "rejects.jsonl").read_text().splitlines()]
-    assert [(reject["row"], reject["reason"]) for reject in told] == [(r.row, r.reason) for r in rejects]
+    written = [json.loads(line) for line in (tmp_path / "r" / "rejects.jsonl").read_text().splitlines()]
+    assert [(reject["row"], reject["reason"]) for reject in written] == [(r.row, r.reason) for r in rejects]
     assert rejects, "the long record is in the data"
     report = read_json(Path(result["report_json"]), what="a report")
     assert report["items"]["in"] == len(outcomes) + len(rejects)
@@ -104,7 +104,7 @@ def test_a_busy_server_is_asked_again_with_the_same_request_id() -> None:
 
 @contextlib.contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    """A server that says the same to everything."""
+    """Run a server that gives the same answer to every request."""
 
     class Same(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -124,10 +124,10 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (200, b"<html>", "lists no models"),
-        (200, b"[]", "lists no models"),
-        (200, b'{"data": []}', "lists no models"),
-        (200, b'{"data": [{"id": "x"}]}', "does not say what it serves"),
+        (200, b"<html>", "the server lists no models"),
+        (200, b"[]", "the server lists no models"),
+        (200, b'{"data": []}', "the server lists no models"),
+        (200, b'{"data": [{"id": "x"}]}', "the server does not describe its model"),
         (500, b'{"error": "x"}', "500: "),
         (404, b'{"error": {"message": "not here"}}', "404: not here"),
     ],
@@ -149,7 +149,7 @@ def test_a_key_that_is_none_is_refused_and_not_shown(key: str, monkeypatch: pyte
 
 
 def test_a_url_that_is_none_is_told() -> None:
-    with pytest.raises(UserError, match="no URL"):
+    with pytest.raises(UserError, match="not a URL"):
         Endpoint("http://[::1")
 
 

@@ -45,8 +45,8 @@ def in_process(monkeypatch) -> None:
     """Ask in this process, group by group and the last group first, instead of on Ray."""
 
     def here(actor, groups, jobs: list[AnsweringJob], *, num_workers: int) -> list[dict]:
-        asked = actor(*jobs)
-        return [line for group in reversed(groups) for line in asked(group).to_pylist()]
+        worker = actor(*jobs)
+        return [line for group in reversed(groups) for line in worker(group).to_pylist()]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
     monkeypatch.setattr(pool, "on_ray", here)
@@ -65,23 +65,28 @@ def test_a_task_from_outside_is_asked_and_lands_in_the_report(own_task, in_proce
     assert report["items"] == {
         "in": 11, "out": 9, "rejected": 2, "rejected_by_reason": {"empty": 1, "overlong": 1}
     }  # fmt: skip
-    (told,) = report["rows"]
-    assert (told["policy"], told["metric"], told["n"], told["position_baseline"]) == ("p", "trivia", 9, 1.0)
+    (report_row,) = report["rows"]
+    assert (report_row["policy"], report_row["metric"], report_row["n"], report_row["position_baseline"]) == (
+        "p",
+        "trivia",
+        9,
+        1.0,
+    )
     kept = [json.loads(line) for line in (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines()]
     assert [line["item_id"] for line in kept] == [f"q{n}" for n in range(1, 10)]
-    assert told["value"] == pytest.approx(sum(line["score"] for line in kept) / 9)
+    assert report_row["value"] == pytest.approx(sum(line["score"] for line in kept) / 9)
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [reject["row"] for reject in rejects] == ["q0", "q10"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<dt>Trivia</dt><dd>share of questions that are right</dd>" in page
-    assert "on Trivia, 9 items; position alone reaches 1.00." in page
+    assert "on 9 items; the position baseline is 1.00." in page
 
 
 def test_what_is_written_freely_is_scored_as_text(own_task, in_process, tiny_qwen2, tmp_path) -> None:
     (tmp_path / "q.txt").write_text("\n".join(["Say something .", "What now ?|go|stay"]))
     report = run(tiny_qwen2, tmp_path / "q.txt", tmp_path / "out", task="trivia", max_new_tokens=3)
-    (told,) = report["rows"]
-    assert (told["unparsed"], told["position_baseline"]) == (0.5, None)
+    (report_row,) = report["rows"]
+    assert (report_row["unparsed"], report_row["position_baseline"]) == (0.5, None)
     first, second = [json.loads(line) for line in (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines()]
     assert isinstance(first["reply"], str)
     assert second["reply"] in ([0], [1])
@@ -94,25 +99,25 @@ def test_a_score_that_fails_loses_no_reply(own_task, in_process, tiny_qwen2, tmp
         run(tiny_qwen2, tmp_path / "q.txt", tmp_path / "out", task="broken")
     (kept,) = map(json.loads, (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines())
     assert kept["item_id"] == "q0"
-    assert "score" not in kept  # null would be a reply that cannot be read
+    assert "score" not in kept  # null would mean an unparsed reply
     assert kept["reply"] in ([0], [1], [0, 1])
 
 
 def test_general_questions_are_answered_as_in_a_comparison(in_process, tiny_qwen2, tmp_path) -> None:
     path = write(tmp_path / "items.json", [row(n) for n in range(24)])
-    (told,) = run(tiny_qwen2, path, tmp_path / "out", task="capability")["rows"]
+    (report_row,) = run(tiny_qwen2, path, tmp_path / "out", task="capability")["rows"]
     answered = ask_capability(policy_of(tiny_qwen2), path)
-    assert told["value"] == pytest.approx(sum(a.score for a in answered) / 24)
-    assert 0 < told["value"] < 1
-    assert told["position_baseline"] == pytest.approx(sum(a.correct_is_first for a in answered) / 24)
+    assert report_row["value"] == pytest.approx(sum(a.score for a in answered) / 24)
+    assert 0 < report_row["value"] < 1
+    assert report_row["position_baseline"] == pytest.approx(sum(a.correct_is_first for a in answered) / 24)
 
 
 @pytest.mark.ray
 def test_workers_answer_a_task_as_one_process_does(ray_cluster, tiny_qwen2, tmp_path, monkeypatch) -> None:
     path = write(tmp_path / "items.json", [row(n) for n in range(12)])
     monkeypatch.setattr(pool, "ITEMS_PER_GROUP", 5)
-    (told,) = run(tiny_qwen2, path, tmp_path / "out", task="capability", num_workers=2)["rows"]
-    assert told["value"] == pytest.approx(sum(a.score for a in ask_capability(policy_of(tiny_qwen2), path)) / 12)
+    (report_row,) = run(tiny_qwen2, path, tmp_path / "out", task="capability", num_workers=2)["rows"]
+    assert report_row["value"] == pytest.approx(sum(a.score for a in ask_capability(policy_of(tiny_qwen2), path)) / 12)
 
 
 def test_a_reference_and_prepared_records_work_for_a_task_too(own_task, in_process, tiny_qwen2, tmp_path) -> None:
@@ -128,7 +133,7 @@ def test_a_reference_and_prepared_records_work_for_a_task_too(own_task, in_proce
     ("options", "message"),
     [
         ({"task": "choice"}, "task 'choice' does not exist. Did you mean 'choices'"),
-        ({"task": "capability", "forms": ["one"]}, "task=capability has questions of its own: leave forms out"),
+        ({"task": "capability", "forms": ["one"]}, "task=capability has its own questions: leave forms out"),
         ({"task": "capability", "endpoint": "http://x", "scoring": "letter"}, "leave endpoint, scoring out"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Evaluations are runs of MLflow, where something says where to."""
+"""Evaluations are logged as MLflow runs if a tracking store is set."""
 
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ def config(folder: Path, model: Path, **options: Any) -> EvaluateConfig:
 
 
 def trained_run(folder: Path, **tracking: Any) -> Path:
-    """What a training leaves in its folder, as far as this matters here."""
+    """Write the files of a training run that matter here."""
     folder.mkdir(parents=True)
     write_json(folder / MODEL_REF_NAME, {})
-    said = {"uri": None, "experiment": "pft", "parent": None, **tracking}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"tracking": said}))
+    settings = {"uri": None, "experiment": "pft", "parent": None, **tracking}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"tracking": settings}))
     return folder
 
 
@@ -50,10 +50,10 @@ def test_an_evaluation_is_logged_where_the_evaluated_run_is(tmp_path) -> None:
 
 
 def test_a_plain_model_is_logged_where_the_environment_says(tmp_path, monkeypatch) -> None:
-    asked = config(tmp_path, tmp_path / "base")
-    assert tracking_of(asked) is None
+    evaluation = config(tmp_path, tmp_path / "base")
+    assert tracking_of(evaluation) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert tracking_of(asked) == TrackingSettings()  # the tracker reads the variable
+    assert tracking_of(evaluation) == TrackingSettings()  # the tracker reads the variable
 
 
 def test_an_evaluation_is_a_run_below_its_parent_with_numbers_and_report(tmp_path, monkeypatch) -> None:
@@ -63,17 +63,17 @@ def test_an_evaluation_is_a_run_below_its_parent_with_numbers_and_report(tmp_pat
     whole = {"uri": uri, "storage": tmp_path, "experiment": "pft", "run_name": "quickstart", "params": {}}
     Tracker.start(**whole, run_key="parent", run_dir=tmp_path).finish("FINISHED", limit_s=120)
     below = nested(RunConfig(name="x", storage=str(tmp_path)), "parent").tracking
-    asked = config(tmp_path, tmp_path / "base", tracking=below.model_copy(update={"uri": uri}))
+    evaluation = config(tmp_path, tmp_path / "base", tracking=below.model_copy(update={"uri": uri}))
     row = {
         "policy": "pft", "axis": "Risk", "pole": "Bold", "trained_pole": True, "metric": "one", "value": 0.75, "n": 4,
         "low": 0.5, "high": 1.0, "position_baseline": 0.5, "unparsed": 0.0,
     }  # fmt: skip
-    report: Any = {"rows": [row], "timings": {}, "config": asked.model_dump(exclude={"tracking"}), "digests": {}}
+    report: Any = {"rows": [row], "timings": {}, "config": evaluation.model_dump(exclude={"tracking"}), "digests": {}}
     write_report(report, tmp_path / "out")
     (tmp_path / "out" / "outcomes.jsonl").write_text(outcome(0, right=True).to_json() + "\n")
 
     for _ in range(2):  # the same evaluation again is the same run
-        track(asked, report)
+        track(evaluation, report)
 
     client = MlflowClient(uri)
     child, parent = client.search_runs([client.get_experiment_by_name("pft").experiment_id])
@@ -83,4 +83,4 @@ def test_an_evaluation_is_a_run_below_its_parent_with_numbers_and_report(tmp_pat
     assert {file.path for file in client.list_artifacts(child.info.run_id)} == {
         "report.json", "report.html", "outcomes.jsonl",
     }  # fmt: skip
-    refuse_other_output(asked)  # what tracking keeps there is no foreign file
+    refuse_other_output(evaluation)  # files of tracking are not foreign files

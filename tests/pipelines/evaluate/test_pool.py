@@ -1,4 +1,4 @@
-"""What a pool of actors answers does not depend on which group comes back first, or twice."""
+"""The answers of a pool of actors do not depend on which group comes back first, or twice."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pft_core.evaluation import TaskItem
 from pipelines.evaluate import policy
 from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, resolve_policy
 from pipelines.evaluate.pool import in_groups, in_order, read_replies
-from pipelines.evaluate.worker import PolicyActor, TaskActor, answered_table, items_table, reply_row, task_table
+from pipelines.evaluate.worker import PolicyActor, TaskActor, answers_table, items_table, reply_row, task_table
 from tests.builders import record
 
 ITEMS = [TaskItem(f"item-{number}", f"question {number}", ("boat", "river")) for number in range(150)]
@@ -23,7 +23,7 @@ def answered_backwards() -> list[dict]:
     firsts = [group["place"][0].as_py() for group in reversed(groups)]
     sizes = [group.num_rows for group in reversed(groups)]
     tables = [
-        answered_table([reply_row(reply) for reply in REPLIES[first : first + size]], first)
+        answers_table([reply_row(reply) for reply in REPLIES[first : first + size]], first)
         for first, size in zip(firsts, sizes, strict=True)
     ]
     return [row for table in tables for row in table.to_pylist()]

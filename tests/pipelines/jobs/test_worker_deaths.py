@@ -54,7 +54,7 @@ def test_an_actor_of_evaluate_that_dies_each_time_ends_it(ray_cluster, tiny_qwen
     asked = make_job(config, resolve_policy(config, None))
     die = dying(tmp_path / "calls")
     actor = type("Dying", (), {"__init__": lambda self, job: None, "__call__": die})
-    with killed("a worker that was asking") as raised:
+    with killed("an evaluation worker") as raised:
         pool.on_ray(actor, [task_table([TaskItem("0", "What now ?", ("boat", "river"))], 0)], [asked], num_workers=1)
     assert "memory: lower tokens_per_batch=8192, or give it more memory" in str(raised.value)
     assert (tmp_path / "calls").stat().st_size == MAX_RESTARTS + 1

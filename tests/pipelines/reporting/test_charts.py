@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 
 from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
-from pipelines.reporting.curves import Curve, loss_chart, points_of, smoothed, spark_line
+from pipelines.reporting.curves import Curve, averaged_points, loss_chart, points_of, spark_line
 from pipelines.reporting.drawing import INK, labels_apart, short, short_apart, ticks
 from pipelines.reporting.svg import inline_svg, svg_file
 from tests.pipelines import drawn
@@ -18,7 +18,7 @@ BLUE = "#0b6bcb"
 
 
 def bar(label: str, value: float, **changes) -> Bar:
-    parts = {"low": value, "high": value, "text": f"{value:.2f}", "hint": f"{label} has {value}", "colour": BLUE}
+    parts = {"low": value, "high": value, "text": f"{value:.2f}", "hint": f"{label} has {value}", "color": BLUE}
     return Bar(short(label), value, **parts | changes)
 
 
@@ -40,7 +40,7 @@ def test_bars_are_as_long_as_their_values_and_in_order() -> None:
     assert {"Daring", "n = 3", "Careful", "n = 4", "0.25", "1.00", "0.00"} <= set(drawn.words(figure))
     lines = drawn.points(axes, INK["text"])
     assert {x for x, _ in lines[0]} == {0.2, 0.31}
-    assert [{x for x, _ in line} for line in lines if len(line) == 2] == [{0.4}]  # position alone, in one group
+    assert [{x for x, _ in line} for line in lines if len(line) == 2] == [{0.4}]  # the position baseline, in one group
 
 
 def test_a_scale_in_percent_is_marked_so() -> None:
@@ -60,7 +60,7 @@ def test_any_label_of_a_bar_is_shown_as_it_is_and_whole(label: str) -> None:
     assert drawn.cut_off(figure) == []
     assert not drawn.overlapping(figure)
     assert drawn.words(figure).count(short(label)) >= 2
-    assert not any(text.get_parse_math() for text in drawn.shown(figure))
+    assert not any(text.get_parse_math() for text in drawn.visible_texts(figure))
 
 
 @pytest.mark.parametrize("label", HARD)
@@ -79,8 +79,8 @@ def test_a_label_is_cut_and_a_letter_of_double_width_counts_twice() -> None:
 
 
 def test_long_curves_are_averaged_not_cut() -> None:
-    # 320 points and at most 160 drawn: neighbours are averaged, (1 + 2) / 2 = 1.5 first, (319 + 320) / 2 last
-    points = smoothed([(step, float(step)) for step in range(1, 321)])
+    # 320 points and at most 160 drawn: neighbors are averaged, (1 + 2) / 2 = 1.5 first, (319 + 320) / 2 last
+    points = averaged_points([(step, float(step)) for step in range(1, 321)])
     assert len(points) == 160
     assert points[0] == (1.5, 1.5)
     assert points[-1] == (319.5, 319.5)
@@ -136,7 +136,7 @@ def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
     assert drawn.cut_off(figure) == []
 
 
-def test_a_drawing_for_a_page_refers_to_nothing_and_takes_the_page_s_colours() -> None:
+def test_a_drawing_for_a_page_refers_to_nothing_and_takes_the_page_s_colors() -> None:
     text = inline_svg(bar_chart(groups("$a$", "<b>")), 'Bars of "x" & y', INK | {"c1": BLUE})
     assert not re.search(r"<\?xml|<!DOCTYPE|xmlns|url\(|href|\bid=|clip|<defs|<style|font-family|#[0-9a-f]{6}", text)
     assert {"var(--c1)", "var(--text)", "var(--soft)", "var(--grid)"} <= set(re.findall(r"var\(--\w+\)", text))
@@ -190,7 +190,7 @@ def test_a_curve_of_one_point_is_a_dot_and_others_have_none() -> None:
 
 def test_a_chart_of_nothing_is_a_mistake_that_says_so() -> None:
     for draw in (lambda: bar_chart([]), lambda: loss_chart([]), lambda: spark_line([], BLUE)):
-        with pytest.raises(AssertionError, match="says nothing: leave it out"):
+        with pytest.raises(AssertionError, match="shows nothing: leave it out"):
             draw()
 
 

@@ -1,4 +1,4 @@
-"""The page is safe, whole and says what the rows say."""
+"""The page is safe and whole, and its sentences follow the rows."""
 
 import json
 from html.parser import HTMLParser
@@ -10,7 +10,7 @@ import pytest
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.registry import METRICS
 from pipelines.reporting.number_formats import number, seconds
-from pipelines.reporting.policy_cards import policy_colours
+from pipelines.reporting.policy_cards import policy_colors
 from pipelines.reporting.run_report import render, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -18,7 +18,7 @@ ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">'"&{{ 7*7 }}"
 
 
 class Page(HTMLParser):
-    """A reader that refuses tags that do not nest and keeps what the tests look at."""
+    """A parser that rejects badly nested tags and collects what the tests check."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -69,7 +69,7 @@ def small_report(*rows: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """Three policies as a quickstart has them, with values that no rounding reproduces."""
+    """Make a report of three policies, as in a quickstart, with values that rounding would change."""
     rows = []
     for policy, sides, values in (
         ("base", None, (0.5123456, 0.4876543)),
@@ -136,12 +136,12 @@ def test_credentials_of_a_uri_reach_neither_file(report: dict[str, Any], tmp_pat
 
 def test_the_sentences_follow_the_rows(report: dict[str, Any]) -> None:
     text = Page(render(report)).all_text()
-    assert "sft:first reaches One 0.97 on the 1 pole it was trained on, and 0.04 on the other 1 pole." in text
-    assert "pft reaches One 0.95 to 0.96 on the 2 poles it was trained on." in text
-    assert "base reaches One 0.49 to 0.51 on 2 poles." in text
-    # base: 0.51 - 0.02 < 0.5, so its interval reaches down to position
-    assert "0 of 2 poles lie clearly above what position alone reaches." in text
-    assert "2 of 2 poles lie clearly above what position alone reaches." in text
+    assert "sft:first: One is 0.97 on the 1 pole it was trained on and 0.04 on the other 1 pole." in text
+    assert "pft: One is 0.95 to 0.96 on the 2 poles it was trained on." in text
+    assert "base: One is 0.49 to 0.51 on 2 poles." in text
+    # base: 0.51 - 0.02 < 0.5, so its interval reaches down to the baseline
+    assert "The whole interval is above the position baseline on 0 of 2 poles." in text
+    assert "The whole interval is above the position baseline on 2 of 2 poles." in text
 
 
 def test_a_policy_below_position_alone_is_a_warning() -> None:
@@ -152,8 +152,8 @@ def test_a_policy_below_position_alone_is_a_warning() -> None:
 def test_unparsed_answers_and_rejected_items_are_warnings() -> None:
     items = {"in": 40, "out": 38, "rejected": 2, "rejected_by_reason": {"too long": 2}}
     page = Page(render(small_report(row("p", "Daring", 0.7, unparsed=0.125), items=items))).all_text()
-    assert "p gave answers that could not be read: up to 12.5% of a row's answers." in page
-    assert "2 of 40 items were rejected and are in no number (too long: 2)." in page
+    assert "p gave answers that could not be parsed: up to 12.5% of the answers in a row." in page
+    assert "2 of 40 items were rejected and are not counted in any number (too long: 2)." in page
 
 
 def test_a_clean_report_has_no_warnings() -> None:
@@ -163,7 +163,7 @@ def test_a_clean_report_has_no_warnings() -> None:
 
 def test_a_report_of_the_all_form_needs_no_one_rows() -> None:
     text = Page(render(small_report(row("p", "Daring", 0.7, metric="all")))).all_text()
-    assert "p reaches All 0.70 on 1 pole." in text
+    assert "p: All is 0.70 on 1 pole." in text
 
 
 def test_a_report_without_a_title_is_named_after_its_policies() -> None:
@@ -182,10 +182,10 @@ def test_every_policy_has_its_bar_on_every_axis_and_its_curves(report: dict[str,
         "learning rate of pft",
     ]
     text = page.all_text()
-    assert "pft, Risk / Careful: 0.953, 95 % interval 0.933 to 0.973, n = 300" in text
+    assert "pft, Risk / Careful: 0.953, 95% interval 0.933 to 0.973, n = 300" in text
     assert "first pole" in text
     assert "second pole" in text
-    assert "Up to 4 steps are averaged into one point." in text
+    assert "Each point averages up to 4 steps." in text
 
 
 def test_the_same_report_is_the_same_page(report: dict[str, Any]) -> None:
@@ -200,8 +200,8 @@ def test_a_name_with_a_dollar_is_a_name(report: dict[str, Any]) -> None:
 
 def test_what_was_not_trained_is_grey_beside_what_was() -> None:
     trained, untrained = [row("p", "Daring", 1.0, trained_pole=True)], [row("p", "Daring", 1.0)]
-    assert policy_colours({"base": untrained, "sft": trained, "pft": trained}) == {"base": 0, "sft": 2, "pft": 1}
-    assert policy_colours({"only": untrained}) == {"only": 1}
+    assert policy_colors({"base": untrained, "sft": trained, "pft": trained}) == {"base": 0, "sft": 2, "pft": 1}
+    assert policy_colors({"only": untrained}) == {"only": 1}
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.34, "0.3 s"), (42.2, "42 s"), (9.97, "10 s"), (185.0, "3 min 05 s")])

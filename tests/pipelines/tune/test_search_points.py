@@ -1,4 +1,4 @@
-"""What a search tries, counted by hand."""
+"""The points of a search, counted by hand."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_the_grid_of_the_paper_has_24_cells_that_train_and_nine_ratios() -> None
     cells = grid_cells(SEARCH)
     assert len(cells) == 25
     assert sum(any(cell) for cell in cells) == 24
-    # 0:1, 1:8, 1:4, 1:2, 1:1, 2:1, 4:1, 8:1, 1:0, each by the cell whose weights add up to nearest 2:
+    # 0:1, 1:8, 1:4, 1:2, 1:1, 2:1, 4:1, 8:1, 1:0, each by the cell whose weights sum closest to 2:
     # 1:4 as 0.5 + 2 = 2.5 rather than 0.25 + 1 = 1.25, 1:2 as 0.5 + 1 = 1.5 rather than 1 + 2 = 3.
     assert distinct_ratios(cells) == [
         (0, 2), (0.25, 2), (0.5, 2), (0.5, 1), (1, 1), (1, 0.5), (2, 0.5), (2, 0.25), (2, 0),
@@ -78,8 +78,8 @@ def test_what_is_verified_is_farthest_from_what_was_trained() -> None:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        (SearchSettings(alphas=[1], betas=[1, 2]), "soups need at least 3 ratios, the grid has 2"),
-        (SearchSettings(space={"train.lr": [0.1]}), "differ in their ratio alone"),
+        (SearchSettings(alphas=[1], betas=[1, 2]), "soups need at least 3 ratios, and the grid has 2"),
+        (SearchSettings(space={"train.lr": [0.1]}), "differ only in their ratio"),
     ],
 )
 def test_soups_need_ratios_between_and_nothing_else(search, message) -> None:

@@ -96,11 +96,11 @@ def test_the_chosen_ratio_is_a_recipe_that_trains_it(grid) -> None:
 def test_a_finished_search_is_not_run_again(grid, storage) -> None:
     begun = time.monotonic()
     assert job.run(config(storage, *RATIOS)) == grid
-    assert time.monotonic() - begun < 10  # a training takes longer than to read a result
+    assert time.monotonic() - begun < 10  # a training takes longer than reading a result
 
 
 def held_by_ray() -> tuple[set[str], set[str], float]:
-    """Placement groups that hold resources, living actors of Tune and Train, and free CPUs."""
+    """Return placement groups that hold resources, live actors of Tune and Train, and free CPUs."""
     table = ray.util.placement_group_table()
     groups = {group["placement_group_id"] for group in table.values() if group["state"] != "REMOVED"}
     here = ray.get_runtime_context().gcs_address
@@ -110,7 +110,7 @@ def held_by_ray() -> tuple[set[str], set[str], float]:
 
 
 def wait_until_nothing_more_is_held(before: tuple[set[str], set[str], float]) -> None:
-    """Other tests of the session may have left something; a search must not add to it."""
+    """Other tests of the session may have left some; a search must not add any."""
     deadline = time.monotonic() + 30
     while (more := more_than(before)) != (set(), set(), 0) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -141,13 +141,13 @@ def test_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage
 @pytest.mark.parametrize(
     ("overrides", "mode", "message"),
     [
-        (["train.objective=mixed"], "grid", "train.objective=mixed is not decided by the ratio of alpha and beta"),
-        (["train.objective=dpo_nll"], "grid", "train.objective=dpo_nll is not decided by the ratio"),
+        (["train.objective=mixed"], "grid", "train.objective=mixed does not depend on the ratio of alpha to beta"),
+        (["train.objective=dpo_nll"], "grid", "train.objective=dpo_nll does not depend on the ratio"),
         (["data=somewhere"], "grid", "validation_data is not set: the ratio is picked on it"),
         (["search.space={train.rate: [1]}"], "grid", r"search\.space: train\.rate: unknown key"),
         (["search.space={train.lr: [fast]}"], "optuna", "search.space: train.lr='fast': expected a number"),
         (["search.space={train.lr: {low: 1, high: 2}}"], "asha", "is a range: give a list of values"),
-        (["search.alphas=[1]", "search.betas=[1]"], "soup", "soups need at least 3 ratios, the grid has 1"),
+        (["search.alphas=[1]", "search.betas=[1]"], "soup", "soups need at least 3 ratios, and the grid has 1"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, overrides, mode, message) -> None:
@@ -200,34 +200,34 @@ def test_too_few_scenarios_for_an_interval_are_refused_before_anything_starts(ra
 @pytest.mark.slow
 def test_a_search_with_a_failed_trial_reports_the_others_and_tries_it_again(ray_cluster, storage) -> None:
     layers = "search.space={lora.target_modules: [all-linear, [nope]]}"
-    asked = config(storage, "search.alphas=[1]", "search.betas=[1]", layers)
-    result = job.run(asked)
+    search = config(storage, "search.alphas=[1]", "search.betas=[1]", layers)
+    result = job.run(search)
     assert (result["status"], result["failed"]) == ("FAILED", 1)
     assert [trial["status"] for trial in report(result)["trials"]] == ["finished", "failed"]
     assert report(result)["warnings"][0].startswith("1:1 with lora.target_modules=['nope'] failed: ")
     finished = Path(report(result)["trials"][0]["run_dir"]) / "job.json"
     before = finished.read_text()
-    assert job.run(asked)["failed"] == 1
+    assert job.run(search)["failed"] == 1
     assert finished.read_text() == before
 
 
 @pytest.mark.ray
 def test_a_figure_that_no_trial_reports_is_refused(ray_cluster, tmp_path) -> None:
     data = write_dataset(tmp_path / "data", [record(n) for n in range(8)])
-    asked = config(tmp_path, f"data={data}", f"validation_data={data}", "search.form=all")
-    with pytest.raises(UserError, match=r"search.form=all: no trial can report it, .* has only the forms one"):
-        job.run(asked)
+    search = config(tmp_path, f"data={data}", f"validation_data={data}", "search.form=all")
+    with pytest.raises(UserError, match=r"search.form=all: no trial can report it, because .* has only the forms one"):
+        job.run(search)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_trials_on_ray_train_stop_early_too_and_leave_nothing_behind(ray_cluster, storage) -> None:
     before = held_by_ray()
-    # One trial at a time, so that the second is held against the first.
+    # One trial at a time, so that the second is compared with the first.
     alone = f"scaling.resources_per_worker={{CPU: {min(6, os.cpu_count() or 1)}}}"
     workers = ("search.trials=ray_train", "engine.name=torch", "scaling.num_workers=1", alone)
-    asked = config(storage, *workers, "search.alphas=[1]", "search.betas=[0,1]")
-    found = report(job.run(asked, mode="asha"))
+    search = config(storage, *workers, "search.alphas=[1]", "search.betas=[0,1]")
+    found = report(job.run(search, mode="asha"))
     assert [trial["status"] for trial in found["trials"]] == ["finished", "stopped"]
     assert len(found["trials"][0]["rung_losses"]) == 3
     wait_until_nothing_more_is_held(before)
@@ -270,8 +270,8 @@ def test_soups_are_held_against_trainings_and_their_ends_are_registered(ray_clus
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_optuna_searches_ratio_and_rate_together(ray_cluster, storage, sampler) -> None:
     space = "search.space={train.lr: {low: 1e-3, high: 1e-2, log: true}}"
-    asked = config(storage, space, "search.num_trials=3", f"search.sampler={sampler}")
-    found = report(job.run(asked, mode="optuna"))
+    search = config(storage, space, "search.num_trials=3", f"search.sampler={sampler}")
+    found = report(job.run(search, mode="optuna"))
     assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
     assert len(found["cells"]) == 3
     assert all(1e-3 <= trial["changes"]["train.lr"] <= 1e-2 for trial in found["trials"])
@@ -281,9 +281,9 @@ def test_optuna_searches_ratio_and_rate_together(ray_cluster, storage, sampler) 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_fresh_searches_anew(ray_cluster, storage) -> None:
-    asked = config(storage, "search.alphas=[1]", "search.betas=[1]", "search.limit_per_axis=3")
-    first = report(job.run(asked))["trials"][0]
+    search = config(storage, "search.alphas=[1]", "search.betas=[1]", "search.limit_per_axis=3")
+    first = report(job.run(search))["trials"][0]
     started = (Path(first["run_dir"]) / "job.json").read_text()
-    again = report(job.run(asked, fresh=True))["trials"][0]
+    again = report(job.run(search, fresh=True))["trials"][0]
     assert again["run_id"] == first["run_id"]
     assert (Path(again["run_dir"]) / "job.json").read_text() != started

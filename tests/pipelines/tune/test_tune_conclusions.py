@@ -1,4 +1,4 @@
-"""Cells, pick, front and words of a search, from rows made by hand."""
+"""Cells, pick, front and sentences of a search, from handmade rows."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ from tests.builders import record, write_dataset
 
 
 def row(alpha: float, beta: float, first: float, second: float, *, both: float = 0.5, **changes) -> dict:
-    """A finished trial whose intervals are five points wide on either side."""
+    """Make a finished trial whose intervals reach five points to each side."""
     figures = {"pole_first": first, "pole_second": second, "worse_pole": min(first, second), "both_right": both}
     intervals = {name: [value - 0.05, value + 0.05] for name, value in figures.items()}
     source = "base" if alpha == beta == 0 else "trained"
-    whole = conclusions.NOTHING_FOUND | {"status": "finished", "error": None, "rung_losses": [], "steps": 10}
+    whole = conclusions.NO_FIGURES | {"status": "finished", "error": None, "rung_losses": [], "steps": 10}
     place = {"alpha": alpha, "beta": beta, "t": log_ratio(alpha, beta), "source": source, "changes": {}}
     return {**whole, **place, **figures, "intervals": intervals, "low": both - 0.05, "high": both + 0.05, **changes}
 
 
 def not_finished(alpha: float, beta: float, status: str, **changes) -> dict:
-    nothing = {**conclusions.NOTHING_FOUND, "worse_pole": None}
+    nothing = {**conclusions.NO_FIGURES, "worse_pole": None}
     return {**row(alpha, beta, 0, 0), **nothing, "status": status, **changes}
 
 
@@ -33,7 +33,7 @@ MIDDLE = row(1, 1, 0.8, 0.7)
 BASE = row(0, 0, 0.95, 0.95)
 
 
-def found(rows, verification=()) -> dict:
+def findings(rows, verification=()) -> dict:
     return {"pick": conclusions.pick(rows, "worse_pole"), "verification": verification, **conclusions.trade_off(rows)}
 
 
@@ -58,7 +58,7 @@ def test_what_did_not_finish_is_not_picked() -> None:
     rows = [not_finished(1, 1, "stopped"), not_finished(2, 1, "failed", error="it broke")]
     assert conclusions.pick(rows, "worse_pole") is None
     assert conclusions.trade_off(rows) == {"front": [], "hypervolume": None, "knee": None}
-    assert captions.sentences(rows, found(rows)) == ["No trial has finished, so no ratio is picked."]
+    assert captions.sentences(rows, findings(rows)) == ["No trial has finished, so no ratio was picked."]
     assert captions.warnings(rows, []) == ["2:1 failed: it broke"]
     changed = not_finished(2, 1, "failed", error="it broke", changes={"train.lr": 0.1})
     assert captions.warnings([changed], []) == ["2:1 with train.lr=0.1 failed: it broke"]
@@ -97,51 +97,54 @@ def test_without_a_grid_every_trial_is_a_cell() -> None:
 
 
 def test_the_words_say_whether_zero_fails_on_its_side_and_the_middle_is_best() -> None:
-    said = captions.sentences([*ENDS, MIDDLE], found([*ENDS, MIDDLE]))
-    assert said[0].startswith("Picked 1:1 (best by worse pole, ties by both right): its worse pole is right in 70.0%")
-    assert "(0:1) the first pole is right in 10.0% (5.0% to 15.0%), against 80.0% (75.0% to 85.0%)" in said[1]
-    assert said[1].endswith("it fails there.")
-    assert said[3] == "The balanced middle is best on the worse pole."
+    lines = captions.sentences([*ENDS, MIDDLE], findings([*ENDS, MIDDLE]))
+    assert lines[0].startswith(
+        "Picked 1:1 (best worse pole, ties broken by both right): its worse pole is right in 70.0%"
+    )
+    assert "(0:1), the first pole is right in 10.0% (5.0% to 15.0%), compared with 80.0% (75.0% to 85.0%)" in lines[1]
+    assert lines[1].endswith("it fails there.")
+    assert lines[3] == "Equal weights are best on the worse pole."
 
 
 def test_the_words_say_where_it_is_otherwise() -> None:
     rows = [row(0, 2, 0.78, 0.9), row(2, 0, 0.9, 0.2), MIDDLE, row(1, 0.5, 0.85, 0.8)]
-    said = captions.sentences(rows, found(rows))
-    assert said[1].endswith("it does not fail there beyond the intervals.")
-    assert "not best on the worse pole: 2:1 has 80.0%, the middle 70.0%" in said[3]
-    assert said[3].endswith("beyond the middle's interval.")
+    lines = captions.sentences(rows, findings(rows))
+    assert lines[1].endswith("it does not clearly fail there.")
+    assert "not best on the worse pole: 2:1 has 80.0%, equal weights 70.0%" in lines[3]
+    assert lines[3].endswith("beyond the interval of equal weights.")
 
 
 def test_what_was_stopped_early_is_counted_with_the_rank_correlation_of_the_rest() -> None:
     rows = [row(1, b, 0.5 + b / 10, 0.9, rung_losses=[1 - b / 10]) for b in (1, 2, 3)]
     rows.append(not_finished(2, 1, "stopped", rung_losses=[2.0]))
-    (said,) = captions.stopped(rows)
-    assert said.startswith("1 of 4 trials were stopped early")
-    assert said.endswith("is 1.00.")  # the lower the first loss, the better the end
+    (sentence,) = captions.early_stops(rows)
+    assert sentence.startswith("1 of 4 trials were stopped early")
+    assert sentence.endswith("is 1.00.")  # the lower the first loss, the better the end
 
 
 @pytest.mark.parametrize("mode", ["grid", "soup"])
 def test_notes_say_what_the_figures_rest_on(mode) -> None:
-    said = captions.notes(mode=mode, is_embedded=True)
-    assert any("validation data" in note for note in said)
-    assert ("linear in alpha / (alpha + beta)" in " ".join(said)) == (mode == "soup")
-    assert said[-1].startswith("Tiny model on generated data")
+    lines = captions.notes(mode=mode, is_embedded=True)
+    assert any("validation data" in note for note in lines)
+    assert ("linear in alpha / (alpha + beta)" in " ".join(lines)) == (mode == "soup")
+    assert lines[-1].startswith("Tiny model on generated data")
 
 
 @pytest.mark.parametrize(("low", "warned"), [(-0.01, False), (0.01, True)])
 def test_a_soup_that_differs_from_a_training_beyond_the_interval_is_a_warning(low, warned) -> None:
     gap = {"soup": 0.5, "trained": 0.6, "gap": 0.1, "low": low, "high": 0.2}
     line = {"t": 0.0, "soup": 0, "trained": 0, "metric": {"both_right": gap}}
-    assert (
-        any("not what a training gives here: at 1:1" in said for said in captions.warnings([MIDDLE], [line])) == warned
-    )
+    assert any("differ from training here: at 1:1" in text for text in captions.warnings([MIDDLE], [line])) == warned
 
 
 def test_the_pick_is_held_against_the_untrained_base() -> None:
     weak, strong = row(0, 0, 0.5, 0.5, both=0.1), row(0, 0, 0.7, 0.7, both=0.6)
-    for base, verdict in ((weak, "above it on worse pole and both right."), (strong, "not shown to be above it.")):
-        (said,) = captions.against_base([MIDDLE, base], MIDDLE)
-        assert said.endswith(f"the pick is {verdict}")
+    for base, verdict in (
+        (weak, "clearly above it on worse pole and both right."),
+        (strong, "not clearly above it on either."),
+    ):
+        (sentence,) = captions.against_base([MIDDLE, base], MIDDLE)
+        assert sentence.endswith(f"the pick is {verdict}")
     assert captions.against_base([MIDDLE], MIDDLE) == []
 
 
@@ -155,5 +158,5 @@ def test_a_ratio_that_is_picked_on_trained_scenarios_is_a_warning(
         name="mine", data=str(data), validation_data=str(validation), model="toyworld", storage=str(tmp_path / "runs")
     )
     report = assemble(config, SearchResult([Trial(config, SearchPoint(1.0, 1.0), False)], {}, {}), "optuna")
-    said = [warning for warning in report["warnings"] if "trained on too" in warning]
-    assert [text.split(" that ")[0] for text in said] == (["2 of the 4 scenarios"] if num_shared else [])
+    lines = [warning for warning in report["warnings"] if "trained on too" in warning]
+    assert [text.split(" that ")[0] for text in lines] == (["2 of the 4 scenarios"] if num_shared else [])

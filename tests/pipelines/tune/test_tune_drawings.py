@@ -1,4 +1,4 @@
-"""The drawings of a search: each value at its place, which trials a line joins, and names that are whole."""
+"""The drawings of a search: each value is at its place, lines join the right trials, and names are whole."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from pipelines.tune.drawings.accuracy import accuracy_chart, ratio_scale, ratio_ticks
 from pipelines.tune.drawings.heat_map import HeatPanel, Tile, heat_map_chart
-from pipelines.tune.drawings.measured import COLOURS, is_same_ratio
+from pipelines.tune.drawings.measured import COLORS, is_same_ratio
 from pipelines.tune.drawings.pareto_front import pareto_chart
 from pipelines.tune.search_points import ratio_name
 from tests.pipelines import drawn
@@ -34,11 +34,11 @@ def pareto(trials: list[dict[str, Any]], front: list[int], **marked: int | None)
     return figure.axes[0]
 
 
-def dots(axes: Axes, colour: str) -> list[tuple[float, float, bool]]:
-    """The dots of a colour, and whether each is filled."""
-    found = [line for line in axes.lines if line.get_marker() == "o" and line.get_markeredgecolor() == colour]
+def dots(axes: Axes, color: str) -> list[tuple[float, float, bool]]:
+    """Return the dots of a color, and whether each is filled."""
+    found = [line for line in axes.lines if line.get_marker() == "o" and line.get_markeredgecolor() == color]
     return [
-        (*map(float, line.get_xydata()[0]), line.get_markerfacecolor() == colour)
+        (*map(float, line.get_xydata()[0]), line.get_markerfacecolor() == color)
         for line in found
         if len(line.get_xdata())
     ]
@@ -84,7 +84,7 @@ def test_accuracy_is_drawn_against_t_with_a_band_and_one_side_alone_linked_to_it
     trials = [trial(1, 2, numbers), trial(0, 1, numbers), trial(2, 1, numbers), trial(0, 0, numbers, source="base")]
     axes = accuracy(trials, picked=trials[2])
     apart = -LOG2 - 0.15 * 2 * LOG2
-    first = [line for line in axes.lines if line.get_color() == COLOURS["first"]]
+    first = [line for line in axes.lines if line.get_color() == COLORS["first"]]
     lines = [[tuple(map(float, place)) for place in line.get_xydata()] for line in first]
     assert [(-LOG2, 0.5), (LOG2, 0.5)] in lines  # the curve
     assert [(apart, 0.5), (-LOG2, 0.5)] in lines  # the link
@@ -93,15 +93,15 @@ def test_accuracy_is_drawn_against_t_with_a_band_and_one_side_alone_linked_to_it
     assert [(0.0, 0.5), (1.0, 0.5)] in lines  # the base, over the whole width
     bands = [patch.get_xy()[:4].tolist() for patch in axes.patches]
     assert bands == [[[-LOG2, 0.0], [LOG2, 0.0], [LOG2, 1.0], [-LOG2, 1.0]]] * 2  # both right has none
-    assert [y for _, y, _ in dots(axes, COLOURS["both"])] == [0.0] * 3
-    assert (axes.get_ylim(), [x for (x, _), *_ in drawn.points(axes, COLOURS["text"])]) == ((0.0, 1.0), [LOG2])
+    assert [y for _, y, _ in dots(axes, COLORS["both"])] == [0.0] * 3
+    assert (axes.get_ylim(), [x for (x, _), *_ in drawn.points(axes, COLORS["text"])]) == ((0.0, 1.0), [LOG2])
     ratios = [(pytest.approx(t, abs=1e-9), name) for t, name in ((-LOG2, "1:2"), (0.0, "1:1"), (LOG2, "2:1"))]
     assert drawn.ticks(axes.xaxis) == [*ratios, (apart, "0 : 1")]
     assert {"Daring", "Careful", "both right", "trained", "base", "pick"} <= set(drawn.words(axes.figure))
 
 
 def curves(axes: Axes) -> list[Any]:
-    """The solid lines between dots of different ratios."""
+    """Return the solid lines between dots of different ratios."""
     return [line for line in axes.lines if line.get_linestyle() == "-" and len(set(line.get_xdata())) > 1]
 
 
@@ -109,22 +109,22 @@ def test_trials_that_share_a_ratio_are_dots_without_a_line() -> None:
     trials = [trial(1, 1, values(0.5, 0.6)), trial(2, 2, values(0.7, 0.6)), trial(2, 1, values(0.7, 0.6))]
     axes = accuracy(trials)
     assert (curves(axes), list(axes.patches)) == ([], [])
-    assert len(dots(axes, COLOURS["first"])) == 3
-    assert len(drawn.points(axes, COLOURS["first"])) == 3  # each has its interval
+    assert len(dots(axes, COLORS["first"])) == 3
+    assert len(drawn.points(axes, COLORS["first"])) == 3  # each has its interval
     assert not curves(accuracy([trials[0], {**trials[2], "changes": {"train.lr": 0.1}}]))
     beside = accuracy(trials, aside={1})
     assert len(curves(beside)) == 3
     first = [
-        line for line in beside.lines if line.get_marker() == "o" and line.get_markeredgecolor() == COLOURS["first"]
+        line for line in beside.lines if line.get_marker() == "o" and line.get_markeredgecolor() == COLORS["first"]
     ]
     places = [line.get_transform().transform(line.get_xydata())[0][0] for line in first]
     assert places[1] - places[0] == pytest.approx(7.0)
-    assert len([line for line in drawn.points(beside, COLOURS["first"]) if line[0][0] == line[1][0]]) == 1
+    assert len([line for line in drawn.points(beside, COLORS["first"]) if line[0][0] == line[1][0]]) == 1
 
 
 def test_a_soup_is_hollow_and_the_legend_names_what_is_drawn() -> None:
     axes = accuracy([trial(1, 2, values(0.5, 0.6)), trial(2, 1, values(0.7, 0.6), source="soup")])
-    assert [is_filled for *_, is_filled in dots(axes, COLOURS["first"])] == [True, False]
+    assert [is_filled for *_, is_filled in dots(axes, COLORS["first"])] == [True, False]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["trained", "soup"]
 
 
@@ -134,11 +134,11 @@ def test_the_pareto_plot_has_equal_scales_and_a_step_line_around_what_the_front_
     box = axes.get_window_extent()
     assert axes.get_xlim() == axes.get_ylim() == (0.0, 1.0)
     assert box.width == pytest.approx(box.height)
-    assert dots(axes, COLOURS["heat"]) == [(0.25, 0.75, True), (0.5, 0.5, True)]
+    assert dots(axes, COLORS["heat"]) == [(0.25, 0.75, True), (0.5, 0.5, True)]
     # From the left edge to the first point, then down and across to the next, then down to the bottom.
     steps = [(0.0, 0.75), (0.25, 0.75), (0.25, 0.5), (0.5, 0.5), (0.5, 0.0)]
-    assert steps in drawn.points(axes, COLOURS["heat"])
-    whiskers = [line for line in drawn.points(axes, COLOURS["heat"]) if len(line) == 2]
+    assert steps in drawn.points(axes, COLORS["heat"])
+    whiskers = [line for line in drawn.points(axes, COLORS["heat"]) if len(line) == 2]
     assert whiskers[:2] == [[(0.0, 0.75), (1.0, 0.75)], [(0.25, 0.0), (0.25, 1.0)]]
     assert {"Daring (%)", "Careful (%)", "trained", "front"} <= set(drawn.words(axes.figure))
 
@@ -168,7 +168,7 @@ def test_any_name_of_a_pole_is_shown_as_it_is_and_whole(name: str) -> None:
         assert figure is not None
         assert drawn.cut_off(figure) == []
         assert sum(word.startswith(name[:6]) for word in drawn.words(figure)) == 2
-        assert not any(text.get_parse_math() for text in drawn.shown(figure))
+        assert not any(text.get_parse_math() for text in drawn.visible_texts(figure))
 
 
 def tile(alpha: float, beta: float, value: float | None, **changes: Any) -> Tile:

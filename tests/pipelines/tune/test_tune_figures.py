@@ -33,7 +33,7 @@ def test_the_poles_can_be_those_of_all() -> None:
     figures = figures_of(outcomes, form="all")
     assert (figures["pole_first"], figures["pole_second"]) == (1.0, 0.5)
     assert (figures["all_first"], figures["all_second"]) == (1.0, 0.5)
-    assert figures["both_right"] == 0.5  # always of choose-one
+    assert figures["both_right"] == 0.5  # always for the choose-one form
 
 
 def test_the_interval_of_the_worse_pole_is_that_of_the_pole_that_does_worse() -> None:

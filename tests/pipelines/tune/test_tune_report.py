@@ -1,4 +1,4 @@
-"""The report of a search: files that are whole, escaped and hold every trial."""
+"""The report of a search: its files are whole, escaped and hold every trial."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def t_of(alpha: float, beta: float) -> float | str | None:
 
 
 def values(first: float, second: float) -> dict[str, Any]:
-    """The numbers of a measured trial or cell."""
+    """Return the numbers of a measured trial or cell."""
     both = max(0.0, first + second - 1)
     numbers = {"pole_first": first, "pole_second": second, "worse_pole": min(first, second), "both_right": both}
     intervals = {name: [max(0.0, value - 0.06), min(1.0, value + 0.05)] for name, value in numbers.items()}
@@ -36,7 +36,7 @@ def values(first: float, second: float) -> dict[str, Any]:
 
 
 def unsure(first: float, second: float) -> dict[str, Any]:
-    """Numbers whose intervals hold everything, so that drawings reach from 0 to 1."""
+    """Return numbers with intervals from 0 to 1, so that drawings cover that range."""
     numbers = values(first, second)
     return numbers | {"intervals": {name: [0.0, 1.0] for name in numbers["intervals"]}}
 
@@ -67,7 +67,7 @@ def trial(alpha: float, beta: float, numbers: dict[str, Any] | None = None, **ch
 
 
 def reached(alpha: float, beta: float) -> dict[str, Any]:
-    """What a balance reaches: each side the more, the larger its share; a side without any keeps to chance or less."""
+    """Return the numbers of a ratio: the larger a side's share, the higher its accuracy."""
     share = alpha / (alpha + beta) if alpha + beta else 0.5
     peak = 0.5 if alpha + beta == 0 else 0.96
     return values(round(peak * share**0.25, 4), round(peak * (1 - share) ** 0.2, 4))
@@ -79,7 +79,7 @@ def cell(alpha: float, beta: float, source: str, index: int, found: dict[str, An
 
 
 def report_of(mode: str = "grid", *, levels: tuple[float, ...] = GRID, **changes: Any) -> dict[str, Any]:
-    """A whole report: the cells of a grid by their distinct ratios, or 12 draws of optuna."""
+    """Make a whole report: the cells of a grid by their distinct ratios, or 12 draws of optuna."""
     trials = [trial(0, 0, reached(0, 0), source="base", steps=None, seconds=3.0, run_id=None)]
     cells = []
     if mode == "optuna":
@@ -164,7 +164,7 @@ def all_failed() -> dict[str, Any]:
 
 
 def single_trial() -> dict[str, Any]:
-    """One cell, one trial, no base."""
+    """Make a report with one cell, one trial and no base."""
     report = report_of(levels=(1,))
     report["trials"] = report["trials"][1:]
     report["cells"][0]["trial"] = 0
@@ -173,7 +173,7 @@ def single_trial() -> dict[str, Any]:
 
 
 class Page(HTMLParser):
-    """Collects tags and attributes, and that tags close in order."""
+    """Collects tags and attributes, and checks that tags close in order."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -308,7 +308,7 @@ def test_the_heat_map_outlines_every_cell_of_the_picked_ratio(tmp_path) -> None:
     # 1:1 is the pick; alpha = beta in 4 of the cells, in each of 3 panels.
     panels = heat_tiles(report, report["trials"][report["pick"]["trial"]])
     assert [sum(tile.is_picked for tile in panel.tiles) for panel in panels] == [4] * 3
-    # A frame is drawn of lines 3 pixels wide, and so are no others.
+    # Only frames are drawn with lines 3 pixels wide.
     assert write_search(report, tmp_path)["heat_map_svg"].read_text().count("stroke-width: 3;") == 4 * 3
 
 
@@ -353,8 +353,8 @@ def test_the_table_has_every_trial_with_the_same_numbers(mode, tmp_path) -> None
 
 def test_verification_shows_soup_trained_and_gap_for_both_metrics() -> None:
     text = render(report_of("soup"))
-    start = text.index("Soups against real training")
-    part = text[start : text.index("Every trial", start)]
+    start = text.index("Soups compared with training")
+    part = text[start : text.index("All trials", start)]
     assert part.count("+2.0") == 4  # two ratios, two metrics
     assert "-1.2 to +5.1" in part
     assert "worse pole" in part

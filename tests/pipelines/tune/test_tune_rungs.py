@@ -1,4 +1,4 @@
-"""What a scheduler is told of a trial."""
+"""Reports of a trial to the scheduler."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def test_a_rung_is_a_validation_before_the_end() -> None:
     rows = [{"step": step, "val_loss": 1.0, "val_loss_first": 0.5, "val_loss_second": 0.75} for step in (5, 10, 15, 20)]
     assert [rungs.is_rung(row) for row in rows] == [True, True, True, False]
     assert not rungs.is_rung({"step": 5, "loss": 1.0})
-    assert rungs.reported(rows[1]) == {"rung": 2, "rung_loss": 0.75}
+    assert rungs.rung_report(rows[1]) == {"rung": 2, "rung_loss": 0.75}
 
 
 @pytest.mark.parametrize(
