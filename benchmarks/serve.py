@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--overload-s", type=float, default=15.0)
     arguments = parser.parse_args()
     from pipelines.serve import build as build_app
-    from pipelines.serve import chosen_engine
+    from pipelines.serve import engine_name
 
     with tempfile.TemporaryDirectory(prefix="pft-serve-") as scratch:
         config = write_everything(Path(scratch), engine=arguments.engine)
@@ -234,7 +234,7 @@ def main() -> None:
             result = asyncio.run(measure(config, raw, **how))
         finally:
             job.shut_down()
-    engine = chosen_engine(config)
+    engine = engine_name(config)
     harness.finish({"engine": engine, **result, **harness.machine()}, as_json=arguments.json)
 
 

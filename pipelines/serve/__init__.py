@@ -1,4 +1,4 @@
-"""Policies behind Ray Serve: engines, adapters, an OpenAI-compatible API, a page."""
+"""The policy server on Ray Serve: engines, adapters, an OpenAI-compatible API, and a web page."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.serve.deployments import build
-    from pipelines.serve.engines import GenerationRequest, Sampling, chosen_engine, make_host
+    from pipelines.serve.engines import GenerationRequest, Sampling, engine_name, make_host
     from pipelines.serve.http import add_key
     from pipelines.serve.policies import refuse_missing_policies
     from pipelines.serve.serve_config import ServeConfig, load_serve_config

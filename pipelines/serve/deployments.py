@@ -1,11 +1,12 @@
-"""The server on Ray Serve: one ingress that answers HTTP, and replicas of the engine behind it.
+"""The server on Ray Serve: one ingress that answers HTTP, and engine replicas behind it.
 
-The ingress is on its own, so that a replica's death is a retry here instead of a client's error (Serve's proxy answers
-500 where the replica it called dies), and so that engines scale on GPUs while HTTP stays on one CPU.
+The ingress is a deployment of its own for two reasons. A replica's death becomes a retry here instead of a client's
+error (Serve's proxy answers 500 if the replica that it called dies), and engines scale on GPUs while HTTP stays on one
+CPU.
 
-Ray's own LLM serving (`ray.serve.llm` 2.60) is not used: it pins vLLM 0.29, in which a malformed structured-output
-request kills the engine (CVE-2026-105757), takes adapters from object stores only, never refreshes a name that it has
-loaded, and puts no limit on what a replica takes on.
+Ray's own LLM serving (`ray.serve.llm` 2.60) is not used. It pins vLLM 0.29, in which a malformed structured-output
+request kills the engine (CVE-2026-105757); it takes adapters from object stores only; it never refreshes a name that it
+has loaded; and it does not limit how many requests a replica accepts.
 """
 
 import asyncio
@@ -34,9 +35,9 @@ from pipelines.serve.engines import (
     Steering,
     Step,
     UnavailableError,
-    chosen_engine,
-    fitted,
+    engine_name,
     make_host,
+    with_model_limit,
 )
 from pipelines.serve.http import Admission, KeyRing, make_app, num_bodies, num_places
 from pipelines.serve.metrics import Metrics
@@ -45,22 +46,23 @@ from pipelines.serve.requests import Gateway, read_examples
 from pipelines.serve.serve_config import APPLICATION, ReplicaSettings, ServeConfig
 from pipelines.validated_yaml import build as build_config
 
-INGRESS_ONGOING, INGRESS_QUEUED = 1000, 100  # the least
-TRIES = 4
-PAUSE_S = 0.2  # before a replica is asked in place of one that was lost; doubles
+MIN_INGRESS_ONGOING = 1000  # see `ingress_ongoing`
+INGRESS_QUEUED = 100
+MAX_ATTEMPTS = 4
+PAUSE_S = 0.2  # before the first retry on another replica; doubles with each further one
 
 
 def listen_on_the_node() -> None:
-    """Have the replica whose process calls this listen where others look for it; Ray's would on every interface.
+    """Make this process's replica listen on its node's address only; by default Ray listens on every interface.
 
-    Serve has no option for it, and binds after the replica was made.
+    Serve has no option for this, and it binds the port after the replica is constructed.
     """
     bind = replica.add_port_to_grpc_server
     replica.add_port_to_grpc_server = lambda server, _: bind(server, build_address(get_node_ip_address(), 0))
 
 
 class EngineReplica:
-    """One engine with the adapters of its node."""
+    """One engine with its node's copies of adapters."""
 
     def __init__(self, raw: dict[str, Any], model: str, template_digest: str, lora: bool):
         listen_on_the_node()
@@ -71,7 +73,7 @@ class EngineReplica:
             yield step
 
     async def write(self, request: GenerationRequest, source: AdapterSource | None) -> list[Step]:
-        """The whole continuation at once: a call for each token would cost more than a small model's token."""
+        """Return the whole continuation at once: one call per token would cost more than a small model's token."""
         return [step async for step in self._host.generate(request, source)]
 
     async def score(
@@ -80,7 +82,7 @@ class EngineReplica:
         return await self._host.score(examples, source, steering)
 
     async def check_health(self) -> None:
-        """Serve calls this; a replica whose engine is broken is replaced."""
+        """Raise if the engine is broken. Serve calls this and replaces a replica that raises."""
         await self._host.check()
 
     async def __del__(self) -> None:
@@ -88,7 +90,7 @@ class EngineReplica:
 
 
 class Replicas:
-    """The backend over a Serve handle; what a lost replica was asked, another is asked again."""
+    """The backend over a Serve handle. If a replica is lost, its request is sent to another one."""
 
     def __init__(self, handle: Any, metrics: Metrics):
         self._handle, self._metrics = handle, metrics
@@ -99,36 +101,36 @@ class Replicas:
                 async for step in steps:
                     yield step
         else:
-            for step in await self._ask("write", request, source):
+            for step in await self._call("write", request, source):
                 yield step
 
     async def _stream(self, *arguments: Any) -> AsyncGenerator[Step, None]:
-        begun = False
-        for attempt in range(TRIES):
+        has_begun = False
+        for attempt in range(MAX_ATTEMPTS):
             steps = self._handle.options(stream=True).generate.remote(*arguments)
             try:
                 async for step in steps:
-                    begun = True
+                    has_begun = True
                     yield step
                 return
             except (GeneratorExit, asyncio.CancelledError):
-                steps.cancel()  # the client left: what it asked for is not written to the end
+                steps.cancel()  # the client left: the engine need not finish the text
                 raise
             except Exception as error:
-                self._give_up(error, again=not begun and attempt + 1 < TRIES)
+                self._give_up(error, again=not has_begun and attempt + 1 < MAX_ATTEMPTS)
             await asyncio.sleep(PAUSE_S * 2**attempt)
 
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
     ) -> list[NDArray[np.float32]]:
-        scores: list[NDArray[np.float32]] = await self._ask("score", examples, source, steering)
+        scores: list[NDArray[np.float32]] = await self._call("score", examples, source, steering)
         return scores
 
     async def check(self) -> None:
-        await self._ask("check_health")
+        await self._call("check_health")
 
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        for attempt in range(TRIES):
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        for attempt in range(MAX_ATTEMPTS):
             response = getattr(self._handle, method).remote(*arguments)
             try:
                 return await response
@@ -136,27 +138,27 @@ class Replicas:
                 response.cancel()
                 raise
             except Exception as error:
-                self._give_up(error, again=attempt + 1 < TRIES)
+                self._give_up(error, again=attempt + 1 < MAX_ATTEMPTS)
             await asyncio.sleep(PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def _give_up(self, error: Exception, *, again: bool) -> None:
-        """Raise what an error means to a client; return where another replica may be asked."""
-        if mistake := unwrap_user_error(error):
-            raise mistake from None
-        if isinstance(fault := getattr(error, "cause", error), RequestFault):  # Ray's own text is a traceback
+        """Raise the error that the client should see, or return if another replica may be tried."""
+        if user_error := unwrap_user_error(error):
+            raise user_error from None
+        if isinstance(fault := getattr(error, "cause", error), RequestFault):  # Ray's message would be a traceback
             raise RequestFault(str(fault)) from None
-        lost = isinstance(error, RayActorError | DeploymentUnavailableError | EngineFault)
-        if not lost and not isinstance(getattr(error, "cause", None), EngineFault):
+        is_lost = isinstance(error, RayActorError | DeploymentUnavailableError | EngineFault)
+        if not is_lost and not isinstance(getattr(error, "cause", None), EngineFault):
             raise error
         if not again:
-            raise UnavailableError("the replica that was asked is gone: come back later") from None
+            raise UnavailableError("the replica that had this request is gone: try again later") from None
         self._metrics.retries.inc()
 
 
 @serve.ingress()
 class Ingress:
-    """The HTTP API over the replicas."""
+    """The HTTP API in front of the replicas."""
 
     def __init__(self, raw: dict[str, Any], replicas: Any):
         listen_on_the_node()
@@ -169,33 +171,33 @@ class Ingress:
         self._admission = Admission(scaling, count_replicas=None if is_fixed else running_engines)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self._config, self._gateway, self._metrics, self._admission, tells_id=False)
+        return make_app(self._config, self._gateway, self._metrics, self._admission, sends_request_id=False)
 
     async def drain(self) -> None:
-        """Take nothing on any more, and return when everything taken on is answered."""
+        """Accept no new requests, and return when all accepted ones are answered."""
         await self._admission.drain()
 
 
 async def running_engines() -> int:
-    """Return how many replicas of the engine answer now."""
+    """Return how many engine replicas are running now."""
     status = await asyncio.to_thread(serve.status)
     states = status.applications[APPLICATION].deployments["engine"].replica_states
     return int(states.get("RUNNING", 0))
 
 
 def build(raw: dict[str, Any]) -> Any:
-    """Return the Serve application of a raw serving recipe: what `serve deploy` and RayService import.
+    """Return the Serve application for a raw serving recipe. `serve deploy` and RayService import this function.
 
-    Raises UserError for a recipe that cannot be served.
+    Raises UserError if the recipe cannot be served.
     """
     config = build_config(ServeConfig, raw)
     catalog = Catalog(config, load_tokenizer)
-    config = fitted(config, catalog.model)
+    config = with_model_limit(config, catalog.model)
     if config.keys is not None:
         KeyRing(Path(config.keys))
     if config.examples is not None:
         read_examples(Path(config.examples))
-    chosen_engine(config)
+    engine_name(config)
     dumped = config.model_dump()
     engines = serve.deployment(EngineReplica).options(name="engine", **engine_options(config))
     ref = catalog.default.ref
@@ -214,12 +216,13 @@ def build(raw: dict[str, Any]) -> Any:
 
 
 def ingress_ongoing(scaling: ReplicaSettings) -> int:
-    """Return how many requests the ingress has at once, far above what it lets in: it sends away, not the proxy.
+    """Return how many requests Serve lets into the ingress at once.
 
-    Where they are all taken nobody is answered, probes included, and Serve replaces the ingress.
+    This is far above what the ingress admits, so that the ingress rejects requests and the proxy does not. If Serve's
+    limit were reached, nobody would be answered, health probes included, and Serve would replace the ingress.
     """
     places = num_places(scaling, scaling.max_replicas)
-    return max(INGRESS_ONGOING, 2 * (places + 2 * num_bodies(places)))
+    return max(MIN_INGRESS_ONGOING, 2 * (places + 2 * num_bodies(places)))
 
 
 def engine_options(config: ServeConfig) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def engine_options(config: ServeConfig) -> dict[str, Any]:
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=scaling.min_replicas,
                 max_replicas=scaling.max_replicas,
-                # Another replica is started while there is still room in those that run.
+                # Start another replica while the running ones still have room.
                 target_ongoing_requests=max(1, 0.75 * scaling.max_ongoing_requests),
             )
         }

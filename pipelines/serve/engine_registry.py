@@ -1,4 +1,4 @@
-"""Serving engines by the names that a recipe uses. A new one is a function that builds it, and an entry here."""
+"""Registry of serving engines by their names in recipes. To add one, write a build function and add an entry here."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import Any
 
 from pft_core.registry import Registry, refuse_no_code
 
-AUTO = "auto"  # the first engine that is installed and can do what the recipe asks for
+AUTO = "auto"  # the first installed engine that supports what the recipe asks for
 
 
 @dataclass(frozen=True)
 class ServingEngineEntry:
-    """What a recipe knows of an engine before its code is loaded.
+    """A serving engine's description, which is read without loading the engine's code.
 
-    build: a function of (ServeConfig, model, template_digest=, lora=) that returns the Engine, or its place as
-    "package.module:name". package: what has to be installed; install: how. steers: whether it can add a vector to the
-    outputs of layers; why_not: said where it cannot.
+    build: a function of (ServeConfig, model, template_digest=, lora=) that returns the Engine, or its import path as
+    "package.module:name". package: the package that has to be installed. install: the error message if it is not.
+    steers: whether the engine can add a vector to the outputs of layers. why_not: the reason to report if it cannot.
     """
 
     build: str | Callable[..., Any]
@@ -41,7 +41,7 @@ SERVING_ENGINES.add(
         "pipelines.serve.engines.build:vllm_engine",
         package="vllm",
         install="vLLM is not installed: `make setup-vllm`",
-        why_not="vLLM gives no way to add a vector to its layers' outputs",
+        why_not="vLLM cannot add a vector to its layers' outputs",
     ),
 )
 SERVING_ENGINES.add(

@@ -1,4 +1,4 @@
-"""`pft serve`: deploy, wait until it answers, serve until told to stop, drain."""
+"""`pft serve`: deploy the server, wait until it answers, serve until a signal arrives, then drain."""
 
 import contextlib
 import logging
@@ -24,19 +24,19 @@ IN_PROXY = "pipelines.serve.http.connections:in_proxy"
 
 
 def run(config: ServeConfig) -> dict[str, Any]:
-    """Serve until SIGINT or SIGTERM, which interrupt a server that does not answer yet. Result: url, status.
+    """Serve until SIGINT or SIGTERM, and return url and status. A signal also interrupts a server that is starting.
 
-    Raises UserError for what cannot be served.
+    Raises UserError if the recipe cannot be served.
     """
     with access_lines(with_port(config)) as config:
         from pipelines.serve.deployments import build
 
-        # Reads every policy: mistakes show before Ray starts.
+        # `build` reads every policy, so mistakes show before Ray starts.
         return answer(config, build(config.model_dump(exclude_unset=True)))
 
 
 def answer(config: ServeConfig, application: Any) -> dict[str, Any]:
-    """Deploy, and serve until told to stop."""
+    """Deploy the application and serve until a signal arrives."""
     start_ray()
     url = url_of(config)
     with on_interruption(take_down):
@@ -56,9 +56,9 @@ def answer(config: ServeConfig, application: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def access_lines(config: ServeConfig) -> Iterator[ServeConfig]:
-    """Bring the access log from the process that answers to this one's stderr, unless it goes to a file.
+    """Forward the access log from the ingress process to this one's stderr, unless it goes to a file.
 
-    On a cluster it stays in the stderr of the ingress, which Ray keeps: that process may run elsewhere.
+    On a cluster it stays in the ingress's stderr, which Ray keeps, because the ingress may run on another node.
     """
     if os.environ.get("RAY_ADDRESS"):
         yield config
@@ -69,14 +69,14 @@ def access_lines(config: ServeConfig) -> Iterator[ServeConfig]:
         with tempfile.TemporaryDirectory(prefix="pft-serve-") as folder:
             pipe = Path(folder) / "access.jsonl"
             os.mkfifo(pipe, 0o600)
-            with _passed_on(pipe):
+            with _forward_lines(pipe):
                 yield config.model_copy(update={"access_log": str(pipe)})
 
 
 @contextlib.contextmanager
-def _passed_on(pipe: Path) -> Iterator[None]:
-    """Write the lines of a pipe to stderr; an empty one is the last."""
-    # Opened for both: it ends neither before the first writer comes, nor when a replica is replaced.
+def _forward_lines(pipe: Path) -> Iterator[None]:
+    """Copy lines from a pipe to stderr; an empty line ends the copying."""
+    # Opened for reading and writing, so that the pipe has no end before its first writer or when a replica is replaced.
     with open(os.open(pipe, os.O_RDWR), encoding="utf-8") as lines:
         thread = threading.Thread(
             target=lambda: [print(line, end="", file=sys.stderr, flush=True) for line in iter(lines.readline, "\n")],
@@ -92,9 +92,10 @@ def _passed_on(pipe: Path) -> Iterator[None]:
 
 
 def start_ray() -> None:
-    """Join the cluster or start Ray, whose dashboard then looks at the processes less often.
+    """Join the cluster or start Ray, with a dashboard that samples the processes less often.
 
-    Each look holds them all up; on two busy cores it doubled the slowest hundredth of the 429s (40 to 80 ms, measured).
+    Each sample delays all of them: on two busy cores it doubled the 99th-percentile latency of the 429s (from 40 to
+    80 ms, measured).
     """
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IN_PROXY)
@@ -103,26 +104,26 @@ def start_ray() -> None:
 
 
 def deploy(config: ServeConfig, application: Any) -> None:
-    """Start the proxy and the application, or update the one that runs. Raises UserError where it does not start."""
+    """Start the proxy and the application, or update the running one. Raises UserError if it does not start."""
     from ray import serve
 
     serve.start(http_options=http_options(config), proxy_location="HeadOnly")
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        mistake = unwrap_user_error(error) or _fault()
-        if mistake is None:
+        user_error = unwrap_user_error(error) or _replica_error()
+        if user_error is None:
             raise
-        raise mistake from None
+        raise user_error from None
 
 
 def http_options(config: ServeConfig) -> dict[str, Any]:
-    """Return what Serve's proxy is told."""
+    """Return the HTTP options of Serve's proxy."""
     return {"host": config.host, "port": config.port, "keep_alive_timeout_s": IDLE_S}
 
 
-def _fault() -> UserError | None:
-    """Find a user's mistake in what Serve noted about the replicas that did not start."""
+def _replica_error() -> UserError | None:
+    """Return the UserError in Serve's messages about replicas that did not start, or None."""
     from ray import serve
 
     application = serve.status().applications.get(APPLICATION)
@@ -131,7 +132,7 @@ def _fault() -> UserError | None:
 
 
 def drain(config: ServeConfig) -> None:
-    """Have new requests sent away, and wait until those that were taken on are answered, at most `drain_s`."""
+    """Reject new requests, and wait until the accepted ones are answered, at most `drain_s` seconds."""
     from ray import serve
 
     with contextlib.suppress(TimeoutError):
@@ -139,9 +140,10 @@ def drain(config: ServeConfig) -> None:
 
 
 def take_down() -> str:
-    """End what was started: our own Ray with all in it, at once, as a proxy without its application answers 404.
+    """Stop our own Ray with all processes in it, or take the application off the cluster.
 
-    Of a server that is interrupted before it answers, there is nothing more to say: "".
+    Our own Ray stops all at once, because a proxy without its application would answer 404. Returns "": there is
+    nothing more to report about a server that is interrupted before it answers.
     """
     if os.environ.get("RAY_ADDRESS"):
         shut_down()
@@ -149,7 +151,7 @@ def take_down() -> str:
 
 
 def shut_down() -> None:
-    """Take the application and Serve off a cluster that goes on."""
+    """Remove the application and Serve from a cluster that keeps running."""
     from ray import serve
 
     serve.delete(APPLICATION)
@@ -161,7 +163,7 @@ def url_of(config: ServeConfig) -> str:
 
 
 def with_port(config: ServeConfig) -> ServeConfig:
-    """Return the config with a free port in place of 0. Raises UserError where the port is taken."""
+    """Return the config with a free port in place of 0. Raises UserError if the port is taken."""
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -175,7 +177,7 @@ def with_port(config: ServeConfig) -> ServeConfig:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set."""
+    """Yield an event that SIGINT and SIGTERM set."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -186,7 +188,7 @@ def stopping() -> Iterator[threading.Event]:
 
 
 def serve_yaml(config: ServeConfig) -> dict[str, Any]:
-    """Return the config file that `serve deploy` and a RayService take."""
+    """Return the config for `serve deploy` or a RayService."""
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(config),

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus, and its access log: who asked what, and how it ended, without any text."""
+"""A server's Prometheus metrics, and its access log: each request's key, policy and outcome, without any text."""
 
 import json
 import logging
@@ -24,21 +24,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("pft_requests", "Requests", ["route", "status"], registry=self.registry)
+        self.requests = Counter(
+            "pft_requests", "Requests by route and status", ["route", "status"], registry=self.registry
+        )
         self.seconds = Histogram(
-            "pft_request_seconds", "Seconds to the end of the answer", ["route"], buckets=LATENCY_S,
+            "pft_request_seconds", "Seconds from a request to the end of its response", ["route"], buckets=LATENCY_S,
             registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("pft_requests_in_flight", "Requests being answered", registry=self.registry)
         self.rejected = Counter(
             "pft_rejected",
-            "Requests sent away: pace, in flight, overload, stopping",
+            "Rejected requests by reason: pace, in_flight, bodies, overload or stopping",
             ["reason"],
             registry=self.registry,
         )
         self.tokens = Counter("pft_tokens", "Tokens by kind: prompt, cached or completion", ["kind"],
                               registry=self.registry)  # fmt: skip
-        self.retries = Counter("pft_engine_retries", "Requests asked again as a replica was lost",
+        self.retries = Counter("pft_engine_retries", "Retries after a replica was lost",
                                registry=self.registry)  # fmt: skip
 
 
@@ -47,7 +49,7 @@ class Metrics:
 
 @dataclass
 class AccessRecord:
-    """A request as it is logged. key: the name of its owner; policy: the id of what was asked, once it is found."""
+    """A request's line in the access log. key: the name of its API key; policy: the policy's id, once it is known."""
 
     route: str
     status: int = 500
@@ -61,7 +63,7 @@ _CURRENT: ContextVar[AccessRecord | None] = ContextVar("access", default=None)
 
 @contextmanager
 def noting(access: AccessRecord) -> Iterator[None]:
-    """Let what answers a request note on it."""
+    """Make this the record that `note` writes to, for the code that answers the request."""
     token = _CURRENT.set(access)
     try:
         yield
@@ -70,17 +72,17 @@ def noting(access: AccessRecord) -> Iterator[None]:
 
 
 def note(*, key: str | None = None, policy: str | None = None) -> None:
-    """Note whose request this is, or which policy it asks; outside a request, nothing."""
+    """Record the request's key or policy in its log line; does nothing outside a request."""
     if (access := _CURRENT.get()) is not None:
         access.key = key or access.key
         access.policy = policy or access.policy
 
 
 class AccessLog:
-    """Writes lines in a thread of its own: a disk or a pipe that is slow holds up no request."""
+    """Writes log lines in a thread of its own, so that a slow disk or pipe delays no request."""
 
     def __init__(self, file: Path | None = None):
-        """file: opened anew where it was moved away; None: stderr. Raises UserError where it cannot be written."""
+        """file: reopened if it is moved away; None: stderr. Raises UserError if it cannot be written."""
         lines: SimpleQueue[logging.LogRecord] = SimpleQueue()
         self._queue = QueueHandler(lines)
         QueueListener(lines, _handler(file)).start()
@@ -92,7 +94,7 @@ class AccessLog:
 
 
 def refuse_unwritable(file: Path) -> None:
-    """Raise UserError where no line could be added to this file."""
+    """Raise UserError if the file cannot be appended to."""
     _handler(file).close()
 
 
@@ -102,4 +104,4 @@ def _handler(file: Path | None) -> logging.Handler:
     try:
         return WatchedFileHandler(file, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"access_log={file}: cannot be written ({error.strerror}): give another place") from None
+        raise UserError(f"access_log={file}: cannot be written ({error.strerror}): choose another path") from None

@@ -1,4 +1,4 @@
-"""What a server is made of: strict models, read from a serving recipe and dotted overrides."""
+"""A server's configuration: strict models, read from a serving recipe and dotted overrides."""
 
 import ipaddress
 import re
@@ -14,22 +14,22 @@ from pipelines.config import TOYWORLD, recipe_path, refuse_unplaceable, source_o
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
 from pipelines.validated_yaml import apply_override, build, read_yaml
 
-APPLICATION = "pft"  # its name in Ray Serve
+APPLICATION = "pft"  # the application's name in Ray Serve
 RECIPES = Path(__file__).parent / "recipes"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-IDLE_S = 75  # how long a connection may be open without a request
+IDLE_S = 75  # a connection without a request is closed after this time
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
 def absolute(place: str) -> str:
-    """Return a place with a local path made absolute: replicas and `serve deploy` run in other folders."""
+    """Return a place with a local path made absolute, because replicas and `serve deploy` run in other folders."""
     elsewhere = "://" in place or place.startswith("models:/")
     return place if elsewhere else str(Path(place).expanduser().absolute())
 
 
 def policy_place(place: str) -> str:
-    """Return a place as `absolute` does; a base model's name stays one: `toyworld`, or OWNER/NAME on the Hub."""
+    """Return a place as `absolute` does, but keep a base model's name: `toyworld`, or OWNER/NAME on the Hub."""
     first = Path(place).expanduser().parts[:1]
     is_here = Path(place).expanduser().exists() or any(Path(part).is_dir() for part in first)
     is_name = place == TOYWORLD or (HUB_NAME.fullmatch(place) is not None and not is_here)
@@ -39,24 +39,24 @@ def policy_place(place: str) -> str:
 Place = Annotated[GivenPlace, AfterValidator(absolute)]
 
 
-MOST_AT_ONCE = 100_000  # Ray Serve and vLLM reserve room for each
+MAX_AT_ONCE = 100_000  # Ray Serve and vLLM reserve memory for each
 
 
 class ServingEngineSettings(Settings):
-    """What runs the model."""
+    """The engine that runs the model, and its limits."""
 
-    name: str = AUTO  # auto: vLLM where it is installed, transformers elsewhere and for steering
+    name: str = AUTO  # auto: vLLM if it is installed; transformers if it is not, or if steering is set
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    # Tokens of prompt and answer; the model's own limit where that is lower, which of longrope on transformers is the
-    # original one.
+    # Tokens of prompt and answer, or the model's own limit if that is lower. For a longrope model on transformers that
+    # limit is the original context length.
     max_length: PositiveInt = 2048
-    max_batch: int = Field(default=64, ge=1, le=MOST_AT_ONCE)  # sequences that are continued at once
+    max_batch: int = Field(default=64, ge=1, le=MAX_AT_ONCE)  # sequences that are generated at once
     tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
-    # More than these take turns in the engine, the least recently used first out.
-    max_loaded_adapters: int = Field(default=8, ge=1, le=MOST_AT_ONCE)
-    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64  # an interpolated adapter has its ends' ranks added up
+    # If more adapters are in use, they take turns: the least recently used one is unloaded first.
+    max_loaded_adapters: int = Field(default=8, ge=1, le=MAX_AT_ONCE)
+    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64  # an interpolated adapter's rank is the sum of its ends'
     gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vLLM: share of a GPU's memory
-    cpu_cache_gib: PositiveInt = 1  # vLLM on a CPU: memory of its key-value cache
+    cpu_cache_gib: PositiveInt = 1  # vLLM on a CPU: memory for its key-value cache
     threads: Threads = 1  # CPU threads of one replica
 
     @field_validator("name")
@@ -68,39 +68,39 @@ class ServingEngineSettings(Settings):
 
 
 class ReplicaSettings(Settings):
-    """Replicas of the engine, and how much each takes on before clients are sent away."""
+    """Replicas of the engine, and how many requests each accepts before clients are rejected."""
 
-    min_replicas: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
-    max_replicas: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
-    max_ongoing_requests: int = Field(default=64, ge=1, le=MOST_AT_ONCE)  # in one replica
-    max_queued_requests: int = Field(default=64, ge=0, le=MOST_AT_ONCE)  # waiting for a replica; beyond: 429
+    min_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
+    max_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
+    max_ongoing_requests: int = Field(default=64, ge=1, le=MAX_AT_ONCE)  # per replica
+    max_queued_requests: int = Field(default=64, ge=0, le=MAX_AT_ONCE)  # waiting for a replica; further ones get 429
     num_cpus: PositiveFloat = 1
     num_gpus: float = Field(default=0, ge=0)
-    drain_s: PositiveFloat = 30  # how long a replica that leaves may finish what it has begun
+    drain_s: PositiveFloat = 30  # how long a stopping replica may take to finish its requests
 
     @model_validator(mode="after")
-    def _least_is_not_most(self) -> Self:
+    def _check_replicas(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
+            raise ValueError(f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}")
         refuse_unplaceable({"num_cpus": self.num_cpus, "num_gpus": self.num_gpus})
         return self
 
 
 class LimitsSettings(Settings):
-    """What one request may ask for."""
+    """Limits on one request and on each API key."""
 
-    timeout_s: PositiveFloat = 120  # for the body to come, and as long again for the answer
+    timeout_s: PositiveFloat = 120  # for receiving the body, and again for the answer
     body_bytes: PositiveInt = 1_000_000
     max_tokens: PositiveInt = 1024
     default_max_tokens: PositiveInt = 256
-    completions: PositiveInt = 8  # `n` of a request
-    branches: PositiveInt = 128  # answers that one request may have scored
-    requests_per_minute: PositiveInt | None = None  # of each key that names no limit of its own; None: no limit
-    requests_in_flight_per_key: PositiveInt | None = None  # being answered at once; None: as many as there are places
+    completions: PositiveInt = 8  # texts of one request: `n` times the prompts
+    branches: PositiveInt = 128  # answers that one request may score
+    requests_per_minute: PositiveInt | None = None  # for each key without a limit of its own; None: no limit
+    requests_in_flight_per_key: PositiveInt | None = None  # None: only the server's own limit
 
 
 class SteeringConfig(Settings):
-    """CAA: a file of vectors written by `pft compare`, and the setting that its sweep picked."""
+    """Steering by CAA: a file of vectors from `pft compare`, with the layer and multiplier that its sweep selected."""
 
     vectors: Place
     layer: NonNegativeInt
@@ -108,37 +108,36 @@ class SteeringConfig(Settings):
 
 
 class EndsConfig(Settings):
-    """The two policies between which the slider moves: trained for the first poles, and for the second.
+    """The slider's two end policies: one trained for the first poles, one for the second.
 
-    What lies between them moves along all axes that they were trained on at once; a request's axis says which end is
-    which pole.
+    The slider moves along all axes that the two were trained on at once. A request's axis says which end is which pole.
     """
 
     first: Place
     second: Place
-    steps: PositiveInt = 20  # weights are rounded to 1/steps, so that a slider asks for a bounded number of adapters
+    steps: PositiveInt = 20  # weights are rounded to 1/steps, which bounds the number of interpolated adapters
 
     def nearest(self, first_weight: float) -> float:
-        """Return the weight that is asked of an adapter in place of this one."""
+        """Return the weight rounded to the nearest step."""
         return round(first_weight * self.steps) / self.steps
 
 
 class AdapterStoreConfig(Settings):
-    """Where adapters come from besides those named, and where their copies are kept."""
+    """Sources of adapters that the recipe does not name, and each node's folder of copies."""
 
-    root: Place | None = None  # a folder, or s3://: its subfolders are served by name, on demand
-    cache: Place | None = None  # folder on the node; None: in the user's cache folder
-    max_cached: PositiveInt = 64  # copies on a node's disk
-    registry: str | None = None  # MLflow's URI, for models:/ places; None: MLFLOW_TRACKING_URI, else runs/mlflow.db
-    alias_ttl_s: PositiveFloat = 5  # how long an alias is taken to point where it did
+    root: Place | None = None  # a folder or s3:// address whose subfolders are served by name, on demand
+    cache: Place | None = None  # a folder on each node; None: ~/.cache/pft/adapters
+    max_cached: PositiveInt = 64  # adapter copies on a node's disk
+    registry: str | None = None  # MLflow URI for models:/ places; None: MLFLOW_TRACKING_URI, else runs/mlflow.db
+    alias_ttl_s: PositiveFloat = 5  # how long a resolved alias is cached
 
 
 class ServeConfig(Settings):
-    """A server. A place is a folder written by `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
+    """A server. A place is a folder from `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
-    # What answers where a request names no other: a place, or a base model as it is: a folder, OWNER/NAME, `toyworld`.
+    # The default policy: a place, or an unchanged base model as a folder, OWNER/NAME on the Hub, or `toyworld`.
     policy: Annotated[GivenPlace, AfterValidator(policy_place)]
-    name: Name = "policy"
+    name: Name = "policy"  # the default policy's name in requests
     adapters: dict[Name, Place] = Field(default_factory=dict)  # further policies on the same base: name -> place
     ends: EndsConfig | None = None
     steering: SteeringConfig | None = None
@@ -147,10 +146,10 @@ class ServeConfig(Settings):
     scaling: ReplicaSettings = ReplicaSettings()
     limits: LimitsSettings = LimitsSettings()
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)  # 0: a free one
-    keys: Place | None = None  # file written by `pft key`; needed beyond this machine
-    access_log: Place | None = None  # file to which a line of JSON is added for each request; None: stderr
-    examples: Place | None = None  # a folder written by `pft prepare`: scenarios that the page offers
+    port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port
+    keys: Place | None = None  # API key file from `pft key`; required unless host is this machine only
+    access_log: Place | None = None  # file that gets one JSON line per request; None: stderr
+    examples: Place | None = None  # folder from `pft prepare` with scenarios for the page to offer
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -162,7 +161,7 @@ class ServeConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _steering_reaches_the_layers(self) -> Self:
+    def _check_engine_can_steer(self) -> Self:
         if self.steering is None or self.engine.name == AUTO:
             return self
         engine = SERVING_ENGINES[self.engine.name]
@@ -172,11 +171,11 @@ class ServeConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _strangers_need_keys(self) -> Self:
+    def _check_remote_access_has_keys(self) -> Self:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(
-                f"host={self.host!r} can be reached from other machines: give keys=FILE (make one with `pft key`), or "
-                "bind 127.0.0.1"
+                f"host={self.host!r} is reachable from other machines: set keys=FILE (create it with `pft key`), or "
+                "set host=127.0.0.1"
             )
         return self
 
@@ -189,8 +188,8 @@ def is_loopback(host: str) -> bool:
 
 
 def load_serve_config(recipe: str | Path, overrides: Sequence[str] = ()) -> ServeConfig:
-    """Read a shipped serving recipe by its bare name, or a YAML file, with overrides. Raises UserError."""
+    """Read a serving recipe, by the bare name of a shipped one or as a YAML file. Raises UserError if it is invalid."""
     path = recipe_path(recipe, folder=RECIPES, kind="serving recipe")
     raw: dict[str, Any] = read_yaml(path)
-    given = [apply_override(raw, override, ServeConfig) for override in overrides]
-    return build(ServeConfig, raw, source=source_of(path, given))
+    applied = [apply_override(raw, override, ServeConfig) for override in overrides]
+    return build(ServeConfig, raw, source=source_of(path, applied))

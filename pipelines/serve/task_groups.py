@@ -1,4 +1,4 @@
-"""Work at the same time that ends at the same time."""
+"""Concurrent tasks that end together."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """Return all results; where one fails or the caller leaves, the rest is cancelled (`gather` lets it run on)."""
+async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Return all results. If one fails or the caller is canceled, cancel the rest, which `gather` would let run on."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         return await asyncio.gather(*tasks)

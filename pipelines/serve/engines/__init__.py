@@ -1,11 +1,11 @@
-"""Who computes: transformers with continuous batching, or vLLM, behind one contract."""
+"""Serving engines behind one protocol: transformers with continuous batching, and vLLM."""
 
 from typing import TYPE_CHECKING
 
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.serve.engines.build import chosen_engine, fitted, make_host
+    from pipelines.serve.engines.build import engine_name, make_host, with_model_limit
     from pipelines.serve.engines.engine import (
         EngineFault,
         GenerationRequest,

@@ -1,4 +1,4 @@
-"""The engine that a recipe asks for, with the adapters of the node it runs on."""
+"""Building the engine that a recipe asks for, with its node's adapter cache."""
 
 from pathlib import Path
 from typing import Any
@@ -18,51 +18,52 @@ DEFAULT_CACHE = Path.home() / ".cache" / "pft" / "adapters"
 
 
 def make_host(config: ServeConfig, model: str, template_digest: str, *, lora: bool) -> EngineHost:
-    """Load the model into the engine. Raises UserError for what cannot be loaded, or is not installed.
+    """Load the model into the engine. Raises UserError if it cannot be loaded or the engine is not installed.
 
-    model: folder or hub name; template_digest: of the words that steering vectors were read under; lora: whether any
-    policy of the server has an adapter.
+    model: folder or hub name; template_digest: of the prompt template that steering vectors were extracted with; lora:
+    whether any policy of the server has an adapter.
     """
-    build = load_code(SERVING_ENGINES[chosen_engine(config)].build)
+    build = load_code(SERVING_ENGINES[engine_name(config)].build)
     engine: Engine = build(config, model, template_digest=template_digest, lora=lora)
     return EngineHost(engine, make_cache(config))
 
 
-def fitted(config: ServeConfig, model: str) -> ServeConfig:
-    """Return the config with a max_length that the model takes: its own where the recipe names none.
+def with_model_limit(config: ServeConfig, model: str) -> ServeConfig:
+    """Return the config with a max_length that the model supports: the model's own if the recipe sets none.
 
-    Raises UserError where the recipe names a longer one.
+    Raises UserError if the recipe sets a longer one.
     """
     limits, wanted = _limits(config, load_config(model)), config.engine.max_length
-    most = min(limits, default=wanted)
-    if wanted <= most:
+    limit = min(limits, default=wanted)
+    if wanted <= limit:
         return config
     if "max_length" in config.engine.model_fields_set:
-        raise UserError(f"engine.max_length={wanted}: {model!r} takes {most} tokens{limits[most]}: lower it")
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_length": most})})
+        raise UserError(f"engine.max_length={wanted}: {model!r} takes {limit} tokens{limits[limit]}: lower it")
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_length": limit})})
 
 
 def _limits(config: ServeConfig, model_config: Any) -> dict[int, str]:
-    """Return what may limit the tokens of a text, each with what is to be said of it."""
-    most = getattr(model_config, "max_position_embeddings", None)
-    found = {} if most is None else {int(most): ""}
+    """Return the limits on a text's tokens, each with an explanation for the error message."""
+    positions = getattr(model_config, "max_position_embeddings", None)
+    limits = {} if positions is None else {int(positions): ""}
     rope = getattr(model_config, "rope_parameters", None) or {}
     by_layer = [rope, *(each for each in rope.values() if isinstance(each, dict))]
     original = [each["original_max_position_embeddings"] for each in by_layer if each.get("rope_type") == "longrope"]
-    if original and chosen_engine(config) == "transformers":
-        # Its cache would hold keys of both encodings: log-probabilities were off by 5 nats, as in transformers itself.
-        found[min(original)] = " on engine.name=transformers (longrope encodes longer texts otherwise from their start)"
-    return found
+    if original and engine_name(config) == "transformers":
+        # Beyond it, the cache would mix keys of both encodings: log-probabilities were off by 5 nats, as they are in
+        # transformers itself.
+        limits[min(original)] = " on engine.name=transformers (longrope re-encodes a longer text from its start)"
+    return limits
 
 
 def make_cache(config: ServeConfig) -> AdapterCache:
-    """Return this node's copies of adapters."""
+    """Return this node's cache of adapters."""
     folder = Path(config.store.cache) if config.store.cache else DEFAULT_CACHE
-    return AdapterCache(folder, most=config.store.max_cached, registry=config.store.registry)
+    return AdapterCache(folder, max_copies=config.store.max_cached, registry=config.store.registry)
 
 
-def chosen_engine(config: ServeConfig) -> str:
-    """Return the name of the engine that runs. Raises UserError where the one that is asked for is not installed."""
+def engine_name(config: ServeConfig) -> str:
+    """Return the name of the engine to run. Raises UserError if the recipe names one that is not installed."""
     name = config.engine.name
     if name == AUTO:
         entries = {name: SERVING_ENGINES[name] for name in SERVING_ENGINES}
@@ -75,7 +76,7 @@ def chosen_engine(config: ServeConfig) -> str:
 
 
 def vllm_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> Engine:
-    """vLLM: continuous batching, shared prefixes, many adapters."""
+    """Build the vLLM engine: continuous batching, shared prefixes, many adapters."""
     from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
 
     engine = config.engine
@@ -96,7 +97,7 @@ def vllm_engine(config: ServeConfig, model: str, *, template_digest: str, lora: 
 
 
 def transformers_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> Engine:
-    """transformers with continuous batching; the engine that can steer."""
+    """Build the transformers engine: continuous batching and steering."""
     from pft_core.evaluation import SteeringVectors
     from pft_core.policies import base_digest
     from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings

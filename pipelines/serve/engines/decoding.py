@@ -1,6 +1,6 @@
 """Continuous batching for a transformers model: rows join and leave between any two tokens.
 
-Rows are left-padded, so that all of them are continued in the same column of the key-value cache.
+Rows are left-padded, so that all of them write to the same column of the key-value cache.
 """
 
 import logging
@@ -16,32 +16,32 @@ from transformers import DynamicCache
 from pft_core.errors import UserError
 from pipelines.serve.engines.engine import RequestFault, Sampling, Step, Token
 from pipelines.serve.engines.grammars import Matcher
-from pipelines.serve.engines.sampling import pick, told
+from pipelines.serve.engines.sampling import pick, tokens_with_logprobs
 
 log = logging.getLogger(__name__)
 
 BASE = "__base__"  # peft's name for "no adapter" in a batch of several
 
-NUMBERLESS = "the model's logits are no numbers: the weights of this policy are damaged"
+NOT_FINITE = "the model's logits are not finite: the weights of this policy are damaged"
 
-PROMPT_TOKENS_AT_ONCE = 256  # whose logits are held, where those of a whole prompt are asked for
+PROMPT_TOKENS_AT_ONCE = 256  # bounds the logits in memory if a prompt's log-probabilities are requested
 
 # R rows, L columns of the cache, N tokens read, V vocabulary.
 
 
 @dataclass(eq=False)
 class DecodingRow:
-    """One prompt that is being continued; `emit` is called from the engine's thread."""
+    """One prompt and its continuation so far; `emit` is called from the engine's thread."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     adapter: str
     emit: Callable[[Step | BaseException], None]
-    shift: Tensor | None = None  # added to the residual stream while it is continued [D]
+    shift: Tensor | None = None  # added to the residual stream at each new token [D]
     grammar: Matcher | None = None
-    also_ends: tuple[int, ...] = ()  # token ids that end it as EOS does
-    dropped: bool = False
-    written: list[int] = field(default_factory=list)
+    also_ends: tuple[int, ...] = ()  # further token ids that end the text
+    is_dropped: bool = False
+    output_ids: list[int] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def __post_init__(self) -> None:
@@ -51,8 +51,8 @@ class DecodingRow:
             self.generator.manual_seed(self.sampling.seed)
 
     def write(self, token: Token, eos: int) -> None:
-        """Take a token in, and tell it."""
-        self.written.append(token.id)
+        """Append a token and emit it."""
+        self.output_ids.append(token.id)
         if self.grammar is not None:
             self.grammar.take(token.id)
         reason = finish_reason(self, eos)
@@ -60,10 +60,10 @@ class DecodingRow:
 
 
 class DecodingBatch:
-    """Rows with their cache and the logits of their next tokens."""
+    """Rows with their shared cache and the logits of their next tokens."""
 
     def __init__(self, model: Callable[..., Any], eos: int, device: torch.device):
-        """model: called like a causal language model, with `adapter_names` and `shifts` (one a row) besides."""
+        """model: called like a causal language model, with `adapter_names` and `shifts` (one per row) in addition."""
         self.rows: list[DecodingRow] = []
         self._model, self._eos, self._device = model, eos, device
         self._cache: Any = None
@@ -81,22 +81,22 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[DecodingRow]) -> None:
-        """Read the prompts of new rows and put them beside those that are under way.
+        """Read the prompts of new rows and add the rows to the batch.
 
-        A row that asks for its prompt's log-probabilities comes alone.
+        A row that requests its prompt's log-probabilities has to be admitted alone.
         """
         longest = max(len(row.prompt_ids) for row in rows)
         ids = [[self._eos] * (longest - len(row.prompt_ids)) + list(row.prompt_ids) for row in rows]
         mask_RL = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in rows])
         cache: Any = DynamicCache()
-        read = self._read if rows[0].sampling.prompt_logprobs is None else self._read_telling
-        self._take_in(rows, cache, mask_RL.to(self._device), read(torch.tensor(ids), mask_RL, cache, rows))
+        read = self._read if rows[0].sampling.prompt_logprobs is None else self._read_with_logprobs
+        self._append(rows, cache, mask_RL.to(self._device), read(torch.tensor(ids), mask_RL, cache, rows))
         done = [row for row in rows if row.sampling.max_tokens == 0]
         for row in done:
             row.emit(Step((), "length"))
         self._keep([i for i, row in enumerate(self.rows) if row not in done])
 
-    def _take_in(self, rows: Sequence[DecodingRow], cache: Any, mask_RL: Tensor, logits_RV: Tensor) -> None:
+    def _append(self, rows: Sequence[DecodingRow], cache: Any, mask_RL: Tensor, logits_RV: Tensor) -> None:
         if not self.rows:
             self._cache, self._mask_RL, self._logits_RV = cache, mask_RL, logits_RV
         else:
@@ -111,8 +111,8 @@ class DecodingBatch:
         shifts = [row.shift for row in rows]
         return self._forward(ids_RL, mask_RL.to(self._device), cache, rows, shifts)[:, -1]
 
-    def _read_telling(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[DecodingRow]) -> Tensor:
-        """Read one row's prompt part by part, so that few logits are held, and tell each token's log-probability."""
+    def _read_with_logprobs(self, ids_RL: Tensor, mask_RL: Tensor, cache: Any, rows: Sequence[DecodingRow]) -> Tensor:
+        """Read one row's prompt and emit each token's log-probability; in parts, which bounds the logits in memory."""
         [row], length = rows, ids_RL.shape[1]
         assert row.sampling.prompt_logprobs is not None
         tokens = [Token(int(row.prompt_ids[0]))]
@@ -122,40 +122,40 @@ class DecodingBatch:
             mask_1L = mask_RL[:, :end].to(self._device)
             logits_NV = self._forward(ids_RL[:, start:end], mask_1L, cache, rows, shifts, keep=end - start)[0]
             following = [int(token) for token in row.prompt_ids[start + 1 : end + 1]]
-            tokens += told(logits_NV[: len(following)], following, row.sampling.prompt_logprobs)
-        if _are_numberless(logits_NV).any():
-            raise RequestFault(NUMBERLESS)
+            tokens += tokens_with_logprobs(logits_NV[: len(following)], following, row.sampling.prompt_logprobs)
+        if _are_not_finite(logits_NV).any():
+            raise RequestFault(NOT_FINITE)
         row.emit(Step((), prompt=tuple(tokens)))
         return logits_NV[-1:]
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Write one token in every row; rows that are done, dropped or failed leave."""
-        self._drop_numberless()
-        self._keep([i for i, row in enumerate(self.rows) if self._goes_on(self._logits_RV[i], row)])
+        """Write one token in every row; remove rows that are done, dropped or failed."""
+        self._drop_not_finite()
+        self._keep([i for i, row in enumerate(self.rows) if self._continues(self._logits_RV[i], row)])
         if self.rows:
             self._mask_RL = F.pad(self._mask_RL, (0, 1), value=1)
-            ids_R1 = torch.tensor([[row.written[-1]] for row in self.rows])
+            ids_R1 = torch.tensor([[row.output_ids[-1]] for row in self.rows])
             shifts = [row.shift for row in self.rows]
             self._logits_RV = self._forward(ids_R1, self._mask_RL, self._cache, self.rows, shifts)[:, -1]
 
-    def _goes_on(self, logits_V: Tensor, row: DecodingRow) -> bool:
-        """Write a row's next token; return whether others follow. What fails there concerns this row alone."""
-        if row.dropped:
+    def _continues(self, logits_V: Tensor, row: DecodingRow) -> bool:
+        """Write a row's next token; return whether others follow. An error here affects this row only."""
+        if row.is_dropped:
             return False
         try:
             row.write(pick(logits_V, row, self._eos), self._eos)
         except Exception as error:
-            row.emit(survived(error))
+            row.emit(recoverable(error))
             return False
         return finish_reason(row, self._eos) is None
 
-    def _drop_numberless(self) -> None:
-        """Tell rows whose logits are no numbers, as after a damaged adapter; the others go on."""
-        bad = _are_numberless(self._logits_RV).tolist()
+    def _drop_not_finite(self) -> None:
+        """End rows whose logits are not finite, as with a damaged adapter; the others continue."""
+        bad = _are_not_finite(self._logits_RV).tolist()
         for row, is_bad in zip(self.rows, bad, strict=True):
             if is_bad:
-                row.emit(RequestFault(NUMBERLESS))
+                row.emit(RequestFault(NOT_FINITE))
         self._keep([i for i, is_bad in enumerate(bad) if not is_bad])
 
     def _keep(self, kept: Sequence[int]) -> None:
@@ -168,7 +168,7 @@ class DecodingBatch:
             self._cache = None
             return
         mask_RL = self._mask_RL[index]
-        empty = int(mask_RL.any(dim=0).int().argmax())  # leading columns in which every row that is left has padding
+        empty = int(mask_RL.any(dim=0).int().argmax())  # leading columns that are padding in all remaining rows
         self._mask_RL = mask_RL[:, empty:]
         for layer in self._cache.layers:
             layer.keys, layer.values = (kv[index][:, :, empty:] for kv in (layer.keys, layer.values))
@@ -183,7 +183,7 @@ class DecodingBatch:
         *,
         keep: int = 1,
     ) -> Tensor:
-        """Return the logits after the last `keep` tokens of those read."""
+        """Read tokens and return the logits after the last `keep` of them."""
         position_RL = (mask_RL.cumsum(dim=1) - 1).clamp(min=0)
         out = self._model(
             input_ids=ids_RN.to(self._device),
@@ -199,8 +199,8 @@ class DecodingBatch:
         return logits_RNV
 
 
-def _are_numberless(logits_NV: Tensor) -> Tensor:
-    """Return which places have logits that no probability can be made of [N]; some models forbid tokens by -inf."""
+def _are_not_finite(logits_NV: Tensor) -> Tensor:
+    """Return which positions have NaN or +inf logits [N]; -inf is fine, as some models use it to forbid tokens."""
     return (logits_NV.isnan() | logits_NV.isposinf()).any(dim=1)
 
 
@@ -212,18 +212,18 @@ def _join(cache: Any, joining: Any, width: int) -> None:
             setattr(layer, name, torch.cat(padded))
 
 
-def survived(error: Exception) -> Exception:
-    """Return what those are told whose request failed. Raises what the device does not recover from."""
+def recoverable(error: Exception) -> Exception:
+    """Return the error to report for a failed request. Raises an error that the device does not recover from."""
     if isinstance(error, UserError | RequestFault):
         return error
     if isinstance(error, torch.AcceleratorError):
         raise error
-    log.error("a request failed, and the engine goes on", exc_info=error)
-    return RequestFault("the engine could not answer this request: its log says why")
+    log.error("a request failed; the engine continues", exc_info=error)
+    return RequestFault("the engine could not answer this request: see the server's log")
 
 
 def finish_reason(row: DecodingRow, eos: int) -> str | None:
-    """Return why a row is done: `stop` after EOS, `length` after its last token; None while it is not."""
-    if row.written and row.written[-1] in (eos, *row.also_ends) and not row.sampling.ignore_eos:
+    """Return why a row is done: `stop` after EOS, `length` after its last token; None if it is not done."""
+    if row.output_ids and row.output_ids[-1] in (eos, *row.also_ends) and not row.sampling.ignore_eos:
         return "stop"
-    return "length" if len(row.written) >= row.sampling.max_tokens else None
+    return "length" if len(row.output_ids) >= row.sampling.max_tokens else None

@@ -1,6 +1,7 @@
-"""What an engine does, whichever library runs it: continue token ids, and score the branches of a prompt.
+"""The protocol of every engine: continue token ids, and score the branches of a prompt.
 
-Ids in, ids and log-probabilities out: rendering, tokenising and choosing are the same code in front of every engine.
+Engines take ids and return ids and log-probabilities. Rendering, tokenizing and choosing are the same code in front of
+every engine.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +17,7 @@ from pipelines.serve.policies import LoadedAdapter
 
 @dataclass(frozen=True)
 class Steering:
-    """Add `multiplier` times the steering vector of an axis while an answer is read or written."""
+    """A steering vector to add while an answer is scored or written: `multiplier` times the vector of an axis."""
 
     axis: str
     multiplier: float
@@ -24,7 +25,7 @@ class Steering:
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer is written in, from its first token to EOS: values of a JSON schema, or what a regex matches."""
+    """A constraint on an answer, from its first token to EOS: JSON that fits a schema, or text that matches a regex."""
 
     kind: Literal["json", "regex"]
     text: str
@@ -32,11 +33,11 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a prompt is continued; penalties, top_k and min_p as vLLM has them.
+    """Settings for continuing a prompt. Penalties, top_k and min_p mean the same as in vLLM.
 
-    max_tokens 0: only the prompt is read. temperature 0: greedy. logprobs: None for none, else how many of the
-    likeliest tokens are told beside the chosen; prompt_logprobs: the same for the prompt. choices: token ids of the
-    only answers allowed (without EOS); empty: anything. ignore_eos: EOS is a token like others. top_k 0: all.
+    max_tokens 0: only read the prompt. temperature 0: greedy. logprobs: how many of the likeliest tokens to return with
+    each sampled one, None for no log-probabilities; prompt_logprobs: the same for the prompt. choices: token ids of the
+    only allowed answers (without EOS); empty: any answer. ignore_eos: treat EOS like any other token. top_k 0: all.
     """
 
     max_tokens: int
@@ -58,7 +59,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt to be continued; stream: whether steps are wanted as they come, or may come all at the end."""
+    """A prompt to continue. stream: whether to send steps as they come; if not, they may all come at the end."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
@@ -68,9 +69,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Token:
-    """One token that was written, its log-probability under the untempered model, and the likeliest in its place.
+    """One token, its log-probability at temperature 1, and the likeliest tokens at its position.
 
-    Under a grammar, of what it allows; None too for the first token of a prompt, which follows nothing.
+    Under a grammar, probabilities are among the allowed tokens. logprob: None if not requested, and for the first token
+    of a prompt, which has no context.
     """
 
     id: int
@@ -80,11 +82,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Step:
-    """Tokens that were written since the last step; `finish_reason` on the last: `stop` (EOS) or `length`.
+    """Tokens written since the previous step. The last step has a `finish_reason`: `stop` (EOS) or `length`.
 
-    cached_tokens: of the prompt, how many were read from a prefix cache; told once, with the first step.
-    prompt: the prompt's tokens, with the first step, where their log-probabilities were asked for; end: the EOS that
-    ended the text, which is not among its tokens.
+    cached_tokens: how many tokens of the prompt came from a prefix cache; in the first step only. prompt: the tokens of
+    the prompt, in the first step, if their log-probabilities were requested. end: the EOS that ended the text, which is
+    not among `tokens`.
     """
 
     tokens: tuple[Token, ...]
@@ -95,20 +97,20 @@ class Step:
 
 
 class EngineFault(RuntimeError):
-    """The engine cannot go on: its replica is to be replaced."""
+    """The engine cannot continue; its replica has to be replaced."""
 
 
 class RequestFault(RuntimeError):
-    """The engine could not answer one request, and goes on with all others: asking it again would end the same."""
+    """The engine could not answer one request but continues with all others. A retry would fail in the same way."""
 
 
 class Engine(Protocol):
-    """One model with its adapters. Several requests run at once; a request that is dropped leaves nothing behind."""
+    """One model with its adapters. Requests run concurrently, and a dropped request leaves nothing behind."""
 
     name: str
 
     def generate(self, request: GenerationRequest, adapter: LoadedAdapter | None) -> AsyncIterator[Step]:
-        """Continue a prompt. Raises UserError for what this engine cannot do, EngineFault when it is broken."""
+        """Continue a prompt. Raises UserError if the request is not supported, EngineFault if the engine is broken."""
         ...
 
     async def score(
@@ -117,13 +119,13 @@ class Engine(Protocol):
         adapter: LoadedAdapter | None,
         steering: Steering | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Return per example the log-probability of each branch's labels. Raises as `generate` does."""
+        """Return, for each example, the log-probability of each branch's labels. Raises as `generate` does."""
         ...
 
     async def check(self) -> None:
-        """Raise EngineFault when the engine is broken."""
+        """Raise EngineFault if the engine is broken."""
         ...
 
     async def close(self) -> None:
-        """Let go of the model; what runs is dropped."""
+        """Release the model and drop running requests."""
         ...

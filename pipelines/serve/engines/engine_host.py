@@ -1,4 +1,4 @@
-"""The engine with the adapters of its node: what a replica is, and what a test runs without Ray."""
+"""An engine with its node's adapters. A replica holds one; tests run one without Ray."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -14,13 +14,13 @@ from pipelines.serve.policies import AdapterCache, AdapterSource, LoadedAdapter
 
 
 class UnavailableError(RuntimeError):
-    """No replica can answer now: one was lost, or none has started."""
+    """No replica can answer now, because it was lost or none has started yet."""
 
 
 class Backend(Protocol):
-    """What the gateway asks: an engine here, or one of several replicas elsewhere.
+    """The gateway's view of the engines: one in this process, or replicas elsewhere.
 
-    Raises UserError or UnavailableError.
+    Methods raise UserError or UnavailableError.
     """
 
     def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]: ...
@@ -33,7 +33,7 @@ class Backend(Protocol):
 
 
 class EngineHost:
-    """Fetches, checks and holds the adapter of each request, then lets the engine answer."""
+    """Fetches, checks and locks each request's adapter while the engine answers."""
 
     def __init__(self, engine: Engine, cache: AdapterCache):
         self.engine, self._cache = engine, cache
@@ -60,5 +60,5 @@ class EngineHost:
             yield None
             return
         with ExitStack() as stack:
-            # In a thread: a first use copies files, or waits for another process that removes them.
+            # In a thread, because a first use copies files or waits for another process that removes them.
             yield await asyncio.to_thread(stack.enter_context, self._cache.held(source))

@@ -1,4 +1,4 @@
-"""Grammars that an answer is held to, read by llguidance, which vLLM brings and uses for the same."""
+"""Grammars that constrain answers, by llguidance, which vLLM ships with and uses for the same purpose."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from pft_core.errors import UserError
 from pipelines.serve.engines.engine import Grammar
 
-# Blanks between the parts of a JSON value are left out: a small model may write nothing else until its last token.
+# No whitespace between the parts of a JSON value: a small model may write nothing but whitespace until its last token.
 JSON_DEFAULTS = {"whitespace_flexible": False}
 
 
 class Matcher:
-    """Where one answer stands in its grammar; used by one thread at a time."""
+    """One answer's position in its grammar; used by one thread at a time."""
 
     def __init__(self, matcher: Any, grammar: Grammar):
-        """Raises UserError where the grammar is none."""
+        """Raises UserError if the grammar is invalid."""
         self._matcher, self._grammar = matcher, grammar
         self._refuse_failed()
 
     def masked(self, logits_V: Tensor) -> Tensor:
-        """Return the logits of the tokens that may come next, EOS where the answer may end.
+        """Return the logits with -inf for tokens that may not come next; EOS is allowed if the answer may end here.
 
-        Raises UserError where the grammar is too large to go on: llguidance would let the answer end anywhere.
+        Raises UserError if the grammar has grown too large, because llguidance would then let the answer end anywhere.
         """
         import llguidance.numpy
 
@@ -35,7 +35,7 @@ class Matcher:
         return logits_V.masked_fill(~torch.from_numpy(may_V).to(logits_V.device), float("-inf"))
 
     def take(self, token_id: int) -> None:
-        """Move on by a token that was allowed. Raises UserError as `masked` does."""
+        """Advance by an allowed token. Raises UserError as `masked` does."""
         self._matcher.consume_token(token_id)
         self._refuse_failed()
 
@@ -45,21 +45,22 @@ class Matcher:
 
 
 class Grammars:
-    """Makes matchers for one model's tokens; what takes long is done when the first is asked for."""
+    """Makes matchers for one model's tokens; the slow set-up happens with the first matcher."""
 
     def __init__(self, tokenizer: Any, vocab_size: int):
-        """vocab_size: of the model's logits, which may be more than the tokenizer has."""
+        """vocab_size: of the model's logits, which may exceed the tokenizer's."""
         self._tokenizer, self._vocab_size = tokenizer, max(vocab_size, len(tokenizer))
         self._tokens: Any = None
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """Return a matcher at its start. Raises UserError for what is no grammar, or where llguidance is absent."""
+        """Return a matcher at its start. Raises UserError if the grammar is invalid or llguidance is not installed."""
         try:
             import llguidance
             import llguidance.hf
         except ImportError:
             raise UserError(
-                "structured_outputs and response_format: this server has no llguidance: `pip install llguidance`"
+                "structured_outputs and response_format need llguidance, which this server lacks: "
+                "`pip install llguidance`"
             ) from None
         read = _read(grammar, llguidance.LLMatcher)
         if self._tokens is None:
@@ -68,7 +69,7 @@ class Grammars:
 
 
 def _read(grammar: Grammar, kinds: Any) -> str:
-    """Return a grammar in llguidance's words."""
+    """Return a grammar in llguidance's format."""
     try:
         if grammar.kind == "regex":
             return str(kinds.grammar_from_regex(grammar.text))
@@ -78,5 +79,5 @@ def _read(grammar: Grammar, kinds: Any) -> str:
 
 
 def _refused(grammar: Grammar, reason: str) -> UserError:
-    what = {"json": "the JSON schema", "regex": "the regular expression"}[grammar.kind]
-    return UserError(f"{what} cannot be followed: {reason.strip().partition(chr(10))[0][:300]}")
+    kind = {"json": "the JSON schema", "regex": "the regular expression"}[grammar.kind]
+    return UserError(f"{kind} cannot be enforced: {reason.strip().partition(chr(10))[0][:300]}")

@@ -1,4 +1,4 @@
-"""Which token comes next, of logits: what is allowed, what is penalised, and what chance decides among."""
+"""Choosing the next token from logits: allowed tokens, penalties, and sampling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,36 +8,38 @@ from torch import Tensor
 
 from pipelines.serve.engines.engine import Sampling, Token
 
-# N places, V vocabulary.
+# N positions, V vocabulary.
 
 
 def pick(logits_V: Tensor, row: Any, eos: int) -> Token:
-    """Choose a row's next token, and note log-probabilities of the model as it is: no temperature, no penalty.
+    """Choose a row's next token. Log-probabilities are the model's own, without temperature or penalties.
 
-    Only a grammar is seen in them, as vLLM has it.
+    Of the constraints, only a grammar affects them, as in vLLM.
     """
     sampling = row.sampling
     if row.grammar is not None:
         logits_V = row.grammar.masked(logits_V)
-    chosen = _chosen(_allowed(logits_V, row, eos), row)
-    return Token(chosen) if sampling.logprobs is None else told(logits_V[None], [chosen], sampling.logprobs)[0]
+    token_id = _sample(_mask_disallowed(logits_V, row, eos), row)
+    if sampling.logprobs is None:
+        return Token(token_id)
+    return tokens_with_logprobs(logits_V[None], [token_id], sampling.logprobs)[0]
 
 
-def told(logits_NV: Tensor, chosen: Sequence[int], num_top: int) -> list[Token]:
-    """Return tokens with their log-probabilities, and the likeliest in their places; none that a grammar forbids."""
+def tokens_with_logprobs(logits_NV: Tensor, token_ids: Sequence[int], num_top: int) -> list[Token]:
+    """Return tokens with their log-probabilities and the likeliest tokens at their positions, no forbidden ones."""
     logps_NV = torch.log_softmax(logits_NV, dim=1)
-    logps_N1 = logps_NV.gather(1, torch.tensor(chosen, device=logps_NV.device)[:, None])
+    logps_N1 = logps_NV.gather(1, torch.tensor(token_ids, device=logps_NV.device)[:, None])
     top = torch.topk(logps_NV, num_top)
-    rows = zip(chosen, logps_N1[:, 0].tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    rows = zip(token_ids, logps_N1[:, 0].tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
     return [
         Token(token, logp, tuple((id, value) for id, value in zip(ids, values, strict=True) if value != float("-inf")))
         for token, logp, ids, values in rows
     ]
 
 
-def _chosen(logits_V: Tensor, row: Any) -> int:
+def _sample(logits_V: Tensor, row: Any) -> int:
     sampling: Sampling = row.sampling
-    logits_V = penalised(logits_V, sampling, row.prompt_ids, row.written)
+    logits_V = penalize(logits_V, sampling, row.prompt_ids, row.output_ids)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     weights_V = torch.softmax(logits_V.double() / sampling.temperature, dim=0)
@@ -49,21 +51,21 @@ def _chosen(logits_V: Tensor, row: Any) -> int:
     return int(torch.multinomial(weights_V.cpu(), 1, generator=row.generator))
 
 
-def penalised(logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], written: Sequence[int]) -> Tensor:
-    """Weaken tokens that are there already: in prompt or answer (repetition), in the answer (frequency, presence)."""
+def penalize(logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Tensor:
+    """Penalize tokens that occur already: in prompt or answer (repetition), in the answer (frequency, presence)."""
     device, penalty = logits_V.device, sampling.repetition_penalty
     if penalty != 1:
-        seen = torch.tensor(sorted({int(token) for token in (*prompt_ids, *written)}), device=device)
+        seen = torch.tensor(sorted({int(token) for token in (*prompt_ids, *output_ids)}), device=device)
         values = logits_V[seen]
         logits_V = logits_V.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
-    if written and (sampling.frequency_penalty or sampling.presence_penalty):
-        counts_V = torch.bincount(torch.tensor(written, device=device), minlength=len(logits_V))
+    if output_ids and (sampling.frequency_penalty or sampling.presence_penalty):
+        counts_V = torch.bincount(torch.tensor(output_ids, device=device), minlength=len(logits_V))
         logits_V = logits_V - sampling.frequency_penalty * counts_V - sampling.presence_penalty * (counts_V > 0)
     return logits_V
 
 
 def nucleus(probabilities_V: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens that together hold at least `top_p`; the first always stays."""
+    """Keep the likeliest tokens whose probabilities add up to at least `top_p`; the first is always kept."""
     if top_p >= 1:
         return probabilities_V
     ordered, index = probabilities_V.sort(descending=True)
@@ -71,18 +73,18 @@ def nucleus(probabilities_V: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities_V).scatter(0, index, torch.where(before < top_p, ordered, 0.0))
 
 
-def allowed(row: Any, eos: int) -> set[int]:
-    """Return the tokens that lead on to one of the row's choices."""
-    done = len(row.written)
-    begun = [(*choice, eos) for choice in row.sampling.choices if list(choice[:done]) == row.written]
-    return {choice[done] for choice in begun}
+def allowed_tokens(row: Any, eos: int) -> set[int]:
+    """Return the tokens that continue one of the row's choices."""
+    done = len(row.output_ids)
+    matching = [(*choice, eos) for choice in row.sampling.choices if list(choice[:done]) == row.output_ids]
+    return {choice[done] for choice in matching}
 
 
-def _allowed(logits_V: Tensor, row: Any, eos: int) -> Tensor:
-    """Return the logits of what may come next: on the way to a choice, and no end before `min_tokens`."""
+def _mask_disallowed(logits_V: Tensor, row: Any, eos: int) -> Tensor:
+    """Return the logits with -inf for tokens that fit no choice, and for the end of the text before `min_tokens`."""
     if row.sampling.choices:
-        index = torch.tensor(sorted(allowed(row, eos)), device=logits_V.device)
+        index = torch.tensor(sorted(allowed_tokens(row, eos)), device=logits_V.device)
         return torch.full_like(logits_V, float("-inf")).index_copy(0, index, logits_V[index])
-    if len(row.written) < row.sampling.min_tokens and not row.sampling.ignore_eos:
+    if len(row.output_ids) < row.sampling.min_tokens and not row.sampling.ignore_eos:
         return logits_V.index_fill(0, torch.tensor([eos, *row.also_ends], device=logits_V.device), float("-inf"))
     return logits_V

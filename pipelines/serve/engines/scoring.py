@@ -1,4 +1,4 @@
-"""What is to be scored, cut into parts, between which texts go on being written."""
+"""Scoring jobs, cut into parts so that generation continues between them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ Scores = list[NDArray[np.float32]]
 
 @dataclass(eq=False)
 class Scoring:
-    """Examples of one request; `done` is told their scores, or why there are none. is_over: nobody waits any more."""
+    """The examples of one request. `done` is called with their scores or an error. is_over: nobody waits any longer."""
 
     examples: Sequence[BranchedExample]
     adapter: LoadedAdapter | None
@@ -24,55 +24,55 @@ class Scoring:
     done: Callable[[Scores | BaseException], None]
     is_over: bool = False
     waiting: deque["ScoringPart"] = field(default_factory=deque)
-    found: list[Scores] = field(default_factory=list)  # of each example, part by part
+    scores: list[Scores] = field(default_factory=list)  # of each example, part by part
 
-    def cut(self, most_tokens: int) -> None:
-        """Cut the examples into parts of at most so many tokens, where a single branch has no more."""
-        self.found = [[] for _ in self.examples]
+    def cut(self, max_tokens: int) -> None:
+        """Cut the examples into parts of at most `max_tokens` tokens, or of a single branch if that has more."""
+        self.scores = [[] for _ in self.examples]
         for index, example in enumerate(self.examples):
-            self.waiting += [ScoringPart(self, index, piece) for piece in _pieces(example, most_tokens)]
+            self.waiting += [ScoringPart(self, index, piece) for piece in _pieces(example, max_tokens)]
 
     def end(self, outcome: Scores | BaseException) -> None:
-        """Tell how it ended."""
+        """End the job and report its outcome."""
         self.is_over = True
         self.done(outcome)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoringPart:
-    """Branches of one example of a scoring."""
+    """Some branches of one example of a scoring job."""
 
-    of: Scoring
+    job: Scoring
     index: int
     example: BranchedExample
 
     def take(self, logps: NDArray[np.float32]) -> None:
-        """Take in the scores; parts of an example come in their order, the last of a scoring ends it."""
-        self.of.found[self.index].append(logps)
-        found = [sum(map(len, parts)) for parts in self.of.found]
-        if found == [len(example.branches) for example in self.of.examples]:
-            self.of.end([np.concatenate(parts) for parts in self.of.found])
+        """Add the part's scores, in the order of the parts; the job's last part ends it."""
+        self.job.scores[self.index].append(logps)
+        counts = [sum(map(len, parts)) for parts in self.job.scores]
+        if counts == [len(example.branches) for example in self.job.examples]:
+            self.job.end([np.concatenate(parts) for parts in self.job.scores])
 
 
-def next_parts(jobs: Sequence[Scoring], most_tokens: int) -> list[ScoringPart]:
-    """Take parts of what the first job has in common with others: adapter and direction. At least one is taken."""
+def next_parts(jobs: Sequence[Scoring], max_tokens: int) -> list[ScoringPart]:
+    """Take parts, at least one, of all jobs that have the first job's adapter and steering."""
     alike = [job for job in jobs if (job.adapter, job.steering) == (jobs[0].adapter, jobs[0].steering)]
     parts: list[ScoringPart] = []
     tokens = 0
     for job in alike:
-        while job.waiting and (not parts or tokens + job.waiting[0].example.num_tokens <= most_tokens):
+        while job.waiting and (not parts or tokens + job.waiting[0].example.num_tokens <= max_tokens):
             parts.append(job.waiting.popleft())
             tokens += parts[-1].example.num_tokens
     return parts
 
 
-def _pieces(example: BranchedExample, most_tokens: int) -> Iterator[BranchedExample]:
-    """Cut an example between its branches; each piece has the prefix again."""
-    if example.num_tokens <= most_tokens:
+def _pieces(example: BranchedExample, max_tokens: int) -> Iterator[BranchedExample]:
+    """Cut an example between its branches; each piece repeats the prefix."""
+    if example.num_tokens <= max_tokens:
         yield example
         return
     held: list[Branch] = []
-    room = most_tokens - len(example.prefix_ids)
+    room = max_tokens - len(example.prefix_ids)
     for branch in example.branches:
         if held and sum(len(b.input_ids) for b in [*held, branch]) > room:
             yield replace(example, branches=tuple(held))

@@ -1,7 +1,7 @@
-"""The engine where vLLM is absent: a transformers model, adapters by peft, both in one thread.
+"""The engine for machines without vLLM: a transformers model with peft adapters, run by one thread.
 
-Scoring is `BranchScorer`, the same code that trains and evaluates; generation is batched token by token, rows of
-several adapters together.
+Scoring uses `BranchScorer`, the code that also trains and evaluates. Generation is batched token by token, with rows of
+several adapters in one batch.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from pft_core.policies import (
 )
 from pft_core.scoring import BranchScorer
 from pipelines.serve.engines.cache_probe import refuse_other_caches
-from pipelines.serve.engines.decoding import BASE, DecodingBatch, DecodingRow, survived
+from pipelines.serve.engines.decoding import BASE, DecodingBatch, DecodingRow, recoverable
 from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
 from pipelines.serve.engines.grammars import Grammars
 from pipelines.serve.engines.scoring import Scoring, ScoringPart, next_parts
@@ -40,12 +40,12 @@ from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 
 log = logging.getLogger(__name__)
 
-TURNS = 8  # in which a batch is scored while texts are written: one token of each between two turns
+TURNS = 8  # a scoring batch is cut into so many while texts are generated, each of which gains a token in between
 
 
 @dataclass(frozen=True)
 class TransformersSettings:
-    """What the engine loads, and how much it does at once; vectors with the layer that they are added to."""
+    """The model to load and the batch limits. vectors: steering vectors with the layer that they are added to."""
 
     model: str
     precision: Precision
@@ -64,26 +64,26 @@ class _Generation:
 
 
 class TransformersEngine:
-    """See `engine.Engine`. All work on the model is done by one thread, in the order in which it arrives."""
+    """See `engine.Engine`. One thread does all work on the model, in order of arrival."""
 
     name = "transformers"
 
     def __init__(self, settings: TransformersSettings):
-        """Load the model. Raises UserError where it cannot be loaded."""
+        """Load the model. Raises UserError if it cannot be loaded."""
         self._settings = settings
         device = torch.device(settings.device)
         base = load_base(settings.model, precision=settings.precision, gradient_checkpointing=False, device=device)
         tokenizer = load_tokenizer(settings.model)
         refuse_foreign_tokenizer(base, tokenizer)
-        self._model = AdaptedModel(base.eval(), most=settings.max_loaded_adapters, device=device)
+        self._model = AdaptedModel(base.eval(), max_adapters=settings.max_loaded_adapters, device=device)
         eos, *self._also_ends = end_tokens(tokenizer, base.generation_config.eos_token_id)
         self._grammars = Grammars(tokenizer, base.get_output_embeddings().weight.shape[0])
         self._batch = DecodingBatch(self._call, eos, device)
         refuse_other_caches(base, self._batch, name=settings.model, eos=eos, device=device)
-        self._inbox: deque[Scoring | _Generation] = deque()  # what came, and was not looked at yet
-        self._queue: deque[_Generation] = deque()  # seen by the thread alone, as those below
+        self._inbox: deque[Scoring | _Generation] = deque()  # new jobs, not looked at yet
+        self._queue: deque[_Generation] = deque()  # used by the thread only, like the next two
         self._scorings: list[Scoring] = []
-        self._taken: list[_Generation] = []  # what it lets in, in this round
+        self._admitted: list[_Generation] = []  # in this round
         self._news = threading.Condition()
         self._closed = False
         self._fault: EngineFault | None = None
@@ -95,12 +95,12 @@ class TransformersEngine:
         steps: asyncio.Queue[Step | BaseException] = asyncio.Queue()
 
         def put(step: Step | BaseException) -> None:
-            _tell(loop, steps.put_nowait, step)
+            _call_in_loop(loop, steps.put_nowait, step)
 
         shift = self._shift(request.steering)
         grammar = request.sampling.grammar
         matcher = None if grammar is None else await asyncio.to_thread(self._grammars.matcher, grammar)
-        # A grammar and choices say themselves where they end.
+        # A grammar and choices define where an answer ends.
         ends = () if grammar or request.sampling.choices else tuple(self._also_ends)
         row = DecodingRow(
             request.prompt_ids, request.sampling, BASE, emit=put, shift=shift, grammar=matcher, also_ends=ends
@@ -115,7 +115,7 @@ class TransformersEngine:
                 if step.finish_reason is not None:
                     return
         finally:
-            row.dropped = True
+            row.is_dropped = True
 
     async def score(
         self,
@@ -129,7 +129,7 @@ class TransformersEngine:
         result: asyncio.Future[list[NDArray[np.float32]]] = loop.create_future()
 
         def settle(outcome: list[NDArray[np.float32]] | BaseException) -> None:
-            if result.done():  # the client went away
+            if result.done():  # the client disconnected
                 return
             if isinstance(outcome, BaseException):
                 result.set_exception(outcome)
@@ -137,7 +137,7 @@ class TransformersEngine:
                 result.set_result(outcome)
 
         def done(outcome: list[NDArray[np.float32]] | BaseException) -> None:
-            _tell(loop, settle, outcome)
+            _call_in_loop(loop, settle, outcome)
 
         job = Scoring(examples, adapter, steering, done)
         self._submit(job)
@@ -171,7 +171,7 @@ class TransformersEngine:
                 self._admit()
                 if self._batch.rows:
                     self._batch.step()
-        except BaseException as error:  # the thread is all there is: whatever ends it must reach those who wait
+        except BaseException as error:  # whatever ends the only thread must reach all waiting requests
             self._fail(error)
 
     def _await_work(self) -> bool:
@@ -184,7 +184,7 @@ class TransformersEngine:
         fault = EngineFault(f"the engine stopped: {error!r}")
         with self._news:
             self._fault = fault
-            jobs = [*self._inbox, *self._scorings, *self._queue, *self._taken]
+            jobs = [*self._inbox, *self._scorings, *self._queue, *self._admitted]
         for job in jobs:
             job.done(fault)
         for row in self._batch.rows:
@@ -195,7 +195,7 @@ class TransformersEngine:
         with self._news:
             jobs = list(self._inbox)
             self._inbox.clear()
-        self._taken = []
+        self._admitted = []
         self._queue += [job for job in jobs if isinstance(job, _Generation)]
         for job in jobs:
             if isinstance(job, Scoring):
@@ -204,26 +204,26 @@ class TransformersEngine:
         self._scorings = [job for job in self._scorings if not job.is_over]
 
     def _score(self) -> None:
-        """Score some of what waits; less at once while texts are written, which go on in between."""
+        """Score some of the waiting parts; fewer at once while texts are generated, so that those continue."""
         if self._scorings:
             turns = TURNS if self._batch.rows or self._queue else 1
             self._score_parts(next_parts(self._scorings, self._settings.tokens_per_batch // turns))
             self._scorings = [job for job in self._scorings if not job.is_over]
 
     def _score_parts(self, parts: Sequence[ScoringPart]) -> None:
-        """Score parts that need the same adapter and direction in the same batches."""
-        first = parts[0].of
+        """Score parts that share an adapter and steering in the same batches."""
+        first = parts[0].job
         try:
             scores = self._scores([part.example for part in parts], first.adapter, first.steering)
             for part, logps in zip(parts, scores, strict=True):
                 part.take(logps)
         except Exception as error:
-            fault = survived(error)
-            jobs = list(dict.fromkeys(part.of for part in parts))
+            fault = recoverable(error)
+            jobs = list(dict.fromkeys(part.job for part in parts))
             if len(jobs) == 1:
                 first.end(fault)
-            for job in jobs if len(jobs) > 1 else ():  # one of them failed for all
-                self._score_parts([part for part in parts if part.of is job])
+            for job in jobs if len(jobs) > 1 else ():  # one job's error failed the whole batch: score each on its own
+                self._score_parts([part for part in parts if part.job is job])
 
     def _scores(
         self, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None, steering: Steering | None
@@ -238,29 +238,29 @@ class TransformersEngine:
                 return score_branches(examples, scorer=scorer, tokens_per_batch=self._settings.tokens_per_batch)
 
     def _admit(self) -> None:
-        """Let generations in, first come first served, while rows, tokens and adapter slots last."""
+        """Admit generations, first come first served, while rows, tokens and adapter slots are free."""
         admitted: list[DecodingRow] = []
         while self._queue and self._fits(self._queue[0], admitted):
             job = self._queue.popleft()
-            if job.row.dropped:
+            if job.row.is_dropped:
                 continue
-            self._taken.append(job)
+            self._admitted.append(job)
             try:
-                job.row.adapter = self._model.loaded(job.adapter, in_use=self._adapters_in_use(admitted))
+                job.row.adapter = self._model.load(job.adapter, in_use=self._adapters_in_use(admitted))
                 admitted.append(job.row)
             except UserError as error:
                 job.done(error)
-        for group in _read_together(admitted):
-            self._let_in(group)
+        for group in _prompt_groups(admitted):
+            self._read_prompts(group)
 
-    def _let_in(self, rows: Sequence[DecodingRow]) -> None:
-        """Read new rows' prompts. What fails there concerns them alone: the cache of the others was not touched yet."""
+    def _read_prompts(self, rows: Sequence[DecodingRow]) -> None:
+        """Read new rows' prompts. An error affects these rows only, as the others' cache is not touched before it."""
         try:
             self._batch.admit(rows)
         except Exception as error:
-            fault = survived(error)
-            for row in rows if len(rows) > 1 else ():  # one of them failed for all
-                self._let_in([row])
+            fault = recoverable(error)
+            for row in rows if len(rows) > 1 else ():  # one row's error failed them all: read each on its own
+                self._read_prompts([row])
             if len(rows) == 1:
                 rows[0].emit(fault)
 
@@ -282,7 +282,7 @@ class TransformersEngine:
 
     def _direction(self, axis: str) -> tuple[Tensor, int]:
         if self._settings.vectors is None:
-            raise UserError("this server has no steering vectors: give steering.vectors")
+            raise UserError("this server has no steering vectors: set steering.vectors in its recipe")
         vectors, layer = self._settings.vectors
         return vectors.direction(axis, layer), layer
 
@@ -290,21 +290,21 @@ class TransformersEngine:
         return None if steering is None else steering.multiplier * self._direction(steering.axis)[0]
 
 
-def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
-    """Call in the loop of who asked, unless it has ended: then nobody is there to be told."""
+def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function in the event loop of the request; do nothing if that loop has ended."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *arguments)
 
 
-def _read_together(rows: Sequence[DecodingRow]) -> list[list[DecodingRow]]:
-    """Group rows by what may be read at once: those that are told their prompt's log-probabilities come alone."""
-    together = [row for row in rows if row.sampling.prompt_logprobs is None]
-    return [*([together] if together else []), *([row] for row in rows if row.sampling.prompt_logprobs is not None)]
+def _prompt_groups(rows: Sequence[DecodingRow]) -> list[list[DecodingRow]]:
+    """Group rows to be read at once; rows that request their prompt's log-probabilities are read alone."""
+    plain = [row for row in rows if row.sampling.prompt_logprobs is None]
+    return [*([plain] if plain else []), *([row] for row in rows if row.sampling.prompt_logprobs is not None)]
 
 
 @contextmanager
 def shifted(model: Any, layer: int, shifts: Sequence[Tensor | None]) -> Iterator[None]:
-    """Add each row's vector to the last column of a layer's output: the token that predicts what is written next."""
+    """Add each row's vector to the last column of a layer's output, at the token that predicts the next one."""
     if all(shift is None for shift in shifts):
         yield
         return
@@ -323,12 +323,15 @@ def shifted(model: Any, layer: int, shifts: Sequence[Tensor | None]) -> Iterator
 
 
 class AdaptedModel:
-    """A base model with at most `most` adapters in it, the least recently used going first; used by one thread."""
+    """A base model that holds at most `max_adapters` adapters and unloads the least recently used one first.
 
-    def __init__(self, base: Any, *, most: int, device: torch.device):
+    Used by one thread only.
+    """
+
+    def __init__(self, base: Any, *, max_adapters: int, device: torch.device):
         self.base = base
-        self._adapted: Any = None  # a PeftModel around the base, from the first adapter on
-        self._most, self._device = most, device
+        self._adapted: Any = None  # a PeftModel around the base, once an adapter is loaded
+        self._max_adapters, self._device = max_adapters, device
         self._names: OrderedDict[str, None] = OrderedDict()
 
     def __call__(self, adapter_names: list[str], **arguments: Any) -> Any:
@@ -340,18 +343,18 @@ class AdaptedModel:
         return self._adapted(adapter_names=adapter_names, **arguments)
 
     def has_room(self, adapter: LoadedAdapter | None, in_use: set[str]) -> bool:
-        """Return whether an adapter is here, or can come without driving out one in use."""
+        """Return whether an adapter is loaded, or can be loaded without unloading one in use."""
         name = _name(adapter)
-        return name == BASE or name in self._names or len(in_use - {BASE}) < self._most
+        return name == BASE or name in self._names or len(in_use - {BASE}) < self._max_adapters
 
-    def loaded(self, adapter: LoadedAdapter | None, *, in_use: set[str]) -> str:
-        """Load an adapter unless it is here; return its name in peft. Raises UserError where it does not fit."""
+    def load(self, adapter: LoadedAdapter | None, *, in_use: set[str]) -> str:
+        """Load an adapter if it is not loaded yet, and return its name in peft. Raises UserError if it does not fit."""
         name = _name(adapter)
         if adapter is None:
             return name
         if name not in self._names:
-            idle = [known for known in self._names if known not in in_use]
-            if len(self._names) >= self._most and idle:
+            idle = [other for other in self._names if other not in in_use]
+            if len(self._names) >= self._max_adapters and idle:
                 self._unload(idle[0])
             self._load(name, adapter)
             self._names[name] = None
@@ -360,8 +363,8 @@ class AdaptedModel:
 
     @contextmanager
     def only(self, adapter: LoadedAdapter | None, *, in_use: set[str]) -> Iterator[Any]:
-        """Give the model with this adapter alone; one that came beyond the limit goes again."""
-        name = self.loaded(adapter, in_use=in_use)
+        """Yield the model with only this adapter active; unload it afterwards if it exceeds the limit."""
+        name = self.load(adapter, in_use=in_use)
         if self._adapted is None:
             yield self.base
         elif adapter is None:
@@ -370,21 +373,21 @@ class AdaptedModel:
         else:
             self._adapted.set_adapter(name, inference_mode=True)
             yield self._adapted
-        if len(self._names) > self._most:
+        if len(self._names) > self._max_adapters:
             self._unload(name)
 
     def _load(self, name: str, adapter: LoadedAdapter) -> None:
         refuse_other_kinds(adapter.id, adapter.folder)
         try:
             self._adapted = with_adapter(self._adapted or self.base, adapter.folder, name=name).to(self._device).eval()
-        except Exception as error:  # peft fails as it likes at what others wrote
-            # What was put in place before the fault showed must not stay: other requests use this model.
+        except Exception as error:  # peft can raise anything on a foreign adapter
+            # Undo what peft did before it failed, because other requests use this model.
             if self._adapted is None:
                 strip(self.base)
             elif name in self._adapted.peft_config:
                 self._adapted.delete_adapter(name)
             log.warning("%s: %s", adapter.id, error)
-            raise UserError(f"{adapter.id} does not fit the model that is served") from None
+            raise UserError(f"{adapter.id} does not fit the served model") from None
 
     def _unload(self, name: str) -> None:
         del self._names[name]
@@ -396,7 +399,7 @@ class AdaptedModel:
 
 
 def strip(base: Any) -> None:
-    """Take the adapter layers out of a base model that peft has begun to change."""
+    """Remove the adapter layers from a base model that peft has partly changed."""
     for place, module in list(base.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, leaf = place.rpartition(".")
@@ -404,5 +407,5 @@ def strip(base: Any) -> None:
 
 
 def _name(adapter: LoadedAdapter | None) -> str:
-    # A module's name holds no dots; the digest alone names the content.
+    # A module's name must not contain dots; the digest alone identifies the content.
     return BASE if adapter is None else f"sha_{adapter.id.rpartition('@')[2]}"

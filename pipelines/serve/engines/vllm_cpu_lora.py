@@ -1,9 +1,9 @@
-"""LoRA on vLLM's CPU build: one matrix product for all rows of an adapter, and none for rows without one.
+"""LoRA for vLLM's CPU build: one matrix product for all rows of an adapter, and none for rows without one.
 
-vLLM 0.32 copies an adapter's matrices once for every token before it multiplies (a prompt of 120 tokens of a 30M model
-waits 25 times as long as without an adapter, measured), and gives rows without an adapter the last one's
-(vllm-project/vllm#48421). It multiplies by zeros in every projection that an adapter has no weights for, and looks for
-the adapters of a batch in every product anew: 32 adapters in turn, one row of each, wrote half of what one does.
+vLLM 0.32 copies an adapter's matrices once per token before it multiplies: a 30M model takes 25 times as long for a
+prompt of 120 tokens as without an adapter (measured). It also applies the last adapter to rows that have none
+(vllm-project/vllm#48421), multiplies by zeros in every projection that an adapter has no weights for, and regroups the
+batch by adapter in every product: 32 adapters with one row each reached half the throughput of one adapter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,24 +15,24 @@ from vllm.lora import model_manager
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 
-SEVERAL = 4  # rows: an adapter with as many is multiplied by itself, those with fewer together, by copies
+SEVERAL = 4  # an adapter with at least so many rows gets its own product; those with fewer share one, by copies
 
 Rows = slice | torch.Tensor
 
 
 def install() -> None:
-    """Put these functions in the place of vLLM's, in this process."""
-    modules: tuple[Any, ...] = (lora_ops, punica_cpu)  # the first calls its own by name, the second imported them
+    """Replace vLLM's functions with these in this process."""
+    modules: tuple[Any, ...] = (lora_ops, punica_cpu)  # the first defines the functions, the second imported them
     for module in modules:
         module.bgmv_shrink = shrink
         module.bgmv_expand = expand
         module.bgmv_expand_slice = expand_slice
     punica_cpu.PunicaWrapperCPU = GroupedWrapper  # type: ignore[misc]
-    _tell_of_loading(model_manager.LoRAModelManager)
+    _reset_slots_on_load(model_manager.LoRAModelManager)
 
 
-def _tell_of_loading(manager: Any) -> None:
-    """Let wrappers forget what they know of a slot when another adapter is put there."""
+def _reset_slots_on_load(manager: Any) -> None:
+    """Make wrappers forget a slot's cached state when another adapter is loaded into it."""
     activate = manager.activate_adapter
 
     def activate_adapter(self: Any, lora_id: int) -> bool:
@@ -47,7 +47,7 @@ def _tell_of_loading(manager: Any) -> None:
 
 @dataclass(frozen=True)
 class AdapterGroups:
-    """The rows of a batch by adapter. several: slots with their rows; singles: a slot for each of the other rows.
+    """The rows of a batch, by adapter. several: slots with their rows; singles: the slot of each other row.
 
     Rows without an adapter are in neither.
     """
@@ -58,39 +58,39 @@ class AdapterGroups:
     single_slots: frozenset[int]
 
 
-def grouped(slots: torch.Tensor) -> AdapterGroups:
+def group_rows(slots: torch.Tensor) -> AdapterGroups:
     """Group the rows of a batch. slots: [rows], -1 for no adapter."""
     used, counts = slots.unique(return_counts=True)
-    found = {slot: count for slot, count in zip(used.tolist(), counts.tolist(), strict=True) if slot >= 0}
-    several = [slot for slot, count in found.items() if count >= SEVERAL or len(found) == 1]
-    few = frozenset(found) - frozenset(several)
+    count_of = {slot: count for slot, count in zip(used.tolist(), counts.tolist(), strict=True) if slot >= 0}
+    several = [slot for slot, count in count_of.items() if count >= SEVERAL or len(count_of) == 1]
+    few = frozenset(count_of) - frozenset(several)
     rows = torch.isin(slots, torch.tensor(sorted(few), dtype=slots.dtype)).nonzero().flatten()
     by_slot = [(slot, _as_slice((slots == slot).nonzero().flatten())) for slot in several]
     return AdapterGroups(by_slot, slots[rows], _as_slice(rows), few)
 
 
 def _as_slice(rows: torch.Tensor) -> Rows:
-    """Return rows that lie side by side as a slice, which copies nothing."""
+    """Return adjacent rows as a slice, which avoids copies."""
     if len(rows) == 0 or int(rows[-1] - rows[0]) != len(rows) - 1:
         return rows
     return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 class GroupedWrapper(punica_cpu.PunicaWrapperCPU):
-    """vLLM's products for a batch of several adapters; what an adapter has no weights for is left out."""
+    """vLLM's LoRA products for a batch of several adapters, without those for projections that have no weights."""
 
     def __init__(self, *arguments: Any, **more: Any):
         super().__init__(*arguments, **more)
-        self._groups = grouped(torch.empty(0, dtype=torch.long))
-        self._has_weights: dict[int, dict[int, bool]] = {}  # slot -> address of all slots' matrices -> any is not 0
+        self._groups = group_rows(torch.empty(0, dtype=torch.long))
+        self._has_weights: dict[int, dict[int, bool]] = {}  # slot -> address of all slots' matrices -> any non-zero
 
     def forget(self, slot: int) -> None:
-        """Look anew what the adapter in a slot has weights for."""
+        """Forget which projections the adapter in a slot has weights for."""
         self._has_weights.pop(slot, None)
 
     def update_metadata(self, *arguments: Any, **more: Any) -> None:
         super().update_metadata(*arguments, **more)
-        self._groups = grouped(self.token_lora_indices)
+        self._groups = group_rows(self.token_lora_indices)
 
     def add_lora_linear(
         self,
@@ -102,7 +102,7 @@ class GroupedWrapper(punica_cpu.PunicaWrapperCPU):
         output_slices: tuple[int, ...],
         **_: Any,
     ) -> None:
-        """Add scale * (x A^T) B^T of each row's adapter to y, slice by slice of its columns.
+        """Add scale * (x A^T) B^T of each row's adapter to y, one slice of columns after the other.
 
         lora_a_stacked: [slots, 1, rank, in] for each slice; lora_b_stacked: [slots, 1, slice, rank].
         """
@@ -119,7 +119,7 @@ class GroupedWrapper(punica_cpu.PunicaWrapperCPU):
                 _add_to(y, rows, low @ b[slot].to(y.dtype).T, scale)
         if any(self._is_weighted(b, slot) for slot in groups.single_slots):
             rows, slots = groups.single_rows, groups.singles
-            # Rows on the left: a matrix times a column takes five times as long.
+            # Rows on the left, because a matrix times a column takes five times as long.
             low = torch.bmm(x[rows].float()[:, None], a.index_select(0, slots).float().mT).to(y.dtype)
             _add_to(y, rows, torch.bmm(low, b.index_select(0, slots).to(y.dtype).mT)[:, 0], scale)
 
@@ -140,7 +140,7 @@ def _add_to(y: torch.Tensor, rows: Rows, product: torch.Tensor, scale: float) ->
 def shrink(
     inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, slots: torch.Tensor, scaling: float = 1.0
 ) -> None:
-    """Write scaling * inputs A^T of each row's adapter, 0 where it has none.
+    """Write scaling * inputs A^T of each row's adapter to output, or 0 for rows without an adapter.
 
     inputs: [rows, in]; weights: [slots, 1, rank, in]; output: [rows, rank]; slots: [rows], -1 for no adapter.
     """
@@ -152,7 +152,10 @@ def shrink(
 def expand(
     inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, slots: torch.Tensor, add_inputs: bool = True
 ) -> None:
-    """Add inputs B^T of each row's adapter to its output, or write it there; one of both may have padded columns."""
+    """Add inputs B^T of each row's adapter to its output, or overwrite the output.
+
+    Either the weights or the output may have padded columns.
+    """
     expand_slice(inputs, weights, output, slots, 0, min(weights.shape[-2], output.shape[1]), add_inputs)
 
 
@@ -165,7 +168,7 @@ def expand_slice(
     slice_size: int,
     add_inputs: bool = True,
 ) -> None:
-    """Do as `expand`, to some of the columns: inputs [rows, rank]; weights [slots, 1, slice_size, rank]."""
+    """Do the same as `expand` to a slice of columns: inputs [rows, rank]; weights [slots, 1, slice_size, rank]."""
     columns = output[:, slice_offset : slice_offset + slice_size]
     if not add_inputs:
         columns.zero_()
@@ -176,7 +179,7 @@ def expand_slice(
 def _by_adapter(
     slots: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[slice | torch.Tensor, torch.Tensor]]:
-    """Give each adapter's rows and its matrix; a batch of one adapter as a slice, which copies nothing."""
+    """Yield each adapter's rows and matrix; for a batch of one adapter the rows are a slice, which avoids copies."""
     used = slots.unique().tolist()
     for slot in used:
         if slot >= 0:

@@ -1,15 +1,16 @@
-"""The engine where vLLM is installed: one model in a process of its own, many adapters, prompts cached by prefix.
+"""The vLLM engine: one model in its own process, many adapters, prompts cached by prefix.
 
-Everything but free text is asked for one token at a time, each token with the ids allowed in its place:
+Everything but free text is requested one token at a time, each with the ids allowed at its position:
 
-- Scoring asks for every label as the only token allowed, and reads its log-probability before the mask. The prefix
-  comes from the cache. `logprob_token_ids` spoils the `logprobs` of others in the same batch (V1 model runner, 0.32).
-- On a CPU a request costs what it reads again, the end of the prompt that fills no block of the cache: there an answer
-  is asked for as a whole, its last label as above, those before it by `prompt_logprobs`. vLLM would bypass the cache
-  for these, unless told not to, and tells noise for what was cached: such labels are asked for one by one.
-- A choice is written token by token, asking only where the choices differ. A grammar speaks of text, which may be
-  tokenised otherwise than the choices were; a logits processor would have to exist twice, as the V1 runner (CPU) and
-  the V2 runner (GPU) load different classes.
+- Scoring requests every label as the only allowed token, and reads its log-probability before the mask. The prefix
+  comes from the cache. `logprob_token_ids` is not used, because it corrupts the `logprobs` of other requests in the
+  same batch (V1 model runner, 0.32).
+- On a CPU each request pays for the end of the prompt that fills no cache block, which is read again. There an answer
+  is requested as a whole: its last label as above, the labels before it by `prompt_logprobs`. For these vLLM must be
+  made to use the cache, and its values for cached tokens are noise, so such labels are requested one by one.
+- A choice is written token by token, with a request only where the choices differ. A grammar would describe text, which
+  may be tokenized differently from the choices. A logits processor would have to exist twice, because the V1 runner
+  (CPU) and the V2 runner (GPU) load different classes.
 """
 
 import asyncio
@@ -57,21 +58,21 @@ from pipelines.serve.engines.engine import (
 )
 from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
-from pipelines.serve.task_groups import together
+from pipelines.serve.task_groups import gather_or_cancel
 
-# The engine's process imports this module too, and peft alone would cost it 4 s: what needs it is imported late.
+# The engine's process imports this module too, and peft alone would take 4 s, so code that needs peft is imported late.
 if TYPE_CHECKING:
     from pft_core.policies import Precision
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-CPU_READ_TOKENS = 128  # of an answer at once: 78 MB of logits at a vocabulary of 152,000
+CPU_READ_TOKENS = 128  # of an answer at once: 78 MB of logits with a vocabulary of 152,000
 
 TokenPath = tuple[int, ...]  # token ids that follow an example's prefix
 
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """What the engine loads, and how much it does at once; gpu_memory is a share, unused on a CPU."""
+    """The model to load and the engine's limits. gpu_memory is a share of the GPU's memory, unused on a CPU."""
 
     model: str
     precision: "Precision"
@@ -86,9 +87,9 @@ class VllmSettings:
 
 
 class OrphanEndsExecutor(UniProcExecutor):
-    """vLLM's executor inside the engine's process, which ends when the process that started it is gone.
+    """vLLM's executor in the engine's process, which ends when its parent process is gone.
 
-    vLLM alone would leave the engine running, with its memory, when a replica is killed by SIGKILL.
+    vLLM alone would leave the engine running, with its memory, after a replica is killed by SIGKILL.
     """
 
     def _init_executor(self) -> None:
@@ -107,12 +108,12 @@ def _end_with_parent() -> None:
 
 
 class VllmEngine:
-    """See `engine.Engine`. To be used from one event loop."""
+    """See `engine.Engine`. Use it from one event loop only."""
 
     name = "vllm"
 
     def __init__(self, settings: VllmSettings):
-        """Start the engine's process and load the model. Raises UserError where it cannot be loaded."""
+        """Start the engine's process and load the model. Raises UserError if it cannot be loaded."""
         from pft_core.policies import end_tokens, load_tokenizer
 
         self._settings = settings
@@ -125,16 +126,16 @@ class VllmEngine:
         self._request_numbers, self._adapter_numbers = count(), count(1)
         self._adapters: dict[str, LoRARequest] = {}
         self._loading = asyncio.Lock()
-        # More at once would only stand in vLLM's queue, in front of those who came later with one prompt.
-        self._asking = asyncio.Semaphore(settings.max_batch)
+        # More at once would only fill vLLM's queue, ahead of later requests with a single prompt.
+        self._slots = asyncio.Semaphore(settings.max_batch)
 
     async def generate(self, request: GenerationRequest, adapter: LoadedAdapter | None) -> AsyncGenerator[Step, None]:
         _refuse(request.steering)
         self._refuse_overlong(len(request.prompt_ids) + 1)
         with _faults():
             lora = await self._lora(adapter)
-            writing = self._write_choice(request, lora) if request.sampling.choices else self._write(request, lora)
-            async with aclosing(writing) as steps:
+            write = self._write_choice if request.sampling.choices else self._write
+            async with aclosing(write(request, lora)) as steps:
                 async for step in steps:
                     yield step
 
@@ -149,7 +150,7 @@ class VllmEngine:
             self._refuse_overlong(len(example.prefix_ids) + max(len(b.input_ids) for b in example.branches))
         with _faults():
             lora = await self._lora(adapter)
-            return await together(*(self._score(example, lora) for example in examples))
+            return await gather_or_cancel(*(self._score(example, lora) for example in examples))
 
     async def check(self) -> None:
         with _faults():
@@ -162,93 +163,93 @@ class VllmEngine:
         """Continue freely; the engine ends a text that reaches max_length."""
         prompt, sampling = _prompt(request), request.sampling
         stop, kind = self._stops(sampling), RequestOutputKind.FINAL_ONLY
-        most = max(sampling.max_tokens, 1)  # vLLM writes at least one
+        max_tokens = max(sampling.max_tokens, 1)  # vLLM writes at least one
         params = _sampling_params(
             sampling,
-            max_tokens=most,
+            max_tokens=max_tokens,
             stop_token_ids=stop,
             output_kind=RequestOutputKind.DELTA if request.stream else kind,
         )
-        first = True
+        is_first = True
         async with aclosing(self._run(prompt, params, lora)) as outputs:
             async for output in outputs:
-                yield self._step(output, sampling, prompt if first else [])
-                first = False
+                yield self._step(output, sampling, prompt if is_first else [])
+                is_first = False
 
     def _stops(self, sampling: Sampling) -> list[int]:
-        """Return the token ids that end a text; a grammar says itself where it ends."""
+        """Return the token ids that end a text; under a grammar, only EOS does."""
         if sampling.ignore_eos:
             return []
         return [self._eos] if sampling.grammar else [*self._ends]
 
     def _step(self, output: RequestOutput, sampling: Sampling, prompt: list[int]) -> Step:
-        """Return what an output tells; prompt: its tokens with the first, none with those that follow."""
-        told = output.outputs[0]
-        tokens, end = _tokens(told, sampling.logprobs), None
+        """Return the step of an output. prompt: the prompt's tokens for the first output, [] for later ones."""
+        completion = output.outputs[0]
+        tokens, end = _tokens(completion, sampling.logprobs), None
         if tokens and tokens[-1].id in self._stops(sampling):
             end = tokens.pop()
-        read = _prompt_tokens(output, prompt, sampling.prompt_logprobs) if prompt else ()
-        cached = _cached(output) if prompt else 0
+        prompt_tokens = _prompt_tokens(output, prompt, sampling.prompt_logprobs) if prompt else ()
+        cached = _num_cached(output) if prompt else 0
         if sampling.max_tokens == 0:
-            return Step((), "length", cached, read)
-        return Step(tuple(tokens), told.finish_reason, cached, read, end)
+            return Step((), "length", cached, prompt_tokens)
+        return Step(tuple(tokens), completion.finish_reason, cached, prompt_tokens, end)
 
     async def _write_choice(self, request: GenerationRequest, lora: LoRARequest | None) -> AsyncGenerator[Step, None]:
-        """Continue to one of the choices; tokens that need no asking come with the next that does."""
+        """Continue to one of the choices; tokens that need no request come with the next one that does."""
         prompt, sampling = _prompt(request), request.sampling
-        most = min(sampling.max_tokens, self._settings.max_length - len(prompt))
-        written: list[int] = []
+        max_tokens = min(sampling.max_tokens, self._settings.max_length - len(prompt))
+        output_ids: list[int] = []
         waiting: list[Token] = []
-        first, reason = True, None
+        is_first, reason = True, None
         while reason is None:
-            token, cached = await self._choose(prompt, written, sampling, lora)
-            written.append(token.id)
+            token, cached = await self._choose(prompt, output_ids, sampling, lora)
+            output_ids.append(token.id)
             if token.id == self._eos:
                 reason = "stop"
             else:
                 waiting.append(token)
-                reason = "length" if len(written) == most else None
+                reason = "length" if len(output_ids) == max_tokens else None
             if cached is not None or reason is not None:
-                yield Step(tuple(waiting), reason, (cached or 0) if first else 0)
+                yield Step(tuple(waiting), reason, (cached or 0) if is_first else 0)
                 waiting.clear()
-                first = False
+                is_first = False
 
     async def _choose(
-        self, prompt: list[int], written: list[int], sampling: Sampling, lora: LoRARequest | None
+        self, prompt: list[int], output_ids: list[int], sampling: Sampling, lora: LoRARequest | None
     ) -> tuple[Token, int | None]:
-        """Return the next token on the way to a choice, and the cached tokens; None where the model was not asked."""
-        allowed = following(sampling.choices, written, self._eos)
+        """Return the next token of a choice, and the number of cached tokens, None if the model did not run."""
+        allowed = next_tokens(sampling.choices, output_ids, self._eos)
         if len(allowed) == 1 and sampling.logprobs is None:
             return Token(allowed[0]), None
-        params = _sampling_params(sampling, max_tokens=1, position=len(written), allowed_token_ids=allowed)
-        output = await self._ask([*prompt, *written], params, lora)
-        return _tokens(output.outputs[0], sampling.logprobs)[0], _cached(output)
+        params = _sampling_params(sampling, max_tokens=1, position=len(output_ids), allowed_token_ids=allowed)
+        output = await self._last_output([*prompt, *output_ids], params, lora)
+        return _tokens(output.outputs[0], sampling.logprobs)[0], _num_cached(output)
 
     async def _score(self, example: BranchedExample, lora: LoRARequest | None) -> NDArray[np.float32]:
-        """Read each label once, however many branches begin with it."""
+        """Return the log-probabilities of an example's branches; each label is read once, even if branches share it."""
         prefix: list[int] = example.prefix_ids.tolist()
         labels = [_labels(branch) for branch in example.branches]
         paths = sorted({path for branch in labels for path in branch}, key=len)
-        # The first leaves the prefix in the cache, where all others find it.
+        # The first request leaves the prefix in the cache for all others.
         logp_of = await self._read(prefix, paths[0], lora) if paths else {}
         if current_platform.is_cpu():
             whole = {branch[-1] for branch in labels if branch} - logp_of.keys()
-            logp_of |= _merged(await together(*(self._read_whole(prefix, path, lora) for path in whole)))
+            logp_of |= _merged(await gather_or_cancel(*(self._read_whole(prefix, path, lora) for path in whole)))
         missing = [path for path in paths if path not in logp_of]
-        logp_of |= _merged(await together(*(self._read(prefix, path, lora) for path in missing)))
+        logp_of |= _merged(await gather_or_cancel(*(self._read(prefix, path, lora) for path in missing)))
         return np.array([sum(logp_of[path] for path in branch) for branch in labels], dtype=np.float32)
 
     async def _read_whole(self, prefix: list[int], path: TokenPath, lora: LoRARequest | None) -> dict[TokenPath, float]:
-        """Read a path piece by piece, as vLLM holds the logits of all that it reads at once."""
+        """Read all labels of a path, in pieces, because vLLM holds the logits of everything that it reads at once."""
         ends = [*range(CPU_READ_TOKENS, len(path), CPU_READ_TOKENS), len(path)]
         return _merged([await self._read(prefix, path[:end], lora, all_labels=True) for end in ends])
 
     async def _read(
         self, prefix: list[int], path: TokenPath, lora: LoRARequest | None, *, all_labels: bool = False
     ) -> dict[TokenPath, float]:
-        """Return the log-probability of a path's last token after all before it.
+        """Return the log-probability of a path's last token given all tokens before it.
 
-        all_labels: of those before it as well, except where they came from the cache.
+        all_labels: return those of the path's earlier tokens too, except for tokens that came from the cache.
         """
         *context, label = path
         params = SamplingParams(
@@ -261,14 +262,14 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with self._asking:
-            output = await self._ask([*prefix, *context], params, lora)
+        async with self._slots:
+            output = await self._last_output([*prefix, *context], params, lora)
         [token] = _tokens(output.outputs[0], 0)
         assert token.id == label
         assert token.logprob is not None
-        return _told_of_context(output, len(prefix), context) | {path: token.logprob}
+        return _context_logprobs(output, len(prefix), context) | {path: token.logprob}
 
-    async def _ask(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> RequestOutput:
+    async def _last_output(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> RequestOutput:
         async with aclosing(self._run(prompt, params, lora)) as outputs:
             async for output in outputs:
                 last = output
@@ -279,13 +280,13 @@ class VllmEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         request_id = str(next(self._request_numbers))
         outputs = self._engine.generate(tokens_input(prompt), params, request_id, lora_request=lora)
-        async with aclosing(outputs):  # closed here and now, as that is what makes vLLM drop the request
+        async with aclosing(outputs):  # closing them here makes vLLM drop the request
             async for output in outputs:
-                _refuse_given_up(output.outputs[0].finish_reason, params)
+                _refuse_aborted(output.outputs[0].finish_reason, params)
                 yield output
 
     async def _lora(self, adapter: LoadedAdapter | None) -> LoRARequest | None:
-        """Load an adapter unless it was before; vLLM drops and reloads what it has no room for."""
+        """Return an adapter's LoRARequest, and load it on first use; vLLM unloads and reloads adapters as needed."""
         if adapter is None:
             return None
         async with self._loading:
@@ -297,73 +298,75 @@ class VllmEngine:
         return self._adapters[adapter.id]
 
     async def _load(self, request: LoRARequest) -> None:
-        """Load an adapter ahead of its first request, which would take the engine down if it could not be loaded."""
+        """Load an adapter before its first request, as a failure within a request would take the engine down."""
         try:
             await self._engine.add_lora(request)
         except EngineDeadError:
             raise
-        except Exception as error:  # what the engine's process could not do comes as a bare Exception
+        except Exception as error:  # errors of the engine's process arrive as a bare Exception
             await self._engine.remove_lora(request.lora_int_id)
             raise UserError(f"{request.lora_name}: vLLM cannot load it ({_first_line(error)})") from None
 
     def _refuse_overlong(self, num_tokens: int) -> None:
-        most = self._settings.max_length
-        if num_tokens > most:
-            raise UserError(f"{num_tokens} tokens, engine.max_length is {most}: shorten the prompt, or raise it")
+        limit = self._settings.max_length
+        if num_tokens > limit:
+            raise UserError(
+                f"{num_tokens} tokens exceed engine.max_length={limit}: shorten the prompt, or raise the limit"
+            )
 
 
-def _refuse_given_up(reason: str | None, params: SamplingParams) -> None:
-    """Raise what it means that vLLM ended a request: `error` is the request's own, and would come again."""
+def _refuse_aborted(reason: str | None, params: SamplingParams) -> None:
+    """Raise an error if vLLM aborted a request. Reason `error` is the request's fault, so a retry would fail too."""
     if reason == "error" and params.structured_outputs is not None:
-        raise UserError("structured_outputs or response_format: the grammar became too large to be followed")
+        raise UserError("structured_outputs or response_format: the grammar became too large to be enforced")
     if reason == "error":
-        raise RequestFault("the engine could not answer this request: its log says why")
+        raise RequestFault("the engine could not answer this request: see the server's log")
     if reason not in (None, "stop", "length"):
-        raise EngineFault(f"vLLM gave up a request ({reason})")
+        raise EngineFault(f"vLLM aborted a request ({reason})")
 
 
 def _prompt(request: GenerationRequest) -> list[int]:
     return [int(token) for token in request.prompt_ids]
 
 
-def following(choices: Sequence[Sequence[int]], written: Sequence[int], eos: int) -> list[int]:
-    """Return the tokens that lead on to one of the choices, EOS after a whole one."""
-    done = len(written)
-    begun = [[*choice, eos] for choice in choices if list(choice[:done]) == list(written)]
-    return sorted({ids[done] for ids in begun})
+def next_tokens(choices: Sequence[Sequence[int]], output_ids: Sequence[int], eos: int) -> list[int]:
+    """Return the tokens that continue one of the choices; EOS after a complete one."""
+    done = len(output_ids)
+    matching = [[*choice, eos] for choice in choices if list(choice[:done]) == list(output_ids)]
+    return sorted({ids[done] for ids in matching})
 
 
 def refuse_misfit(adapter: LoadedAdapter, base_config: Any, settings: VllmSettings) -> None:
-    """Raise UserError for an adapter that the engine cannot take, or that is not whole, or of another model.
+    """Raise UserError if an adapter is unsupported, incomplete, or made for another model.
 
-    vLLM takes tensors that are too small, and does without those that are missing, and says nothing.
+    vLLM would silently accept tensors that are too small, and would silently ignore missing ones.
     """
     place = adapter.id
     if not settings.enable_lora:
-        raise UserError(f"{place}: this engine takes no adapters (enable_lora is off)")
+        raise UserError(f"{place}: this engine runs without adapters (enable_lora is off)")
     refuse_other_kinds(place, adapter.folder)
     try:
         rank, expected = _expected_shapes(adapter.folder, base_config)
-        found = _shapes(adapter.folder)
+        actual = _shapes(adapter.folder)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{place}: cannot be read as a LoRA adapter of this model ({_first_line(error)})") from None
     if rank > settings.max_adapter_rank:
         raise UserError(f"{place} has rank {rank}, engine.max_adapter_rank is {settings.max_adapter_rank}: raise it")
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            difference = f"{name} has shape {found.get(name)}, {expected.get(name)} is needed"
-            raise UserError(f"{place} does not fit the model that is served: {difference}")
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            difference = f"{name} has shape {actual.get(name)}, the model needs {expected.get(name)}"
+            raise UserError(f"{place} does not fit the served model: {difference}")
 
 
 def _expected_shapes(folder: Path, base_config: Any) -> tuple[int, dict[str, list[int]]]:
-    """Return the highest rank that an adapter's config asks for, and the shapes of its tensors on the base model."""
+    """Return the highest rank in an adapter's config, and the shapes that its tensors must have for the base model."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
     config: Any = LoraConfig.from_pretrained(str(folder))
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
-        base.name_or_path = config.base_model_name_or_path  # else peft warns that the base was renamed
+        base.name_or_path = config.base_model_name_or_path  # otherwise peft warns that the base was renamed
         tensors = get_peft_model_state_dict(get_peft_model(base, config), save_embedding_layers=False)
     return max([config.r, *config.rank_pattern.values()]), {name: list(t.shape) for name, t in tensors.items()}
 
@@ -380,7 +383,7 @@ def _merged(parts: Sequence[dict[TokenPath, float]]) -> dict[TokenPath, float]:
 
 
 def _labels(branch: Branch) -> list[TokenPath]:
-    """Return the branch up to and with each of its labels."""
+    """Return the branch up to and including each of its labels."""
     ids = branch.input_ids.tolist()
     return [tuple(ids[: place + 1]) for place in np.flatnonzero(branch.label_mask)]
 
@@ -390,9 +393,9 @@ def _tokens(completion: CompletionOutput, num_top: int | None) -> list[Token]:
         return [Token(token) for token in completion.token_ids]
     assert completion.logprobs is not None
     tokens = []
-    for token, told in zip(completion.token_ids, completion.logprobs, strict=True):
-        assert told is not None
-        tokens.append(_token(token, told, num_top))
+    for token, entries in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert entries is not None
+        tokens.append(_token(token, entries, num_top))
     return tokens
 
 
@@ -401,26 +404,26 @@ def _prompt_tokens(output: RequestOutput, prompt: Sequence[int], num_top: int | 
         return ()
     assert output.prompt_logprobs is not None
     pairs = zip(prompt, output.prompt_logprobs, strict=True)
-    return tuple(Token(token) if told is None else _token(token, told, num_top) for token, told in pairs)
+    return tuple(Token(token) if entries is None else _token(token, entries, num_top) for token, entries in pairs)
 
 
-def _told_of_context(output: RequestOutput, start: int, context: Sequence[int]) -> dict[TokenPath, float]:
-    """Return the log-probabilities of a context after `start` tokens; of what was cached, vLLM's are noise."""
-    told = output.prompt_logprobs
-    if told is None:
+def _context_logprobs(output: RequestOutput, start: int, context: Sequence[int]) -> dict[TokenPath, float]:
+    """Return the log-probabilities of a context after `start` tokens, without cached tokens, whose values are noise."""
+    logprobs = output.prompt_logprobs
+    if logprobs is None:
         return {}
-    first = max(_cached(output) + 1, start)
+    first = max(_num_cached(output) + 1, start)
     paths = {place: tuple(context[: place - start + 1]) for place in range(first, start + len(context))}
-    return {path: told[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]
+    return {path: logprobs[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]
 
 
-def _token(token: int, told: Any, num_top: int) -> Token:
-    """Return a token with the likeliest in its place; none that a grammar forbids."""
-    pairs = sorted(((id, entry.logprob) for id, entry in told.items()), key=lambda pair: -pair[1])
-    return Token(token, told[token].logprob, tuple(pair for pair in pairs[:num_top] if pair[1] != float("-inf")))
+def _token(token: int, entries: Any, num_top: int) -> Token:
+    """Return a token with the likeliest tokens at its position, none of them forbidden by a grammar."""
+    pairs = sorted(((id, entry.logprob) for id, entry in entries.items()), key=lambda pair: -pair[1])
+    return Token(token, entries[token].logprob, tuple(pair for pair in pairs[:num_top] if pair[1] != float("-inf")))
 
 
-def _cached(output: RequestOutput) -> int:
+def _num_cached(output: RequestOutput) -> int:
     return output.num_cached_tokens or 0
 
 
@@ -449,7 +452,7 @@ def _sampling_params(
         structured_outputs=_grammar(sampling.grammar),
         stop_token_ids=stop_token_ids,
         allowed_token_ids=allowed_token_ids,
-        ignore_eos=True,  # else vLLM would also stop at whatever the model's generation_config.json names
+        ignore_eos=True,  # otherwise vLLM also stops at the tokens that the model's generation_config.json names
         detokenize=False,
         output_kind=output_kind,
     )
@@ -482,7 +485,7 @@ def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
     }
     if not current_platform.is_cpu():
         return AsyncEngineArgs(gpu_memory_utilization=settings.gpu_memory, **arguments)
-    # Compiling takes a minute at each start, and LoRA turns it off anyway.
+    # Eager, because compiling takes a minute at each start and LoRA turns it off anyway.
     cache_bytes = settings.cpu_cache_gib << 30
     block = vllm_cpu_blocks.block_tokens(getattr(torch, DTYPES[settings.precision]))
     return AsyncEngineArgs(block_size=block, kv_cache_memory_bytes=cache_bytes, enforce_eager=True, **arguments)
@@ -490,17 +493,17 @@ def _arguments(settings: VllmSettings) -> AsyncEngineArgs:
 
 @contextmanager
 def _environment(settings: VllmSettings) -> Iterator[None]:
-    """Set what the engine's process inherits; afterwards all is as before, also what vLLM sets itself."""
+    """Set the environment variables that the engine's process inherits; restore all of them afterwards."""
     before = dict(os.environ)
     os.environ |= {
         "OMP_NUM_THREADS": str(settings.threads),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads, as a server is, may hang
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads may hang
     }
     if current_platform.is_cpu():
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the first log-probability would wait 16 s for a compiler
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # otherwise the first log-probability waits 16 s for a compiler
     try:
         yield
     finally:
@@ -515,18 +518,18 @@ def _load_faults(settings: VllmSettings) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(
-            f"model={settings.model!r}: vLLM cannot run it ({_first_line(error)}): see the log, or use "
+            f"model={settings.model!r}: vLLM cannot run it ({_first_line(error)}): see the log, or set "
             "engine.name=transformers"
         ) from error
 
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """Say vLLM's errors in the protocol's words."""
+    """Translate vLLM's errors into those of the engine protocol."""
     try:
         yield
     except EngineDeadError as error:
-        raise EngineFault("vLLM's process ended: its log says why") from error
+        raise EngineFault("vLLM's process ended: see the server's log") from error
     except VLLMClientError as error:
         raise UserError(str(error)) from None
 
@@ -534,7 +537,7 @@ def _faults() -> Iterator[None]:
 def _refuse(steering: Steering | None) -> None:
     if steering is not None:
         raise UserError(
-            "steering vectors run on the transformers engine only, as vLLM gives no way into its layers: use "
+            "steering vectors need the transformers engine, because vLLM cannot change its layers' outputs: set "
             "engine.name=transformers"
         )
 

@@ -1,4 +1,4 @@
-"""What a client meets: routes, keys, limits, OpenAI's formats, the page."""
+"""The HTTP side of the server: routes, API keys, limits, OpenAI's formats, and the page."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""How long a connection may say nothing, and how long the head of a request may be: uvicorn knows no such limits.
+"""Limits that uvicorn lacks: how long a connection may be silent, and how long a request's head may be.
 
-Ray Serve's proxy makes its own server; a callback of its environment gives this protocol a name there.
+Ray Serve's proxy creates its own uvicorn server. A callback named in its environment registers this protocol there.
 """
 
 import asyncio
@@ -12,23 +12,23 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from pipelines.serve.serve_config import IDLE_S
 
 HEADERS_S = 10  # from a request's first byte to the end of its headers
-HEAD_BYTES = 65536  # of address and headers, or of what follows a body
-UNREAD_S = 2  # how long what a refused client still sends is thrown away, so that it reads why
-PLACE = "pipelines.serve.http.connections:"
-TOO_LARGE = f"address and headers of a request are at most {HEAD_BYTES} bytes\n".encode()
+HEAD_BYTES = 65536  # of URL and headers, or of the trailers after a body
+UNREAD_S = 2  # how long a refused client's data is discarded, so that the client reads the answer
+MODULE = "pipelines.serve.http.connections"
+TOO_LARGE = f"the request's URL and headers exceed {HEAD_BYTES} bytes: shorten them\n".encode()
 
 Protocol: Any = HttpToolsProtocol
 
 
 class TimedProtocol(Protocol):
-    """uvicorn's protocol, which ends connections that wait for nothing but their client, or whose heads have no end."""
+    """uvicorn's protocol, which also closes idle connections and those with slow or overlong request heads."""
 
     idle_s: float = IDLE_S
     headers_s: float = HEADERS_S
     unread_s: float = UNREAD_S
     _deadline: asyncio.TimerHandle | None = None
-    _has_begun = False  # whether a request's headers are on their way
-    _head_bytes = 0  # that came since the last part of a body, or whole head
+    _has_begun = False  # whether a request's headers are being received
+    _head_bytes = 0  # received since the last complete head or part of a body
     _is_refused = False
 
     def connection_made(self, transport: Any) -> None:
@@ -46,7 +46,7 @@ class TimedProtocol(Protocol):
         if self._is_refused:
             return
         if self.cycle is not before or (before is not None and not before.response_complete):
-            self._has_begun = False  # what comes next is a body, or waits for its turn
+            self._has_begun = False  # the next data is a body, or a pipelined request that waits for its turn
             self._close_after(None)
         elif not self._has_begun:
             self._has_begun = True
@@ -64,7 +64,7 @@ class TimedProtocol(Protocol):
         self._head_bytes = 0
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._is_refused = True
-            raise ValueError("too large")  # ends the parser; `send_400_response` is what follows
+            raise ValueError("too large")  # ends the parser, which then calls `send_400_response`
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -82,7 +82,7 @@ class TimedProtocol(Protocol):
             super().send_400_response(msg)
 
     def _refuse(self) -> None:
-        """Answer 431, unless an answer is on its way, and read no more."""
+        """Answer 431, unless a response is already being sent, and stop reading."""
         self._is_refused = True
         if self.cycle is None or self.cycle.response_complete:
             head = b"content-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(TOO_LARGE)
@@ -100,6 +100,6 @@ class TimedProtocol(Protocol):
 
 
 def in_proxy() -> list[Any]:
-    """Give Serve's proxy, whose process calls this, the protocol above; no middleware is added."""
-    config.HTTP_PROTOCOLS["auto"] = f"{PLACE}{TimedProtocol.__name__}"
+    """Register the protocol in the process of Serve's proxy, which calls this; return no middleware."""
+    config.HTTP_PROTOCOLS["auto"] = f"{MODULE}:{TimedProtocol.__name__}"
     return []

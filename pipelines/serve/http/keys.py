@@ -1,6 +1,6 @@
-"""API keys: random, kept as hashes, compared in constant time, each with its own pace.
+"""API keys: random, stored as hashes, compared in constant time, each with its own rate limit.
 
-A key has 256 random bits, so that a plain SHA-256 is as good as a slow hash: there is nothing to guess.
+A key has 256 random bits, so a plain SHA-256 is as good as a slow hash: such a key cannot be guessed.
 """
 
 import base64
@@ -30,7 +30,7 @@ RELOAD_S = 2.0
 
 
 class Key(Settings):
-    """Whose key it is, its SHA-256, and how many requests a minute it may make; None: as many as the recipe says."""
+    """An API key: its name, its SHA-256, and its requests per minute; None: the recipe's limit."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -38,10 +38,12 @@ class Key(Settings):
 
 
 class KeyFile(Settings):
+    """The content of a key file."""
+
     keys: list[Key]
 
     @model_validator(mode="after")
-    def _each_once(self) -> Self:
+    def _check_unique(self) -> Self:
         for field in ("name", "sha256"):
             values = [getattr(key, field) for key in self.keys]
             if len(set(values)) < len(values):
@@ -50,105 +52,108 @@ class KeyFile(Settings):
 
 
 def add_key(file: Path, name: str, *, requests_per_minute: int | None = None) -> str:
-    """Make a key, write its hash, and return it: it is shown once and stands nowhere. Raises UserError."""
+    """Create a key, write its hash to the file, and return the key, which is stored nowhere.
+
+    Raises UserError if the name has a key already, or if the file cannot be read or written.
+    """
     secret = PREFIX + secrets.token_urlsafe(32)
     raw = {"name": name, "sha256": _sha256(secret), "requests_per_minute": requests_per_minute}
     added = build(Key, raw)
-    with _writing(file):
-        known = _known(file)
-        if any(key.name == name for key in known):
-            raise UserError(f"{file}: {name!r} has a key already: remove its entry first, or take another name")
-        _replace(file, KeyFile(keys=[*known, added]).model_dump_json(indent=1) + "\n")
+    with _lock(file):
+        existing = _existing_keys(file)
+        if any(key.name == name for key in existing):
+            raise UserError(f"{file}: {name!r} has a key already: remove its entry first, or use another name")
+        _replace(file, KeyFile(keys=[*existing, added]).model_dump_json(indent=1) + "\n")
     return secret
 
 
-def _known(file: Path) -> list[Key]:
-    """Return the keys of a file that may not be there yet. Raises UserError."""
-    if file.exists() and not file.is_file() and not file.is_dir():  # a pipe would be waited for
-        raise UserError(f"{file}: cannot be read (not a file): give --file another place")
+def _existing_keys(file: Path) -> list[Key]:
+    """Return the keys of a file, none if it does not exist. Raises UserError if it cannot be read."""
+    if file.exists() and not file.is_file() and not file.is_dir():  # reading a pipe would block
+        raise UserError(f"{file}: cannot be read (not a file): set --file to another path")
     return read_keys(file) if file.exists() else []
 
 
 @contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Let one process at a time read and write the file: of two keys made at once neither may be lost."""
+def _lock(file: Path) -> Iterator[None]:
+    """Let one process at a time read and write the file, so that keys created at the same time are both kept."""
     try:
-        _known(file)  # what is wrong with it is said before anything is written beside it
+        _existing_keys(file)  # raises for a damaged file before the lock is written beside it
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.with_name(f".{file.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}): give --file another place") from None
+        raise UserError(f"{file}: cannot be written ({error.strerror}): set --file to another path") from None
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file that its owner alone can read, from its first byte on."""
+    """Write a file that only its owner can read, from its first byte on."""
     with whole_file(file) as unfinished:
         unfinished.touch(mode=0o600)
         unfinished.write_text(text, encoding="utf-8")
 
 
 def read_keys(file: Path) -> list[Key]:
-    """Read a file of keys. Raises UserError, which tells places and never a value: someone may have put a key there."""
-    return _keys_in(_content(file), file)
+    """Read a key file. Raises UserError, whose message names fields but no values, as one might be a key."""
+    return _parse_keys(_read_file(file), file)
 
 
-def _content(file: Path) -> bytes:
+def _read_file(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}): make keys with `pft key`") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}): create keys with `pft key`") from None
 
 
-def _keys_in(content: bytes, file: Path) -> list[Key]:
+def _parse_keys(content: bytes, file: Path) -> list[Key]:
     try:
         return KeyFile.model_validate_json(content, strict=True).keys
     except ValidationError as error:
         faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_input=False)]
         texts = [f"{place}: {text}" if place else text for place, text in faults]
-        raise UserError(f"{file}: no file of keys ({'; '.join(texts[:5])}): make keys with `pft key`") from None
+        raise UserError(f"{file}: not a key file ({'; '.join(texts[:5])}): create keys with `pft key`") from None
 
 
 class KeyRing:
-    """The keys of a file, read again every few seconds, so that a key can be withdrawn while the server runs.
+    """The keys of a file, which is read again every few seconds, so that a key can be revoked at runtime.
 
-    A file that is gone holds no key; one that is damaged, as while it is edited, changes nothing.
+    A missing file has no keys. A damaged file, as while it is edited, changes nothing.
     """
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic):
-        """Raises UserError for a file that is damaged, or holds no key."""
+        """Raises UserError if the file is damaged or has no keys."""
         self._file, self._clock = file, clock
-        self._checked = clock()
-        self._content: bytes | None = _content(file)
-        self._keys = _keys_in(self._content, file)
+        self._checked_at = clock()
+        self._content: bytes | None = _read_file(file)
+        self._keys = _parse_keys(self._content, file)
         if not self._keys:
-            raise UserError(f"{file}: holds no key: make one with `pft key`")
+            raise UserError(f"{file}: has no keys: create one with `pft key`")
 
     def owner(self, secret: str) -> Key | None:
-        """Return whose key this is. Every entry is compared, so that the time tells nothing."""
+        """Return the entry of a key, or None. Every entry is compared, so that the duration reveals nothing."""
         self._reload()
         digest = _sha256(secret)
-        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
-        return found[0] if found else None
+        matches = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        return matches[0] if matches else None
 
     def _reload(self) -> None:
-        if self._clock() - self._checked < RELOAD_S:
+        if self._clock() - self._checked_at < RELOAD_S:
             return
-        self._checked = self._clock()
-        # The content itself: times are too coarse to tell two edits apart.
-        if (content := self._present()) == self._content:
+        self._checked_at = self._clock()
+        # Compare contents, because file times are too coarse to tell two edits apart.
+        if (content := self._current_content()) == self._content:
             return
         self._content = content
         try:
-            self._keys = [] if content is None else _keys_in(content, self._file)
+            self._keys = [] if content is None else _parse_keys(content, self._file)
         except UserError as error:  # half-edited
-            log.warning("the keys stay as they were: %s", error)
+            log.warning("the old keys stay valid: %s", error)
 
-    def _present(self) -> bytes | None:
-        """Return what the file holds; None where it is gone, or hidden: that withdraws every key until it is back."""
+    def _current_content(self) -> bytes | None:
+        """Return the file's content; None if it cannot be read, which revokes every key until it can be again."""
         try:
-            return _content(self._file)
+            return _read_file(self._file)
         except UserError as error:
             if self._content is not None:
                 log.warning("no key is valid now: %s", error)
@@ -160,7 +165,7 @@ def _sha256(secret: str) -> str:
 
 
 def secret_in(authorization: str) -> str | None:
-    """Return the key in an Authorization header: Bearer, as OpenAI clients send it, or a browser's Basic password."""
+    """Return the key in an Authorization header: a Bearer token, as OpenAI's clients send, or a Basic password."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -168,29 +173,29 @@ def secret_in(authorization: str) -> str | None:
         return None
     try:
         return base64.b64decode(value, validate=True).decode().partition(":")[2]
-    except ValueError:  # neither base64, nor UTF-8, nor ASCII
+    except ValueError:  # not base64 of UTF-8 text
         return None
 
 
 @dataclass
 class _Bucket:
     tokens: float
-    filled: float
+    filled_at: float
 
 
 class RateLimiter:
-    """A token bucket for each key: a minute's requests may come at once, then they come back evenly."""
+    """A token bucket for each key: a minute's requests may come at once, and the bucket refills evenly."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
     def wait_s(self, name: str, requests_per_minute: int) -> float:
-        """Take one request; return 0, or the seconds after which there will be one."""
+        """Take one request from the bucket and return 0, or return the seconds until there will be one."""
         now = self._clock()
         bucket = self._buckets.setdefault(name, _Bucket(requests_per_minute, now))
-        refilled = bucket.tokens + (now - bucket.filled) * requests_per_minute / 60
-        bucket.tokens, bucket.filled = min(float(requests_per_minute), refilled), now
+        refilled = bucket.tokens + (now - bucket.filled_at) * requests_per_minute / 60
+        bucket.tokens, bucket.filled_at = min(float(requests_per_minute), refilled), now
         if bucket.tokens < 1:
             return (1 - bucket.tokens) * 60 / requests_per_minute
         bucket.tokens -= 1

@@ -1,4 +1,4 @@
-"""OpenAI's shapes: completions, their chunks, and errors."""
+"""OpenAI's JSON formats: completions, their chunks, and errors."""
 
 import json
 import time
@@ -9,12 +9,12 @@ from typing import Any
 
 from pipelines.serve.requests import Continuation, TextChunk, TextToken
 
-DONE = "data: [DONE]\n\n"  # the end of every stream
+DONE = "data: [DONE]\n\n"  # the last event of every stream
 
 
 @dataclass
 class ResponseShape:
-    """The shape of one response, chat or plain, whole or in chunks."""
+    """Formats one response: a chat or plain completion, whole or in chunks."""
 
     chat: bool
     continuation: Continuation
@@ -22,53 +22,54 @@ class ResponseShape:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def head(self, *, chunk: bool) -> dict[str, Any]:
-        """Return the fields that every response and chunk begins with; those of `told` besides the model are ours."""
+        """Return the first fields of every response and chunk; except for `model`, the policy's fields are our own."""
         kind = "chat.completion" if self.chat else "text_completion"
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
             "object": f"{kind}.chunk" if chunk and self.chat else kind,
             "created": self.created,
-            **self.continuation.asked.told,
+            **self.continuation.resolved.response_fields,
         }
 
-    def whole(self, pieces: Sequence[TextChunk]) -> dict[str, Any]:
-        """Put all pieces into one response."""
+    def whole(self, chunks: Sequence[TextChunk]) -> dict[str, Any]:
+        """Return one response with all chunks."""
         choices = []
         for index in range(len(self.continuation.runs)):
-            mine = [piece for piece in pieces if piece.index == index]
-            text = "".join(piece.text for piece in mine)
+            own_chunks = [chunk for chunk in chunks if chunk.index == index]
+            text = "".join(chunk.text for chunk in own_chunks)
             content: dict[str, Any] = (
                 {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
             )
-            tokens = [token for piece in mine for token in piece.tokens]
-            reason = mine[-1].finish_reason if mine else None
+            tokens = [token for chunk in own_chunks for token in chunk.tokens]
+            reason = own_chunks[-1].finish_reason if own_chunks else None
             choices.append({"index": index, **content, "logprobs": self.logprobs(tokens), "finish_reason": reason})
-        return {**self.head(chunk=False), "choices": choices, "usage": self.usage(pieces)}
+        return {**self.head(chunk=False), "choices": choices, "usage": self.usage(chunks)}
 
-    def chunk(self, piece: TextChunk) -> dict[str, Any]:
-        """Return one chunk."""
-        content: dict[str, Any] = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+    def chunk(self, chunk: TextChunk) -> dict[str, Any]:
+        """Return one chunk of a stream."""
+        content: dict[str, Any] = {"delta": {"content": chunk.text}} if self.chat else {"text": chunk.text}
         choice = {
-            "index": piece.index,
+            "index": chunk.index,
             **content,
-            "logprobs": self.logprobs(piece.tokens),
-            "finish_reason": piece.finish_reason,
+            "logprobs": self.logprobs(chunk.tokens),
+            "finish_reason": chunk.finish_reason,
         }
         return {**self.head(chunk=True), "choices": [choice]}
 
-    def usage(self, pieces: Sequence[TextChunk]) -> dict[str, Any]:
+    def usage(self, chunks: Sequence[TextChunk]) -> dict[str, Any]:
+        """Return the token counts up to the last of these chunks."""
         prompt = self.continuation.prompt_tokens
-        written = sum(piece.num_written for piece in pieces)
-        cached = sum(piece.cached_tokens for piece in pieces)
+        generated = sum(chunk.num_generated for chunk in chunks)
+        cached = sum(chunk.cached_tokens for chunk in chunks)
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": written,
-            "total_tokens": prompt + written,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def logprobs(self, tokens: Sequence[TextToken]) -> dict[str, Any] | None:
-        """Return the tokens of a text; `bytes` are what each adds to it, so that joined they are the text."""
+        """Return the log-probabilities of a text's tokens; the tokens' `bytes`, joined, are the text."""
         if self.continuation.sampling.logprobs is None:
             return None
         if self.chat:
@@ -81,45 +82,45 @@ class ResponseShape:
         }
 
 
-def _likeliest(written: TextToken) -> dict[str, float] | None:
-    """Return the likeliest tokens and the one that was written; None for a prompt's first, which follows nothing."""
-    if written.token.logprob is None:
+def _likeliest(token: TextToken) -> dict[str, float] | None:
+    """Return the likeliest tokens and the actual one; None for a prompt's first token, which has no context."""
+    if token.token.logprob is None:
         return None
-    ordered = [(name, logprob) for name, _, logprob in written.top] + [(written.name, written.token.logprob)]
-    return {**dict(ordered), **dict(reversed(ordered))}  # of two tokens with one name, the likelier
+    ordered = [(name, logprob) for name, _, logprob in token.top] + [(token.name, token.token.logprob)]
+    return {**dict(ordered), **dict(reversed(ordered))}  # if two tokens have the same name, the likelier one
 
 
-def _chat_token(written: TextToken) -> dict[str, Any]:
-    top = [{"token": name, "bytes": list(text), "logprob": logprob} for name, text, logprob in written.top]
+def _chat_token(token: TextToken) -> dict[str, Any]:
+    top = [{"token": name, "bytes": list(text), "logprob": logprob} for name, text, logprob in token.top]
     return {
-        "token": written.name,
-        "bytes": list(written.text),
-        "logprob": written.token.logprob,
+        "token": token.name,
+        "bytes": list(token.text),
+        "logprob": token.token.logprob,
         "top_logprobs": top,
     }
 
 
 async def events(
-    answer: ResponseShape, pieces: AsyncIterator[TextChunk], *, include_usage: bool, continuous_usage: bool
+    shape: ResponseShape, chunks: AsyncIterator[TextChunk], *, include_usage: bool, continuous_usage: bool
 ) -> AsyncIterator[str]:
-    """Yield server-sent events: chunks, the usage where it is asked for, and [DONE].
+    """Yield server-sent events: chunks, the usage if it is requested, and [DONE].
 
-    continuous_usage: tell with every chunk what was used until then.
+    continuous_usage: whether every chunk states the usage so far.
     """
 
-    def used() -> dict[str, Any]:
-        return {"usage": answer.usage(told)} if continuous_usage else {}
+    def usage_so_far() -> dict[str, Any]:
+        return {"usage": shape.usage(sent)} if continuous_usage else {}
 
-    told: list[TextChunk] = []
-    if answer.chat:
-        for index in range(len(answer.continuation.runs)):
+    sent: list[TextChunk] = []
+    if shape.chat:
+        for index in range(len(shape.continuation.runs)):
             role = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            yield event({**answer.head(chunk=True), "choices": [role], **used()})
-    async for piece in pieces:
-        told.append(piece)
-        yield event({**answer.chunk(piece), **used()})
+            yield event({**shape.head(chunk=True), "choices": [role], **usage_so_far()})
+    async for chunk in chunks:
+        sent.append(chunk)
+        yield event({**shape.chunk(chunk), **usage_so_far()})
     if include_usage:
-        yield event({**answer.head(chunk=True), "choices": [], "usage": answer.usage(told)})
+        yield event({**shape.head(chunk=True), "choices": [], "usage": shape.usage(sent)})
     yield DONE
 
 

@@ -1,4 +1,4 @@
-"""The page at `/`: one file, no build step, nothing loaded from elsewhere."""
+"""The page at `/`: one file without a build step, which loads nothing from elsewhere."""
 
 import base64
 import functools
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @functools.cache
 def page() -> tuple[str, dict[str, str]]:
-    """Return the page and its headers; it asks the API for everything that it shows.
+    """Return the page and its headers. The page gets everything that it shows from the API.
 
-    The policy names the page's own script by its hash: a script that got in with data would not run.
+    The content security policy allows only the page's own script, by its hash, so that an injected one does not run.
     """
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)

@@ -1,4 +1,4 @@
-"""The HTTP API: every route that exists, and how mistakes and overload are told."""
+"""The HTTP API: all routes, their OpenAPI document, and the responses to errors."""
 
 import asyncio
 import logging
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
@@ -39,14 +40,20 @@ from pipelines.serve.requests import (
     Continuation,
     ControlTokenError,
     ErrorResponse,
+    ExamplesResponse,
     Gateway,
+    HealthResponse,
+    ModelCard,
+    ModelList,
+    PolicyCard,
     ScoreRequest,
     ScoreResponse,
     StreamOptions,
     TextChunk,
     TooLongError,
+    VersionResponse,
     read_examples,
-    why_refused,
+    refusal_reason,
 )
 from pipelines.serve.serve_config import ServeConfig
 
@@ -54,38 +61,67 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORESEEN = (UserError, UnavailableError, EngineFault, RequestFault)  # what clients are told in its own words
+EXPECTED = (UserError, UnavailableError, EngineFault, RequestFault)  # errors whose messages are sent to clients
 
-TYPE_NAME = re.compile(r"[\[(]|^constrained-")  # what pydantic's unions add to the place of a fault
+TYPE_NAME = re.compile(r"[\[(]|^constrained-")  # names that pydantic's unions add to the location of an error
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
-        400: "The request is not one that this server can answer; the message says why.",
-        401: "No valid API key.",
-        403: "A server without keys answers its own machine only.",
-        404: "No such model.",
-        408: "The request's body did not come in time.",
-        413: "The request is too large.",
-        429: "Too many requests: come back after Retry-After seconds.",
-        500: "The server failed at this request.",
-        503: "No replica is ready: come back after Retry-After seconds.",
+        400: "The request is invalid or not supported; the message says why.",
+        401: "The request has no valid API key.",
+        403: "The server has no API keys, so it answers its own machine only.",
+        404: "The server does not serve this model.",
+        408: "The request's body did not arrive in time.",
+        413: "The request's body is too large.",
+        429: "There are too many requests: try again after the seconds in the `Retry-After` header.",
+        500: "The server failed to answer this request; its log says why.",
+        503: "No engine replica is ready: try again after the seconds in the `Retry-After` header.",
         504: "The answer took too long.",
     }.items()
 }
 
 
-def make_app(
-    config: ServeConfig, gateway: Gateway, metrics: Metrics, admission: Admission, *, tells_id: bool = True
-) -> Any:
-    """Return the ASGI application. gateway: ready to answer; tells_id: see `guard.Observed`.
+def _streamed(kind: str, chunk: str) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI response of a route that answers with one JSON object or with a stream of chunks."""
+    return {
+        200: {
+            "description": f"OpenAI's `{kind}` object with `model`, `adapter`, `preference` and `mixing`, as in "
+            f"`/v1/choose`; with `stream`, server-sent events of `{chunk}` objects and a final `[DONE]`.",
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        }
+    }
 
-    Raises UserError for a file of keys that is none, for examples that are no prepared data, and for an access log that
-    cannot be written.
+
+class PolicyApi(FastAPI):
+    """FastAPI with an OpenAPI document that lacks FastAPI's 422 responses: this server answers 400 instead."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+def make_app(
+    config: ServeConfig, gateway: Gateway, metrics: Metrics, admission: Admission, *, sends_request_id: bool = True
+) -> Any:
+    """Return the ASGI application. sends_request_id: see `guard.RequestObserver`.
+
+    Raises UserError if the key file is invalid, the examples are not prepared data, or the access log is not writable.
     """
-    security = [Depends(HTTPBearer(auto_error=False, description="A key made by `pft key`."))]
-    app = FastAPI(
-        title="PFT evaluation policy",
+    security = [Depends(HTTPBearer(auto_error=False, description="An API key created by `pft key`."))]
+    app = PolicyApi(
+        title="PFT policy server",
+        description="Choices, scores and texts from policies under stated preferences, and OpenAI's completion routes.",
         version="1",
         docs_url=None,
         redoc_url=None,
@@ -101,34 +137,39 @@ def make_app(
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
     guarded = Guard(app, config.limits, keys, metrics, admission)
     log = AccessLog(Path(config.access_log) if config.access_log else None)
-    return RequestObserver(guarded, metrics, paths, log, tells_id=tells_id)
+    return RequestObserver(guarded, metrics, paths, log, sends_request_id=sends_request_id)
 
 
 def _gateway(request: Request) -> Gateway:
-    found: Gateway = request.app.state.gateway
-    return found
+    gateway: Gateway = request.app.state.gateway
+    return gateway
 
 
 Served = Annotated[Gateway, Depends(_gateway)]
+ModelName = Annotated[str, PathParameter(description="The policy's id or name, as `/v1/models` lists it.")]
 
 
 def _add_routes(app: FastAPI) -> None:
     app.get("/", include_in_schema=False)(_page)
-    app.get("/healthz")(_healthz)
-    app.get("/health", include_in_schema=False)(_healthz)  # vLLM's name, which load generators ask for
-    app.get("/readyz")(_readyz)
-    app.get("/version")(_version)
-    app.get("/metrics", response_class=PlainTextResponse)(_metrics)
-    app.get("/v1/examples")(_examples)
-    app.get("/v1/models")(_models)
-    app.get("/v1/models/{model}")(_model)
+    app.get("/healthz", summary="Liveness", response_description="The HTTP process is alive.")(_healthz)
+    app.get("/health", include_in_schema=False)(_healthz)  # vLLM's name, which load generators request
+    app.get("/readyz", summary="Readiness", response_description="An engine replica can answer.")(_readyz)
+    app.get("/version", summary="Version", response_description="The server's version.")(_version)
+    app.get(
+        "/metrics", summary="Metrics", response_class=PlainTextResponse, response_description="Metrics in text format."
+    )(_metrics)
+    app.get("/v1/examples", summary="List examples", response_description="The examples.")(_examples)
+    app.get("/v1/models", summary="List policies", response_description="The policies.")(_models)
+    app.get("/v1/models/{model}", summary="Show a policy", response_description="The policy.")(_model)
     for route in [route for route in app.routes if isinstance(route, APIRoute)]:
         app.head(route.path, include_in_schema=False, response_model=None)(route.endpoint)
-    app.post("/v1/choose")(_choose)
-    app.post("/v1/score")(_score)
-    app.post("/v1/compare")(_compare)
-    app.post("/v1/chat/completions", response_model=None)(_chat)
-    app.post("/v1/completions", response_model=None)(_complete)
+    app.post("/v1/choose", summary="Choose among options", response_description="The choice.")(_choose)
+    app.post("/v1/score", summary="Score answers", response_description="The scores.")(_score)
+    app.post("/v1/compare", summary="Compare poles", response_description="The answers under both poles.")(_compare)
+    chat = _streamed("chat.completion", "chat.completion.chunk")
+    app.post("/v1/chat/completions", summary="Answer a chat", response_model=None, responses=chat)(_chat)
+    plain = _streamed("text_completion", "text_completion")
+    app.post("/v1/completions", summary="Continue a prompt", response_model=None, responses=plain)(_complete)
 
 
 async def _page() -> HTMLResponse:
@@ -136,52 +177,52 @@ async def _page() -> HTMLResponse:
     return HTMLResponse(text, headers=headers)
 
 
-async def _healthz() -> dict[str, str]:
-    """Whether the process that answers HTTP is alive."""
-    return {"status": "ok"}
+async def _healthz() -> HealthResponse:
+    """Check that the process that answers HTTP is alive. This route needs no API key."""
+    return HealthResponse(status="ok")
 
 
-async def _version() -> dict[str, str]:
-    """The version of PFT that answers."""
-    return {"version": await asyncio.to_thread(version, "pft")}
+async def _version() -> VersionResponse:
+    """Return the version of the `pft` package that the server runs."""
+    return VersionResponse(version=await asyncio.to_thread(version, "pft"))
 
 
-async def _readyz(request: Request, gateway: Served) -> dict[str, str]:
-    """Whether a replica of the engine would answer now, and the server goes on."""
+async def _readyz(request: Request, gateway: Served) -> HealthResponse:
+    """Check that an engine replica can answer and that the server is not stopping. This route needs no API key."""
     if request.app.state.admission.refusal() is STOPPING:
         raise UnavailableError(STOPPING.message)
     await asyncio.wait_for(gateway.ready(), timeout=5)
-    return {"status": "ready"}
+    return HealthResponse(status="ready")
 
 
 async def _metrics(request: Request) -> PlainTextResponse:
-    """Prometheus metrics."""
+    """Return the server's metrics for Prometheus."""
     text = generate_latest(request.app.state.metrics.registry).decode()
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
-async def _examples(request: Request) -> dict[str, Any]:
-    """Scenarios of the recipe's data that the page offers."""
-    return {"examples": request.app.state.examples}
+async def _examples(request: Request) -> ExamplesResponse:
+    """Return example scenarios from the recipe's data, which the page offers."""
+    return ExamplesResponse(examples=request.app.state.examples)
 
 
-async def _models(gateway: Served) -> dict[str, Any]:
-    """Every policy that `model` can name."""
+async def _models(gateway: Served) -> ModelList:
+    """List every policy that the field `model` of a request can name."""
     policies = await _in_time(gateway, partial(asyncio.to_thread, gateway.catalog.listed))
-    return {"object": "list", "data": [described(policy) for policy in policies]}
+    return ModelList(object="list", data=[ModelCard(**describe(policy)) for policy in policies])
 
 
-async def _model(model: str, gateway: Served) -> dict[str, Any]:
-    """One policy, with the words that it is asked in."""
+async def _model(model: ModelName, gateway: Served) -> PolicyCard:
+    """Return one policy with its prompt style and preference space."""
     policy = await _in_time(gateway, partial(gateway.policy, model))
     ref = policy.ref
-    return {**described(policy), "style": ref.style.to_dict(), "space": ref.space.to_dict()}
+    return PolicyCard(**describe(policy), style=ref.style.to_dict(), space=ref.space.to_dict())
 
 
-def described(policy: Policy) -> dict[str, Any]:
-    """OpenAI's model object, with what identifies the policy; `adapter_sha256` is what reports call it.
+def describe(policy: Policy) -> dict[str, Any]:
+    """Return the fields of a policy's ModelCard.
 
-    A name without digits is one of `store.root` whose weights were not read for this.
+    An id without digits belongs to a policy of `store.root` whose weights are not read for a list.
     """
     ref = policy.ref
     return {
@@ -200,61 +241,68 @@ def described(policy: Policy) -> dict[str, Any]:
 
 
 async def _choose(body: ChooseRequest, gateway: Served) -> ChooseResponse:
-    """Choose an option, and all that fit, under a preference; constrained to the options, so that it always parses."""
+    """Choose the best option, and the set of all that fit, under a preference.
+
+    The choice is the option whose answer is likeliest, so it is always one of the options.
+    """
     return await _in_time(gateway, partial(gateway.chooser.choose, body))
 
 
 async def _score(body: ScoreRequest, gateway: Served) -> ScoreResponse:
-    """Log-probabilities of given answers under given preferences."""
+    """Return the log-probability of each answer under each preference."""
     return await _in_time(gateway, partial(gateway.chooser.score, body))
 
 
 async def _compare(body: CompareRequest, gateway: Served) -> CompareResponse:
-    """Both poles of an axis side by side, and what lies between them."""
+    """Answer under both poles of an axis, and at a weight between them if the request has one."""
     return await _in_time(gateway, partial(gateway.compare, body))
 
 
 async def _chat(body: ChatRequest, gateway: Served) -> Response:
-    """OpenAI's chat completions, under a preference."""
-    return await _written(body, partial(gateway.writer.chat, body), gateway)
+    """Answer a chat under a preference, in OpenAI's format."""
+    return await _write(body, partial(gateway.writer.chat, body), gateway)
 
 
 async def _complete(body: CompletionRequest, gateway: Served) -> Response:
-    """OpenAI's completions, under a preference."""
-    return await _written(body, partial(gateway.writer.complete, body), gateway)
+    """Continue a prompt under a preference, in OpenAI's format."""
+    return await _write(body, partial(gateway.writer.complete, body), gateway)
 
 
-async def _written(
-    body: ChatRequest | CompletionRequest, ask: Callable[[], Awaitable[Continuation]], gateway: Gateway
+async def _write(
+    body: ChatRequest | CompletionRequest, prepare: Callable[[], Awaitable[Continuation]], gateway: Gateway
 ) -> Response:
-    async def begun() -> tuple[ResponseShape, list[TextChunk], AsyncIterator[TextChunk]]:
-        answer = ResponseShape(isinstance(body, ChatRequest), await ask())
-        pieces = gateway.writer.pieces(answer.continuation, stream=bool(body.stream))
-        # Of a stream, the first piece is waited for: until then a refusal can still be told by its status.
-        return answer, [await anext(pieces)] if body.stream else [piece async for piece in pieces], pieces
+    async def begin() -> tuple[ResponseShape, list[TextChunk], AsyncIterator[TextChunk]]:
+        shape = ResponseShape(isinstance(body, ChatRequest), await prepare())
+        chunks = gateway.writer.chunks(shape.continuation, stream=bool(body.stream))
+        # Wait for a stream's first chunk, because until then an error can still be reported by the HTTP status.
+        return shape, [await anext(chunks)] if body.stream else [chunk async for chunk in chunks], chunks
 
-    answer, told, pieces = await _in_time(gateway, begun)
+    shape, first_chunks, chunks = await _in_time(gateway, begin)
     if not body.stream:
-        return await asyncio.to_thread(lambda: JSONResponse(answer.whole(told)))  # megabytes, with log-probabilities
+        # In a thread, because a body with log-probabilities can have megabytes.
+        return await asyncio.to_thread(lambda: JSONResponse(shape.whole(first_chunks)))
     options = body.stream_options or StreamOptions()
-    told_events = events(
-        answer,
-        _after(told[0], pieces),
+    stream = events(
+        shape,
+        _prepend(first_chunks[0], chunks),
         include_usage=options.include_usage,
         continuous_usage=options.continuous_usage_stats,
     )
-    stream = _until_deadline(told_events, gateway.limits.timeout_s)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        _until_deadline(stream, gateway.limits.timeout_s),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store"},
+    )
 
 
-async def _after(first: TextChunk, pieces: AsyncIterator[TextChunk]) -> AsyncIterator[TextChunk]:
+async def _prepend(first: TextChunk, chunks: AsyncIterator[TextChunk]) -> AsyncIterator[TextChunk]:
     yield first
-    async for piece in pieces:
-        yield piece
+    async for chunk in chunks:
+        yield chunk
 
 
 async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> AsyncIterator[str]:
-    """Pass a stream on; what ends it early is told in it, as its status is sent already, and it has its end."""
+    """Forward a stream; report an error as an event, because the status is already sent, and end with [DONE]."""
     try:
         async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]
             async for text in stream:
@@ -263,34 +311,34 @@ async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> Async
     except TimeoutError:
         yield event(error_body(f"not finished within {timeout_s:g} s", kind="server_error", code="timeout"))
     except Exception as error:
-        yield event(error_body(_said(error), kind="server_error", code="stream_broken"))
+        yield event(error_body(_client_message(error), kind="server_error", code="stream_broken"))
     yield DONE
 
 
-def _said(error: Exception) -> str:
-    """Return what a client is told of a fault; what nobody foresaw is for the log."""
-    if isinstance(error, FORESEEN):
+def _client_message(error: Exception) -> str:
+    """Return the message of an error for the client; an unexpected error goes to the log instead."""
+    if isinstance(error, EXPECTED):
         return str(error)
     log.error("a request failed", exc_info=error)
-    return "the server failed at this request: its log says why"
+    return "the server failed to answer this request: see its log"
 
 
 async def _in_time(gateway: Gateway, work: Callable[[], Awaitable[T]]) -> T:
     async with asyncio.timeout(gateway.limits.timeout_s):
         try:
             return await work()
-        except OtherContentError:  # the policy was replaced after it was looked up: the new one answers
+        except OtherContentError:  # the policy was replaced after the look-up, so let the new one answer
             gateway.catalog.forget()
             return await work()
-        except (*FORESEEN, TimeoutError):
+        except (*EXPECTED, TimeoutError):
             raise
         except Exception as error:
-            raise RequestFault(_said(error)) from None
+            raise RequestFault(_client_message(error)) from None
 
 
 def _add_failures(app: FastAPI) -> None:
     def on(error: type[Exception], status: int, kind: str, code: str | None = None) -> None:
-        app.exception_handler(error)(_teller(status, kind, code))
+        app.exception_handler(error)(_error_handler(status, kind, code))
 
     on(UserError, 400, "invalid_request_error")
     on(TooLongError, 400, "invalid_request_error", "context_length_exceeded")
@@ -305,77 +353,78 @@ def _add_failures(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(_http_error)
 
 
-def _teller(status: int, kind: str, code: str | None) -> Callable[[Request, Any], Awaitable[JSONResponse]]:
-    async def tell(request: Request, error: Exception) -> JSONResponse:
+def _error_handler(status: int, kind: str, code: str | None) -> Callable[[Request, Any], Awaitable[JSONResponse]]:
+    async def respond(request: Request, error: Exception) -> JSONResponse:
         message = str(error) or f"no answer within {request.app.state.gateway.limits.timeout_s:g} s"
         headers = dict([retry_after(1)]) if status == 503 else None
         return JSONResponse(error_body(message, kind=kind, code=code), status_code=status, headers=headers)
 
-    return tell
+    return respond
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    """Say each fault with its place; never the value, which may be long or secret."""
-    found = list(error.errors())
-    if (unread := _unreadable(request, error.body, found[0])) is not None:
-        said = _compressed(request) or unread
-        return JSONResponse(error_body(said, kind="invalid_request_error"), status_code=400)
-    faults: dict[str, list[str]] = {}
-    for fault in found:
-        # A union adds names of types to the place, which are no keys.
-        keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), fault["loc"][1:])
+    """Report each error with its place, but never with the value, which may be long or secret."""
+    errors = list(error.errors())
+    if (reason := _unreadable(request, error.body, errors[0])) is not None:
+        reason = _compressed(request) or reason
+        return JSONResponse(error_body(reason, kind="invalid_request_error"), status_code=400)
+    by_place: dict[str, list[str]] = {}
+    for each in errors:
+        # A union adds names of types, which are not keys, to the place.
+        keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), each["loc"][1:])
         place = ".".join(map(str, keys))
-        said = why_refused(str(fault["loc"][-1])) if fault["type"] == "extra_forbidden" else fault["msg"]
-        faults.setdefault(place, []).append(said.removeprefix("Value error, "))
-    lines = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in faults.items()]
-    body = error_body("; ".join(lines[:5])[:2000], kind="invalid_request_error", param=next(iter(faults), None) or None)
+        text = refusal_reason(str(each["loc"][-1])) if each["type"] == "extra_forbidden" else each["msg"]
+        by_place.setdefault(place, []).append(text.removeprefix("Value error, "))
+    lines = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in by_place.items()]
+    param = next(iter(by_place), None) or None
+    body = error_body("; ".join(lines[:5])[:2000], kind="invalid_request_error", param=param)
     return JSONResponse(body, status_code=400)
 
 
-def _unreadable(request: Request, body: Any, fault: Any) -> str | None:
-    """Return why a body was not read at all; None where it was."""
-    if fault["type"] == "missing" and len(fault["loc"]) == 1:
+def _unreadable(request: Request, body: Any, error: Any) -> str | None:
+    """Return why a body could not be read at all; None if it could."""
+    if error["type"] == "missing" and len(error["loc"]) == 1:
         return "the body is empty: send a JSON object"
-    if fault["type"] == "json_invalid":
-        at = fault["loc"][-1]
+    if error["type"] == "json_invalid":
+        at = error["loc"][-1]
         line, column = body.count("\n", 0, at) + 1, at - body.rfind("\n", 0, at)
-        return f"the body is no JSON: {fault['ctx']['error']} at line {line}, column {column} (character {at})"
+        return f"the body is not valid JSON: {error['ctx']['error']} at line {line}, column {column} (character {at})"
     if isinstance(body, bytes) and body:
-        given = request.headers.get("content-type")
-        declared = f"declared as {given[:100]!r}" if given else "not declared"
-        return f"the body is {declared}: send JSON with the header `Content-Type: application/json`"
+        content_type = request.headers.get("content-type")
+        problem = f"has the content type {content_type[:100]!r}" if content_type else "has no content type"
+        return f"the body {problem}: send JSON with the header `Content-Type: application/json`"
     return None
 
 
 def _unparsed(cause: BaseException | None) -> str | None:
-    """Return why a body could not be parsed, where its JSON is not what is wrong; None where it is something else."""
+    """Return why a body was not parsed although its JSON syntax may be valid; None for any other cause."""
     match cause:
         case UnicodeDecodeError():
-            return f"the body is no JSON: no {cause.encoding} text at byte {cause.start}"
+            return f"the body is not valid JSON: byte {cause.start} is not {cause.encoding} text"
         case RecursionError():
-            return "the body is no JSON that is read here: its brackets are nested too deeply"
+            return "the body's JSON is not supported: its brackets are nested too deeply"
         case ValueError():
-            return "the body is no JSON that is read here: a number has too many digits"
+            return "the body's JSON is not supported: a number has too many digits"
     return None
 
 
 def _compressed(request: Request) -> str | None:
-    """Return why a body that could not be read could not; None where it is not compressed."""
+    """Return a message if an unreadable body is compressed; None if it is not."""
     coding = request.headers.get("content-encoding", "identity")
     if coding == "identity":
         return None
-    return f"the body is sent with Content-Encoding: {coding[:40]}, which is not read here: send it as it is"
+    return f"the body has Content-Encoding: {coding[:40]}, which this server does not support: send it uncompressed"
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     unparsed = _unparsed(error.__cause__)
-    said = (_compressed(request) or unparsed) if unparsed else str(error.detail)
-    body = error_body(said, kind="invalid_request_error")
+    message = (_compressed(request) or unparsed) if unparsed else str(error.detail)
+    body = error_body(message, kind="invalid_request_error")
     headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
     return JSONResponse(body, status_code=error.status_code, headers=headers)
 
 
 def _methods(request: Request) -> str:
-    """Return the methods of a path; Starlette tells those of its first route alone."""
+    """Return the methods of a path; Starlette reports only those of its first route."""
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return ", ".join(sorted(method for route in routes for method in route.methods))

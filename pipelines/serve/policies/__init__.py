@@ -1,4 +1,4 @@
-"""What is served: policies by name, and adapters fetched, kept and blended."""
+"""The served policies by name, and the fetching, caching and blending of their adapters."""
 
 from typing import TYPE_CHECKING
 

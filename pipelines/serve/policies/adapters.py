@@ -1,7 +1,7 @@
-"""Adapters by content: `name@sha12`, where the digits are of the files themselves.
+"""Adapters by content: `name@sha12`, where the digits are a digest of the files.
 
-A node keeps copies in a folder that all its processes share. A copy is checked against the digest in its id before
-anyone sees it, so an id means the same weights on every node and for ever, whatever happens at the place it came from.
+A node keeps copies in a folder that all its processes share. Each copy is checked against the digest in its id before
+it is used, so an id always means the same weights on every node, whatever happens at the place it came from.
 """
 
 import fcntl
@@ -26,9 +26,9 @@ from pipelines.tracking import mask_credentials, opening, quiet_mlflow, sqlite_p
 DIGITS = 12
 ADAPTER_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<version>[0-9a-z][0-9a-z_-]{0,63}))?")
 SHA = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
-HIDDEN = re.compile(rf"\.+{SHA.pattern}\..+")  # what is being made or removed
+HIDDEN = re.compile(rf"\.+{SHA.pattern}\..+")  # a folder that is being made or removed
 REGISTRY_SCHEME, BUCKET_SCHEME = "models:/", "s3://"
-# Fields of peft's config that change a model in other ways than A and B beside a layer; training's own are not here.
+# Fields of peft's config that change a model beyond an A and B beside a layer; training-only fields are not listed.
 BEYOND_LORA = (
     "use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
     "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
@@ -37,20 +37,20 @@ ADAPTER_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 
 
 class OtherContentError(UserError):
-    """A place holds another adapter than it did when its id was read."""
+    """A place no longer holds the adapter that it held when the id was read."""
 
 
 class MissingError(UserError):
-    """There is nothing at a place."""
+    """A place holds nothing."""
 
 
 class UnreachableError(UserError):
-    """A bucket or a registry does not answer; what it holds may well be as it was."""
+    """A bucket or a registry does not answer; its content may well be unchanged."""
 
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter on this node's disk; its id is a name and a digest of its content, so an id never changes meaning."""
+    """An adapter on this node's disk. Its id is a name and a digest of its content, so an id never changes meaning."""
 
     id: str
     folder: Path
@@ -58,7 +58,7 @@ class LoadedAdapter:
 
 @dataclass(frozen=True)
 class LocatedAdapter:
-    """An adapter and where its files are: a folder or an s3:// address with the two files of a LoRA adapter."""
+    """An adapter and its place: a folder, s3:// address or models:/ version with the two files of a LoRA adapter."""
 
     id: str
     place: str
@@ -66,7 +66,7 @@ class LocatedAdapter:
 
 @dataclass(frozen=True)
 class AdapterBlend:
-    """An adapter to be made: the first's weight is `first_weight`, the second's the rest."""
+    """An adapter to interpolate: `first_weight` of the first, the rest of the second."""
 
     id: str
     first: LocatedAdapter
@@ -78,7 +78,7 @@ AdapterSource = LocatedAdapter | AdapterBlend
 
 
 def blend(first: LocatedAdapter, second: LocatedAdapter, first_weight: float, *, name: str) -> AdapterSource:
-    """Name the adapter between two; its digits are those of its recipe, as the same parts give the same bytes."""
+    """Return the adapter between two. Its digits are a digest of the ids and the weight, which determine its bytes."""
     if first_weight in (0, 1):
         return first if first_weight == 1 else second
     digits = digest([first.id, second.id, round(first_weight, 6)])[:DIGITS]
@@ -87,54 +87,54 @@ def blend(first: LocatedAdapter, second: LocatedAdapter, first_weight: float, *,
 
 @dataclass(frozen=True)
 class AdapterContent:
-    """What an adapter's files hold: 12 hex digits of weights and config, which name it, and what a reference says."""
+    """Digests of an adapter's files: 12 hex digits of weights and config for its id, and those that references hold."""
 
     digits: str
     digests: dict[str, Any]
 
 
 def content_of(folder: Path) -> AdapterContent:
-    """Read an adapter's files: weights, and the config that scales them."""
+    """Return the digests of an adapter's files: its weights, and the config that scales them."""
     digests = adapter_digests(folder)
     parts = digests["adapter_config_sha256"] + digests["adapter_sha256"]
     return AdapterContent(hashlib.sha256(bytes.fromhex(parts)).hexdigest()[:DIGITS], digests)
 
 
 def refuse_other_kinds(name: str, folder: Path) -> None:
-    """Raise UserError for an adapter that is more than pairs of low-rank matrices, which no engine here can batch."""
+    """Raise UserError for an adapter that is not just pairs of low-rank matrices, because no engine can batch it."""
     config = read_json(folder / CONFIG_NAME, what="an adapter's config")
     kind, bias = config.get("peft_type", "LORA"), config.get("bias", "none")
-    found = [f"peft_type={kind}"] if kind != "LORA" else []
-    found += [f"bias={bias}"] if bias != "none" else []
+    extras = [f"peft_type={kind}"] if kind != "LORA" else []
+    extras += [f"bias={bias}"] if bias != "none" else []
     start = config.get("init_lora_weights", True)
-    found += [] if start in PLAIN_STARTS else [f"init_lora_weights={start}"]  # it would change the base for all others
-    found += [field for field in BEYOND_LORA if config.get(field)]
-    if found:
+    extras += [] if start in PLAIN_STARTS else [f"init_lora_weights={start}"]  # it changes the base that others share
+    extras += [field for field in BEYOND_LORA if config.get(field)]
+    if extras:
         raise UserError(
-            f"{name}: cannot be served, as it is no plain LoRA adapter ({', '.join(found)}): merge it into its base, "
-            "or train it without"
+            f"{name}: cannot be served, because it is not a plain LoRA adapter ({', '.join(extras)}): merge it into "
+            "its base, or train it without these settings"
         )
 
 
 class AdapterCache:
-    """Copies of adapters on this node's disk, the least recently used going first.
+    """Copies of adapters on this node's disk; the least recently used is removed first.
 
-    Folders are named by their digits. A process that uses a copy holds a shared lock on it, which ends with the
-    process, however it ends; nobody removes a copy that is held, so that there are more than `most` only while more
-    are in use. What is not whole has a hidden name: it is never given away, and the next eviction removes it.
+    Folders are named by their digits. A process that uses a copy holds a shared lock on it, which is released however
+    the process ends. A locked copy is never removed, so there are more than `max_copies` only while more are in use. An
+    incomplete copy has a hidden name: it is never used, and the next eviction removes it.
     """
 
-    def __init__(self, folder: Path, *, most: int, registry: str | None = None):
+    def __init__(self, folder: Path, *, max_copies: int, registry: str | None = None):
         """registry: MLflow's URI, for adapters at models:/NAME/VERSION."""
-        self._folder, self._most, self._registry = folder, most, registry
+        self._folder, self._max_copies, self._registry = folder, max_copies, registry
         folder.mkdir(parents=True, exist_ok=True)
         self._evict()
 
     @contextmanager
     def held(self, source: AdapterSource) -> Iterator[LoadedAdapter]:
-        """Give the adapter, fetched or made where it is not here yet; it stays on disk within the context.
+        """Yield the adapter, fetched or interpolated on first use; it stays on disk within the context.
 
-        Raises UserError where its place holds nothing, something else than the id says, or parts that do not add up.
+        Raises UserError if its place holds nothing, other content than the id says, or parts that cannot be blended.
         """
         digits = source.id.rpartition("@")[2]
         target = self._folder / digits
@@ -146,7 +146,7 @@ class AdapterCache:
             yield LoadedAdapter(source.id, target)
 
     def _ensure(self, source: AdapterSource, target: Path) -> bool:
-        """Make the copy unless it is here; of all who ask at once, one does and the others wait. Returns who did."""
+        """Make the copy if it is missing; concurrent callers wait for the first. Returns whether this call made it."""
         if target.is_dir():
             return False
         with self._lock(f".{target.name}.make", fcntl.LOCK_EX):
@@ -169,11 +169,11 @@ class AdapterCache:
             raise UserError(f"{source.id}: cannot be copied to {self._folder} ({error.strerror or error})") from None
 
     def _evict(self) -> None:
-        """Remove copies beyond the limit, and what killed processes left; what is in use, or being made, stays."""
+        """Remove copies beyond the limit and leftovers of killed processes, except folders in use or being made."""
         folders = [path for path in self._folder.iterdir() if path.is_dir()]
         copies = sorted((path for path in folders if SHA.fullmatch(path.name)), key=_last_use)
-        left = [path for path in folders if HIDDEN.fullmatch(path.name)]
-        for path in [*copies[: max(0, len(copies) - self._most)], *left]:
+        leftovers = [path for path in folders if HIDDEN.fullmatch(path.name)]
+        for path in [*copies[: max(0, len(copies) - self._max_copies)], *leftovers]:
             lock = f".{path.name.lstrip('.')[:DIGITS]}.lock"
             with suppress(BlockingIOError, FileNotFoundError), self._lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _remove(path)
@@ -186,7 +186,7 @@ class AdapterCache:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder; it is hidden first, as a removal that is cut short must leave nothing that looks whole."""
+    """Hide a folder, then remove it: an interrupted removal must leave nothing that looks complete."""
     hidden = path
     if not path.name.startswith("."):
         hidden = path.with_name(f".{path.name}.gone")
@@ -203,34 +203,34 @@ def _last_use(path: Path) -> float:
 
 
 def _refuse_other_content(source: LocatedAdapter, folder: Path) -> None:
-    found, wanted = content_of(folder).digits, source.id.rpartition("@")[2]
-    if found != wanted:
-        raise OtherContentError(f"{source.id}: its place holds the adapter @{found} by now: ask for it by that name")
+    actual, wanted = content_of(folder).digits, source.id.rpartition("@")[2]
+    if actual != wanted:
+        raise OtherContentError(f"{source.id}: its place now holds the adapter @{actual}: request it by that id")
 
 
 # --- places
 
 
 def fetch(place: str, folder: Path, *, registry: str | None = None) -> Path:
-    """Copy an adapter's two files into a folder. Raises UserError where they are not there."""
+    """Copy an adapter's two files into a folder. Raises UserError if one is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
         if place.startswith(REGISTRY_SCHEME):
             download(place, f"adapter/{name}", folder, registry=registry)
             continue
-        with opened(f"{place.rstrip('/')}/{name}") as file, (folder / name).open("wb") as copy:
+        with open_file(f"{place.rstrip('/')}/{name}") as file, (folder / name).open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
     return folder
 
 
 @contextmanager
-def opened(place: str) -> Iterator[Any]:
-    """Open a file on disk or at an s3:// address for reading. Raises UserError where it is not there."""
-    with reading(place):
+def open_file(place: str) -> Iterator[Any]:
+    """Open a file on disk or at an s3:// address for reading. Raises UserError if it is missing."""
+    with read_errors(place):
         if place.startswith(BUCKET_SCHEME):
             files, path = object_store(place)
             file: Any = files.open_input_stream(path)
-        elif Path(place).is_file():  # no pipe, which would never end
+        elif Path(place).is_file():  # not a pipe, which would never end
             file = Path(place).open("rb")  # noqa: SIM115 (closed below)
         else:
             raise FileNotFoundError
@@ -239,12 +239,12 @@ def opened(place: str) -> Iterator[Any]:
 
 
 @contextmanager
-def reading(place: str) -> Iterator[None]:
-    """Raise UserError for what a disk or a bucket raises."""
+def read_errors(place: str) -> Iterator[None]:
+    """Turn errors of reading a disk or a bucket into UserErrors."""
     try:
         yield
     except FileNotFoundError as error:
-        text = f"{error.filename or place}: no such file; an adapter is a folder written by `pft train` or by peft"
+        text = f"{error.filename or place}: no such file; an adapter is a folder from `pft train` or peft"
         raise MissingError(text) from None
     except OSError as error:
         text = f"{place}: cannot be read ({str(error.strerror or error).splitlines()[0]})"
@@ -252,13 +252,13 @@ def reading(place: str) -> Iterator[None]:
 
 
 def object_store(place: str) -> tuple[Any, str]:
-    """Return pyarrow's file system and the path in it; credentials and endpoint are AWS' environment variables."""
+    """Return pyarrow's file system and the path in it; AWS's environment variables give credentials and endpoint."""
     path = place.removeprefix(BUCKET_SCHEME).rstrip("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return _bucket(path.partition("/")[0], endpoint), path
 
 
-@functools.lru_cache(maxsize=16)  # each has connections of its own, which are kept
+@functools.lru_cache(maxsize=16)  # each one keeps connections of its own
 def _bucket(name: str, endpoint: str | None) -> Any:
     from pyarrow.fs import FileSystem, S3FileSystem
 
@@ -269,47 +269,47 @@ def _bucket(name: str, endpoint: str | None) -> Any:
 
 
 def etags(place: str, names: Sequence[str]) -> tuple[bytes, ...]:
-    """Return what identifies the content of files in a bucket. Raises UserError.
+    """Return the ETags of files in a bucket. Raises UserError if one cannot be read.
 
-    Sizes of two adapters are the same, and a bucket's times are whole seconds.
+    Sizes and times do not identify content: two adapters have the same size, and a bucket's times are whole seconds.
     """
-    found = []
+    tags = []
     for name in names:
-        with reading(f"{place}/{name}"):
+        with read_errors(f"{place}/{name}"):
             files, path = object_store(f"{place}/{name}")
             with files.open_input_file(path) as file:
-                found.append(file.metadata()["ETag"])
-    return tuple(found)
+                tags.append(file.metadata()["ETag"])
+    return tuple(tags)
 
 
 # --- MLflow's registry
 
 
 def download(place: str, path: str, folder: Path, *, registry: str | None) -> Path:
-    """Copy a file of a registered version, at models:/NAME/VERSION, into a folder. Raises UserError."""
-    # quiet: a bar for each file would fill the server's log
+    """Copy a file of a registered version, models:/NAME/VERSION, into a folder. Raises UserError if that fails."""
+    # A progress bar for each file would fill the server's log.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     name, _, version = place.removeprefix(REGISTRY_SCHEME).partition("/")
-    with settings(place, registry) as (client, uri):
+    with registry_client(place, registry) as (client, uri):
         from mlflow.artifacts import download_artifacts
 
-        # Of a models:/ address MLflow asks the process' own registry, whatever it is told.
+        # For a models:/ address MLflow would use the process's own registry, whatever `tracking_uri` says.
         source = client.get_model_version_download_uri(name, version)
-        found = download_artifacts(artifact_uri=f"{source.rstrip('/')}/{path}", dst_path=str(folder), tracking_uri=uri)
-    return Path(found).rename(folder / Path(path).name)
+        copy = download_artifacts(artifact_uri=f"{source.rstrip('/')}/{path}", dst_path=str(folder), tracking_uri=uri)
+    return Path(copy).rename(folder / Path(path).name)
 
 
 @contextmanager
-def settings(place: str, registry: str | None) -> Iterator[tuple[Any, str]]:
-    """Give MLflow's client and its URI. Raises UserError for what it does not have, and where it does not answer."""
+def registry_client(place: str, registry: str | None) -> Iterator[tuple[Any, str]]:
+    """Yield MLflow's client and its URI. Raises UserError if the registry lacks the place, or does not answer."""
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(registry, Path("runs"))
     path = sqlite_path(uri)
-    if path is not None and not path.is_file():  # MLflow would make an empty one
-        raise UserError(f"store.registry={uri}: no such file: give the URI that `pft train` tracked to")
+    if path is not None and not path.is_file():  # MLflow would create an empty one
+        raise UserError(f"store.registry={uri}: no such file: set it to the URI that `pft train` logged to")
     try:
         with opening(uri):
             client = MlflowClient(tracking_uri=uri)

@@ -1,4 +1,4 @@
-"""A base model served as it is: a folder, a name on the Hub, or `toyworld`, without any reference to say its words."""
+"""A bare base model served as a policy: a folder, a name on the Hub, or `toyworld`, without a model reference."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ NO_SPACE = PreferenceSpace("none", ())
 
 
 def is_bare(place: str) -> bool:
-    """Whether this is a base model, and no policy that was trained here; a place is absolute unless it is a name."""
+    """Return whether a place is a base model, not a trained policy; a place is absolute unless it is a name."""
     if "://" in place or place.startswith("models:/"):
         return False
     folder = Path(place)
@@ -19,9 +19,9 @@ def is_bare(place: str) -> bool:
 
 
 def bare_reference(place: str, *, examples: str | None) -> ModelRef:
-    """Return how a base model is asked: in its own chat template if it has one, of the axes that the examples have.
+    """Return a reference for a base model: its own chat template if it has one, and the axes of the examples.
 
-    Raises UserError for a model that is not there, or has no tokenizer.
+    Raises UserError if the model is missing or has no tokenizer.
     """
     refuse_unusable_model(place, wants_chat=False)
     space = DatasetManifest.load(Path(examples)).space if examples else NO_SPACE

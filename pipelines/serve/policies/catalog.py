@@ -1,6 +1,6 @@
-"""From the name in a request to a policy: which adapter, asked in which words.
+"""The catalog resolves the name in a request to a policy: an adapter and a prompt style.
 
-Names come from the serving recipe, from one root folder, or are aliases of a registered model; anything else is
+Names come from the serving recipe or from one root folder, or are aliases of a registered model. Any other name is
 refused before a file is touched.
 """
 
@@ -35,10 +35,10 @@ from pipelines.serve.policies.adapters import (
     etags,
     fetch,
     object_store,
-    opened,
-    reading,
+    open_file,
+    read_errors,
     refuse_other_kinds,
-    settings,
+    registry_client,
 )
 from pipelines.serve.policies.bare_base import bare_reference, is_bare
 from pipelines.serve.serve_config import ServeConfig
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 BASE, STEERED, SLIDER = RESERVED = "base", "steered", "slider"
 MAX_LISTED = 1000
-# What reading a folder that others write can end in, besides a UserError.
+# The exceptions, besides UserError, that reading a folder written by others can raise.
 DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 
 
@@ -57,63 +57,64 @@ class UnknownModelError(UserError):
 
 @dataclass(frozen=True)
 class Policy:
-    """What answers a request: the id that the answer tells, how it is asked (ref), and its adapter; None: the base.
+    """A served policy. id: as responses state it; ref: its model reference; source: its adapter, None for the base.
 
-    steered: asked without a condition, the direction of its axis being added instead (CAA).
+    is_steered: the prompt states no condition; the axis's steering vector is added instead (CAA).
     """
 
     id: str
     ref: ModelRef
     source: AdapterSource | None
-    steered: bool = False
+    is_steered: bool = False
 
 
 class TimedCache:
-    """Answers from elsewhere, asked for again after some seconds.
+    """Values from a remote service, fetched again after some seconds.
 
-    While one thread asks, the others take what was known; where nobody answers, it stays: an outage elsewhere is none
-    of this server.
+    While one thread fetches, the others use the old value. If the service is unreachable, the old value stays in use,
+    so that an outage elsewhere does not become one here.
     """
 
     def __init__(self, ttl_s: float, clock: Callable[[], float] = time.monotonic):
         self._ttl_s, self._clock = ttl_s, clock
-        self._known: dict[Any, tuple[float, Any]] = {}
+        self._entries: dict[Any, tuple[float, Any]] = {}  # key -> time of fetching, value
         self._lock = threading.Lock()
 
-    def get(self, key: Any, ask: Callable[[], Any]) -> Any:
-        """Return what `ask` returns, or returned less than the seconds ago. Raises as `ask` does."""
-        known = self._known.get(key)
-        if known is not None and (self._is_fresh(known) or self._lock.locked()):
-            return known[1]
+    def get(self, key: Any, fetch_value: Callable[[], Any]) -> Any:
+        """Return the value of `fetch_value`, or one fetched less than `ttl_s` ago. Raises as `fetch_value` does."""
+        entry = self._entries.get(key)
+        if entry is not None and (self._is_fresh(entry) or self._lock.locked()):
+            return entry[1]
         with self._lock:
-            known = self._known.get(key)
-            if known is None or not self._is_fresh(known):
-                known = self._known[key] = (self._clock(), self._asked(key, ask))
-            return known[1]
+            entry = self._entries.get(key)
+            if entry is None or not self._is_fresh(entry):
+                entry = self._entries[key] = (self._clock(), self._fetch(key, fetch_value))
+            return entry[1]
 
-    def _asked(self, key: Any, ask: Callable[[], Any]) -> Any:
+    def _fetch(self, key: Any, fetch_value: Callable[[], Any]) -> Any:
         try:
-            return ask()
+            return fetch_value()
         except UnreachableError as error:
-            if key not in self._known:
+            if key not in self._entries:
                 raise
-            log.warning("%s: taken as it was", error)
-            return self._known[key][1]
+            log.warning("%s: the last known value stays in use", error)
+            return self._entries[key][1]
         except UserError:
-            self._known.pop(key, None)
+            self._entries.pop(key, None)
             raise
 
-    def _is_fresh(self, known: tuple[float, Any]) -> bool:
-        return self._clock() - known[0] <= self._ttl_s
+    def _is_fresh(self, entry: tuple[float, Any]) -> bool:
+        return self._clock() - entry[0] <= self._ttl_s
 
 
 class Catalog:
     """The policies of one server, all on one base. Its methods read files: call them off the event loop."""
 
     def __init__(self, config: ServeConfig, tokenizer_of: Any):
-        """Read every named policy once. tokenizer_of: model folder or hub name -> tokenizer.
+        """Read every named policy once. tokenizer_of: a function from a model folder or hub name to its tokenizer.
 
-        Raises UserError for a place without a policy, another base, or words that this code would not say.
+        Raises UserError if a place has no policy, a policy is on another base, or this code would render its prompts
+        differently.
         """
         self._config, self._registry = config, config.store.registry
         self._places = {config.name: config.policy, **config.adapters}
@@ -122,7 +123,7 @@ class Catalog:
         self._refs: dict[Any, ModelRef] = {}
         self._contents: dict[Any, AdapterContent] = {}
         self._known: dict[str, Policy] = {}
-        # Its id gets digits once it is seen to fit.
+        # Preliminary: the id gets its digits below, once the policy is read and checked.
         self._bare = bare_reference(config.policy, examples=config.examples) if is_bare(config.policy) else None
         first = self._bare or reference_at(self._pinned(config.policy), registry=self._registry)
         self.default = Policy(config.name, first, None)
@@ -136,26 +137,29 @@ class Catalog:
 
     @property
     def model(self) -> str:
-        """The folder or hub name that the engine loads."""
+        """The folder or hub name of the model that the engine loads."""
         return self.default.ref.weights or self.default.ref.base
 
     def resolve(self, name: str | None) -> Policy:
-        """Return the policy of a name; None: the default. Raises UnknownModelError, UserError for a damaged one."""
+        """Return the policy of a name; None: the default.
+
+        Raises UnknownModelError if the name is not served, UserError if the policy is damaged.
+        """
         if not name or name == self._config.name:
             return self._at(self._config.name, self._config.policy)
         if name in (BASE, STEERED):
             return self._untrained(name)
-        found = ADAPTER_ID.fullmatch(name)
-        if found is None:
-            raise UnknownModelError(f"{name[:100]!r} is no name of a model: see /v1/models")
-        return self._versioned(name, found["name"], found["version"])
+        match = ADAPTER_ID.fullmatch(name)
+        if match is None:
+            raise UnknownModelError(f"{name[:100]!r} is not a valid model name: see /v1/models")
+        return self._versioned(name, match["name"], match["version"])
 
     def forget(self) -> None:
-        """Look every place up again: one of them held something else than was known of it."""
+        """Forget all policies, so that their places are read again: the content of one has changed."""
         self._known.clear()
 
     def between(self, first_weight: float) -> Policy:
-        """Return the policy at this weight between the recipe's ends, to its steps."""
+        """Return the policy at this weight between the recipe's ends, rounded to `ends.steps`."""
         assert self._config.ends
         weight = self._config.ends.nearest(first_weight)
         (first, first_source), (second, second_source) = self._ends()
@@ -165,51 +169,52 @@ class Catalog:
     def listed(self) -> list[Policy]:
         """Return every policy that a request can name, the default first.
 
-        Those of the root folder have no digits: to list them must not read, or download, the weights of them all.
+        Policies of the root folder are listed without digits, because computing those would read, or download, all
+        their weights.
         """
-        named = []
+        policies = []
         for name in [None, *self._untrained_names(), *self._config.adapters]:
-            with _left_out(name):
-                named.append(self.resolve(name))
-        with _left_out("store.root"):
+            with _skip_damaged(name):
+                policies.append(self.resolve(name))
+        with _skip_damaged("store.root"):
             for name in self._names_in_root():
-                with _left_out(name):
-                    named.append(self._without_digits(name))
-        return named
+                with _skip_damaged(name):
+                    policies.append(self._without_digits(name))
+        return policies
 
     def _ends(self) -> list[tuple[Policy, LocatedAdapter]]:
-        """Return the slider's ends. Raises UserError where nothing lies between them."""
+        """Return the slider's ends. Raises UserError if they cannot be interpolated."""
         assert self._config.ends
         ends = []
         for place in (self._config.ends.first, self._config.ends.second):
             policy = self._at(SLIDER, place)
             if not isinstance(policy.source, LocatedAdapter):
-                raise UserError(f"ends: {place} has no LoRA adapter to interpolate: give a policy trained with LoRA")
+                raise UserError(f"ends: {place} has no LoRA adapter to interpolate: use a policy trained with LoRA")
             ends.append((policy, policy.source))
         if ends[0][0].ref.template_digest != ends[1][0].ref.template_digest:
-            raise UserError("ends: the two policies are asked in different words, so nothing lies between them")
+            raise UserError("ends: the two policies have different prompt templates, so they cannot be interpolated")
         return ends
 
     def _untrained(self, name: str) -> Policy:
-        """Return the base, or the base steered, asked in the words of the default policy."""
+        """Return the base, plain or steered, with the prompt style of the default policy."""
         if name not in self._untrained_names():
             raise UnknownModelError(f"{name!r} is not served: see /v1/models")
         ref = replace(self.default.ref, trained_sides=())
-        return Policy(name, ref, None, steered=name == STEERED)
+        return Policy(name, ref, None, is_steered=name == STEERED)
 
     def _untrained_names(self) -> list[str]:
-        """A fully fine-tuned model has no base beside it."""
+        """Return the names of the untrained policies: none beside a fully fine-tuned model, which has no base."""
         if self.default.ref.weights:
             return []
         return [BASE, STEERED] if self._config.steering else [BASE]
 
-    def _versioned(self, asked: str, name: str, version: str | None) -> Policy:
+    def _versioned(self, id: str, name: str, version: str | None) -> Policy:
         if version is not None and SHA.fullmatch(version):
-            if asked in self._known:
-                return self._known[asked]
+            if id in self._known:
+                return self._known[id]
             policy = self._at(name, self._place(name, None))
-            if policy.id != asked:
-                raise UnknownModelError(f"{asked!r} is not served: {name!r} is {policy.id!r} now")
+            if policy.id != id:
+                raise UnknownModelError(f"{id!r} is not served: {name!r} is now {policy.id!r}")
             return policy
         return self._at(name, self._place(name, version))
 
@@ -226,13 +231,13 @@ class Catalog:
     # --- the root folder
 
     def _place_in_root(self, name: str) -> str | None:
-        """Return the place of a name that matches ADAPTER_ID; None where the root has no such folder."""
+        """Return the place of a name that matches ADAPTER_ID; None if the root has no such folder."""
         root = self._config.store.root
         if root is None or name in RESERVED:
             return None
         place = f"{root.rstrip('/')}/{name}"
         try:
-            with reading(place):
+            with read_errors(place):
                 if not is_local(root):
                     self._stamp(place, (MODEL_REF_NAME,))
                 elif not Path(place).is_dir():
@@ -245,13 +250,13 @@ class Catalog:
         root = self._config.store.root
         if root is None:
             return []
-        with reading(root):
+        with read_errors(root):
             if root.startswith(BUCKET_SCHEME):
                 from pyarrow.fs import FileSelector
 
                 files, path = object_store(root)
-                found = files.get_file_info(FileSelector(path))
-                names = [info.base_name for info in found if not info.is_file]
+                infos = files.get_file_info(FileSelector(path))
+                names = [info.base_name for info in infos if not info.is_file]
             else:
                 names = [path.name for path in Path(root).iterdir() if path.is_dir()]
         taken = {*self._places, *RESERVED}
@@ -260,39 +265,41 @@ class Catalog:
 
     def _without_digits(self, name: str) -> Policy:
         place = f"{str(self._config.store.root).rstrip('/')}/{name}"
-        with readable(place):
+        with damage_errors(place):
             ref = self._reference(name, place)
         return Policy(name, ref, LocatedAdapter(name, ref.adapter) if ref.adapter else None)
 
     def _refuse_outside(self, name: str, folder: Path, files: Sequence[str]) -> None:
-        """Raise UserError where a policy of the root has a file elsewhere: by a link, or by an adapter's path."""
+        """Raise UserError if a policy of the root has a file outside of it, by a link or by an adapter's path."""
         root = self._config.store.root
         if root is None or not is_local(root) or name in (*self._places, SLIDER):
             return
         inside = Path(root).resolve()
         for file in files:
             if not (folder / file).resolve().is_relative_to(inside):
-                raise UserError(f"{name}: {file} is not in store.root: copy it there; links and paths may not leave it")
+                raise UserError(
+                    f"{name}: {file} is outside store.root: copy it there, as links and paths must not leave the root"
+                )
 
     # --- from a place to a policy
 
     def _at(self, name: str, place: str) -> Policy:
-        """Read the policy at a place; what has been read is read again only where its files have changed."""
+        """Return the policy at a place; its files are read again only if they have changed."""
         place = self._pinned(place)
-        with readable(place):
+        with damage_errors(place):
             ref = self._reference(name, place)
             if ref.adapter is None:
                 return Policy(name, ref, None)
             content = self._content_at(name, ref.adapter)
         id = f"{name}@{content.digits}"
         refuse_other_adapter(ref, content.digests, name=name)
-        measured = replace(ref, **content.digests)  # older references do not tell it
-        policy = Policy(id, measured, LocatedAdapter(id, ref.adapter))
+        with_digests = replace(ref, **content.digests)  # older references lack them
+        policy = Policy(id, with_digests, LocatedAdapter(id, ref.adapter))
         self._known[id] = policy
         return policy
 
     def _pinned(self, place: str) -> str:
-        """Return the place with an alias replaced by the version that it points to, for a few seconds."""
+        """Return the place with an alias replaced by its version, which is cached for a few seconds."""
         if not place.startswith(REGISTRY_SCHEME) or "@" not in place:
             return place
         name, _, alias = place.removeprefix(REGISTRY_SCHEME).partition("@")
@@ -300,14 +307,14 @@ class Catalog:
         return f"{REGISTRY_SCHEME}{name}/{version}"
 
     def _reference(self, name: str, place: str) -> ModelRef:
-        """Return the reference at a place, its adapter as a place of its own. Raises UserError for one that misfits."""
+        """Return the reference at a place, its adapter as a place of its own. Raises UserError if it does not fit."""
         if self._bare is not None and place == self._config.policy:
             return self._bare
         self._refuse_outside(name, Path(place), (MODEL_REF_NAME,))
         stamp = self._stamp(place, (MODEL_REF_NAME,))
         if stamp not in self._refs:
             ref = reference_at(place, registry=self._registry)
-            refuse_other_words(name, ref, self.tokenizer)
+            refuse_other_prompts(name, ref, self.tokenizer)
             self._refs[stamp] = ref
         ref = self._refs[stamp]
         self._refuse_other_base(name, ref)
@@ -317,19 +324,19 @@ class Catalog:
     def _content_at(self, name: str, place: str) -> AdapterContent:
         stamp = self._stamp(place, ADAPTER_FILES)
         if stamp not in self._contents:
-            with tempfile.TemporaryDirectory() as scratch, reading(place):
+            with tempfile.TemporaryDirectory() as scratch, read_errors(place):
                 folder = Path(place) if is_local(place) else fetch(place, Path(scratch) / "a", registry=self._registry)
                 refuse_other_kinds(name, folder)
                 self._contents[stamp] = content_of(folder)
         return self._contents[stamp]
 
     def _stamp(self, place: str, names: tuple[str, ...]) -> Any:
-        """Return what changes when these files at a place do; a version of a registered model never does."""
+        """Return a value that changes if these files do; a version of a registered model never changes."""
         if place.startswith(REGISTRY_SCHEME):
             return place
         if place.startswith(BUCKET_SCHEME):
             return place, self._stamps.get((place, names), lambda: etags(place, names))
-        with reading(place):
+        with read_errors(place):
             stats = [(Path(place) / name).stat() for name in names]
         return place, *((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
 
@@ -337,19 +344,23 @@ class Catalog:
         default = self.default.ref
         is_own = name == self._config.name and ref.weights == default.weights
         if (ref.weights or default.weights) and not is_own:
-            raise UserError(f"{name}: a fully fine-tuned model is served alone: it shares no base with adapters")
+            raise UserError(
+                f"{name}: a fully fine-tuned model shares no base with adapters: serve it with a server of its own"
+            )
         if ref.base != default.base and digest_of_base(ref) != digest_of_base(default):
-            raise UserError(f"{name} is trained on {ref.base!r}, this server runs {default.base!r}")
+            raise UserError(
+                f"{name} is trained on {ref.base!r}, but this server runs {default.base!r}: serve policies on one base"
+            )
 
 
 def digest_of_base(ref: ModelRef) -> str:
-    """The digest of a reference's base, as it is written in it or from the files: one base may lie in two places."""
+    """Return the digest of a reference's base, from the reference or the files; one base may be in two places."""
     return ref.base_digest or base_digest(ref.base)
 
 
 @contextmanager
-def _left_out(name: str | None) -> Iterator[None]:
-    """Leave out of a list what cannot be read: one that is damaged must not hide the others."""
+def _skip_damaged(name: str | None) -> Iterator[None]:
+    """Log a UserError and continue, so that one damaged policy does not hide the others from the list."""
     try:
         yield
     except UserError as error:
@@ -361,8 +372,8 @@ def is_local(place: str) -> bool:
 
 
 @contextmanager
-def readable(place: str) -> Iterator[None]:
-    """Raise UserError for what reading a damaged folder ends in."""
+def damage_errors(place: str) -> Iterator[None]:
+    """Turn the exceptions of reading a damaged folder into UserErrors."""
     try:
         yield
     except UserError:
@@ -372,10 +383,10 @@ def readable(place: str) -> Iterator[None]:
 
 
 def reference_at(place: str, *, registry: str | None) -> ModelRef:
-    """Read the model reference at a place, its adapter as a place of its own. Raises UserError."""
-    with readable(place):
+    """Read the model reference at a place, its adapter as a place of its own. Raises UserError if it is damaged."""
+    with damage_errors(place):
         ref = ModelRef.load(Path(place).resolve()) if is_local(place) else _remote_reference(place, registry)
-        json.dumps(asdict(ref), ensure_ascii=False, allow_nan=False).encode()  # clients are told what it says
+        json.dumps(asdict(ref), ensure_ascii=False, allow_nan=False).encode()  # raises if it cannot be sent to clients
         if not ref.space.axes:
             raise ValueError("its space has no axis")
     return ref
@@ -387,23 +398,26 @@ def _remote_reference(place: str, registry: str | None) -> ModelRef:
         if place.startswith(REGISTRY_SCHEME):
             download(place, MODEL_REF_NAME, Path(scratch), registry=registry)
         else:
-            with opened(f"{place.rstrip('/')}/{MODEL_REF_NAME}") as file:
+            with open_file(f"{place.rstrip('/')}/{MODEL_REF_NAME}") as file:
                 copy.write_bytes(file.read())
         raw, ref = json.loads(copy.read_text(encoding="utf-8")), ModelRef.load(copy)
     if ref.weights is not None or ref.adapter is None:
-        raise UserError(f"{place}: has no LoRA adapter: serve a fully fine-tuned model from a folder")
+        raise UserError(f"{place} has no LoRA adapter: serve a fully fine-tuned model from a local folder")
     if place.startswith(REGISTRY_SCHEME):
         return replace(ref, adapter=place)
     inside = PurePosixPath(raw["adapter"])
     if inside.is_absolute() or ".." in inside.parts:
-        raise UserError(f"{place}: adapter={str(inside)!r} is not below it: copy the run folder as it is")
+        raise UserError(f"{place}: adapter={str(inside)!r} is outside of it: copy the run folder unchanged")
     return replace(ref, adapter=f"{place.rstrip('/')}/{inside}")
 
 
 def version_of(name: str, alias: str, *, registry: str | None) -> str:
-    """Return the version that an alias of a registered model points to. Raises UnknownModelError, UnreachableError."""
+    """Return the version that an alias of a registered model points to.
+
+    Raises UnknownModelError if there is none, UnreachableError if the registry does not answer.
+    """
     try:
-        with settings(f"{name}@{alias}", registry) as (client, _):
+        with registry_client(f"{name}@{alias}", registry) as (client, _):
             return str(client.get_model_version_by_alias(name, alias).version)
     except UnreachableError:
         raise
@@ -411,19 +425,19 @@ def version_of(name: str, alias: str, *, registry: str | None) -> str:
         raise UnknownModelError(str(error)) from None
 
 
-def refuse_other_words(name: str, ref: ModelRef, tokenizer: Any) -> None:
-    """Raise UserError where this code would ask a policy in other words than it was trained with."""
+def refuse_other_prompts(name: str, ref: ModelRef, tokenizer: Any) -> None:
+    """Raise UserError if this code would render a policy's prompts differently from its training."""
     try:
         now = template_digest(ref.style, ref.space)
     except DAMAGE as error:
         raise UserError(f"{name}: its style or space is damaged ({error}): copy the policy again") from None
     if now != ref.template_digest:
         raise UserError(
-            f"{name}: trained with the prompt template {ref.template_digest}, this server renders {now}: "
-            "serve it with the version of pft that trained it, or train it again"
+            f"{name}: trained with the prompt template {ref.template_digest}, but this server renders {now}: "
+            "serve it with the pft version that trained it, or train it again"
         )
     if ref.style.frame != Frame() and not is_frame_of(ref.style.frame, tokenizer):
         raise UserError(
-            f"{name}: trained inside another chat template than {tokenizer.name_or_path!r} has: "
-            "put the tokenizer that it was trained with into the model's folder"
+            f"{name}: trained with a chat template that differs from the one of {tokenizer.name_or_path!r}: "
+            "put the tokenizer from its training into the model's folder"
         )

@@ -1,4 +1,4 @@
-"""What a server needs and lacks, found by reading a few small files: before Ray or transformers are imported."""
+"""Early checks of a server's inputs, which read a few small files before Ray or transformers is imported."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from pipelines.serve.serve_config import ServeConfig
 
 
 def refuse_missing_policies(config: ServeConfig) -> None:
-    """Say that a policy, its base, or a file beside them is not there. Raises UserError.
+    """Raise UserError if a policy, its base, or another local file of the recipe is missing.
 
-    What lies in a bucket or a registry is asked for when the server starts.
+    Places in a bucket or a registry are checked when the server starts.
     """
     ends = [config.ends.first, config.ends.second] if config.ends else []
     for place in filter(_is_here, [config.policy, *config.adapters.values(), *ends]):
@@ -27,7 +27,7 @@ def refuse_missing_policies(config: ServeConfig) -> None:
 
 def _refuse_missing_policy(place: str) -> None:
     if Path(place).is_absolute() and not Path(place).exists():
-        raise UserError(f"{place}: no such file or folder: give a run of `pft train`, or a base model")
+        raise UserError(f"{place}: no such file or folder: use a run of `pft train`, or a base model")
     if is_bare(place):
         return refuse_unusable_model(place, wants_chat=False)
     ref = ModelRef.load(Path(place).resolve())

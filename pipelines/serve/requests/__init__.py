@@ -1,4 +1,4 @@
-"""What one request asks and how it is answered: preferences, choices, scores, texts."""
+"""The handling of one request: its body, its preference, and its answer by choices, scores or text."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipelines.serve.requests.gateway import Gateway
     from pipelines.serve.requests.page_examples import read_examples
     from pipelines.serve.requests.policy_resolver import ControlTokenError, TooLongError
-    from pipelines.serve.requests.refused_fields import why_refused
+    from pipelines.serve.requests.refused_fields import refusal_reason
     from pipelines.serve.requests.schemas import (
         ChatRequest,
         ChooseRequest,
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
         CompareResponse,
         CompletionRequest,
         ErrorResponse,
+        ExamplesResponse,
+        HealthResponse,
+        ModelCard,
+        ModelList,
+        PolicyCard,
         ScoreRequest,
         ScoreResponse,
         StreamOptions,
+        VersionResponse,
     )
     from pipelines.serve.requests.text_stream import TextToken
 else:

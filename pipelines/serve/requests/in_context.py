@@ -1,4 +1,4 @@
-"""Choices in the tokens that they have after a prompt, which may be others than they have alone."""
+"""Tokens of choices after a prompt, which may differ from the tokens of the choices alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ChoicesInContext:
-    """What is asked of the engine: a prompt, and the tokens of each choice after it.
+    """A prompt and the tokens of each choice after it.
 
-    lead: the text that those tokens begin with, and that is no part of the choice.
+    lead: the text that these tokens begin with but that is not part of the choice.
     """
 
     prompt_ids: TokenIds
@@ -24,13 +24,13 @@ class ChoicesInContext:
 
 
 def in_context(prompt_ids: Sequence[int], rows: Sequence[Sequence[int]]) -> ChoicesInContext:
-    """Split what prompt and choice are together where all of them still agree.
+    """Split the tokens of prompt and choice at the longest prefix that all of them share.
 
     prompt_ids: of the prompt alone; rows: of the prompt with each choice. A choice may change the prompt's last tokens
-    ("Answ" and "er" are "Answer"): then these belong to the choices. Raises UserError where no token is left before
+    ("Answ" + "er" becomes "Answer"), which then belong to the choices. Raises UserError if no token is left before
     them.
     """
     shared = common_prefix_length([np.asarray(ids) for ids in (prompt_ids, *rows)])
     if shared == 0:
-        raise UserError("structured_outputs: a choice makes one token with the whole prompt: give a longer prompt")
+        raise UserError("structured_outputs: a choice and the whole prompt become one token: use a longer prompt")
     return ChoicesInContext(tuple(prompt_ids[:shared]), tuple(tuple(row[shared:]) for row in rows))

@@ -1,17 +1,17 @@
-"""Values that ask for nothing: a field with one is as good as absent, whichever client sends it."""
+"""Neutral values: a field with one changes nothing, so it is treated as absent, whichever client sends it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 Neutral = Mapping[str, tuple[Any, ...]]
 
-# OpenAI's and vLLM's fields with the values that leave an answer as it is, by where they stand.
+# OpenAI's and vLLM's fields with the values that do not change an answer, by the object that holds them.
 OF_A_REQUEST: Neutral = {
     "best_of": (1,),
     "detokenize": (True,),
     "echo": (False,),
     "function_call": ("none", "auto"),
-    "include_reasoning": (True, False),  # there is none
+    "include_reasoning": (True, False),  # there is no reasoning
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "mm_payload": ("tensors",),
@@ -33,21 +33,21 @@ OF_A_REQUEST: Neutral = {
     "use_beam_search": (False,),
     "verbosity": ("medium",),
 }
-# Templates bring their own special tokens; before a plain prompt stands what the tokenizer puts there.
+# Chat templates contain their own special tokens; before a plain prompt, the tokenizer adds them.
 OF_A_CHAT: Neutral = {**OF_A_REQUEST, "add_special_tokens": (False,)}
 OF_A_COMPLETION: Neutral = {**OF_A_REQUEST, "add_special_tokens": (True,)}
 OF_A_MESSAGE: Neutral = {"type": ("text",), "weight": (1,)}
 OF_STRUCTURED_OUTPUTS: Neutral = {"disable_any_whitespace": (False,), "disable_additional_properties": (False,)}
 
-ASK_THOUGH_EMPTY = ("web_search_options",)
+MEANINGFUL_IF_EMPTY = ("web_search_options",)
 
 
 def without_neutral(raw: Mapping[str, Any], known: Iterable[str], neutral: Neutral) -> dict[str, Any]:
-    """Return the fields that ask for something. known: the names of fields that decide on empty values themselves.
+    """Return the fields without null and neutral values. known: names of fields that handle empty values themselves.
 
-    A number that stands for a name we do not know is kept, to be refused: `temprature: 0` asks for something.
+    An unknown field with a number is kept, so that it is refused: `temprature: 0` was meant to change something.
     """
-    names = {*known, *ASK_THOUGH_EMPTY}
+    names = {*known, *MEANINGFUL_IF_EMPTY}
     return {
         name: value
         for name, value in raw.items()
@@ -60,5 +60,5 @@ def _is_neutral(value: Any, listed: Iterable[Any]) -> bool:
 
 
 def _is_alike(value: Any, neutral: Any) -> bool:
-    """1 is no True, and 0 no False, though Python finds them equal."""
+    """Return whether both or neither are booleans, because Python treats 1 as equal to True."""
     return isinstance(value, bool) == isinstance(neutral, bool)

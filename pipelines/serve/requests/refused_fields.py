@@ -1,8 +1,9 @@
-"""Fields of OpenAI's and vLLM's that this server refuses, with reasons: ignored, they would change answers."""
+"""OpenAI's and vLLM's fields that this server refuses, with reasons, because ignoring them would change answers."""
 
-NO_TOOLS = "this server calls no tools: ask for JSON with response_format"
+NO_TOOLS = "this server does not call tools: request JSON with response_format"
 TEXT_ONLY = "this server reads and writes text only"
-OLDER_NAME = "vLLM's older name: write structured_outputs"
+OLDER_NAME = "this is vLLM's older name: use structured_outputs"
+ONLY_JSON_OR_REGEX = "structured_outputs supports json, json_object, regex and choice only"
 
 REASONS = {
     "tools": NO_TOOLS,
@@ -14,29 +15,29 @@ REASONS = {
     "audio": TEXT_ONLY,
     "modalities": TEXT_ONLY,
     "images": TEXT_ONLY,
-    "store": "nothing is stored here",
-    "add_special_tokens": "prompts begin as the tokenizer begins a text: give /v1/completions token ids to differ",
-    "best_of": "ask for n texts and choose",
-    "echo": "a prompt is told by /v1/completions only",
-    "logit_bias": "tokens are not weighted here: allow some with structured_outputs",
-    "prediction": "nothing is predicted here",
-    "prompt_embeds": "prompts are text or token ids",
-    "reasoning_effort": "this server's models write no reasoning apart",
-    "stop_token_ids": "texts end at EOS: give texts with stop",
-    "suffix": "texts are continued, not filled in",
-    "use_beam_search": "tokens are drawn one by one here",
-    "web_search_options": "nothing is searched here",
-    "verbosity": "ask for short or long answers in the messages",
-    "disable_additional_properties": "give the schema additionalProperties instead",
+    "store": "this server does not store answers",
+    "add_special_tokens": "the tokenizer adds its special tokens: for others, send token ids to /v1/completions",
+    "best_of": "request n texts and choose one",
+    "echo": "only /v1/completions repeats the prompt",
+    "logit_bias": "this server does not bias tokens: constrain the answer with structured_outputs",
+    "prediction": "this server does not use predicted output",
+    "prompt_embeds": "send the prompt as text or token ids",
+    "reasoning_effort": "this server's models do not write separate reasoning",
+    "stop_token_ids": "texts end at EOS: for another end, give strings in stop",
+    "suffix": "this server continues texts and does not fill in gaps",
+    "use_beam_search": "this server samples tokens one at a time",
+    "web_search_options": "this server does not search the web",
+    "verbosity": "request short or long answers in the messages",
+    "disable_additional_properties": "set additionalProperties in the schema",
     "guided_choice": OLDER_NAME,
     "guided_grammar": OLDER_NAME,
     "guided_json": OLDER_NAME,
     "guided_regex": OLDER_NAME,
-    "grammar": "json, json_object, regex and choice are what structured_outputs takes",
-    "structural_tag": "json, json_object, regex and choice are what structured_outputs takes",
+    "grammar": ONLY_JSON_OR_REGEX,
+    "structural_tag": ONLY_JSON_OR_REGEX,
 }
 
 
-def why_refused(field: str) -> str:
-    """Return why a field is refused that no body has."""
-    return "not supported: " + REASONS.get(field, "this server knows no such field, so leave it out")
+def refusal_reason(field: str) -> str:
+    """Return why an unknown field is refused."""
+    return "not supported: " + REASONS.get(field, "this server does not know this field: leave it out")

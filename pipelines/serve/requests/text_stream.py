@@ -1,4 +1,4 @@
-"""Tokens in, text out, as it is written: characters that several tokens spell, and stop strings, are waited for."""
+"""Turning a stream of tokens into a stream of text, which waits for whole characters and for stop strings."""
 
 import codecs
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from pipelines.serve.requests.token_bytes import TokenBytes
 
 @dataclass(frozen=True)
 class TextToken:
-    """A token with what it adds to the text, in bytes, and the characters of the text before it.
+    """A token with the bytes that it adds to the text. offset: the number of characters of the text before it.
 
-    top: name, bytes and log-probability of the likeliest tokens in its place.
+    top: name, bytes and log-probability of the likeliest tokens at its position.
     """
 
     token: Token
@@ -22,80 +22,80 @@ class TextToken:
     offset: int = 0
 
 
-TextPiece = tuple[str, tuple[TextToken, ...]]  # text that is certain, with the tokens that spell it
+TextPiece = tuple[str, tuple[TextToken, ...]]  # text that will not change any more, with its tokens
 
 
 class TextStream:
-    """Spells one continuation; `stopped` once a stop string was written, which neither text nor tokens show."""
+    """The text of one continuation. `is_stopped` once a stop string was found, which text and tokens leave out."""
 
     def __init__(
         self,
-        spelling: TokenBytes,
+        token_bytes: TokenBytes,
         stops: Sequence[str],
         *,
         lead: str = "",
-        is_begun: bool = False,
+        continues_text: bool = False,
         min_tokens: int = 0,
     ):
-        """lead: left out where the text begins with it; is_begun: whether the tokens go on with a text before them;
-        min_tokens: so many tokens no stop string ends."""
-        self._spelling, self._lead = spelling, lead.encode()
+        """lead: a prefix to remove from the text; continues_text: whether the tokens continue an earlier text;
+        min_tokens: stop strings are ignored in so many tokens."""
+        self._token_bytes, self._lead = token_bytes, lead.encode()
         self._stops = tuple(stop.encode() for stop in stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[TextToken] = []
-        self._is_first, self._characters, self._unstopped = not is_begun, 0, min_tokens
-        self.stopped = False
+        self._is_first, self._characters, self._unstoppable = not continues_text, 0, min_tokens
+        self.is_stopped = False
 
     def repeat(self, tokens: Sequence[Token]) -> TextPiece:
-        """Return the text of a prompt, which nothing is looked for in."""
+        """Return the text of a prompt, without looking for stop strings or the lead."""
         self._is_first = True
-        self._waiting += map(self._spelled, tokens)
-        return self._tell(sum(len(each.text) for each in self._waiting))
+        self._waiting += map(self._text_token, tokens)
+        return self._release(sum(len(each.text) for each in self._waiting))
 
     def feed(self, token: Token) -> TextPiece:
-        """Return what has become certain with this token."""
-        self._waiting.append(self._spelled(token))
-        self._unstopped -= 1
-        self._leave_out_the_lead()
+        """Take the next token and return the text that can no longer change."""
+        self._waiting.append(self._text_token(token))
+        self._unstoppable -= 1
+        self._remove_lead()
         if self._lead:
             return "", ()
-        if self._unstopped >= 0:
-            return self._tell(sum(len(each.text) for each in self._waiting))
+        if self._unstoppable >= 0:
+            return self._release(sum(len(each.text) for each in self._waiting))
         held = b"".join(each.text for each in self._waiting)
-        if found := [at for stop in self._stops if (at := held.find(stop)) >= 0]:
-            self.stopped = True
-            self._cut(min(found))
-            return self._tell(min(found))
-        return self._tell(len(held) - self._undecided(held))
+        if stops_at := [at for stop in self._stops if (at := held.find(stop)) >= 0]:
+            self.is_stopped = True
+            self._cut(min(stops_at))
+            return self._release(min(stops_at))
+        return self._release(len(held) - self._undecided(held))
 
     def rest(self) -> TextPiece:
-        """Return what was held back, when nothing more is written."""
+        """Return the text that is still held back, after the last token."""
         self._lead = b""
-        text, tokens = self._tell(sum(len(each.text) for each in self._waiting))
+        text, tokens = self._release(sum(len(each.text) for each in self._waiting))
         return text + self._decoder.decode(b"", True), tokens
 
-    def _spelled(self, token: Token) -> TextToken:
-        first = self._is_first
+    def _text_token(self, token: Token) -> TextToken:
+        is_first = self._is_first
 
-        def spelled(token_id: int) -> bytes:
-            return self._spelling.bytes_of(token_id, is_first=first)
+        def bytes_of(token_id: int) -> bytes:
+            return self._token_bytes.bytes_of(token_id, is_first=is_first)
 
-        top = tuple((self._spelling.name(id), spelled(id), logprob) for id, logprob in token.top)
-        text = spelled(token.id)
-        self._is_first = first and not self._spelling.bytes_of(token.id)  # no text begins with a token of control
-        return TextToken(token, self._spelling.name(token.id), text, top)
+        top = tuple((self._token_bytes.name(id), bytes_of(id), logprob) for id, logprob in token.top)
+        text = bytes_of(token.id)
+        self._is_first = is_first and not self._token_bytes.bytes_of(token.id)  # control tokens do not begin the text
+        return TextToken(token, self._token_bytes.name(token.id), text, top)
 
-    def _leave_out_the_lead(self) -> None:
+    def _remove_lead(self) -> None:
         held, lead = b"".join(each.text for each in self._waiting), self._lead
         if len(held) < len(lead) and lead.startswith(held):
             return  # not decided yet
         self._lead = b""
         if held.startswith(lead):
-            for place, each in enumerate(self._waiting):
-                self._waiting[place], lead = _without(each, lead), lead[len(each.text) :]
+            for index, each in enumerate(self._waiting):
+                self._waiting[index], lead = _without(each, lead), lead[len(each.text) :]
 
     def _cut(self, length: int) -> None:
-        """Drop what is written after these bytes."""
+        """Drop the waiting text after this many bytes."""
         kept = []
         for each in self._waiting:
             if length > 0:
@@ -103,8 +103,8 @@ class TextStream:
             length -= len(each.text)
         self._waiting = kept
 
-    def _tell(self, certain: int) -> TextPiece:
-        """Give away the tokens that lie within so many bytes."""
+    def _release(self, certain: int) -> TextPiece:
+        """Return the waiting tokens within this many bytes, with their text."""
         texts, tokens = [], []
         while self._waiting and len(self._waiting[0].text) <= certain:
             each = self._waiting.pop(0)
@@ -115,13 +115,13 @@ class TextStream:
         return "".join(texts), tuple(tokens)
 
     def _undecided(self, held: bytes) -> int:
-        """Return how many of the last bytes may be the beginning of a stop string."""
+        """Return how many of the last bytes could be the beginning of a stop string."""
         longest = min(len(held), max((len(stop) - 1 for stop in self._stops), default=0))
         return next((n for n in range(longest, 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0)
 
 
 def _without(each: TextToken, lead: bytes) -> TextToken:
-    """Return a token without the part of the lead that it holds; so for those in its place that begin with it."""
+    """Return a token, and the likeliest ones at its position, without the part of the lead that they begin with."""
     held = lead[: len(each.text)]
     if not held:
         return each

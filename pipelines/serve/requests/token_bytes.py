@@ -1,18 +1,18 @@
-"""What each token adds to a text, in bytes: one character may be spelled by several tokens."""
+"""The bytes that each token adds to a text; one character may take several tokens."""
 
 import json
 import re
 from functools import lru_cache
 from typing import Any
 
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte of a character that a vocabulary does not have
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # one byte of a character that the vocabulary lacks
 
 
 class TokenBytes:
     """The bytes of a tokenizer's tokens. Special tokens, and ids without a token, add nothing to a text.
 
-    Bytes and not characters: a decoder that is told tokens one by one gives up where bytes do not add up to
-    characters, as they need not in what a model writes.
+    Bytes rather than characters, because a token-by-token decoder fails if bytes do not form characters, and a model's
+    output need not form any.
     """
 
     def __init__(self, tokenizer: Any):
@@ -23,27 +23,27 @@ class TokenBytes:
         self._added = self._backend.get_added_tokens_decoder()
         anchor = self._backend.encode("a", add_special_tokens=False).ids
         self._anchor = anchor, self._backend.decode(anchor)
-        self._known: dict[tuple[int, bool], bytes] = {}
+        self._cache: dict[tuple[int, bool], bytes] = {}
 
     def bytes_of(self, token_id: int, *, is_first: bool = False) -> bytes:
-        """Return what a token adds to a text; is_first: where the text begins with it, which some drop a space for."""
+        """Return the bytes that a token adds. is_first: it begins the text, where some tokenizers drop a space."""
         key = token_id, is_first
-        if key not in self._known:
-            self._known[key] = self._spelled(token_id, is_first)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = self._read_bytes(token_id, is_first)
+        return self._cache[key]
 
     def name(self, token_id: int) -> str:
-        """Return how a token is called: its text, or its bytes in words where they are no characters alone."""
+        """Return a token's name: its text, or its escaped bytes if these are not whole characters."""
         added = self._added.get(token_id)
         if added is not None:
             return str(added.content)
-        spelled = self.bytes_of(token_id)
+        content = self.bytes_of(token_id)
         try:
-            return spelled.decode()
+            return content.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
-    def _spelled(self, token_id: int, is_first: bool) -> bytes:
+    def _read_bytes(self, token_id: int, is_first: bool) -> bytes:
         piece = self._backend.id_to_token(token_id)
         added = self._added.get(token_id)
         if piece is None or (added is not None and added.special):
@@ -53,9 +53,9 @@ class TokenBytes:
         if self._is_byte_level:
             table = _bytes_of_characters()
             return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
-        return self._added_to_a_text(token_id, is_first).encode()
+        return self._decoded_text(token_id, is_first).encode()
 
-    def _added_to_a_text(self, token_id: int, is_first: bool) -> str:
+    def _decoded_text(self, token_id: int, is_first: bool) -> str:
         if is_first:
             return str(self._backend.decode([token_id]))
         ids, before = self._anchor
@@ -64,7 +64,7 @@ class TokenBytes:
 
 
 def _decoders(decoder: Any) -> list[str]:
-    """Return the kinds of a decoder's steps."""
+    """Return the types of a decoder's steps."""
     if decoder is None:
         return []
     state = json.loads(decoder.__getstate__())
@@ -73,7 +73,7 @@ def _decoders(decoder: Any) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _bytes_of_characters() -> dict[str, int]:
-    """Return the byte of each character in a byte-level vocabulary: itself where it can be printed."""
+    """Return the byte of each character in a byte-level vocabulary: printable characters stand for themselves."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}

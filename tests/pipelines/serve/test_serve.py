@@ -1,4 +1,4 @@
-"""The server on a real Ray: through the proxy, over replicas that die, are replaced and are full."""
+"""Tests of the server on a real Ray: through the proxy, with replicas that die, are replaced, or are full."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from benchmarks.load import Body, Client, Load, Sample, closed_loop, open_loop
 from pft_core.errors import UserError
 from pipelines.serve import job
 from pipelines.serve.deployments import build
-from pipelines.serve.engines.build import fitted
+from pipelines.serve.engines.build import with_model_limit
 from pipelines.serve.serve_config import APPLICATION, ServeConfig, ServingEngineSettings
 from tests.serving import serve_config, write_policy
 
@@ -53,11 +53,11 @@ def url(ray_cluster: None, config: ServeConfig) -> Iterator[str]:
 
 
 def engines() -> list[int]:
-    """Process ids of the engine's replicas."""
+    """Return the process ids of the engine replicas."""
     import ray
     from ray.util.state import list_actors
 
-    here = ray.get_runtime_context().gcs_address  # not the cluster that was started last on this machine
+    here = ray.get_runtime_context().gcs_address  # by default it would be the latest cluster on this machine
     filters = [("class_name", "=", "ServeReplica:pft:engine"), ("state", "=", "ALIVE")]
     return [int(actor.pid) for actor in list_actors(here, filters=filters, detail=True) if actor.pid]
 
@@ -76,14 +76,14 @@ def load(url: str, run: Callable[[Client], Awaitable[Load]], *, patience_s: floa
 def test_the_api_answers_through_serve(url: str) -> None:
     with httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
-        chosen = client.post("/v1/choose", json={"scenario": "The plan", "options": ["go", "stay"],
+        choice = client.post("/v1/choose", json={"scenario": "The plan", "options": ["go", "stay"],
                                                  "preference": {"Bold": 1, "Careful": 3}}).json()  # fmt: skip
-        assert chosen["mixing"] == "adapter"
-        assert sum(option["probability"] for option in chosen["options"]) == pytest.approx(1)
+        assert choice["mixing"] == "adapter"
+        assert sum(option["probability"] for option in choice["options"]) == pytest.approx(1)
         whole = client.post("/v1/completions", json=WRITE).json()["choices"][0]["text"]
         with client.stream("POST", "/v1/completions", json={**WRITE, "stream": True}) as stream:
             events = [line for line in stream.iter_lines() if line.startswith("data: {")]
-        assert len(events) > 10, "it came in pieces"
+        assert len(events) > 10, "the text came in several chunks"
         assert "".join(json.loads(event[6:])["choices"][0]["text"] for event in events) == whole
         refused = client.post("/v1/choose", json={"scenario": "x", "options": ["a", "b"], "preference": "Bald"})
         assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
@@ -92,37 +92,37 @@ def test_the_api_answers_through_serve(url: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_is_told_from_a_fault(url: str, stream: bool) -> None:
+def test_a_client_that_leaves_is_counted_as_499_and_not_as_500(url: str, stream: bool) -> None:
     long = {**WRITE, "max_tokens": 400, "stream": stream}
     with httpx.Client(base_url=url, timeout=60) as client:
 
-        def counted(status: int) -> float:
+        def count(status: int) -> float:
             series = f'pft_requests_total{{route="/v1/completions",status="{status}"}} '
             lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(series)]
             return float(lines[0].split()[-1]) if lines else 0
 
-        before = {status: counted(status) for status in (499, 500)}
+        before = {status: count(status) for status in (499, 500)}
         with (
             contextlib.suppress(httpx.TimeoutException),
             httpx.Client(base_url=url, timeout=0.3) as hasty,
             hasty.stream("POST", "/v1/completions", json=long) as answer,
         ):
             next(answer.iter_lines())
-        wait_for(lambda: counted(499) == before[499] + 1)
-        assert counted(500) == before[500]
+        wait_for(lambda: count(499) == before[499] + 1)
+        assert count(500) == before[500]
 
 
-def test_beyond_the_queue_clients_are_sent_away_at_once(url: str) -> None:
+def test_requests_beyond_the_queue_are_rejected_at_once(url: str) -> None:
     flood = load(url, lambda client: open_loop(client, [{**WRITE, "max_tokens": 200}], per_second=150, seconds=1.5))
     assert set(flood.statuses) == {200, 429}
     assert flood.ms(0.5, 429) < flood.ms(0.5, 200)
     with httpx.Client(base_url=url, timeout=60) as client:
-        assert client.post("/v1/completions", json=WRITE).status_code == 200, "it recovers"
+        assert client.post("/v1/completions", json=WRITE).status_code == 200, "the server recovers"
         assert 'pft_rejected_total{reason="overload"}' in client.get("/metrics").text
 
 
 @pytest.mark.chaos
-def test_a_replica_that_dies_costs_no_request_and_is_replaced(url: str) -> None:
+def test_a_dead_replica_loses_no_request_and_is_replaced(url: str) -> None:
     victim = engines()[0]
 
     async def run(client: Client) -> Load:
@@ -131,8 +131,8 @@ def test_a_replica_that_dies_costs_no_request_and_is_replaced(url: str) -> None:
         os.kill(victim, signal.SIGKILL)
         return await answers
 
-    answered = load(url, run, patience_s=60)
-    assert answered.statuses == {200: 120}
+    result = load(url, run, patience_s=60)
+    assert result.statuses == {200: 120}
     wait_for(lambda: len(engines()) == 2 and victim not in engines())
 
 
@@ -150,17 +150,17 @@ def test_an_update_under_load_loses_no_request(url: str, config: ServeConfig) ->
         await update
         return answers
 
-    answered = load(url, run, patience_s=60)
-    assert set(answered.statuses) == {200}
-    assert not before & set(engines()), "every replica is a new one"
+    result = load(url, run, patience_s=60)
+    assert set(result.statuses) == {200}
+    assert not before & set(engines()), "every replica is new"
 
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_kills_every_20_s_and_three_updates_fail_no_request_of_a_client_that_comes_back(
+def test_kills_every_20_s_and_three_updates_fail_no_request_of_a_client_that_retries(
     url: str, config: ServeConfig
 ) -> None:
-    """Two clients at once for 80 s: one that repeats a request after 429 and 503, one that never does."""
+    """Two clients send requests for 80 s: one retries after 429 and 503, one never does."""
     kills = 0
 
     async def disturb() -> None:
@@ -190,15 +190,15 @@ def test_kills_every_20_s_and_three_updates_fail_no_request_of_a_client_that_com
     print(f"patient {patient.statuses}, bare {bare.statuses}, kills {kills}")
     assert kills == 3
     assert set(patient.statuses) == {200}
-    assert set(bare.statuses) <= {200, 429, 503}, "what fails for a client that does not come back is told as such"
+    assert set(bare.statuses) <= {200, 429, 503}, "failures of a client that does not retry have these statuses"
 
 
 @pytest.mark.slow
-def test_another_replica_comes_under_load_and_its_places_are_given_away(url: str, config: ServeConfig) -> None:
-    """One replica has 8 places, two have 16; Serve looks for half a minute before it starts the second."""
+def test_another_replica_starts_under_load_and_its_places_are_used(url: str, config: ServeConfig) -> None:
+    """One replica has 8 places, two have 16. Serve observes the load for half a minute before it starts the second."""
     places = {"min_replicas": 1, "max_replicas": 2, "max_queued_requests": 0}
     changed = config.model_copy(update={"scaling": config.scaling.model_copy(update=places)})
-    serve.delete(APPLICATION)  # an update keeps the replicas that run, for ten minutes
+    serve.delete(APPLICATION)  # an update would keep the running replicas for ten minutes
     job.deploy(changed, build(changed.model_dump()))
     wait_for(lambda: len(engines()) == 1)
     long = {**WRITE, "max_tokens": 450, "ignore_eos": True}
@@ -206,7 +206,7 @@ def test_another_replica_comes_under_load_and_its_places_are_given_away(url: str
     def sixteen_at_once() -> dict[int, int]:
         return load(url, lambda client: closed_loop(client, [long] * 16, in_flight=16)).statuses
 
-    # Again where a busy machine asks the last when the first is answered already.
+    # Repeated, because a busy machine may send the last request when the first is answered already.
     wait_for(lambda: sixteen_at_once() == {200: 8, 429: 8}, seconds=20)
 
     async def until_another_runs(client: Client) -> Load:
@@ -222,41 +222,43 @@ def test_another_replica_comes_under_load_and_its_places_are_given_away(url: str
         full.cancel()
         return answers
 
-    # Patient, as an answer may be here just before its place is given back.
-    answered = load(url, until_another_runs, patience_s=60)
-    assert answered.statuses.keys() == {200}
+    # With retries, because an answer may arrive just before its place is free.
+    result = load(url, until_another_runs, patience_s=60)
+    assert result.statuses.keys() == {200}
     assert len(engines()) == 2
     wait_for(lambda: sixteen_at_once() == {200: 16}, seconds=120)
 
 
-def wait_for(true: Callable[[], bool], *, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.2)
 
 
-def test_an_engine_that_cannot_start_is_the_users_mistake(url: str, config: ServeConfig, tmp_path: Path) -> None:
+def test_an_invalid_policy_raises_a_user_error(url: str, config: ServeConfig, tmp_path: Path) -> None:
     broken = config.model_dump() | {"policy": str(tmp_path)}
     with pytest.raises(UserError, match="model reference"):
         build(broken)
 
 
-def test_the_length_is_the_models_unless_the_recipe_asks_for_more(config: ServeConfig, tmp_path: Path) -> None:
+def test_max_length_is_the_models_and_a_larger_one_in_the_recipe_is_refused(
+    config: ServeConfig, tmp_path: Path
+) -> None:
     model = str(tmp_path)
     Qwen2Config(max_position_embeddings=300).save_pretrained(tmp_path)
     named = config.engine.model_dump(exclude_unset=True)
     del named["max_length"]
     unnamed = config.model_copy(update={"engine": ServingEngineSettings(**named)})
-    assert fitted(unnamed, model).engine.max_length == 300
+    assert with_model_limit(unnamed, model).engine.max_length == 300
     with pytest.raises(UserError, match=r"max_length=512: .* takes 300 tokens"):
-        fitted(config, model)
+        with_model_limit(config, model)
 
 
-def test_the_serve_config_that_is_shown_is_one_that_serve_takes(config: ServeConfig) -> None:
+def test_the_generated_serve_config_is_valid_for_serve(config: ServeConfig) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    shown: Any = job.serve_yaml(config)
-    application = ServeDeploySchema(**shown).applications[0]
+    raw: Any = job.serve_yaml(config)
+    application = ServeDeploySchema(**raw).applications[0]
     assert application.import_path == "pipelines.serve.deployments:build"
     assert build(application.args) is not None

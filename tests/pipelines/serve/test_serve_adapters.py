@@ -1,4 +1,4 @@
-"""Adapters by content: whoever asks, however it ends, an id means the same bytes, from a folder, S3 or MLflow."""
+"""Tests of adapters by content: an id always means the same bytes, from a folder, S3 or MLflow."""
 
 import hashlib
 import json
@@ -38,11 +38,11 @@ from pipelines.serve.policies.catalog import Catalog, TimedCache, UnknownModelEr
 from pipelines.tracking.mlflow_run import quiet_mlflow
 from tests.serving import serve_config, write_policy
 
-FORK = multiprocessing.get_context("fork")  # no child waits for torch to be imported once more
+FORK = multiprocessing.get_context("fork")  # so that children need not import torch again
 
 
 def write_files(folder: Path, content: str) -> LocatedAdapter:
-    """Two files that are copied as if they were an adapter."""
+    """Write two files that can be copied like an adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
         (folder / name).write_text(f"{name} {content}")
@@ -64,7 +64,7 @@ def sources(tmp_path: Path) -> list[LocatedAdapter]:
 
 @pytest.fixture(scope="module")
 def policies(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two policies with weights of their own."""
+    """Two policies with different weights."""
     root = tmp_path_factory.mktemp("policies")
     return [write_policy(root / f"{seed}", tiny_qwen2, seed=seed) for seed in (1, 2)]
 
@@ -76,7 +76,7 @@ def source_of(policy: Path) -> LocatedAdapter:
 # --- content
 
 
-def test_the_digits_are_those_of_both_files(tmp_path: Path) -> None:
+def test_the_digits_depend_on_both_files(tmp_path: Path) -> None:
     source = write_files(tmp_path / "a", "x")
     each = [hashlib.sha256((tmp_path / "a" / name).read_bytes()).digest() for name in ADAPTER_FILES]
     assert digits(source) == hashlib.sha256(b"".join(each)).hexdigest()[:12]
@@ -86,45 +86,47 @@ def test_the_digits_are_those_of_both_files(tmp_path: Path) -> None:
         assert content_of(tmp_path / "a").digits != before
 
 
-def test_a_copy_holds_the_files_and_keeps_its_id(sources: list[LocatedAdapter], tmp_path: Path) -> None:
+def test_a_copy_has_the_adapters_files_and_id(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     (Path(sources[0].place) / "README.md").write_text("not needed")
-    with AdapterCache(tmp_path / "cache", most=2).held(sources[0]) as found:
-        assert found.id == sources[0].id
-        assert {file.name for file in found.folder.iterdir()} == set(ADAPTER_FILES)
-        assert content_of(found.folder).digits == digits(sources[0])
+    with AdapterCache(tmp_path / "cache", max_copies=2).held(sources[0]) as adapter:
+        assert adapter.id == sources[0].id
+        assert {file.name for file in adapter.folder.iterdir()} == set(ADAPTER_FILES)
+        assert content_of(adapter.folder).digits == digits(sources[0])
 
 
-def test_what_replaced_an_adapter_is_never_given_under_its_id(sources: list[LocatedAdapter], tmp_path: Path) -> None:
-    cache = AdapterCache(tmp_path / "cache", most=2)
+def test_a_replacement_is_never_used_under_the_old_id(sources: list[LocatedAdapter], tmp_path: Path) -> None:
+    cache = AdapterCache(tmp_path / "cache", max_copies=2)
     with cache.held(sources[0]):
         pass
     cached, unseen = sources[:2]
     for source in (cached, unseen):
         write_files(Path(source.place), "another content")
-    with cache.held(cached) as found:
-        assert content_of(found.folder).digits == digits(cached)
-    with pytest.raises(OtherContentError, match=rf"{unseen.id}: its place holds the adapter @"), cache.held(unseen):
+    with cache.held(cached) as adapter:
+        assert content_of(adapter.folder).digits == digits(cached)
+    with pytest.raises(OtherContentError, match=rf"{unseen.id}: its place now holds the adapter @"), cache.held(unseen):
         pass
     assert copies(tmp_path / "cache") == {digits(cached)}
 
 
 @pytest.mark.parametrize("missing", ADAPTER_FILES)
-def test_a_missing_file_is_named_and_nothing_stays(sources: list[LocatedAdapter], tmp_path: Path, missing: str) -> None:
+def test_a_missing_file_is_named_and_leaves_nothing(
+    sources: list[LocatedAdapter], tmp_path: Path, missing: str
+) -> None:
     (Path(sources[0].place) / missing).unlink()
     with pytest.raises(MissingError, match=f"{missing}: no such file"):
-        AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
+        AdapterCache(tmp_path / "cache", max_copies=2).held(sources[0]).__enter__()
     assert copies(tmp_path / "cache") == set()
 
 
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(sources: list[LocatedAdapter], tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_file_does_not_block(sources: list[LocatedAdapter], tmp_path: Path) -> None:
     file = Path(sources[0].place) / ADAPTER_FILES[1]
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(UserError, match="no such file"):
-        AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
+        AdapterCache(tmp_path / "cache", max_copies=2).held(sources[0]).__enter__()
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     sources: list[LocatedAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -132,7 +134,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
     monkeypatch.setattr(adapters.shutil, "copyfileobj", full)
     with pytest.raises(UserError, match=r"cannot be copied to .*cache \(No space left on device\)"):
-        AdapterCache(tmp_path / "cache", most=2).held(sources[0]).__enter__()
+        AdapterCache(tmp_path / "cache", max_copies=2).held(sources[0]).__enter__()
     assert copies(tmp_path / "cache") == set()
 
 
@@ -145,8 +147,8 @@ def use(cache: AdapterCache, *wanted: Any) -> None:
             time.sleep(0.01)  # so that the next use has a later time
 
 
-def test_the_least_recently_used_copy_goes_first(sources: list[LocatedAdapter], tmp_path: Path) -> None:
-    cache = AdapterCache(tmp_path / "cache", most=2)
+def test_the_least_recently_used_copy_is_removed_first(sources: list[LocatedAdapter], tmp_path: Path) -> None:
+    cache = AdapterCache(tmp_path / "cache", max_copies=2)
     a, b, c, _ = sources
     use(cache, a, b, a, c)
     assert copies(tmp_path / "cache") == {digits(a), digits(c)}
@@ -154,8 +156,8 @@ def test_the_least_recently_used_copy_goes_first(sources: list[LocatedAdapter], 
     assert copies(tmp_path / "cache") == {digits(b), digits(c)}
 
 
-def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[LocatedAdapter], tmp_path: Path) -> None:
-    cache = AdapterCache(tmp_path / "cache", most=1)
+def test_a_copy_is_removed_only_after_its_use(sources: list[LocatedAdapter], tmp_path: Path) -> None:
+    cache = AdapterCache(tmp_path / "cache", max_copies=1)
     a, b, c, d = sources
     with cache.held(a) as first, cache.held(a), cache.held(b), cache.held(c):
         assert copies(tmp_path / "cache") == {digits(a), digits(b), digits(c)}  # more than one, as all are in use
@@ -164,16 +166,16 @@ def test_a_copy_in_use_stays_and_goes_when_it_is_not(sources: list[LocatedAdapte
     assert copies(tmp_path / "cache") == {digits(d)}
 
 
-def test_a_lower_limit_holds_from_the_start(sources: list[LocatedAdapter], tmp_path: Path) -> None:
-    use(AdapterCache(tmp_path / "cache", most=4), *sources)
-    AdapterCache(tmp_path / "cache", most=1)
+def test_a_lowered_limit_applies_from_the_start(sources: list[LocatedAdapter], tmp_path: Path) -> None:
+    use(AdapterCache(tmp_path / "cache", max_copies=4), *sources)
+    AdapterCache(tmp_path / "cache", max_copies=1)
     assert copies(tmp_path / "cache") == {digits(sources[3])}
 
 
-def test_of_many_who_ask_at_once_one_fetches(
+def test_of_concurrent_callers_only_one_fetches(
     sources: list[LocatedAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched, found = [], []
+    fetched, used = [], []
 
     def slow_fetch(place: str, folder: Path, **settings: Any) -> Path:
         fetched.append(place)
@@ -181,18 +183,18 @@ def test_of_many_who_ask_at_once_one_fetches(
         return fetch(place, folder, **settings)
 
     monkeypatch.setattr(adapters, "fetch", slow_fetch)
-    cache = AdapterCache(tmp_path / "cache", most=2)
+    cache = AdapterCache(tmp_path / "cache", max_copies=2)
 
     def ask() -> None:
         with cache.held(sources[0]) as adapter:
-            found.append(content_of(adapter.folder).digits)
+            used.append(content_of(adapter.folder).digits)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [digits(sources[0])] * 8
+    assert used == [digits(sources[0])] * 8
     assert fetched == [sources[0].place]
 
 
@@ -201,13 +203,13 @@ def _use_and_check(cache: Path, sources: list[LocatedAdapter], start: Any, fault
     for turn in range(40):
         source = sources[turn % len(sources)]
         try:
-            with AdapterCache(cache, most=1).held(source) as adapter:
+            with AdapterCache(cache, max_copies=1).held(source) as adapter:
                 assert content_of(adapter.folder).digits == digits(source)
         except BaseException as error:
             faults.put(f"{turn}: {error!r}")
 
 
-def test_processes_that_fetch_and_evict_at_once_all_get_whole_copies(
+def test_processes_that_fetch_and_evict_concurrently_get_complete_copies(
     sources: list[LocatedAdapter], tmp_path: Path
 ) -> None:
     start, faults = FORK.Barrier(3), FORK.SimpleQueue()
@@ -220,27 +222,27 @@ def test_processes_that_fetch_and_evict_at_once_all_get_whole_copies(
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert faults.empty(), faults.get()
-    use(AdapterCache(tmp_path / "cache", most=1), sources[2])
+    use(AdapterCache(tmp_path / "cache", max_copies=1), sources[2])
     assert copies(tmp_path / "cache") == {digits(sources[2])}
 
 
-def _fetch_and_hang(cache: Path, source: LocatedAdapter, begun: Any) -> None:
+def _fetch_and_hang(cache: Path, source: LocatedAdapter, has_begun: Any) -> None:
     def half(place: str, folder: Path, **_: Any) -> Path:
         (folder / ADAPTER_FILES[0]).write_text("half of a fi")
-        begun.set()
+        has_begun.set()
         time.sleep(60)
         return folder
 
     adapters.fetch = half  # type: ignore[assignment]
-    with AdapterCache(cache, most=2).held(source):
+    with AdapterCache(cache, max_copies=2).held(source):
         pass
 
 
 @pytest.fixture
-def killed(sources: list[LocatedAdapter], tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """Begin to fetch the first source in a process of its own; what is yielded kills that."""
-    begun = FORK.Event()
-    process = FORK.Process(target=_fetch_and_hang, args=(tmp_path / "cache", sources[0], begun))
+def kill_fetch(sources: list[LocatedAdapter], tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Start to fetch the first source in another process; the yielded function kills that process."""
+    has_begun = FORK.Event()
+    process = FORK.Process(target=_fetch_and_hang, args=(tmp_path / "cache", sources[0], has_begun))
     process.start()
 
     def kill() -> None:
@@ -248,17 +250,17 @@ def killed(sources: list[LocatedAdapter], tmp_path: Path) -> Iterator[Callable[[
         os.kill(process.pid, signal.SIGKILL)
         process.join()
 
-    assert begun.wait(30)
+    assert has_begun.wait(30)
     yield kill
     if process.is_alive():
         kill()
 
 
-def test_what_a_killed_process_fetched_is_never_given_away(
-    killed: Callable[[], None], sources: list[LocatedAdapter], tmp_path: Path
+def test_an_incomplete_copy_of_a_killed_process_is_never_used(
+    kill_fetch: Callable[[], None], sources: list[LocatedAdapter], tmp_path: Path
 ) -> None:
-    cache = AdapterCache(tmp_path / "cache", most=2)
-    killed()
+    cache = AdapterCache(tmp_path / "cache", max_copies=2)
+    kill_fetch()
     (unfinished,) = copies(tmp_path / "cache")
     assert unfinished.startswith(f".{digits(sources[0])}.")
     with cache.held(sources[0]) as adapter:
@@ -266,22 +268,22 @@ def test_what_a_killed_process_fetched_is_never_given_away(
     assert copies(tmp_path / "cache") == {digits(sources[0])}
 
 
-def test_what_a_killed_process_left_goes_and_what_is_being_made_stays(
-    killed: Callable[[], None], sources: list[LocatedAdapter], tmp_path: Path
+def test_leftovers_of_a_killed_process_are_removed_and_running_fetches_are_not(
+    kill_fetch: Callable[[], None], sources: list[LocatedAdapter], tmp_path: Path
 ) -> None:
     (unfinished,) = copies(tmp_path / "cache")
-    use(AdapterCache(tmp_path / "cache", most=2), sources[1])
+    use(AdapterCache(tmp_path / "cache", max_copies=2), sources[1])
     assert copies(tmp_path / "cache") == {unfinished, digits(sources[1])}
-    killed()
+    kill_fetch()
     (tmp_path / "cache" / ".snapshot").mkdir()  # not ours
-    AdapterCache(tmp_path / "cache", most=2)
+    AdapterCache(tmp_path / "cache", max_copies=2)
     assert copies(tmp_path / "cache") == {".snapshot", digits(sources[1])}
 
 
-def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(
+def test_an_interrupted_removal_leaves_nothing_that_looks_complete(
     sources: list[LocatedAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = AdapterCache(tmp_path / "cache", most=1)
+    cache = AdapterCache(tmp_path / "cache", max_copies=1)
     use(cache, sources[0])
     with monkeypatch.context() as patch:
         patch.setattr(adapters.shutil, "rmtree", lambda *_, **__: None)
@@ -295,7 +297,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(
 # --- blends
 
 
-def test_a_blend_has_the_id_of_its_recipe(policies: list[Path]) -> None:
+def test_the_id_of_a_blend_depends_on_its_parts_and_weight(policies: list[Path]) -> None:
     first, second = map(source_of, policies)
     assert blend(first, second, 0.25, name="slider").id == blend(first, second, 0.25, name="slider").id
     ids = {
@@ -313,48 +315,48 @@ def test_a_blend_at_an_end_is_that_end(policies: list[Path]) -> None:
     assert blend(first, second, 0.0, name="slider") is second
 
 
-def test_a_blend_is_made_once_and_is_the_interpolation(
+def test_a_blend_is_made_once_and_equals_the_interpolation(
     policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    folders = []
 
-    def counted(parts: Any, folder: Path) -> Path:
-        made.append(folder)
+    def interpolate(parts: Any, folder: Path) -> Path:
+        folders.append(folder)
         return interpolate_adapters(parts, folder)
 
-    monkeypatch.setattr(adapters, "interpolate_adapters", counted)
+    monkeypatch.setattr(adapters, "interpolate_adapters", interpolate)
     first, second = map(source_of, policies)
     between = blend(first, second, 0.25, name="slider")
-    cache = AdapterCache(tmp_path / "cache", most=3)
+    cache = AdapterCache(tmp_path / "cache", max_copies=3)
     by_hand = interpolate_adapters([(Path(first.place), 0.25), (Path(second.place), 0.75)], tmp_path / "by_hand")
     for _ in range(3):
         with cache.held(between) as adapter:
             assert content_of(adapter.folder).digits == content_of(by_hand).digits
-    assert len(made) == 1
+    assert len(folders) == 1
     assert copies(tmp_path / "cache") == {digits(source) for source in (first, second, between)}
 
 
-def test_a_blend_keeps_to_the_limit(policies: list[Path], tmp_path: Path) -> None:
+def test_blends_respect_the_limit(policies: list[Path], tmp_path: Path) -> None:
     first, second = map(source_of, policies)
-    cache = AdapterCache(tmp_path / "cache", most=1)
+    cache = AdapterCache(tmp_path / "cache", max_copies=1)
     use(cache, blend(first, second, 0.25, name="slider"), blend(first, second, 0.5, name="slider"))
     assert copies(tmp_path / "cache") == {digits(blend(first, second, 0.5, name="slider"))}
 
 
-def test_a_blend_of_what_was_replaced_is_refused(policies: list[Path], tmp_path: Path) -> None:
+def test_a_blend_of_a_replaced_adapter_is_refused(policies: list[Path], tmp_path: Path) -> None:
     moved = Path(shutil.copytree(policies[0], tmp_path / "moved"))
     parts = source_of(moved), source_of(policies[1])
     shutil.copy(policies[1] / "adapter" / ADAPTER_FILES[1], moved / "adapter" / ADAPTER_FILES[1])
     with pytest.raises(OtherContentError):
-        AdapterCache(tmp_path / "cache", most=2).held(blend(*parts, 0.5, name="slider")).__enter__()
+        AdapterCache(tmp_path / "cache", max_copies=2).held(blend(*parts, 0.5, name="slider")).__enter__()
 
 
-def test_parts_that_do_not_add_up_are_refused_and_leave_nothing(policies: list[Path], tmp_path: Path) -> None:
+def test_parts_that_cannot_be_blended_are_refused_and_leave_nothing(policies: list[Path], tmp_path: Path) -> None:
     odd = Path(shutil.copytree(policies[0], tmp_path / "odd"))
     config = odd / "adapter" / ADAPTER_FILES[0]
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     parts = source_of(odd), source_of(policies[1])
-    cache = AdapterCache(tmp_path / "cache", most=4)
+    cache = AdapterCache(tmp_path / "cache", max_copies=4)
     with pytest.raises(UserError, match="use_dora=True"):
         cache.held(blend(*parts, 0.5, name="slider")).__enter__()
     assert copies(tmp_path / "cache") == {digits(part) for part in parts}
@@ -363,10 +365,10 @@ def test_parts_that_do_not_add_up_are_refused_and_leave_nothing(policies: list[P
 def test_the_slider_makes_a_bounded_number_of_adapters(policies: list[Path], tmp_path: Path) -> None:
     ends = {"first": str(policies[0]), "second": str(policies[1]), "steps": 4}
     catalog = Catalog(serve_config(policies[0], tmp_path / "cache", ends=ends), load_tokenizer)
-    found = [catalog.between(i / 1000) for i in range(1001)]
-    assert len({policy.id for policy in found}) == 5  # 0, 1/4, 1/2, 3/4, 1
-    low, high = found[0], found[-1]
-    assert isinstance(found[500].source, AdapterBlend)
+    between = [catalog.between(i / 1000) for i in range(1001)]
+    assert len({policy.id for policy in between}) == 5  # 0, 1/4, 1/2, 3/4, 1
+    low, high = between[0], between[-1]
+    assert isinstance(between[500].source, AdapterBlend)
     assert [end.source.place for end in (high, low)] == [str(p / "adapter") for p in policies]  # type: ignore[union-attr]
     assert [end.ref.adapter_sha256 for end in (high, low)] == [
         json.loads((policy / MODEL_REF_NAME).read_text())["adapter_sha256"] for policy in policies
@@ -378,7 +380,7 @@ def test_the_slider_makes_a_bounded_number_of_adapters(policies: list[Path], tmp
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[S3FileSystem]:
-    """An S3 server of moto on a free port, named by AWS' variables, with the bucket `policies`."""
+    """The bucket `policies` on moto's S3 server on a free port, to which AWS's environment variables point."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -405,12 +407,12 @@ def upload(files: S3FileSystem, folder: Path, path: str) -> str:
     return f"s3://{path}"
 
 
-def test_an_adapter_comes_from_a_bucket(bucket: S3FileSystem, policies: list[Path], tmp_path: Path) -> None:
+def test_an_adapter_is_fetched_from_a_bucket(bucket: S3FileSystem, policies: list[Path], tmp_path: Path) -> None:
     place = upload(bucket, policies[0], "policies/one")
     catalog = Catalog(serve_config(place, tmp_path / "cache"), load_tokenizer)
     policy = catalog.resolve(None)
     assert policy.id == f"policy@{content_of(policies[0] / 'adapter').digits}"
-    with AdapterCache(tmp_path / "cache", most=2).held(policy.source) as adapter:  # type: ignore[arg-type]
+    with AdapterCache(tmp_path / "cache", max_copies=2).held(policy.source) as adapter:  # type: ignore[arg-type]
         assert content_of(adapter.folder).digits == digits(policy)
 
 
@@ -425,7 +427,7 @@ def test_an_adapter_replaced_in_a_bucket_gets_another_id_even_within_a_second(
     time.sleep(0.01)
     after = catalog.resolve(None)
     assert after.id == f"policy@{content_of(policies[1] / 'adapter').digits}" != before.id
-    cache = AdapterCache(tmp_path / "cache", most=2)
+    cache = AdapterCache(tmp_path / "cache", max_copies=2)
     with pytest.raises(OtherContentError):
         cache.held(before.source).__enter__()  # type: ignore[arg-type]
     use(cache, after.source)
@@ -453,18 +455,18 @@ def test_the_folders_of_a_bucket_are_served_on_demand(
 
 
 @pytest.mark.parametrize("adapter", ["../one/adapter", "/etc", None])
-def test_a_reference_in_a_bucket_names_an_adapter_below_it(
+def test_a_reference_in_a_bucket_cannot_name_an_adapter_outside_its_folder(
     bucket: S3FileSystem, policies: list[Path], tmp_path: Path, adapter: str | None
 ) -> None:
     odd = Path(shutil.copytree(policies[0], tmp_path / "odd"))
     raw = json.loads((odd / MODEL_REF_NAME).read_text())
     (odd / MODEL_REF_NAME).write_text(json.dumps(raw | {"adapter": adapter, "weights": None if adapter else "w"}))
     place = upload(bucket, odd, "policies/odd")
-    with pytest.raises(UserError, match=r"policies/odd: (adapter=.* is not below it|has no LoRA adapter)"):
+    with pytest.raises(UserError, match=r"policies/odd(: adapter=.* is outside of it| has no LoRA adapter)"):
         Catalog(serve_config(place, tmp_path / "cache"), load_tokenizer)
 
 
-def test_what_is_not_in_a_bucket_is_missing_and_a_bucket_that_is_away_is_not(
+def test_an_absent_file_is_missing_and_a_bucket_that_does_not_answer_is_unreachable(
     bucket: S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MissingError, match=r"s3://policies/nowhere/adapter_config\.json: no such file"):
@@ -480,7 +482,7 @@ def test_what_is_not_in_a_bucket_is_missing_and_a_bucket_that_is_away_is_not(
 
 @pytest.fixture(scope="module")
 def registry(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
-    """A registry on SQLite where `policy` has two versions: @first is the first, @champion moves."""
+    """A registry on SQLite in which `policy` has two versions: @first is the first, and @champion moves."""
     quiet_mlflow()
     from mlflow import MlflowClient
 
@@ -499,34 +501,34 @@ def registry(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return client, uri
 
 
-def registered(registry: tuple[Any, str], tmp_path: Path, place: str = "models:/policy@champion", **store: Any) -> Any:
+def catalog_on(registry: tuple[Any, str], tmp_path: Path, place: str = "models:/policy@champion", **store: Any) -> Any:
     settings = {"registry": registry[1], **store}
     return Catalog(serve_config(place, tmp_path / "cache", store=settings), load_tokenizer)
 
 
-def test_a_policy_is_named_by_its_alias(
+def test_an_alias_names_a_policy(
     registry: tuple[Any, str], policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    catalog = registered(registry, tmp_path)
+    catalog = catalog_on(registry, tmp_path)
     first, second = (f"policy@{content_of(policy / 'adapter').digits}" for policy in policies)
     assert [catalog.resolve(name).id for name in ("policy", "policy@champion", "policy@first")] == [first] * 3
     assert catalog.resolve("policy@second").id == second
-    cache = AdapterCache(tmp_path / "cache", most=2, registry=registry[1])
+    cache = AdapterCache(tmp_path / "cache", max_copies=2, registry=registry[1])
     for name, policy in zip(("policy@first", "policy@second"), policies, strict=True):
         with cache.held(catalog.resolve(name).source) as adapter:
             assert content_of(adapter.folder).digits == content_of(policy / "adapter").digits
             assert {file.name for file in adapter.folder.iterdir()} == set(ADAPTER_FILES)
-    assert not (tmp_path / "mlflow.db").exists()  # MLflow's default store, where it is not told another
+    assert not (tmp_path / "mlflow.db").exists()  # MLflow's default store if no other is set
 
 
-def test_a_moved_alias_is_followed_after_its_time(
+def test_a_moved_alias_is_followed_after_alias_ttl_s(
     registry: tuple[Any, str], policies: list[Path], tmp_path: Path
 ) -> None:
     client, _ = registry
     first, second = (f"policy@{content_of(policy / 'adapter').digits}" for policy in policies)
-    catalog = registered(registry, tmp_path, alias_ttl_s=0.5)
+    catalog = catalog_on(registry, tmp_path, alias_ttl_s=0.5)
     assert catalog.resolve(None).id == first
     client.set_registered_model_alias("policy", "champion", "2")
     try:
@@ -535,106 +537,104 @@ def test_a_moved_alias_is_followed_after_its_time(
             assert time.monotonic() < end
             time.sleep(0.02)
         assert catalog.resolve(None).id == second
-        assert catalog.resolve(first).id == first  # a version stays what it was
+        assert catalog.resolve(first).id == first  # a version does not change
     finally:
         client.set_registered_model_alias("policy", "champion", "1")
 
 
 @pytest.mark.parametrize("name", ["policy@nobody", "policy@7", "other@first", "policy@0123456789ab"])
-def test_an_alias_or_a_name_that_is_not_registered_is_unknown(
-    registry: tuple[Any, str], tmp_path: Path, name: str
-) -> None:
+def test_an_unregistered_alias_or_name_is_unknown(registry: tuple[Any, str], tmp_path: Path, name: str) -> None:
     with pytest.raises(UnknownModelError):
-        registered(registry, tmp_path).resolve(name)
+        catalog_on(registry, tmp_path).resolve(name)
 
 
-def test_a_pinned_version_is_not_left_by_an_alias(
+def test_a_pinned_version_has_no_aliases(
     registry: tuple[Any, str], policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    catalog = registered(registry, tmp_path, "models:/policy/2")
+    catalog = catalog_on(registry, tmp_path, "models:/policy/2")
     assert catalog.resolve(None).id == f"policy@{content_of(policies[1] / 'adapter').digits}"
-    monkeypatch.setattr(catalog_module, "version_of", lambda *_, **__: pytest.fail("asked the registry"))
+    monkeypatch.setattr(catalog_module, "version_of", lambda *_, **__: pytest.fail("the registry was queried"))
     with pytest.raises(UnknownModelError):
         catalog.resolve("policy@first")
 
 
 @pytest.mark.parametrize("place", ["models:/policy@nobody", "models:/nobody@first", "models:/policy/7"])
-def test_a_registry_without_the_policy_is_said_at_the_start(
+def test_a_policy_that_is_not_in_the_registry_is_refused_at_the_start(
     registry: tuple[Any, str], tmp_path: Path, place: str
 ) -> None:
     with pytest.raises(UserError, match="not in the registry sqlite"):
-        registered(registry, tmp_path, place)
+        catalog_on(registry, tmp_path, place)
 
 
-def test_a_registry_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_registry_is_refused_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"store\.registry=.*nowhere\.db: no such file"):
-        registered((None, f"sqlite:///{tmp_path}/nowhere.db"), tmp_path)
+        catalog_on((None, f"sqlite:///{tmp_path}/nowhere.db"), tmp_path)
     with pytest.raises(UserError, match=r"not in the registry http://\*\*\*@127\.0\.0\.1:9") as caught:
-        registered((None, "http://me:hunter2@127.0.0.1:9"), tmp_path)
+        catalog_on((None, "http://me:hunter2@127.0.0.1:9"), tmp_path)
     assert "hunter2" not in str(caught.value)
     assert not list(tmp_path.glob("*.db"))
 
 
-class Elsewhere:
-    """Something that answers, is away, or says that there is nothing."""
+class RemoteService:
+    """A service that returns a value, or raises that it is unreachable or that the value does not exist."""
 
     def __init__(self) -> None:
         self.answer: Any = 1
-        self.asked = 0
+        self.num_calls = 0
 
     def __call__(self) -> Any:
-        self.asked += 1
+        self.num_calls += 1
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def test_an_answer_is_asked_for_again_after_its_time() -> None:
-    now, elsewhere = [0.0], Elsewhere()
-    remembered = TimedCache(5, clock=lambda: now[0])
-    assert [remembered.get("k", elsewhere) for _ in range(3)] == [1, 1, 1]
-    elsewhere.answer, now[0] = 2, 4.9
-    assert remembered.get("k", elsewhere) == 1
+def test_a_value_is_fetched_again_after_its_ttl() -> None:
+    now, service = [0.0], RemoteService()
+    cache = TimedCache(5, clock=lambda: now[0])
+    assert [cache.get("k", service) for _ in range(3)] == [1, 1, 1]
+    service.answer, now[0] = 2, 4.9
+    assert cache.get("k", service) == 1
     now[0] = 5.1
-    assert remembered.get("k", elsewhere) == 2
-    assert elsewhere.asked == 2
+    assert cache.get("k", service) == 2
+    assert service.num_calls == 2
 
 
-def test_an_outage_leaves_what_was_known_and_an_absence_does_not() -> None:
-    now, elsewhere = [0.0], Elsewhere()
-    remembered = TimedCache(5, clock=lambda: now[0])
-    remembered.get("k", elsewhere)
-    elsewhere.answer, now[0] = UnreachableError("away"), 6.0
-    assert remembered.get("k", elsewhere) == 1
-    assert remembered.get("k", elsewhere) == 1
-    assert elsewhere.asked == 2  # not by each request, as each would wait for an answer that does not come
+def test_an_outage_keeps_the_old_value_and_an_absence_does_not() -> None:
+    now, service = [0.0], RemoteService()
+    cache = TimedCache(5, clock=lambda: now[0])
+    cache.get("k", service)
+    service.answer, now[0] = UnreachableError("away"), 6.0
+    assert cache.get("k", service) == 1
+    assert cache.get("k", service) == 1
+    assert service.num_calls == 2  # not once per request, as each call would wait for a time-out
     with pytest.raises(UnreachableError):
-        remembered.get("never known", elsewhere)
-    elsewhere.answer, now[0] = UnknownModelError("gone"), 12.0
+        cache.get("never fetched", service)
+    service.answer, now[0] = UnknownModelError("gone"), 12.0
     for _ in range(2):
         with pytest.raises(UnknownModelError):
-            remembered.get("k", elsewhere)
-    elsewhere.answer = UnreachableError("away")  # what is gone does not come back by it
+            cache.get("k", service)
+    service.answer = UnreachableError("away")  # an outage does not bring the removed value back
     with pytest.raises(UnreachableError):
-        remembered.get("k", elsewhere)
+        cache.get("k", service)
 
 
-def test_while_one_asks_the_others_take_what_was_known() -> None:
+def test_while_one_thread_fetches_the_others_get_the_old_value() -> None:
     now = [0.0]
-    remembered = TimedCache(5, clock=lambda: now[0])
-    remembered.get("k", lambda: "old")
+    cache = TimedCache(5, clock=lambda: now[0])
+    cache.get("k", lambda: "old")
     now[0] = 6.0
-    settings, go = threading.Event(), threading.Event()
+    has_begun, go = threading.Event(), threading.Event()
 
     def slow() -> str:
-        settings.set()
+        has_begun.set()
         go.wait(10)
         return "new"
 
-    thread = threading.Thread(target=remembered.get, args=("k", slow))
+    thread = threading.Thread(target=cache.get, args=("k", slow))
     thread.start()
-    assert settings.wait(10)
-    assert remembered.get("k", slow) == "old"
+    assert has_begun.wait(10)
+    assert cache.get("k", slow) == "old"
     go.set()
     thread.join()
-    assert remembered.get("k", slow) == "new"
+    assert cache.get("k", slow) == "new"

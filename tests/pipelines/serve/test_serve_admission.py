@@ -1,4 +1,4 @@
-"""Places: one for each request, given away exactly as often as there are, and to nobody once the server stops."""
+"""Tests of admission: each request holds one place, no more are given than exist, and none once the server stops."""
 
 import asyncio
 from typing import Any
@@ -10,15 +10,15 @@ from pipelines.serve.http.admission import FULL, STOPPING, Admission
 from pipelines.serve.http.guard import Guard
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.serve_config import LimitsSettings, ReplicaSettings
-from pipelines.serve.task_groups import together
+from pipelines.serve.task_groups import gather_or_cancel
 
 
 def small(**settings: Any) -> ReplicaSettings:
     return ReplicaSettings(max_ongoing_requests=2, max_queued_requests=1, **settings)
 
 
-def test_there_are_as_many_places_as_replicas_take_on_and_may_wait() -> None:
-    admission = Admission(small(min_replicas=2, max_replicas=2))  # 2 x 2 and 1
+def test_places_are_those_of_the_replicas_and_of_the_queue() -> None:
+    admission = Admission(small(min_replicas=2, max_replicas=2))  # 2 x 2 + 1 = 5
     places = [admission.place() for _ in range(5)]
     for place in places:
         assert admission.refusal() is None
@@ -28,29 +28,29 @@ def test_there_are_as_many_places_as_replicas_take_on_and_may_wait() -> None:
     assert admission.refusal() is None
 
 
-def test_a_place_is_free_again_after_a_fault() -> None:
+def test_a_place_is_free_again_after_an_exception() -> None:
     admission = Admission(ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
 
     def fail() -> None:
         with admission.place():
             assert admission.refusal() is FULL
-            raise ValueError("a fault")
+            raise ValueError("an error")
 
-    with pytest.raises(ValueError, match="a fault"):
+    with pytest.raises(ValueError, match="an error"):
         fail()
     assert admission.refusal() is None
 
 
 def test_replicas_are_counted_again_and_none_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server whose replicas were all lost for a moment must ask again, or it would be full for ever."""
+    """A server that lost all replicas for a moment must count again, or it would stay full forever."""
     monkeypatch.setattr(admission_module, "RECOUNT_S", 0.0)
-    found = [3, 0, 1]
+    running = [3]
 
     async def count() -> int:
-        return found[0]
+        return running[0]
 
     async def places_with(replicas: int) -> int:
-        found[0] = replicas
+        running[0] = replicas
         admission.refusal()
         await asyncio.sleep(0.01)
         held, number = [], 0
@@ -69,7 +69,7 @@ def test_replicas_are_counted_again_and_none_counts_as_one(monkeypatch: pytest.M
     assert asyncio.run(run()) == [7, 3, 3]
 
 
-def test_one_that_stops_takes_nobody_and_waits_for_those_who_are_in() -> None:
+def test_a_stopping_server_admits_no_requests_and_waits_for_admitted_ones() -> None:
     async def run() -> float:
         admission = Admission(small())
         loop = asyncio.get_running_loop()
@@ -78,15 +78,15 @@ def test_one_that_stops_takes_nobody_and_waits_for_those_who_are_in() -> None:
             await asyncio.sleep(0.2)
             assert not stopping.done()
             assert admission.refusal() is STOPPING
-        begun = loop.time()
+        started = loop.time()
         await stopping
         assert admission.refusal() is STOPPING
-        return loop.time() - begun
+        return loop.time() - started
 
     assert asyncio.run(run()) < 1
 
 
-def test_one_that_stops_does_not_wait_longer_than_it_is_told() -> None:
+def test_a_stopping_server_waits_at_most_drain_s() -> None:
     async def run() -> None:
         admission = Admission(small(drain_s=0.1))
         with admission.place():
@@ -96,7 +96,7 @@ def test_one_that_stops_does_not_wait_longer_than_it_is_told() -> None:
 
 
 def test_a_request_holds_a_place_from_the_end_of_its_body_to_the_end_of_its_answer() -> None:
-    """Who sends a body slowly keeps nobody out."""
+    """A slowly sent body keeps no other request out."""
 
     async def run() -> tuple[list[int], list[Any]]:
         admission = Admission(ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
@@ -112,10 +112,10 @@ def test_a_request_holds_a_place_from_the_end_of_its_body_to_the_end_of_its_answ
         statuses: list[int] = []
         headers: list[Any] = []
 
-        async def request(body_is_here: asyncio.Event | None = None) -> None:
+        async def request(body_arrives: asyncio.Event | None = None) -> None:
             async def receive() -> Any:
-                if body_is_here is not None:
-                    await body_is_here.wait()
+                if body_arrives is not None:
+                    await body_arrives.wait()
                 return {"type": "http.request", "body": b"{}", "more_body": False}
 
             async def send(message: Any) -> None:
@@ -131,9 +131,9 @@ def test_a_request_holds_a_place_from_the_end_of_its_body_to_the_end_of_its_answ
         await asyncio.sleep(0.01)
         first = asyncio.create_task(request())
         await asyncio.sleep(0.01)
-        await request()  # no place is left
+        await request()  # rejected, as no place is free
         slow_body.set()
-        await slow  # nor for the one whose body came late
+        await slow  # rejected too, after its late body
         finish.set()
         await first
         await request()
@@ -144,7 +144,7 @@ def test_a_request_holds_a_place_from_the_end_of_its_body_to_the_end_of_its_answ
     assert (b"retry-after", b"1") in headers
 
 
-def test_work_at_once_ends_at_once() -> None:
+def test_if_one_concurrent_task_fails_the_others_are_canceled() -> None:
     ended: list[str] = []
 
     async def long() -> None:
@@ -160,8 +160,8 @@ def test_work_at_once_ends_at_once() -> None:
 
     async def run() -> None:
         with pytest.raises(ValueError, match="one of them"):
-            await together(long(), faulty())
+            await gather_or_cancel(long(), faulty())
         await asyncio.sleep(0.01)
-        assert ended == ["long"], "before the loop ends, which would end all"
+        assert ended == ["long"], "canceled before the loop ends, which would cancel all tasks"
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""The API over a tiny model in this process: what is answered is what evaluation would measure."""
+"""Tests of the API with a tiny model in this process: its answers equal what evaluation measures."""
 
 import json
 import shutil
@@ -60,8 +60,8 @@ def server(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def client(server: LocalServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as made:
-        yield made
+    with httpx.Client(base_url=server.url, timeout=60) as session:
+        yield session
 
 
 def post(client: httpx.Client, path: str, **body: Any) -> Any:
@@ -76,12 +76,12 @@ def refusal(client: httpx.Client, path: str, status: int, **body: Any) -> str:
     return str(answer.json()["error"]["message"])
 
 
-def choose(client: httpx.Client, asked: PairedExample, **body: Any) -> Any:
-    return post(client, "/v1/choose", scenario=asked.scenario, options=[o.text for o in asked.options], **body)
+def choose(client: httpx.Client, example: PairedExample, **body: Any) -> Any:
+    return post(client, "/v1/choose", scenario=example.scenario, options=[o.text for o in example.options], **body)
 
 
 class Offline:
-    """A policy as `pft evaluate` asks it."""
+    """A policy scored in the same way as in `pft evaluate`."""
 
     def __init__(self, place: Path, *, adapter: Path | None = None):
         self.ref = ModelRef.load(place)
@@ -106,15 +106,15 @@ def probabilities(answer: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("place", ["policy", "options"])
-def test_choices_and_log_probabilities_are_those_of_the_evaluation(
+def test_choices_and_log_probabilities_equal_those_of_the_evaluation(
     client: httpx.Client, places: dict[str, Path], place: str
 ) -> None:
     offline = Offline(places[place])
-    for asked in RECORDS:
-        for side, preference in ((0, SPACE.axis(asked.axis).first.name), (1, SPACE.axis(asked.axis).second.name),
+    for example in RECORDS:
+        for side, preference in ((0, SPACE.axis(example.axis).first.name), (1, SPACE.axis(example.axis).second.name),
                                  (None, None)):  # fmt: skip
-            answer = choose(client, asked, model=place, preference=preference)
-            one, every = Question(asked, "one", side), Question(asked, "all", side)
+            answer = choose(client, example, model=place, preference=preference)
+            one, every = Question(example, "one", side), Question(example, "all", side)
             logps = [option["logprob"] for option in answer["options"]]
             np.testing.assert_allclose(logps, offline.logps(one), atol=1e-3)
             expected = by_likelihood([one, every], scorer=offline.scorer, **offline.how)
@@ -122,21 +122,23 @@ def test_choices_and_log_probabilities_are_those_of_the_evaluation(
             assert sum(probabilities(answer)) == pytest.approx(1)
 
 
-def test_the_probability_of_the_set_is_its_share_of_all_sets(client: httpx.Client, places: dict[str, Path]) -> None:
+def test_the_probability_of_the_set_is_its_probability_among_all_sets(
+    client: httpx.Client, places: dict[str, Path]
+) -> None:
     answer = choose(client, RECORDS[0], preference="Bold")
     every = Question(RECORDS[0], "all", 0)
     place = candidates(every).index(tuple(answer["all"]))
     assert answer["all_probability"] == pytest.approx(Offline(places["policy"]).probabilities(every)[place], abs=1e-3)
 
 
-def test_more_than_five_options_have_no_set_and_the_answer_says_why(client: httpx.Client) -> None:
+def test_with_more_than_five_options_the_answer_says_why_it_has_no_set(client: httpx.Client) -> None:
     answer = post(client, "/v1/choose", scenario="The plan", options=list("abcdef"))
     assert answer["all"] is None
     assert "6 options" in answer["all_reason"]
     assert len(answer["options"]) == 6
 
 
-def test_a_weight_between_two_ends_is_met_by_their_interpolation(
+def test_a_weight_between_two_ends_uses_their_interpolation(
     client: httpx.Client, places: dict[str, Path], tmp_path: Path
 ) -> None:
     parts = [(places["first"] / "adapter", 0.3), (places["second"] / "adapter", 0.7)]
@@ -144,46 +146,48 @@ def test_a_weight_between_two_ends_is_met_by_their_interpolation(
     answer = choose(client, RECORDS[0], preference={"Bold": 3, "Careful": 7})
     assert answer["mixing"] == "adapter"
     assert answer["adapter"].startswith("slider-0.30@")
-    # The adapter holds the preference: no pole is stated.
+    # The adapter holds the preference, so the prompt states no pole.
     expected = offline.probabilities(Question(RECORDS[0], "one", None))
     np.testing.assert_allclose(probabilities(answer), expected, atol=1e-3)
 
 
-def test_one_weight_has_one_answer_however_it_is_spelled_and_tells_what_was_asked(client: httpx.Client) -> None:
-    for spelled, told in (
+def test_all_forms_of_one_weight_get_the_same_answer_which_states_the_weight(client: httpx.Client) -> None:
+    for forms, weight in (
         ([{"Bold": 0.025}, {"Careful": 0.975}, [0.025, 0.5], "Careful"], 0.0),  # the nearest of twenty steps is a pole
         ([{"Careful": 0.01}, [0.99999, 0.5], "Bold"], 1.0),
         ([{"Bold": 0.425}, {"Careful": 0.575}, [0.425, 0.5], {"Bold": 17, "Careful": 23}, {"Bold": 0.4}], 0.4),
     ):
-        first, *others = [choose(client, RECORDS[0], preference=each) for each in spelled]
-        assert first["preference"] == {"Risk": told}
+        first, *others = [choose(client, RECORDS[0], preference=each) for each in forms]
+        assert first["preference"] == {"Risk": weight}
         assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("model", [None, "one-sided"])
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_weight_of_0_or_1_answers_as_naming_the_pole_does(client: httpx.Client, model: str | None, side: int) -> None:
+def test_a_weight_of_0_or_1_gives_the_same_answer_as_the_poles_name(
+    client: httpx.Client, model: str | None, side: int
+) -> None:
     pole, other = ("Bold", "Careful")[side], ("Careful", "Bold")[side]
     named = choose(client, RECORDS[0], model=model, preference=pole)
-    spelled: list[Any] = [
+    forms: list[Any] = [
         {pole: 1, other: 0},
         {pole: 1},
         {other: 1e-17},
         [1 - side, 0.5],
         {"axis": "Risk", "pole": pole},
     ]
-    assert all(choose(client, RECORDS[0], model=model, preference=each) == named for each in spelled)
-    asked: dict[str, Any] = {"scenario": RECORDS[0].scenario, "answers": OPTIONS, "model": model}
-    scores = [post(client, "/v1/score", **asked, preferences=[each])["results"] for each in (pole, *spelled)]
+    assert all(choose(client, RECORDS[0], model=model, preference=each) == named for each in forms)
+    body: dict[str, Any] = {"scenario": RECORDS[0].scenario, "answers": OPTIONS, "model": model}
+    scores = [post(client, "/v1/score", **body, preferences=[each])["results"] for each in (pole, *forms)]
     assert all(each == scores[0] for each in scores)
-    compared = post(client, "/v1/compare", scenario="The plan", options=OPTIONS, weight=1.0 - side, model=model)
-    end = compared["second" if side else "first"]
-    assert {**compared["between"], "pole": pole, "chosen": end["chosen"]} == end
-    np.testing.assert_allclose(probabilities(compared["between"]["chosen"]), probabilities(end["chosen"]), atol=1e-5)
+    comparison = post(client, "/v1/compare", scenario="The plan", options=OPTIONS, weight=1.0 - side, model=model)
+    end = comparison["second" if side else "first"]
+    assert {**comparison["between"], "pole": pole, "chosen": end["chosen"]} == end
+    np.testing.assert_allclose(probabilities(comparison["between"]["chosen"]), probabilities(end["chosen"]), atol=1e-5)
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "The plan"}], "max_tokens": 4, "temperature": 0}
     texts = [
         post(client, "/v1/chat/completions", **chat, model=model, preference=each)["choices"][0]["message"]["content"]
-        for each in (pole, *spelled)
+        for each in (pole, *forms)
     ]
     assert len(set(texts)) == 1
 
@@ -200,9 +204,7 @@ def test_without_ends_the_options_probabilities_are_mixed(client: httpx.Client, 
     assert "ends" in message
 
 
-def test_a_vector_states_every_axis_that_it_does_not_leave_neutral(
-    client: httpx.Client, places: dict[str, Path]
-) -> None:
+def test_a_list_preference_states_every_axis_that_is_not_neutral(client: httpx.Client, places: dict[str, Path]) -> None:
     answer = choose(client, RECORDS[0], preference=[1, 0])
     assert answer["preference"] == {"Risk": 1.0, "Pace": 0.0}
     expected = Offline(places["policy"]).probabilities(Question(RECORDS[0], "one", 0, others=(("Pace", 1),)))
@@ -223,14 +225,14 @@ def test_scores_are_log_probabilities_of_answers_under_each_preference(
         np.testing.assert_allclose([cell["logprob"] for cell in row["answers"]], expected, atol=1e-3)
 
 
-def test_a_comparison_is_what_both_poles_choose(client: httpx.Client) -> None:
-    asked = RECORDS[1]
-    options = [option.text for option in asked.options]
-    both = post(client, "/v1/compare", scenario=asked.scenario, options=options, axis="Pace", weight=0.5)
+def test_a_comparison_equals_the_choices_under_both_poles(client: httpx.Client) -> None:
+    example = RECORDS[1]
+    options = [option.text for option in example.options]
+    both = post(client, "/v1/compare", scenario=example.scenario, options=options, axis="Pace", weight=0.5)
     for side, pole in (("first", "Fast"), ("second", "Slow")):
         assert both[side]["pole"] == pole
         np.testing.assert_allclose(
-            probabilities(both[side]["chosen"]), probabilities(choose(client, asked, preference=pole)), atol=1e-5
+            probabilities(both[side]["chosen"]), probabilities(choose(client, example, preference=pole)), atol=1e-5
         )
     assert both["between"]["mixing"] == "adapter"
     free = post(client, "/v1/compare", scenario="The plan", max_tokens=4)
@@ -238,7 +240,7 @@ def test_a_comparison_is_what_both_poles_choose(client: httpx.Client) -> None:
     assert free["first"]["chosen"] is None
 
 
-def test_a_chat_is_asked_in_the_words_of_training(client: httpx.Client) -> None:
+def test_a_chat_has_the_prompt_of_training(client: httpx.Client) -> None:
     style = PromptStyle()
     message = PairedExample("r", "Risk", "Which plan ?", (), "response")
     prompt = render_prompt(message, side=0, form="one", style=style, space=SPACE).text
@@ -247,7 +249,7 @@ def test_a_chat_is_asked_in_the_words_of_training(client: httpx.Client) -> None:
     chat = post(client, "/v1/chat/completions", messages=[{"role": "user", "content": "Which plan ?"}],
                 preference="Bold", **how)  # fmt: skip
     assert chat["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
-    # A plain frame's answers begin with a space, which belongs to the frame.
+    # In a plain frame, answers begin with a space that belongs to the frame.
     assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"].removeprefix(" ")
 
 
@@ -258,7 +260,7 @@ def test_a_completion_states_a_preference_before_its_prompt(client: httpx.Client
     assert by_preference["choices"] == post(client, "/v1/completions", prompt=stated, **how)["choices"]
 
 
-def test_a_stream_says_what_the_whole_answer_says(client: httpx.Client) -> None:
+def test_a_stream_adds_up_to_the_whole_answer(client: httpx.Client) -> None:
     body = {"model": "policy", "prompt": "Which plan ?", "max_tokens": 12, "seed": 3, "n": 2, "logprobs": 1}
     whole = post(client, "/v1/completions", **body)
     texts, tokens, reasons = ["", ""], [0, 0], [None, None]
@@ -281,7 +283,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: httpx.Client) -> None:
 def test_a_stop_string_ends_the_answer_and_is_not_shown(client: httpx.Client) -> None:
     body = {"model": "base", "prompt": "The town", "max_tokens": 24, "temperature": 0}
     text = post(client, "/v1/completions", **body)["choices"][0]["text"]
-    stop = text[5:8]  # it may lie across tokens
+    stop = text[5:8]  # it may span several tokens
     assert len(stop) == 3
     for stream in (False, True):
         answer = client.post("/v1/completions", json={**body, "stop": [stop], "stream": stream})
@@ -298,11 +300,11 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(client: httpx.Client) ->
 def test_a_structured_choice_is_one_of_the_choices(client: httpx.Client) -> None:
     choices = ["go now", "stay", "go"]
     body = {"messages": [{"role": "user", "content": "Which ?"}], "structured_outputs": {"choice": choices}}
-    said = {
+    answers = {
         post(client, "/v1/chat/completions", temperature=2, seed=seed, **body)["choices"][0]["message"]["content"]
         for seed in range(12)
     }
-    assert said <= set(choices)
+    assert answers <= set(choices)
 
 
 def test_an_openai_client_works_unchanged(server: LocalServer) -> None:
@@ -343,10 +345,10 @@ def test_an_openai_client_works_unchanged(server: LocalServer) -> None:
         ("/v1/choose", {"preference": [1]}, "has 2 axes"),
         ("/v1/choose", {"options": ["a"]}, "options"),
         ("/v1/choose", {"temperature": 1}, "temperature"),
-        ("/v1/choose", {"scenario": "plan " * 600}, "max_length is 512"),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 4000}, "takes 512"),
-        ("/v1/completions", {"prompt": "x", "n": 9}, "writes 8"),
-        ("/v1/completions", {"prompt": [70000]}, "no token id"),
+        ("/v1/choose", {"scenario": "plan " * 600}, "takes at most 512"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 4000}, "takes at most 512"),
+        ("/v1/completions", {"prompt": "x", "n": 9}, "at most 8 texts"),
+        ("/v1/completions", {"prompt": [70000]}, "70000 is not a token id"),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, "user"),
         (
             "/v1/chat/completions",
@@ -356,12 +358,14 @@ def test_an_openai_client_works_unchanged(server: LocalServer) -> None:
         ("/v1/compare", {"axis": "Speed"}, "no axis 'Speed'"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(client: httpx.Client, path: str, body: dict[str, Any], message: str) -> None:
-    ours = {"scenario": "The plan", "options": OPTIONS} if path in ("/v1/choose", "/v1/compare") else {}
-    assert message in refusal(client, path, 400, **(ours | body))
+def test_an_invalid_request_gets_a_message_with_the_place(
+    client: httpx.Client, path: str, body: dict[str, Any], message: str
+) -> None:
+    required = {"scenario": "The plan", "options": OPTIONS} if path in ("/v1/choose", "/v1/compare") else {}
+    assert message in refusal(client, path, 400, **(required | body))
 
 
-def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client) -> None:
+def test_neutral_fields_are_accepted_and_change_nothing(client: httpx.Client) -> None:
     chat = {"messages": [{"role": "user", "content": "Which plan ?"}], "max_tokens": 3, "temperature": 0}
     neutral = {"response_format": {"type": "text"}, "tools": [], "tool_choice": "auto", "frequency_penalty": 0}
     answers = [post(client, "/v1/chat/completions", **chat, **more)["choices"] for more in ({}, neutral)]
@@ -369,7 +373,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client) -> None:
     assert "response_format" in refusal(client, "/v1/chat/completions", 400, **chat, response_format={"type": "json"})
 
 
-def test_each_prompt_of_a_list_is_continued_as_it_is_alone(client: httpx.Client) -> None:
+def test_each_prompt_of_a_list_is_continued_like_a_single_prompt(client: httpx.Client) -> None:
     body = {"model": "policy", "max_tokens": 6, "temperature": 0, "preference": "Bold"}
     prompts = ["Which plan ?", "The town"]
     alone = [post(client, "/v1/completions", prompt=prompt, **body) for prompt in prompts]
@@ -378,23 +382,23 @@ def test_each_prompt_of_a_list_is_continued_as_it_is_alone(client: httpx.Client)
     assert [choice["text"] for choice in both["choices"]] == [texts[0], texts[0], texts[1], texts[1]]
     assert [choice["index"] for choice in both["choices"]] == [0, 1, 2, 3]
     assert both["usage"]["prompt_tokens"] == sum(answer["usage"]["prompt_tokens"] for answer in alone)
-    assert "3 of 3 prompts" in refusal(client, "/v1/completions", 400, prompt=["a", "b", "c"], n=3)
+    assert "n=3 with 3 prompts" in refusal(client, "/v1/completions", 400, prompt=["a", "b", "c"], n=3)
 
 
-def test_a_special_token_is_no_choice(client: httpx.Client, server: LocalServer) -> None:
+def test_a_choice_with_a_special_token_is_refused(client: httpx.Client, server: LocalServer) -> None:
     eos = load_tokenizer(ModelRef.load(Path(server.config.policy)).base).eos_token
     body = {"prompt": "Which ?", "structured_outputs": {"choice": [eos, "go"]}}
     assert "special token" in refusal(client, "/v1/completions", 400, **body)
 
 
-def test_more_options_than_sets_are_scored_of_say_so(client: httpx.Client) -> None:
+def test_with_too_many_options_for_sets_the_answer_has_a_choice_and_a_reason(client: httpx.Client) -> None:
     answer = post(client, "/v1/choose", scenario="Which ?", options=[f"plan {i}" for i in range(6)])
     assert answer["choice"] is not None
     assert answer["all"] is None
-    assert answer["all_reason"] == "6 options: sets are scored of up to 5"
+    assert answer["all_reason"] == "6 options: sets are scored for at most 5 options"
 
 
-def test_a_weight_of_one_states_the_pole_where_nothing_lies_between(client: httpx.Client) -> None:
+def test_without_an_adapter_between_the_poles_a_weight_of_one_states_the_pole(client: httpx.Client) -> None:
     for model in ("one-sided", "options"):  # the slider is the default policy's
         at_pole, stated, vector = (
             choose(client, RECORDS[0], model=model, preference=preference)
@@ -406,7 +410,7 @@ def test_a_weight_of_one_states_the_pole_where_nothing_lies_between(client: http
     assert post(client, "/v1/chat/completions", **body)["choices"]
 
 
-def test_policies_tell_what_identifies_them(client: httpx.Client, places: dict[str, Path]) -> None:
+def test_policies_are_listed_with_the_digests_that_identify_them(client: httpx.Client, places: dict[str, Path]) -> None:
     listed = client.get("/v1/models").json()["data"]
     ref = ModelRef.load(places["policy"])
     assert listed[0]["adapter_sha256"] == ref.adapter_sha256
@@ -416,7 +420,9 @@ def test_policies_tell_what_identifies_them(client: httpx.Client, places: dict[s
     assert client.get("/v1/models/nobody").status_code == 404
 
 
-def test_a_steered_base_is_asked_without_words_and_with_its_direction(places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_steered_base_gets_its_steering_vector_and_no_stated_preference(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
     ref = ModelRef.load(places["policy"])
     vectors = SteeringVectors(
         (1,), {"Risk": torch.linspace(-2, 2, 32)[None]}, ref.template_digest, base_digest(ref.base)
@@ -428,7 +434,7 @@ def test_a_steered_base_is_asked_without_words_and_with_its_direction(places: di
     scorer = BranchScorer(load_policy(ref.base, None, None, precision="fp32", device=CPU), backend="separate")
     (example,) = encode_options([Question(RECORDS[0], "one", None)], **base.how)
     with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        # A weight of 0.75 lies half-way from the middle to the first pole.
+        # A weight of 0.75 is halfway from neutral to the first pole.
         for preference, multiplier in (("Bold", 3.0), ("Careful", -3.0), ({"Bold": 3, "Careful": 1}, 1.5), (None, 0.0)):
             answer = choose(client, RECORDS[0], model="steered", preference=preference, forms=["one"])
             with steered(scorer, vectors.direction("Risk", 1), layer=1, multiplier=multiplier):
@@ -439,7 +445,7 @@ def test_a_steered_base_is_asked_without_words_and_with_its_direction(places: di
                                                scenario="x", options=["a", "b"])  # fmt: skip
 
 
-def test_an_answer_that_takes_too_long_is_given_up(places: dict[str, Path], tmp_path: Path) -> None:
+def test_an_answer_that_takes_too_long_is_aborted(places: dict[str, Path], tmp_path: Path) -> None:
     limits = {"timeout_s": 0.3, "max_tokens": 2000}
     config = serve_config(places["policy"], tmp_path / "cache", engine={"name": "transformers"}, limits=limits)
     body = {"model": "base", "prompt": "The town", "max_tokens": 2000, "temperature": 0}
@@ -447,12 +453,12 @@ def test_an_answer_that_takes_too_long_is_given_up(places: dict[str, Path], tmp_
         assert "within 0.3 s" in refusal(client, "/v1/completions", 504, **body)
         streamed = client.post("/v1/completions", json={**body, "stream": True}).text
         assert "not finished within 0.3 s" in streamed.splitlines()[-4]
-        assert streamed.endswith("data: [DONE]\n\n"), "a stream that is given up has its end too"
-        assert post(client, "/v1/completions", **{**body, "max_tokens": 1})["choices"], "others are answered"
+        assert streamed.endswith("data: [DONE]\n\n"), "an aborted stream also ends with [DONE]"
+        assert post(client, "/v1/completions", **{**body, "max_tokens": 1})["choices"], "other requests are answered"
 
 
-def test_a_policy_that_is_replaced_under_load_loses_no_request(places: dict[str, Path], tmp_path: Path) -> None:
-    """The folder is a link that is turned: before it the old policy answers, after it the new one, never a mixture."""
+def test_replacing_a_policy_under_load_loses_no_request(places: dict[str, Path], tmp_path: Path) -> None:
+    """The folder is a link. Before the link is changed the old policy answers, afterwards the new one, never a mix."""
     current = tmp_path / "current"
     current.symlink_to(places["first"])
     config = serve_config(places["policy"], tmp_path / "cache", engine={"name": "transformers"},
@@ -472,7 +478,7 @@ def test_a_policy_that_is_replaced_under_load_loses_no_request(places: dict[str,
             np.testing.assert_allclose(logps, offline, atol=1e-3)
 
 
-def test_a_damaged_policy_is_told_without_what_is_wrong_with_its_files(
+def test_the_error_about_a_damaged_policy_says_nothing_about_its_files(
     places: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "root"
@@ -481,8 +487,7 @@ def test_a_damaged_policy_is_told_without_what_is_wrong_with_its_files(
     weights = root / "cut" / "adapter" / "adapter_model.safetensors"
     config = serve_config(places["policy"], tmp_path / "cache", store={"root": str(root)})
     with LocalServer(config).running() as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        told = client.get("/v1/models/cut").json()
-        assert told["adapter_sha256"] == file_sha256(weights)
+        assert client.get("/v1/models/cut").json()["adapter_sha256"] == file_sha256(weights)
         shutil.copyfile(root / "whole" / "adapter" / "adapter_model.safetensors", weights)
         answer = client.get("/v1/models/cut")
         assert answer.status_code == 404, "not the adapter that its reference describes"
@@ -505,14 +510,14 @@ def test_a_damaged_policy_is_told_without_what_is_wrong_with_its_files(
     assert str(root) in caplog.text
 
 
-def test_tokens_of_scores_are_counted_too(server: LocalServer, client: httpx.Client) -> None:
-    def prompts() -> float:
+def test_tokens_of_choices_and_scores_are_counted(server: LocalServer, client: httpx.Client) -> None:
+    def prompt_tokens() -> float:
         return float(server.metrics.registry.get_sample_value("pft_tokens_total", {"kind": "prompt"}) or 0)
 
     for path, body in (("/v1/choose", {"options": OPTIONS}), ("/v1/score", {"answers": OPTIONS})):
-        before = prompts()
+        before = prompt_tokens()
         usage = post(client, path, scenario="The plan", **body)["usage"]
-        assert prompts() - before == usage["prompt_tokens"] > 0
+        assert prompt_tokens() - before == usage["prompt_tokens"] > 0
 
 
 def test_requests_and_tokens_are_counted(client: httpx.Client) -> None:
@@ -522,20 +527,20 @@ def test_requests_and_tokens_are_counted(client: httpx.Client) -> None:
     assert 'pft_tokens_total{kind="completion"}' in text
 
 
-# --- a base without any adapter
+# --- a base without an adapter
 
 
 def test_a_bare_base_answers_every_route(tiny_qwen2: Path, tmp_path: Path) -> None:
     config = serve_config(tiny_qwen2, tmp_path / "cache", engine={"max_length": 512})
     with LocalServer(config).running() as bare, httpx.Client(base_url=bare.url, timeout=60) as client:
-        asked = {"scenario": "The plan", "options": OPTIONS}
-        chosen = post(client, "/v1/choose", **asked)
-        assert (chosen["model"], chosen["adapter"], chosen["preference"]) == ("policy", None, None)
-        assert sum(option["probability"] for option in chosen["options"]) == pytest.approx(1)
+        question = {"scenario": "The plan", "options": OPTIONS}
+        choice = post(client, "/v1/choose", **question)
+        assert (choice["model"], choice["adapter"], choice["preference"]) == ("policy", None, None)
+        assert sum(option["probability"] for option in choice["options"]) == pytest.approx(1)
         assert post(client, "/v1/score", scenario="x", answers=["a", "b"], preferences=[None])["results"]
         assert post(client, "/v1/completions", prompt="The plan", max_tokens=3)["choices"]
         assert post(client, "/v1/chat/completions", messages=[{"role": "user", "content": "x"}], max_tokens=3)
         assert client.get("/v1/models/policy").json()["space"]["axes"] == []
         for preference in ("Bold", {}, {"Bold": 1}):
-            assert "has no preference axes" in refusal(client, "/v1/choose", 400, **asked, preference=preference)
-        assert "knows no axis" in refusal(client, "/v1/compare", 400, **asked)
+            assert "has no preference axes" in refusal(client, "/v1/choose", 400, **question, preference=preference)
+        assert "has no axis" in refusal(client, "/v1/compare", 400, **question)

@@ -1,4 +1,4 @@
-"""Models, tokenizers and adapters that users bring: served rightly, or refused at start; never a dead replica."""
+"""Tests of models, tokenizers and adapters of other kinds: served correctly, or refused, without a dead replica."""
 
 import asyncio
 import json
@@ -19,13 +19,13 @@ from pft_core.evaluation.answers import generate
 from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame
-from pipelines.serve.engines.build import fitted
+from pipelines.serve.engines.build import with_model_limit
 from pipelines.serve.engines.engine import GenerationRequest, RequestFault, Sampling
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
 from pipelines.serve.policies.catalog import Catalog
 from tests.builders import random_trees
-from tests.pipelines.serve.brought import byte_fallback, byte_level, save
+from tests.pipelines.serve.model_kinds import byte_fallback, byte_level, save
 from tests.serving import CPU, LocalServer, serve_config, write_policy
 
 
@@ -39,57 +39,57 @@ def test_a_model_whose_cache_is_not_plain_keys_and_values_is_refused_at_start(ki
         start(save(tmp_path, byte_level(), kind))
 
 
-def test_a_model_of_latent_attention_and_experts_is_served(tmp_path: Path) -> None:
+def test_a_model_with_latent_attention_and_experts_is_served(tmp_path: Path) -> None:
     tokenizer = byte_level()
     model = save(tmp_path, tokenizer, "deepseek_v3")
     engine, prompt = start(model), tokenizer("The town has a plan.")["input_ids"]
 
-    async def written() -> list[int]:
-        asked = GenerationRequest(prompt, Sampling(6, temperature=0))
-        return [token.id async for step in engine.generate(asked, None) for token in step.tokens]
+    async def generated() -> list[int]:
+        request = GenerationRequest(prompt, Sampling(6, temperature=0))
+        return [token.id async for step in engine.generate(request, None) for token in step.tokens]
 
     base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU).eval()
     whole = base.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, len(prompt) :].tolist()
-    assert asyncio.run(written()) == [token for token in whole if token != tokenizer.eos_token_id]
+    assert asyncio.run(generated()) == [token for token in whole if token != tokenizer.eos_token_id]
     asyncio.run(engine.close())
 
 
-def test_a_text_ends_at_what_the_model_s_generation_config_names_too(tmp_path: Path) -> None:
-    """As Gemma's and Llama-3's turns do; a choice ends where it says itself."""
+def test_a_text_also_ends_at_the_tokens_in_the_models_generation_config(tmp_path: Path) -> None:
+    """Gemma's and Llama-3's turns end with such a token. A choice may contain it."""
     tokenizer = byte_level()
     model, eos = save(tmp_path, tokenizer), tokenizer.eos_token_id
     prompt = tokenizer("The town has a plan.")["input_ids"]
 
-    async def written(engine: TransformersEngine, **how: Any) -> tuple[list[int], str | None]:
-        asked = GenerationRequest(prompt, Sampling(8, temperature=0, **how))
-        steps = [step async for step in engine.generate(asked, None)]
+    async def generate_one(engine: TransformersEngine, **how: Any) -> tuple[list[int], str | None]:
+        request = GenerationRequest(prompt, Sampling(8, temperature=0, **how))
+        steps = [step async for step in engine.generate(request, None)]
         return [token.id for step in steps for token in step.tokens], steps[-1].finish_reason
 
-    async def all_written(*how: dict[str, Any]) -> list[tuple[list[int], str | None]]:
+    async def generate_all(*how: dict[str, Any]) -> list[tuple[list[int], str | None]]:
         engine = start(model)
-        found = [await written(engine, **each) for each in how]
+        texts = [await generate_one(engine, **each) for each in how]
         await engine.close()
-        return found
+        return texts
 
-    ((ids, _),) = asyncio.run(all_written({"ignore_eos": True}))
+    ((ids, _),) = asyncio.run(generate_all({"ignore_eos": True}))
     place = next(i for i in range(2, 8) if ids[i] not in ids[:i])
     config = json.loads((model / "generation_config.json").read_text()) | {"eos_token_id": [eos, ids[place]]}
     (model / "generation_config.json").write_text(json.dumps(config))
     choice = (ids[place], *ids[:2])
-    usual, ignored, longer, chosen = asyncio.run(
-        all_written({}, {"ignore_eos": True}, {"min_tokens": 8}, {"choices": (choice,)})
+    plain, without_eos, longer, constrained = asyncio.run(
+        generate_all({}, {"ignore_eos": True}, {"min_tokens": 8}, {"choices": (choice,)})
     )
-    assert usual == (ids[:place], "stop")
-    assert ignored == (ids, "length")
+    assert plain == (ids[:place], "stop")
+    assert without_eos == (ids, "length")
     assert (len(longer[0]), longer[0][:place], ids[place] in longer[0]) == (8, ids[:place], False)
-    assert chosen == (list(choice), "stop")
+    assert constrained == (list(choice), "stop")
     base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU).eval()
     arrays = [np.array(prompt), np.array(prompt[1:])]
     offline = generate(arrays, model=base, tokenizer=tokenizer, max_new_tokens=8)
     assert offline[0] == tokenizer.decode(ids[:place])
 
 
-def test_texts_of_a_longrope_model_stay_below_the_length_at_which_its_encoding_changes(tmp_path: Path) -> None:
+def test_the_limit_of_a_longrope_model_is_its_original_context_length(tmp_path: Path) -> None:
     model = save(tmp_path / "model", byte_level())
     config = json.loads((model / "config.json").read_text())
     config["rope_parameters"] = {
@@ -97,9 +97,9 @@ def test_texts_of_a_longrope_model_stay_below_the_length_at_which_its_encoding_c
         "long_factor": [4.0] * 4, "original_max_position_embeddings": 64,
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
-    assert fitted(serve_config(model, tmp_path / "cache"), str(model)).engine.max_length == 64
+    assert with_model_limit(serve_config(model, tmp_path / "cache"), str(model)).engine.max_length == 64
     with pytest.raises(UserError, match=r"takes 64 tokens on engine.name=transformers \(longrope"):
-        fitted(serve_config(model, tmp_path / "cache", engine={"max_length": 65}), str(model))
+        with_model_limit(serve_config(model, tmp_path / "cache", engine={"max_length": 65}), str(model))
 
 
 def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_token_beyond_the_embeddings_is_refused_at_start(tmp_path: Path) -> No
         start(save(tmp_path, tokenizer, rows=rows))
 
 
-# --- a tokenizer with byte fallback, in the template of Llama-2
+# --- a tokenizer with byte fallback and Llama-2's template
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def joined(logprobs: Any) -> str:
 
 
 @pytest.mark.parametrize("model", ["policy", "plain"])
-def test_bytes_that_are_no_characters_break_no_answer_and_no_stream(fallback: httpx.Client, model: str) -> None:
+def test_bytes_that_form_no_characters_break_neither_answers_nor_streams(fallback: httpx.Client, model: str) -> None:
     for seed in range(6):
         body = {"model": model, "temperature": 2, "seed": seed, "max_tokens": 40, "n": 4, "logprobs": True}
         choices = chat(fallback, **body).json()["choices"]
@@ -152,19 +152,19 @@ def test_bytes_that_are_no_characters_break_no_answer_and_no_stream(fallback: ht
 
 
 @pytest.mark.parametrize("model", ["policy", "plain"])
-def test_a_forced_choice_is_written_in_the_tokens_that_are_scored(fallback: httpx.Client, model: str) -> None:
+def test_a_forced_choice_has_the_tokens_that_are_scored(fallback: httpx.Client, model: str) -> None:
     for choice in ("yes", "go on 🙂", "naïve"):
         scores = {"model": model, "scenario": "Shall I go 🙂 at once?", "answers": [choice]}
         (scored,) = fallback.post("/v1/score", json=scores).json()["results"][0]["answers"]
         forced = {"model": model, "structured_outputs": {"choice": [choice]}, "logprobs": True, "max_tokens": 60}
-        (written,) = chat(fallback, **forced).json()["choices"]
-        assert (written["message"]["content"], joined(written["logprobs"])) == (choice, choice)
-        # The score holds the end of the text too.
-        assert len(written["logprobs"]["content"]) == scored["num_tokens"] - 1
-        assert sum(token["logprob"] for token in written["logprobs"]["content"]) >= scored["logprob"]
+        (answer,) = chat(fallback, **forced).json()["choices"]
+        assert (answer["message"]["content"], joined(answer["logprobs"])) == (choice, choice)
+        # The score includes the end-of-text token.
+        assert len(answer["logprobs"]["content"]) == scored["num_tokens"] - 1
+        assert sum(token["logprob"] for token in answer["logprobs"]["content"]) >= scored["logprob"]
 
 
-def test_after_a_stop_string_log_probabilities_end_where_the_text_ends(fallback: httpx.Client) -> None:
+def test_text_and_log_probabilities_end_before_a_stop_string(fallback: httpx.Client) -> None:
     body = {"structured_outputs": {"choice": ["The town has a plan"]}, "logprobs": True, "stop": ["n has"]}
     (choice,) = chat(fallback, **body).json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("The tow", "stop")
@@ -176,13 +176,13 @@ def test_after_a_stop_string_log_probabilities_end_where_the_text_ends(fallback:
     assert choice["logprobs"]["text_offset"][-1] < len("The tow")
 
 
-def test_a_prompt_in_tokens_has_its_choices_in_its_context(fallback: httpx.Client) -> None:
-    told = []
+def test_choices_after_a_prompt_of_token_ids_are_those_after_its_text(fallback: httpx.Client) -> None:
+    answers = []
     for prompt in ("Answer: ", byte_fallback()("Answer: ")["input_ids"]):
         body = {"prompt": prompt, "structured_outputs": {"choice": ["yes", "no"]}, "temperature": 0, "logprobs": 0}
-        told += fallback.post("/v1/completions", json=body).json()["choices"]
-    assert told[0] == told[1]
-    assert told[0]["text"] in ("yes", "no")
+        answers += fallback.post("/v1/completions", json=body).json()["choices"]
+    assert answers[0] == answers[1]
+    assert answers[0]["text"] in ("yes", "no")
 
 
 # --- adapters
@@ -201,13 +201,15 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_that_no_engine_batches_is_refused_by_its_kind(tiny_qwen2: Path, tmp_path: Path, kind: str) -> None:
+def test_an_adapter_that_no_engine_can_batch_is_refused_by_its_kind(
+    tiny_qwen2: Path, tmp_path: Path, kind: str
+) -> None:
     policy = write_policy(tmp_path / "policy", tiny_qwen2, seed=1)
     base: Any = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **KINDS[kind])
     shutil.rmtree(policy / "adapter")
     get_peft_model(base, config).save_pretrained(policy / "adapter")
-    with pytest.raises(UserError, match=f"no plain LoRA adapter .*{kind}"):
+    with pytest.raises(UserError, match=f"not a plain LoRA adapter .*{kind}"):
         Catalog(serve_config(policy, tmp_path / "cache"), load_tokenizer)
     engine = start(tiny_qwen2)
 
@@ -221,7 +223,7 @@ def test_an_adapter_that_no_engine_batches_is_refused_by_its_kind(tiny_qwen2: Pa
     asyncio.run(ask())
 
 
-def test_an_adapter_without_numbers_fails_its_own_requests_only(tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_an_adapter_with_nan_weights_fails_only_its_own_requests(tiny_qwen2: Path, tmp_path: Path) -> None:
     policies = [write_policy(tmp_path / name, tiny_qwen2, seed=1) for name in ("policy", "damaged")]
     weights = policies[1] / "adapter" / "adapter_model.safetensors"
     save_file({name: torch.full_like(t, float("nan")) for name, t in load_file(weights).items()}, weights)
@@ -240,7 +242,7 @@ def test_an_adapter_without_numbers_fails_its_own_requests_only(tiny_qwen2: Path
         assert client.post("/v1/completions", json={**body, "model": "policy"}).status_code == 200
 
 
-def test_what_fails_while_a_prompt_is_read_fails_its_own_requests_only(tiny_qwen2: Path) -> None:
+def test_an_error_while_a_prompt_is_read_fails_only_its_own_request(tiny_qwen2: Path) -> None:
     engine = start(tiny_qwen2)
 
     async def text(prompt: list[int]) -> int:
@@ -249,8 +251,8 @@ def test_what_fails_while_a_prompt_is_read_fails_its_own_requests_only(tiny_qwen
 
     async def ask() -> None:
         long = asyncio.create_task(text([5, 6, 7]))
-        with pytest.raises(RequestFault, match="its log says why"):
-            await text([5, 10_000])  # no token of the model's
+        with pytest.raises(RequestFault, match="see the server"):
+            await text([5, 10_000])  # not a token of the model
         assert await long == 4
         await engine.check()
         await engine.close()

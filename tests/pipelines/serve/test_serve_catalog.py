@@ -1,4 +1,4 @@
-"""From a name to a policy: what is refused at the start, what the root folder gives away, and what it never does."""
+"""Tests of the catalog: names of policies, refusals at the start, and the limits of the root folder."""
 
 import json
 import os
@@ -29,14 +29,14 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<ass
 
 @pytest.fixture(scope="module")
 def policies(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three policies with weights of their own."""
+    """Three policies with different weights."""
     root = tmp_path_factory.mktemp("policies")
     return [write_policy(root / f"{seed}", tiny_qwen2, seed=seed) for seed in (1, 2, 3)]
 
 
 @pytest.fixture
 def copied(policies: list[Path], tmp_path: Path) -> Callable[..., Path]:
-    """Copy a policy, with changes to its reference."""
+    """A function that copies a policy and changes its reference."""
 
     def copy(number: int, place: str, **changes: Any) -> Path:
         folder = Path(shutil.copytree(policies[number], tmp_path / place))
@@ -56,7 +56,7 @@ def start(policy: Path, tmp_path: Path, **settings: Any) -> Catalog:
 
 
 def with_root(policies: list[Path], tmp_path: Path, **settings: Any) -> tuple[Catalog, Path]:
-    """A catalog whose root is the folder `root`, which may be empty."""
+    """Return a catalog whose root is the folder `root`, which may be empty."""
     root = tmp_path / "root"
     root.mkdir(exist_ok=True)
     return start(policies[0], tmp_path, store={"root": str(root)}, **settings), root
@@ -70,10 +70,10 @@ def names(catalog: Catalog) -> list[str]:
     return [policy.id.partition("@")[0] for policy in catalog.listed()]
 
 
-# --- a base without any adapter
+# --- a base without an adapter
 
 
-def test_a_base_model_is_served_as_it_is(tiny_qwen2: Path, policies: list[Path], tmp_path: Path) -> None:
+def test_a_base_model_is_served_without_a_reference(tiny_qwen2: Path, policies: list[Path], tmp_path: Path) -> None:
     catalog = start(tiny_qwen2, tmp_path, adapters={"other": str(policies[1])})
     assert (catalog.model, names(catalog)) == (str(tiny_qwen2), ["policy", "base", "other"])
     assert catalog.resolve(None).source is catalog.resolve("base").source is None
@@ -81,42 +81,42 @@ def test_a_base_model_is_served_as_it_is(tiny_qwen2: Path, policies: list[Path],
     assert catalog.resolve("other").source is not None
 
 
-def test_a_base_model_with_a_chat_template_is_asked_in_it(tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_base_model_uses_its_own_chat_template(tiny_qwen2: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_qwen2, tmp_path / "model"))
     (model / "chat_template.jinja").write_text(TEMPLATE)
     assert start(model, tmp_path).default.ref.style.frame == chat_frame(load_tokenizer(str(model)))
 
 
-def test_a_base_model_is_asked_of_the_axes_of_the_examples(tmp_path: Path) -> None:
+def test_a_base_model_takes_its_axes_from_the_examples(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     DatasetManifest("toyworld", ("one",), SPACE, (), 1, 1, 1, 0, {}, {}, "c", "digest").save(tmp_path / "data")
     assert start("toyworld", tmp_path, examples=str(tmp_path / "data")).default.ref.space == SPACE
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("place", "expected"),
     [
         ("toyworld", "toyworld"),
         ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
         ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
         ("s3://bucket/folder", "s3://bucket/folder"),
         ("models:/name@alias", "models:/name@alias"),
-        ("runs/mine", "{here}/runs/mine"),  # there is a folder of that name, so that this is one that is missing
+        ("runs/mine", "{here}/runs/mine"),  # the folder `runs` exists, so this is a missing folder in it
         ("./Qwen/base", "{here}/Qwen/base"),
         ("a/b/c", "{here}/a/b/c"),
         ("mine", "{here}/mine"),
         ("~/mine", "{home}/mine"),
     ],
 )
-def test_a_name_on_the_hub_stays_one_and_a_folder_becomes_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kept: str
+def test_a_hub_name_is_kept_and_a_folder_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    assert policy_place(given) == kept.format(here=tmp_path, home=Path.home())
+    assert policy_place(place) == expected.format(here=tmp_path, home=Path.home())
 
 
-def test_a_name_that_the_hub_does_not_have_is_said(tmp_path: Path) -> None:
+def test_a_name_that_is_not_on_the_hub_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model='nobody/nothing'"):
         start("nobody/nothing", tmp_path)  # type: ignore[arg-type]
 
@@ -124,7 +124,7 @@ def test_a_name_that_the_hub_does_not_have_is_said(tmp_path: Path) -> None:
 # --- names
 
 
-def test_a_policy_has_its_name_and_its_digits(policies: list[Path], tmp_path: Path) -> None:
+def test_a_policy_is_found_by_its_name_and_by_its_id(policies: list[Path], tmp_path: Path) -> None:
     catalog = start(policies[0], tmp_path, adapters={"other": str(policies[1])})
     assert {catalog.resolve(name).id for name in (None, "", "policy", id_of(policies[0], "policy"))} == {
         id_of(policies[0], "policy")
@@ -146,7 +146,7 @@ def test_a_policy_replaced_under_its_name_gets_another_id(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = copied(0, "served")
-    catalog, cache = start(folder, tmp_path), AdapterCache(tmp_path / "cache", most=2)
+    catalog, cache = start(folder, tmp_path), AdapterCache(tmp_path / "cache", max_copies=2)
     before = catalog.resolve(None)
     for file in (policies[1] / "adapter").iterdir():
         shutil.copy(file, folder / "adapter")  # in place, and of the same size
@@ -159,12 +159,12 @@ def test_a_policy_replaced_under_its_name_gets_another_id(
     assert isinstance(stale.source, LocatedAdapter)
     with pytest.raises(OtherContentError):
         cache.held(stale.source).__enter__()
-    with pytest.raises(UnknownModelError, match="is not served: 'policy' is 'policy@"):
+    with pytest.raises(UnknownModelError, match="is not served: 'policy' is now 'policy@"):
         start(folder, tmp_path).resolve(before.id)  # a server that never saw the old one
 
 
-def test_a_replaced_file_with_the_old_time_and_size_is_noticed(copied: Callable[..., Path], tmp_path: Path) -> None:
-    folder = copied(0, "served", adapter_config_sha256=None)  # an older reference, which lets it pass
+def test_a_replaced_file_with_the_same_time_and_size_is_noticed(copied: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copied(0, "served", adapter_config_sha256=None)  # an older reference, which does not check this file
     catalog, file = start(folder, tmp_path), folder / "adapter" / "adapter_config.json"
     before, stat = catalog.resolve(None).id, file.stat()
     file.write_bytes(file.read_bytes().replace(b"8", b"9"))
@@ -190,7 +190,7 @@ def test_a_policy_whose_adapter_or_base_was_changed_is_refused(
         start(folder, tmp_path)
 
 
-def test_what_has_not_changed_is_not_read_again(
+def test_unchanged_files_are_not_read_again(
     policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = start(policies[0], tmp_path)
@@ -203,7 +203,7 @@ def test_what_has_not_changed_is_not_read_again(
     assert catalog.resolve("policy").id == id_of(policies[0], "policy")
 
 
-def test_words_that_change_while_it_runs_are_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_prompt_template_that_changes_at_runtime_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied(0, "served")
     catalog = start(folder, tmp_path)
     change(folder, template_digest="0" * 16)
@@ -211,11 +211,11 @@ def test_words_that_change_while_it_runs_are_refused(copied: Callable[..., Path]
         catalog.resolve(None)
 
 
-def test_another_base_that_comes_while_it_runs_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_base_that_changes_at_runtime_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied(0, "served")
     catalog = start(folder, tmp_path)
     change(folder, base="elsewhere")
-    with pytest.raises(UserError, match="policy is trained on 'elsewhere', this server runs"):
+    with pytest.raises(UserError, match="policy is trained on 'elsewhere', but this server runs"):
         catalog.resolve(None)
 
 
@@ -227,26 +227,26 @@ def test_another_base_that_comes_while_it_runs_is_refused(copied: Callable[..., 
     [
         (
             {"template_digest": "0" * 16},
-            r"trained with the prompt template 0{16}, this server renders \w{16}: ",
+            r"trained with the prompt template 0{16}, but this server renders \w{16}: ",
         ),
         ({"style": {"frame": {}}}, "model_ref.json: not a model reference"),
         ({"style": None}, "model_ref.json: not a model reference"),
         ({"space": {"name": "none", "axes": []}}, "its space has no axis"),
-        ({"adapter": "nowhere"}, r"nowhere/adapter_config.json: no such file; an adapter is a folder written by"),
+        ({"adapter": "nowhere"}, r"nowhere/adapter_config.json: no such file; an adapter is a folder from"),
         ({"adapter": "\0"}, "not a policy"),
         ({"data_digest": "\ud800"}, "not a policy"),
         ({"config_digest": float("nan")}, "not a policy"),
         ({"unknown": 1}, "not a model reference"),
     ],
 )
-def test_a_policy_that_would_not_be_asked_as_it_was_trained_is_refused(
+def test_a_policy_with_a_damaged_or_outdated_reference_is_refused(
     copied: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         start(copied(0, "odd", **changes), tmp_path)
 
 
-def test_a_style_that_renders_nothing_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_damaged_style_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
     style = PromptStyle().to_dict() | {"frame": {"opening": 5, "closing": "", "answer_lead": ""}}
     with pytest.raises(UserError, match="its style or space is damaged"):
         start(copied(0, "odd", style=style), tmp_path)
@@ -259,21 +259,23 @@ def base_with_template(tiny_qwen2: Path, tmp_path: Path) -> Path:
     return base
 
 
-def test_another_chat_template_than_the_policys_is_refused(base_with_template: Path, tmp_path: Path) -> None:
+def test_a_chat_template_that_differs_from_the_policys_is_refused(base_with_template: Path, tmp_path: Path) -> None:
     style = PromptStyle(frame=chat_frame(load_tokenizer(str(base_with_template))))
     policy = write_policy(tmp_path / "p", base_with_template, seed=1, style=style)
     start(policy, tmp_path)
     template = base_with_template / "chat_template.jinja"
     template.write_text(TEMPLATE.replace("<assistant>", "<model>"))
-    with pytest.raises(UserError, match=r"policy: trained inside another chat template than .*: put the tokenizer"):
+    with pytest.raises(
+        UserError, match=r"policy: trained with a chat template that differs from .*: put the tokenizer"
+    ):
         start(policy, tmp_path)
     template.unlink()
-    with pytest.raises(UserError, match="another chat template"):
+    with pytest.raises(UserError, match="trained with a chat template that differs"):
         start(policy, tmp_path)
 
 
 @pytest.mark.parametrize("trained_at", [MOMENT, datetime(2025, 7, 8, 9, 10, 11)])
-def test_a_policy_trained_in_a_template_with_a_clock_is_served_at_any_time_in_its_own_frame(
+def test_a_policy_trained_with_a_template_with_a_clock_keeps_its_frame_at_any_time(
     base_with_template: Path, tmp_path: Path, trained_at: datetime
 ) -> None:
     clock = "<system>{{ strftime_now('%d %b %Y %H:%M:%S') }}</system>"
@@ -283,23 +285,23 @@ def test_a_policy_trained_in_a_template_with_a_clock_is_served_at_any_time_in_it
     assert start(policy, tmp_path).default.ref.style.frame == frame
 
 
-def test_a_frame_by_hand_is_another_chat_template(tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_custom_frame_is_refused_as_a_different_chat_template(tiny_qwen2: Path, tmp_path: Path) -> None:
     policy = write_policy(tmp_path / "p", tiny_qwen2, seed=1, style=PromptStyle(frame=Frame("<", ">", "")))
-    with pytest.raises(UserError, match="another chat template"):
+    with pytest.raises(UserError, match="trained with a chat template that differs"):
         start(policy, tmp_path)
 
 
 @pytest.mark.parametrize("role", ["policy", "adapters", "ends", "root"])
-def test_a_place_without_a_policy_is_named(policies: list[Path], tmp_path: Path, role: str) -> None:
+def test_the_error_names_a_place_without_a_policy(policies: list[Path], tmp_path: Path, role: str) -> None:
     nowhere = str(tmp_path / "nowhere")
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "policy": {},
         "adapters": {"adapters": {"other": nowhere}},
         "ends": {"ends": {"first": str(policies[0]), "second": nowhere}},
         "root": {"store": {"root": nowhere}},
     }[role]
     with pytest.raises(UserError, match=r"nowhere.*: no such file"):
-        start(Path(nowhere) if role == "policy" else policies[0], tmp_path, **given)
+        start(Path(nowhere) if role == "policy" else policies[0], tmp_path, **settings)
 
 
 @pytest.mark.parametrize("role", ["adapters", "ends"])
@@ -307,44 +309,46 @@ def test_another_base_is_refused(
     policies: list[Path], copied: Callable[..., Path], tiny_llama: Path, tmp_path: Path, role: str
 ) -> None:
     other = str(copied(1, "other", base=str(tiny_llama)))
-    given: dict[str, Any] = {"adapters": {"other": other}, "ends": {"first": str(policies[0]), "second": other}}
-    with pytest.raises(UserError, match=rf"(other|slider) is trained on '{tiny_llama}', this server runs"):
-        start(policies[0], tmp_path, **{role: given[role]})
+    settings: dict[str, Any] = {"adapters": {"other": other}, "ends": {"first": str(policies[0]), "second": other}}
+    with pytest.raises(UserError, match=rf"(other|slider) is trained on '{tiny_llama}', but this server runs"):
+        start(policies[0], tmp_path, **{role: settings[role]})
 
 
-def test_a_fully_fine_tuned_model_is_served_alone(
+def test_a_fully_fine_tuned_model_is_served_only_by_itself(
     policies: list[Path], copied: Callable[..., Path], tiny_qwen2: Path, tmp_path: Path
 ) -> None:
     full = copied(0, "full", adapter=None, weights=str(tiny_qwen2), adapter_sha256=None)
     catalog = start(full, tmp_path)
     assert catalog.resolve(None).source is None
     assert catalog.model == str(tiny_qwen2)
-    message = "other: a fully fine-tuned model is served alone"
+    message = "other: a fully fine-tuned model shares no base"
     with pytest.raises(UserError, match=message):
         start(policies[0], tmp_path, adapters={"other": str(full)})
     with pytest.raises(UserError, match=message):
         start(full, tmp_path, adapters={"other": str(policies[0])})
-    with pytest.raises(UserError, match="slider: a fully fine-tuned model is served alone"):
+    with pytest.raises(UserError, match="slider: a fully fine-tuned model shares no base"):
         start(full, tmp_path, ends={"first": str(full), "second": str(full)})
 
 
-def test_a_fully_fine_tuned_model_in_place_of_an_adapter_is_not_answered_by_the_base(
+def test_a_fully_fine_tuned_model_that_replaces_an_adapter_at_runtime_is_refused(
     copied: Callable[..., Path], tiny_qwen2: Path, tmp_path: Path
 ) -> None:
     folder = copied(0, "served")
     catalog = start(folder, tmp_path)
     change(folder, adapter=None, weights=str(tiny_qwen2))
-    with pytest.raises(UserError, match="served alone"):
+    with pytest.raises(UserError, match="shares no base"):
         catalog.resolve(None)
 
 
-def test_ends_in_different_words_are_refused(policies: list[Path], tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_ends_with_different_prompt_templates_are_refused(
+    policies: list[Path], tiny_qwen2: Path, tmp_path: Path
+) -> None:
     style = PromptStyle(condition_position="after")
     after = write_policy(tmp_path / "after", tiny_qwen2, seed=1, style=style)
     other_space = PreferenceSpace("other", SPACE.axes[:1])
     narrow = write_policy(tmp_path / "narrow", tiny_qwen2, seed=1, space=other_space)
     for odd in (after, narrow):
-        with pytest.raises(UserError, match="ends: the two policies are asked in different words"):
+        with pytest.raises(UserError, match="ends: the two policies have different prompt templates"):
             start(policies[0], tmp_path, ends={"first": str(policies[0]), "second": str(odd)})
 
 
@@ -373,7 +377,7 @@ def test_a_folder_of_the_root_is_served_by_its_name(
     assert names(catalog) == ["policy", "base", "early"]
 
 
-def test_a_list_reads_no_weights_of_the_root(
+def test_listing_reads_no_weights_of_the_root(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied(1, "root/big")
@@ -384,7 +388,7 @@ def test_a_list_reads_no_weights_of_the_root(
     assert listed.ref.adapter_sha256 == json.loads((policies[1] / MODEL_REF_NAME).read_text())["adapter_sha256"]
 
 
-def test_more_folders_than_are_listed_are_served(
+def test_folders_beyond_the_length_of_the_list_are_served(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog_module, "MAX_LISTED", 1)
@@ -395,7 +399,7 @@ def test_more_folders_than_are_listed_are_served(
     assert catalog.resolve("second").id == id_of(policies[2], "second")
 
 
-def test_the_recipes_names_come_before_the_roots(
+def test_the_recipes_names_take_precedence_over_the_roots(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path
 ) -> None:
     for name in ("policy", "base", "other", "slider", "steered"):
@@ -410,7 +414,7 @@ def test_the_recipes_names_come_before_the_roots(
     assert names(catalog) == ["policy", "base", "other"]
 
 
-def damaged(folder: Path, damage: str) -> None:
+def apply_damage(folder: Path, damage: str) -> None:
     ref = folder / MODEL_REF_NAME
     if damage == "no adapter":
         shutil.rmtree(folder / "adapter")
@@ -426,27 +430,27 @@ def damaged(folder: Path, damage: str) -> None:
         ref.symlink_to(ref)
     elif damage == "another base":
         change(folder, base="x")
-    elif damage == "other words":
+    elif damage == "another template":
         change(folder, template_digest="x")
     elif damage == "fully fine-tuned":
         change(folder, adapter=None, weights="w")
     else:
-        texts = {"an empty one": "", "not JSON": "{", "a list": "[]", "not text": b"\xff", "deep": "[" * 100_000}
+        texts = {"an empty file": "", "not JSON": "{", "a list": "[]", "not text": b"\xff", "deep": "[" * 100_000}
         content = texts[damage]
         ref.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 DAMAGES = [
     "no adapter", "no weights", "a folder for a file", "no reference", "a reference that links to itself",
-    "another base", "other words", "fully fine-tuned", "an empty one", "not JSON", "a list", "not text", "deep",
+    "another base", "another template", "fully fine-tuned", "an empty file", "not JSON", "a list", "not text", "deep",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_policy_hides_no_other_and_is_a_typed_error(
+def test_a_damaged_policy_raises_a_user_error_and_hides_no_other_policy(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path, damage: str
 ) -> None:
-    damaged(copied(1, "root/broken"), damage)
+    apply_damage(copied(1, "root/broken"), damage)
     copied(2, "root/whole")
     catalog, _ = with_root(policies, tmp_path)
     assert names(catalog)[:2] == ["policy", "base"]
@@ -456,13 +460,13 @@ def test_a_damaged_policy_hides_no_other_and_is_a_typed_error(
     assert catalog.resolve("whole").id == id_of(policies[2], "whole")
 
 
-def test_a_damaged_policy_of_the_recipe_is_left_out_of_the_list(copied: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_damaged_policy_of_the_recipe_is_not_listed(copied: Callable[..., Path], tmp_path: Path) -> None:
     catalog = start(copied(0, "served"), tmp_path, adapters={"other": str(copied(1, "other"))})
     shutil.rmtree(tmp_path / "other")
     assert names(catalog) == ["policy", "base"]
 
 
-def test_a_root_that_goes_away_hides_nothing_else(policies: list[Path], tmp_path: Path) -> None:
+def test_a_root_that_disappears_hides_no_other_policy(policies: list[Path], tmp_path: Path) -> None:
     catalog, root = with_root(policies, tmp_path)
     root.rmdir()
     assert names(catalog) == ["policy", "base"]
@@ -471,7 +475,7 @@ def test_a_root_that_goes_away_hides_nothing_else(policies: list[Path], tmp_path
 
 
 @pytest.mark.parametrize("linked", ["the folder", "the reference", "the adapter", "the weights"])
-def test_a_link_out_of_the_root_is_not_followed(
+def test_a_link_to_outside_the_root_is_refused(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path, linked: str
 ) -> None:
     outside, folder = copied(1, "outside"), copied(2, "root/linked")
@@ -488,19 +492,19 @@ def test_a_link_out_of_the_root_is_not_followed(
     else:
         replaced.unlink()
     replaced.symlink_to(outside / part)
-    with pytest.raises(UserError, match=r"is not in store\.root"):
+    with pytest.raises(UserError, match=r"is outside store\.root"):
         catalog.resolve("linked")
     assert names(catalog) == ["policy", "base"]
 
 
 @pytest.mark.parametrize("adapter", ["../../outside/adapter", "{outside}/adapter"])
-def test_a_reference_in_the_root_cannot_name_an_adapter_elsewhere(
+def test_a_reference_in_the_root_cannot_name_an_adapter_outside(
     policies: list[Path], copied: Callable[..., Path], tmp_path: Path, adapter: str
 ) -> None:
     outside = copied(1, "outside")
     copied(2, "root/odd", adapter=adapter.format(outside=outside))
     catalog, _ = with_root(policies, tmp_path)
-    with pytest.raises(UserError, match=r"is not in store\.root"):
+    with pytest.raises(UserError, match=r"is outside store\.root"):
         catalog.resolve("odd")
 
 
@@ -511,6 +515,6 @@ def test_a_link_within_the_root_is_followed(policies: list[Path], copied: Callab
     assert catalog.resolve("latest").id == id_of(policies[1], "latest")
 
 
-def test_the_digest_is_of_the_words(policies: list[Path]) -> None:
+def test_the_template_digest_is_that_of_style_and_space(policies: list[Path]) -> None:
     raw = json.loads((policies[0] / MODEL_REF_NAME).read_text())
     assert raw["template_digest"] == template_digest(PromptStyle(), SPACE)

@@ -1,4 +1,4 @@
-"""`pft serve` as a user runs it, on vLLM where it is installed: keys, the scores of the evaluation, a clean end."""
+"""Tests of `pft serve` as a user runs it, on vLLM if it is installed: keys, evaluation scores, a clean shutdown."""
 
 import importlib.util
 import json
@@ -42,7 +42,7 @@ RECORDS = [record(i, axis=axis) for i, axis in enumerate(["Risk", "Pace"] * 3)]
 
 @dataclass
 class Running:
-    """A server in a process of its own, its URL, a key, and the policy that it serves."""
+    """A server process with its URL, a key, the policy that it serves, and its log."""
 
     process: subprocess.Popen[str]
     url: str
@@ -55,7 +55,7 @@ class Running:
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("cli")
     policy = write_policy(root / "policy", wide_base(root / "base", tiny_qwen2), seed=3)
-    made = pft("key", "alice", "--file", str(root / "keys.json"))
+    key = pft("key", "alice", "--file", str(root / "keys.json"))["key"]
     recipe = {"policy": str(policy), "engine": {"name": ENGINE, "max_length": 512, "max_adapter_rank": 8},
               "store": {"cache": str(root / "cache")}, "keys": str(root / "keys.json"), "port": 0}  # fmt: skip
     (root / "serve.yaml").write_text(yaml.safe_dump(recipe))
@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Iterat
         command = [sys.executable, "-m", "pipelines.cli", "serve", str(root / "serve.yaml")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=own_ray())
         try:
-            yield Running(process, url_in(log, process), made["key"], policy, log)
+            yield Running(process, url_in(log, process), key, policy, log)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -78,7 +78,7 @@ def pft(*arguments: str) -> Any:
 
 
 def own_ray() -> dict[str, str]:
-    """The session's cluster is not joined: this server brings its own."""
+    """Return the environment without RAY_ADDRESS, so that the server starts its own Ray."""
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
@@ -94,7 +94,7 @@ def url_in(log: Path, process: subprocess.Popen[str]) -> str:
 @pytest.mark.ray
 @pytest.mark.own_ray
 @pytest.mark.vllm
-def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
+def test_a_server_with_keys_gives_the_same_scores_as_the_evaluation_and_stops_cleanly(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert httpx.get(f"{served.url}/v1/models").status_code == 401
@@ -109,14 +109,14 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     }
     scorer = BranchScorer(load_policy(ref.base, str(ref.adapter), None, precision="fp32", device=CPU))
     endpoint, worst = Endpoint(served.url), 0.0
-    for asked in RECORDS:
-        body = {"scenario": asked.scenario, "options": [option.text for option in asked.options]}
+    for item in RECORDS:
+        body = {"scenario": item.scenario, "options": [option.text for option in item.options]}
         for side, pole in ((0, "first"), (1, "second"), (None, None)):
-            preference = pole and {"axis": asked.axis, "pole": pole}
-            told = endpoint.post("/v1/choose", {**body, "preference": preference, "forms": ["one"]})
-            (example,) = encode_options([Question(asked, "one", side)], **how)
+            preference = pole and {"axis": item.axis, "pole": pole}
+            choice = endpoint.post("/v1/choose", {**body, "preference": preference, "forms": ["one"]})
+            (example,) = encode_options([Question(item, "one", side)], **how)
             (offline,) = score_branches([example], scorer=scorer, tokens_per_batch=8192)  # type: ignore[list-item]
-            logps = np.array([option["logprob"] for option in told["options"]])
+            logps = np.array([option["logprob"] for option in choice["options"]])
             worst = max(worst, float(np.abs(logps - offline).max()))
     assert worst < 1e-3, "the same weights in float32, summed over about 13 tokens"
     data = write_dataset(tmp_path / "data", RECORDS, forms=("one", "all"))
@@ -131,12 +131,12 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
         body = {"model": "base", "prompt": "The town", "max_tokens": 450, "temperature": 0}
         long = pool.submit(endpoint.post, "/v1/completions", body)
         time.sleep(0.5)
-        assert not long.done(), "it is being written when the server is told to stop"
+        assert not long.done(), "the text is being generated when the server is stopped"
         served.process.send_signal(signal.SIGTERM)
         wait_until_it_stops(served)
         refused = httpx.post(f"{served.url}/v1/completions", json=body, headers=bearer(served))
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-        assert not long.done(), "what was taken on goes on"
+        assert not long.done(), "accepted requests continue"
         assert long.result(timeout=60)["usage"]["completion_tokens"] == 450
     out, _ = served.process.communicate(timeout=60)
     assert served.process.returncode == 0
@@ -144,11 +144,11 @@ def test_a_server_with_keys_gives_the_evaluations_numbers_and_ends_cleanly(
     assert served.key not in served.log.read_text()
     logged = [json.loads(line) for line in served.log.read_text().splitlines() if line.startswith('{"time"')]
     assert any((line["route"], line["status"], line["key"]) == ("/v1/models", 401, None) for line in logged)
-    chosen = [line for line in logged if (line["route"], line["status"]) == ("/v1/choose", 200)]
-    asked = {(line["key"], line["policy"].partition("@")[0]) for line in chosen}
-    assert asked == {("alice", "policy"), ("alice", "base")}
-    written = [line for line in logged if line["route"] == "/v1/completions"]
-    assert {(line["status"], line["policy"]) for line in written} == {(200, "base"), (503, None)}
+    choices = [line for line in logged if (line["route"], line["status"]) == ("/v1/choose", 200)]
+    keys_and_policies = {(line["key"], line["policy"].partition("@")[0]) for line in choices}
+    assert keys_and_policies == {("alice", "policy"), ("alice", "base")}
+    completions = [line for line in logged if line["route"] == "/v1/completions"]
+    assert {(line["status"], line["policy"]) for line in completions} == {(200, "base"), (503, None)}
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{served.url}/healthz")
 
@@ -158,7 +158,7 @@ def bearer(served: Running) -> dict[str, str]:
 
 
 def listeners(pid: int) -> list[str]:
-    """The addresses on which a process and those that it started listen."""
+    """Return the addresses on which a process and its descendants listen."""
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return [c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == "LISTEN"]
 
@@ -170,7 +170,7 @@ def wait_until_it_stops(served: Running) -> None:
         time.sleep(0.05)
 
 
-def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_error_exits_with_code_2_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "serve.yaml").write_text(f"policy: {tmp_path}\n")
     monkeypatch.setattr(job, "start_ray", lambda: pytest.fail("Ray was started"))
     done = CliRunner().invoke(app, ["serve", str(tmp_path / "serve.yaml"), "port=0"])
@@ -182,20 +182,22 @@ def test_a_mistake_ends_with_code_2_before_ray_starts(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["host=0.0.0.0"], "can be reached from other machines"),
+        (["host=0.0.0.0"], "is reachable from other machines"),
         (["port=70000"], "port=70000"),
         (["scalling.min_replicas=2"], "Did you mean"),
-        (["scaling.min_replicas=2"], "above max_replicas=1"),
+        (["scaling.min_replicas=2"], "exceeds max_replicas=1"),
         (["adapters={policy: x}"], "is taken"),
         (["engine.name=vllm", "steering={vectors: x, layer: 1, multiplier: 2.0}"], "engine.name=transformers"),
     ],
 )
-def test_a_recipe_that_cannot_be_served_says_why(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_a_recipe_that_cannot_be_served_is_refused_with_the_reason(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
     (tmp_path / "serve.yaml").write_text(f"policy: {tmp_path}\n")
     with pytest.raises(UserError, match=message):
         load_serve_config(tmp_path / "serve.yaml", overrides)
 
 
 @pytest.mark.parametrize("recipe", [path.stem for path in RECIPES.glob("*.yaml")])
-def test_every_shipped_recipe_is_one(recipe: str) -> None:
+def test_every_shipped_recipe_is_valid(recipe: str) -> None:
     assert load_serve_config(recipe).policy

@@ -1,6 +1,6 @@
-"""Clients as people install them, against a server: what they send is taken, and what they ask for is answered.
+"""Tests of published clients against a server: it accepts their requests and answers them.
 
-Those of the group `clients`; a test is skipped where its client is not installed.
+The clients are those of the dependency group `clients`; a test is skipped if its client is not installed.
 """
 
 import json
@@ -18,11 +18,12 @@ import pytest
 from pft_core.prompts.rendering import PromptStyle
 from tests.serving import LocalServer, serve_config, write_policy
 
-ASKED = [{"role": "user", "content": "The town"}]
+MESSAGES = [{"role": "user", "content": "The town"}]
 PLAIN = {"prompt": "The town"}
 SEEDED = {"seed": 1}
 KEY = {"api_key": "none"}
-# `vllm bench serve`, whose command asks for the version of a package `vllm`, as the CPU build is not called.
+# `vllm bench serve`, called directly, because its command needs a package named `vllm`, and the CPU build has another
+# name.
 VLLM_BENCH_SERVE = """
 from vllm.entrypoints.cli.benchmark.serve import BenchmarkServingSubcommand as command
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -59,9 +60,9 @@ def client_of(module: str) -> Any:
     return pytest.importorskip(module, reason=f"{module} is not installed: pip install 'pft[clients]'")
 
 
-def test_lm_eval_s_loglikelihood_is_that_of_the_score(url: str, base: Path) -> None:
+def test_lm_evals_loglikelihood_equals_the_score(url: str, base: Path) -> None:
     client_of("lm_eval")
-    client_of("tenacity")  # of lm-eval's own extra for servers
+    client_of("tenacity")  # from lm-eval's own extra for servers
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -72,25 +73,27 @@ def test_lm_eval_s_loglikelihood_is_that_of_the_score(url: str, base: Path) -> N
         base_url=f"{url}/completions", model="policy", tokenizer=str(base), tokenizer_backend="huggingface",
         batch_size=2, max_length=1024,
     )  # fmt: skip
-    found = model.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    loglikelihoods = model.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
     scored = httpx.post(f"{url}/score", json={"scenario": "The town", "answers": answers}).json()["results"][0]
-    assert [logprob for logprob, _ in found] == pytest.approx([a["logprob"] for a in scored["answers"]], abs=1e-3)
+    assert [logprob for logprob, _ in loglikelihoods] == pytest.approx(
+        [a["logprob"] for a in scored["answers"]], abs=1e-3
+    )
 
 
 @pytest.mark.slow
 def test_lm_eval_generates_through_chats_and_completions(url: str, base: Path) -> None:
     client_of("lm_eval")
-    client_of("tenacity")  # of lm-eval's own extra for servers
+    client_of("tenacity")  # from lm-eval's own extra for servers
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
-    asked = {"until": ["\n", "garden"], "max_gen_toks": 8, "temperature": 0, "do_sample": False}
+    settings = {"until": ["\n", "garden"], "max_gen_toks": 8, "temperature": 0, "do_sample": False}
     chat = LocalChatCompletion(base_url=f"{url}/chat/completions", model="policy")
     plain = LocalCompletionsAPI(
         base_url=f"{url}/completions", model="policy", tokenizer=str(base), tokenizer_backend="huggingface"
     )
     for model, prompt in ((chat, _chat_text()), (plain, "The town")):
-        requests = [Instance("generate_until", {}, (prompt, dict(asked)), 0)]
+        requests = [Instance("generate_until", {}, (prompt, dict(settings)), 0)]
         (text,) = model.generate_until(requests, disable_tqdm=True)
         assert isinstance(text, str)
 
@@ -98,13 +101,13 @@ def test_lm_eval_generates_through_chats_and_completions(url: str, base: Path) -
 def _chat_text() -> Any:
     from lm_eval.models.api_models import JsonChatStr
 
-    return JsonChatStr(json.dumps([{**ASKED[0], "type": "text"}]))
+    return JsonChatStr(json.dumps([{**MESSAGES[0], "type": "text"}]))
 
 
 @pytest.mark.slow
-def test_litellm_asks_and_streams(url: str) -> None:
+def test_litellm_completes_and_streams(url: str) -> None:
     litellm = client_of("litellm")
-    how = {"model": "openai/policy", "messages": ASKED, "api_base": url, "max_tokens": 8, **SEEDED, **KEY}
+    how = {"model": "openai/policy", "messages": MESSAGES, "api_base": url, "max_tokens": 8, **SEEDED, **KEY}
     assert isinstance(litellm.completion(**how, temperature=0.5, top_p=0.9).choices[0].message.content, str)
     chunks = list(litellm.completion(**how, stream=True, stream_options={"include_usage": True}))
     assert chunks[-1].usage.completion_tokens > 0
@@ -115,12 +118,12 @@ def test_litellm_asks_and_streams(url: str) -> None:
     assert Choice.model_validate_json(answer.choices[0].message.content)
     plain = {"model": "text-completion-openai/policy", "prompt": "The town", "api_base": url, "max_tokens": 4, **KEY}
     assert isinstance(litellm.text_completion(**plain).choices[0].text, str)
-    with pytest.raises(litellm.BadRequestError, match="calls no tools"):
+    with pytest.raises(litellm.BadRequestError, match="does not call tools"):
         litellm.completion(**how, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
 
 
 @pytest.mark.slow
-def test_langchain_asks_streams_and_parses(url: str) -> None:
+def test_langchain_completes_streams_and_parses(url: str) -> None:
     langchain = client_of("langchain_openai")
     model = langchain.ChatOpenAI(model="policy", base_url=url, max_tokens=60, temperature=0.5, **SEEDED, **KEY)
     assert isinstance(model.invoke("The town").content, str)
@@ -131,20 +134,21 @@ def test_langchain_asks_streams_and_parses(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_llama_index_asks_and_streams(url: str) -> None:
+def test_llama_index_completes_and_streams(url: str) -> None:
     like = client_of("llama_index.llms.openai_like")
     from llama_index.core.llms import ChatMessage
 
-    # Seeded, as a random model often writes tokens without text, and llama-index tells an empty answer as None.
+    # Seeded, because a random model often generates tokens without text, and llama-index returns None for an empty
+    # answer.
     how: dict[str, Any] = {"max_tokens": 16, "temperature": 1}
-    for is_chat, path, asked in ((True, "chat/completions", {"messages": ASKED}), (False, "completions", PLAIN)):
+    for is_chat, path, body in ((True, "chat/completions", {"messages": MESSAGES}), (False, "completions", PLAIN)):
         model = like.OpenAILike(
             model="policy", api_base=url, is_chat_model=is_chat, additional_kwargs=SEEDED, **how, **KEY
         )
-        (choice,) = httpx.post(f"{url}/{path}", json={**asked, **how, **SEEDED}).json()["choices"]
-        wanted = choice["message"]["content"] if is_chat else choice["text"]
-        assert model.complete("The town").text == wanted != ""
-        assert [*model.stream_complete("The town")][-1].text == wanted
+        (choice,) = httpx.post(f"{url}/{path}", json={**body, **how, **SEEDED}).json()["choices"]
+        expected = choice["message"]["content"] if is_chat else choice["text"]
+        assert model.complete("The town").text == expected != ""
+        assert [*model.stream_complete("The town")][-1].text == expected
         assert model.chat([ChatMessage(role="user", content="The town")]).message.content
 
 
@@ -154,15 +158,15 @@ def test_instructor_parses_answers(url: str) -> None:
     import openai
 
     with openai.OpenAI(base_url=url, **KEY) as plain:
-        how = {"model": "policy", "messages": ASKED, "response_model": Choice, "max_tokens": 100, "max_retries": 0}
-        made = instructor.from_openai(plain, mode=instructor.Mode.JSON_SCHEMA)
-        assert isinstance(made.chat.completions.create(**how), Choice)
-        with pytest.raises(Exception, match="calls no tools"):
+        how = {"model": "policy", "messages": MESSAGES, "response_model": Choice, "max_tokens": 100, "max_retries": 0}
+        client = instructor.from_openai(plain, mode=instructor.Mode.JSON_SCHEMA)
+        assert isinstance(client.chat.completions.create(**how), Choice)
+        with pytest.raises(Exception, match="does not call tools"):
             instructor.from_openai(plain, mode=instructor.Mode.TOOLS).chat.completions.create(**how)
 
 
 @pytest.mark.slow
-def test_vllm_s_load_generator_gets_every_token_it_asks_for(url: str, base: Path, tmp_path: Path) -> None:
+def test_vllms_load_generator_gets_every_requested_token(url: str, base: Path, tmp_path: Path) -> None:
     client_of("vllm")
     load = ["--num-prompts", "4", "--random-input-len", "12", "--random-output-len", "6", "--ignore-eos"]
     for backend, path in (("openai", "completions"), ("openai-chat", "chat/completions")):
@@ -193,15 +197,15 @@ def test_guidellm_measures_the_server(url: str, base: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_openai_s_client_for_node_asks_streams_and_parses(url: str, tmp_path: Path) -> None:
+def test_openais_client_for_node_completes_streams_and_parses(url: str, tmp_path: Path) -> None:
     node, folder = shutil.which("node"), Path("node_modules/openai")
     if node is None or not folder.is_dir():
-        pytest.skip("node or its package is not here: npm install openai")
+        pytest.skip("node or its package is not installed: npm install openai")
     script = tmp_path / "ask.mjs"
     script.write_text(
         f"""import OpenAI from "{(folder / "index.mjs").resolve()}";
 const client = new OpenAI({{baseURL: "{url}", apiKey: "none"}});
-const how = {{model: "policy", messages: {json.dumps(ASKED)}, max_tokens: 60}};
+const how = {{model: "policy", messages: {json.dumps(MESSAGES)}, max_tokens: 60}};
 const schema = {{name: "choice", schema: {json.dumps(Choice.model_json_schema())}}};
 const format = {{type: "json_schema", json_schema: schema}};
 const whole = await client.chat.completions.create({{...how, response_format: format}});

@@ -1,4 +1,4 @@
-"""`pft show serve` and `serve deploy` on a Ray cluster that was started apart from us, as operators do."""
+"""Tests of `pft show serve` and `serve deploy` on a separately started Ray cluster, as operators use them."""
 
 import contextlib
 import os
@@ -32,11 +32,11 @@ def free_port() -> int:
 
 @pytest.fixture
 def dashboard(tmp_path: Path) -> Iterator[str]:
-    """The URL of a cluster's dashboard, which takes what is deployed."""
+    """The URL of a cluster's dashboard, to which `serve deploy` sends the application."""
     port, agent = free_port(), free_port()
     ports = ["--port=0", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}"]
-    # Not Ray's usual folder: the address that a cluster leaves there when it ends makes others wait for it. A short
-    # path, as sockets lie in it.
+    # Not Ray's default folder: an ended cluster leaves its address there, which makes others wait for it. The path is
+    # short, because sockets are created in it.
     own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -53,7 +53,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
 
 
 def wait_for_dashboard(url: str) -> None:
-    """Any answer will do: without the cluster's token, which `serve deploy` knows, it is 401."""
+    """Wait for any response: without the cluster's token, which `serve deploy` knows, it is 401."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError):
@@ -63,7 +63,9 @@ def wait_for_dashboard(url: str) -> None:
     raise TimeoutError(url)
 
 
-def test_what_is_shown_is_deployed_and_answers(dashboard: str, tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_the_config_from_show_serve_can_be_deployed_and_answers(
+    dashboard: str, tiny_qwen2: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "here"
     write_policy(folder / "policy", tiny_qwen2, seed=0)
     config: dict[str, Any] = serve_config(Path("policy"), Path("cache"), port=free_port()).model_dump(
@@ -77,13 +79,13 @@ def test_what_is_shown_is_deployed_and_answers(dashboard: str, tiny_qwen2: Path,
     url = f"http://127.0.0.1:{config['port']}"
     wait_until_ready(url)
     body = {"scenario": "The plan", "options": ["go", "stay"], "preference": "Bold"}
-    chosen = httpx.post(f"{url}/v1/choose", json=body, timeout=60).json()
-    assert sum(option["probability"] for option in chosen["options"]) == pytest.approx(1)
-    assert chosen["model"].startswith("policy@")
+    choice = httpx.post(f"{url}/v1/choose", json=body, timeout=60).json()
+    assert sum(option["probability"] for option in choice["options"]) == pytest.approx(1)
+    assert choice["model"].startswith("policy@")
 
 
 def run(command: str, *arguments: str, folder: Path) -> str:
-    env = os.environ | {"RAY_AUTH_MODE": "token"}  # a cluster asks for its token; `serve` sends it only if told to
+    env = os.environ | {"RAY_AUTH_MODE": "token"}  # makes `serve` send the token that the cluster requires
     done = subprocess.run(
         [str(BIN / command), *arguments], cwd=folder, capture_output=True, text=True, timeout=120, env=env
     )

@@ -1,4 +1,4 @@
-"""The transformers engine: continuous batching and shared scoring give what each request alone would get."""
+"""Tests of the transformers engine: batched requests get the same answers as each request alone."""
 
 import asyncio
 import json
@@ -52,9 +52,9 @@ def adapters(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture(scope="module")
 def engine(tiny_qwen2: Path) -> Iterator[TransformersEngine]:
-    made = start(tiny_qwen2)
-    yield made
-    asyncio.run(made.close())
+    engine = start(tiny_qwen2)
+    yield engine
+    asyncio.run(engine.close())
 
 
 def start(base: Path, *, slots: int = 2) -> TransformersEngine:
@@ -67,19 +67,19 @@ async def collect(engine: Any, prompt: list[int], sampling: Sampling, *, after: 
     return [step async for step in engine.generate(request, how.get("adapter"))]
 
 
-def written(steps: list[Step]) -> list[int]:
+def token_ids(steps: list[Step]) -> list[int]:
     return [token.id for step in steps for token in step.tokens]
 
 
-def by_transformers(model: Any, prompt: list[int], count: int) -> list[int]:
-    """The reference: transformers' own greedy generation of one prompt."""
+def reference_ids(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Return the reference: transformers' own greedy generation of one prompt."""
     ids = torch.tensor([prompt])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
                          pad_token_id=0, eos_token_id=2)  # fmt: skip
     return [int(token) for token in out[0, len(prompt) :] if token != 2]
 
 
-def test_rows_that_join_and_leave_write_what_each_alone_would(
+def test_rows_that_join_and_leave_get_the_same_text_as_alone(
     tiny_qwen2: Path, engine: TransformersEngine, adapters: list[LoadedAdapter]
 ) -> None:
     async def ask() -> list[list[Step]]:
@@ -95,10 +95,10 @@ def test_rows_that_join_and_leave_write_what_each_alone_would(
         for adapter in (None, adapters[0], adapters[1]):
             folder = None if adapter is None else str(adapter.folder)
             model = load_policy(str(tiny_qwen2), folder, None, precision="fp32", device=CPU)
-            assert written(next(answers)) == by_transformers(model, prompt, 3 + 5 * i)
+            assert token_ids(next(answers)) == reference_ids(model, prompt, 3 + 5 * i)
 
 
-def test_a_row_whose_positions_follow_its_length_writes_the_same_beside_longer_ones(
+def test_with_length_dependent_positions_a_row_gets_the_same_text_beside_longer_ones(
     tiny_qwen2: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -116,24 +116,23 @@ def test_a_row_whose_positions_follow_its_length_writes_the_same_beside_longer_o
         jobs = [collect(engine, prompt, GREEDY, after=0.01 * i) for i, prompt in enumerate(prompts)]
         return await asyncio.gather(*jobs)
 
-    found = [written(steps) for steps in asyncio.run(all_at_once())]
+    rows = [token_ids(steps) for steps in asyncio.run(all_at_once())]
     asyncio.run(engine.close())
-    want = []
-    for prompt in prompts:  # a model of its own for each: nothing was asked before
-        want.append(by_transformers(LlamaForCausalLM.from_pretrained(tmp_path), prompt, 6))
-    assert [[token for token in row if token != EOS] for row in found] == want
+    expected = []
+    for prompt in prompts:  # a fresh model for each, because such positions keep state between calls
+        expected.append(reference_ids(LlamaForCausalLM.from_pretrained(tmp_path), prompt, 6))
+    assert [[token for token in row if token != EOS] for row in rows] == expected
 
 
-def test_scores_are_those_of_the_evaluation(
+def test_scores_equal_those_of_the_evaluation(
     tiny_qwen2: Path, engine: TransformersEngine, adapters: list[LoadedAdapter]
 ) -> None:
     trees = random_trees(5)
 
     async def ask() -> list[list[np.ndarray]]:
-        # A generation runs meanwhile, with an adapter of its own.
+        # Meanwhile, a generation with another adapter runs.
         busy = asyncio.create_task(collect(engine, PROMPTS[0], GREEDY, adapter=adapters[1]))
-        asked = (None, adapters[0], adapters[1], adapters[2])
-        scores = await asyncio.gather(*(engine.score(trees, adapter) for adapter in asked))
+        scores = await asyncio.gather(*(engine.score(trees, adapter) for adapter in (None, *adapters[:3])))
         await busy
         return scores
 
@@ -141,15 +140,15 @@ def test_scores_are_those_of_the_evaluation(
         folder = None if adapter is None else str(adapter.folder)
         model = load_policy(str(tiny_qwen2), folder, None, precision="fp32", device=CPU)
         expected = score_branches(trees, scorer=BranchScorer(model), tokens_per_batch=256)
-        for found, wanted in zip(scores, expected, strict=True):
-            # The same code on the same weights; batches may be cut elsewhere.
-            np.testing.assert_allclose(found, wanted, atol=1e-4)
+        for actual, wanted in zip(scores, expected, strict=True):
+            # The same code and weights, but the batches may be cut differently.
+            np.testing.assert_allclose(actual, wanted, atol=1e-4)
 
 
-def test_log_probabilities_of_what_is_written_are_the_models(engine: TransformersEngine, tiny_qwen2: Path) -> None:
+def test_log_probabilities_of_generated_tokens_are_the_models(engine: TransformersEngine, tiny_qwen2: Path) -> None:
     steps = asyncio.run(collect(engine, PROMPTS[1], GREEDY))
     model: Any = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
-    ids = written(steps)
+    ids = token_ids(steps)
     with torch.no_grad():
         logits = model(torch.tensor([PROMPTS[1] + ids])).logits[0].log_softmax(-1)
     for place, token in enumerate(token for step in steps for token in step.tokens):
@@ -158,28 +157,30 @@ def test_log_probabilities_of_what_is_written_are_the_models(engine: Transformer
         assert token.top[0] == (int(row.argmax()), pytest.approx(float(row.max()), abs=1e-4))
 
 
-def test_a_seed_repeats_a_sample_whatever_runs_beside_it(engine: TransformersEngine) -> None:
+def test_a_seed_gives_the_same_sample_whatever_else_runs(engine: TransformersEngine) -> None:
     sampling = Sampling(max_tokens=8, temperature=1.0, top_p=0.9, seed=7)
 
-    async def crowd() -> list[list[Step]]:
+    async def with_others() -> list[list[Step]]:
         return await asyncio.gather(*(collect(engine, PROMPTS[0], sampling) for _ in range(3)),
                                     collect(engine, PROMPTS[1], Sampling(max_tokens=9, temperature=1.0)))  # fmt: skip
 
-    alone = written(asyncio.run(collect(engine, PROMPTS[0], sampling)))
-    assert [written(steps) for steps in asyncio.run(crowd())[:3]] == [alone] * 3
+    alone = token_ids(asyncio.run(collect(engine, PROMPTS[0], sampling)))
+    assert [token_ids(steps) for steps in asyncio.run(with_others())[:3]] == [alone] * 3
 
 
 def test_the_nucleus_is_the_smallest_set_that_holds_top_p() -> None:
-    # 0.5 + 0.3 = 0.8 >= 0.6, and 0.5 alone is not.
+    # 0.5 + 0.3 = 0.8 >= 0.6, but 0.5 < 0.6.
     kept = nucleus(torch.tensor([0.1, 0.5, 0.3, 0.1]), 0.6)
     assert kept.tolist() == pytest.approx([0, 0.5, 0.3, 0])
     assert nucleus(torch.tensor([0.6, 0.4]), 0.1).tolist() == pytest.approx([0.6, 0])
 
 
-def test_only_the_choices_can_be_written(engine: TransformersEngine) -> None:
+def test_only_the_choices_can_be_generated(engine: TransformersEngine) -> None:
     choices = ((20, 21, 22), (20, 30), (40,))
     seen = {
-        tuple(written(asyncio.run(collect(engine, PROMPTS[0], Sampling(9, temperature=2.0, seed=s, choices=choices)))))
+        tuple(
+            token_ids(asyncio.run(collect(engine, PROMPTS[0], Sampling(9, temperature=2.0, seed=s, choices=choices))))
+        )
         for s in range(20)
     }
     assert seen <= set(choices)
@@ -196,10 +197,10 @@ def test_more_adapters_than_slots_take_turns(
 
     for adapter, steps in zip([*adapters, *adapters], asyncio.run(ask()), strict=True):
         model = load_policy(str(tiny_qwen2), str(adapter.folder), None, precision="fp32", device=CPU)
-        assert written(steps) == by_transformers(model, PROMPTS[0], GREEDY.max_tokens)
+        assert token_ids(steps) == reference_ids(model, PROMPTS[0], GREEDY.max_tokens)
 
 
-def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_leaves_the_model_unchanged(tiny_qwen2: Path, tmp_path: Path) -> None:
     broken = write_policy(tmp_path / "broken", tiny_qwen2, seed=1) / "adapter"
     config = (broken / "adapter_config.json").read_text()
     (broken / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 3'))
@@ -220,7 +221,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tiny_qwen2: Pat
     assert not [module for module in engine._model.base.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def test_a_reader_that_leaves_ends_the_work(engine: TransformersEngine) -> None:
+def test_a_client_that_leaves_ends_the_generation(engine: TransformersEngine) -> None:
     async def leave() -> None:
         sampling = Sampling(max_tokens=100_000, temperature=1.0, seed=0)
         steps: Any = engine.generate(GenerationRequest(PROMPTS[0], sampling), None)
@@ -229,17 +230,15 @@ def test_a_reader_that_leaves_ends_the_work(engine: TransformersEngine) -> None:
         await steps.aclose()
         for _ in range(200):
             if not engine._batch.rows:
-                assert row.written[-1] != EOS, "it was not its own end"
+                assert row.output_ids[-1] != EOS, "the row did not end by itself"
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError("the row is still written")
+        raise AssertionError("the row is still in the batch")
 
     asyncio.run(leave())
 
 
-def test_steering_adds_its_direction_to_scores_and_to_what_is_written(
-    tiny_qwen2: Path, engine: TransformersEngine
-) -> None:
+def test_steering_adds_its_vector_to_scores_and_to_generated_text(tiny_qwen2: Path, engine: TransformersEngine) -> None:
     trees = random_trees(3)
     steering = Steering("Risk", 2.0)
     scores = asyncio.run(engine.score(trees, None, steering))
@@ -247,26 +246,26 @@ def test_steering_adds_its_direction_to_scores_and_to_what_is_written(
     scorer = BranchScorer(model, backend="separate")
     with steered(scorer, VECTORS.direction("Risk", 1), layer=1, multiplier=2.0):
         expected = score_branches(trees, scorer=scorer, tokens_per_batch=256)
-    for found, wanted in zip(scores, expected, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
-    # Read as an answer, the first token that was written has the log-probability that it was written with.
+    for actual, wanted in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-4)
+    # Scored as an answer, the generated tokens have the log-probabilities that they were generated with.
     steps = asyncio.run(collect(engine, PROMPTS[1], GREEDY, steering=steering))
     plain = asyncio.run(collect(engine, PROMPTS[1], GREEDY))
     assert [token.logprob for step in steps for token in step.tokens] != [
         token.logprob for step in plain for token in step.tokens
     ]
-    ids = written(steps)
-    (read,) = asyncio.run(engine.score([tree("t", [PROMPTS[1]], [ids], (0,))], None, steering))
-    told = sum(token.logprob or 0.0 for step in steps for token in step.tokens)
-    assert float(read[0]) == pytest.approx(told, abs=1e-3)
+    ids = token_ids(steps)
+    (score,) = asyncio.run(engine.score([tree("t", [PROMPTS[1]], [ids], (0,))], None, steering))
+    generated = sum(token.logprob or 0.0 for step in steps for token in step.tokens)
+    assert float(score[0]) == pytest.approx(generated, abs=1e-3)
 
 
-def test_a_direction_that_was_not_read_is_the_askers_mistake(engine: TransformersEngine) -> None:
+def test_an_axis_without_a_steering_vector_is_refused(engine: TransformersEngine) -> None:
     with pytest.raises(UserError, match="no steering vector"):
         asyncio.run(engine.score(random_trees(1), None, Steering("Pace", 1.0)))
 
 
-def test_a_broken_engine_says_so_to_everyone(tiny_qwen2: Path) -> None:
+def test_a_broken_engine_raises_its_fault_for_every_request(tiny_qwen2: Path) -> None:
     engine = start(tiny_qwen2)
 
     def explode(*_: Any, **__: Any) -> None:
@@ -285,11 +284,11 @@ def test_a_broken_engine_says_so_to_everyone(tiny_qwen2: Path) -> None:
     asyncio.run(ask())
 
 
-# --- what one request does to others
+# --- effects of one request on others
 
 
-class Lost:
-    """A grammar whose reader fails at some token."""
+class FailingMatcher:
+    """A matcher that fails at the first token."""
 
     def masked(self, logits_V: torch.Tensor) -> torch.Tensor:
         raise IndexError("no such state")
@@ -303,73 +302,75 @@ def wide_schema(count: int) -> Grammar:
 @pytest.mark.parametrize(
     ("sampling", "error"),
     [
-        (Sampling(9, repetition_penalty=1e-320), RequestFault),  # its logits are infinite
+        (Sampling(9, repetition_penalty=1e-320), RequestFault),  # makes logits infinite
         (Sampling(9, grammar=wide_schema(1500)), UserError),
-        (Sampling(9, grammar=Grammar("regex", "lost")), RequestFault),
+        (Sampling(9, grammar=Grammar("regex", "fail")), RequestFault),
     ],
 )
-def test_what_fails_at_one_row_s_token_fails_that_row_alone(
+def test_an_error_at_one_rows_token_fails_only_that_row(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, sampling: Sampling, error: type[Exception]
 ) -> None:
-    if sampling.grammar is not None and sampling.grammar.text == "lost":
-        monkeypatch.setattr(engine._grammars, "matcher", lambda grammar: Lost())
+    if sampling.grammar is not None and sampling.grammar.text == "fail":
+        monkeypatch.setattr(engine._grammars, "matcher", lambda grammar: FailingMatcher())
 
     async def ask() -> list[Step]:
         other = asyncio.create_task(collect(engine, PROMPTS[1], Sampling(40, temperature=0, ignore_eos=True)))
         await asyncio.sleep(0.01)
-        with pytest.raises(error, match="its log says why" if error is RequestFault else "JSON schema cannot be foll"):
+        with pytest.raises(error, match="see the server" if error is RequestFault else "JSON schema cannot be enf"):
             await collect(engine, PROMPTS[0], sampling)
         await engine.check()
         return await other
 
-    assert len(written(asyncio.run(ask()))) == 40
+    assert len(token_ids(asyncio.run(ask()))) == 40
 
 
-def test_who_is_gone_with_its_loop_is_no_fault_of_the_engine(engine: TransformersEngine) -> None:
-    gone = asyncio.new_event_loop()
+def test_a_client_whose_event_loop_ended_does_not_break_the_engine(engine: TransformersEngine) -> None:
+    loop = asyncio.new_event_loop()
     steps: Any = engine.generate(GenerationRequest(PROMPTS[0], Sampling(2000, ignore_eos=True)), None)
-    gone.run_until_complete(anext(steps))
-    gone.close()
+    loop.run_until_complete(anext(steps))
+    loop.close()
     sampling = Sampling(5, temperature=0, ignore_eos=True)
-    assert len(written(asyncio.run(collect(engine, PROMPTS[1], sampling)))) == 5
+    assert len(token_ids(asyncio.run(collect(engine, PROMPTS[1], sampling)))) == 5
     asyncio.run(engine.check())
     for row in engine._batch.rows:
-        row.dropped = True
+        row.is_dropped = True
 
 
 def many_answers(count: int) -> BranchedExample:
     return tree("many", [[5, 6, 7]] * count, [[8 + i % 7, 9, 10 + i % 5, 11, 2] for i in range(count)], [0] * count)
 
 
-def test_an_example_in_parts_scores_what_it_does_as_a_whole(tiny_qwen2: Path, engine: TransformersEngine) -> None:
+def test_an_example_in_parts_gets_the_same_scores_as_a_whole(tiny_qwen2: Path, engine: TransformersEngine) -> None:
     examples = [many_answers(40), *random_trees(2), many_answers(1)]
     model = load_policy(str(tiny_qwen2), None, None, precision="fp32", device=CPU)
-    wanted = score_branches(examples, scorer=BranchScorer(model), tokens_per_batch=10_000)
-    for found, each in zip(asyncio.run(engine.score(examples, None)), wanted, strict=True):
-        np.testing.assert_allclose(found, each, atol=1e-4)
+    expected = score_branches(examples, scorer=BranchScorer(model), tokens_per_batch=10_000)
+    for actual, each in zip(asyncio.run(engine.score(examples, None)), expected, strict=True):
+        np.testing.assert_allclose(actual, each, atol=1e-4)
 
 
-def watched(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, *, score_s: float = 0) -> list[int]:
-    """Note what the engine's thread does: how many branches it scores at once, and 0 for a step of texts."""
-    done: list[int] = []
+def record_work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, *, score_s: float = 0) -> list[int]:
+    """Record the work of the engine's thread: the number of branches of each scoring, and 0 for each decoding step."""
+    work: list[int] = []
     score, step = engine._scores, engine._batch.step
 
     def scores(examples: Any, *arguments: Any) -> Any:
         time.sleep(score_s)
-        done.append(sum(len(example.branches) for example in examples))
+        work.append(sum(len(example.branches) for example in examples))
         return score(examples, *arguments)
 
     def one_step() -> None:
-        done.append(0)
+        work.append(0)
         step()
 
     monkeypatch.setattr(engine, "_scores", scores)
     monkeypatch.setattr(engine._batch, "step", one_step)
-    return done
+    return work
 
 
-def test_texts_go_on_while_much_is_scored(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = watched(engine, monkeypatch)
+def test_generation_continues_while_a_large_request_is_scored(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = record_work(engine, monkeypatch)
 
     async def ask() -> None:
         text = asyncio.create_task(collect(engine, PROMPTS[0], Sampling(400, ignore_eos=True)))
@@ -378,21 +379,23 @@ def test_texts_go_on_while_much_is_scored(engine: TransformersEngine, monkeypatc
         text.cancel()
 
     asyncio.run(ask())
-    parts = [place for place, branches in enumerate(done) if branches]
+    parts = [place for place, branches in enumerate(work) if branches]
     assert len(parts) >= 8
-    assert all(later - earlier > 1 for earlier, later in pairwise(parts)), "a token lies between two parts"
+    assert all(later - earlier > 1 for earlier, later in pairwise(parts)), "a token is generated between two parts"
 
 
-def test_scores_of_those_who_left_are_not_computed(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = watched(engine, monkeypatch, score_s=0.1)
+def test_scores_for_clients_that_left_are_not_computed(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = record_work(engine, monkeypatch, score_s=0.1)
 
     async def ask() -> None:
-        left = [asyncio.create_task(engine.score([many_answers(60 + i)], None)) for i in range(12)]
+        tasks = [asyncio.create_task(engine.score([many_answers(60 + i)], None)) for i in range(12)]
         await asyncio.sleep(0.05)
-        for task in left:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await engine.score([many_answers(1)], None)
 
     asyncio.run(ask())
-    assert sum(done) < 200, "12 * 60 and more were asked for"
+    assert sum(work) < 200, "of more than 12 * 60 requested"

@@ -1,4 +1,4 @@
-"""What stands in front of every route: keys, strangers, paces, sizes, request ids and metrics."""
+"""Tests of the middleware in front of every route: keys, remote clients, rates, sizes, request ids and metrics."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from pft_core.errors import UserError
 from pipelines.serve.deployments import ingress_ongoing
 from pipelines.serve.http import guard
-from pipelines.serve.http.admission import LEAST_BODIES, Admission, num_bodies, num_places
+from pipelines.serve.http.admission import MIN_BODIES, Admission, num_bodies, num_places
 from pipelines.serve.http.guard import Guard, RequestObserver
 from pipelines.serve.http.keys import KeyRing, RateLimiter, add_key
 from pipelines.serve.metrics import LATENCY_S, AccessLog, Metrics, note
@@ -38,8 +38,8 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(b"".join(self.parts))["error"]
-        return found
+        error: dict[str, Any] = json.loads(b"".join(self.parts))["error"]
+        return error
 
 
 def scope(path: str, headers: Headers, client: Any = ("127.0.0.1", 5)) -> dict[str, Any]:
@@ -49,11 +49,11 @@ def scope(path: str, headers: Headers, client: Any = ("127.0.0.1", 5)) -> dict[s
 def ask(
     app: Any, path: str = "/v1/choose", headers: Headers = (), body: Sequence[bytes] = (b"{}",), **more: Any
 ) -> Answer:
-    """Send one request in these parts."""
-    answer, left = Answer(), list(body)
+    """Send one request, its body in these parts."""
+    answer, remaining = Answer(), list(body)
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+        return {"type": "http.request", "body": remaining.pop(0), "more_body": bool(remaining)}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -67,7 +67,7 @@ def ask(
 
 
 class Inside:
-    """The application behind the guard: notes what reaches it, and says it back in parts."""
+    """The application behind the guard: records the requests that reach it, and returns their bodies in parts."""
 
     def __init__(self) -> None:
         self.reached: list[tuple[str, bytes]] = []
@@ -113,7 +113,7 @@ def fence(
         metrics,
         Admission(scaling or ReplicaSettings()),
     )
-    observed = RequestObserver(guarded, metrics, ROUTES, AccessLog(tmp_path / "access.jsonl"), tells_id=True)
+    observed = RequestObserver(guarded, metrics, ROUTES, AccessLog(tmp_path / "access.jsonl"), sends_request_id=True)
     return Fence(observed, inside, metrics, secret)
 
 
@@ -138,11 +138,11 @@ def test_every_path_needs_a_key(keyed: Fence, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_probes_need_none(keyed: Fence, path: str) -> None:
+def test_probes_need_no_key(keyed: Fence, path: str) -> None:
     assert ask(keyed.app, path).status == 200
 
 
-def test_a_browser_gives_the_key_as_a_password(keyed: Fence) -> None:
+def test_a_browser_sends_the_key_as_a_password(keyed: Fence) -> None:
     for user in ("", "anyone"):
         password = base64.b64encode(f"{user}:{keyed.secret}".encode())
         assert ask(keyed.app, "/", [(b"authorization", b"Basic " + password)]).status == 200
@@ -154,7 +154,7 @@ def test_the_first_of_two_headers_counts(keyed: Fence) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Fence:
-    """A fence for many examples."""
+    """A fence that all generated examples share."""
     return fence(tmp_path_factory.mktemp("keyed"))
 
 
@@ -181,7 +181,7 @@ def test_a_websocket_is_closed(keyed: Fence) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000", "[::1]"])
-def test_this_machine_needs_no_key_where_there_are_none(tmp_path: Path, host: str) -> None:
+def test_without_keys_this_machine_is_admitted(tmp_path: Path, host: str) -> None:
     open_fence = fence(tmp_path, keyed=False)
     assert ask(open_fence.app, headers=[(b"host", host.encode())]).status == 200
 
@@ -202,7 +202,9 @@ def test_this_machine_needs_no_key_where_there_are_none(tmp_path: Path, host: st
         (None, "127.0.0.1"),
     ],
 )
-def test_strangers_and_foreign_names_are_sent_away(tmp_path: Path, host: str | None, client: str) -> None:
+def test_without_keys_remote_clients_and_foreign_host_names_are_refused(
+    tmp_path: Path, host: str | None, client: str
+) -> None:
     open_fence = fence(tmp_path, keyed=False)
     answer = ask(open_fence.app, headers=[(b"host", host.encode())] if host is not None else [], client=(client, 5))
     assert answer.status == 403
@@ -214,7 +216,7 @@ def test_strangers_and_foreign_names_are_sent_away(tmp_path: Path, host: str | N
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_up_to_the_limit_passes_whole_and_a_larger_one_does_not(tmp_path: Path, declared: bool) -> None:
+def test_a_body_up_to_the_limit_passes_and_a_larger_one_is_refused(tmp_path: Path, declared: bool) -> None:
     small = fence(tmp_path, body_bytes=10)
     for size, status in ((10, 200), (11, 413)):
         header = [(b"content-length", str(size).encode())] if declared else []
@@ -223,7 +225,7 @@ def test_a_body_up_to_the_limit_passes_whole_and_a_larger_one_does_not(tmp_path:
     assert small.inside.reached == [("/v1/choose", b"x" * 10)]
 
 
-def test_a_body_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_an_endless_body_is_read_only_up_to_the_limit(tmp_path: Path) -> None:
     small, parts = fence(tmp_path, body_bytes=10), 0
     answer = Answer()
 
@@ -240,8 +242,8 @@ def test_a_body_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drop", [b"x", None])
-def test_a_body_that_does_not_come_in_time_is_no_longer_waited_for(tmp_path: Path, drop: bytes | None) -> None:
-    """Byte by byte, or not at all; its key has its place back."""
+def test_a_body_that_does_not_arrive_in_time_is_refused(tmp_path: Path, drop: bytes | None) -> None:
+    """The body comes byte by byte, or not at all; afterwards its key can send another request."""
     hasty = fence(tmp_path, timeout_s=0.1, requests_in_flight_per_key=1)
     answer = Answer()
 
@@ -256,19 +258,19 @@ def test_a_body_that_does_not_come_in_time_is_no_longer_waited_for(tmp_path: Pat
 
     asyncio.run(asyncio.wait_for(hasty.app(scope("/v1/choose", hasty.key), receive, send), timeout=5))
     assert (answer.status, answer.headers["connection"]) == (408, "close")
-    assert "body was not here within 0.1 s" in answer.error["message"]
+    assert "body did not arrive within 0.1 s" in answer.error["message"]
     assert hasty.inside.reached == []
     assert ask(hasty.app, headers=hasty.key).status == 200
 
 
 @pytest.mark.parametrize("declared", ["\xb2", "-1", "x", "9" * 5000, "1e9", ""])
-def test_a_length_that_is_no_number_breaks_nothing(tmp_path: Path, declared: str) -> None:
+def test_a_malformed_content_length_is_ignored(tmp_path: Path, declared: str) -> None:
     small = fence(tmp_path, body_bytes=10)
     length = [(b"content-length", declared.encode("latin-1"))]
     assert ask(small.app, headers=[*small.key, *length]).status == 200
 
 
-def test_a_wrong_key_is_told_before_a_body_is_read(tmp_path: Path) -> None:
+def test_a_missing_key_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
     small = fence(tmp_path, body_bytes=10)
     assert ask(small.app, headers=[(b"content-length", b"1000000")]).status == 401
 
@@ -284,10 +286,10 @@ def test_a_client_that_leaves_is_not_answered(keyed: Fence) -> None:
     assert keyed.inside.reached == []
 
 
-# --- paces
+# --- rate limits
 
 
-def test_a_key_beyond_its_pace_is_told_when_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_beyond_its_rate_limit_gets_a_retry_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(guard, "RateLimiter", lambda: RateLimiter(lambda: now[0]))
     paced = fence(tmp_path, pace=2)
@@ -299,21 +301,21 @@ def test_a_key_beyond_its_pace_is_told_when_to_come_back(tmp_path: Path, monkeyp
     assert ask(paced.app, headers=paced.key).headers["retry-after"] == "1"
     now[0] = 30
     assert ask(paced.app, headers=paced.key).status == 200
-    assert 'pft_rejected_total{reason="pace"} 3.0' in exposed(paced)
+    assert 'pft_rejected_total{reason="pace"} 3.0' in metrics_text(paced)
 
 
-def test_the_recipes_pace_holds_for_a_key_without_one_and_not_for_probes(tmp_path: Path) -> None:
+def test_the_recipes_rate_limit_applies_to_keys_without_one_and_not_to_probes(tmp_path: Path) -> None:
     paced = fence(tmp_path, requests_per_minute=1)
     assert [ask(paced.app, headers=paced.key).status for _ in range(2)] == [200, 429]
     assert ask(paced.app, "/healthz").status == 200
-    assert ask(paced.app).status == 401  # a stranger is not told of the pace
+    assert ask(paced.app).status == 401  # without a key, the rate limit is not revealed
 
 
 # --- places
 
 
-async def held(some: Fence, path: str, count: int, *, method: str = "POST") -> list[int]:
-    """Send requests that are all inside at once; return their statuses."""
+async def send_at_once(some: Fence, path: str, count: int, *, method: str = "POST") -> list[int]:
+    """Send requests that are all in flight at the same time; return their statuses."""
     statuses, inside = [], asyncio.Event()
 
     async def receive() -> Any:
@@ -324,38 +326,39 @@ async def held(some: Fence, path: str, count: int, *, method: str = "POST") -> l
             statuses.append(message["status"])
             await inside.wait()
 
-    asked = {**scope(path, some.key), "method": method}
-    tasks = [asyncio.create_task(some.app(asked, receive, send)) for _ in range(count)]
+    request = {**scope(path, some.key), "method": method}
+    tasks = [asyncio.create_task(some.app(request, receive, send)) for _ in range(count)]
     await asyncio.sleep(0.05)
     inside.set()
     await asyncio.gather(*tasks)
     return statuses
 
 
-def test_a_key_has_so_many_requests_in_flight_and_no_more(tmp_path: Path) -> None:
+def test_a_key_cannot_exceed_its_limit_of_requests_in_flight(tmp_path: Path) -> None:
     some = fence(tmp_path, requests_in_flight_per_key=2)
-    assert asyncio.run(held(some, "/v1/choose", 4)) == [200, 200, 429, 429]
-    assert asyncio.run(held(some, "/v1/choose", 2)) == [200, 200], "an answer gives its place back"
-    assert 'pft_rejected_total{reason="in_flight"} 2.0' in exposed(some)
+    assert asyncio.run(send_at_once(some, "/v1/choose", 4)) == [200, 200, 429, 429]
+    assert asyncio.run(send_at_once(some, "/v1/choose", 2)) == [200, 200], "an answered request is not in flight"
+    assert 'pft_rejected_total{reason="in_flight"} 2.0' in metrics_text(some)
     other = add_key(tmp_path / "keys.json", "bob")
 
     async def both() -> list[int]:
-        mine, another = held(some, "/", 2), held(Fence(some.app, some.inside, some.metrics, other), "/", 2)
-        return [status for statuses in await asyncio.gather(mine, another) for status in statuses]
+        fences = (some, Fence(some.app, some.inside, some.metrics, other))
+        requests = (send_at_once(each, "/", 2) for each in fences)
+        return [status for statuses in await asyncio.gather(*requests) for status in statuses]
 
-    some.app._app._keys._checked -= 10  # the ring looks at its file again
+    some.app._app._keys._checked_at -= 10  # so that the ring reads its file again
     assert asyncio.run(both()) == [200] * 4
 
 
 @pytest.mark.parametrize(("path", "statuses"), [("/v1/models", [200, 429]), ("/v1/models/x", [200, 429]),
                                                 ("/metrics", [200, 200])])  # fmt: skip
-def test_what_reads_weights_takes_a_place(tmp_path: Path, path: str, statuses: list[int]) -> None:
+def test_routes_that_read_weights_take_a_place(tmp_path: Path, path: str, statuses: list[int]) -> None:
     one = fence(tmp_path, scaling=ReplicaSettings(max_ongoing_requests=1, max_queued_requests=0))
-    assert asyncio.run(held(one, path, 2, method="GET")) == statuses
+    assert asyncio.run(send_at_once(one, path, 2, method="GET")) == statuses
 
 
-class Sending:
-    """Requests whose bodies do not come."""
+class StalledRequests:
+    """Requests whose bodies do not arrive."""
 
     def __init__(self, some: Fence, key: Headers):
         self._app, self._key, self._ends = some.app, key, asyncio.Event()
@@ -370,8 +373,8 @@ class Sending:
         async def send(message: Any) -> None:
             self.statuses += [message["status"]] if "status" in message else []
 
-        asked = scope("/v1/choose", self._key)
-        self._tasks += [asyncio.create_task(self._app(asked, receive, send)) for _ in range(count)]
+        request = scope("/v1/choose", self._key)
+        self._tasks += [asyncio.create_task(self._app(request, receive, send)) for _ in range(count)]
         await asyncio.sleep(0.05)
 
     async def end(self) -> None:
@@ -379,29 +382,29 @@ class Sending:
         await asyncio.gather(*self._tasks)
 
 
-def test_bodies_on_their_way_are_so_many_of_a_key_and_of_all(tmp_path: Path) -> None:
+def test_bodies_being_received_are_limited_per_key_and_in_total(tmp_path: Path) -> None:
     some = fence(tmp_path, scaling=ReplicaSettings(max_ongoing_requests=2, max_queued_requests=0))
     others = [Fence(some.app, some.inside, some.metrics, add_key(tmp_path / "keys.json", name)) for name in ("b", "c")]
-    some.app._app._keys._checked -= 10  # the ring looks at its file again
+    some.app._app._keys._checked_at -= 10  # so that the ring reads its file again
 
     async def send() -> list[list[int]]:
-        sending = [Sending(some, each.key) for each in (some, *others)]
-        for each in sending:
-            await each.begin(LEAST_BODIES + 1)
-        told = [list(each.statuses) for each in sending]
-        for each in sending:
+        stalled = [StalledRequests(some, each.key) for each in (some, *others)]
+        for each in stalled:
+            await each.begin(MIN_BODIES + 1)
+        statuses = [list(each.statuses) for each in stalled]
+        for each in stalled:
             await each.end()
-        again = Sending(some, some.key)
-        await again.begin(1)
-        await again.end()
-        return [*told, again.statuses]
+        later = StalledRequests(some, some.key)
+        await later.begin(1)
+        await later.end()
+        return [*statuses, later.statuses]
 
-    assert asyncio.run(send()) == [[429], [429], [429] * (LEAST_BODIES + 1), []]
-    assert f'pft_rejected_total{{reason="bodies"}} {LEAST_BODIES + 3}.0' in exposed(some)
+    assert asyncio.run(send()) == [[429], [429], [429] * (MIN_BODIES + 1), []]
+    assert f'pft_rejected_total{{reason="bodies"}} {MIN_BODIES + 3}.0' in metrics_text(some)
 
 
 @pytest.mark.parametrize("replicas", [1, 64])
-def test_what_is_let_in_leaves_the_ingress_room_for_probes(replicas: int) -> None:
+def test_admitted_requests_leave_the_ingress_room_for_probes(replicas: int) -> None:
     scaling = ReplicaSettings(max_replicas=replicas)
     places = num_places(scaling, replicas)
     assert places + 2 * num_bodies(places) <= ingress_ongoing(scaling) / 2
@@ -410,54 +413,54 @@ def test_what_is_let_in_leaves_the_ingress_room_for_probes(replicas: int) -> Non
 # --- request ids, metrics, streams
 
 
-@pytest.mark.parametrize("given_id", ["abc", "A-1_2.3:4", "x" * 128])
-def test_a_well_formed_request_id_is_said_back(keyed: Fence, given_id: str) -> None:
-    answer = ask(keyed.app, headers=[*keyed.key, (b"x-request-id", given_id.encode())])
-    assert answer.headers["x-request-id"] == given_id
+@pytest.mark.parametrize("client_id", ["abc", "A-1_2.3:4", "x" * 128])
+def test_a_well_formed_request_id_is_returned(keyed: Fence, client_id: str) -> None:
+    answer = ask(keyed.app, headers=[*keyed.key, (b"x-request-id", client_id.encode())])
+    assert answer.headers["x-request-id"] == client_id
 
 
-@pytest.mark.parametrize("given_id", ["", "x" * 129, "a b", "a\r\nset-cookie: b=1", "a\n", "\xfc", "<script>", "\0"])
-def test_another_request_id_is_replaced(keyed: Fence, given_id: str) -> None:
-    headers = [*keyed.key, (b"x-request-id", given_id.encode("latin-1"))]
-    found = [ask(keyed.app, headers=headers).headers["x-request-id"] for _ in range(2)]
-    assert all(len(id) == 32 and id.isalnum() for id in found)
-    assert found[0] != found[1]
+@pytest.mark.parametrize("client_id", ["", "x" * 129, "a b", "a\r\nset-cookie: b=1", "a\n", "\xfc", "<script>", "\0"])
+def test_a_malformed_request_id_is_replaced(keyed: Fence, client_id: str) -> None:
+    headers = [*keyed.key, (b"x-request-id", client_id.encode("latin-1"))]
+    ids = [ask(keyed.app, headers=headers).headers["x-request-id"] for _ in range(2)]
+    assert all(len(id) == 32 and id.isalnum() for id in ids)
+    assert ids[0] != ids[1]
 
 
-def test_a_refusal_has_a_request_id_too(keyed: Fence) -> None:
+def test_a_refusal_has_a_request_id(keyed: Fence) -> None:
     assert ask(keyed.app, headers=[(b"x-request-id", b"mine")]).headers["x-request-id"] == "mine"
 
 
-def exposed(some: Fence) -> str:
+def metrics_text(some: Fence) -> str:
     return generate_latest(some.metrics.registry).decode()
 
 
-def test_requests_are_counted_by_route_and_status_and_no_client_names_a_series(keyed: Fence) -> None:
+def test_requests_are_counted_by_route_and_status_and_clients_cannot_create_series(keyed: Fence) -> None:
     ask(keyed.app, "/v1/choose", keyed.key)
-    before = exposed(keyed).count("\n")
+    before = metrics_text(keyed).count("\n")
     ask(keyed.app, "/v1/choose", keyed.key)
     for number in range(20):
         ask(keyed.app, f"/made-up/{number}", [*keyed.key, (b"x-request-id", f"id{number}".encode())])
     ask(keyed.app, "/v1/choose")
-    text = exposed(keyed)
+    text = metrics_text(keyed)
     assert 'pft_requests_total{route="/v1/choose",status="200"} 2.0' in text
     assert 'pft_requests_total{route="/v1/choose",status="401"} 1.0' in text
     assert 'pft_requests_total{route="other",status="200"} 20.0' in text
     assert "made-up" not in text
     assert "id1" not in text
-    # `other` brings its histogram and two counters, the 401 two counters; however many requests there were.
+    # However many requests there are: `other` adds a histogram and two counters, the status 401 two counters.
     assert text.count("\n") - before == len(LATENCY_S) + 1 + 3 + 2 + 2
     assert "pft_requests_in_flight 0.0" in text
 
 
-def test_a_fault_inside_is_counted_and_leaves_nothing_in_flight(tmp_path: Path) -> None:
+def test_an_exception_in_the_application_is_counted_and_leaves_nothing_in_flight(tmp_path: Path) -> None:
     metrics = Metrics()
 
     async def faulty(*_: Any) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        ask(RequestObserver(faulty, metrics, ROUTES, AccessLog(), tells_id=True))
+        ask(RequestObserver(faulty, metrics, ROUTES, AccessLog(), sends_request_id=True))
     text = generate_latest(metrics.registry).decode()
     assert 'pft_requests_total{route="/v1/choose",status="500"} 1.0' in text
     assert "pft_requests_in_flight 0.0" in text
@@ -465,7 +468,7 @@ def test_a_fault_inside_is_counted_and_leaves_nothing_in_flight(tmp_path: Path) 
 
 async def leaves_at_once(scope: Any, receive: Any, send: Any) -> None:
     await receive()
-    await receive()  # who streams an answer waits for this
+    await receive()  # an application that streams waits for this
 
 
 async def leaves_within_a_stream(scope: Any, receive: Any, send: Any) -> None:
@@ -475,13 +478,13 @@ async def leaves_within_a_stream(scope: Any, receive: Any, send: Any) -> None:
     await receive()
 
 
-async def is_told_after_it_left(scope: Any, receive: Any, send: Any) -> None:
+async def is_answered_after_it_left(scope: Any, receive: Any, send: Any) -> None:
     await leaves_at_once(scope, receive, send)
     await send({"type": "http.response.start", "status": 500, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
 
-async def is_cancelled_by_the_proxy(scope: Any, receive: Any, send: Any) -> None:
+async def is_canceled_by_the_proxy(scope: Any, receive: Any, send: Any) -> None:
     raise asyncio.CancelledError
 
 
@@ -491,9 +494,9 @@ async def fails_to_send(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize(
     "inside",
-    [leaves_at_once, leaves_within_a_stream, is_told_after_it_left, is_cancelled_by_the_proxy, fails_to_send],
+    [leaves_at_once, leaves_within_a_stream, is_answered_after_it_left, is_canceled_by_the_proxy, fails_to_send],
 )
-def test_a_client_that_leaves_is_counted_and_logged_as_that(tmp_path: Path, inside: Any) -> None:
+def test_a_client_that_leaves_is_counted_and_logged_with_status_499(tmp_path: Path, inside: Any) -> None:
     metrics, file = Metrics(), tmp_path / "access.jsonl"
     messages = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
 
@@ -503,19 +506,19 @@ def test_a_client_that_leaves_is_counted_and_logged_as_that(tmp_path: Path, insi
     async def send(message: Any) -> None:
         pass
 
-    async def asked() -> None:
-        observed = RequestObserver(inside, metrics, ROUTES, AccessLog(file), tells_id=True)
+    async def request() -> None:
+        observed = RequestObserver(inside, metrics, ROUTES, AccessLog(file), sends_request_id=True)
         with contextlib.suppress(asyncio.CancelledError, ClientDisconnect):
             await observed(scope("/v1/choose", []), receive, send)
 
-    asyncio.run(asked())
+    asyncio.run(request())
     text = generate_latest(metrics.registry).decode()
     assert 'pft_requests_total{route="/v1/choose",status="499"} 1.0' in text
     assert 'status="500"' not in text
     assert [line["status"] for line in logged(file, 1)] == [499]
 
 
-def test_a_client_that_leaves_within_its_body_is_counted_as_that_on_ray_too(keyed: Fence, tmp_path: Path) -> None:
+def test_a_client_that_leaves_within_its_body_on_ray_is_logged_with_status_499(keyed: Fence, tmp_path: Path) -> None:
     messages = [{"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive() -> Any:
@@ -527,19 +530,19 @@ def test_a_client_that_leaves_within_its_body_is_counted_as_that_on_ray_too(keye
     assert [line["status"] for line in logged(tmp_path / "access.jsonl", 1)] == [499]
 
 
-def test_what_comes_after_a_whole_answer_is_no_departure(tmp_path: Path) -> None:
-    async def answered(scope: Any, receive: Any, send: Any) -> None:
+def test_a_disconnect_after_a_complete_answer_does_not_count_as_leaving(tmp_path: Path) -> None:
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
         await receive()
 
     metrics = Metrics()
-    ask(RequestObserver(answered, metrics, ROUTES, AccessLog(), tells_id=True))
+    ask(RequestObserver(inside, metrics, ROUTES, AccessLog(), sends_request_id=True))
     assert 'status="204"} 1.0' in generate_latest(metrics.registry).decode()
 
 
 def logged(file: Path, count: int) -> list[dict[str, Any]]:
-    """The lines of an access log, once there are so many: they are written in another thread."""
+    """Return the lines of an access log once there are `count`, because another thread writes them."""
     end = time.monotonic() + 5
     while len(lines := file.read_text().splitlines()) < count:
         assert time.monotonic() < end
@@ -547,19 +550,19 @@ def logged(file: Path, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_each_request_is_a_line_of_json_without_a_word_of_its_own(keyed: Fence, tmp_path: Path) -> None:
-    async def asks_a_policy(scope: Any, receive: Any, send: Any) -> None:
+def test_each_request_is_logged_as_a_line_of_json_without_its_content(keyed: Fence, tmp_path: Path) -> None:
+    async def answers_with_a_policy(scope: Any, receive: Any, send: Any) -> None:
         note(policy="policy@0123456789ab")
         await keyed.inside(scope, receive, send)
 
-    keyed.app._app._app = asks_a_policy
+    keyed.app._app._app = answers_with_a_policy
     ask(keyed.app, "/v1/choose", [*keyed.key, (b"user-agent", b"private")], [b'{"scenario": "private"}'])
     ask(keyed.app, "/private")
     ask(keyed.app, "/healthz")
-    found = logged(tmp_path / "access.jsonl", 3)
-    assert all(line.keys() == {"time", "route", "status", "key", "policy", "ms"} for line in found)
-    assert all(0 <= line["ms"] < 5000 and line["time"].endswith("+00:00") for line in found)
-    assert [(line["route"], line["status"], line["key"], line["policy"]) for line in found] == [
+    lines = logged(tmp_path / "access.jsonl", 3)
+    assert all(line.keys() == {"time", "route", "status", "key", "policy", "ms"} for line in lines)
+    assert all(0 <= line["ms"] < 5000 and line["time"].endswith("+00:00") for line in lines)
+    assert [(line["route"], line["status"], line["key"], line["policy"]) for line in lines] == [
         ("/v1/choose", 200, "ann", "policy@0123456789ab"),
         ("other", 401, None, None),
         ("/healthz", 200, None, "policy@0123456789ab"),
@@ -567,7 +570,7 @@ def test_each_request_is_a_line_of_json_without_a_word_of_its_own(keyed: Fence, 
     assert "private" not in (tmp_path / "access.jsonl").read_text()
 
 
-def test_an_access_log_that_is_moved_away_is_begun_anew(keyed: Fence, tmp_path: Path) -> None:
+def test_an_access_log_that_is_moved_away_is_reopened(keyed: Fence, tmp_path: Path) -> None:
     ask(keyed.app, "/healthz")
     logged(tmp_path / "access.jsonl", 1)
     (tmp_path / "access.jsonl").rename(tmp_path / "access.1")
@@ -577,19 +580,19 @@ def test_an_access_log_that_is_moved_away_is_begun_anew(keyed: Fence, tmp_path: 
     assert [line["route"] for line in logged(tmp_path / "access.jsonl", 1)] == ["/readyz"]
 
 
-def test_a_place_that_takes_no_access_log_is_refused(tmp_path: Path) -> None:
+def test_an_access_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"access_log=.*: cannot be written \(Is a directory\)"):
         AccessLog(tmp_path)
 
 
-def test_a_stream_comes_through_in_its_parts(keyed: Fence) -> None:
+def test_a_stream_passes_through_part_by_part(keyed: Fence) -> None:
     answer = ask(keyed.app, headers=keyed.key, body=[b"ab", b"cd"])
     assert answer.parts == [b"a", b"bcd"]
     assert answer.headers["x-inside"] == "1"
 
 
-def test_what_follows_the_body_reaches_the_application(tmp_path: Path) -> None:
-    """A stream notices by it that its client has left."""
+def test_messages_after_the_body_reach_the_application(tmp_path: Path) -> None:
+    """By such a message, a stream notices that its client has left."""
     seen: list[str] = []
 
     async def inside(scope: Any, receive: Any, send: Any) -> None:

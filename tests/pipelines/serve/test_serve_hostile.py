@@ -1,4 +1,4 @@
-"""A server in front of clients that mean no good: whatever they send, they are told so, and the engine goes on."""
+"""Tests of hostile requests: whatever a client sends, it gets an error message, and the engine continues."""
 
 import json
 import os
@@ -36,12 +36,12 @@ OPERATIONS = [f"POST {route}" for route in ROUTES]
 READ = ("/healthz", "/readyz", "/version", "/metrics", "/v1/examples", "/v1/models", "/v1/models/{model}")
 OPERATIONS += [f"GET {route}" for route in READ]
 OPEN = ("/healthz", "/readyz")
-TIMEOUT_S = 30.0  # of a request; each takes milliseconds, so that one that takes longer hangs
+TIMEOUT_S = 30.0  # a request takes milliseconds, so one that takes longer hangs
 
 
 @dataclass
 class Served:
-    """A running server with keys, and two clients of it."""
+    """A running server with keys, a client, and the usual answer."""
 
     url: str
     client: httpx.Client
@@ -78,20 +78,20 @@ def served(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def examples(count: int, *, derandomize: bool = True) -> Any:
-    """Settings for examples that share a server; the same in each run, but for the long proofs."""
+    """Return settings for examples that share a server; they are the same in each run, except in slow tests."""
     return settings(max_examples=count, deadline=None, derandomize=derandomize, suppress_health_check=list(HealthCheck))
 
 
-# --- what the schema lets one send
+# --- requests generated from the OpenAPI document
 
 
 def operations(schema: Any) -> dict[str, Any]:
-    found = [result.ok() for result in schema.get_all_operations()]
-    return {f"{operation.method.upper()} {operation.path}": operation for operation in found}
+    results = [result.ok() for result in schema.get_all_operations()]
+    return {f"{operation.method.upper()} {operation.path}": operation for operation in results}
 
 
 def send(operation: Any, served: Served, count: int, *, derandomize: bool = True) -> None:
-    """Send requests that fit the schema, and some that do not, with a key and without."""
+    """Send requests that fit the schema and requests that do not, with and without a key."""
     strategy = st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
 
     @examples(count, derandomize=derandomize)
@@ -114,14 +114,14 @@ def test_the_schema_names_every_route(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_request_of_the_schemas_kind_is_a_server_error_or_passes_without_a_key(served: Served, name: str) -> None:
+def test_no_generated_request_causes_a_server_error_or_passes_without_a_key(served: Served, name: str) -> None:
     send(operations(served.schema)[name], served, 20)
     assert served.answers_as_usual()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_request_of_the_schemas_kind_is_a_server_error_among_many(served: Served, name: str) -> None:
+def test_none_of_many_generated_requests_causes_a_server_error(served: Served, name: str) -> None:
     send(operations(served.schema)[name], served, 500, derandomize=False)
     assert served.answers_as_usual()
 
@@ -148,7 +148,7 @@ PIECES = (
 
 
 def hostile_names(seed: int) -> Iterator[str]:
-    """Yield names without end; some are the names of policies."""
+    """Yield endless names, some of which are names of policies."""
     rng = random.Random(seed)
     while True:
         name = "".join(rng.choices(PIECES, k=rng.randint(1, 4)))
@@ -158,22 +158,22 @@ def hostile_names(seed: int) -> Iterator[str]:
         yield name
 
 
-class Opened:
-    """Notes which files are opened while it is on; a hook cannot be taken away, so that there is one a process."""
+class FileAudit:
+    """Records which files are opened while it is on. An audit hook cannot be removed, so each process has one."""
 
     EVENTS = ("open", "os.listdir", "os.scandir", "glob.glob", "os.mkdir", "os.remove", "os.rename", "socket.connect")
 
     def __init__(self) -> None:
         self.on = False
         self.touched: set[str] = set()
-        sys.addaudithook(self._note)
+        sys.addaudithook(self._record)
 
-    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _record(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.on and event in self.EVENTS:
             self.touched.add(os.fsdecode(arguments[0]) if event != "socket.connect" else "socket")
 
     @contextmanager
-    def noted(self) -> Iterator[set[str]]:
+    def recording(self) -> Iterator[set[str]]:
         self.touched = set()
         self.on = True
         try:
@@ -182,12 +182,12 @@ class Opened:
             self.on = False
 
 
-OPENED = Opened()
+AUDIT = FileAudit()
 
 
 @pytest.fixture(scope="module")
 def guarded(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, Path]:
-    """A catalog with a root, and policies beside it that no name may reach."""
+    """A catalog with a root folder, and the folder around it with policies that no name may reach."""
     folder = tmp_path_factory.mktemp("names")
     policy = write_policy(folder / "policy", tiny_qwen2, seed=1)
     for place in ("root/early", "outside", "policyoutside"):
@@ -197,7 +197,7 @@ def guarded(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return Catalog(serve_config(policy, folder / "cache", store={"root": str(folder / "root")}), load_tokenizer), folder
 
 
-def resolved(catalog: Catalog, name: str) -> Policy | str:
+def resolve(catalog: Catalog, name: str) -> Policy | str:
     try:
         return catalog.resolve(name)
     except UserError as error:
@@ -205,57 +205,59 @@ def resolved(catalog: Catalog, name: str) -> Policy | str:
 
 
 @pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Notes which places are asked for by os.stat, of which no audit hook hears."""
+def stat_paths(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The paths passed to os.stat, which raises no audit event."""
     places: set[str] = set()
     stat = os.stat
 
-    def noted(path: Any, *arguments: Any, **more: Any) -> os.stat_result:
-        if OPENED.on:
+    def recording_stat(path: Any, *arguments: Any, **more: Any) -> os.stat_result:
+        if AUDIT.on:
             places.add(str(path))
         return stat(path, *arguments, **more)
 
-    monkeypatch.setattr(os, "stat", noted)
+    monkeypatch.setattr(os, "stat", recording_stat)
     return places
 
 
-def refuse_names(guarded: tuple[Catalog, Path], looked_at: set[str], count: int, seed: int) -> None:
+def refuse_names(guarded: tuple[Catalog, Path], stat_paths: set[str], count: int, seed: int) -> None:
     catalog, folder = guarded
     expected = {catalog.resolve(name).id for name in ("policy", "base", "early")}
     names = hostile_names(seed)
-    with OPENED.noted() as touched:
-        answers = [resolved(catalog, next(names)) for _ in range(count)]
-    found = {answer.id for answer in answers if isinstance(answer, Policy)}
-    assert found <= expected
-    assert len(found) > 1  # the generator does name some that exist
+    with AUDIT.recording() as touched:
+        answers = [resolve(catalog, next(names)) for _ in range(count)]
+    ids = {answer.id for answer in answers if isinstance(answer, Policy)}
+    assert ids <= expected
+    assert len(ids) > 1  # some generated names exist
     assert max(len(answer.encode()) for answer in answers if isinstance(answer, str)) < 1000
-    # Where `linked` leads to is looked up, to see that it is elsewhere; it is not opened.
+    # The target of `linked` is looked up, to see that it is outside the root, but it is not opened.
     target = folder / "outside" / "model_ref.json"
     assert str(target) not in touched
     allowed = tuple(str(place) + os.sep for place in (*(folder / n for n in ("policy", "root", "cache")), target))
-    places = {os.path.normpath(place) + os.sep for place in touched | looked_at}
-    assert len(looked_at) > 5
+    places = {os.path.normpath(place) + os.sep for place in touched | stat_paths}
+    assert len(stat_paths) > 5
     assert [place for place in places if not place.startswith(allowed)] == []
 
 
-def test_the_hook_notes_a_file_elsewhere(guarded: tuple[Catalog, Path]) -> None:
-    with OPENED.noted() as touched:
+def test_the_audit_records_a_file_outside_the_root(guarded: tuple[Catalog, Path]) -> None:
+    with AUDIT.recording() as touched:
         (guarded[1] / "outside" / "model_ref.json").read_bytes()
     assert touched == {str(guarded[1] / "outside" / "model_ref.json")}
 
 
-def test_no_name_reaches_a_file_elsewhere(guarded: tuple[Catalog, Path], looked_at: set[str]) -> None:
-    refuse_names(guarded, looked_at, 2_000, seed=0)
+def test_no_name_reaches_a_file_outside_the_root(guarded: tuple[Catalog, Path], stat_paths: set[str]) -> None:
+    refuse_names(guarded, stat_paths, 2_000, seed=0)
 
 
 @pytest.mark.slow
-def test_no_name_of_very_many_reaches_a_file_elsewhere(guarded: tuple[Catalog, Path], looked_at: set[str]) -> None:
-    refuse_names(guarded, looked_at, 100_000, seed=1)
+def test_none_of_very_many_names_reaches_a_file_outside_the_root(
+    guarded: tuple[Catalog, Path], stat_paths: set[str]
+) -> None:
+    refuse_names(guarded, stat_paths, 100_000, seed=1)
 
 
-def refused_or_known(response: httpx.Response, name: str) -> None:
+def assert_refused_or_known(response: httpx.Response, name: str) -> None:
     assert response.status_code < 500, name
-    if response.is_redirect:  # of an address that ends in a slash
+    if response.is_redirect:  # the URL ended in a slash
         return
     body = response.json()
     if response.status_code == 200:
@@ -264,13 +266,13 @@ def refused_or_known(response: httpx.Response, name: str) -> None:
         assert body["error"]["message"], name
 
 
-def test_no_name_over_http_is_more_than_unknown(served: Served) -> None:
+def test_hostile_names_over_http_are_unknown_or_those_of_policies(served: Served) -> None:
     names = hostile_names(seed=2)
     for _ in range(200):
         name = next(names)
-        refused_or_known(served.post("/v1/choose", json.dumps({**CHOOSE, "model": name}).encode()), name)
+        assert_refused_or_known(served.post("/v1/choose", json.dumps({**CHOOSE, "model": name}).encode()), name)
         path = "/v1/models/" + quote(name.encode("utf-8", "surrogatepass")[:2000], safe="")
-        refused_or_known(served.client.get(path), name)
+        assert_refused_or_known(served.client.get(path), name)
     assert served.answers_as_usual()
 
 
@@ -288,7 +290,7 @@ KEYS = (
     "temperature", "top_p", "n", "seed", "stop", "stream", "stream_options", "structured_outputs", "logprobs",
     "top_logprobs", "messages", "prompt", "echo", "suffix", "metadata", "user", "max_completion_tokens",
 )  # fmt: skip
-# Values that are nearly right reach further than those of another type.
+# Nearly valid values reach more code than values of another type.
 NEAR = {
     "preference": st.sampled_from(["Bold", "Blod", {"Bold": 1e-320}, [1, 0.5], {"axis": "Risk", "first": 1}, [0.3, 1]]),
     "model": st.sampled_from(["policy", "base", "early", "nobody", "policy@0123456789ab"]),
@@ -317,20 +319,20 @@ RAW = (
 
 
 def bodies(usual: dict[str, Any]) -> st.SearchStrategy[bytes]:
-    """Bodies of a route: the usual one with some fields changed, added or left out."""
+    """Return bodies of a route: the usual one with some fields changed, added or removed."""
     changed = st.fixed_dictionaries({}, optional={key: NEAR.get(key, VALUES) | VALUES for key in KEYS})
-    left_out = st.sets(st.sampled_from(sorted(usual)), max_size=1)
+    removed = st.sets(st.sampled_from(sorted(usual)), max_size=1)
 
     def body(values: dict[str, Any], kept: list[str], absent: set[str]) -> bytes:
-        chosen = {key: value for key, value in values.items() if key in kept}
-        return json.dumps({k: v for k, v in (usual | chosen).items() if k not in absent}).encode()
+        changes = {key: value for key, value in values.items() if key in kept}
+        return json.dumps({k: v for k, v in (usual | changes).items() if k not in absent}).encode()
 
     few = st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)
     near = st.lists(st.sampled_from(sorted(usual)), min_size=1, max_size=2)
-    return st.builds(body, changed, few | near, left_out) | VALUES.map(lambda value: json.dumps(value).encode())
+    return st.builds(body, changed, few | near, removed) | VALUES.map(lambda value: json.dumps(value).encode())
 
 
-def refused_or_answered(response: httpx.Response, body: bytes) -> None:
+def assert_refused_or_answered(response: httpx.Response, body: bytes) -> None:
     assert response.status_code < 500, (response.status_code, body[:500], response.text[:300])
     if response.status_code >= 400:
         assert response.json()["error"]["message"], body[:500]
@@ -340,7 +342,7 @@ def send_bodies(served: Served, route: str, count: int, *, derandomize: bool = T
     @examples(count, derandomize=derandomize)
     @given(body=bodies(ROUTES[route]))
     def run(body: bytes) -> None:
-        refused_or_answered(served.post(route, body), body)
+        assert_refused_or_answered(served.post(route, body), body)
 
     run()
     assert served.answers_as_usual()
@@ -352,23 +354,23 @@ def test_the_usual_body_is_answered(served: Served, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_is_no_body_of_ours_is_refused(served: Served, route: str) -> None:
+def test_malformed_bodies_are_refused(served: Served, route: str) -> None:
     for body in RAW:
-        refused_or_answered(served.post(route, body), body)
+        assert_refused_or_answered(served.post(route, body), body)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=\xff", ""):
         response = served.client.post(route, content=b'{"a": 1}', headers={"Content-Type": kind.encode("latin-1")})
-        refused_or_answered(response, kind.encode("latin-1"))
+        assert_refused_or_answered(response, kind.encode("latin-1"))
     assert served.answers_as_usual()
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_no_body_is_a_server_error(served: Served, route: str) -> None:
+def test_no_body_causes_a_server_error(served: Served, route: str) -> None:
     send_bodies(served, route, 150)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
-def test_no_body_of_very_many_is_a_server_error(served: Served, route: str) -> None:
+def test_none_of_very_many_bodies_causes_a_server_error(served: Served, route: str) -> None:
     send_bodies(served, route, 2_000, derandomize=False)
 
 
@@ -387,15 +389,15 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize(("route", "body"), PROMPTS)
-def test_an_odd_prompt_ends_no_engine(served: Served, route: str, body: dict[str, Any]) -> None:
-    refused_or_answered(served.client.post(route, json=body), json.dumps(body).encode())
+def test_odd_prompts_do_not_stop_the_engine(served: Served, route: str, body: dict[str, Any]) -> None:
+    assert_refused_or_answered(served.client.post(route, json=body), json.dumps(body).encode())
     assert served.answers_as_usual()
 
 
 # --- the wire
 
 
-def test_a_body_sent_in_chunks_is_measured(served: Served) -> None:
+def test_the_size_of_a_body_in_chunks_is_limited(served: Served) -> None:
     def chunks(count: int) -> Iterator[bytes]:
         yield from [b" " * 100_000] * count
 
@@ -404,14 +406,14 @@ def test_a_body_sent_in_chunks_is_measured(served: Served) -> None:
         assert answer.status_code == status
 
 
-def test_a_request_id_cannot_bring_a_header(served: Served) -> None:
+def test_a_request_id_cannot_inject_a_header(served: Served) -> None:
     assert served.client.get("/healthz", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
     for odd in (b"a b", b"\xff", b"x" * 200):
-        found = served.client.get("/healthz", headers={"x-request-id": odd}).headers["x-request-id"]
-        assert len(found) == 32
+        request_id = served.client.get("/healthz", headers={"x-request-id": odd}).headers["x-request-id"]
+        assert len(request_id) == 32
 
 
-def test_a_stream_streams_through_the_guard(served: Served) -> None:
+def test_a_stream_passes_the_guard_part_by_part(served: Served) -> None:
     body = {**ROUTES["/v1/completions"], "stream": True, "max_tokens": 8}
     with served.client.stream("POST", "/v1/completions", json=body) as response:
         parts = list(response.iter_raw())

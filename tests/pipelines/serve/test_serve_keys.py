@@ -1,4 +1,4 @@
-"""Keys: shown once, kept as hashes, withdrawn by editing a file, never told; and the pace of each."""
+"""Tests of API keys: shown once, stored as hashes, revoked by editing the file, never leaked; and rate limits."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ class Clock:
         return self.now
 
 
-def test_a_key_is_shown_once_and_kept_as_its_hash(file: Path) -> None:
+def test_a_key_is_shown_once_and_stored_as_a_hash(file: Path) -> None:
     secret = add_key(file, "ann", requests_per_minute=7)
     assert secret.startswith("pft-")
     assert len(secret) == 4 + 43  # 32 bytes in base64, without padding
@@ -49,14 +49,14 @@ def test_a_key_is_shown_once_and_kept_as_its_hash(file: Path) -> None:
     assert add_key(file, "bob") != secret
 
 
-def test_the_file_is_its_owners_alone_from_the_first_byte_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_its_owner_can_read_the_file_from_the_first_byte_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
 
-    def synced(descriptor: int) -> None:
+    def record_mode(descriptor: int) -> None:
         mode = os.fstat(descriptor).st_mode
         modes.extend([stat.S_IMODE(mode)] if stat.S_ISREG(mode) else [])
 
-    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "fsync", record_mode)
     for name in ("ann", "bob"):
         add_key(file, name)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -65,7 +65,7 @@ def test_the_file_is_its_owners_alone_from_the_first_byte_on(file: Path, monkeyp
     assert {path.name for path in file.parent.iterdir()} == {"keys.json", ".keys.json.lock"}
 
 
-def test_a_name_has_one_key(file: Path) -> None:
+def test_a_name_cannot_have_two_keys(file: Path) -> None:
     add_key(file, "ann")
     before = file.read_bytes()
     with pytest.raises(UserError, match="'ann' has a key already: remove its entry first"):
@@ -74,13 +74,13 @@ def test_a_name_has_one_key(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "pace"), [("", None), ("a b", None), ("x" * 65, None), ("../a", None), ("a", 0)])
-def test_a_key_that_could_not_be_read_is_not_written(file: Path, name: str, pace: int | None) -> None:
+def test_an_invalid_key_is_not_written(file: Path, name: str, pace: int | None) -> None:
     with pytest.raises(UserError, match=r"name=|requests_per_minute=0"):
         add_key(file, name, requests_per_minute=pace)
     assert not file.exists()
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/keys\.json: cannot be written"):
         add_key(tmp_path / "file" / "keys.json", "ann")
@@ -93,7 +93,7 @@ def _add(file: Path, name: str, start: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "text", "name"])
-def test_what_is_wrong_with_a_key_or_its_file_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
+def test_an_invalid_key_or_file_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "in" / "keys.json"
     if kind != "name":
         file.parent.mkdir()
@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_key_or_its_file_leaves_nothing_behind(kind: str, t
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_of_keys_made_at_once_none_is_lost(file: Path) -> None:
+def test_keys_created_at_the_same_time_are_all_kept(file: Path) -> None:
     start = FORK.Barrier(3)
     workers = [FORK.Process(target=_add, args=(file, name, start)) for name in "abc"]
     for worker in workers:
@@ -115,13 +115,13 @@ def test_of_keys_made_at_once_none_is_lost(file: Path) -> None:
     assert {key.name for key in read_keys(file)} == {f"{name}{number}" for name in "abc" for number in range(10)}
 
 
-def _die_before_the_key_is_there(file: Path) -> None:
+def _die_before_the_file_is_replaced(file: Path) -> None:
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     add_key(file, "bob")
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way(file: Path) -> None:
-    process = FORK.Process(target=_die_before_the_key_is_there, args=(file,))
+def test_leftovers_of_a_killed_process_do_no_harm(file: Path) -> None:
+    process = FORK.Process(target=_die_before_the_file_is_replaced, args=(file,))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -130,10 +130,10 @@ def test_what_a_killed_process_left_is_in_nobodys_way(file: Path) -> None:
     assert {path.name for path in file.parent.iterdir()} == {"keys.json", ".keys.json.lock"}
 
 
-# --- the ring
+# --- the key ring
 
 
-def test_a_key_opens_and_another_does_not(file: Path) -> None:
+def test_a_key_is_recognized_and_others_are_not(file: Path) -> None:
     ann, bob = add_key(file, "ann"), add_key(file, "bob")
     ring = KeyRing(file)
     assert [ring.owner(secret).name for secret in (ann, bob)] == ["ann", "bob"]  # type: ignore[union-attr]
@@ -141,22 +141,22 @@ def test_a_key_opens_and_another_does_not(file: Path) -> None:
         assert ring.owner(wrong) is None
 
 
-def test_every_entry_is_compared_whichever_fits(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_entry_is_compared_whichever_matches(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = [add_key(file, name) for name in ("ann", "bob", "eve")]
     ring, compared = KeyRing(file), []
 
-    def counted(first: str, second: str) -> bool:
+    def compare(first: str, second: str) -> bool:
         compared.append(first)
         return first == second
 
-    monkeypatch.setattr(keys.hmac, "compare_digest", counted)
+    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
     for secret in [*secrets, "wrong"]:
         ring.owner(secret)
     assert compared == [key.sha256 for key in read_keys(file)] * 4
-    assert hmac.compare_digest is counted
+    assert hmac.compare_digest is compare
 
 
-def test_an_edited_file_counts_after_some_seconds(file: Path) -> None:
+def test_an_edited_file_takes_effect_after_some_seconds(file: Path) -> None:
     ann = add_key(file, "ann")
     clock = Clock()
     ring = KeyRing(file, clock)
@@ -169,13 +169,13 @@ def test_an_edited_file_counts_after_some_seconds(file: Path) -> None:
     clock.now += RELOAD_S
     assert ring.owner(ann) is None
     assert ring.owner(bob) is not None
-    file.write_text(json.dumps({"keys": []}))  # all are withdrawn
+    file.write_text(json.dumps({"keys": []}))  # all are revoked
     clock.now += RELOAD_S
     assert ring.owner(bob) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": 1}', '{"keys": [{"name": "x"}]}', "\0"])
-def test_a_file_damaged_while_it_runs_keeps_the_keys(
+def test_the_keys_stay_valid_if_the_file_is_damaged_at_runtime(
     file: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ann = add_key(file, "ann")
@@ -186,14 +186,14 @@ def test_a_file_damaged_while_it_runs_keeps_the_keys(
         for _ in range(3):
             clock.now += RELOAD_S
             assert ring.owner(ann) is not None
-    assert caplog.text.count("the keys stay as they were") == 1
+    assert caplog.text.count("the old keys stay valid") == 1
     file.write_bytes(whole.replace(b"ann", b"eve"))
     clock.now += RELOAD_S
     assert ring.owner(ann).name == "eve"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("gone", ["deleted", "its folder deleted", "a link to nothing", "a folder"])
-def test_a_file_that_is_gone_lets_nobody_in_until_it_is_back(
+def test_a_missing_file_revokes_all_keys_until_it_is_back(
     tmp_path: Path, gone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "folder" / "keys.json"
@@ -210,7 +210,7 @@ def test_a_file_that_is_gone_lets_nobody_in_until_it_is_back(
         for _ in range(3):
             clock.now += RELOAD_S
             assert ring.owner(ann) is None
-    assert caplog.text.count("no key is valid now") == 1, "said once"
+    assert caplog.text.count("no key is valid now") == 1, "logged once"
     shutil.rmtree(file.parent, ignore_errors=True)
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(whole)
@@ -240,7 +240,7 @@ SECRET = "pft-" + "s3cr3t" * 6
         f'{{"keys": [{{"name": "ann", "sha256": "{HASH}"}}, {{"name": "bob", "sha256": "{HASH}"}}]}}',
     ],
 )
-def test_a_damaged_file_is_refused_at_the_start_without_a_word_of_what_is_in_it(file: Path, content: str) -> None:
+def test_a_damaged_file_is_refused_at_the_start_without_showing_its_content(file: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(UserError, match=r"keys\.json: .*`pft key`") as caught:
         KeyRing(file)
@@ -248,14 +248,14 @@ def test_a_damaged_file_is_refused_at_the_start_without_a_word_of_what_is_in_it(
         assert hidden not in str(caught.value)
 
 
-def test_no_file_is_refused_at_the_start(file: Path) -> None:
+def test_a_missing_file_is_refused_at_the_start(file: Path) -> None:
     with pytest.raises(UserError, match=r"keys\.json: cannot be read \(No such file"):
         KeyRing(file)
     with pytest.raises(UserError, match="cannot be read"):
         KeyRing(file.parent)
 
 
-# --- what a client sends
+# --- the Authorization header
 
 
 def basic(text: bytes) -> str:
@@ -286,17 +286,17 @@ def test_the_key_is_read_from_the_header(header: str, secret: str | None) -> Non
 
 
 @given(scheme=st.sampled_from(["Basic ", "Bearer ", "", "basic"]), value=st.binary(max_size=60))
-def test_no_header_is_more_than_wrong(scheme: str, value: bytes) -> None:
-    found = secret_in(scheme + value.decode("latin-1"))
-    assert found is None or isinstance(found, str)
-    if found:
-        keys._sha256(found)
+def test_no_header_raises_an_error(scheme: str, value: bytes) -> None:
+    secret = secret_in(scheme + value.decode("latin-1"))
+    assert secret is None or isinstance(secret, str)
+    if secret:
+        keys._sha256(secret)
 
 
-# --- paces
+# --- rate limits
 
 
-def test_a_minutes_requests_may_come_at_once_and_then_they_come_back_evenly() -> None:
+def test_a_minutes_requests_may_come_at_once_and_the_bucket_refills_evenly() -> None:
     clock = Clock()
     limiter = RateLimiter(clock)
     assert [limiter.wait_s("ann", 6) for _ in range(6)] == [0.0] * 6
@@ -310,13 +310,13 @@ def test_a_minutes_requests_may_come_at_once_and_then_they_come_back_evenly() ->
     assert sum(limiter.wait_s("ann", 6) == 0 for _ in range(10)) == 6
 
 
-def test_each_key_has_its_own_pace() -> None:
+def test_each_key_has_its_own_bucket() -> None:
     limiter = RateLimiter(Clock())
     assert [limiter.wait_s("ann", 1) > 0 for _ in range(2)] == [False, True]
     assert limiter.wait_s("bob", 1) == 0
 
 
-def test_a_pace_that_is_lowered_holds_at_once() -> None:
+def test_a_lowered_rate_limit_applies_at_once() -> None:
     clock = Clock()
     limiter = RateLimiter(clock)
     limiter.wait_s("ann", 600)

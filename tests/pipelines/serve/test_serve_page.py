@@ -1,4 +1,4 @@
-"""The page at `/`, in a real browser against a real server with tiny random models."""
+"""Tests of the page at `/`, in a real browser with a real server of tiny random models."""
 
 import json
 import shutil
@@ -24,20 +24,20 @@ MAX_LENGTH = 500  # tokens
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHOTS = Path(__file__).parents[3] / "runs" / "serve"
 SCENARIO = (
-    "Your garden by the river pays for itself. A neighbour offers his boat and his landing place for all that you have "
-    "saved, and he will sell to the next who asks if you take longer than a week."
+    "Your garden by the river pays for itself. A neighbor offers his boat and his dock for all of your savings, and he "
+    "will sell to the next person who asks if you take longer than a week."
 )
 OPTIONS = [
-    "Buy the boat now, and live on what the landing place brings in.",
+    "Buy the boat now, and live on what the dock earns.",
     "Keep the savings, and look for a smaller boat next year.",
-    "Offer half now and half after a summer in which the landing place has shown what it earns.",
+    "Offer half now and half after one summer, when you know what the dock earns.",
 ]
 EXAMPLE = PairedExample("boat", "Risk", SCENARIO, tuple(Option(text, int(i > 0)) for i, text in enumerate(OPTIONS)))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Path:
-    """Policies: one for both poles, another, and the two ends of the slider."""
+    """A folder of four policies: the default one, another one, and the slider's two ends."""
     folder = tmp_path_factory.mktemp("served")
     for seed, name in enumerate(("policy", "other", "first", "second")):
         write_policy(folder / name, tiny_qwen2, seed=seed + 1)
@@ -61,28 +61,28 @@ def url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def locked(folder: Path) -> Iterator[tuple[str, str]]:
-    """Address and key of a server that has keys."""
+    """The URL and key of a server with keys."""
     key = add_key(folder / "keys.json", "reader")
     config = serve_config(folder / "policy", folder / "cache", keys=str(folder / "keys.json"))
     with LocalServer(config).running() as server:
         yield server.url, key
 
 
-# The servers come first and so leave last: they stop in an event loop of their own, while Playwright's still runs.
+# The servers are requested first, so that they stop last: they need their own event loop, after Playwright's has ended.
 @pytest.fixture(scope="module")
 def browser(url: str, locked: tuple[str, str]) -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @dataclass
 class Visit:
-    """A page, and what it did: addresses that it loaded, and what it complained of."""
+    """A page, the addresses that it requested, and its errors and warnings."""
 
     page: Any
     addresses: list[str] = field(default_factory=list)
@@ -103,21 +103,21 @@ class Visit:
         return sum(address.endswith(path) for address in self.addresses)
 
     def _console(self, message: Any) -> None:
-        # Chromium itself says of every answer from 400 on that a resource failed to load.
+        # Chromium itself logs every response with a status of 400 or more.
         if message.type in ("error", "warning") and "the server responded with a status of" not in message.text:
             self.complaints.append(message.text)
 
     def shares(self, card: str) -> list[float]:
         """Return the probabilities that a card shows, in percent."""
         texts = self.page.locator(f"#{card} [data-testid=probability]").all_text_contents()
-        return [float(text.removesuffix(" %")) for text in texts]
+        return [float(text.removesuffix("%")) for text in texts]
 
 
 @contextmanager
 def visiting(browser: Any, url: str, **context: Any) -> Iterator[Visit]:
-    with browser.new_context(reduced_motion="reduce", **context) as opened:
-        opened.set_default_timeout(5000)
-        visit = Visit(opened.new_page())
+    with browser.new_context(reduced_motion="reduce", **context) as browser_context:
+        browser_context.set_default_timeout(5000)
+        visit = Visit(browser_context.new_page())
         visit.watch()
         visit.open(url)
         yield visit
@@ -131,32 +131,33 @@ def tab(browser: Any, url: str) -> Iterator[Visit]:
 
 @pytest.fixture
 def visit(tab: Visit, url: str) -> Visit:
-    """The page opened anew, in a tab that the tests share: one of its own would take each of them half a second."""
+    """A freshly loaded page in a tab that all tests share, because a new tab would cost each of them half a second."""
     tab.page.unroute_all()
     tab.open(url)
     return tab
 
 
 def answer(visit: Visit, path: str, body: Any, *, times: int | None = None, **response: Any) -> None:
-    """Answer a path in the server's place."""
+    """Answer a path in place of the server."""
     response |= {"content_type": "application/json", "body": json.dumps(body)}
     visit.page.route(f"**{path}", lambda route: route.fulfill(**response), times=times)
 
 
-def ask(visit: Visit, told: str = "Bold chooses") -> None:
+def ask(visit: Visit, message: str = "Bold chooses") -> None:
+    """Submit the form and wait until the status shows the message."""
     visit.page.get_by_role("button", name="Ask").click()
-    expect(visit.page.locator("#status")).to_contain_text(told)
+    expect(visit.page.locator("#status")).to_contain_text(message)
 
 
 def shown_id(visit: Visit, card: str) -> Any:
     return visit.page.locator(f"#{card} [data-testid=adapter]")
 
 
-def test_each_pole_shows_what_the_api_says_and_its_shares_sum_to_one(visit: Visit, url: str):
+def test_each_pole_shows_the_api_response_and_its_probabilities_sum_to_one(visit: Visit, url: str):
     ask(visit)
-    said = httpx.post(f"{url}/v1/compare", json={"scenario": SCENARIO, "options": OPTIONS}).json()
+    response = httpx.post(f"{url}/v1/compare", json={"scenario": SCENARIO, "options": OPTIONS}).json()
     for side in ("first", "second"):
-        chosen = said[side]["chosen"]
+        chosen = response[side]["chosen"]
         shares = visit.shares(side)
         assert shares == [pytest.approx(100 * option["probability"], abs=0.06) for option in chosen["options"]]
         assert sum(shares) == pytest.approx(100, abs=0.15 + 1e-9)  # three numbers, each rounded by up to 0.05
@@ -164,38 +165,38 @@ def test_each_pole_shows_what_the_api_says_and_its_shares_sum_to_one(visit: Visi
         expect(card.locator(".chosen .words")).to_have_text(chosen["option"])
         fitting = ", ".join("ABC"[i] for i in chosen["all"])
         expect(card.locator(".verdict")).to_contain_text(f"Chooses {chosen['letter']}. All that fit: {fitting} (")
-        expect(shown_id(visit, side)).to_have_text(said[side]["adapter"])
+        expect(shown_id(visit, side)).to_have_text(response[side]["adapter"])
 
 
-def test_moving_the_slider_asks_the_adapter_at_that_weight(visit: Visit):
+def test_moving_the_slider_uses_the_adapter_at_that_weight(visit: Visit):
     ask(visit)
     before, poles = visit.shares("between"), visit.shares("first") + visit.shares("second")
     expect(shown_id(visit, "between")).to_contain_text("slider-0.50@")
     slider = visit.page.get_by_role("slider")
-    slider.press("ArrowLeft")  # towards the first pole
-    expect(slider).to_have_attribute("aria-valuetext", "55 % Bold, 45 % Careful")
+    slider.press("ArrowLeft")  # toward the first pole
+    expect(slider).to_have_attribute("aria-valuetext", "55% Bold, 45% Careful")
     expect(shown_id(visit, "between")).to_contain_text("slider-0.55@")
     expect(visit.page.locator("#how")).to_contain_text("An interpolated adapter answered")
     assert visit.shares("between") != before
     assert visit.shares("first") + visit.shares("second") == poles
     slider.press("Home")
-    expect(visit.page.locator("#how")).to_contain_text("the slider names the pole")
+    expect(visit.page.locator("#how")).to_contain_text("the prompt states the pole")
 
 
-def test_a_policy_without_an_adapter_between_its_poles_is_said_to_be_mixed(visit: Visit):
+def test_without_an_adapter_between_the_poles_the_page_says_that_probabilities_are_mixed(visit: Visit):
     visit.page.get_by_label("Policy").select_option(index=2)
     ask(visit)
     visit.page.locator("#slider").fill("25")
-    expect(visit.page.locator("#slider")).to_have_attribute("aria-valuetext", "75 % Bold, 25 % Careful")
+    expect(visit.page.locator("#slider")).to_have_attribute("aria-valuetext", "75% Bold, 25% Careful")
     first, second = visit.shares("first"), visit.shares("second")
     mixed = [0.75 * a + 0.25 * b for a, b in zip(first, second, strict=True)]
-    expect(visit.page.locator("#between .number").first).to_have_text(f"{mixed[0]:.1f} %")
+    expect(visit.page.locator("#between .number").first).to_have_text(f"{mixed[0]:.1f}%")
     assert visit.shares("between") == pytest.approx(mixed, abs=0.11)  # all rounded
     expect(visit.page.locator("#how")).to_contain_text("the options' probabilities were mixed")
     expect(shown_id(visit, "between")).to_contain_text("other@")
 
 
-def test_several_moves_ask_once_and_a_late_answer_is_left_out(visit: Visit):
+def test_several_slider_moves_send_one_request_and_a_late_answer_is_ignored(visit: Visit):
     ask(visit)
     held: list[Any] = []
     visit.page.route("**/v1/choose", lambda route: held.append(route) if not held else route.continue_())
@@ -213,31 +214,31 @@ def test_several_moves_ask_once_and_a_late_answer_is_left_out(visit: Visit):
     assert visit.complaints == []
 
 
-def test_markup_in_a_question_is_text_and_runs_nothing(visit: Visit):
+def test_markup_in_a_question_is_shown_as_text_and_does_not_run(visit: Visit):
     attack = '<img src=x onerror="window.ran = 1"><script>window.ran = 1</script>'
     visit.page.get_by_label("Scenario").fill(attack)
     visit.page.get_by_label("Option A", exact=True).fill(attack)
     ask(visit)
-    expect(visit.page.locator("#asked")).to_have_text(f"Risk: {attack}")
+    expect(visit.page.locator("#asked-question")).to_have_text(f"Risk: {attack}")
     for card in ("first", "second", "between"):
         expect(visit.page.locator(f"#{card} .words").first).to_have_text(attack)
     assert visit.page.locator("img").count() == 0
     assert visit.page.evaluate("window.ran") is None
 
 
-def test_markup_in_an_example_or_an_error_is_text_too(visit: Visit, url: str):
+def test_markup_in_an_example_or_an_error_is_shown_as_text(visit: Visit, url: str):
     attack = '<img src=x onerror="window.ran = 1">'
     example = {"axis": attack, "scenario": attack, "options": [attack, attack]}
     answer(visit, "/v1/examples", {"examples": [example]})
     answer(visit, "/v1/compare", {"error": {"message": attack}}, status=400)
     visit.open(url)
     expect(visit.page.get_by_label("Option B", exact=True)).to_have_value(attack)
-    ask(visit, told=attack)
+    ask(visit, message=attack)
     assert visit.page.locator("img").count() == 0
     assert visit.page.evaluate("window.ran") is None
 
 
-def test_the_page_talks_to_its_own_server_only_and_the_console_stays_empty(visit: Visit, url: str):
+def test_the_page_contacts_only_its_own_server_and_the_console_stays_empty(visit: Visit, url: str):
     ask(visit)
     visit.page.locator("#slider").fill("30")
     visit.page.get_by_label("Policy").select_option("base")
@@ -248,9 +249,9 @@ def test_the_page_talks_to_its_own_server_only_and_the_console_stays_empty(visit
     assert visit.complaints == []
 
 
-def test_what_the_server_refuses_is_shown_in_its_words(visit: Visit):
+def test_a_refusal_is_shown_with_the_servers_message(visit: Visit):
     visit.page.get_by_label("Scenario").fill(" river" * MAX_LENGTH)
-    ask(visit, told=f"max_length is {MAX_LENGTH}")
+    ask(visit, message=f"but this server takes at most {MAX_LENGTH}")
     expect(visit.page.locator("#status")).to_contain_class("error")
     expect(visit.page.locator("#answers")).to_be_hidden()
     visit.page.get_by_label("Scenario").fill("The river rises.")
@@ -258,39 +259,39 @@ def test_what_the_server_refuses_is_shown_in_its_words(visit: Visit):
     ask(visit)
 
 
-def test_a_busy_server_is_asked_once_more_after_the_wait_that_it_names(visit: Visit):
+def test_the_page_retries_a_busy_server_once_after_the_wait_that_it_names(visit: Visit):
     full = {"error": {"message": "64 requests wait already"}}
     answer(visit, "/v1/compare", full, times=1, status=429, headers={"Retry-After": "1"})
-    ask(visit, told="Busy, trying again in 1 s: 64 requests wait already")
+    ask(visit, message="Busy, trying again in 1 s: 64 requests wait already")
     expect(visit.page.locator("#status")).to_contain_text("Bold chooses")
     answer(visit, "/v1/compare", full, status=429, headers={"Retry-After": "0.1"})
-    ask(visit, told="64 requests wait already")
+    ask(visit, message="64 requests wait already")
     expect(visit.page.locator("#status")).to_have_text("64 requests wait already")
     assert visit.count("/v1/compare") == 4
 
 
-def test_free_text_is_written_for_both_poles_and_between_them(visit: Visit, url: str):
+def test_free_text_is_shown_for_both_poles_and_between_them(visit: Visit, url: str):
     visit.page.get_by_label("Write free text").check()
-    ask(visit, told="Bold and Careful have answered")
-    said = httpx.post(f"{url}/v1/compare", json={"scenario": SCENARIO, "weight": 0.5}).json()
+    ask(visit, message="Bold and Careful have answered")
+    response = httpx.post(f"{url}/v1/compare", json={"scenario": SCENARIO, "weight": 0.5}).json()
     for card in ("first", "second", "between"):
-        expect(visit.page.locator(f"#{card} .text")).to_have_text(said[card]["text"] or "(An empty text.)")
+        expect(visit.page.locator(f"#{card} .text")).to_have_text(response[card]["text"] or "(The answer is empty.)")
         assert visit.shares(card) == []
     visit.page.locator("#slider").fill("80")
     expect(shown_id(visit, "between")).to_contain_text("slider-0.20@")
-    expect(visit.page.locator("#between .text")).not_to_have_text(said["between"]["text"])
+    expect(visit.page.locator("#between .text")).not_to_have_text(response["between"]["text"])
 
 
-def test_free_text_between_poles_without_an_adapter_is_said_to_be_impossible(visit: Visit):
+def test_without_an_adapter_between_the_poles_the_page_says_that_there_is_no_free_text(visit: Visit):
     visit.page.get_by_label("Policy").select_option(index=2)
     visit.page.get_by_label("Write free text").check()
-    ask(visit, told="Bold and Careful have answered")
+    ask(visit, message="Bold and Careful have answered")
     expect(visit.page.locator("#how")).to_contain_text("texts cannot be mixed")
     expect(visit.page.locator("#slider")).to_be_disabled()
     expect(shown_id(visit, "between")).to_be_hidden()
 
 
-def test_options_are_added_and_removed_by_keyboard_between_two_and_ten(visit: Visit):
+def test_two_to_ten_options_can_be_added_and_removed_by_keyboard(visit: Visit):
     options = visit.page.locator("#options textarea")
     visit.page.get_by_label("Remove option B").press("Enter")
     expect(options).to_have_count(2)
@@ -303,36 +304,36 @@ def test_options_are_added_and_removed_by_keyboard_between_two_and_ten(visit: Vi
     expect(visit.page.get_by_role("button", name="Add an option")).to_be_disabled()
     ask(visit)
     assert len(visit.shares("first")) == 10
-    expect(visit.page.locator("#first .verdict")).to_contain_text("All that fit: not asked")
+    expect(visit.page.locator("#first .verdict")).to_contain_text("All that fit: not scored (10 options: ")
 
 
-def test_a_changed_question_marks_the_answers_as_old(visit: Visit):
+def test_a_changed_question_marks_the_answers_as_stale(visit: Visit):
     ask(visit)
     visit.page.get_by_label("Value conflict").select_option("Pace")
     expect(visit.page.locator("#status")).to_have_text("The question has changed: ask again.")
     expect(visit.page.locator("#answers")).to_contain_class("stale")
-    ask(visit, told="Fast chooses")
+    ask(visit, message="Fast chooses")
     expect(visit.page.locator("#answers")).not_to_contain_class("stale")
     expect(visit.page.locator("#second .description")).to_have_text("Waits.")
 
 
-def test_an_example_of_the_server_is_offered_and_can_be_left(visit: Visit):
+def test_an_example_is_filled_in_and_can_be_replaced_by_an_own_question(visit: Visit):
     scenario = visit.page.get_by_label("Scenario")
     expect(scenario).to_have_value(SCENARIO)
     assert [field.input_value() for field in visit.page.locator("#options textarea").all()] == OPTIONS
     visit.page.get_by_label("Example").select_option("Your own")
     expect(scenario).to_be_empty()
-    visit.page.get_by_role("button", name="Ask").click()  # the browser itself says what is missing
+    visit.page.get_by_role("button", name="Ask").click()  # the browser itself reports the missing field
     expect(scenario).to_be_focused()
     assert visit.count("/v1/compare") == 0
 
 
-def test_a_server_with_keys_lets_the_browser_in_that_has_one(browser: Any, locked: tuple[str, str]):
+def test_a_server_with_keys_admits_a_browser_with_a_key(browser: Any, locked: tuple[str, str]):
     url, key = locked
     assert httpx.get(url).status_code == 401
-    # So Chromium without a window says that it would open its dialog; a challenge that it cannot read opens none.
-    with browser.new_context() as stranger, pytest.raises(sync_api.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
-        stranger.new_page().goto(url)
+    # With this error, headless Chromium reports that it would prompt; an unreadable challenge causes no prompt.
+    with browser.new_context() as without_key, pytest.raises(sync_api.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+        without_key.new_page().goto(url)
     with visiting(browser, url, http_credentials={"username": "reader", "password": key}) as visit:
         expect(visit.page.locator("#example-label")).to_be_hidden()  # this server has no examples
         expect(visit.page.get_by_label("Scenario")).to_be_empty()
@@ -341,11 +342,11 @@ def test_a_server_with_keys_lets_the_browser_in_that_has_one(browser: Any, locke
             visit.page.get_by_label(f"Option {name}", exact=True).fill(f"Way {name}")
         ask(visit)
         answer(visit, "/v1/compare", {"error": {"message": "no valid API key"}}, status=401)
-        ask(visit, told="no valid API key. Reload the page")
+        ask(visit, message="no valid API key. Reload the page")
 
 
-def test_no_long_word_widens_the_page(browser: Any, url: str):
-    """Wherever there is a text: scenarios, options, answers, and the names and descriptions that a policy brings."""
+def test_long_words_do_not_widen_the_page(browser: Any, url: str):
+    """Long words are put into every text: scenarios, options, answers, and a policy's names and descriptions."""
     with visiting(browser, url, viewport={"width": 360, "height": 800}) as visit:
         ask(visit)
         lengthened = visit.page.evaluate(
@@ -365,7 +366,9 @@ def test_no_long_word_widens_the_page(browser: Any, url: str):
 
 
 @pytest.mark.parametrize(("name", "width", "scheme"), [("page", 1180, "light"), ("page-narrow", 360, "dark")])
-def test_the_page_fits_and_is_pictured(browser: Any, url: str, name: str, width: int, scheme: str):
+def test_the_page_fits_the_window_and_is_saved_as_a_screenshot(
+    browser: Any, url: str, name: str, width: int, scheme: str
+):
     viewport = {"width": width, "height": 800}
     with visiting(browser, url, viewport=viewport, color_scheme=scheme) as visit:
         ask(visit)

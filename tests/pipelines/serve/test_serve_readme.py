@@ -1,4 +1,4 @@
-"""The examples of the README work as printed, but for the port."""
+"""Tests that the README's serving examples work as printed, except for the port."""
 
 import json
 import re
@@ -24,22 +24,22 @@ def server(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-def printed(pattern: str, server: LocalServer) -> str:
-    found = re.search(pattern, README, re.DOTALL)
-    assert found, pattern
-    return found[1].replace("http://127.0.0.1:8000", server.url)
+def readme_block(pattern: str, server: LocalServer) -> str:
+    match = re.search(pattern, README, re.DOTALL)
+    assert match, pattern
+    return match[1].replace("http://127.0.0.1:8000", server.url)
 
 
 def test_the_curl_line(server: LocalServer) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    line = printed(r"```\n(curl [^\n]*/v1/choose[^\n]*)\n```", server)
+    line = readme_block(r"```\n(curl [^\n]*/v1/choose[^\n]*)\n```", server)
     done = subprocess.run(["bash", "-c", f"{line} -s"], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout)["letter"] in ("A", "B")
 
 
 def test_the_python_client(server: LocalServer) -> None:
-    code = printed(r"```python\n(from openai.*?)```", server)
+    code = readme_block(r"```python\n(from openai.*?)```", server)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Daring ->" in done.stdout

@@ -1,4 +1,4 @@
-"""What clients send: values that ask for nothing, types, and bodies that are no JSON; refused before it costs much."""
+"""Tests of request bodies: neutral values, types, invalid JSON, and the cheap refusal of large bodies."""
 
 import asyncio
 import gzip
@@ -35,8 +35,8 @@ def server(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def client(server: LocalServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as made:
-        yield made
+    with httpx.Client(base_url=server.url, timeout=60) as session:
+        yield session
 
 
 def refused(client: httpx.Client, path: str, content: bytes, **headers: str) -> str:
@@ -45,7 +45,7 @@ def refused(client: httpx.Client, path: str, content: bytes, **headers: str) -> 
     return str(answer.json()["error"]["message"])
 
 
-# --- values that ask for nothing
+# --- neutral values
 
 
 ABSENT: dict[str, Any] = {
@@ -61,12 +61,12 @@ NULLS = ("service_tier", "tools", "tool_choice", "functions", "seed", "stop", "n
          "guided_json", "best_of", "preference", "model", "a_field_of_next_year")  # fmt: skip
 
 
-def test_null_and_neutral_values_of_any_field_are_absent(client: httpx.Client) -> None:
-    usual = client.post("/v1/chat/completions", json={**CHAT, "temperature": 0}).json()["choices"]
+def test_null_and_neutral_values_of_any_field_change_nothing(client: httpx.Client) -> None:
+    choices = client.post("/v1/chat/completions", json={**CHAT, "temperature": 0}).json()["choices"]
     for more in (dict.fromkeys(NULLS), ABSENT):
         answer = client.post("/v1/chat/completions", json={**CHAT, **more, "temperature": 0})
         assert answer.status_code == 200, answer.text
-        assert answer.json()["choices"] == usual
+        assert answer.json()["choices"] == choices
     plain = {"prompt": "The town", "max_tokens": 2, "logprobs": False, "suffix": None, "best_of": 1, "echo": False}
     answer = client.post("/v1/completions", json=plain)
     assert (answer.status_code, answer.json()["choices"][0]["logprobs"]) == (200, None)
@@ -74,7 +74,7 @@ def test_null_and_neutral_values_of_any_field_are_absent(client: httpx.Client) -
     assert client.post("/v1/score", json=score).status_code == 200
 
 
-# What vLLM's own request classes are filled with, besides null.
+# The defaults of vLLM's own request classes, besides null.
 DEFAULTS: dict[str, Any] = {
     "include_reasoning": True, "return_token_offsets": False, "mm_payload": "tensors", "verbosity": "medium",
     "routed_experts_prompt_start": 0, "parallel_tool_calls": True, "top_logprobs": 0, "tool_choice": "none",
@@ -82,8 +82,8 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_value_is_neutral_where_it_stands(client: httpx.Client) -> None:
-    """weight: of a message, and no field of /v1/choose; special tokens: the default of a chat is not a completion's."""
+def test_whether_a_value_is_neutral_depends_on_its_object(client: httpx.Client) -> None:
+    """`weight` belongs to a message, not to /v1/choose; the neutral `add_special_tokens` differs by route."""
     message = {**CHAT["messages"][0], "weight": 1}
     choose = {"scenario": "x", "options": ["a", "b"]}
     plain = {"prompt": "The town", "max_tokens": 2}
@@ -107,34 +107,34 @@ def test_a_value_is_neutral_where_it_stands(client: httpx.Client) -> None:
         assert refused(client, path, json.dumps(body).encode()).startswith(f"{name}:")
 
 
-def test_a_text_ends_at_any_of_as_many_stop_strings_as_evaluations_send(client: httpx.Client) -> None:
+def test_requests_with_as_many_stop_strings_as_evaluations_send_are_accepted(client: httpx.Client) -> None:
     stops = ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>"]
     body = {"prompt": "The town", "max_tokens": 4, "stop": stops}
     assert client.post("/v1/completions", json=body).status_code == 200
     assert "stop" in refused(client, "/v1/completions", json.dumps({**body, "stop": ["a"] * 65}).encode())
 
 
-def test_an_answered_message_is_sent_back_as_history(client: httpx.Client) -> None:
-    answered = {"role": "assistant", "content": "go", "refusal": None, "annotations": [], "audio": None,
-                "tool_calls": None, "function_call": None, "reasoning_content": None}  # fmt: skip
-    messages = [*CHAT["messages"], answered, *CHAT["messages"]]
+def test_an_answer_can_be_sent_back_as_history(client: httpx.Client) -> None:
+    answer = {"role": "assistant", "content": "go", "refusal": None, "annotations": [], "audio": None,
+              "tool_calls": None, "function_call": None, "reasoning_content": None}  # fmt: skip
+    messages = [*CHAT["messages"], answer, *CHAT["messages"]]
     assert client.post("/v1/chat/completions", json={**CHAT, "messages": messages}).status_code == 200
-    messages[1] = {"role": "assistant", "content": None}  # nothing was written
+    messages[1] = {"role": "assistant", "content": None}  # an empty answer
     assert client.post("/v1/chat/completions", json={**CHAT, "messages": messages}).status_code == 200
     for role in ("user", "system"):
         messages[1] = {"role": role, "content": None}
-        said = refused(client, "/v1/chat/completions", json.dumps({**CHAT, "messages": messages}).encode())
-        assert said == "messages.1.content: Field required"
-    messages[1] = {**answered, "tool_calls": [{"id": "1"}]}
-    said = refused(client, "/v1/chat/completions", json.dumps({**CHAT, "messages": messages}).encode())
-    assert said.startswith("messages.1.tool_calls:")
+        message = refused(client, "/v1/chat/completions", json.dumps({**CHAT, "messages": messages}).encode())
+        assert message == "messages.1.content: Field required"
+    messages[1] = {**answer, "tool_calls": [{"id": "1"}]}
+    message = refused(client, "/v1/chat/completions", json.dumps({**CHAT, "messages": messages}).encode())
+    assert message.startswith("messages.1.tool_calls:")
 
 
 @pytest.mark.parametrize("more", [{"top_k": -2}, {"repetition_penalty": 0}, {"service_tier": "flex"}, {"min_p": 1.1},
                                   {"temprature": 0}, {"store": True}, {"functions": [{}]}, {"top_k": False},
                                   {"tools": [1]}, {"tool_choice": "required"}, {"echo": True}, {"logit_bias": {"5": 1}},
                                   {"guided_json": {"type": "object"}}, {"reasoning_effort": "low"}])  # fmt: skip
-def test_what_asks_for_something_unknown_is_refused_by_name(client: httpx.Client, more: dict[str, Any]) -> None:
+def test_an_unknown_field_or_unsupported_value_is_refused_by_name(client: httpx.Client, more: dict[str, Any]) -> None:
     assert refused(client, "/v1/chat/completions", json.dumps({**CHAT, **more}).encode()).startswith(next(iter(more)))
 
 
@@ -144,28 +144,28 @@ def test_a_value_of_another_type_is_refused(client: httpx.Client, more: dict[str
     assert refused(client, "/v1/chat/completions", json.dumps({**CHAT, **more}).encode()).startswith(next(iter(more)))
 
 
-# --- no JSON
+# --- bodies that are not JSON
 
 
-def test_json_that_is_not_declared_is_told_so(client: httpx.Client) -> None:
+def test_json_without_its_content_type_is_refused(client: httpx.Client) -> None:
     body = json.dumps(CHAT).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        said = refused(client, "/v1/chat/completions", body, **{"Content-Type": kind})
-        assert f"declared as '{kind}'" in said
-        assert "Content-Type: application/json" in said
-    assert "not declared" in refused(client, "/v1/chat/completions", body, Accept="*/*")
+        message = refused(client, "/v1/chat/completions", body, **{"Content-Type": kind})
+        assert f"the body has the content type '{kind}'" in message
+        assert "Content-Type: application/json" in message
+    assert "has no content type" in refused(client, "/v1/chat/completions", body, Accept="*/*")
 
 
-def test_a_fault_in_json_is_told_with_its_place(client: httpx.Client) -> None:
-    said = refused(client, "/v1/choose", b'{"scenario": "x",\n "options": ["a" "b"]}')
-    assert said == "the body is no JSON: Expecting ',' delimiter at line 2, column 18 (character 35)"
+def test_an_error_in_json_is_reported_with_its_place(client: httpx.Client) -> None:
+    message = refused(client, "/v1/choose", b'{"scenario": "x",\n "options": ["a" "b"]}')
+    assert message == "the body is not valid JSON: Expecting ',' delimiter at line 2, column 18 (character 35)"
     assert "line 1, column 1 " in refused(client, "/v1/choose", b"nothing")
-    assert "at byte 13" in refused(client, "/v1/choose", b'{"scenario":"\xff"}')
+    assert "byte 13 is not utf-8 text" in refused(client, "/v1/choose", b'{"scenario":"\xff"}')
     assert "nested too deeply" in refused(client, "/v1/choose", b"[" * 100_000)
     assert "too many digits" in refused(client, "/v1/choose", b"1" * 10_000)
 
 
-def test_a_body_that_is_empty_or_compressed_is_told_so(client: httpx.Client) -> None:
+def test_an_empty_or_compressed_body_is_refused_with_the_reason(client: httpx.Client) -> None:
     assert refused(client, "/v1/choose", b"") == "the body is empty: send a JSON object"
     for content in (gzip.compress(json.dumps(CHAT).encode()), b"{\x1f"):
         for kind in ("application/json", "text/plain"):
@@ -175,12 +175,14 @@ def test_a_body_that_is_empty_or_compressed_is_told_so(client: httpx.Client) -> 
 
 @pytest.mark.parametrize(("path", "allowed"), [("/healthz", "GET, HEAD"), ("/v1/models/policy", "GET, HEAD"),
                                                ("/v1/choose", "POST")])  # fmt: skip
-def test_another_method_is_told_all_that_a_route_has(client: httpx.Client, path: str, allowed: str) -> None:
+def test_for_another_method_the_response_lists_all_methods_of_a_route(
+    client: httpx.Client, path: str, allowed: str
+) -> None:
     answer = client.delete(path)
     assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
 
 
-# --- what would take long
+# --- requests that would take long
 
 
 WORDS = " ".join(["the"] * 49_000)
@@ -196,15 +198,15 @@ LARGE: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("case", LARGE)
-def test_counts_and_characters_are_refused_before_a_token_is_counted(
+def test_too_many_items_or_characters_are_refused_before_tokenization(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     def never(*_: Any, **__: Any) -> Any:
-        raise AssertionError("tokenised")
+        raise AssertionError("tokenized")
 
-    tokenising = {policy_resolver: ["tokenize_prompts"], completions: ["tokenize_prompts", "tokenize"]}
-    tokenising[choices] = ["tokenize", "encode_options"]
-    for module, name in [(module, name) for module, names in tokenising.items() for name in names]:
+    tokenizers = {policy_resolver: ["tokenize_prompts"], completions: ["tokenize_prompts", "tokenize"]}
+    tokenizers[choices] = ["tokenize", "encode_options"]
+    for module, name in [(module, name) for module, names in tokenizers.items() for name in names]:
         monkeypatch.setattr(module, name, never)
     refused(client, *LARGE[case])
 
@@ -219,11 +221,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_a_body_of_very_many_faults_is_not_told_each(case: str) -> None:
+def test_of_very_many_errors_in_a_body_only_a_few_are_reported(case: str) -> None:
     body = {"metadata": ChatRequest, "messages": ChatRequest, "preference": ChooseRequest}.get(case, CompletionRequest)
-    with pytest.raises(ValidationError) as found:
+    with pytest.raises(ValidationError) as caught:
         body.model_validate(json.loads(FAULTS[case]))
-    assert found.value.error_count() < 12
+    assert caught.value.error_count() < 12
 
 
 MANY: dict[str, Any] = {f"{i:x}": {} for i in range(80_000)}
@@ -237,38 +239,38 @@ LONG_SCHEMAS = {
 
 
 @pytest.mark.parametrize("case", LONG_SCHEMAS)
-def test_a_long_schema_is_refused_before_it_is_gone_through(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_a_long_schema_is_refused_before_all_of_it_is_read(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     def never(*_: Any) -> Any:
-        raise AssertionError("gone through")
+        raise AssertionError("read")
 
     monkeypatch.setattr(structured_outputs, "schema_grammar", never)
     schema = LONG_SCHEMAS[case]
     named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    asked: list[dict[str, Any]] = [
+    constraints: list[dict[str, Any]] = [
         {"response_format": named},
         *({"structured_outputs": {"json": each}} for each in (schema, json.dumps(schema))),
     ]
-    for each in asked:
+    for each in constraints:
         with pytest.raises(ValidationError, match="longer than 50000 characters"):
             CompletionRequest.model_validate({"prompt": "a", **each})
 
 
-def test_what_is_counted_of_a_schema_is_no_more_than_it_is_written_in() -> None:
+def test_the_counted_length_of_a_schema_is_at_most_that_of_its_text() -> None:
     for schema in ({"a": [1, "", {}], "b": {"c": None, "d": [[]]}}, {}, [], "x"):
         fits = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(structured_outputs, "MOST_CHARACTERS", len(fits))
+            patch.setattr(structured_outputs, "MAX_CHARACTERS", len(fits))
             assert structured_outputs.refuse_long(schema) == schema
 
 
-def test_a_penalty_that_no_number_holds_is_refused() -> None:
+def test_a_penalty_too_small_for_float32_is_refused() -> None:
     for penalty in (1e-320, 1e-38, 0.009):
         with pytest.raises(ValidationError, match=r"repetition_penalty\n.*greater than or equal to 0\.01"):
             CompletionRequest.model_validate({"prompt": "a", "repetition_penalty": penalty})
     CompletionRequest.model_validate({"prompt": "a", "repetition_penalty": 0.01})
 
 
-def test_while_a_text_is_tokenised_others_are_answered_and_the_deadline_holds(
+def test_while_a_text_is_tokenized_other_requests_are_answered_and_the_deadline_holds(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
@@ -283,9 +285,9 @@ def test_while_a_text_is_tokenised_others_are_answered_and_the_deadline_holds(
         monkeypatch.setattr(module, "tokenize_prompts", slowly)
     waits, answers = [], []
     body = {"scenario": "x", "options": ["a", "b"], "forms": ["one"]}
-    asked = threading.Thread(target=lambda: answers.append(client.post("/v1/choose", json=body)))
-    asked.start()
-    while asked.is_alive():
+    request = threading.Thread(target=lambda: answers.append(client.post("/v1/choose", json=body)))
+    request.start()
+    while request.is_alive():
         started = time.perf_counter()
         assert client.get("/healthz").status_code == 200
         waits.append(time.perf_counter() - started)
@@ -293,20 +295,20 @@ def test_while_a_text_is_tokenised_others_are_answered_and_the_deadline_holds(
     assert answers[0].status_code == 504
     assert all(name.startswith("tokenizing") for name in threads)
     assert sorted(waits)[len(waits) * 9 // 10] < 0.1
-    assert max(waits) < 1  # far below the 2.5 s, on a busy machine too
+    assert max(waits) < 1  # far below 2.5 s, even on a busy machine
 
 
-def test_work_that_waits_is_dropped_with_its_request(server: LocalServer) -> None:
+def test_waiting_work_is_dropped_with_its_request(server: LocalServer) -> None:
     done: list[int] = []
 
     async def ask() -> None:
-        asker = PolicyResolver(server.config, Catalog(server.config, load_tokenizer))
-        first = asyncio.create_task(asker.apart(time.sleep, 0.2))
-        second = asyncio.create_task(asker.apart(done.append, 1))
+        resolver = PolicyResolver(server.config, Catalog(server.config, load_tokenizer))
+        first = asyncio.create_task(resolver.run_in_thread(time.sleep, 0.2))
+        second = asyncio.create_task(resolver.run_in_thread(done.append, 1))
         await asyncio.sleep(0.05)
         second.cancel()
         await first
-        await asker.apart(done.append, 2)
+        await resolver.run_in_thread(done.append, 2)
 
     asyncio.run(ask())
     assert done == [2]

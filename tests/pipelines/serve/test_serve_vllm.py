@@ -1,4 +1,4 @@
-"""The vLLM engine against the transformers engine and BranchScorer, on one tiny model in float32."""
+"""Tests of the vLLM engine against the transformers engine and BranchScorer, on one tiny model in float32."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
 from pipelines.serve.engines.engine import Engine, GenerationRequest, Grammar, Sampling, Steering, Step, Token
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
-from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, following
+from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, next_tokens
 from pipelines.serve.policies.adapters import LoadedAdapter
 from tests.builders import random_trees, tree
 from tests.serving import wide_base
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.vllm
 
 CPU = torch.device("cpu")
 EOS = 2
-# Per log-probability: float32 sums in another order. Measured: 4e-6 on sums of 9 labels.
+# Per log-probability: float32 sums in a different order. Measured: 4e-6 on sums of 9 labels.
 TOLERANCE = 1e-3
 GREEDY = Sampling(max_tokens=12, temperature=0, logprobs=3)
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(3, 600, 100)]
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Served:
-    """The engine under test on a loop of its own, its model, and adapters with what they score."""
+    """The engine under test with its own event loop, its model, and adapters."""
 
     engine: VllmEngine
     loop: asyncio.AbstractEventLoop
@@ -68,7 +68,7 @@ def model(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_adapter(model: Path, folder: Path, seed: int, *, rank: int = 4) -> LoadedAdapter:
-    """An adapter as if trained: B is not zero."""
+    """Write an adapter that looks trained: B is not zero."""
     base = load_base(str(model), precision="fp32", gradient_checkpointing=False, device=CPU)
     policy = add_lora(
         base,
@@ -83,7 +83,7 @@ def write_adapter(model: Path, folder: Path, seed: int, *, rank: int = 4) -> Loa
 
 
 def settings(model: Path) -> VllmSettings:
-    """Two slots: three adapters have to take turns."""
+    """Return settings with two adapter slots, so that three adapters have to take turns."""
     return VllmSettings(str(model), "fp32", 512, 8, 2, 8, gpu_memory=0.5, cpu_cache_gib=1, threads=1, enable_lora=True)
 
 
@@ -106,7 +106,7 @@ def sibling(served: Served) -> Iterator[TransformersEngine]:
 
 
 def expected(served: Served, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None) -> Scores:
-    """What training and evaluation say."""
+    """Return the scores of the code that trains and evaluates."""
     policy: Any = load_base(str(served.model), precision="fp32", gradient_checkpointing=False, device=CPU)
     if adapter is not None:
         policy = with_adapter(policy, adapter.folder)
@@ -115,12 +115,12 @@ def expected(served: Served, examples: Sequence[BranchedExample], adapter: Loade
 
 def assert_close(scores: Scores, wanted: Scores) -> None:
     assert len(scores) == len(wanted)
-    for got, want in zip(scores, wanted, strict=True):
-        assert got.dtype == np.float32
-        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+    for actual, each in zip(scores, wanted, strict=True):
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, each, rtol=0, atol=TOLERANCE)
 
 
-def apart(first: Scores, second: Scores) -> float:
+def max_difference(first: Scores, second: Scores) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
 
 
@@ -129,7 +129,7 @@ async def collect(steps: AsyncIterator[Step]) -> list[Step]:
 
 
 def tokens_of(steps: Sequence[Step]) -> list[Token]:
-    """Steps are cut by time: one that is fetched late holds several tokens."""
+    """Return the tokens of all steps; a step that is fetched late has several tokens."""
     return [token for step in steps for token in step.tokens]
 
 
@@ -148,48 +148,48 @@ def write(
 
 
 def answers(prefix: Sequence[int], choices: Sequence[Sequence[int]]) -> BranchedExample:
-    """Choices after a prompt, each ended by EOS."""
+    """Return choices after a prompt, each ended by EOS, as an example."""
     return tree("question", [prefix] * len(choices), [[*choice, EOS] for choice in choices], range(len(choices)))
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_scores_are_those_of_the_branch_scorer(served: Served, adapted: bool) -> None:
+def test_scores_equal_those_of_the_branch_scorer(served: Served, adapted: bool) -> None:
     adapter = served.adapters[0] if adapted else None
     examples = [*random_trees(4), answers(PROMPT, CHOICES)]
     assert_close(served.run(served.engine.score(examples, adapter)), expected(served, examples, adapter))
 
 
 def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: Served) -> None:
-    unlabelled = tree("unlabelled", [[5, 6, 7], [5, 6, 8]], [[], [9]])
+    unlabeled = tree("unlabeled", [[5, 6, 7], [5, 6, 8]], [[], [9]])
     without_prefix = tree("without prefix", [[5, 6], [7, 8]], [[9, 10], [11]])
     nothing = tree("nothing", [[5, 6, 7], [5, 6, 8]], [[], []])
     assert len(without_prefix.prefix_ids) == 0
-    scores = served.run(served.engine.score([unlabelled, without_prefix, nothing], None))
+    scores = served.run(served.engine.score([unlabeled, without_prefix, nothing], None))
     assert scores[0][0] == 0
     assert scores[2].tolist() == [0, 0]
-    assert_close(scores[:2], expected(served, [unlabelled, without_prefix], None))
+    assert_close(scores[:2], expected(served, [unlabeled, without_prefix], None))
 
 
-def test_labels_that_were_cached_score_the_same_again(served: Served) -> None:
-    """Blocks end before, inside and after what the answers share, and inside what they do not."""
+def test_cached_labels_get_the_same_scores_again(served: Served) -> None:
+    """Blocks end before, inside and after the answers' shared prefix, and inside the rest of the answers."""
     examples = [answers(PROMPT[5 : 5 + length], LONG_CHOICES) for length in range(55, 66)]
     wanted = expected(served, examples, None)
     for _ in range(3):
         assert_close(served.run(served.engine.score(examples, None)), wanted)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU each label is asked for")
-def test_answers_are_read_whole_on_a_cpu_as_each_request_reads_the_end_of_the_prompt_again(served: Served) -> None:
-    """Blocks hold 16 or 32 tokens: of 90, 10 or 26 are read again with each request."""
-    example = answers(PROMPT[:90], LONG_CHOICES)  # no label ends beside a block
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU each label is requested by itself")
+def test_on_a_cpu_answers_are_read_whole_to_save_reading_the_end_of_the_prompt_again(served: Served) -> None:
+    """Blocks have 16 or 32 tokens, so each request reads 10 or 26 of the prompt's 90 tokens again."""
+    example = answers(PROMPT[:90], LONG_CHOICES)  # no label ends at the end of a block
     requests = served.engine._request_numbers
     before = next(requests)
     served.run(served.engine.score([example], None))
-    asked = next(requests) - before - 1
-    assert asked <= 1 + len(LONG_CHOICES) < len({c[:i] for c in LONG_CHOICES for i in range(len(c) + 1)})
+    num_requests = next(requests) - before - 1
+    assert num_requests <= 1 + len(LONG_CHOICES) < len({c[:i] for c in LONG_CHOICES for i in range(len(c) + 1)})
 
 
-def test_adapters_and_the_base_keep_apart_in_one_batch(served: Served) -> None:
+def test_adapters_and_the_base_do_not_mix_in_one_batch(served: Served) -> None:
     examples = random_trees(3, seed=1)
     policies = [served.adapters[0], served.adapters[1], None]
 
@@ -197,9 +197,9 @@ def test_adapters_and_the_base_keep_apart_in_one_batch(served: Served) -> None:
         return await asyncio.gather(*(served.engine.score(examples, policy) for policy in policies))
 
     scores = served.run(at_once())
-    for policy, got in zip(policies, scores, strict=True):
-        assert_close(got, expected(served, examples, policy))
-    assert min(apart(scores[0], scores[1]), apart(scores[0], scores[2])) > 100 * TOLERANCE
+    for policy, actual in zip(policies, scores, strict=True):
+        assert_close(actual, expected(served, examples, policy))
+    assert min(max_difference(scores[0], scores[1]), max_difference(scores[0], scores[2])) > 100 * TOLERANCE
 
 
 def test_more_adapters_than_slots_take_turns(served: Served) -> None:
@@ -209,12 +209,12 @@ def test_more_adapters_than_slots_take_turns(served: Served) -> None:
     async def two_rounds() -> list[Scores]:
         return await asyncio.gather(*(served.engine.score(examples, adapter) for adapter in served.adapters * 2))
 
-    for got, want in zip(served.run(two_rounds()), wanted * 2, strict=True):
-        assert_close(got, want)
+    for actual, each in zip(served.run(two_rounds()), wanted * 2, strict=True):
+        assert_close(actual, each)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_greedy_text_is_that_of_the_transformers_engine(
+def test_greedy_text_equals_that_of_the_transformers_engine(
     served: Served, sibling: TransformersEngine, adapted: bool
 ) -> None:
     adapter = served.adapters[1] if adapted else None
@@ -227,8 +227,8 @@ def test_greedy_text_is_that_of_the_transformers_engine(
         assert [logp for _, logp in token.top] == pytest.approx([logp for _, logp in want.top], abs=TOLERANCE)
 
 
-def test_text_ends_with_eos_which_is_not_told(served: Served) -> None:
-    """At temperature 2 the 600 tokens are nearly even: 8 texts of 300 draws meet EOS about 4 times."""
+def test_text_ends_with_eos_which_is_not_returned(served: Served) -> None:
+    """At temperature 2 the 600 tokens are almost equally likely, so about 4 of 8 texts of 300 tokens meet EOS."""
 
     async def texts() -> list[list[Step]]:
         hot = [Sampling(max_tokens=300, temperature=2, seed=seed) for seed in range(8)]
@@ -245,7 +245,7 @@ def test_text_ends_with_eos_which_is_not_told(served: Served) -> None:
         assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
 
 
-DRAWN = {
+SAMPLING_SETTINGS = {
     "repetition": {"repetition_penalty": 1.7},
     "presence": {"presence_penalty": 1.5},
     "frequency": {"frequency_penalty": -1.0},
@@ -256,18 +256,18 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_what_a_request_asks_of_drawing_means_the_same_on_both_engines(
+@pytest.mark.parametrize("name", SAMPLING_SETTINGS)
+def test_sampling_settings_mean_the_same_on_both_engines(
     served: Served, sibling: TransformersEngine, name: str
 ) -> None:
-    sampling = replace(Sampling(max_tokens=40, temperature=0, logprobs=2), **DRAWN[name])
+    sampling = replace(Sampling(max_tokens=40, temperature=0, logprobs=2), **SAMPLING_SETTINGS[name])
     for prompt in (PROMPT[:20], PROMPT[30:34]):
         ours, theirs = (write(served, engine, prompt, sampling) for engine in (served.engine, sibling))
         assert ids(ours) == ids(theirs)
         assert ours[-1].finish_reason == theirs[-1].finish_reason
 
 
-KEPT = {
+FILTERS = {
     "top_k": {"top_k": 3},
     "min_p": {"min_p": 0.7},
     "top_p": {"top_p": 0.01},
@@ -276,35 +276,35 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_the_tokens_that_may_be_drawn_are_the_same_on_both_engines(
+@pytest.mark.parametrize("name", FILTERS)
+def test_the_tokens_that_can_be_sampled_are_the_same_on_both_engines(
     served: Served, sibling: TransformersEngine, name: str
 ) -> None:
-    """A few of 600 are kept: 40 draws meet each of them."""
+    """Only a few of the 600 tokens remain, so that 40 samples contain each of them."""
 
-    async def drawn(engine: Engine) -> set[int]:
-        each = [replace(Sampling(1, seed=seed, temperature=2.0), **KEPT[name]) for seed in range(40)]  # type: ignore[arg-type]
-        asked = (collect(engine.generate(GenerationRequest(PROMPT[:20], one), None)) for one in each)
-        return {ids(steps)[0] for steps in await asyncio.gather(*asked)}
+    async def sampled(engine: Engine) -> set[int]:
+        each = [replace(Sampling(1, seed=seed, temperature=2.0), **FILTERS[name]) for seed in range(40)]  # type: ignore[arg-type]
+        requests = (collect(engine.generate(GenerationRequest(PROMPT[:20], one), None)) for one in each)
+        return {ids(steps)[0] for steps in await asyncio.gather(*requests)}
 
-    ours, theirs = (served.run(drawn(engine)) for engine in (served.engine, sibling))
+    ours, theirs = (served.run(sampled(engine)) for engine in (served.engine, sibling))
     assert ours == theirs
     assert 1 < len(ours) < 12
 
 
 @pytest.mark.parametrize("max_tokens", [0, 3])
-def test_a_prompt_is_told_with_the_same_log_probabilities_by_both_engines(
+def test_a_prompt_has_the_same_log_probabilities_on_both_engines(
     served: Served, sibling: TransformersEngine, max_tokens: int
 ) -> None:
     sampling = Sampling(max_tokens, temperature=0, logprobs=2, prompt_logprobs=2)
     prompt = PROMPT * 4  # more than either reads at once
-    told = [write(served, engine, prompt, sampling) for engine in (served.engine, sibling)]
-    ours, theirs = (steps[0].prompt for steps in told)
+    texts = [write(served, engine, prompt, sampling) for engine in (served.engine, sibling)]
+    ours, theirs = (steps[0].prompt for steps in texts)
     assert [token.id for token in ours] == [token.id for token in theirs] == prompt
     assert ours[0].logprob is theirs[0].logprob is None
     np.testing.assert_allclose([t.logprob for t in ours[1:]], [t.logprob for t in theirs[1:]], atol=TOLERANCE)
     assert [[id for id, _ in token.top] for token in ours] == [[id for id, _ in token.top] for token in theirs]
-    assert [len(ids(steps)) for steps in told] == [max_tokens] * 2
+    assert [len(ids(steps)) for steps in texts] == [max_tokens] * 2
 
 
 GRAMMARS = {
@@ -314,7 +314,7 @@ GRAMMARS = {
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
-def test_an_answer_in_a_grammar_is_the_same_on_both_engines(
+def test_an_answer_under_a_grammar_is_the_same_on_both_engines(
     served: Served, sibling: TransformersEngine, name: str
 ) -> None:
     sampling = Sampling(max_tokens=60, temperature=0, logprobs=3, grammar=GRAMMARS[name])
@@ -325,55 +325,55 @@ def test_an_answer_in_a_grammar_is_the_same_on_both_engines(
 
 
 @pytest.mark.parametrize("grammar", [Grammar("json", '{"type": "nothing"}'), Grammar("regex", "((")])
-def test_a_grammar_that_cannot_be_read_is_refused_and_the_engine_lives_on(served: Served, grammar: Grammar) -> None:
+def test_an_invalid_grammar_is_refused_and_the_engine_continues(served: Served, grammar: Grammar) -> None:
     with pytest.raises(UserError):
         write(served, served.engine, PROMPT[:20], Sampling(4, grammar=grammar))
     assert write(served, served.engine, PROMPT[:20], GREEDY)
 
 
-def test_a_grammar_that_grows_too_large_is_the_asker_s_mistake_on_both_engines(
+def test_a_grammar_that_grows_too_large_is_a_user_error_on_both_engines(
     served: Served, sibling: TransformersEngine
 ) -> None:
     names = {f"a{i}": {"type": "integer"} for i in range(1500)}
     grammar = Grammar("json", json.dumps({"type": "object", "properties": names, "additionalProperties": False}))
     for engine in (served.engine, sibling):
-        with pytest.raises(UserError, match=r"cannot be followed|too large to be followed"):
+        with pytest.raises(UserError, match=r"cannot be enforced|too large to be enforced"):
             write(served, engine, PROMPT[:20], Sampling(60, temperature=0, grammar=grammar))
         assert write(served, engine, PROMPT[:20], GREEDY)
 
 
-def test_a_seed_repeats_a_text(served: Served) -> None:
+def test_the_same_seed_gives_the_same_text(served: Served) -> None:
     texts = [ids(write(served, served.engine, PROMPT, Sampling(20, seed=seed))) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_scoring_leaves_the_log_probabilities_of_texts_in_the_same_batch_alone(served: Served) -> None:
+def test_scoring_does_not_change_the_log_probabilities_of_texts_in_the_same_batch(served: Served) -> None:
     alone = write(served, served.engine, PROMPT, GREEDY)
 
-    async def beside_scoring() -> list[Step]:
+    async def during_scoring() -> list[Step]:
         scoring = asyncio.gather(*(served.engine.score(random_trees(4, seed=seed), None) for seed in range(4)))
         steps = await collect(served.engine.generate(GenerationRequest(PROMPT, GREEDY), None))
         await scoring
         return steps
 
-    for token, other in zip(tokens_of(alone), tokens_of(served.run(beside_scoring())), strict=True):
+    for token, other in zip(tokens_of(alone), tokens_of(served.run(during_scoring())), strict=True):
         assert dict(token.top) == pytest.approx(dict(other.top), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
-def test_only_choices_are_written_whatever_the_temperature(served: Served, logprobs: int | None) -> None:
-    async def draws() -> list[list[Step]]:
+def test_only_choices_are_generated_whatever_the_temperature(served: Served, logprobs: int | None) -> None:
+    async def sample() -> list[list[Step]]:
         hot = [Sampling(10, temperature=2, seed=seed, logprobs=logprobs, choices=CHOICES) for seed in range(24)]
         return await asyncio.gather(
             *(collect(served.engine.generate(GenerationRequest(PROMPT, each), None)) for each in hot)
         )
 
-    drawn = served.run(draws())
-    assert {tuple(ids(steps)) for steps in drawn} == set(CHOICES)
-    assert {steps[-1].finish_reason for steps in drawn} == {"stop"}
+    samples = served.run(sample())
+    assert {tuple(ids(steps)) for steps in samples} == set(CHOICES)
+    assert {steps[-1].finish_reason for steps in samples} == {"stop"}
 
 
-def test_a_choice_is_told_with_the_log_probabilities_of_the_model_as_it_is(
+def test_a_choice_has_the_log_probabilities_of_the_unconstrained_model(
     served: Served, sibling: TransformersEngine
 ) -> None:
     sampling = Sampling(10, temperature=0, logprobs=2, choices=CHOICES)
@@ -382,28 +382,28 @@ def test_a_choice_is_told_with_the_log_probabilities_of_the_model_as_it_is(
     for token, want in zip(tokens_of(steps), tokens_of(wanted), strict=True):
         assert token.logprob == pytest.approx(want.logprob, abs=TOLERANCE)
         assert dict(token.top) == pytest.approx(dict(want.top), abs=TOLERANCE)
-        assert token.logprob < -1  # the mask would have made it nearly certain
+        assert token.logprob < -1  # under the mask it would be nearly certain
 
 
-def test_a_choice_that_is_cut_ends_with_length(served: Served) -> None:
+def test_a_truncated_choice_ends_with_length(served: Served) -> None:
     steps = write(served, served.engine, PROMPT, Sampling(1, choices=CHOICES[:1]))
     assert (ids(steps), steps[-1].finish_reason) == ([40], "length")
 
 
-def test_what_may_follow_is_a_choice_s_next_token_and_eos_after_a_whole_one() -> None:
-    assert following(CHOICES, [], EOS) == [40, 60]
-    assert following(CHOICES, [40, 41], EOS) == [EOS, 42, 50]
-    assert following(CHOICES, [60, 61, 62], EOS) == [EOS]
+def test_the_next_tokens_are_those_of_matching_choices_and_eos_after_a_complete_one() -> None:
+    assert next_tokens(CHOICES, [], EOS) == [40, 60]
+    assert next_tokens(CHOICES, [40, 41], EOS) == [EOS, 42, 50]
+    assert next_tokens(CHOICES, [60, 61, 62], EOS) == [EOS]
 
 
 def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) -> None:
-    """Blocks hold 16 or 32 tokens, and the last token is always read: of 100 tokens, 96 are cached."""
+    """Blocks have 16 or 32 tokens, and the last token is always read, so 96 of 100 tokens are cached."""
     prompt = [int(token) for token in np.random.default_rng(8).integers(3, 600, 100)]
     runs = [write(served, served.engine, prompt, Sampling(3), adapter) for adapter in (None, None, served.adapters[0])]
     assert [steps[0].cached_tokens for steps in runs] == [0, 96, 0]
     assert {step.cached_tokens for steps in runs for step in steps[1:]} <= {0}
-    chosen = write(served, served.engine, prompt, Sampling(5, choices=CHOICES))
-    assert [step.cached_tokens for step in chosen] == [96] + [0] * (len(chosen) - 1)
+    steps = write(served, served.engine, prompt, Sampling(5, choices=CHOICES))
+    assert [step.cached_tokens for step in steps] == [96] + [0] * (len(steps) - 1)
 
 
 def assert_alive(served: Served) -> None:
@@ -414,7 +414,7 @@ def assert_alive(served: Served) -> None:
     served.run(served.engine.check())
 
 
-def test_an_adapter_of_too_high_a_rank_is_refused_and_the_engine_lives_on(served: Served, tmp_path: Path) -> None:
+def test_an_adapter_of_too_high_a_rank_is_refused_and_the_engine_continues(served: Served, tmp_path: Path) -> None:
     adapter = write_adapter(served.model, tmp_path / "wide", 9, rank=16)
     with pytest.raises(UserError, match=r"rank 16, engine\.max_adapter_rank is 8"):
         served.run(served.engine.score(random_trees(1), adapter))
@@ -449,40 +449,40 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_adapter_is_refused_and_the_engine_lives_on(served: Served, tmp_path: Path, fault: str) -> None:
+def test_a_broken_adapter_is_refused_and_the_engine_continues(served: Served, tmp_path: Path, fault: str) -> None:
     folder = shutil.copytree(served.adapters[0].folder, tmp_path / "broken")
     BROKEN[fault](folder)
     adapter = LoadedAdapter(f"broken-{list(BROKEN).index(fault)}@000000000000", folder)
     with pytest.raises(UserError, match=adapter.id) as refused:
         served.run(served.engine.score(random_trees(1), adapter))
-    assert str(tmp_path) not in str(refused.value), "clients are told"
+    assert str(tmp_path) not in str(refused.value), "the message goes to clients"
     assert_alive(served)
 
 
 def test_steering_is_refused_with_a_reason(served: Served) -> None:
     steering = Steering("Risk", 1.0)
-    with pytest.raises(UserError, match="transformers engine only"):
+    with pytest.raises(UserError, match="need the transformers engine"):
         served.run(served.engine.score(random_trees(1), None, steering))
-    with pytest.raises(UserError, match="transformers engine only"):
+    with pytest.raises(UserError, match="need the transformers engine"):
         served.run(collect(served.engine.generate(GenerationRequest(PROMPT, GREEDY, steering), None)))
 
 
 def test_prompts_beyond_max_length_are_refused(served: Served) -> None:
     long = PROMPT * 6
-    with pytest.raises(UserError, match=r"601 tokens, engine\.max_length is 512"):
+    with pytest.raises(UserError, match=r"601 tokens exceed engine\.max_length=512"):
         served.run(collect(served.engine.generate(GenerationRequest(long, GREEDY), None)))
-    with pytest.raises(UserError, match=r"602 tokens, engine\.max_length is 512"):
+    with pytest.raises(UserError, match=r"602 tokens exceed engine\.max_length=512"):
         served.run(served.engine.score([answers(long, [[5], [6]])], None))
 
 
-def test_a_text_and_a_score_may_fill_max_length(served: Served) -> None:
+def test_a_text_and_a_score_may_reach_max_length(served: Served) -> None:
     prompt = (PROMPT * 6)[:510]
     assert len(ids(write(served, served.engine, prompt, Sampling(20, temperature=0)))) == 2
     examples = [answers(prompt, [[5], [6]])]
     assert_close(served.run(served.engine.score(examples, None)), expected(served, examples, None))
 
 
-def test_a_dropped_text_is_gone_from_the_engine(served: Served) -> None:
+def test_a_dropped_request_is_removed_from_the_engine(served: Served) -> None:
     async def drop() -> int:
         steps = served.engine.generate(GenerationRequest(PROMPT, Sampling(max_tokens=400)), None)
         await anext(steps)
@@ -520,7 +520,7 @@ if __name__ == "__main__":
 
 
 def start(model: Path) -> tuple[subprocess.Popen[str], int]:
-    """A process with an engine, and the id of the engine's own process."""
+    """Return a process that runs an engine, and the id of the engine's own process."""
     command = [sys.executable, "-c", PROCESS, json.dumps(asdict(settings(model)))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -532,7 +532,7 @@ def start(model: Path) -> tuple[subprocess.Popen[str], int]:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_the_engine_s_process_ends_when_ours_is_killed(model: Path) -> None:
+def test_the_engines_process_ends_when_ours_is_killed(model: Path) -> None:
     process, engine_pid = start(model)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -544,7 +544,7 @@ def test_the_engine_s_process_ends_when_ours_is_killed(model: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_a_dead_engine_is_a_fault(model: Path) -> None:
+def test_a_dead_engine_raises_an_engine_fault(model: Path) -> None:
     process, _ = start(model)
     output, _ = process.communicate("kill it\n", timeout=60)
     assert "fault vLLM's process ended" in output

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers of kinds that users bring."""
+"""Tiny models and tokenizers of various kinds."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ LLAMA2 = (
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """As Qwen's: every token is bytes."""
+    """Return a tokenizer of Qwen's kind: every token is bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -28,7 +28,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """As Llama-2's: characters that it has not seen are bytes, a space is a mark before the word."""
+    """Return a tokenizer of Llama-2's kind: unknown characters are bytes, and a space is a mark before the word."""
     byte_tokens = [f"<0x{i:02X}>" for i in range(256)]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -44,9 +44,9 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[bos]
     )
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    made.chat_template = LLAMA2
-    return made
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = LLAMA2
+    return fast
 
 
 LAYERS = {"hidden_size": 32, "num_hidden_layers": 2}
@@ -55,7 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": LAYERS | HEADS,
     "mamba": LAYERS | {"state_size": 4, "pad_token_id": 0},
     "lfm2": LAYERS | HEADS | {"layer_types": ["conv", "full_attention"]},  # a hybrid
-    # Its keys and values have other sizes (multi-head latent attention), and its experts are chosen by groups.
+    # Keys and values have different sizes (multi-head latent attention), and experts are selected by groups.
     "deepseek_v3": LAYERS | {
         "intermediate_size": 48, "moe_intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4,
         "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12,
@@ -66,7 +66,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def save(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str = "llama", *, rows: int | None = None) -> Path:
-    """Write a random model of a kind with a tokenizer; rows: of its embeddings."""
+    """Write a random model of a kind with a tokenizer. rows: the number of embedding rows."""
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **ends, vocab_size=rows or len(tokenizer), **SIZES[kind])
