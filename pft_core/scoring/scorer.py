@@ -56,6 +56,7 @@ class BranchScorer(nn.Module):
         return self.backend != "separate"
 
     def forward(self, batch: BranchedBatch) -> Tensor:
+        """Return the log-probability of each branch's labels [R]. Raises UserError for a flex backward on a CPU."""
         if self.backend == "separate":
             return separate_logps(self._causal_lm(), batch)
         if self.backend == "flex" and torch.is_grad_enabled() and not batch.prefix_ids.is_cuda:
