@@ -218,7 +218,7 @@ def test_a_drop_needs_two_items_and_the_same_ones() -> None:
         drop(answered(1), [answered(0)])
     with pytest.raises(UserError, match=r"different capability items \(2 and 3 items\).*max_length"):
         drop(answered(1, 0), [answered(1, 0), answered(1, 0, 1)])
-    with pytest.raises(UserError, match="other items"):
+    with pytest.raises(UserError, match="different capability items"):
         drop(answered(1, 0), [answered(1, 0, seed="other")])
 
 
