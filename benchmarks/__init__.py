@@ -1,1 +1,1 @@
-"""Side-by-side measurements: ratios of CPU time, variants in turn, medians. RESULTS.md holds what was measured."""
+"""Benchmarks: side-by-side measurements whose variants take turns, with medians of ratios. Results: RESULTS.md."""

@@ -1,26 +1,25 @@
-"""Training steps on a CUDA device: the paper's scheme and ours, models in the shape of Qwen2.5-3B and 7B.
+"""Measure training steps on a CUDA device: the paper's scheme and ours, on models shaped like Qwen2.5-3B and 7B.
 
     python -m benchmarks.gpu --json                                     # everything
-    python -m benchmarks.gpu --models 7b --trainings lora --shapes vcd  # a part, for a short lease of a device
-    python -m benchmarks.gpu --dry-run --json                           # every path at tiny sizes, on any machine
+    python -m benchmarks.gpu --models 7b --trainings lora --shapes vcd  # a part, if the device is yours only briefly
+    python -m benchmarks.gpu --dry-run --json                           # every code path at tiny sizes, on any machine
 
-Weights are random, nothing is downloaded; neither Ray nor DeepSpeed is needed. The equality tests run on the same
-device with `PFT_TEST_DEVICE=cuda python -m pytest tests/pft_core/scoring/test_attention.py`; this command checks
-equality too, in float32.
+Weights are random, and nothing is downloaded; the benchmark needs neither Ray nor DeepSpeed. The equality tests run on
+the same device with `PFT_TEST_DEVICE=cuda python -m pytest tests/pft_core/scoring/test_attention.py`; this command
+checks equality in float32 too.
 
-A step is collation, forward, backward, clipping and AdamW, under the engine's own rule of precision: bf16 autocast,
-trained weights in float32, a base frozen under LoRA in bf16. It takes as many pairs as fill `--tokens` where each
-prefix counts once (`--tokens 0`: the pairs of the shape and no more).
+A step is collation, forward, backward, clipping and AdamW, with the engine's precision: bf16 autocast, trained weights
+in float32, and a base in bf16 if LoRA freezes it. A step takes as many pairs as fit into `--tokens` if each prefix
+counts once (`--tokens 0`: only the pairs of the shape).
 
-- padded: the paper's scheme: two passes, rows padded to 512 (long shapes: to the longest), all logits, in the
+- padded: the paper's scheme: two passes, rows padded to 512 (long shapes: to the longest row), all logits, in the
   micro-batches of the shape.
-- separate, split, flex: ours, in bins of `--tokens`: prefixes not shared, shared by dense attention, shared by
+- separate, split, flex: ours, in bins of `--tokens`: prefixes not shared, shared by dense attention, and shared by
   FlexAttention.
 
-tokens_per_s counts real tokens: none of padding, each prefix once where it is shared and twice where it is not;
-pairs_per_s is the measure that all variants have in common. mfu: floating-point operations that the real tokens and
-labels of a variant need (`needed_flops`; nothing is counted twice because it is computed again), over the measured
-time and the measured rate of a bf16 matmul.
+tokens_per_s counts real tokens: no padding, and each prefix once if it is shared, twice if not. pairs_per_s is
+comparable between all variants. mfu: the floating-point operations that the real tokens and labels of a variant need
+(`needed_flops`, without recomputation), divided by the measured time and by the measured rate of a bf16 matmul.
 """
 
 import argparse
@@ -52,9 +51,9 @@ BACKENDS: tuple[Backend, ...] = ("separate", "split", "flex")
 LORA = LoraSettings(r=8, alpha=32, dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
 LEARNING_RATE = 1e-6
 FLOAT32_LIMIT = 1e-5
-DRY_RUN_SCALE = 16  # lengths of a dry run are this many times shorter
+DRY_RUN_SCALE = 16  # a dry run divides lengths by this
 
-# As published with the weights.
+# The configs published with the weights.
 CONFIGS = {
     "3b": Qwen2Config(
         vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
@@ -77,7 +76,7 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Work:
-    """One step of a variant: the bins it runs, whether a prefix runs once in them, and the loss of a bin."""
+    """One step of a variant: its bins, whether they run each prefix only once, and the loss of a bin."""
 
     bins: list[Bin]
     shares_prefix: bool
@@ -93,7 +92,7 @@ class Work:
 
 
 def scaled(chosen: Shape, divisor: int) -> Shape:
-    """Return a shape whose rows are so many times shorter."""
+    """Return the shape with all lengths divided by `divisor`."""
 
     def short(length: int) -> int:
         return max(1, length // divisor) if length else 0
@@ -107,7 +106,7 @@ def scaled(chosen: Shape, divisor: int) -> Shape:
 
 
 def random_model(config: Qwen2Config, *, training: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Build a model with random weights on the device itself, with the paper's adapter or with all weights trained."""
+    """Build a model with random weights on the device, with the paper's adapter or with all weights trained."""
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
@@ -143,7 +142,7 @@ def padded_loss(model: nn.Module, chosen: Shape, device: torch.device) -> LossOf
 
 
 def step_of(engine: TorchEngine, work: Work) -> Step:
-    """Return a function that makes one update, the bins of a step one after another."""
+    """Return a function that runs the bins of a step one after another and updates the weights once."""
 
     def step() -> None:
         for number, (pairs, reference_R) in enumerate(work.bins, 1):
@@ -156,7 +155,7 @@ def step_of(engine: TorchEngine, work: Work) -> Step:
 
 
 def works_of(engine: TorchEngine, chosen: Shape, *, vocabulary: int, tokens: int) -> dict[str, Work]:
-    """Lay one step of a shape out for every variant: the same pairs, in the bins that each would run."""
+    """Return one step of a shape for every variant: the same pairs, in the bins that each variant runs."""
     model, device = engine.scorer.model, engine.device
     groups = [examples(chosen, condition_position="after", vocabulary=vocabulary)]
     tokens = max(tokens, sum(e.num_tokens_separate for e in groups[0]))
@@ -182,13 +181,13 @@ def works_of(engine: TorchEngine, chosen: Shape, *, vocabulary: int, tokens: int
 
 
 def reference_logps(model: nn.Module, pairs: Sequence[BranchedExample], device: torch.device) -> Tensor:
-    """Return what a cache of the reference would hold: the log-probabilities [R] of the model before any update."""
+    """Return the reference log-probabilities [R]: those of the model before any update."""
     with torch.no_grad(), bf16(device):
         return BranchScorer(model, backend="separate")(collate(pairs).to(device))
 
 
 def measure_ms(run: Callable[[], object], device: torch.device) -> float:
-    """Run once and return the milliseconds until the device is done."""
+    """Run once, and return the milliseconds until the device has finished."""
     if device.type != "cuda":
         started = time.perf_counter()
         run()
@@ -203,15 +202,15 @@ def measure_ms(run: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_flops_per_s(device: torch.device, *, size: int) -> float:
-    """Measure the rate of one large bf16 matrix product: the median of ten, after three."""
+    """Measure the rate of one large bf16 matrix product: the median of ten runs after three for warm-up."""
     left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     times = [measure_ms(lambda: left @ right, device) for _ in range(13)][3:]
     return 2 * size**3 / (statistics.median(times) / 1000)
 
 
 def needed_flops(config: Qwen2Config, work: Work, *, training: str) -> float:
-    """Count the operations of a step, given whether prefixes are shared. In the last layer all tokens need keys and
-    values; everything else of it, and the head, only the tokens that predict a label."""
+    """Count the operations that a step needs, given whether prefixes are shared. In the last layer, all tokens need
+    keys and values; only the tokens that predict a label need the rest of the layer and the head."""
     width, kv_heads = config.hidden_size, config.num_key_value_heads or config.num_attention_heads
     kv_width = width // config.num_attention_heads * kv_heads
     kv_weights, other_weights = 2 * width * kv_width, width * (2 * width + 3 * config.intermediate_size)
@@ -221,32 +220,32 @@ def needed_flops(config: Qwen2Config, work: Work, *, training: str) -> float:
     products += width * config.vocab_size * labels
     attended = [attended_keys(pair, shares_prefix=work.shares_prefix) for pair in work.pairs]
     seen = sum(lower * by_all + by_predictors for by_all, by_predictors in attended)
-    # Forward and gradient of the activations; where all weights are trained, their gradient too. Attention: scores and
-    # weighted sum forward; backward, the gradients of query, key, value and of the weights in the sum.
+    # Products: forward, gradient of the activations, and gradient of the weights if all are trained. Attention: scores
+    # and weighted sum in the forward; gradients of query, key, value and attention weights in the backward.
     return 2 * products * (2 if training == "lora" else 3) + (4 + 8) * width * seen
 
 
 def attended_keys(pair: BranchedExample, *, shares_prefix: bool) -> tuple[int, int]:
-    """Return how many keys the queries of a pair see in all, and those of them that predict a label."""
+    """Return the number of keys seen by all queries of a pair, and by those queries that predict a label."""
 
     def causal(length: int) -> int:
         return length * (length + 1) // 2
 
     prefix, lengths = len(pair.prefix_ids), [len(b.input_ids) for b in pair.branches]
     by_all = sum(n * prefix + causal(n) for n in lengths) + causal(prefix) * (1 if shares_prefix else len(lengths))
-    # The label at place i of a branch is predicted by the token before, which sees the prefix and i tokens.
+    # The token before a branch's place i predicts the label there; it sees the prefix and i tokens of the branch.
     return by_all, sum(int((prefix + b.label_mask.nonzero()[0]).sum()) for b in pair.branches)
 
 
 def attempt(run: Callable[[], object], engine: TorchEngine) -> str | None:
-    """Run, and return None or why it could not be: a variant that does not fit must not end the others."""
+    """Run and return None, or the reason for a failure: a variant that does not fit must not stop the others."""
     try:
         run()
         return None
     except (RuntimeError, UserError) as error:
         reason = "out of memory" if isinstance(error, torch.OutOfMemoryError) else f"not measured: {first_line(error)}"
     engine.adamw.zero_grad()
-    engine.adamw.state.clear()  # it may be half made
+    engine.adamw.state.clear()  # it may be incomplete
     release_memory(engine.device)
     return reason
 
@@ -262,7 +261,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def warm_up(steps: Mapping[str, Step], engine: TorchEngine) -> tuple[dict[str, str], dict[str, float | str]]:
-    """Run every variant twice; return those that failed with the reason, and the peak of memory in GB of the others."""
+    """Run every variant twice; return the failed ones with their reason, and the peak memory in GB of the others."""
     failed: dict[str, str] = {}
     peaks: dict[str, float | str] = {}
     for name, step in steps.items():
@@ -282,7 +281,7 @@ def warm_up(steps: Mapping[str, Step], engine: TorchEngine) -> tuple[dict[str, s
 def measure_shape(
     engine: TorchEngine, config: Qwen2Config, chosen: Shape, *, training: str, tokens: int, rounds: int, rate: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each variant: its figures, or why there are none."""
+    """Yield one row per variant: its figures, or the reason why there are none."""
     try:
         works = works_of(engine, chosen, vocabulary=config.vocab_size, tokens=tokens)
     except torch.OutOfMemoryError:
@@ -317,7 +316,7 @@ def measure_model(
     size: str, config: Qwen2Config, shapes: Sequence[Shape], checkpointing: Sequence[str], training: str,
     *, device: torch.device, **options: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Yield the rows of one model; of a model that does not fit, one row that says so."""
+    """Yield the rows of one model, or a single row with the reason if the model does not fit."""
     about: dict[str, Any] = {"model": size, "training": training}
     dtype = torch.bfloat16 if training == "lora" else torch.float32
     try:
@@ -334,12 +333,12 @@ def measure_model(
 
 def check_equality(device: torch.device) -> dict[str, Any]:
     """Compare every variant with `separate` in float32 on a small model: relative deviations of loss and gradient."""
-    found: dict[str, Any] = {}
+    deviations: dict[str, Any] = {}
     for name in ("vcd", "dpo1500"):
         model = random_model(TINY, training="lora", dtype=torch.float32, device=device).train()
         for weight_name, weight in model.named_parameters():
             if "lora_B" in weight_name:
-                nn.init.normal_(weight, std=0.02)  # zero would hide half of the gradient from the comparison
+                nn.init.normal_(weight, std=0.02)  # at zero, lora_A would get no gradient to compare
         chosen = scaled(shape(name), DRY_RUN_SCALE // 4)
         pairs = examples(chosen, condition_position="after", vocabulary=TINY.vocab_size)
         reference_R = reference_logps(model, pairs, device)
@@ -348,8 +347,8 @@ def check_equality(device: torch.device) -> dict[str, Any]:
         }
         want = loss_and_gradient(model, losses.pop("separate"), pairs, reference_R)
         for variant, loss in losses.items():
-            found[f"{name}/{variant}"] = deviation(model, loss, pairs, reference_R, want)
-    return found
+            deviations[f"{name}/{variant}"] = deviation(model, loss, pairs, reference_R, want)
+    return deviations
 
 
 def deviation(
@@ -373,7 +372,7 @@ def loss_and_gradient(
 
 
 def measure(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measure everything that was chosen, a line on stderr for each row as it comes."""
+    """Measure everything that the options select, and print each row to stderr when it is done."""
     rate = matmul_flops_per_s(device, size=256 if chosen.dry_run else 8192)
     result: dict[str, Any] = {
         "dry_run": chosen.dry_run,
@@ -382,13 +381,13 @@ def measure(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "tokens": chosen.tokens,
         "equality": check_equality(device),
     }
-    harness.say(f"bf16 matmul: {rate / 1e12:.4g} TFLOP/s; against separate, float32: {result['equality']}")
+    harness.say(f"bf16 matmul: {rate / 1e12:.4g} TFLOP/s; equality with separate in float32: {result['equality']}")
     configs = {"tiny": TINY} if chosen.dry_run else {size: CONFIGS[size] for size in chosen.models}
     shapes = [scaled(shape(s), DRY_RUN_SCALE if chosen.dry_run else 1) for s in chosen.shapes]
     options = {"device": device, "tokens": chosen.tokens, "rounds": chosen.rounds, "rate": rate}
     rows: list[dict[str, Any]] = []
     for (size, config), training in product(configs.items(), chosen.trainings):
-        torch.compiler.reset()  # a kernel's limit of recompilations is counted over all models
+        torch.compiler.reset()  # a kernel's recompilation limit counts over all models
         for row in measure_model(size, config, shapes, chosen.checkpointing, training, **options):
             harness.say(line_of(row))
             rows.append(row)
@@ -411,25 +410,38 @@ def line_of(row: Mapping[str, Any]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
-    parser.add_argument("--trainings", nargs="+", choices=("lora", "full"), default=["lora", "full"])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"])
-    parser.add_argument("--tokens", type=int, default=16384, help="token budget of a bin; 0: the shape's own pairs")
-    parser.add_argument("--rounds", type=int, default=5, help="measured steps of each variant, in turn")
-    parser.add_argument("--dry-run", action="store_true", help="every path at tiny sizes, one round")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    add = parser.add_argument
+    add("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="Model sizes to measure; default: all.")
+    add(
+        "--trainings",
+        nargs="+",
+        choices=("lora", "full"),
+        default=["lora", "full"],
+        help="Train LoRA or all weights; default: both.",
+    )
+    add("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="Shapes of pairs to measure; default: all.")
+    add(
+        "--checkpointing",
+        nargs="+",
+        choices=("off", "on"),
+        default=["off", "on"],
+        help="Gradient checkpointing; default: both.",
+    )
+    add("--tokens", type=int, default=16384, help="Token budget of a bin; 0: only the pairs of the shape.")
+    add("--rounds", type=int, default=5, help="Number of measured steps per variant; variants take turns.")
+    add("--dry-run", action="store_true", help="Run every code path at tiny sizes for one round.")
+    add("--json", action="store_true", help="Print one JSON object as the last line of stdout.")
     chosen = parser.parse_args()
     if chosen.dry_run:
         chosen.tokens, chosen.rounds = 0, 1
     elif not torch.cuda.is_available():
-        parser.error("there is no CUDA device: add --dry-run to try the paths without one")
+        parser.error("there is no CUDA device: add --dry-run to run every code path without one")
     return chosen
 
 
 def main() -> None:
     chosen = arguments()
-    # On CPU, which a dry run may use, FlexAttention says that it runs without being compiled.
+    # On a CPU, which a dry run may use, FlexAttention warns that it runs uncompiled.
     warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
     result = measure(chosen, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.json:

@@ -1,4 +1,4 @@
-"""Fair timing: variants run in turn, round after round, so that a machine's moods hit all of them alike."""
+"""Fair timing: variants take turns, round after round, so that changes in the machine's speed affect all of them."""
 
 import argparse
 import json
@@ -14,9 +14,9 @@ Times = dict[str, list[float]]
 
 
 def interleave(variants: Mapping[str, Callable[[], object]], *, rounds: int, limit_s: float = float("inf")) -> Times:
-    """Run every variant once per round after a warm-up round; return their CPU seconds of this process, by round.
+    """Run every variant once per round after a warm-up round; return its CPU seconds in this process, by round.
 
-    limit_s: wall-clock seconds after which no further round is begun (two rounds are always run).
+    limit_s: wall-clock seconds after which no further round starts; at least two rounds run.
     """
     begun = time.monotonic()
     times: Times = {name: [] for name in variants}
@@ -32,12 +32,12 @@ def interleave(variants: Mapping[str, Callable[[], object]], *, rounds: int, lim
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:
-    """Median over the rounds of how many times longer `slow` took than `fast` in the same round."""
+    """Return the median over rounds of the time of `slow` divided by the time of `fast` in the same round."""
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions, as a report of figures has to say them."""
+    """Return the hardware and versions that belong with every published figure."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")
@@ -54,23 +54,23 @@ def machine() -> dict[str, Any]:
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
-    """Return a type for argparse: an integer that is not smaller."""
+    """Return an argparse type: an integer that is at least `smallest`."""
 
     def integer(text: str) -> int:
         if int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text} is less than {smallest}")
+            raise argparse.ArgumentTypeError(f"{text} is less than {smallest}: use {smallest} or more")
         return int(text)
 
     return integer
 
 
 def say(text: str) -> None:
-    """Progress for people goes to stderr."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def finish(result: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the result: one JSON object as the last line of stdout, or a line for each key."""
+    """Print the result to stdout: one line of JSON, or one line per key."""
     if as_json:
         print(json.dumps(result))
     else:

@@ -1,7 +1,7 @@
-"""The shape of the code, measured from its own imports and definitions: `python -m benchmarks.house --json`.
+"""Measure the structure of the code from its imports and definitions: `python -m benchmarks.house --json`.
 
-A room is a package. An import counts wherever it stands, also in a function or for a type checker alone. Files are
-read, nothing is run.
+A room is a package. Every import counts, including those inside functions and those for type checkers only. Files are
+read, but no code runs.
 """
 
 import argparse
@@ -22,12 +22,13 @@ SOURCES = ("pft_core", "pipelines", "cluster", "benchmarks")
 def measure(root: Path = ROOT) -> dict[str, float]:
     """Return the figures of a checkout.
 
-    Lines of a function are those of its `def`, docstring included; a room is a direct child of `pft_core`, a floor a
-    step of the longest chain of imports among rooms; flat_max counts modules without `__init__` in one folder.
+    The lines of a function are those of its `def`, with its docstring. core_rooms: direct children of `pft_core`.
+    core_floors: the length of the longest chain of imports among these rooms. flat_max: the most modules in one folder,
+    without `__init__`.
     """
     files = source_files(root)
     num_lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in files.values()]
-    function_lines = [lines for path in files.values() for lines in lengths_of_functions(path)]
+    function_lines = [lines for path in files.values() for lines in function_lengths(path)]
     graph = import_graph(root)
     rooms = children(graph, "pft_core")
     modules = Counter(path.parent for path in files.values() if path.name != "__init__.py")
@@ -46,7 +47,7 @@ def measure(root: Path = ROOT) -> dict[str, float]:
 
 
 def source_files(root: Path = ROOT) -> dict[str, Path]:
-    """Return the source files by module name; the name of a package stands for its `__init__`."""
+    """Return the source files by module name; a package's name stands for its `__init__`."""
     return {module_name(path, root): path for top in SOURCES for path in sorted((root / top).rglob("*.py"))}
 
 
@@ -54,14 +55,14 @@ def module_name(path: Path, root: Path = ROOT) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def lengths_of_functions(path: Path) -> Iterator[int]:
+def function_lengths(path: Path) -> Iterator[int]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def import_graph(root: Path = ROOT) -> nx.DiGraph:
-    """Return an edge for each import among the tree's own modules."""
+    """Return a graph with an edge for each import between the checkout's own modules."""
     files = source_files(root)
     graph = nx.DiGraph()
     graph.add_nodes_from(files)
@@ -83,12 +84,12 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def circles(graph: nx.DiGraph) -> list[list[str]]:
-    """Return the groups of modules that need each other."""
+    """Return the groups of modules that import each other, directly or through others."""
     return sorted(sorted(group) for group in nx.strongly_connected_components(graph) if len(group) > 1)
 
 
 def children(graph: nx.DiGraph, package: str) -> nx.DiGraph:
-    """Return the graph of a package's direct children, each standing for all that lies in it."""
+    """Return the import graph of a package's direct children; each stands for everything inside it."""
 
     def child(module: str) -> str:
         return ".".join(module.split(".")[: package.count(".") + 2])
@@ -103,8 +104,9 @@ def children(graph: nx.DiGraph, package: str) -> nx.DiGraph:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    finish(measure(), as_json=parser.parse_args().json)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of one line per figure.")
+    arguments = parser.parse_args()
+    finish(measure(), as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Load for a server: closed loops (so many in flight) and open ones (so many a second), every answer counted.
+"""Load generators for a server: closed loops (a fixed number in flight) and open loops (a fixed rate).
 
-`python -m benchmarks.load` carries out one order from stdin: a process with little in it, which nothing but the load
-keeps waiting.
+`python -m benchmarks.load` runs one load described as JSON on stdin: a small process of its own, so that nothing but
+the load delays its requests.
 """
 
 import asyncio
@@ -24,39 +24,42 @@ RETRIED = (429, 503)
 
 @dataclass(frozen=True)
 class Sample:
-    """One request: its final status (0: no answer), seconds to the end, how often it was sent away before."""
+    """One request: its final status (0: no response), its seconds, its number of retries, and its content."""
 
     status: int
     seconds: float
-    sent_away: int = 0
+    retries: int = 0
     content: Any = None
 
 
 @dataclass
 class Load:
-    """Samples of one run."""
+    """The samples of one run."""
 
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
 
     def of(self, *statuses: int) -> list[float]:
+        """Return the seconds of the requests with these statuses."""
         return [sample.seconds for sample in self.samples if sample.status in statuses]
 
     @property
     def statuses(self) -> dict[int, int]:
+        """The number of requests by status."""
         return dict(Counter(sample.status for sample in self.samples))
 
     @property
     def per_second(self) -> float:
+        """The successful requests per second."""
         return len(self.of(200)) / self.seconds
 
     def ms(self, share: float, *statuses: int) -> float:
-        """Milliseconds within which this share of the requests with such a status ended."""
+        """Return the milliseconds within which this share of the requests with these statuses ended; default: 200."""
         return 1e3 * percentile(self.of(*(statuses or (200,))), share)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
+    """Return the smallest value that is at least as large as this share of the values."""
     ordered = sorted(values)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
@@ -65,7 +68,7 @@ Ask = Callable[[Body], Awaitable[Sample]]
 
 
 class Client:
-    """Asks one server. patience_s: how long a request is repeated, with the same id, after 429 and 503."""
+    """A client of one server. patience_s: how long to retry a request, with the same id, after 429 and 503."""
 
     def __init__(self, url: str, path: str, *, patience_s: float = 0.0, timeout_s: float = 120):
         limits = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
@@ -74,7 +77,7 @@ class Client:
 
     async def __call__(self, body: Body) -> Sample:
         headers = {"X-Request-Id": uuid.uuid4().hex}
-        begun, sent_away = time.perf_counter(), 0
+        begun, retries = time.perf_counter(), 0
         while True:
             try:
                 answer = await self._client.post(self._path, json=body, headers=headers)
@@ -83,8 +86,8 @@ class Client:
                 status, content = 0, repr(error)
             seconds = time.perf_counter() - begun
             if status not in RETRIED or seconds > self._patience_s:
-                return Sample(status, seconds, sent_away, content)
-            sent_away += 1
+                return Sample(status, seconds, retries, content)
+            retries += 1
             await asyncio.sleep(random.uniform(0.1, 0.6))
 
     async def close(self) -> None:
@@ -92,7 +95,8 @@ class Client:
 
 
 async def closed_loop(ask: Ask, bodies: Sequence[Body], *, in_flight: int, until: float | None = None) -> Load:
-    """Keep `in_flight` requests running until all bodies are answered, or `until` (monotonic s), going round."""
+    """Keep `in_flight` requests running until all bodies are answered, or cycle through them until the monotonic time
+    `until`."""
     load, begun = Load(), time.perf_counter()
     left = iter(range(10**9 if until else len(bodies)))
 
@@ -108,7 +112,7 @@ async def closed_loop(ask: Ask, bodies: Sequence[Body], *, in_flight: int, until
 
 
 async def open_loop(ask: Ask, bodies: Sequence[Body], *, per_second: float, seconds: float) -> Load:
-    """Send requests at a steady pace, whether or not others have been answered."""
+    """Send requests at a steady rate, whether or not earlier ones have been answered."""
     load, begun = Load(), time.perf_counter()
 
     async def one(body: Body) -> None:
@@ -125,21 +129,21 @@ async def open_loop(ask: Ask, bodies: Sequence[Body], *, per_second: float, seco
 
 
 async def elsewhere(url: str, path: str, bodies: Sequence[Body], **how: float) -> Load:
-    """Run a loop in a process of its own. how: in_flight of a closed loop, or per_second and seconds of an open one."""
-    order = json.dumps({"url": url, "path": path, "bodies": list(bodies), "how": how})
+    """Run a loop in its own process. how: in_flight for a closed loop, or per_second and seconds for an open one."""
+    job = json.dumps({"url": url, "path": path, "bodies": list(bodies), "how": how})
     command = [sys.executable, "-m", "benchmarks.load"]
-    done = await asyncio.to_thread(subprocess.run, command, input=order, stdout=subprocess.PIPE, text=True, check=True)
-    told = json.loads(done.stdout)
-    return Load([Sample(**sample) for sample in told["samples"]], told["seconds"])
+    done = await asyncio.to_thread(subprocess.run, command, input=job, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout)
+    return Load([Sample(**sample) for sample in result["samples"]], result["seconds"])
 
 
-async def _carry_out(order: dict[str, Any]) -> Load:
-    client = Client(order["url"], order["path"])
-    loop = closed_loop if "in_flight" in order["how"] else open_loop
-    load = await loop(client, order["bodies"], **order["how"])
+async def _run(job: dict[str, Any]) -> Load:
+    client = Client(job["url"], job["path"])
+    loop = closed_loop if "in_flight" in job["how"] else open_loop
+    load = await loop(client, job["bodies"], **job["how"])
     await client.close()
     return load
 
 
 if __name__ == "__main__":
-    json.dump(asdict(asyncio.run(_carry_out(json.load(sys.stdin)))), sys.stdout)
+    json.dump(asdict(asyncio.run(_run(json.load(sys.stdin)))), sys.stdout)

@@ -1,8 +1,8 @@
-"""What the machinery around a step costs: Ray Train against the bare loop, two workers against one, ZeRO stages.
+"""Measure the cost of orchestration: Ray Train against the bare loop, two workers against one, and ZeRO stages.
 
-`python -m benchmarks.orchestration --json`. Wall-clock seconds of a step (start-up, checkpoints and the first steps
-left out), the embedded data, a Qwen2 of 8 layers of width 256, rank-8 LoRA, one thread a worker. Compared runs are
-made in turn, and a ratio is the median over the rounds. Two workers need two idle cores.
+`python -m benchmarks.orchestration --json`. Measures the wall-clock seconds of a step, without start-up, checkpoints
+and the first steps, on the embedded data with a Qwen2 of 8 layers of width 256, rank-8 LoRA and one thread per worker.
+Compared runs take turns, and a ratio is the median over rounds. Two workers need two idle cores.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 
 def save_model(folder: Path) -> Path:
-    """Write a random model of the training benchmark's size, with the embedded data's tokenizer."""
+    """Write a random model of the same size as in benchmarks.train_step, with the embedded data's tokenizer."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_BASE)
     config = Qwen2Config(
@@ -62,7 +62,7 @@ def config(folder: Path, *, num_workers: int, engine: dict[str, Any]) -> RunConf
 
 
 def seconds_of(pairs_per_s: list[float]) -> float:
-    """Median seconds of a step, without the first ones."""
+    """Return the median seconds of a step, without the first steps."""
     return statistics.median(PAIRS_PER_STEP / rate for rate in pairs_per_s[FIRST_STEPS:])
 
 
@@ -84,7 +84,7 @@ def bare(chosen: RunConfig) -> float:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Run everything in turn and return ratios, with the seconds behind them."""
+    """Run all variants in turn, and return their ratios with the underlying seconds."""
     save_model(folder / "model")
     ensure_ray()
     torch_engine = {"name": "torch"}
@@ -102,7 +102,7 @@ def measure(folder: Path) -> dict[str, Any]:
     for number in range(ROUNDS):
         for name, run in variants.items():
             seconds[name].append(run())
-            harness.say(f"round {number + 1}, {name}: {1000 * seconds[name][-1]:.0f} ms a step")
+            harness.say(f"round {number + 1}, {name}: {1000 * seconds[name][-1]:.0f} ms per step")
     zero = {str(stage): round(harness.ratio(seconds, f"ZeRO {stage}", "two workers"), 3) for stage in ZERO_STAGES}
     return {
         "ray_overhead": round(harness.ratio(seconds, "one worker", "bare") - 1, 4),
@@ -115,7 +115,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line of stdout.")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,14 +1,15 @@
-"""Encoding by Ray Data actors against `datasets.map(batched=True)`: same rows, same tokenizer, one thread a process.
+"""Compare encoding by Ray Data actors with `datasets.map(batched=True)`: same rows and tokenizer, one thread each.
 
     python -m benchmarks.prepare [--json]
 
-The rows are those of BQD where PFT_DATA names a folder that holds it (else of the embedded data), repeated under new
-numbers. The opponent gets both sides' texts ready made and writes token ids alone; ours renders them, finds the shared
-prefix and writes masks and lengths too. Rates without start-up are slopes: what more rows cost, over how many more.
+The rows are those of BQD if the folder PFT_DATA holds it, else those of the embedded data, repeated under new ids.
+`datasets` gets the finished texts of both sides and only writes token ids; ours renders the texts, finds the shared
+prefix, and writes masks and lengths too. Rates without start-up are slopes: additional rows over additional seconds.
 
-rows_per_s: pairs a second of one actor; vs_datasets_map, vs_datasets_map_with_startup: that rate over the opponent's,
-and the same from a cold Ray to the finished layer; scaling_2_actors: rate of two actors over that of one;
-peak_rss_mb: the most memory of an encoding actor and the driver together, by number of rows.
+rows_per_s: pairs per second of one actor. vs_datasets_map: that rate divided by the rate of `datasets`.
+vs_datasets_map_with_startup: the same ratio from a cold Ray to the finished layer. scaling_2_actors: the rate of two
+actors divided by the rate of one. peak_rss_mb: the peak memory of an encoding actor and the driver together, by number
+of rows.
 """
 
 import argparse
@@ -38,7 +39,7 @@ ROWS_PER_SHARD = 4_000
 FEW, MANY, MOST = 20_000, 60_000, 200_000
 VOCAB = 8_192
 STYLE = PromptStyle()
-# Splits as the tokenizer of Qwen2.5 does: words with the space before them, digits one by one, runs of punctuation.
+# Split like the tokenizer of Qwen2.5: words with the space before them, single digits, runs of punctuation.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,8 +48,8 @@ WORDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="Number of rounds; variants take turns.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line of stdout.")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory(prefix="pft-benchmark-") as folder:
@@ -109,17 +110,17 @@ def start_ray() -> float:
 
 
 def source_records(folder: Path) -> tuple[str, list[PairedExample], PreferenceSpace]:
-    """Return the name of the data at hand, its records and their space."""
+    """Return the name of the available data, its records and their space."""
     from pipelines.prepare.job import PrepareConfig, prepare
 
     files = [str(file) for file in sorted(Path(os.environ.get("PFT_DATA", "-")).glob("bqd/*/train.json"))]
-    given = {"source": "bqd", "input": files} if files else {"source": "toyworld"}
-    manifest = prepare(PrepareConfig(output=str(folder / "source"), num_workers=1, **given), folder / "source")
-    return str(given["source"]), list(read_records(folder / "source", manifest)), manifest.space
+    source = {"source": "bqd", "input": files} if files else {"source": "toyworld"}
+    manifest = prepare(PrepareConfig(output=str(folder / "source"), num_workers=1, **source), folder / "source")
+    return str(source["source"]), list(read_records(folder / "source", manifest)), manifest.space
 
 
 def train_tokenizer(records: list[PairedExample], folder: Path) -> Any:
-    """Train a byte-level BPE tokenizer on the records' own text: none is shipped, and the hub is out of reach."""
+    """Train a byte-level BPE tokenizer on the records' text: the benchmark must run without a download."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -142,7 +143,7 @@ def numbered(records: list[PairedExample], rows: int) -> Iterator[PairedExample]
 
 
 def write_data(records: list[PairedExample], space: PreferenceSpace, folder: Path, *, rows: int) -> Path:
-    """Write a prepared data set of so many rows, in shards of ROWS_PER_SHARD."""
+    """Write a prepared data set with this number of rows, in shards of ROWS_PER_SHARD."""
     (folder / "records").mkdir(parents=True)
     stream, shards = numbered(records, rows), []
     for number in range(-(-rows // ROWS_PER_SHARD)):
@@ -157,7 +158,7 @@ def write_data(records: list[PairedExample], space: PreferenceSpace, folder: Pat
 
 
 def write_texts(records: list[PairedExample], space: PreferenceSpace, path: Path, *, rows: int) -> Path:
-    """Write both sides of every row as ready texts, for `datasets`."""
+    """Write the finished texts of both sides of every row, for `datasets`."""
     texts = [[full_text(record, side, space) for side in SIDES] for record in records]
     columns = {f"side_{side}": [texts[n % len(texts)][side] for n in range(rows)] for side in SIDES}
     pq.write_table(pa.table(columns), path)
@@ -170,18 +171,18 @@ def full_text(record: PairedExample, side: int, space: PreferenceSpace) -> str:
 
 
 def datasets_map(texts: Path, tokenizer: Any, cache: Path) -> None:
-    """Tokenise as its users do: batched, one process (which its maintainers recommend), written to Arrow."""
+    """Tokenize as users of `datasets` do: batched, in one process as its maintainers recommend, written to Arrow."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.disable_caching()
 
-    def tokenise(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {f"ids_{s}": tokenizer(batch[f"side_{s}"], add_special_tokens=False)["input_ids"] for s in SIDES}
 
     rows = datasets.Dataset.from_parquet(str(texts), cache_dir=str(cache))
     mapped = rows.map(
-        tokenise,
+        tokenize,
         batched=True,
         remove_columns=rows.column_names,
         cache_file_name=str(cache / "mapped.arrow"),
@@ -191,17 +192,17 @@ def datasets_map(texts: Path, tokenizer: Any, cache: Path) -> None:
 
 
 def encode(data: Path, tokenizer: Path, *, actors: int) -> None:
-    """Encode a data set anew, as `prepare` and `train` do."""
+    """Encode a data set from scratch, as `prepare` and `train` do."""
     from pipelines.encode import ModelTokenizer
     from pipelines.encode.job import ensure_layer
 
     shutil.rmtree(data / "encoded", ignore_errors=True)
-    known = ModelTokenizer(str(tokenizer))
-    facts = known.facts(PromptSettings())
+    model_tokenizer = ModelTokenizer(str(tokenizer))
+    facts = model_tokenizer.facts(PromptSettings())
     ensure_layer(
         data,
         DatasetManifest.load(data),
-        tokenizer=known,
+        tokenizer=model_tokenizer,
         facts=facts,
         spec=EncodingSpec(facts.style),
         max_reject_fraction=0.5,
@@ -210,7 +211,7 @@ def encode(data: Path, tokenizer: Path, *, actors: int) -> None:
 
 
 def peak_rss_mb(run: Callable[[], Any]) -> int:
-    """Run it; return the peak memory of this process and the largest encoding actor, in MB."""
+    """Run a function, and return the peak memory of this process plus the largest encoding actor, in MB."""
     peaks, done = [0.0], Event()
 
     def watch() -> None:
@@ -228,7 +229,7 @@ def peak_rss_mb(run: Callable[[], Any]) -> int:
 
 
 def encoding_processes() -> list[psutil.Process]:
-    # Ray names a worker's process after the actor that runs in it.
+    # Ray names a worker process after the actor that it runs.
     workers = psutil.process_iter(["cmdline"])
     return [w for w in workers if "_ShardEncoder" in " ".join(w.info["cmdline"] or [])]
 

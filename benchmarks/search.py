@@ -1,9 +1,9 @@
-"""What it takes to answer the 24 cells of the paper's grid: one training a cell, one a ratio, soups, early stopping.
+"""Measure the cost of the paper's grid of 24 cells: one training per cell, one per ratio, soups, or early stopping.
 
-`python -m benchmarks.search --json`. Wall-clock seconds on the embedded data, by the same trials of `pft tune` on the
-same warm processes, each way in a folder of its own; Ray's start and the data are made beforehand. A way has the same
-best ratio where, in the naive grid, the trainings of the ratio that it picks reach, on the mean, the interval of the
-best one's worse pole.
+`python -m benchmarks.search --json`. Measures wall-clock seconds on the embedded data. All strategies run the trials of
+`pft tune` on the same warm processes, each in a folder of its own; starting Ray and preparing the data are not
+measured. A strategy finds the same best ratio if the naive grid's trainings at the ratio it picks reach, on average,
+the interval of the best training, measured on the worse pole.
 """
 
 import argparse
@@ -38,18 +38,19 @@ Rows = Sequence[TrialRow]
 
 
 def naive_points(config: RunConfig) -> list[SearchPoint]:
-    """A training for every cell of the grid, also where another cell has the same ratio."""
+    """Return one training for every cell of the grid, even if another cell has the same ratio, and the base."""
     return [SearchPoint(a, b) for a, b in grid_cells(config.search) if a or b] + [SearchPoint(0.0, 0.0, "base")]
 
 
 def timed(
     config: RunConfig, points: Sequence[SearchPoint], folder: Path, *, stops_early: bool = False
 ) -> tuple[float, Rows]:
-    """Seconds to run the points, and their rows. Raises RuntimeError where one has failed: its time says nothing."""
+    """Return the seconds to run the points, and their rows. Raises RuntimeError if one fails, since its time is
+    meaningless."""
     config = config.model_copy(update={"storage": str(folder / "trials")})
-    begun = time.monotonic()
+    started = time.monotonic()
     errors = job.try_points(config, points, folder, stops_early=stops_early)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     if errors:
         raise RuntimeError(f"{len(errors)} trials failed: {next(iter(errors.values()))}")
     rows = trial_rows([Trial(config, point, stops_early) for point in points], {})
@@ -59,26 +60,26 @@ def timed(
 
 def measure(config: RunConfig, folder: Path) -> dict[str, Any]:
     soups = soup_points(config.search)
-    ways = {
+    strategies = {
         "naive": timed(config, naive_points(config), folder / "naive"),
         "distinct": timed(config, grid_points(config.search), folder / "distinct"),
         "soup": timed(config, soups, folder / "soup"),
         "asha": timed(config, job.points_of(config, "asha"), folder / "asha", stops_early=True),
     }
     verify_s, real = timed(config, verification_points(soups, config.search.verify), folder / "verify")
-    rows = {name: found for name, (_, found) in ways.items()}
+    rows = {name: strategy_rows for name, (_, strategy_rows) in strategies.items()}
     report = folder / "report.json"
     write_json(report, {**rows, "verify": real})
-    result: dict[str, Any] = {f"{name}_s": round(seconds, 1) for name, (seconds, _) in ways.items()}
+    result: dict[str, Any] = {f"{name}_s": round(seconds, 1) for name, (seconds, _) in strategies.items()}
     result |= {"verify_s": round(verify_s, 1), "report": str(report), **agreement(rows)}
-    return result | {f"{name}_of_naive": round(ways[name][0] / ways["naive"][0], 3) for name in rows}
+    return result | {f"{name}_of_naive": round(strategies[name][0] / strategies["naive"][0], 3) for name in rows}
 
 
-def agreement(ways: Mapping[str, Rows]) -> dict[str, Any]:
-    """same_best, each way's best share of the first side, and how far cells of one ratio are apart."""
-    naive = trained(ways["naive"])
+def agreement(strategies: Mapping[str, Rows]) -> dict[str, Any]:
+    """Return same_best, each strategy's best share of the first side, and the largest difference within a ratio."""
+    naive = trained(strategies["naive"])
     best = max(naive, key=lambda row: row[METRIC])
-    picks = {name: pick(rows, METRIC) for name, rows in ways.items()}
+    picks = {name: pick(rows, METRIC) for name, rows in strategies.items()}
     shares = {name: share_of(pick["alpha"], pick["beta"]) for name, pick in picks.items() if pick}
     by_share: dict[float, list[float]] = {}
     for row in naive:
@@ -86,9 +87,11 @@ def agreement(ways: Mapping[str, Rows]) -> dict[str, Any]:
     low, _ = best["intervals"][METRIC]
     same = {name: statistics.mean(by_share[share]) >= low for name, share in shares.items()}
     return {
-        "same_best": len(same) == len(ways) and all(same.values()),
+        "same_best": len(same) == len(strategies) and all(same.values()),
         "best_share": shares,
-        "best_worse_pole": {name: rows[pick["trial"]][METRIC] for name, rows in ways.items() if (pick := picks[name])},
+        "best_worse_pole": {
+            name: rows[pick["trial"]][METRIC] for name, rows in strategies.items() if (pick := picks[name])
+        },
         "largest_difference_at_one_ratio": round(max(max(v) - min(v) for v in by_share.values()), 4),
     }
 
@@ -99,13 +102,13 @@ def trained(rows: Rows) -> Rows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
-    parser.add_argument("--folder", type=Path, help="where runs and report stay; a new temporary folder unless given")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart recipe")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line of stdout.")
+    parser.add_argument("--folder", type=Path, help="Folder for runs and report; default: a new temporary folder.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Overrides of the quickstart recipe.")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="pft-search-"))
     if folder.is_dir() and any(folder.iterdir()):
-        parser.error(f"{folder} is not empty: what has finished there would not be run again, and take no time")
+        parser.error(f"{folder} is not empty: finished runs there would not run again; use an empty folder")
     ensure_ray()
     config = job.in_place(load_config("quickstart", [*arguments.overrides, f"storage={folder}"]))
     harness.finish(measure(config, folder.resolve()) | harness.machine(), as_json=arguments.json)

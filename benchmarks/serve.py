@@ -1,10 +1,11 @@
-"""What serving costs, and what it does when too much is asked: `python -m benchmarks.serve --json`.
+"""Measure the cost of serving and its behavior under overload: `python -m benchmarks.serve --json`.
 
-A random model of about 30 million parameters, prompts of 128 tokens, 64 new ones, no streaming. `raw` is the same
-engine with the same settings in this process, driven by the same code; rounds of both take turns, so that the machine's
-moods hit both. Who asks the server is a process of its own, as clients are. Overload is an open loop at ten times what
-was served, held against the latency at exactly the admission limit. Adapters: 20 of them at random over 4 slots,
-against one. Prefixes: questions of both poles about one scenario, which stands before the preference or after it.
+Uses a random model of about 30 million parameters, prompts of 128 tokens, 64 new tokens and no streaming. `raw` is the
+same engine with the same settings in this process, driven by the same code; rounds of raw and served alternate, so that
+changes in the machine's speed affect both. Requests to the server come from a process of their own, like those of real
+clients. Overload: an open loop at ten times the served rate, compared with the latency at exactly the admission limit.
+Adapters: 20 adapters at random over 4 slots, compared with one. Prefixes: questions of both poles about the same
+scenario, which comes before or after the condition.
 """
 
 import argparse
@@ -34,7 +35,7 @@ VOCABULARY = 8192
 ADAPTERS, SLOTS = 20, 4
 SPACE = load_space("toyworld")
 
-Asking = Callable[..., Awaitable[Load]]  # bodies, and `how` of benchmarks.load.elsewhere
+RunLoad = Callable[..., Awaitable[Load]]  # takes bodies, and the `how` of benchmarks.load.elsewhere
 
 
 def make_model(folder: Path) -> Path:
@@ -55,7 +56,7 @@ def make_model(folder: Path) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     words = [f"{axis.name} {pole.name} {pole.description}" for axis in SPACE.axes for pole in axis.poles]
     special = ["<pad>", "<bos>", "<eos>"]
-    # Filled up, as the model may write any of its ids.
+    # Fill the vocabulary, because the model may generate any of its ids.
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(words * 4, trainer)
     tokenizer.add_tokens([f"<{i}>" for i in range(VOCABULARY - tokenizer.get_vocab_size())])
@@ -114,34 +115,34 @@ def bodies(count: int, *, seed: int, models: Sequence[str] = ("base",)) -> list[
 
 
 class Raw:
-    """The engine in this process, asked as the server asks it, without HTTP, Ray and adapters."""
+    """The engine in this process, called as the server calls it, but without HTTP, Ray and adapters."""
 
     def __init__(self, config: ServeConfig, model: str):
         self.host = make_host(config, model, "", lora=True)
 
     async def __call__(self, body: Body) -> Sample:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         sampling = Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"])
         request = GenerationRequest(body["prompt"], sampling, stream=False)
         steps = [step async for step in self.host.generate(request, None)]
-        written = sum(len(step.tokens) for step in steps)
-        return Sample(200 if steps else 0, time.perf_counter() - begun, content=written)
+        num_tokens = sum(len(step.tokens) for step in steps)
+        return Sample(200 if steps else 0, time.perf_counter() - started, content=num_tokens)
 
 
 async def measure(config: ServeConfig, raw: Raw, *, requests: int, rounds: int, overload_s: float) -> dict[str, Any]:
     url = f"http://{config.host}:{config.port}"
     served = partial(elsewhere, url, "/v1/completions")
     raws, serveds = [], []
-    for number in range(rounds + 1):  # the first warms both up
-        asked = bodies(requests if number else IN_FLIGHT, seed=number)
+    for number in range(rounds + 1):  # the first round warms up both
+        requests_sent = bodies(requests if number else IN_FLIGHT, seed=number)
         pair = (
-            await closed_loop(raw, asked, in_flight=IN_FLIGHT),
-            await served(asked, in_flight=IN_FLIGHT),
+            await closed_loop(raw, requests_sent, in_flight=IN_FLIGHT),
+            await served(requests_sent, in_flight=IN_FLIGHT),
         )
         if number:
             raws.append(pair[0])
             serveds.append(pair[1])
-            harness.say(f"raw {pair[0].per_second:.2f}, served {pair[1].per_second:.2f} requests a second")
+            harness.say(f"raw {pair[0].per_second:.2f}, served {pair[1].per_second:.2f} requests per second")
     await raw.host.engine.close()
     seconds = [value for load in serveds for value in load.of(200)]
     whole = Load([Sample(200, value) for value in seconds])
@@ -158,8 +159,8 @@ async def measure(config: ServeConfig, raw: Raw, *, requests: int, rounds: int, 
     return result
 
 
-async def overload(served: Asking, capacity_per_s: float, *, seconds: float) -> dict[str, Any]:
-    """Ten times the capacity, against as many in flight as are just admitted."""
+async def overload(served: RunLoad, capacity_per_s: float, *, seconds: float) -> dict[str, Any]:
+    """Measure the latency at ten times the capacity, and at exactly the admission limit."""
     limit = IN_FLIGHT + QUEUED
     at_limit = await served(bodies(4 * limit, seed=50), in_flight=limit)
     beyond = await served(bodies(200, seed=51), per_second=10 * capacity_per_s, seconds=seconds)
@@ -178,8 +179,8 @@ async def overload(served: Asking, capacity_per_s: float, *, seconds: float) -> 
     }
 
 
-async def adapters(served: Asking, *, requests: int) -> dict[str, Any]:
-    """One adapter for all requests; 4 in turn, which fit; 20 at random over the 4 slots."""
+async def adapters(served: RunLoad, *, requests: int) -> dict[str, Any]:
+    """Measure the rate with one adapter for all requests, with 4 that fit the slots, and with 20 at random."""
     names = [f"a{seed}" for seed in range(ADAPTERS)]
     result = {}
     for key, models in (("one", names[:1]), ("fitting", names[:SLOTS]), ("mixed", names)):
@@ -189,20 +190,20 @@ async def adapters(served: Asking, *, requests: int) -> dict[str, Any]:
     return result
 
 
-async def prefixes(served: Asking) -> dict[str, Any]:
-    """Both poles about each of some long scenarios, asked twice: once in words before it, once after it."""
+async def prefixes(served: RunLoad) -> dict[str, Any]:
+    """Ask both poles about each of several long scenarios, with the condition before the scenario and after it."""
     result: dict[str, Any] = {}
     times, rates = {}, {}
     for key, model in (("preference_first", "policy"), ("scenario_first", "scenario-first")):
         rng, words = random.Random(7), ["plan", "job", "town", "river", "boat", "week"]
         scenarios = [" ".join(rng.choice(words) for _ in range(150)) for _ in range(16)]
-        asked = [
+        requests_sent = [
             {"model": model, "messages": [{"role": "user", "content": text}], "preference": pole.name,
              "max_tokens": 1, "temperature": 0}
             for text in scenarios for axis in SPACE.axes for pole in axis.poles
         ]  # fmt: skip
-        load = await served(asked, in_flight=4)
-        assert load.statuses == {200: len(asked)}, load.statuses
+        load = await served(requests_sent, in_flight=4)
+        assert load.statuses == {200: len(requests_sent)}, load.statuses
         usages = [sample.content["usage"] for sample in load.samples]
         cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
         rates[key] = cached / sum(usage["prompt_tokens"] for usage in usages)
@@ -215,11 +216,11 @@ async def prefixes(served: Asking) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
-    parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto")
-    parser.add_argument("--requests", type=int, default=48, help="of each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--overload-s", type=float, default=15.0)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line of stdout.")
+    parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto", help="Engine to measure.")
+    parser.add_argument("--requests", type=int, default=48, help="Number of requests per round.")
+    parser.add_argument("--rounds", type=int, default=5, help="Number of measured rounds.")
+    parser.add_argument("--overload-s", type=float, default=15.0, help="Seconds of overload.")
     arguments = parser.parse_args()
     from pipelines.serve import build as build_app
     from pipelines.serve import engine_name

@@ -1,4 +1,4 @@
-"""The shapes that training steps are measured on: lengths in tokens, filled with random ids."""
+"""Shapes of the pairs in training benchmarks: lengths in tokens, filled with random ids."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from pft_core.encoding import BranchedExample, branched_example, common_prefix_l
 from pft_core.errors import UserError
 from pft_core.prompts import PromptStyle, render_answer, render_prompt, target_options
 
-CHARACTERS_PER_TOKEN = 4.6  # of English text under the Qwen and Llama tokenizers, which are not at hand here
+CHARACTERS_PER_TOKEN = 4.6  # for English text with the Qwen and Llama tokenizers, which the benchmark does not need
 
 
 @dataclass(frozen=True)
 class PairLengths:
-    """Tokens of one pair: what its sides share, the preference descriptor, and the answer of each side."""
+    """Token counts of one pair: the part its sides share, the preference descriptor, and the answer of each side."""
 
     shared: int
     descriptor: int
@@ -27,8 +27,8 @@ class PairLengths:
 
 @dataclass(frozen=True)
 class Shape:
-    """One micro-batch: its pairs, the loss, the width that the paper's scheme pads to (None: to the longest row), and
-    how many tokens of preamble come before a descriptor that stands before the scenario."""
+    """One micro-batch: its pairs, its loss, the width that the paper's scheme pads to (None: the longest row), and the
+    tokens of preamble before a descriptor that comes before the scenario."""
 
     name: str
     pairs: tuple[PairLengths, ...]
@@ -38,18 +38,18 @@ class Shape:
 
     @property
     def sharing_limit(self) -> float:
-        """Tokens of the separate sides over tokens of the trees: what sharing can gain where cost is per token."""
+        """Tokens of separate sides divided by tokens of trees: the most that sharing can gain at a cost per token."""
         suffixes = sum(2 * p.descriptor + sum(p.answers) for p in self.pairs)
         shared = sum(p.shared for p in self.pairs)
         return (2 * shared + suffixes) / (shared + suffixes)
 
 
 def shape(name: str) -> Shape:
-    """Return a shape by name. Raises UserError where its lengths come from data that is not there."""
+    """Return a shape by name. Raises UserError if its lengths come from data that is missing."""
     if name == "vcd":
         return Shape(name, (PairLengths(300, 15, (45, 45)),) * 4, "pft", 512, preamble=30)
     if name == "bqd":
-        # Rows of 142 tokens in the mean: a question of 56 to 156, a descriptor of 23, an answer of 15.
+        # Rows of 142 tokens on average: a question of 56 to 156, a descriptor of 23, and an answer of 15.
         spread = (-48, -36, -24, -12, 8, 24, 36, 52)
         return Shape(name, tuple(PairLengths(104 + d, 23, (15, 15)) for d in spread), "pft", 512, preamble=5)
     if name == "dpo1500":
@@ -60,7 +60,7 @@ def shape(name: str) -> Shape:
 
 
 def real_vcd_lengths() -> list[PairLengths]:
-    """Lengths of the released VCD pairs under the project's own prompt: characters over CHARACTERS_PER_TOKEN."""
+    """Return the lengths of the released VCD pairs with our prompt: characters divided by CHARACTERS_PER_TOKEN."""
     file = Path(os.environ.get("PFT_DATA", "")) / "vcd" / "train.json"
     if not file.is_file():
         raise UserError("shape vcd_real needs the released VCD files: set PFT_DATA to the folder that holds vcd/")
@@ -85,7 +85,7 @@ def _lengths(record: PairedExample) -> PairLengths:
 
 
 def examples(chosen: Shape, *, condition_position: str, vocabulary: int, seed: int = 0) -> list[BranchedExample]:
-    """Fill a shape with random ids. `before` puts the descriptor after the preamble, so that little is shared."""
+    """Fill a shape with random ids. `before` puts the descriptor right after the preamble, so sides share little."""
     rng = np.random.default_rng(seed)
 
     def ids(count: int) -> np.ndarray:

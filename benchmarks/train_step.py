@@ -1,13 +1,14 @@
-"""One training step on one thread: the paper's scheme, TRL, and ours, side by side.
+"""Measure one training step on one thread: the paper's scheme, TRL and ours, side by side.
 
-`python -m benchmarks.train_step --shape vcd --json`. All variants get the same weights, pairs, loss, clipping and
+`python -m benchmarks.train_step --shape vcd --json`. All variants have the same weights, pairs, loss, clipping and
 AdamW; a step is collation, forward, backward and update.
 
 - padded: the paper's scheme: one pass per side, logits of the whole vocabulary for every token, rows padded to 512
   (long shapes: to the longest row).
-- trl: TRL's trainer of the same loss (see trl_step.py); trl_label_head: the same, changed to compute the head on label
-  positions only, which it does on a GPU and not on a CPU.
-- ours: `after` shares the scenario, `before` (the paper's prompt) the preamble only; `separate` is ours unshared.
+- trl: TRL's trainer with the same loss (see trl_step.py). trl_label_head: the same, changed to compute the head on
+  label positions only, which TRL does on a GPU but not on a CPU.
+- ours: shares the scenario, with the condition after it. before: ours with the paper's prompt, which shares only the
+  preamble. separate: ours without sharing.
 """
 
 import argparse
@@ -35,7 +36,7 @@ Loss = Callable[[], Tensor]
 
 
 def tiny_model(vocabulary: int) -> nn.Module:
-    """A Qwen2 of 8 layers of width 256 with the paper's LoRA: rank 8 on q, k, v and o; no dropout, to be compared."""
+    """Return a Qwen2 of 8 layers of width 256 with the paper's LoRA, rank 8 on q, k, v and o, without dropout."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocabulary, hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
@@ -46,7 +47,7 @@ def tiny_model(vocabulary: int) -> nn.Module:
     model = get_peft_model(Qwen2ForCausalLM(config), lora)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            nn.init.normal_(weight, std=0.02)  # zero would hide half of the gradient from the comparison
+            nn.init.normal_(weight, std=0.02)  # at zero, lora_A would get no gradient to compare
     return model.train()
 
 
@@ -98,7 +99,7 @@ def reference_logps(model: nn.Module, batch: BranchedBatch) -> Tensor:
 
 
 def measure(name: str, vocabulary: int) -> dict[str, Any]:
-    """Build the variants of a shape, check that they compute the same, time them in turn."""
+    """Build the variants of a shape, compare their losses and gradients, and time them in turn."""
     chosen = shape(name)
     model = tiny_model(vocabulary)
     after = examples(chosen, condition_position="after", vocabulary=vocabulary)
@@ -118,12 +119,12 @@ def measure(name: str, vocabulary: int) -> dict[str, Any]:
         "ours": variant(ours, after, backend="auto"),
         "before": variant(ours, before, backend="auto"),
     }
-    found = {key: loss_and_gradient(*variants[key]) for key in ("padded", "trl", "trl_label_head", "ours")}
-    harness.say(f"{name}: losses { {key: round(float(value), 6) for key, (value, _) in found.items()} }")
+    results = {key: loss_and_gradient(*variants[key]) for key in ("padded", "trl", "trl_label_head", "ours")}
+    harness.say(f"{name}: losses { {key: round(float(value), 6) for key, (value, _) in results.items()} }")
     if chosen.padded_to or not chosen.preamble:
-        variants.pop("padded_before")  # as many tokens as after the scenario, or the same prompt: measured already
+        variants.pop("padded_before")  # same number of tokens as `padded`, or the same prompt
     times = harness.interleave({k: step_of(*v) for k, v in variants.items()}, rounds=9, limit_s=LIMIT_S)
-    return figures(chosen, vocabulary, times, found)
+    return figures(chosen, vocabulary, times, results)
 
 
 def trl(model: nn.Module, pairs: Sequence[BranchedExample], chosen: Shape, reference: Tensor) -> Loss:
@@ -143,10 +144,10 @@ def trl_label_head(model: nn.Module, pairs: Sequence[BranchedExample], chosen: S
 
 
 def figures(
-    chosen: Shape, vocabulary: int, times: harness.Times, found: dict[str, tuple[Tensor, Tensor]]
+    chosen: Shape, vocabulary: int, times: harness.Times, results: dict[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
     def deviation(other: str) -> tuple[float, float]:
-        (loss, gradient), (other_loss, other_gradient) = found["ours"], found[other]
+        (loss, gradient), (other_loss, other_gradient) = results["ours"], results[other]
         return float((loss / other_loss - 1).abs()), float((gradient - other_gradient).norm() / other_gradient.norm())
 
     loss_padded, gradient_padded = deviation("padded")
@@ -177,11 +178,11 @@ def figures(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--shape", choices=SHAPES, required=True, help="Shape of the pairs to measure.")
     parser.add_argument(
-        "--vocab", type=harness.at_least(8), default=8192, help="size of the vocabulary (Qwen2.5: 151936)"
+        "--vocab", type=harness.at_least(8), default=8192, help="Size of the vocabulary (Qwen2.5 has 151936)."
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line of stdout.")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     try:

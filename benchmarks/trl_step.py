@@ -1,8 +1,8 @@
-"""The opponent: TRL's own trainers on our pairs, collation and loss theirs, settings at their best on this device.
+"""TRL's trainers on our pairs, with TRL's own collation and loss and its fastest settings on this device.
 
-Padding goes to the longest row of a batch, as padding-free batches need a varlen kernel, which CPUs lack. DPO gets its
-reference log-probabilities precomputed. On a CPU both trainers' heads score every position and not the labels alone,
-which no setting changes; `head_on_labels` does, so that a comparison can be made with what TRL does on a GPU.
+Rows are padded to the longest of a batch, because padding-free batches need a varlen kernel, which CPUs lack. DPO gets
+precomputed reference log-probabilities. On a CPU, the heads of both trainers score every position instead of the labels
+only, which no setting changes; `head_on_labels` does, to compare with TRL's behavior on a GPU.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ COMMON: dict[str, Any] = {"report_to": "none", "max_length": None, "bf16": False
 
 
 def sft_loss(model: nn.Module, examples: Sequence[BranchedExample], *, use_cpu: bool) -> Callable[[], Tensor]:
-    """Return a function that collates all sides into one batch and returns SFTTrainer's loss: the mean over labels."""
+    """Return a function that collates all sides into one batch and returns SFTTrainer's loss, the mean over labels."""
     rows = [
         {
             "input_ids": [*e.prefix_ids.tolist(), *b.input_ids.tolist()],
@@ -59,7 +59,7 @@ def dpo_trainer(
     use_cpu: bool,
     loss_type: str = "sigmoid",
 ) -> tuple[DPOTrainer, list[dict[str, Any]]]:
-    """Return a trainer, and the rows that its collator takes. examples: chosen and rejected under one prompt."""
+    """Return a trainer and the rows for its collator. examples: chosen and rejected answers to one prompt."""
     rows = [
         {
             "prompt_ids": e.prefix_ids.tolist(),
@@ -75,19 +75,19 @@ def dpo_trainer(
     )
     text = Dataset.from_list([{"prompt": "w", "chosen": "w", "rejected": "w"}])
     trainer = DPOTrainer(model, args=config, train_dataset=text, processing_class=_tokenizer())
-    trainer.precompute_ref_logps = True  # the rows bring theirs
+    trainer.precompute_ref_logps = True  # the rows hold theirs
     return trainer, rows
 
 
 @contextmanager
 def head_on_labels() -> Iterator[None]:
-    """Let TRL's head score label positions only, as it does where it has its Triton kernel."""
-    asked = trl_utils._use_triton
+    """Make TRL's head score label positions only, as it does if its Triton kernel is available."""
+    original = trl_utils._use_triton
     trl_utils._use_triton = lambda device: True
     try:
         yield
     finally:
-        trl_utils._use_triton = asked
+        trl_utils._use_triton = original
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""What is compared, on any device: the two losses, and the paper's scheme of two padded passes with all logits."""
+"""The two losses of the benchmarks, and the paper's scheme: two padded passes with all logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,8 @@ BETA = 0.1
 
 
 def loss_of(kind: str, logps_R: Tensor, labels_R: Tensor, reference_R: Tensor) -> Tensor:
-    """The two losses on branch log-probabilities, sides in turn: cross-entropy, the mean over both sides' labels, which
-    every opponent computes too (half the paired loss where the sides have equally many); or DPO."""
+    """Return a loss from branch log-probabilities with alternating sides. kind: `pft`, the mean cross-entropy over both
+    sides' labels, which every variant can compute (half the paired loss if both sides have equally many); else DPO."""
     if kind == "pft":
         return -logps_R.sum() / labels_R.sum()
     margins = (logps_R - reference_R).view(-1, 2)
@@ -25,11 +25,11 @@ def loss_of(kind: str, logps_R: Tensor, labels_R: Tensor, reference_R: Tensor) -
 def padded_logps(
     model: Any, pairs: Sequence[BranchedExample], *, padded_to: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities and label counts [R], sides in turn: one pass per side over rows of one width (None: of
-    the longest), the whole vocabulary's logits for every token of them."""
+    """Return log-probabilities and label counts [R] with alternating sides. Runs one pass per side over rows of width
+    `padded_to` (None: the longest row), with logits of the whole vocabulary for every token."""
     width = padded_to or max(len(e.prefix_ids) + len(b.input_ids) for e in pairs for b in e.branches)
     sides = [_side_logps(model, pairs, side, width, device) for side in SIDES]
-    logps, counts = (torch.stack([found[i] for found in sides], dim=1).flatten() for i in (0, 1))
+    logps, counts = (torch.stack([result[i] for result in sides], dim=1).flatten() for i in (0, 1))
     return logps, counts
 
 

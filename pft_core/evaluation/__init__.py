@@ -1,4 +1,4 @@
-"""What a policy chooses, and what that is worth: asking, parsing, metrics, statistics, yardsticks, steering."""
+"""Evaluation of a policy's choices: asking, parsing, metrics, statistics, yardsticks and steering."""
 
 from typing import TYPE_CHECKING
 

@@ -1,10 +1,10 @@
 """Ask a policy: records become questions, and its answers become choices, by likelihood or by generation.
 
-By likelihood, the candidates are branches of one prompt and the highest log-probability wins: whole for letters, per
-label token where answers are texts of unequal length. By generation, a greedy reply is parsed strictly.
+By likelihood, the candidates are branches of one prompt, and the highest log-probability wins: the sum for letters, the
+mean per label token for texts of unequal length. By generation, a greedy reply is parsed strictly.
 """
 
-from __future__ import annotations  # a driver asks through others: types alone name torch and the scorer
+from __future__ import annotations  # only types name the scorer, so a driver imports this without torch
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,17 @@ from pft_core.prompts import Prompt, PromptStyle, condition_text, render_answer,
 if TYPE_CHECKING:
     from pft_core.scoring import BranchScorer
 
-MAX_OPTIONS_FOR_SUBSETS = 5  # 31 non-empty subsets; beyond, *All* is asked by generation only
+MAX_OPTIONS_FOR_SUBSETS = 5  # 31 non-empty subsets; with more options, *All* needs generation
 
 CONDITIONS: dict[Form, tuple[int | None, ...]] = {"one": (0, 1, None), "all": (0, 1)}  # sides; None: no condition
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt: a record, asked for one option or all, under a pole (side) or with no condition (None).
+    """One prompt: a record, a request for one option or for all, and the condition's side (None: no condition).
 
-    history: text that stands before it in the user's message; others: axis and side of further poles that are stated.
+    history: text before the question in the user's message. others: axis and side of further poles that the prompt
+    states.
     """
 
     record: PairedExample
@@ -45,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How to ask: wording and limits. A batch holds at most `tokens_per_batch` padded tokens, or a single question."""
+    """Wording and limits of questions. A batch holds at most `tokens_per_batch` padded tokens, or a single question."""
 
     style: PromptStyle
     space: PreferenceSpace
@@ -65,10 +66,10 @@ def ask(
     *,
     unconditioned: bool = True,
 ) -> list[Outcome | Reject]:
-    """Ask every item under its conditions; an item is rejected with the first of its questions that is.
+    """Ask every item under its conditions. If a question is rejected, its item is rejected for the same reason.
 
-    base_answer: how the policy's base answers with no condition; None where the policy is its own base.
-    unconditioned: whether items are asked with no condition too, which `leak` alone needs.
+    base_answer: answers for the policy's base without a condition; None if the policy is its own base.
+    unconditioned: whether to ask items without a condition too, which only `leak` needs.
     """
     sides = {form: [side for side in CONDITIONS[form] if unconditioned or side is not None] for form in CONDITIONS}
     questions = [Question(record, form, side) for record, form in items for side in sides[form]]
@@ -121,28 +122,28 @@ def by_likelihood(
 def comparable(
     question: Question, example: BranchedExample, logps: NDArray[np.float32], settings: AnswerSettings
 ) -> NDArray[np.float32]:
-    """Return the candidates' scores, the highest of which wins, from the log-probabilities of their branches."""
+    """Return scores of the candidates, computed from the log-probabilities of their branches; the highest wins."""
     if settings.style.answer == "option" or question.record.presentation == "response":
-        # Texts differ in length: their sums would favour the short ones.
+        # Texts differ in length: sums would favor short ones.
         num_labels = np.array([branch.num_labels for branch in example.branches], dtype=np.float32)
         return np.divide(logps, num_labels, dtype=np.float32)
     return logps
 
 
 def best(question: Question, scores: NDArray[Any]) -> frozenset[int]:
-    """Return the candidate with the highest score; of single options, with the probabilities of all."""
+    """Return the candidate with the highest score; for form `one`, with the probabilities of all options."""
     chosen = candidates(question)[int(scores.argmax())]
     return WeightedChoice(chosen, probabilities_of(scores)) if question.form == "one" else frozenset(chosen)
 
 
 def probabilities_of(scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the share of each candidate: the softmax of comparable scores."""
+    """Return the probability of each candidate: the softmax of comparable scores."""
     odds = np.exp(scores.astype(np.float64) - scores.max())
     return np.asarray(odds / odds.sum())
 
 
 def candidates(question: Question) -> list[tuple[int, ...]]:
-    """Return the answers to choose from: every option, or every non-empty subset of them."""
+    """Return the answers to choose from: every option, or for form `all` every non-empty subset of the options."""
     options = range(len(question.record.options))
     sizes = options if question.form == "all" else range(1)
     return [chosen for size in sizes for chosen in combinations(options, size + 1)]
@@ -151,9 +152,11 @@ def candidates(question: Question) -> list[tuple[int, ...]]:
 def encode_options(
     questions: Sequence[Question], *, tokenizer: Any, settings: AnswerSettings
 ) -> list[BranchedExample | Reject]:
-    """Encode the `options` view: per question a prompt and one branch per candidate (`Branch.side` is its index)."""
+    """Encode the `options` view: per question a prompt, and one branch per candidate (`Branch.side` is its index)."""
     rejects = {
-        i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unplain(q, tokenizer, settings))
+        i: reject
+        for i, q in enumerate(questions)
+        if (reject := unscorable(q) or _control_token_reject(q, tokenizer, settings))
     }
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
@@ -180,18 +183,18 @@ def _branches(
 
 
 def unscorable(question: Question) -> Reject | None:
-    """Return why a question cannot be asked by likelihood; None where it can."""
+    """Return why a question cannot be accepted by likelihood, or None if it can."""
     num_options = len(question.record.options)
     if question.form == "all" and question.record.presentation == "response":
-        return _reject(question, "no_listed_options", "free answers are not shown: ask for one")
+        return _reject(question, "no_listed_options", "free answers are not listed in the prompt: use form one")
     if question.form == "all" and num_options > MAX_OPTIONS_FOR_SUBSETS:
         detail = f"{num_options} options; more than {MAX_OPTIONS_FOR_SUBSETS} need scoring=generate"
         return _reject(question, "too_many_subsets", detail)
     return None
 
 
-def _unplain(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
-    """Return why a question would not be asked as it is written: its texts spell a token of control."""
+def _control_token_reject(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
+    """Return a reject if a text of the question contains a control token, or None."""
     record, style = question.record, settings.style
     stated = [(record.axis, question.side), *question.others]
     lines = [condition_text(settings.space, axis, side, condition=style.condition) for axis, side in stated]
@@ -201,7 +204,7 @@ def _unplain(question: Question, tokenizer: Any, settings: AnswerSettings) -> Re
 def score_branches(
     examples: Sequence[BranchedExample], *, scorer: BranchScorer, tokens_per_batch: int
 ) -> list[NDArray[np.float32]]:
-    """Return the log-probability of each branch, per example, in the order given."""
+    """Return the log-probabilities of each example's branches, in the order of the examples."""
     import torch
 
     from pft_core.encoding import collate, plan_bins
@@ -219,22 +222,22 @@ def score_branches(
 
 
 def _padded_tokens(example: BranchedExample) -> int:
-    """Tokens of the rows that each hold the prefix and one branch, all as long as the longest."""
+    """Return the tokens of an example's rows, each of which holds the prefix and one branch padded to the longest."""
     return len(example.branches) * (len(example.prefix_ids) + max(len(b.input_ids) for b in example.branches))
 
 
 def by_generation(
     questions: Sequence[Question], *, model: Any, tokenizer: Any, settings: AnswerSettings
 ) -> list[Answer]:
-    """Generate greedily and parse strictly; a reply without a parsable choice is None."""
+    """Generate greedily and parse strictly; a reply without a parsable choice becomes None."""
     prompts = _prompt_ids(questions, tokenizer=tokenizer, settings=settings)
     outcomes: list[Answer] = [
-        _ungeneratable(q, ids, settings) or _unplain(q, tokenizer, settings)
+        _ungeneratable(q, ids, settings) or _control_token_reject(q, tokenizer, settings)
         for q, ids in zip(questions, prompts, strict=True)
     ]
-    asked = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    replies = write_greedily([prompts[i] for i in asked], model=model, tokenizer=tokenizer, settings=settings)
-    for i, reply in zip(asked, replies, strict=True):
+    accepted = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    replies = write_greedily([prompts[i] for i in accepted], model=model, tokenizer=tokenizer, settings=settings)
+    for i, reply in zip(accepted, replies, strict=True):
         outcomes[i] = read_reply(reply, questions[i], settings.style)
     return outcomes
 
@@ -242,7 +245,7 @@ def by_generation(
 def write_greedily(
     prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, settings: AnswerSettings
 ) -> list[str]:
-    """Return the greedy continuation of each prompt, as text, in batches of `settings.tokens_per_batch`."""
+    """Return the greedy continuation of each prompt as text; batches hold up to `settings.tokens_per_batch` tokens."""
     from pft_core.encoding import plan_bins
 
     num_tokens = [len(ids) + settings.max_new_tokens for ids in prompts]
@@ -256,14 +259,14 @@ def write_greedily(
 
 
 def _follows_length(model: Any) -> bool:
-    """Whether a model's positions follow the length of a text: some then begin anew by the batch's padded length."""
+    """Return whether a model's positional encoding depends on the length of the text, so that padding changes it."""
     from pft_core.policies import follows_length
 
     return follows_length(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
 def _without_padding(members: Sequence[int], num_tokens: Sequence[int]) -> list[list[int]]:
-    """Cut a bin, in which the longest come first, into runs of equal lengths."""
+    """Split a bin, sorted from longest to shortest, into groups of equal lengths."""
     return [list(run) for _, run in groupby(members, key=lambda i: num_tokens[i])]
 
 
@@ -276,23 +279,25 @@ def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, settings: Answ
 
 def _ungeneratable(question: Question, ids: NDArray[np.int32], settings: AnswerSettings) -> Reject | None:
     if question.record.presentation == "response":
-        return _reject(question, "no_listed_options", "free answers are not shown: use scoring=letter or option")
+        return _reject(
+            question, "no_listed_options", "free answers are not listed in the prompt: use scoring=letter or option"
+        )
     length = len(ids) + settings.max_new_tokens
     return _overlong(question, length, settings) if length > settings.max_length else None
 
 
 def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any, max_new_tokens: int) -> list[str]:
-    """Return the greedy continuation of each prompt, as text; left padding makes all replies start together."""
+    """Return the greedy continuation of each prompt as text, in one batch; left padding aligns the replies."""
     import torch
 
     from pft_core.policies import end_tokens
 
     longest, ends = max(len(ids) for ids in prompts), end_tokens(tokenizer, model.generation_config.eos_token_id)
-    # Not the tokenizer's own pad token, which may lie beyond the model's embeddings; padding is masked anyway.
+    # The tokenizer's own pad token may have no embedding in the model; padding is masked anyway.
     pad = tokenizer.eos_token_id
     ids_BL = torch.tensor([[pad] * (longest - len(ids)) + ids.tolist() for ids in prompts], device=model.device)
     mask_BL = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    # A hub model's own generation settings may hold a repetition penalty, which would change what greedy means.
+    # A hub model's generation config may set a repetition penalty, which would change greedy decoding.
     with torch.no_grad():
         replies_BL = model.generate(
             input_ids=ids_BL,
@@ -303,13 +308,13 @@ def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any
             repetition_penalty=1.0,
             eos_token_id=list(ends),
         )[:, longest:]
-    # What ends a text is no part of it, though it may be no special token.
+    # End tokens are not part of the text, even if they are not special tokens.
     texts_BL = replies_BL.masked_fill(torch.isin(replies_BL, torch.tensor(ends, device=replies_BL.device)), pad)
     return tokenizer.batch_decode(texts_BL, skip_special_tokens=True)
 
 
 def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
-    """Parse a reply as the question's form and the style's kind of answer demand."""
+    """Parse a reply according to the question's form and the style's kind of answer."""
     options = [option.text for option in question.record.options]
     if question.form == "all":
         return parse_options(reply, options) if style.answer == "option" else parse_choices(reply, len(options))

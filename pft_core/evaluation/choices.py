@@ -1,7 +1,7 @@
-"""From a reply to a choice, and from a choice to a score.
+"""Parse a reply into a choice, and score a choice.
 
-A reply either holds exactly one object of the grammar below, or is *unparsed*: nothing is scraped from prose and
-nothing is evaluated. Text may stand around the object (a greeting, a code fence), as long as it holds no brace.
+A reply either holds exactly one object of the grammar below or is *unparsed*: no letter is scraped from prose, and no
+code is evaluated. Text may surround the object (a greeting, a code fence), as long as it contains no brace.
 
     reply  := text object text
     object := "{" pair ("," pair)* [","] "}"
@@ -9,9 +9,10 @@ nothing is evaluated. Text may stand around the object (a greeting, a code fence
     value  := scalar | "[" [scalar ("," scalar)* [","]] "]"
     scalar := quoted string | bare word
 
-This is JSON without nesting, with the liberties that models take: single or typographic quotes, bare words, a
-trailing comma. Its quantifiers are possessive, so a hostile reply costs linear time. Within it the choice is read
-strictly: the key once, a single letter of either case (or a non-empty list of them), each of an option that exists.
+This is JSON without nesting, but with the liberties that models take: single or typographic quotes, bare words, a
+trailing comma. Its quantifiers are possessive, so a hostile reply takes linear time. The choice itself is read
+strictly: the key occurs once, with one letter of either case (or a non-empty list of letters), each of an existing
+option.
 """
 
 import re
@@ -30,36 +31,36 @@ _REPLY = re.compile(rf"[^{{}}]*+\{{\s*+(?P<pairs>{_PAIRS})\}}[^{{}}]*+", re.DOTA
 
 
 def parse_choice(output: str, num_options: int) -> int | None:
-    """Read `{"choice": "<letter>"}`; return the option's index, or None where the reply is unparsed."""
+    """Read `{"choice": "<letter>"}`; return the option's index, or None if the reply is unparsed."""
     value = _value(output, "choice")
     return None if value is None or value.startswith("[") else _letter(value, num_options)
 
 
 def parse_choices(output: str, num_options: int) -> frozenset[int] | None:
-    """Read `{"choices": ["<letter>", ...]}`; return the set of indices, or None where the reply is unparsed."""
+    """Read `{"choices": ["<letter>", ...]}`; return the set of indices, or None if the reply is unparsed."""
     value = _value(output, "choices")
     if value is None or not value.startswith("["):
         return None
     indices = [_letter(scalar, num_options) for scalar in re.findall(_SCALAR, value[1:-1], re.DOTALL)]
-    found = frozenset(i for i in indices if i is not None)
-    return found if indices and None not in indices else None
+    chosen = frozenset(i for i in indices if i is not None)
+    return chosen if indices and None not in indices else None
 
 
 def parse_option(output: str, options: Sequence[str]) -> int | None:
-    """Return the index of the option whose whole text the reply is, white space aside; None where there is none."""
+    """Return the index of the option whose full text equals the reply, ignoring white space; None without a match."""
     texts = [_plain(text) for text in options]
     return texts.index(_plain(output)) if _plain(output) in texts else None
 
 
 def parse_options(output: str, options: Sequence[str]) -> frozenset[int] | None:
-    """Return the options of a reply with one option's whole text a line; None where a line is something else."""
+    """Return the options of a reply with one option's full text per line; None if a line is anything else."""
     indices = [parse_option(line, options) for line in output.splitlines() if line.strip()]
-    found = frozenset(i for i in indices if i is not None)
-    return found if indices and None not in indices else None
+    chosen = frozenset(i for i in indices if i is not None)
+    return chosen if indices and None not in indices else None
 
 
 def score_all(choices: frozenset[int] | None, gold: frozenset[int]) -> float:
-    """*All* (PFT): 1 for exactly the gold set, 0 with any wrong option or unparsed, else the share of gold found."""
+    """Return the *All* score (PFT): 0 if unparsed or with a wrong option, else the share of gold options chosen."""
     if choices is None or not choices <= gold:
         return 0.0
     return len(choices) / len(gold)

@@ -1,7 +1,7 @@
-"""Few-shot history prompts: the preference is not stated but shown, by items of the axis that were solved with it.
+"""Few-shot history prompts: items of the axis with their answers show the preference, and no prompt states it.
 
-The history stands inside the user's message, before the question; both are rendered without a condition. The two poles
-of a question get the same items with other answers, so that nothing but these answers tells the poles apart.
+The history comes before the question inside the user's message; both are rendered without a condition. The two poles of
+a question get the same items with different answers, so that only these answers distinguish the poles.
 """
 
 import random
@@ -28,10 +28,10 @@ def by_history(
 ) -> list[Answer]:
     """Answer each question after `num_examples` solved items of its axis and pole; with side None, after none.
 
-    answer: how the prompts with their history are answered, by likelihood or by generation. examples: training
-    records. Where a prompt is too long, the oldest items (those that stand first) are left out, and it is rejected
-    where even a single one does not fit. shown: gets, by number of items shown, how many questions were answered so.
-    Raises UserError where an axis has too few records.
+    answer: answers the prompts with their history, by likelihood or by generation. examples: training records. If a
+    prompt is too long, the oldest items (those that come first) are dropped; if even a single item does not fit, the
+    question is rejected. shown: counts the answered questions by their number of items. Raises UserError if an axis has
+    too few records.
     """
     pool = _pool(examples)
     texts = {
@@ -39,12 +39,12 @@ def by_history(
         for i, q in enumerate(questions)
         if q.side is not None
     }
-    unasked = [i for i, q in enumerate(questions) if q.side is None]
-    answers: dict[int, Answer] = dict(zip(unasked, answer([questions[i] for i in unasked]), strict=True))
+    unconditioned = [i for i, q in enumerate(questions) if q.side is None]
+    answers: dict[int, Answer] = dict(zip(unconditioned, answer([questions[i] for i in unconditioned]), strict=True))
     waiting = list(texts)
     for count in range(num_examples, 0, -1):
-        asked = [replace(questions[i], side=None, history="".join(texts[i][-count:])) for i in waiting]
-        answers.update(zip(waiting, answer(asked), strict=True))
+        prompted = [replace(questions[i], side=None, history="".join(texts[i][-count:])) for i in waiting]
+        answers.update(zip(waiting, answer(prompted), strict=True))
         shown[count] += sum(not isinstance(answers[i], Reject) for i in waiting)
         waiting = [i for i in waiting if _is_overlong(answers[i])]
     return [answers[i] for i in range(len(questions))]
@@ -55,7 +55,7 @@ def _is_overlong(answer: Answer) -> bool:
 
 
 def _pool(examples: Sequence[PairedExample]) -> dict[str, list[PairedExample]]:
-    """Return the records of each axis in the order of their ids, each scenario once."""
+    """Return the records of each axis in order of their ids, each scenario once."""
     pool: dict[str, dict[str, PairedExample]] = {}
     for example in sorted(examples, key=lambda e: e.id):
         pool.setdefault(example.axis, {}).setdefault(example.scenario, example)
@@ -65,12 +65,12 @@ def _pool(examples: Sequence[PairedExample]) -> dict[str, list[PairedExample]]:
 def _drawn(
     record: PairedExample, pool: dict[str, list[PairedExample]], *, num_examples: int, seed: int
 ) -> list[PairedExample]:
-    """Draw items of other scenarios, from nothing but the record's id and the seed."""
+    """Draw items of other scenarios; the draw depends only on the record's id and the seed."""
     others = [e for e in pool.get(record.axis, []) if e.scenario != record.scenario]
     if len(others) < num_examples:
         raise UserError(
-            f"num_examples={num_examples}: axis {record.axis!r} has {len(others)} training records of scenarios other "
-            f"than that of item {record.id}: ask for fewer"
+            f"num_examples={num_examples}: axis {record.axis!r} has only {len(others)} training records with another "
+            f"scenario than item {record.id}: set num_examples to at most {len(others)}"
         )
     return random.Random(f"{seed}:history:{record.id}").sample(others, num_examples)
 
@@ -78,9 +78,9 @@ def _drawn(
 def _history(
     question: Question, examples: Sequence[PairedExample], *, style: PromptStyle, space: PreferenceSpace
 ) -> list[str]:
-    """Render each item with the answer of the question's pole, the oldest first."""
+    """Render each item with the answer of the question's pole, oldest first."""
     assert question.side is not None
-    plain = replace(style, frame=Frame())  # inside the message the frame stands around all of it
+    plain = replace(style, frame=Frame())  # the message as a whole has one frame
     return [_solved(e, question.side, question.form, plain, space) for e in examples]
 
 

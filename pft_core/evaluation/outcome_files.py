@@ -1,4 +1,4 @@
-"""What was chosen, item by item, kept in a file: every figure of a report follows from it."""
+"""Files of outcomes, one per item: every figure of a report follows from them."""
 
 import json
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ OUTCOMES_NAME = "outcomes.jsonl"
 
 
 def write_outcomes(folder: Path, outcomes: Sequence[Outcome]) -> Path:
-    """Write one outcome a line, whole or not at all; return the file."""
+    """Write the outcomes to a file atomically, one per line; return the file."""
     write_lines(folder / OUTCOMES_NAME, (outcome.to_json() for outcome in outcomes))
     return folder / OUTCOMES_NAME
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """Read what `write_outcomes` wrote. Raises UserError where there is no such file, or something else."""
+    """Read a file that `write_outcomes` wrote. Raises UserError if it is missing or holds anything else."""
     try:
         return [Outcome.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the outcomes of a run: run it again with --fresh") from None
+        raise UserError(f"{path}: the outcomes of the run are missing; run it again with --fresh") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not outcomes ({error}): run it again with --fresh") from None
+        raise UserError(f"{path}: not a file of outcomes ({error}); run it again with --fresh") from None

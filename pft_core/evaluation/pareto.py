@@ -1,6 +1,6 @@
-"""Two goals at once, both the larger the better: which points are worth a choice, how much they cover, where they bend.
+"""Pareto fronts of two goals to maximize: the non-dominated points, their hypervolume and their knee.
 
-A point is a pair of numbers, one per goal, such as the accuracies of the two poles.
+A point is a pair of numbers, one per goal, such as the accuracies on the two poles.
 """
 
 import math
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 Point = tuple[float, float]
 
-_ROUNDING = 1e-9  # of scaled goals: what differs by no more is on the line, or a tie
+_ROUNDING = 1e-9  # scaled goals that differ by no more count as equal
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Return the indices of the points that no other point dominates, by the first goal rising.
+    """Return the indices of the points that no other point dominates, sorted by the first goal, ascending.
 
-    A point dominates one that it equals or exceeds in both goals and exceeds in at least one. Of equal points only the
-    first is kept, so that along the front the first goal strictly rises and the second strictly falls.
+    A point dominates another if it is at least as large in both goals and larger in at least one. Of equal points only
+    the first is kept, so along the front the first goal strictly rises and the second strictly falls.
     """
     kept, best = [], -math.inf
     for i in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i)):
@@ -26,7 +26,7 @@ def front(points: Sequence[Point]) -> list[int]:
 
 
 def hypervolume(points: Sequence[Point], reference: Point = (0.0, 0.0)) -> float:
-    """Return the area that lies above the reference in both goals and below at least one point (Zitzler & Thiele 1999).
+    """Return the area above the reference in both goals and below at least one point (Zitzler & Thiele 1999).
 
     Points that do not exceed the reference in both goals add nothing.
     """
@@ -39,12 +39,12 @@ def hypervolume(points: Sequence[Point], reference: Point = (0.0, 0.0)) -> float
 
 
 def knee(points: Sequence[Point]) -> int | None:
-    """Return the index of the front's point farthest above the line through the front's two ends (Das 1999).
+    """Return the index of the front's point farthest above the line through the two ends of the front (Das 1999).
 
-    Both goals are scaled to [0, 1] by the ends first: these become (0, 1) and (1, 0), and the distance of (u, v) is
-    (u + v - 1) / sqrt(2). Scaling changes no order of distances; it gives rounding one size. Ties: the point whose
-    smaller goal, unscaled, is the larger. None for a front of fewer than 3 points, and where none lies above the line:
-    a dent has no knee.
+    Both goals are first scaled to [0, 1], so that the ends are (0, 1) and (1, 0) and the distance of (u, v) is
+    (u + v - 1) / sqrt(2). Scaling does not change the order of distances, but makes one rounding tolerance fit all. Of
+    tied points, the one with the larger minimum of its two unscaled goals wins. Returns None if the front has fewer
+    than 3 points, or none of them lies above the line.
     """
     chosen = front(points)
     if len(chosen) < 3:

@@ -1,4 +1,4 @@
-"""Is one method better than another: paired tests, Holm's correction, and intervals over seeds and scenarios."""
+"""Statistics to compare methods: paired tests, Holm's correction, and intervals over seeds and scenarios."""
 
 # S seeds, N items, C clusters, R resamples, M tests
 
@@ -10,30 +10,30 @@ from scipy import stats
 
 from pft_core.errors import UserError
 
-MOST_SEEDS_ENUMERATED = 16  # 65,536 sign flips
-FEWEST_SEEDS_DRAWN = 3
+MAX_SEEDS_ENUMERATED = 16  # 65,536 sign flips
+MIN_SEEDS_RESAMPLED = 3
 
 _DRAWS_AT_ONCE = 1 << 21  # resamples x clusters held in memory
 _SIGNS_DRAWN = 20_000
-_ROUNDING = 1e-9  # accuracies that differ by no more are equal
+_ROUNDING = 1e-9  # accuracies that differ by no more count as equal
 
 
 def mcnemar(a_right: ArrayLike, b_right: ArrayLike) -> float:
-    """Return the two-sided p value of the exact McNemar test for two runs on the same items (right or not) [N].
+    """Return the two-sided p value of the exact McNemar test for two runs on the same items, right or not [N].
 
-    Where just one of the two is right, either is equally likely to be: a binomial with chance 1/2 (McNemar 1947).
-    Without such an item p is 1.
+    The null hypothesis: on items that exactly one run gets right, either run is equally likely to be right, which is a
+    binomial with probability 1/2 (McNemar 1947). Without such items p is 1.
     """
     a_N, b_N = np.asarray(a_right, dtype=bool), np.asarray(b_right, dtype=bool)
-    assert a_N.shape == b_N.shape, "both runs answered the same items"
+    assert a_N.shape == b_N.shape, "both runs must have answered the same items"
     only_a, only_b = int(np.sum(a_N & ~b_N)), int(np.sum(b_N & ~a_N))
     return min(1.0, 2 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def paired_t(differences_S: ArrayLike) -> float:
-    """Return the two-sided p value of the paired t test: is the mean difference over seeds 0.
+    """Return the two-sided p value of the paired t test that the mean difference over seeds is 0.
 
-    p is 1 for one seed and for equal differences: without a spread, t has no scale to be measured on.
+    p is 1 for a single seed and for equal differences, since t is undefined without a spread.
     """
     d_S = np.asarray(differences_S, dtype=float)
     if np.allclose(d_S, d_S[0], rtol=_ROUNDING, atol=_ROUNDING):
@@ -43,28 +43,29 @@ def paired_t(differences_S: ArrayLike) -> float:
 
 
 def sign_flip(differences_S: ArrayLike, *, seed: int = 0) -> float:
-    """Return the two-sided p value of the permutation test of paired differences over seeds: how often a mean with
-    random signs is at least as large. It is at least 2 / 2^S, so 5 seeds cannot reach 0.05, and 6 can.
+    """Return the two-sided p value of the sign-flip permutation test of paired differences over seeds: the share of
+    sign assignments whose mean is at least as large. It is at least 2 / 2^S, so 5 seeds cannot reach 0.05, but 6 can.
 
-    Exact for up to 16 seeds; for more, 20,000 draws, which count what was observed as one of them and so never
-    give 0 (Phipson & Smyth 2010).
+    The test is exact for up to 16 seeds. For more it takes 20,000 random draws and counts the observed signs as one of
+    them, so p is never 0 (Phipson & Smyth 2010).
     """
     d_S = np.asarray(differences_S, dtype=float)
     num_seeds = len(d_S)
-    if num_seeds <= MOST_SEEDS_ENUMERATED:
+    if num_seeds <= MAX_SEEDS_ENUMERATED:
         bits_RS = np.arange(2**num_seeds)[:, None] >> np.arange(num_seeds) & 1
     else:
         bits_RS = np.random.default_rng(seed).integers(2, size=(_SIGNS_DRAWN, num_seeds))
         bits_RS[0] = 1
     sums_R = np.abs((2 * bits_RS - 1) @ d_S)
-    # Flips that give the same sum in another order of addition are ties.
+    # Equal sums may differ by rounding, depending on the order of addition.
     return float(np.mean(sums_R >= abs(d_S.sum()) - _ROUNDING * max(1.0, np.abs(d_S).sum())))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values [M] adjusted for their number, in the order given (Holm 1979).
+    """Return p values [M] adjusted for multiple testing, in input order (Holm 1979).
 
-    The k-th smallest is multiplied by M - k + 1, and none is smaller than that of a smaller p value, or above 1.
+    The k-th smallest p value is multiplied by M - k + 1. An adjusted value is at most 1, and at least the adjusted
+    value of every smaller p value.
     """
     p_M = np.asarray(p_values, dtype=float)
     order_M = np.argsort(p_M, kind="stable")
@@ -84,15 +85,16 @@ def interval_over_seeds(
     num_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval (low, high) of the mean over seeds, and over groups (axes), of
+    """Return the percentile bootstrap interval (low, high) of the mean over seeds and groups (axes) of
     `statistics.ratio`.
 
-    clusters [N] are drawn with replacement within each group [N] (None: one group), the same for every seed, since
-    all seeds answered the same items. From 3 seeds on, seeds are drawn as well: the interval then speaks of the method,
-    not of these runs alone. One or two seeds cannot show how much seeds differ, so their interval is one over items.
-    Drawing both counts twice what a seed and a scenario do together, which errs to the wide side (Owen 2007); but few
-    seeds hide part of their spread: where seeds differ far more than scenarios, 3 of them give too narrow an interval.
-    The same seed and order of items give the same interval. Raises UserError for a group with one cluster.
+    Clusters [N] are resampled with replacement within each group [N] (None: one group), and all seeds share the
+    resamples, because they answered the same items. With 3 seeds or more, seeds are resampled too, and the interval is
+    one for the method rather than for these runs. One or two seeds cannot show how much seeds differ, so their interval
+    covers items only. Resampling both counts the interaction of seed and scenario twice, which widens the interval
+    (Owen 2007). But few seeds hide part of their spread: if seeds differ far more than scenarios, 3 of them give too
+    narrow an interval. The same seed and order of items give the same interval. Raises UserError if a group has fewer
+    than two clusters.
     """
     numerators, denominators = np.asarray(numerators_SN, dtype=float), np.asarray(denominators_SN, dtype=float)
     generator = np.random.default_rng(seed)
@@ -113,10 +115,10 @@ def interval_over_seeds(
 
 
 def _refuse_lone_cluster(clusters_N: NDArray[np.int64], group: Hashable) -> None:
-    if (found := len(np.unique(clusters_N))) < 2:
+    if (num_clusters := len(np.unique(clusters_N))) < 2:
         where = "" if group is None else f"{group!r}: "
         raise UserError(
-            f"{where}an interval needs at least 2 scenarios, and there is {found} (items: {len(clusters_N)}): "
+            f"{where}an interval needs at least 2 scenarios, but there is {num_clusters} (items: {len(clusters_N)}): "
             "test on more data"
         )
 
@@ -134,7 +136,7 @@ def _cluster_totals(counts_SN: NDArray[np.float64], clusters_N: NDArray[np.int64
 def _resampled_ratios(
     totals_2SC: Sequence[NDArray[np.float64]], generator: np.random.Generator, num_resamples: int
 ) -> NDArray[np.float64]:
-    """Draw clusters, and return each seed's ratio of sums [R, S]; 0 where the denominators are all 0."""
+    """Resample clusters, and return each seed's ratio of sums [R, S]; 0 if the denominators are all 0."""
     num_clusters = totals_2SC[0].shape[1]
     chunk = max(1, _DRAWS_AT_ONCE // num_clusters)
     parts = []
@@ -147,7 +149,7 @@ def _resampled_ratios(
 
 
 def _times_drawn(drawn_RC: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How often each cluster was drawn in each resample [R, C]."""
+    """Return how often each cluster was drawn in each resample [R, C]."""
     rows, width = drawn_RC.shape
     places = drawn_RC + width * np.arange(rows)[:, None]
     return np.bincount(places.ravel(), minlength=rows * width).reshape(rows, width).astype(float)
@@ -155,6 +157,6 @@ def _times_drawn(drawn_RC: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _means_of_seeds(ratios_RS: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
     num_seeds = ratios_RS.shape[1]
-    if num_seeds >= FEWEST_SEEDS_DRAWN:
+    if num_seeds >= MIN_SEEDS_RESAMPLED:
         ratios_RS = np.take_along_axis(ratios_RS, generator.integers(num_seeds, size=ratios_RS.shape), axis=1)
     return ratios_RS.mean(axis=1)

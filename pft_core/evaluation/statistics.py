@@ -1,4 +1,4 @@
-"""Intervals by bootstrap over clusters: what comes from one scenario is drawn together."""
+"""Bootstrap intervals over clusters: items of one scenario are drawn together."""
 
 from collections.abc import Hashable, Sequence
 
@@ -9,7 +9,8 @@ _DRAWS_AT_ONCE = 1 << 21  # resamples x clusters held in memory
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float], *, absolute: bool = False) -> float:
-    """Return sum / sum (0 where the denominators are all 0), or its size; with denominators of 1 it is a mean."""
+    """Return sum / sum, or 0 if the denominators are all 0; with denominators of 1 it is the mean. absolute: return its
+    absolute value."""
     return float(_ratio(np.sum(numerators), np.sum(denominators), absolute))
 
 
@@ -23,9 +24,10 @@ def interval(
     num_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval (low, high) of `ratio` [N], clusters drawn with replacement.
+    """Return the percentile bootstrap interval (low, high) of `ratio` [N] with clusters drawn with replacement
+    (Efron & Tibshirani 1993, ch. 13).
 
-    The same seed and the same order of clusters give the same interval. (Efron & Tibshirani 1993, ch. 13.)
+    The same seed and the same order of clusters give the same interval.
     """
     totals_C2 = _cluster_totals(numerators, denominators, clusters)
     num_clusters = len(totals_C2)

@@ -1,4 +1,4 @@
-"""The losses: small functions on the log-probabilities of branches, and what is reported beside them."""
+"""Losses as small functions on the log-probabilities of branches, and the metrics reported with them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From what a recipe says of the loss to the objective itself."""
+"""Build an objective from a recipe's settings."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from pft_core.registry import load_code
 def build_objective(
     settings: ObjectiveSettings, *, axes: Sequence[str] = (), reports_displacement: bool = False
 ) -> Objective:
-    """Build the objective that the settings name. axes: those of the data's space, in its order.
+    """Build the objective named in the settings. axes: those of the data's space, in its order.
 
-    reports_displacement: whether log-probabilities are compared with a reference where the loss does not need one.
+    reports_displacement: whether to compare log-probabilities with a reference even if the loss does not need one.
     """
     objective: Objective = load_code(settings.entry.build)(settings, axes)
     return with_displacement(objective) if objective.uses_reference or reports_displacement else objective

@@ -1,7 +1,7 @@
-"""What is reported beside a loss, without weight: how far the answers' log-probabilities have moved from a reference.
+"""Metrics reported beside a loss with weight 0: how far the answers' log-probabilities have moved from a reference.
 
-A preference loss can fall while chosen and rejected answers both lose probability (likelihood displacement): the
-difference that it looks at does not show that.
+A preference loss can fall while the chosen and the rejected answer both lose probability (likelihood displacement):
+the loss sees only the difference between them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pft_core.encoding import BranchedBatch
 
 MEASURES: dict[str, Callable[[AnswerPairs], Tensor]] = {
-    "log_ratio": lambda pairs: pairs.log_ratio,  # DPO's reward margin is beta times it
+    "log_ratio": lambda pairs: pairs.log_ratio,  # DPO's reward margin is beta times this
     "ratio_accuracy": lambda pairs: (pairs.log_ratio > 0).to(pairs.chosen.dtype),
     "displacement": lambda pairs: pairs.chosen - pairs.chosen_reference,
     "rejected_displacement": lambda pairs: pairs.rejected - pairs.rejected_reference,
@@ -32,12 +32,15 @@ MEASURES: dict[str, Callable[[AnswerPairs], Tensor]] = {
 
 
 def with_displacement(objective: Objective) -> Objective:
-    """Report the mean of each measure over the pairs of either side; the objective then reads references."""
-    add = _answers_and_rejected if objective.view == "preference" else _answers
-    return add(objective)
+    """Return the objective with each measure's mean over the pairs of each side as a term without weight.
+
+    The returned objective reads reference log-probabilities.
+    """
+    add_measures = _add_chosen_and_rejected if objective.view == "preference" else _add_displacement
+    return add_measures(objective)
 
 
-def _answers_and_rejected(objective: Objective) -> Objective:
+def _add_chosen_and_rejected(objective: Objective) -> Objective:
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
         return np.tile(pairs_per_side(counts), len(MEASURES))
 
@@ -45,20 +48,20 @@ def _answers_and_rejected(objective: Objective) -> Objective:
         pairs = answer_pairs(logps_R.detach(), batch)
         return joined([per_side(measure(pairs), pairs.side) for measure in MEASURES.values()])
 
-    return _reading_references(objective, tuple(MEASURES), denominators, sums)
+    return _add_reference_terms(objective, tuple(MEASURES), denominators, sums)
 
 
-def _answers(objective: Objective) -> Objective:
+def _add_displacement(objective: Objective) -> Objective:
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
         return (counts.per_side() > 0).sum(axis=0).astype(np.float64)
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return per_side(logps_R.detach() - batch.reference_R.to(logps_R.dtype), batch.branch_side)
 
-    return _reading_references(objective, ("displacement",), denominators, sums)
+    return _add_reference_terms(objective, ("displacement",), denominators, sums)
 
 
-def _reading_references(
+def _add_reference_terms(
     objective: Objective,
     names: tuple[str, ...],
     denominators: Callable[[LabelCounts], NDArray[np.float64]],

@@ -1,4 +1,4 @@
-"""Objectives on the log-likelihood of demonstrations: paired, one-sided, mixed, and several axes side by side."""
+"""Objectives on the log-likelihood of demonstrations: paired, one-sided, mixed, and paired over several axes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 
 
 def label_tokens_per_side(counts: LabelCounts) -> NDArray[np.float64]:
+    """Return the number of label tokens of each side [2]."""
     return counts.per_side().sum(axis=0).astype(np.float64)
 
 
 def nll_per_side(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
-    """Return the negative log-likelihood summed per side [2]."""
+    """Return the negative log-likelihood summed by side [2]."""
     return per_side(-logps_R, batch.branch_side)
 
 
 def paired_nll(*, alpha: float, beta: float, update: str = "synchronous") -> Objective:
-    """Preference-paired fine-tuning: `alpha * CE(y+ | x, p+) + beta * CE(y- | x, p-)`.
+    """Return the objective of preference-paired fine-tuning: `alpha * CE(y+ | x, p+) + beta * CE(y- | x, p-)`.
 
-    Synchronous: one update from both sides (PFT, App. D, eq. 9-11). Asynchronous: an update for the first side with
-    weight alpha, then one for the second with weight beta at the moved parameters (eq. 7-8). A side without weight is
-    not run: it is trained on by no update, and costs nothing.
+    Synchronous: one update from both sides (PFT, App. D, eq. 9-11). Asynchronous: one update for the first side with
+    weight alpha, then one for the second side with weight beta at the updated parameters (eq. 7-8). A side with weight
+    0 does not run: it trains nothing and costs nothing.
     """
     sides = weighted_sides(alpha, beta)
     phases = (sides,) if update == "synchronous" else tuple((side,) for side in sides)
@@ -41,25 +42,27 @@ def paired_nll(*, alpha: float, beta: float, update: str = "synchronous") -> Obj
 
 
 def weighted_sides(first: float, second: float) -> tuple[int, ...]:
+    """Return the sides whose weight is not 0."""
     return tuple(side for side, weight in zip(SIDES, (first, second), strict=True) if weight)
 
 
 def side_terms(first: float, second: float, *, name: str = "loss") -> tuple[LossTerm, ...]:
-    """One term for each side, with these weights: `<name>_first` and `<name>_second`."""
+    """Return one term per side with these weights: `<name>_first` and `<name>_second`."""
     weights = enumerate(zip(SIDE_NAMES, (first, second), strict=True))
     return tuple(LossTerm(f"{name}_{side_name}", weight, side) for side, (side_name, weight) in weights)
 
 
 def one_sided_nll(*, side: int) -> Objective:
-    """Supervised fine-tuning on one pole of every axis: the other pole's branch is never run."""
+    """Return the objective of supervised fine-tuning on one pole of every axis; the other pole's branch never runs."""
     terms = side_terms(1.0, 0.0) if side == 0 else side_terms(0.0, 1.0)
     return Objective(terms, ((side,),), label_tokens_per_side, nll_per_side)
 
 
 def mixed_nll() -> Objective:
-    """Supervised fine-tuning on both poles' demonstrations as one shuffled pile: the mean over a step's label tokens.
+    """Return the objective of supervised fine-tuning on both poles' demonstrations, shuffled together: the mean over a
+    step's label tokens.
 
-    What a pair's two sides have in common stays unused: as a rule they meet in different updates.
+    It does not use the pairing: the two sides of a pair usually land in different updates.
     """
 
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
@@ -68,14 +71,14 @@ def mixed_nll() -> Objective:
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return -logps_R.sum(dim=0, keepdim=True)
 
-    return Objective((LossTerm("loss", 1.0),), (SIDES,), denominators, sums, takes_pairs_apart=True)
+    return Objective((LossTerm("loss", 1.0),), (SIDES,), denominators, sums, splits_pairs=True)
 
 
 def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
-    """Paired fine-tuning on k axes at once: the mean over axes of each axis's own paired loss.
+    """Return the objective of paired fine-tuning on k axes at once: the mean over axes of each axis's paired loss.
 
-    Each axis and side is divided by its own label tokens of the step, so that an axis with longer answers, or more of
-    the pairs, weighs no more than another.
+    The sum of each axis and side is divided by its own label tokens in the step, so an axis with longer answers or more
+    pairs weighs no more than another.
     """
     num_axes = len(axes)
     terms = tuple(t for axis in axes for t in side_terms(alpha / num_axes, beta / num_axes, name=f"{axis}/loss"))
@@ -93,20 +96,25 @@ def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
 
 
 def pft(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `pft`: preference-paired fine-tuning."""
     return paired_nll(alpha=settings.alpha, beta=settings.beta, update=settings.update)
 
 
 def k_way(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `k_way`: paired fine-tuning with every axis weighted equally."""
     return k_way_nll(alpha=settings.alpha, beta=settings.beta, axes=axes)
 
 
 def one_sided_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `one_sided:first`: supervised fine-tuning on the first pole of every axis."""
     return one_sided_nll(side=0)
 
 
 def one_sided_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `one_sided:second`: supervised fine-tuning on the second pole of every axis."""
     return one_sided_nll(side=1)
 
 
 def mixed(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `mixed`: supervised fine-tuning on both poles' demonstrations, unpaired."""
     return mixed_nll()

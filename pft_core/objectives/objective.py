@@ -1,10 +1,10 @@
-"""What a training objective is: named terms, each a sum over branches and a denominator known before any forward.
+"""Training objectives: named terms, each a sum over branches and a denominator that is known before any forward.
 
-The loop divides once. So nothing is an average of averages, and how a step is cut into bins or ranks never changes the
+The loop divides once, so nothing is an average of averages, and splitting a step over bins or ranks never changes the
 update.
 """
 
-from __future__ import annotations  # types alone name torch: a driver builds objectives without it
+from __future__ import annotations  # only types name torch, so a driver builds objectives without importing it
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ SIDE_NAMES = ("first", "second")
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One part of a loss. side: the side whose branches it is made of, None for both; a weight of 0 only reports."""
+    """One term of a loss. side: the side whose branches it sums, None for both. A term of weight 0 is only reported."""
 
     name: str
     weight: float
@@ -39,11 +39,12 @@ class LossTerm:
 class Objective:
     """A loss `sum_k weight[k] * sums[k] / denominators[k]` over K terms.
 
-    phases: the sides each update of a step trains on, one tuple per update. Two phases are the asynchronous update:
-    the second side's gradient is taken at the parameters that the first side has moved.
+    phases: the sides that each update of a step trains on, one tuple per update. Two phases are the asynchronous
+    update: the second side's gradient is computed after the first side's update.
     denominators(counts of the step) -> [K]; sums(logps [R], batch) -> [K].
-    view: the branches that it needs of a record; uses_reference: whether it reads `BranchedBatch.reference_R`.
-    takes_pairs_apart: whether the two sides of a pair are examples of their own (see Demonstrations).
+    view: the branches that the objective needs from a record.
+    uses_reference: whether it reads `BranchedBatch.reference_R`.
+    splits_pairs: whether each side of a pair is an example of its own (see Demonstrations).
     """
 
     terms: tuple[LossTerm, ...]
@@ -52,34 +53,35 @@ class Objective:
     sums: Callable[[Tensor, BranchedBatch], Tensor]
     view: View = "pft"
     uses_reference: bool = False
-    takes_pairs_apart: bool = False
+    splits_pairs: bool = False
 
     @property
     def examples_per_pair(self) -> int:
-        return len(SIDES) if self.takes_pairs_apart else 1
+        """The number of training examples that one pair gives."""
+        return len(SIDES) if self.splits_pairs else 1
 
     @property
     def num_branches(self) -> int:
-        """Branches of a pair that run at once: what the longest micro-batch has to hold."""
-        asked = [side for side, _ in VIEWS[self.view]]
-        return max(sum(side in phase for side in asked) for phase in self.phases)
+        """The most branches of a pair that run at once, which every micro-batch must have room for."""
+        branch_sides = [side for side, _ in VIEWS[self.view]]
+        return max(sum(side in phase for side in branch_sides) for phase in self.phases)
 
     @property
     def trained_sides(self) -> tuple[int, ...]:
-        """The sides that any of the updates trains on, in order."""
+        """The sides that at least one update trains on, in order."""
         return tuple(sorted({side for phase in self.phases for side in phase}))
 
     @property
     def reported_sides(self) -> tuple[int, ...]:
-        """The sides that a validation tells of, trained on or not."""
+        """The sides that validation reports, whether or not they are trained."""
         return tuple(sorted({*self.trained_sides, *(term.side for term in self.terms if term.side is not None)}))
 
     def loss(self, sums_K: Tensor, denominators_K: NDArray[np.float64]) -> Tensor:
-        """Divide once; a term without labels in this step contributes nothing."""
+        """Return the weighted sum of the terms, each divided once; a term without labels in this step adds nothing."""
         scale = [t.weight / d if d > 0 else 0.0 for t, d in zip(self.terms, denominators_K, strict=True)]
         kept = [k for k, factor in enumerate(scale) if factor]
         weighed = sums_K[kept] * sums_K.new_tensor([scale[k] for k in kept])
-        # A step may leave no term, and its loss must still hang on the weights for the engine's backward.
+        # Even if no term is left, the loss must depend on the weights, or the engine's backward fails.
         return weighed.sum() if kept else sums_K.sum() * 0.0
 
 
@@ -89,7 +91,7 @@ def add_terms(
     denominators: Callable[[LabelCounts], NDArray[np.float64]],
     sums: Callable[[Tensor, BranchedBatch], Tensor],
 ) -> Objective:
-    """Return the objective with more terms at its end."""
+    """Return the objective with these terms appended."""
     return replace(
         objective,
         terms=(*objective.terms, *terms),
@@ -99,7 +101,7 @@ def add_terms(
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return vectors end to end."""
+    """Concatenate vectors."""
     import torch
 
     return torch.cat(list(parts))

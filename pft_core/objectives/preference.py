@@ -1,8 +1,8 @@
-"""Objectives on pairs of a chosen and a rejected answer under one prompt: DPO, IPO, SimPO, and DPO with an NLL term.
+"""Objectives on a chosen and a rejected answer to the same prompt: DPO, IPO, SimPO, and DPO with an NLL term.
 
-Under the preference of either side the chosen answer is that side's demonstration and the rejected one the other
-side's, so a record gives one pair for each side. The branches of a batch alternate: chosen, rejected, chosen, ...
-Means are over pairs, per side.
+Under the condition of a side, the chosen answer is that side's demonstration and the rejected answer is the other
+side's, so a record gives one answer pair per side. The branches of a batch alternate: chosen, rejected, chosen, ...
+Means are over answer pairs, per side.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnswerPairs:
-    """The pairs of a batch [N]: log-probabilities of policy and reference, label tokens, and the side asked for.
+    """The answer pairs of a batch [N]: log-probabilities under policy and reference, label tokens, and the side.
 
-    Pairs without labels, which an idle rank runs, are in it and have `num_chosen` 0.
+    Pairs without labels, which an idle rank runs, are included with `num_chosen` 0.
     """
 
     chosen: Tensor
@@ -46,12 +46,12 @@ class AnswerPairs:
 
     @property
     def log_ratio(self) -> Tensor:
-        """How much further than the reference the policy puts chosen above rejected."""
+        """How much more than the reference the policy prefers the chosen answer to the rejected one [N]."""
         return (self.chosen - self.chosen_reference) - (self.rejected - self.rejected_reference)
 
 
 def answer_pairs(logps_R: Tensor, batch: BranchedBatch) -> AnswerPairs:
-    """Split alternating branches into pairs."""
+    """Group alternating branches into answer pairs."""
     labels_R = batch.num_labels_R
     reference_R = batch.reference_R.to(logps_R.dtype)
     return AnswerPairs(
@@ -64,14 +64,15 @@ PairLoss = Callable[[AnswerPairs], "Tensor"]  # -> loss per pair [N]
 
 
 def dpo_loss(pairs: AnswerPairs, *, beta: float) -> Tensor:
-    """`-log sigmoid(beta * log_ratio)` (Rafailov et al. 2023, eq. 7)."""
+    """Return `-log sigmoid(beta * log_ratio)` per pair [N] (Rafailov et al. 2023, eq. 7)."""
     return negative_log_sigmoid(beta * pairs.log_ratio)
 
 
 def ipo_loss(pairs: AnswerPairs, *, beta: float) -> Tensor:
-    """`(log_ratio - 1 / (2 beta))^2` with log-ratios per label token (Azar et al. 2024, eq. 17, beta for tau).
+    """Return `(log_ratio - 1 / (2 beta))^2` per pair [N], with log-ratios per label token (Azar et al. 2024, eq. 17,
+    with beta for tau).
 
-    Whole log-probabilities would let the length of an answer decide; TRL reports that the authors divided by it too.
+    With summed log-probabilities, the length of an answer would decide; TRL reports that the authors divided by it too.
     """
     chosen = (pairs.chosen - pairs.chosen_reference) / pairs.num_chosen.clamp(min=1)
     rejected = (pairs.rejected - pairs.rejected_reference) / pairs.num_rejected.clamp(min=1)
@@ -79,14 +80,15 @@ def ipo_loss(pairs: AnswerPairs, *, beta: float) -> Tensor:
 
 
 def simpo_loss(pairs: AnswerPairs, *, beta: float, gamma: float) -> Tensor:
-    """`-log sigmoid(beta * (mean chosen - mean rejected) - gamma)`, per label token, without a reference
-    (Meng et al. 2024, eq. 6)."""
+    """Return `-log sigmoid(beta * (mean chosen - mean rejected) - gamma)` per pair [N], with means per label token and
+    no reference (Meng et al. 2024, eq. 6)."""
     chosen = pairs.chosen / pairs.num_chosen.clamp(min=1)
     rejected = pairs.rejected / pairs.num_rejected.clamp(min=1)
     return negative_log_sigmoid(beta * (chosen - rejected) - gamma)
 
 
 def negative_log_sigmoid(values: Tensor) -> Tensor:
+    """Return `-log sigmoid(x)` of each value."""
     from torch.nn.functional import logsigmoid
 
     return -logsigmoid(values)
@@ -95,7 +97,7 @@ def negative_log_sigmoid(values: Tensor) -> Tensor:
 def preference_objective(
     pair_loss: PairLoss, *, alpha: float, beta: float, sides: Sequence[int] = SIDES, uses_reference: bool = True
 ) -> Objective:
-    """An objective with one term for each side: alpha and beta weigh the mean loss over the pairs of either side."""
+    """Return an objective with one term per side: alpha and beta weight the mean loss over that side's answer pairs."""
     first, second = (weight if side in sides else 0.0 for side, weight in zip(SIDES, (alpha, beta), strict=True))
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
@@ -107,12 +109,14 @@ def preference_objective(
 
 
 def pairs_per_side(counts: LabelCounts) -> NDArray[np.float64]:
+    """Return the number of answer pairs of each side [2]."""
     pairs_per_example = np.bincount(counts.side_B[::2], minlength=len(SIDES)).astype(np.float64)
     return pairs_per_example * len(counts.num_labels_EB)
 
 
 def with_nll(objective: Objective, *, weight: float) -> Objective:
-    """Add the chosen answers' mean negative log-likelihood per label token (Pang et al. 2024, eq. 1)."""
+    """Return the objective plus the chosen answers' mean negative log-likelihood per label token, times weight
+    (Pang et al. 2024, eq. 1)."""
     weights = [weight if side in objective.trained_sides else 0.0 for side in SIDES]
 
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
@@ -126,27 +130,33 @@ def with_nll(objective: Objective, *, weight: float) -> Objective:
 
 
 def dpo(settings: ObjectiveSettings, axes: Sequence[str], *, sides: Sequence[int] = SIDES) -> Objective:
+    """Build `dpo` over the answer pairs of these sides."""
     loss = partial(dpo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, sides=sides)
 
 
 def dpo_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `dpo:first`: DPO on the first side's answer pairs."""
     return dpo(settings, axes, sides=(0,))
 
 
 def dpo_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `dpo:second`: DPO on the second side's answer pairs."""
     return dpo(settings, axes, sides=(1,))
 
 
 def dpo_nll(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `dpo_nll`: DPO plus the negative log-likelihood of the chosen answers."""
     return with_nll(dpo(settings, axes), weight=settings.nll_weight)
 
 
 def ipo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `ipo`."""
     loss = partial(ipo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta)
 
 
 def simpo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Build `simpo`, which needs no reference."""
     loss = partial(simpo_loss, beta=settings.preference_beta, gamma=settings.simpo_gamma)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, uses_reference=False)

@@ -1,4 +1,4 @@
-"""Training objectives by the names that a config uses. A new one is a function that builds it, and an entry here."""
+"""Registry of training objectives by config name. To add one, write a function that builds it and an entry here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ KNOBS = (*WEIGHTS, "update", "preference_beta", "simpo_gamma", "nll_weight")
 
 @dataclass(frozen=True)
 class ObjectiveEntry:
-    """What a config and a table know of an objective before its code is loaded.
+    """The facts about an objective that are known without loading its code.
 
-    build: a function of (ObjectiveSettings, names of the data's axes in their order) that returns the Objective, or
-    its place as "package.module:name". knobs: the keys of ObjectiveSettings that it reads. is_searchable: whether the
-    ratio of alpha and beta decides it whole.
+    build: a function of (ObjectiveSettings, names of the data's axes in order) that returns the Objective, or its
+    import path as "package.module:name". knobs: the keys of ObjectiveSettings that it reads. is_searchable: whether
+    the ratio of alpha and beta determines it completely, so that `pft tune` can search over it.
     """
 
     build: str | Callable[..., Any]
@@ -30,7 +30,7 @@ class ObjectiveEntry:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The knobs that weigh a side."""
+        """The knobs that are weights of a side."""
         return tuple(knob for knob in WEIGHTS if knob in self.knobs)
 
 

@@ -1,4 +1,4 @@
-"""From batches of trees to log-probabilities: the only place that runs a model for likelihoods."""
+"""Turn batches of trees into log-probabilities: the only package that runs a model for likelihoods."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""Attention over trees: two back-ends, equal to running each branch alone.
+"""Attention over trees: two backends, both equal to running each branch alone.
 
-`split` is two dense attentions, prefixes causally and branches over prefix and own keys, on any device. `flex` is one
-block-sparse kernel; torch has its backward on CUDA only. Linear layers see every token once and no padding: tokens
-run flat (see tree_layout.py), and only attention pads.
+`split` runs two dense attentions on any device: a causal one over the prefixes, and one in which each branch attends
+to its prefix and to itself. `flex` is one block-sparse kernel; torch has its backward on CUDA only. Linear layers see
+every token once and no padding: tokens run flat (see tree_layout.py), and only attention pads.
 """
 
 from collections.abc import Callable
@@ -21,26 +21,26 @@ from transformers.masking_utils import sdpa_mask
 from pft_core.scoring.tree_layout import TreeLayout
 
 SharedAttention = Literal["split", "flex"]
-TREES = "trees"  # the keyword that carries the trees through a decoder to its attention layers
+TREES = "trees"  # the keyword argument that carries the trees through a decoder to its attention layers
 
 
 @dataclass(frozen=True)
 class AttentionTrees:
-    """A batch's layout, and for `flex` its block mask."""
+    """The layout of a batch and, for `flex`, its block mask."""
 
     layout: TreeLayout
     block_mask: BlockMask | None
 
 
-def plant(layout: TreeLayout, attention: SharedAttention) -> AttentionTrees:
-    """Prepare a layout for one of the back-ends."""
+def attention_trees(layout: TreeLayout, attention: SharedAttention) -> AttentionTrees:
+    """Prepare a layout for a backend."""
     return AttentionTrees(layout, _block_mask(layout) if attention == "flex" else None)
 
 
 def split_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, **options: Any) -> Tensor:
     """Attend with two dense attentions. query [1, H, N, D], key and value [1, G, N, D] -> [1, N, H, D].
 
-    Prefixes are padded at their right, where causality hides the padding; branches need a mask.
+    Prefixes are padded on the right, so causality hides the padding. Branches need a mask.
     """
     prefixes, branches, outputs = layout.prefixes, layout.branches, []
     if prefixes.longest:
@@ -53,14 +53,14 @@ def split_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayou
 
 
 def label_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, **options: Any) -> Tensor:
-    """Attend for the tokens that predict labels only. query [H, K, D], key and value [G, N, D] -> [K, H, D]."""
+    """Attend only for the tokens that predict labels. query [H, K, D], key and value [G, N, D] -> [K, H, D]."""
     keys, values = branch_keys(key, layout), branch_keys(value, layout)
     out = _sdpa(layout.label_rows.pad(query), keys, values, attn_mask=layout.label_mask, **options)
     return layout.label_rows.flatten(out)
 
 
 def branch_keys(key_GND: Tensor, layout: TreeLayout) -> Tensor:
-    """Return what each branch may attend to, its prefix and then itself [R, G, S + U, D]."""
+    """Return the keys each branch may attend to [R, G, S + U, D]: those of its prefix, then its own."""
     own = layout.branches.pad(key_GND)
     if not layout.prefixes.longest:
         return own
@@ -69,21 +69,21 @@ def branch_keys(key_GND: Tensor, layout: TreeLayout) -> Tensor:
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     if query.is_cuda and query.shape[1] != key.shape[1]:
-        # With a mask, only CUDA's slow kernel takes fewer key heads than query heads.
+        # With a mask, only CUDA's slow kernel accepts fewer key heads than query heads.
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1], **options)
 
 
 def flex_tree_attention(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, *, scale: float) -> Tensor:
-    """Attend with FlexAttention: blocks that no token may see are skipped. Shapes as `split_attention`."""
+    """Attend with FlexAttention, which skips blocks that no token may see. Shapes are those of `split_attention`."""
     out = _flex(query.device.type)(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=True)
     return out.transpose(1, 2).contiguous()
 
 
 @cache
 def _flex(device_type: str) -> Callable[..., Tensor]:
-    # Compiling for CPU would need a C++ compiler, for scores that the tests alone look at.
+    # Compiling for CPU needs a C++ compiler, and only tests run flex there.
     compiled = torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
     return cast(Callable[..., Tensor], compiled)
 
@@ -101,7 +101,7 @@ def _block_mask(layout: TreeLayout) -> BlockMask:
 def tree_or_sdpa_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **carried: Any
 ) -> tuple[Tensor, None]:
-    """Attend over trees where they come along; any other call of the model is plain scaled dot-product."""
+    """Attend over trees if the call carries them; any other call runs plain scaled dot-product attention."""
     trees: AttentionTrees | None = carried.get(TREES)
     if trees is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **carried)
@@ -113,14 +113,14 @@ def tree_or_sdpa_attention(
     return flex_tree_attention(query, key, value, trees.block_mask, scale=scale), None
 
 
-def can_follow_trees(config: Any) -> bool:
-    """Whether a model attends by scaled dot-product (None: transformers' own choice, which is that)."""
+def can_attend_over_trees(config: Any) -> bool:
+    """Return whether a model uses scaled dot-product attention (None: transformers' default, which is sdpa)."""
     return config._attn_implementation in (None, "sdpa", _IMPLEMENTATION)
 
 
-def follow_trees(config: Any) -> None:
-    """Make a model's attention layers attend over trees where its forward is given some."""
-    assert can_follow_trees(config), config._attn_implementation
+def attend_over_trees(config: Any) -> None:
+    """Make a model's attention layers attend over trees whenever its forward receives some."""
+    assert can_attend_over_trees(config), config._attn_implementation
     config._attn_implementation = _IMPLEMENTATION
 
 

@@ -1,8 +1,8 @@
-"""The language-model head on label positions: log-probabilities of tokens, without a matrix [labels, vocabulary].
+"""The language-model head on label positions: token log-probabilities without a [labels, vocabulary] matrix.
 
-Logits exist a chunk of labels at a time. Where the head is not trained (LoRA, evaluation), the gradient of each
-log-probability with respect to its hidden state is a row of the same width, W[token] - softmax(W h) W: it is computed
-in the forward, and the backward only scales it. Where it is trained, the backward computes each chunk's logits again.
+Only one chunk of labels has logits at a time. If the head is frozen (LoRA, evaluation), the gradient of each
+log-probability with respect to its hidden state is a row of the hidden width, W[token] - softmax(W h) W: the forward
+computes it, and the backward only scales it. If the head is trained, the backward recomputes each chunk's logits.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,29 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGITS_PER_CHUNK = 2**25  # 128 MB in float32; smaller chunks read the weight more often
+LOGITS_PER_CHUNK = 2**25  # 128 MB in float32; smaller chunks would read the weight more often
 
 
 def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
-    """Return the log-probability [N] of each token given the hidden state before it, in float32 or wider."""
+    """Return the log-probability [N] of each token given the hidden state that predicts it, in float32 or wider."""
     if type(head) is not nn.Linear:
-        # An adapter on the head, or another kind of layer: only its own call knows what it computes.
+        # The head has an adapter or is another kind of layer: only its own call computes the right logits.
         logits_NV = _widened(head(hidden_ND))
         return logits_NV.log_softmax(-1).gather(-1, token_N[:, None]).squeeze(-1)
-    of_chunks = _TrainedHead if head.weight.requires_grad else _FrozenHead
+    chunked_head = _TrainedHead if head.weight.requires_grad else _FrozenHead
 
-    def chunked(hidden: Tensor) -> Tensor:
-        logps: Tensor = of_chunks.apply(hidden, head.weight, head.bias, token_N)
+    def forward_in_chunks(hidden: Tensor) -> Tensor:
+        logps: Tensor = chunked_head.apply(hidden, head.weight, head.bias, token_N)
         return logps
 
-    # Under ZeRO-3 the weight is whole only inside the module's own call, and all ranks have to make as many calls.
-    with _calling(head, chunked):
+    # Under ZeRO-3 the weight is whole only inside the module's own call, and all ranks must make the same calls.
+    with _replaced_forward(head, forward_in_chunks):
         logps_N: Tensor = head(hidden_ND)
     return logps_N
 
 
 class _FrozenHead(torch.autograd.Function):
-    """hidden [N, D], weight [V, D], bias [V] or None, token [N] -> log-probabilities [N]."""
+    """Map hidden [N, D], weight [V, D], bias [V] or None and token [N] to log-probabilities [N]."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _FrozenHead(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """As _FrozenHead, with gradients of weight and bias too."""
+    """Like _FrozenHead, but with gradients for weight and bias too."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _logps_and_probabilities(logits: Tensor, token: Tensor) -> tuple[Tensor, Ten
     """Return the log-probabilities of the tokens [C] and the probabilities of the whole vocabulary [C, V]."""
     logits = _widened(logits)
     probabilities = logits.softmax(-1)
-    # From the likeliest token, whose probability is at least 1 / V: that of a rare token may have been rounded to 0.
+    # Use the likeliest token, whose probability is at least 1 / V: a rare token's may have been rounded to 0.
     log_total = logits.amax(-1) - probabilities.amax(-1).log()
     return logits.gather(-1, token[:, None]).squeeze(-1) - log_total, probabilities
 
@@ -112,8 +112,8 @@ def _widened(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def _calling(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a module's call run another forward, its hooks around it."""
+def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Make a module's call run another forward, so that its hooks still fire."""
     module.forward = forward
     try:
         yield

@@ -1,7 +1,7 @@
-"""A decoder over trees: every layer runs each token once, and the last one only what labels need.
+"""A decoder over trees: every layer runs each token once, and the last layer runs only what the labels need.
 
-After the last attention, nothing but the tokens that predict labels is ever read: queries, output projection and MLP
-of all others would be computed for nothing. Keys and values still come from every token.
+After the last attention, only the tokens that predict labels are read, so the last layer skips the queries, output
+projection and MLP of all others. Keys and values still come from every token.
 """
 
 from types import MethodType
@@ -11,34 +11,34 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
 
-from pft_core.scoring.attention import TREES, AttentionTrees, can_follow_trees, follow_trees, label_attention
+from pft_core.scoring.attention import TREES, AttentionTrees, attend_over_trees, can_attend_over_trees, label_attention
 
-# Decoders whose parts have the names and the order that `_last_layer` relies on; a test holds each of them.
+# Decoders whose modules have the names and the order that `_last_layer` relies on; a test covers each of them.
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
 
 
 def why_no_trees(config: Any) -> str | None:
-    """Return why trees are not known to be exact for a model, None where they are: a tested type, every layer attending
-    in full by scaled dot-product."""
+    """Return why a model cannot run trees, or None if it can: its type is tested, and every layer uses full scaled
+    dot-product attention."""
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         return f"model type {config.model_type!r} is not among {', '.join(SUPPORTED_MODEL_TYPES)}"
     if layer_types != {"full_attention"}:
         return f"this {config.model_type} has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
-    return None if can_follow_trees(config) else f"its attention is {config._attn_implementation!r}, not 'sdpa'"
+    return None if can_attend_over_trees(config) else f"its attention is {config._attn_implementation!r}, not 'sdpa'"
 
 
 def prepare_decoder(decoder: Any) -> None:
-    """Let a decoder run trees where it is given some; all its other calls stay as they were."""
-    follow_trees(decoder.config)
+    """Make a decoder run trees whenever it receives some; all its other calls behave as before."""
+    attend_over_trees(decoder.config)
     last = decoder.layers[-1]
     last.forward = MethodType(_last_layer_or_plain, last)
 
 
 def run_decoder(decoder: Any, trees: AttentionTrees) -> Tensor:
-    """Return the hidden state of the tokens that predict labels [K, d]."""
+    """Return the hidden states [K, d] of the tokens that predict labels."""
     layout = trees.layout
-    # A four-dimensional mask is handed through as it is: no other is built, and the trees alone say who sees whom.
+    # transformers passes a four-dimensional mask through and builds no other: only the trees decide who sees whom.
     no_mask = torch.zeros(1, 1, 1, 1, device=layout.ids_N.device)
     out = decoder(
         input_ids=layout.ids_N[None],
@@ -85,7 +85,7 @@ def _attend(attention: Any, normed_ND: Tensor, trees: AttentionTrees, rotary: tu
 
 
 def _heads(projection: nn.Module, hidden: Tensor, attention: Any, *, norm: str = "") -> Tensor:
-    """Project [M, d] and cut it into heads [heads, M, D]; Qwen3 norms queries and keys."""
+    """Project [M, d] and split it into heads [heads, M, D]; Qwen3 normalizes queries and keys."""
     heads = projection(hidden).unflatten(-1, (-1, attention.head_dim))
     return getattr(attention, norm, nn.Identity())(heads).transpose(0, 1) if norm else heads.transpose(0, 1)
 

@@ -1,7 +1,7 @@
-"""Where the tokens of a batch of trees lie when they run flat: each prefix once, then all branches.
+"""The flat layout of a batch of trees: each prefix once, then all branches.
 
-N tokens: the prefixes of E examples, one after another, then R branches. A token sees the tokens before it of its own
-prefix and its own branch, at the positions that they would have if each branch were run alone.
+N tokens: the prefixes of E examples, one after another, then R branches. A token sees the earlier tokens of its own
+prefix and its own branch, at the positions they would have if the branch ran alone.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from pft_core.encoding import BranchedBatch
 
 @dataclass(frozen=True)
 class RaggedRows:
-    """Rows of unequal lengths inside a flat sequence, and the way to a padded matrix [B, L] and back.
+    """Rows of unequal lengths inside a flat sequence, and the indices to a padded matrix [B, L] and back.
 
-    start: where the rows begin. slots [B*L]: the flat token of each place, any token where a row has ended.
-    places [M]: the places that hold a token, in flat order. Both None where all rows are equally long.
+    start: where the rows begin. slots [B*L]: the flat token of each place of the matrix; past the end of a row, any
+    token. places [M]: the places that hold a token, in flat order. Both are None if all rows have the same length.
     """
 
     num_rows: int
@@ -42,26 +42,27 @@ class RaggedRows:
 
 
 def ragged_rows(lengths_B: Tensor, *, start: int) -> RaggedRows:
-    """Describe rows of these lengths that follow one another from `start` on."""
+    """Describe consecutive rows of these lengths, the first of which begins at `start`."""
     longest = int(lengths_B.max())
     columns_L = torch.arange(longest, device=lengths_B.device)
     holds_BL = columns_L < lengths_B[:, None]
     if bool(holds_BL.all()):
         return RaggedRows(len(lengths_B), longest, start, None, None)
     first_B = start + lengths_B.cumsum(0) - lengths_B
-    # A place beyond its row takes the row's first slot: finite values that no query of the row can see.
+    # A place past the end of its row takes the token at `start`: a finite value that no query of the row can see.
     slots_BL = torch.where(holds_BL, first_B[:, None] + columns_L, start)
     return RaggedRows(len(lengths_B), longest, start, slots_BL.flatten(), holds_BL.flatten().nonzero().squeeze(1))
 
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """Flat tokens, and the rows that attention pads: S and U are the longest prefix and branch, K the labels of a
-    batch, L the most labels of a branch.
+    """Flat tokens, and the rows that attention pads. S and U are the lengths of the longest prefix and branch, K the
+    number of labels in the batch, and L the most labels in one branch.
 
-    position_N, example_N, branch_N: of each token; the branch is -1 in a prefix. branch_mask [R, 1, U, S + U]: which
-    keys of prefix and own branch a branch's token sees. predictor_K: the token that predicts each label; label_rows
-    lays these out by branch, label_mask [R, 1, L, S + U] says what each sees. label_branch_K: the branch of each label.
+    position_N, example_N, branch_N: of each token; the branch is -1 in a prefix. branch_mask [R, 1, U, S + U]: the keys
+    of its prefix and branch that a branch token sees. predictor_K: the token that predicts each label; label_rows
+    arranges these by branch, and label_mask [R, 1, L, S + U] holds the keys that each sees. label_branch_K: the branch
+    of each label.
     """
 
     ids_N: Tensor
@@ -80,7 +81,7 @@ class TreeLayout:
 
 
 def tree_layout(batch: BranchedBatch) -> TreeLayout:
-    """Lay a batch out; the same for all layers of a model."""
+    """Lay out a batch; all layers of a model share the layout."""
     prefix_E, branch_R, example_R = batch.prefix_lengths, batch.branch_lengths, batch.branch_example
     prefix_R = prefix_E[example_R]
     examples_E, branches_R = (torch.arange(len(x), device=prefix_E.device) for x in (prefix_E, branch_R))
@@ -103,19 +104,19 @@ def tree_layout(batch: BranchedBatch) -> TreeLayout:
         label_ids_K=batch.branch_ids[label_K],
         label_branch_K=branch_T[label_K],
         label_rows=label_rows,
-        # -1, the end of the prefix, sees no key of its branch; places without a label see one, as no row may be empty.
+        # A predictor at -1 is the prefix's last token and sees no branch key; padding sees one, as no row may be empty.
         label_mask=_sees(prefix_R, _padded(within_T[label_K] - 1, label_rows), longest),
     )
 
 
 def _counts(lengths: Tensor) -> Tensor:
-    """Return 0, 1, ... anew for each row, flat."""
+    """Return 0, 1, ... for each row, flat."""
     first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     return torch.arange(int(lengths.sum()), device=lengths.device) - first
 
 
 def _predictors(batch: BranchedBatch) -> Tensor:
-    """Return for each branch token the flat token that predicts it [T]: the one before, or its prefix's last."""
+    """Return the flat token that predicts each branch token [T]: the one before it, or the last one of its prefix."""
     predictors_T = torch.arange(len(batch.branch_ids), device=batch.branch_ids.device) + len(batch.prefix_ids) - 1
     starts_R = batch.branch_lengths.cumsum(0) - batch.branch_lengths
     predictors_T[starts_R] = batch.prefix_lengths.cumsum(0)[batch.branch_example] - 1
@@ -123,19 +124,15 @@ def _predictors(batch: BranchedBatch) -> Tensor:
 
 
 def _padded(value_K: Tensor, rows: RaggedRows) -> Tensor:
-    """Return values as a matrix [B, L], 0 where a row has ended."""
+    """Return values as a matrix [B, L] with 0 past the end of a row."""
     if rows.places is None:
         return value_K.view(rows.num_rows, rows.longest)
     flat = value_K.new_zeros(rows.num_rows * rows.longest).index_copy(0, rows.places, value_K)
     return flat.view(rows.num_rows, rows.longest)
 
 
-def _every_token(lengths_R: Tensor) -> Tensor:
-    return torch.arange(int(lengths_R.max()), device=lengths_R.device).expand(len(lengths_R), -1)
-
-
 def _sees(prefix_R: Tensor, last_RL: Tensor, longest: tuple[int, int]) -> Tensor:
-    """Return [R, 1, L, S + U]: the whole own prefix, and the own branch up to and with token `last`."""
+    """Return the mask [R, 1, L, S + U]: the whole prefix of a branch, and its own tokens up to and including `last`."""
     columns_S, columns_U = (torch.arange(n, device=prefix_R.device) for n in longest)
     own_prefix_RLS = (columns_S < prefix_R[:, None])[:, None].expand(-1, last_RL.shape[1], -1)
     return torch.cat([own_prefix_RLS, columns_U <= last_RL[:, :, None]], dim=2)[:, None]

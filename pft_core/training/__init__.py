@@ -1,4 +1,4 @@
-"""The one training loop: what runs at each step, on which engine, and the checkpoints it goes on from."""
+"""The training loop: the plan of each step, the engines that run it, and the checkpoints it resumes from."""
 
 from typing import TYPE_CHECKING
 

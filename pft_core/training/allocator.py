@@ -1,4 +1,4 @@
-"""What the C library does with the memory of tensors that are freed."""
+"""How the C library handles the memory of freed tensors."""
 
 import ctypes
 
@@ -7,11 +7,11 @@ LARGE_BYTES = 2**20
 
 
 def map_large_blocks() -> None:
-    """Give each large tensor on the CPU pages of its own, which go back when it is freed; only glibc knows how.
+    """Give each large CPU tensor its own pages, which return to the system when it is freed; needs glibc, else no-op.
 
-    Left alone, glibc puts blocks of up to 32 MB into one heap, where what a forward keeps lies between what it has
-    freed: the memory of a training then comes to about twice what its tensors hold. Pages that come again cost a step
-    a fifth to a quarter more CPU time.
+    By default, glibc puts blocks of up to 32 MB into one heap, where the tensors that a forward keeps lie between those
+    it has freed: training then takes about twice the memory that its tensors hold. Mapping pages again costs a step a
+    fifth to a quarter more CPU time.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)

@@ -1,7 +1,8 @@
-"""Checkpoints: every rank writes its folder, rank 0 writes the manifest last, and a reader trusts nothing else.
+"""Checkpoints: every rank writes its own folder, rank 0 writes the manifest last, and readers trust only the manifest.
 
-The manifest lists size and sha256 of all ranks' files, gathered over torch.distributed: ranks may share the folder, or
-each have a local one of the same name whose files are merged afterwards. A folder without a manifest is no checkpoint.
+The manifest lists the size and sha256 of all ranks' files, gathered over torch.distributed. Ranks may share the
+checkpoint folder, or each write a local folder of the same name whose files are merged afterwards. A folder without a
+manifest is not a checkpoint.
 """
 
 import logging
@@ -25,7 +26,7 @@ _FORMAT = 1
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written or is not what was written; the message names the file."""
+    """Raised if a checkpoint cannot be written, or differs from what was written; the message names the file."""
 
 
 def save(
@@ -37,10 +38,11 @@ def save(
     world_size: int,
     write_policy: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a checkpoint; all ranks call. progress: JSON values that the loop needs to go on, equal on all ranks.
+    """Write a checkpoint; all ranks must call it. progress: JSON values that the loop needs to resume, equal on all
+    ranks.
 
-    write_policy: rank 0 writes the policy itself (adapter or whole weights) with it. Raises CheckpointError on every
-    rank if one cannot write, for instance for lack of space.
+    write_policy: called on rank 0 to write the policy (adapter or full weights). Raises CheckpointError on every rank
+    if one of them cannot write, for example because the disk is full.
     """
     files, fault = {}, None
     try:
@@ -52,7 +54,7 @@ def save(
     except UserError as error:
         fault = str(error)
     except (OSError, SafetensorError) as error:
-        fault = f"{rank_folder(folder, rank)}: cannot write the checkpoint ({error}); free some space and run again"
+        fault = f"{rank_folder(folder, rank)}: cannot write the checkpoint ({error}); free disk space and run again"
     outcomes = _gather((files, fault), world_size)
     _raise_first([fault for _, fault in outcomes])
     if rank == 0:
@@ -62,7 +64,8 @@ def save(
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a whole checkpoint; every file's size and hash are checked. Raises CheckpointError."""
+    """Return the manifest of a checkpoint after checking every file's size and hash. Raises CheckpointError if a file
+    is missing or damaged."""
     manifest = _read_manifest(folder)
     for name, facts in manifest["files"].items():
         _check_file(folder / name, facts)
@@ -70,7 +73,8 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, *, engine: "Engine") -> dict[str, Any]:
-    """Load a checkpoint into the engine and return its progress; all ranks call, at the world size that wrote it.
+    """Load a checkpoint into the engine and return its progress. All ranks must call it, at the world size that wrote
+    the checkpoint.
 
     Each rank checks its own files before any rank loads. Raises CheckpointError on all ranks if one finds damage.
     """
@@ -91,7 +95,7 @@ def restore(folder: Path, *, engine: "Engine") -> dict[str, Any]:
 
 
 def newest_verified(folders: Iterable[Path]) -> Path | None:
-    """Return the first of these folders, newest first, that holds a whole checkpoint; None if none does."""
+    """Return the first of these folders that holds an undamaged checkpoint, or None. folders: newest first."""
     for folder in folders:
         try:
             verify_checkpoint(folder)
@@ -103,11 +107,12 @@ def newest_verified(folders: Iterable[Path]) -> Path | None:
 
 
 def rank_folder(folder: Path, rank: int) -> Path:
+    """Return the folder of a rank inside a checkpoint."""
     return folder / f"rank-{rank:05d}"
 
 
 def policy_folder(folder: Path) -> Path:
-    """Where rank 0 keeps the policy (adapter or whole weights) of this checkpoint."""
+    """Return the folder inside a checkpoint that holds its policy (adapter or full weights)."""
     return rank_folder(folder, 0) / "policy"
 
 
@@ -127,7 +132,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from None
     content = {key: value for key, value in manifest.items() if key != "digest"} if isinstance(manifest, dict) else {}
     if not content or manifest.get("digest") != digest(content) or manifest["format"] != _FORMAT:
-        raise CheckpointError(f"{file}: damaged, or written by another version; delete {folder} and run again")
+        raise CheckpointError(f"{file}: damaged, or written by an incompatible version; delete {folder} and run again")
     return content
 
 
@@ -135,9 +140,9 @@ def _check_file(file: Path, facts: dict[str, Any]) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file}: missing from the checkpoint; delete this checkpoint and run again")
     if file.stat().st_size != facts["bytes"]:
-        fault = f"{file.stat().st_size} bytes, {facts['bytes']} were written"
+        fault = f"has {file.stat().st_size} bytes, but {facts['bytes']} were written"
     elif file_sha256(file) != facts["sha256"]:
-        fault = "not the bytes that were written"
+        fault = "has changed since it was written"
     else:
         return
     raise CheckpointError(f"{file}: {fault}; delete this checkpoint and run again")
@@ -146,8 +151,8 @@ def _check_file(file: Path, facts: dict[str, Any]) -> None:
 def _require_world_size(folder: Path, written: int, present: int) -> None:
     if written != present:
         raise CheckpointError(
-            f"{folder}: written by {written} workers, this run has {present}; "
-            f"set scaling.num_workers={written}, or start anew with --fresh"
+            f"{folder}: written by {written} workers, but this run has {present}; "
+            f"set scaling.num_workers={written}, or start over with --fresh"
         )
 
 
@@ -162,7 +167,7 @@ def _gather(value: Any, world_size: int) -> list[Any]:
 
 
 def _raise_first(faults: list[str | None]) -> None:
-    # All ranks raise together: one that went on would wait for the others in the next collective.
+    # All ranks raise together: a rank that went on would wait forever in the next collective.
     for fault in faults:
         if fault:
             raise CheckpointError(fault)

@@ -1,4 +1,4 @@
-"""How much the two sides of a step pull against each other: the cosine between their gradients."""
+"""The cosine between the gradients of the two sides: how much they conflict in a step."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from pft_core.training.ranks import num_ranks
 
 
 def gradient_cosine(updates: Sequence[Update], *, objective: Objective, engine: TorchEngine) -> float | None:
-    """Return the cosine between the gradients that the branches of either side send to the trained weights, None where
-    a side sends none. Dropout is off; no gradient is kept. Every rank calls it, at the same step.
+    """Return the cosine between the two sides' gradients with respect to the trained weights, or None if a side has no
+    gradient. Dropout is off, and no gradient is kept. Every rank must call it, at the same step.
     """
     weights = list(engine.trained.values())
     gradients_2W = torch.zeros(len(SIDES), sum(w.numel() for w in weights), device=engine.device)
@@ -25,7 +25,7 @@ def gradient_cosine(updates: Sequence[Update], *, objective: Objective, engine: 
             on_device = batch.to(engine.device)
             logps_R = engine(on_device)
             for side in SIDES:
-                # Detached, the other side's branches count in the loss, and send nothing back.
+                # The other side's branches are detached: they count in the loss but get no gradient.
                 one_sided_R = torch.where(on_device.branch_side == side, logps_R, logps_R.detach())
                 loss = objective.loss(objective.sums(one_sided_R, on_device), denominators_K)
                 gradients_2W[side] += flat_gradient(loss, weights)
@@ -38,7 +38,7 @@ def gradient_cosine(updates: Sequence[Update], *, objective: Objective, engine: 
 
 
 def flat_gradient(loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Return the gradient of a loss with respect to the weights, as one vector; the graph can be walked again."""
+    """Return the gradient of a loss with respect to the weights as one vector; keeps the graph for another backward."""
     parts = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     return torch.cat(
         [torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in zip(parts, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""A TrainContext without Ray: one folder on one machine, bare or under torchrun."""
+"""A TrainContext without Ray: one folder on one machine, in a single process or under torchrun."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pft_core.training import checkpoint
 
 
 class LocalContext:
-    """Keeps checkpoints as `checkpoint-<step>` in a folder that all ranks share; metrics go to a callable."""
+    """Stores checkpoints as `checkpoint-<step>` in a folder that all ranks share, and passes metrics to a callable."""
 
     def __init__(
         self, folder: Path, *, device: torch.device, log: Callable[[int, dict[str, float]], None] = lambda *_: None
@@ -24,7 +24,7 @@ class LocalContext:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
 
     def checkpoint_folder(self, step: int) -> Path:
-        """Return the folder under its unfinished name; what an interrupted attempt left there is removed."""
+        """Return the checkpoint folder under its unfinished name, emptied of what an interrupted attempt left there."""
         folder = self.folder / f"unfinished-checkpoint-{step:08d}"
         if self.rank == 0 and folder.exists():
             shutil.rmtree(folder)
@@ -33,13 +33,14 @@ class LocalContext:
         return folder
 
     def commit(self, folder: Path, metrics: dict[str, float]) -> None:
-        """Give the folder its final name once every rank has written."""
+        """Rename the folder to its final name once every rank has written."""
         self._barrier()
         if self.rank == 0:
             replace_folder(folder, folder.with_name(folder.name.removeprefix("unfinished-")))
         self._barrier()
 
     def latest_checkpoint(self) -> Path | None:
+        """Return the newest undamaged checkpoint, or None."""
         return checkpoint.newest_verified(sorted(self.folder.glob("checkpoint-*"), reverse=True))
 
     def _barrier(self) -> None:

@@ -1,5 +1,5 @@
-"""fit(): the one training loop. It is told its rank and how to report by a TrainContext, so the same code runs bare,
-under torchrun and under Ray Train.
+"""fit(): the training loop. A TrainContext gives it its rank and a way to report, so the same code runs in a single
+process, under torchrun and under Ray Train.
 """
 
 import math
@@ -33,28 +33,28 @@ from pft_core.training.planning import (
 
 
 class TrainContext(Protocol):
-    """Where a loop runs: its place among the ranks, its device, and how to report and to find what was saved."""
+    """The environment of a loop: its rank, its device, and how to report metrics and to store and find checkpoints."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand over the metrics of a step (rank 0 calls it); must not block."""
+        """Report the metrics of a step. Only rank 0 calls it; it must not block."""
 
     def checkpoint_folder(self, step: int) -> Path:
-        """Return this rank's empty folder to save into; ranks may share it or not."""
+        """Return an empty folder for this rank to save into; ranks may share one."""
 
     def commit(self, folder: Path, metrics: dict[str, float]) -> None:
-        """Publish a whole checkpoint; every rank calls it."""
+        """Publish a complete checkpoint; every rank calls it."""
 
     def latest_checkpoint(self) -> Path | None:
-        """Return the newest whole checkpoint, or None."""
+        """Return the newest complete checkpoint, or None."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """steps and pairs done over the whole run, and the step a checkpoint was resumed from (None: from the start)."""
+    """Steps and pairs done over the whole run, and the step that the run was resumed from (None: the start)."""
 
     steps: int
     pairs: int
@@ -63,8 +63,9 @@ class FitResult:
 
 @dataclass(frozen=True)
 class BinsOutcome:
-    """sums_K: loss sums over all ranks; losses: this rank's bins, each as it entered backward. Token counts are over
-    all ranks: those of the pairs, and those that ran through the layers, padding included."""
+    """The result of an update's bins. sums_K: loss sums over all ranks. losses: the loss of each of this rank's bins,
+    as it entered the backward. num_tokens: the tokens of the pairs. num_tokens_run: the tokens that ran through the
+    layers, padding included. Token counts are over all ranks."""
 
     sums_K: Tensor
     losses: list[float]
@@ -74,7 +75,8 @@ class BinsOutcome:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """terms: mean loss per objective term over the step; token counts as in BinsOutcome, over all updates."""
+    """The result of a step. terms: the mean loss per objective term over the step. Token counts are those of
+    BinsOutcome, over all updates."""
 
     terms: dict[str, float]
     grad_norm: float
@@ -91,11 +93,11 @@ def fit(
     save_policy: Callable[[Path, dict[str, Tensor], int], None],
     validation: ExampleStore | None = None,
 ) -> FitResult:
-    """Run the updates that are still to do and return what was done.
+    """Train from the newest checkpoint, or from the start, to the last step.
 
-    save_policy(folder, whole trainable weights, steps done) writes and checks the policy; rank 0 calls it inside
-    every checkpoint. Raises NonFiniteError, naming step and examples, before a bad gradient reaches the weights, and
-    UserError for a pair that exceeds the token budget.
+    save_policy(folder, full trainable weights, steps done) writes and checks the policy; rank 0 calls it for every
+    checkpoint. Raises NonFiniteError, naming the step and the examples, before a bad gradient reaches the weights, and
+    UserError if a pair exceeds the token budget.
     """
     refuse_pairs_over_budget(settings, store)
     resumed_from = resume(engine, context)
@@ -109,7 +111,7 @@ def fit(
         due = is_due(step, settings)
         if due and validation is not None:
             metrics |= validate(settings, store=validation, engine=engine, context=context)
-        # Logged before the checkpoint: a run resumed from it never repeats this step, nor its metrics.
+        # Logged before the checkpoint: a run that resumes from it does not repeat this step or log its metrics again.
         if context.rank == 0:
             context.log(step + 1, metrics)
         if due:
@@ -119,7 +121,7 @@ def fit(
 
 
 def resume(engine: Engine, context: TrainContext) -> int | None:
-    """Load the newest whole checkpoint into the engine; return the number of steps it holds."""
+    """Load the newest complete checkpoint into the engine; return its number of steps, or None without a checkpoint."""
     folder = context.latest_checkpoint()
     return None if folder is None else int(checkpoint.restore(folder, engine=engine)["steps_done"])
 
@@ -149,14 +151,14 @@ def save(
 
 
 def is_due(step: int, settings: LoopSettings) -> bool:
-    """Whether a checkpoint (with validation, where there is validation data) follows this step."""
+    """Return whether a checkpoint follows this step, with validation if there is validation data."""
     done = step + 1
     periods = (settings.train.checkpoint_every, settings.train.validate_every)
     return done == settings.num_steps or any(p and done % p == 0 for p in periods)
 
 
 def lr_at(step: int, settings: LoopSettings) -> float:
-    """Learning rate of a step (0-based): linear warm-up from 0, then linear or cosine decay to 0."""
+    """Return the learning rate of a step (0-based): linear warm-up from 0, then linear or cosine decay to 0."""
     if step < settings.train.warmup_steps:
         return settings.train.lr * step / settings.train.warmup_steps
     decay_steps = max(1, settings.schedule_steps - settings.train.warmup_steps)
@@ -166,15 +168,15 @@ def lr_at(step: int, settings: LoopSettings) -> float:
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    # Dropout drawn from (seed, step, rank) needs no generator state in a checkpoint to resume bitwise.
+    """Seed torch from (seed, step, rank), so that dropout resumes bitwise without generator state in a checkpoint."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 def diagnose(step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine) -> dict[str, float]:
-    """The cosine between the two sides' gradients, at the steps that are asked for (torch engine only)."""
+    """Return the cosine between the sides' gradients every `diagnostics_every` steps, else {} (torch engine only)."""
     if not settings.train.diagnostics_every or step % settings.train.diagnostics_every:
         return {}
-    assert isinstance(engine, TorchEngine), "partitioned gradients have no cosine: the config refuses this"
+    assert isinstance(engine, TorchEngine), "partitioned gradients have no cosine: the config must refuse this"
     cosine = gradient_cosine(updates, objective=settings.objective, engine=engine)
     return {} if cosine is None else {"gradient_cosine": cosine}
 
@@ -182,7 +184,7 @@ def diagnose(step: int, updates: Sequence[Update], *, settings: LoopSettings, en
 def train_step(
     step: int, updates: Sequence[Update], *, settings: LoopSettings, engine: Engine, context: TrainContext
 ) -> StepOutcome:
-    """One step of `pairs_per_step` pairs: one update, or one per side when the objective is asynchronous."""
+    """Run one step of `pairs_per_step` pairs: one update, or one per side if the objective is asynchronous."""
     objective = settings.objective
     terms: dict[str, float] = {}
     done = []
@@ -194,7 +196,7 @@ def train_step(
 
 
 def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine, context: TrainContext) -> BinsOutcome:
-    """Forward and backward over this rank's bins."""
+    """Run forward and backward over this rank's bins. Raises NonFiniteError if a loss is not finite."""
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
     tokens = [0, 0]
     losses: list[Tensor] = []
@@ -206,7 +208,7 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
         engine.backward(loss, is_last=i == len(update.batches) - 1)
         sums_K += bin_sums_K.detach().double()
         losses.append(loss.detach())
-    # Read once, after the last bin: on a GPU each look at a loss would wait for it.
+    # Read all losses once, after the last bin: on a GPU, reading each would wait for the device.
     values = torch.stack(losses).tolist()
     bad = [batch for batch, value in zip(update.batches, values, strict=True) if not math.isfinite(value)]
     bad_ids = [example_id for batch in bad for example_id in batch.example_ids]
@@ -214,14 +216,15 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
     if not torch.isfinite(totals).all():
         examples = gather(bad_ids)
         raise NonFiniteError(
-            f"step {step + 1}: the loss is not finite; examples {examples}; no weight was changed", examples
+            f"step {step + 1}: the loss is not finite; examples {examples}; no weight has changed", examples
         )
     return BinsOutcome(totals[:-2], values, int(totals[-2]), int(totals[-1]))
 
 
 @torch.no_grad()
 def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, context: TrainContext) -> dict[str, float]:
-    """Mean loss per term, of sides that are not trained too, and their weighted sum `val_loss`, over a whole store."""
+    """Return the mean loss per term over a whole store, including sides that are not trained, and their weighted sum
+    `val_loss`."""
     objective, indices = settings.objective, list(range(len(store)))
     totals = objective.denominators(store.label_counts(indices))
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
@@ -239,16 +242,16 @@ def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, con
 def term_means(
     objective: Objective, sums_K: Tensor, totals_K: NDArray[np.float64], sides: Sequence[int]
 ) -> dict[str, float]:
-    """Mean loss of the terms that these sides have trained, by name."""
-    trained = [(k, term) for k, term in enumerate(objective.terms) if term.side is None or term.side in sides]
-    return {term.name: float(sums_K[k]) / totals_K[k] for k, term in trained if totals_K[k] > 0}
+    """Return the mean loss, by name, of the terms that belong to these sides or to both."""
+    chosen = [(k, term) for k, term in enumerate(objective.terms) if term.side is None or term.side in sides]
+    return {term.name: float(sums_K[k]) / totals_K[k] for k, term in chosen if totals_K[k] > 0}
 
 
 def step_metrics(
     step: int, outcome: StepOutcome, settings: LoopSettings, context: TrainContext, *, seconds: float
 ) -> dict[str, float]:
-    """What is reported of a step: losses, gradient norm before clipping, lr, rates over all ranks (of tokens of the
-    pairs, not of padding), the share of padding among the tokens that ran, peak memory."""
+    """Return the metrics of a step: losses, gradient norm before clipping, lr, rates over all ranks (tokens of the
+    pairs, without padding), the share of padding among the tokens that ran, and peak memory."""
     pairs = min((step + 1) * settings.train.pairs_per_step, settings.total_pairs) - step * settings.train.pairs_per_step
     return (
         outcome.terms
@@ -265,13 +268,13 @@ def step_metrics(
 
 
 def gap(terms: Mapping[str, float]) -> dict[str, float]:
-    """How much more the first side still loses than the second."""
+    """Return the loss of the first side minus the loss of the second, or {} if one of them is missing."""
     sides = [terms.get(f"loss_{name}") for name in SIDE_NAMES]
     return {} if None in sides else {"gap": sides[0] - sides[1]}  # type: ignore[operator]
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this rank: the device's allocator on CUDA, the process's resident set on CPU."""
+    """Return the peak memory of this rank: of the device's allocator on CUDA, of the resident set on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
@@ -280,14 +283,14 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum a tensor over all ranks (a single process returns it as it is)."""
+    """Sum a tensor in place over all ranks and return it; a single process returns it unchanged."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def gather(values: list[Any]) -> list[Any]:
-    """Concatenate lists over all ranks."""
+    """Concatenate the lists of all ranks."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return values
     parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]

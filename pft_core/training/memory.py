@@ -1,7 +1,8 @@
-"""Whether the activations of a micro-batch fit into memory, so that none has to be computed twice.
+"""Estimate whether the activations of a micro-batch fit into memory, so that none has to be recomputed.
 
-A small synthetic batch runs forward through the real model, and the bytes that autograd keeps for the backward are
-counted at two sizes: what grows with the tokens and what does not. Nothing is known about an architecture beforehand.
+Synthetic batches of two small sizes run forward through the real model, and the bytes that autograd keeps for the
+backward are counted: the two counts give a fixed part and a part per token. This needs no knowledge of the
+architecture.
 """
 
 import os
@@ -24,44 +25,46 @@ from pft_core.training.memory_fallback import MemoryUse, model_too_large, out_of
 from pft_core.training.ranks import num_ranks
 from pft_core.training.settings import TrainSettings
 
-BYTES_PER_TRAINED_WEIGHT = 12  # a gradient and AdamW's two moments in float32; a shard of them is counted as the whole
-# Above what is kept for the backward: a layer's gradients while they are made, the head's chunk of logits, workspaces
-# of kernels, masks (they grow with the square of a pair's length), gaps that an allocator leaves between blocks.
+BYTES_PER_TRAINED_WEIGHT = 12  # a gradient and AdamW's two moments in float32; a shard of them counts as the whole
+# Room for more than the activations kept for the backward: a layer's gradients while they are computed, the head's
+# chunk of logits, kernel workspaces, masks (quadratic in a pair's length), and gaps between an allocator's blocks.
 MARGIN = 1.25
 PROBE_LENGTH = 264  # tokens of a probe's prefix and longer branch
-# torch raises plain RuntimeErrors too, from its CPU allocator and from the libraries that CUDA brings.
-PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-CGROUPS = Path("/sys/fs/cgroup")  # a container's own limit; version 2 first
+# torch also raises plain RuntimeErrors, from its CPU allocator and from CUDA libraries.
+OUT_OF_MEMORY_PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+CGROUPS = Path("/sys/fs/cgroup")  # holds a container's own memory limit
 
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """What autograd keeps of a forward: a part that is there for any batch, and a part for each token run."""
+    """The bytes that autograd keeps of a forward: a fixed part for any batch, and a part per token that runs."""
 
     fixed: float
     per_token: float
 
     def of(self, num_tokens: int) -> float:
+        """Return the bytes kept of a forward over this many tokens."""
         return self.fixed + self.per_token * num_tokens
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that training needs beyond the weights when activations are kept, and bytes that are free."""
+    """The bytes that training needs besides the weights if activations are kept, and the bytes that are free."""
 
     needed: float
     free: float
 
     @property
     def fits(self) -> bool:
+        """Whether the needed bytes are free."""
         return self.needed <= self.free
 
 
 def plan_memory(scorer: BranchScorer, *, num_tokens: int, precision: Precision, device: torch.device) -> MemoryPlan:
-    """Compare what micro-batches of `num_tokens` need with what is free, on the rank where it is tightest.
+    """Compare the memory that micro-batches of `num_tokens` need with the free memory, each at its worst over ranks.
 
-    Collective: every rank calls it, before an engine wraps the scorer, and all get the same plan. The order of gathers
-    under ZeRO-3 depends on it, so no rank may decide alone.
+    This is a collective: every rank must call it before an engine wraps the scorer, and all get the same plan. The
+    order of gathers under ZeRO-3 depends on the plan, so no rank may decide alone.
     """
     trained = sum(w.numel() for w in scorer.parameters() if w.requires_grad)
     activations = measure_kept_bytes(scorer, precision=precision, device=device).of(num_tokens)
@@ -73,7 +76,7 @@ def plan_memory(scorer: BranchScorer, *, num_tokens: int, precision: Precision, 
 
 
 def measure_kept_bytes(scorer: BranchScorer, *, precision: Precision, device: torch.device) -> KeptBytes:
-    """Run two small batches forward, and split what they keep into a fixed part and a part per token."""
+    """Run two small batches forward, and split the bytes they keep into a fixed part and a part per token."""
     longest = positions_of(scorer.model.config.to_dict()) or PROBE_LENGTH
     small, large = (probe_batch(pairs, longest=longest).to(device) for pairs in (2, 4))
     small_bytes, large_bytes = (count_kept_bytes(scorer, batch, precision=precision) for batch in (small, large))
@@ -83,9 +86,10 @@ def measure_kept_bytes(scorer: BranchScorer, *, precision: Precision, device: to
 
 
 def probe_batch(num_pairs: int, *, longest: int = PROBE_LENGTH) -> BranchedBatch:
-    """Return pairs of unequal lengths, mostly prefix: of all shapes this one copies the most keys per token.
+    """Return a batch of pairs of unequal lengths that are mostly prefix: the shape that copies the most keys per token.
 
-    longest: tokens of prefix and branch that the model can place; the shape stays, down to a token each.
+    longest: the most tokens of prefix and branch that the model has positions for. The proportions stay the same, with
+    at least one token each.
     """
 
     def scaled(num_tokens: int) -> int:
@@ -96,15 +100,15 @@ def probe_batch(num_pairs: int, *, longest: int = PROBE_LENGTH) -> BranchedBatch
 
 
 def _probe_pair(*, prefix: int, branches: tuple[int, int]) -> BranchedExample:
-    # Token 0 is in every vocabulary; lengths alone decide what is kept.
+    # Token 0 is in every vocabulary, and only the lengths decide how many bytes are kept.
     branch = [Branch(np.zeros(n, np.int32), np.ones(n, bool), side) for side, n in enumerate(branches)]
     return BranchedExample("", np.zeros(prefix, np.int32), tuple(branch))
 
 
 def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: Precision) -> int:
-    """Return the bytes that a training forward keeps for its backward, beside the weights; each storage once.
+    """Return the bytes that a training forward keeps for its backward, without the weights; each storage counts once.
 
-    The random state and the scorer's mode are what they were before.
+    The random state and the scorer's training mode are unchanged afterwards.
     """
     device = batch.branch_ids.device
     was_training = scorer.training
@@ -113,7 +117,7 @@ def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: P
     def keep(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return saved.detach()  # an output that its own graph held would never be freed
+        return saved.detach()  # an output held by its own graph would never be freed
 
     scorer.train()
     with (
@@ -122,7 +126,7 @@ def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: P
         saved_tensors_hooks(keep, lambda saved: saved),
     ):
         logps = scorer(batch)
-    # The graph is alive up to here: no address has been given to two storages.
+    # The graph is alive up to here, so no two storages have had the same address.
     assert logps.requires_grad, "nothing to train: every weight is frozen"
     scorer.train(was_training)
     weights = {w.untyped_storage().data_ptr() for w in scorer.parameters()}
@@ -130,23 +134,26 @@ def count_kept_bytes(scorer: BranchScorer, batch: BranchedBatch, *, precision: P
 
 
 def free_bytes(device: torch.device) -> float:
-    """Return what this process may still take: of its GPU, or its share of the machine's memory."""
+    """Return the bytes that this process may still use: of its GPU, or of its share of the machine's memory."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # blocks that only the allocator holds count as taken
+        torch.cuda.empty_cache()  # otherwise blocks that only the allocator holds count as used
         return float(torch.cuda.mem_get_info(device)[0])
-    # Launchers say how many processes of a job share a machine.
+    # Launchers set the number of processes of a job that share a machine.
     return min(psutil.virtual_memory().available, container_bytes()) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def container_bytes() -> float:
-    """Return what this process's container may still take; the machine's own figure knows of no limit."""
-    for limit, used, stat in (
+    """Return the bytes that this process's container may still use, or infinity without a limit.
+
+    The free memory that the machine reports ignores this limit.
+    """
+    for limit, used, stat in (  # cgroups version 2, then version 1
         ("memory.max", "memory.current", "memory.stat"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ):
         try:
             words = [(CGROUPS / name).read_text().strip() for name in (limit, used)]
-            # Cached files count as used, and go when memory is asked for.
+            # Cached files count as used, but the kernel drops them under memory pressure.
             cached = dict(line.split() for line in (CGROUPS / stat).read_text().splitlines())
             return float(words[0]) - float(words[1]) + float(cached.get("inactive_file", 0))
         except (OSError, ValueError):  # no such file, or "max": no limit
@@ -156,7 +163,7 @@ def container_bytes() -> float:
 
 @contextmanager
 def memory_errors(use: MemoryUse, train: TrainSettings) -> Iterator[None]:
-    """Raise OutOfMemoryError in place of what torch and its libraries raise when memory runs out."""
+    """Raise OutOfMemoryError in place of the errors that torch and its libraries raise when memory runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -166,13 +173,15 @@ def memory_errors(use: MemoryUse, train: TrainSettings) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what torch, or a library below it, raises where memory runs out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(p in str(error) for p in PHRASES)
+    """Return whether torch, or a library below it, raised this error because memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        p in str(error) for p in OUT_OF_MEMORY_PHRASES
+    )
 
 
 @contextmanager
 def loading_memory_errors(device: torch.device) -> Iterator[None]:
-    """As memory_errors, before there is a plan: while the model is loaded and its use of memory is measured."""
+    """Do the same as memory_errors before there is a plan: while the model is loaded and its memory use is measured."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How a run goes on with less memory. Light: a driver that computes nothing reads what its workers say of theirs."""
+"""How a run continues with less memory. Imports no torch, because a driver reads its workers' memory reports."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,25 +8,25 @@ from pft_core.training.settings import TrainSettings
 
 
 class OutOfMemoryError(UserError):
-    """A forward, a backward or an update found no memory; what the last checkpoint holds is whole."""
+    """Raised if a forward, a backward or an update runs out of memory; the last checkpoint remains valid."""
 
 
 class MemoryFallback(IntEnum):
-    """What a run does to spare memory; each step does what the ones before it do.
+    """The measures by which a run saves memory; each includes the ones before it.
 
-    None changes what an update is, but for dropout, which smaller micro-batches draw anew.
+    None of them changes an update, except through dropout, which smaller micro-batches draw differently.
     """
 
-    PLANNED = 0  # what the settings say
-    RECOMPUTED = 1  # activations are computed again in the backward
+    PLANNED = 0  # as the settings say
+    RECOMPUTED = 1  # the backward recomputes activations
     HALVED = 2  # half as many tokens run at once
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What a run expects to need beside the weights, and what was free on its tightest rank, in bytes.
+    """The memory that a run expects to need besides the weights, and the free memory on its tightest rank, in bytes.
 
-    tokens: how many run at once at most, and how many the longest pair has.
+    tokens_at_once: the most tokens that run at once. longest_pair_tokens: the tokens of the longest pair.
     """
 
     memory_fallback: MemoryFallback
@@ -37,39 +37,39 @@ class MemoryUse:
 
     @property
     def is_tight(self) -> bool:
-        """Whether a worker that was killed without a word was likely killed for its memory."""
+        """Whether a worker that was killed without a message was probably killed for its memory."""
         return self.needed > self.free / 2
 
     def next(self, train: TrainSettings) -> MemoryFallback | None:
-        """The next step down, where the settings leave it open."""
+        """Return the next memory fallback, or None if the settings allow no other."""
         if train.gradient_checkpointing != "auto" or self.memory_fallback == MemoryFallback.HALVED:
             return None
         if self.memory_fallback == MemoryFallback.PLANNED:
             return MemoryFallback.RECOMPUTED
-        # Means over micro-batches depend on how a step is cut; those over the whole step do not.
-        is_open = train.pairs_per_microbatch is None and self.longest_pair_tokens <= train.tokens_per_microbatch // 2
-        return MemoryFallback.HALVED if is_open else None
+        # Means over micro-batches depend on how a step is cut; means over the whole step do not.
+        can_halve = train.pairs_per_microbatch is None and self.longest_pair_tokens <= train.tokens_per_microbatch // 2
+        return MemoryFallback.HALVED if can_halve else None
 
     def __str__(self) -> str:
         return (
-            f"up to {self.tokens_at_once} tokens at once need about {self.needed / 1e9:.3g} GB beside the weights, "
-            f"{self.free / 1e9:.3g} GB were free"
+            f"up to {self.tokens_at_once} tokens at once need about {self.needed / 1e9:.3g} GB besides the weights, "
+            f"and {self.free / 1e9:.3g} GB were free"
         )
 
 
-STEPS_DOWN = {
-    MemoryFallback.RECOMPUTED: "with activations computed again in the backward",
+FALLBACK_PHRASES = {
+    MemoryFallback.RECOMPUTED: "with activations recomputed in the backward",
     MemoryFallback.HALVED: "with half as many tokens at once",
 }
 
 
 def going_on(use: MemoryUse, memory_fallback: MemoryFallback) -> str:
-    """Say in one line that a run goes on, and how."""
-    return f"out of memory: {use}; the run goes on from its last checkpoint {STEPS_DOWN[memory_fallback]}"
+    """Return one line that says how a run continues after it ran out of memory."""
+    return f"out of memory: {use}; the run continues from its last checkpoint {FALLBACK_PHRASES[memory_fallback]}"
 
 
 def out_of_memory(use: MemoryUse, train: TrainSettings) -> OutOfMemoryError:
-    """The error of a run that has no step down left: what it needed, what there was, what to set."""
+    """Return the error of a run with no memory fallback left: what it needed, what was free, and what to set."""
     ways = []
     if train.gradient_checkpointing is False:
         ways.append("set train.gradient_checkpointing=auto")
@@ -81,13 +81,13 @@ def out_of_memory(use: MemoryUse, train: TrainSettings) -> OutOfMemoryError:
             f"lower train.tokens_per_microbatch to {fewer} (the longest pair has {use.longest_pair_tokens} tokens)"
         )
     else:
-        ways.append("prepare shorter pairs with encoding.max_length")
+        ways.append("lower encoding.max_length to train on shorter pairs")
     return OutOfMemoryError(f"out of memory: {use}: {', '.join(ways)}, or give each worker more memory")
 
 
 def model_too_large(free: float) -> OutOfMemoryError:
-    """The error of a run whose model leaves no room for a step, whatever is set of steps; free: bytes."""
+    """Return the error of a run whose model leaves no room for any step. free: bytes."""
     return OutOfMemoryError(
-        f"out of memory before the first step: beside the model {free / 1e9:.3g} GB are free: take a smaller model, "
-        "run fewer workers on a machine (scaling.num_workers), or give each worker more memory"
+        f"out of memory before the first step: only {free / 1e9:.3g} GB are free besides the model: use a smaller "
+        "model, run fewer workers per machine (scaling.num_workers), or give each worker more memory"
     )

@@ -1,7 +1,7 @@
-"""Which example is trained at which position: a pure function of (seed, epoch, position).
+"""The order of training examples: a pure function of (seed, epoch, position).
 
-No iterator has state, so resume, audit and another number of ranks are arithmetic. Rows are permuted in two levels,
-blocks of rows first and then rows inside a window of blocks, so that a run streams its shards nearly in sequence.
+No iterator has state, so resuming, auditing and changing the number of ranks are arithmetic. Rows are permuted on two
+levels, first blocks of rows and then rows inside a window of blocks, so a run reads its shards almost sequentially.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class DataOrder:
-    """The order of a whole run over `num_examples`; positions run on through the epochs.
+    """The order of a whole run over `num_examples`; positions continue from one epoch to the next.
 
-    `shuffle=False` keeps file order (the golden trajectories need it).
+    `shuffle=False` keeps file order, which the golden trajectories need.
     """
 
     num_examples: int
@@ -51,7 +51,7 @@ def epoch_order(order: DataOrder, epoch: int) -> NDArray[np.int64]:
 
 
 def _hash(values: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.uint64]:
-    # SplitMix64: numpy's own generators may change their streams between versions, and an order must outlive them.
+    # SplitMix64: numpy's generators may change their streams between versions, but an order must never change.
     with np.errstate(over="ignore"):
         start = _mix(np.uint64(seed) * _GOLDEN_GAMMA + np.uint64(stream))
         return _mix(start + (values.astype(np.uint64) + np.uint64(1)) * _GOLDEN_GAMMA)

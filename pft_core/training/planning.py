@@ -1,6 +1,6 @@
-"""What each rank runs at each step: a pure function of the seed, the step and the lengths, read one step ahead.
+"""Plans what each rank runs at each step: a pure function of the seed, the step and the lengths.
 
-Nothing here depends on weights, so a background thread plans, reads and collates while the model computes.
+Plans do not depend on weights, so a background thread plans, reads and collates ahead while the model computes.
 """
 
 import math
@@ -33,23 +33,29 @@ STEPS_AHEAD = 2
 
 
 class ExampleStore(Protocol):
-    """Encoded examples by index; counts come without reading rows (see EncodedLayer)."""
+    """Encoded examples by index; counting tokens does not read rows (see EncodedLayer)."""
 
     def __len__(self) -> int: ...
-    def label_counts(self, indices: Sequence[int]) -> LabelCounts: ...
-    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]: ...
-    def read(self, indices: Sequence[int]) -> list[BranchedExample]: ...
+    def label_counts(self, indices: Sequence[int]) -> LabelCounts:
+        """Return the label tokens of these examples by branch."""
+
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
+        """Return the tokens of each example that run for these sides."""
+
+    def read(self, indices: Sequence[int]) -> list[BranchedExample]:
+        """Return the examples at these indices."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Everything that decides the sequence of updates: the settings, and what follows from them and the data.
+    """Everything that determines the sequence of updates: the settings, and values derived from them and the data.
 
-    total_pairs: over all epochs. order: of the store's examples, which are two a pair where the objective takes pairs
-    apart. train.pairs_per_microbatch: None cuts a step by tokens_per_microbatch and normalises over the step; a number
-    cuts by count and normalises per micro-batch, as the paper's code does. Steps are optimizer steps; schedule_steps:
-    where the lr reaches 0. shares_prefix: whether the prefix of a pair counts once against the token budget (see
-    BranchScorer).
+    total_pairs: over all epochs. order: that of the store's examples, two per pair if the objective splits pairs.
+    schedule_steps: the optimizer step at which the lr reaches 0. shares_prefix: whether the prefix of a pair counts
+    once against the token budget (see BranchScorer).
+
+    train.pairs_per_microbatch: None cuts a step by tokens_per_microbatch and normalizes over the step; a number cuts it
+    by count and normalizes per micro-batch, as the paper's code does.
     """
 
     train: TrainSettings
@@ -64,7 +70,7 @@ class LoopSettings:
     def of(
         train: TrainSettings, objective: Objective, *, num_pairs: int, seed: int, shares_prefix: bool
     ) -> "LoopSettings":
-        """Settle what follows: the order of `num_pairs` pairs, the length of the run, a schedule as long."""
+        """Derive the order of `num_pairs` pairs, the length of the run, and a schedule of the same length."""
         total = train.total_pairs(num_pairs)
         order = DataOrder(num_pairs * objective.examples_per_pair, seed)
         steps = math.ceil(total / train.pairs_per_step)
@@ -72,13 +78,14 @@ class LoopSettings:
 
     @property
     def num_steps(self) -> int:
+        """The optimizer steps of the run."""
         return math.ceil(self.total_pairs / self.train.pairs_per_step)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One update of a step, planned for every rank: example indices per rank and bin, and the denominators [K] of
-    each bin (equal for all bins unless normalisation is per micro-batch)."""
+    """One update of a step, planned for all ranks: the example indices of each rank and bin, and the denominators [K]
+    of each bin, which are the same for all bins unless normalization is per micro-batch."""
 
     sides: tuple[int, ...]
     bins: list[list[list[int]]]
@@ -87,7 +94,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Update:
-    """One rank's part of an update, in memory: batches, their denominators [K], and those of the whole step [K]."""
+    """One rank's share of an update, in memory: batches, their denominators [K], and those of the whole step [K]."""
 
     sides: tuple[int, ...]
     batches: list[BranchedBatch]
@@ -96,7 +103,7 @@ class Update:
 
 
 def step_updates(step: int, *, settings: LoopSettings, store: ExampleStore, rank: int, num_ranks: int) -> list[Update]:
-    """Plan and read what a rank runs at a step: one update, or one per side when the objective is asynchronous."""
+    """Plan and read a rank's share of a step: one update, or one per side if the objective is asynchronous."""
     indices = settings.order.step_indices(
         step,
         examples_per_step=settings.train.pairs_per_step * settings.objective.examples_per_pair,
@@ -112,7 +119,7 @@ def step_updates(step: int, *, settings: LoopSettings, store: ExampleStore, rank
 
 
 def read_ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """Yield (step, make(step)) in order, while a thread makes the next ones."""
+    """Yield (step, make(step)) in order, while a background thread makes the next ones."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as executor:
         waiting: deque[tuple[int, Future[T]]] = deque()
         for step in steps:
@@ -125,13 +132,13 @@ def read_ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[tuple
 
 
 def refuse_pairs_over_budget(settings: LoopSettings, store: ExampleStore) -> None:
-    """Say before the first step that the longest pair fits no bin. Raises UserError."""
+    """Raise UserError before the first step if the longest pair does not fit into a bin."""
     if settings.train.pairs_per_microbatch is None:
         plan_bins([longest_pair(settings, store)], tokens_per_microbatch=settings.train.tokens_per_microbatch)
 
 
 def longest_pair(settings: LoopSettings, store: ExampleStore) -> int:
-    """Return the tokens of the longest pair, of the sides that run together."""
+    """Return the tokens of the longest pair, counting the sides that run together."""
     return max(
         max(store.num_tokens(range(len(store)), sides=sides, shares_prefix=settings.shares_prefix))
         for sides in settings.objective.phases
@@ -139,7 +146,7 @@ def longest_pair(settings: LoopSettings, store: ExampleStore) -> int:
 
 
 def largest_bin(settings: LoopSettings, store: ExampleStore, *, num_ranks: int) -> int:
-    """Return how many tokens one forward runs at most."""
+    """Return the most tokens that one forward runs."""
     longest = longest_pair(settings, store) * settings.objective.examples_per_pair
     if settings.train.pairs_per_microbatch is not None:
         return longest * settings.train.pairs_per_microbatch
@@ -149,7 +156,7 @@ def largest_bin(settings: LoopSettings, store: ExampleStore, *, num_ranks: int) 
 def plan_phase(
     indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
 ) -> Phase:
-    """Plan one update for all ranks from lengths alone; each rank gets the same number of bins (some may be empty)."""
+    """Plan one update for all ranks from lengths alone; each rank gets the same number of bins, some of them empty."""
     cut = _cut_by_tokens if settings.train.pairs_per_microbatch is None else _cut_by_count
     bins = cut(indices, sides, settings=settings, store=store, num_ranks=num_ranks)
     most = max(len(rank_bins) for rank_bins in bins)
@@ -163,7 +170,7 @@ def plan_phase(
 def _cut_by_tokens(
     indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
 ) -> list[list[list[int]]]:
-    """Deal pairs to ranks, and cut each share into bins of like lengths within the token budget."""
+    """Deal pairs to ranks, and cut each share into bins of similar lengths within the token budget."""
     bins = []
     for share in deal(len(indices), num_ranks=num_ranks):
         mine = [indices[i] for i in share]
@@ -176,7 +183,7 @@ def _cut_by_tokens(
 def _cut_by_count(
     indices: Sequence[int], sides: tuple[int, ...], *, settings: LoopSettings, store: ExampleStore, num_ranks: int
 ) -> list[list[list[int]]]:
-    """Cut into micro-batches first, and deal these to ranks: their means depend on the cut, so ranks must not."""
+    """Cut pairs into micro-batches and deal these to ranks, so that their means do not depend on the rank count."""
     assert settings.train.pairs_per_microbatch is not None
     items_per_bin = settings.train.pairs_per_microbatch * settings.objective.examples_per_pair
     planned = plan_fixed(len(indices), items_per_bin=items_per_bin)
@@ -186,7 +193,8 @@ def _cut_by_count(
 def bin_denominators(
     items: Sequence[int], whole: NDArray[np.float64], *, settings: LoopSettings, store: ExampleStore
 ) -> NDArray[np.float64]:
-    """The whole step's denominators; or a micro-batch's own, times the micro-batches of a full step (the paper)."""
+    """Return the whole step's denominators; with pairs_per_microbatch, those of the micro-batch times the number of
+    micro-batches in a full step, as in the paper."""
     if settings.train.pairs_per_microbatch is None:
         return whole
     per_step = settings.train.pairs_per_step / settings.train.pairs_per_microbatch
@@ -194,5 +202,6 @@ def bin_denominators(
 
 
 def read_batch(store: ExampleStore, indices: Sequence[int], sides: Sequence[int]) -> BranchedBatch:
-    # An empty bin still runs a forward without labels: gathers under ZeRO-3 are collectives.
+    """Return these examples as a batch of these sides; an empty bin gives a batch without labels."""
+    # An empty bin must still run a forward: gathers under ZeRO-3 are collectives.
     return collate([select_sides(e, sides) for e in store.read(indices)] or [empty_example()])

@@ -1,7 +1,7 @@
-"""Log-probabilities under the reference policy: computed once per data set, wording and base, and kept on disk.
+"""Log-probabilities under the reference policy: computed once per layer and base model, and cached on disk.
 
 Preference objectives compare a policy with the model it started from. With LoRA that is the same model with its
-adapter off, so no second copy of the weights is loaded, and later runs over the same pairs load none of it at all.
+adapter off, so no second copy of the weights is loaded, and later runs over the same pairs only read the file.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ from pft_core.training.ranks import num_ranks, this_rank
 
 
 def reference_file(layer: Path, *, base: str, precision: str) -> Path:
-    """Return where the log-probabilities of a layer are kept: its folder stands for data, tokenizer and wording, the
-    name for the base's weights and their precision."""
+    """Return the file with the log-probabilities of a layer. Its folder identifies data, tokenizer and prompt style;
+    its name identifies the base's weights and their precision."""
     return layer / f"reference-{digest([base_digest(base), precision])}.safetensors"
 
 
@@ -41,16 +41,16 @@ def reference_logps(
     precision: Precision,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Return the log-probability of each branch of each example before training [E, B], adapter off where there is one.
+    """Return the log-probability of each branch of each example before training [E, B], with any adapter off.
 
-    All ranks call: each scores a share where there is no file yet, and rank 0 writes it. The scorer must not be wrapped
-    by an engine yet, nor trained.
+    All ranks must call it: without a valid file, each scores a share of the examples and rank 0 writes the file. Call
+    it before training, and before an engine wraps the scorer.
     """
     shape = len(store), len(store.label_counts([]).side_B)
-    known = _known(file, shape)
-    # Decided together: ranks that see a shared folder at different times must not part ways.
-    if all(gather([known is not None])) and known is not None:
-        return known
+    cached = _cached_logps(file, shape)
+    # Ranks decide together: they may see a shared folder at different times, but must take the same path.
+    if all(gather([cached is not None])) and cached is not None:
+        return cached
     mine = range(this_rank(), len(store), num_ranks())
     logps_EB = np.zeros(shape, dtype=np.float32)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -63,8 +63,8 @@ def reference_logps(
     return logps_EB
 
 
-def _known(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """What is kept on disk; None where there is no such file, or a damaged one, which is then made again."""
+def _cached_logps(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """Return the file's log-probabilities, or None if the file is missing, damaged or of another shape."""
     try:
         logps_EB = load_file(file)["logps"]
     except (OSError, SafetensorError, KeyError):
@@ -75,7 +75,8 @@ def _known(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 def _score(
     store: ExampleStore, indices: list[int], scorer: BranchScorer, *, tokens_per_batch: int, device: torch.device
 ) -> tuple[list[int], NDArray[np.float32]]:
-    """Score these examples in bins of like lengths, dropout and adapter off; return indices in the order scored."""
+    """Score these examples in bins of similar lengths, without dropout or adapter. Return the indices in the order
+    scored, and their log-probabilities."""
     lengths = store.num_tokens(indices, sides=SIDES, shares_prefix=scorer.shares_prefix)
     num_branches = len(store.label_counts([]).side_B)
     order: list[int] = []
@@ -97,7 +98,7 @@ def _without_adapter(model: Any) -> AbstractContextManager[None]:
 
 
 class ReferencedStore:
-    """A store whose examples carry the log-probabilities of a reference policy."""
+    """A store whose examples carry log-probabilities under a reference policy."""
 
     def __init__(self, store: ExampleStore, logps_EB: NDArray[np.float32]):
         self._store = store

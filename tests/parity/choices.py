@@ -1,8 +1,9 @@
-"""`python -m tests.parity.choices FILE`: our parser and metrics against what the paper's evaluation made of outputs.
+"""Compare our parser and metrics with the paper's evaluation: `python -m tests.parity.choices FILE`.
 
-Every case is counted once. *agree*: well formed, and we read the same choice and give the same score. *unparsed*: not
-well formed, and we say so instead of guessing. *disagree*: all else, be it a well-formed case that we do not parse,
-another choice or score, or a case that is not well formed in which we see a choice. Exit 0 only without any.
+Every case of the file counts once. *agree*: it is well formed, and we parse the same choice and give the same score.
+*unparsed*: it is malformed, and we leave it unparsed instead of guessing. *disagree*: anything else, such as a
+well-formed case that we do not parse, another choice or score, or a malformed case in which we see a choice. Exits with
+0 only if no case disagrees.
 """
 
 import json
@@ -19,6 +20,7 @@ from pft_core.evaluation.metrics.outcome import Outcome
 
 
 def main(path: str) -> int:
+    """Print each disagreement, then the counts as JSON; return the exit code."""
     cases = json.loads(Path(path).read_text(encoding="utf-8"))
     verdicts = [(verdict(case), case) for case in cases]
     for outcome, case in verdicts:
@@ -30,6 +32,7 @@ def main(path: str) -> int:
 
 
 def verdict(case: dict[str, Any]) -> str:
+    """Return `agree`, `disagree` or `unparsed`."""
     choice, score = read(case)
     if not case["well_formed"]:
         return "unparsed" if choice is None else "disagree"
@@ -51,6 +54,7 @@ def read(case: dict[str, Any]) -> tuple[frozenset[int] | None, float]:
 
 
 def expected(case: dict[str, Any]) -> frozenset[int]:
+    """Return the paper's choice as a set of option indices."""
     letters = case["choices"] if case["mode"] == "all" else [case["choice"]]
     return frozenset(LETTERS.index(letter) for letter in letters)
 

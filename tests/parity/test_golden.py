@@ -1,4 +1,4 @@
-"""The paper's released trainer, replayed (numbers in the folder that PFT_DATA's sibling `golden` holds)."""
+"""Replays of the paper's released trainer (from the folder `golden` beside PFT_DATA) and of an independent trainer."""
 
 import os
 from pathlib import Path
@@ -20,19 +20,19 @@ def golden() -> Path:
     return folder
 
 
-def test_our_paired_loss_is_the_papers_paired_loss(golden) -> None:
-    found = deviations(golden)
-    assert within_tolerance(found), found
+def test_training_follows_the_papers_golden_trajectory(golden) -> None:
+    largest = deviations(golden)
+    assert within_tolerance(largest), largest
 
 
-def test_not_a_number_never_counts_as_agreement() -> None:
+def test_nan_never_counts_as_agreement() -> None:
     assert not within_tolerance({"loss": float("nan"), "grad_norm_rel": 0.0, "final_weights": 0.0, "initial_ce": 0.0})
 
 
 @pytest.mark.parametrize(
     ("alpha", "beta", "batch_size", "accumulation", "max_length"), [(0.7, 1.5, 3, 2, 45), (2.0, 0.25, 2, 4, 512)]
 )
-def test_an_independent_two_pass_trainer_is_matched(
+def test_training_matches_an_independent_two_pass_trainer(
     tiny_qwen2, tmp_path, alpha, beta, batch_size, accumulation, max_length
 ) -> None:
     settings = {
@@ -50,5 +50,5 @@ def test_an_independent_two_pass_trainer_is_matched(
     }
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
     write_reference(tmp_path, base, settings, num_pairs=23, seed=4)
-    found = deviations(tmp_path)
-    assert within_tolerance(found), found
+    largest = deviations(tmp_path)
+    assert within_tolerance(largest), largest

@@ -1,5 +1,7 @@
-"""An independent trainer to be matched: two padded passes a pair, full logits, transformers' own loss. It shares no
-code with the product and writes a folder of the golden form."""
+"""An independent reference trainer: two padded passes per pair, full logits, and transformers' own loss.
+
+It shares no code with the product, and writes a folder in the format that `tests.parity.golden` reads.
+"""
 
 import json
 from pathlib import Path
@@ -18,9 +20,9 @@ IGNORED = -100
 def write_reference(
     folder: Path, base: PreTrainedModel, settings: dict[str, Any], *, num_pairs: int, seed: int
 ) -> None:
-    """Train as the paper's code does and write model, adapter, pairs, trajectory and final weights.
+    """Train as the paper's code does, and write model, adapter, pairs, trajectory and final weights.
 
-    settings: the keys of `expected.json` that steer the training, and `max_length`.
+    settings: the training settings in `expected.json`, and `max_length`.
     """
     torch.manual_seed(seed)
     base.save_pretrained(folder / "model")
@@ -46,7 +48,7 @@ def write_reference(
 
 
 def random_pairs(count: int, max_length: int, seed: int) -> list[dict[str, Any]]:
-    """Pairs of unequal lengths; some exceed max_length and lose the end of their answer."""
+    """Return pairs of unequal lengths; those that exceed max_length lose the end of their answer."""
     rng = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -63,7 +65,7 @@ def random_pairs(count: int, max_length: int, seed: int) -> list[dict[str, Any]]
 
 
 def side_loss(model: Any, pairs: list[dict[str, Any]], side: str) -> Tensor:
-    """Cross-entropy of one side's answers over a padded micro-batch, a mean over all its answer tokens."""
+    """Return the cross-entropy of one side's answers in a padded micro-batch: the mean over all its answer tokens."""
     length = max(len(p[side]["prompt_ids"]) + len(p[side]["response_ids"]) for p in pairs)
     ids, labels, attention = [], [], []
     for pair in pairs:
@@ -79,6 +81,7 @@ def side_loss(model: Any, pairs: list[dict[str, Any]], side: str) -> Tensor:
 
 
 def train(model: Any, pairs: list[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train and return the micro-batch losses, gradient norm and lr of each step."""
     weights = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(weights, lr=settings["learning_rate"], weight_decay=settings["weight_decay"])
     schedule = get_linear_schedule_with_warmup(adamw, settings["warmup_steps"], settings["scheduler_total_steps"])

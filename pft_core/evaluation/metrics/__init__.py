@@ -1,4 +1,4 @@
-"""Metrics: what each says of itself, and from outcomes to counts and rows."""
+"""Metrics: their definitions, and the counts and report rows computed from outcomes."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a metric's code gives, checked: it may be a user's own, so what is wrong with it is said by its name."""
+"""Call a metric's code and check the result: the code may be a user's own, so errors name the metric."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,37 +9,37 @@ from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.registry import call
 
-LARGEST = 1e100  # sums of such numbers, and their squares, are finite still
+LARGEST = 1e100  # sums of such numbers, and their squares, are still finite
 
 
 def counts_of(name: str, outcome: Outcome, *side: int) -> Counts:
-    """One outcome's numerator and denominator. Raises UserError where the code fails, or gives other than those."""
+    """Return one outcome's numerator and denominator. Raises UserError if the code fails or returns anything else."""
     what = f"metric {name!r}, item {outcome.item_id!r}"
-    given = call(METRICS[name].code, outcome, *side, what=what)
+    returned = call(METRICS[name].code, outcome, *side, what=what)
     try:
-        numerator, denominator = map(finite, given)
+        numerator, denominator = map(finite, returned)
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            f"{what}: its measure gives {given!r}: give a numerator and a denominator, both finite "
-            "(0 and 0 where there is nothing to count)"
+            f"{what}: the measure returned {returned!r}: return a numerator and a denominator, both finite "
+            "(0 and 0 if there is nothing to count)"
         ) from None
     return numerator, denominator
 
 
 def value_of_run(name: str, result: Mapping[str, Any]) -> float | None:
-    """What a metric measures of a run's result. Raises UserError where the code fails, or gives no finite number."""
+    """Return a metric's value for a run's result. Raises UserError if the code fails or returns no finite number."""
     what = f"metric {name!r}, run {result.get('run_id')}"
-    given = call(METRICS[name].code, result, what=what)
+    returned = call(METRICS[name].code, result, what=what)
     try:
-        return None if given is None else finite(given)
+        return None if returned is None else finite(returned)
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            f"{what}: its measure gives {given!r}: give a finite number, or None where there is nothing to measure"
+            f"{what}: the measure returned {returned!r}: return a finite number, or None if there is nothing to measure"
         ) from None
 
 
-def finite(given: Any) -> float:
-    """Return a number. Raises ValueError or TypeError where it is none, not finite, or all but infinite."""
-    if not abs(value := float(given)) <= LARGEST:  # nan is not either
+def finite(number: Any) -> float:
+    """Return a number as a float. Raises ValueError or TypeError if it is no number, not finite, or above `LARGEST`."""
+    if not abs(value := float(number)) <= LARGEST:  # catches nan too
         raise ValueError(f"{value} is not finite, or larger than {LARGEST:g}")
     return value

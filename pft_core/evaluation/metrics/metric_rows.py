@@ -1,6 +1,6 @@
-"""From what a policy chose to the rows of a report: each metric with n, interval, position baseline, unparsed share.
+"""Report rows from a policy's outcomes: each metric with n, interval, position baseline and unparsed share.
 
-A metric gives one outcome's numerator and denominator; its value is the ratio of the sums.
+A metric maps each outcome to a numerator and a denominator; its value is the ratio of their sums.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +16,11 @@ from pft_core.evaluation.statistics import interval, ratio
 
 
 class EvaluationRow(TypedDict):
-    """One metric or task of a policy, as report.json has it. low, high: the 95 % interval.
+    """One metric or task of a policy, as in report.json. low, high: the 95% interval.
 
-    axis, pole: None where it is over all. trained_pole: None over both poles, and where nothing is known of a training.
-    position_baseline: what position alone reaches, None where that says nothing. unparsed: a share of the answers.
+    axis, pole: None if the row covers all of them. trained_pole: whether the policy was trained on the pole; None over
+    both poles, or if the training is unknown. position_baseline: the value that position alone reaches, None if that is
+    meaningless. unparsed: the share of unparsed answers.
     """
 
     policy: str
@@ -38,9 +39,9 @@ class EvaluationRow(TypedDict):
 def report_rows(
     outcomes: Iterable[Outcome], *, policy: str, space: PreferenceSpace, trained_poles: Mapping[str, set[int]] | None
 ) -> list[EvaluationRow]:
-    """Return the rows of one policy, in the order of the space's axes; the order of the outcomes does not matter.
+    """Return the rows of one policy in the order of the space's axes, whatever the order of the outcomes.
 
-    trained_poles: the sides of each axis that the policy was trained on; None: not known.
+    trained_poles: the sides of each axis that the policy was trained on, None if unknown.
     """
     groups: dict[tuple[str, Form], list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda o: o.item_id):
@@ -51,12 +52,12 @@ def report_rows(
         for form in dict.fromkeys(METRICS[name].form for name in METRICS):
             if group := groups.get((axis.name, form)):
                 with said_of(f"policy {policy}"):
-                    rows += [_row(policy, axis, sides, name, group, side) for name, side in _asked(form)]
+                    rows += [_row(policy, axis, sides, name, group, side) for name, side in _metrics_and_sides(form)]
     return rows
 
 
-def _asked(form: Form) -> list[tuple[str, int | None]]:
-    """The metrics of a form, each under one pole, then those over both (None)."""
+def _metrics_and_sides(form: Form) -> list[tuple[str, int | None]]:
+    """Return the metrics of a form: first those of each side, then those over both sides (None)."""
     names = metrics_where(form=form, counts_outcomes=True, in_evaluation=True)
     of_poles: list[tuple[str, int | None]] = [(n, side) for side in SIDES for n in names if METRICS[n].has_poles]
     return of_poles + [(name, None) for name in names if not METRICS[name].has_poles]
@@ -88,7 +89,7 @@ def _row(
 
 
 def _choices(outcome: Outcome, metric: Metric, side: int | None) -> Sequence[object]:
-    """What the metric reads of an outcome."""
+    """Return the choices of an outcome that the metric reads."""
     if metric.needs_base:
         return (outcome.unconditioned,)
     return outcome.chosen if side is None else (outcome.chosen[side],)

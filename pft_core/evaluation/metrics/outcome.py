@@ -1,4 +1,4 @@
-"""What a policy chose for one item: all that a metric of choices is computed from."""
+"""The outcome of one item: a policy's choices, from which metrics are computed."""
 
 import json
 from collections.abc import Iterable
@@ -6,29 +6,29 @@ from dataclasses import asdict, dataclass, field, replace
 
 from pft_core.data import Form
 
-Choice = frozenset[int] | None  # indices of the chosen options in shown order; None: no parsable choice
-PLACES = 4  # of a probability; what lies beyond depends on the machine
+Choice = frozenset[int] | None  # indices of the chosen options as shown; None: no parsable choice
+PLACES = 4  # decimal places of a probability; further ones depend on the machine
 
 
 class WeightedChoice(frozenset[int]):
-    """A choice that knows how likely each option was, in shown order."""
+    """A choice with the probability of each option, in the order shown."""
 
     probabilities: tuple[float, ...]
 
     def __new__(cls, chosen: Iterable[int], probabilities: Iterable[float] = ()) -> "WeightedChoice":
-        made = super().__new__(cls, chosen)
-        made.probabilities = tuple(round(float(p), PLACES) for p in probabilities)
-        return made
+        choice = super().__new__(cls, chosen)
+        choice.probabilities = tuple(round(float(p), PLACES) for p in probabilities)
+        return choice
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy chose for one item (a record under one form of question).
+    """A policy's choices for one item, which is a record under one form of question.
 
-    scenario: what bootstrap clusters are made of; sides: side of each option as shown; chosen: under the first and
-    the second pole; unconditioned, base_unconditioned: without a condition, by the policy and by its base (form `one`);
-    scenario_text, options: the texts that were asked, for a reader; older files do not hold them.
-    probabilities: of each option under the first and the second pole; empty where they were not scored.
+    scenario: the bootstrap cluster of the item. sides: the side of each option, in the order shown. chosen: the choices
+    under the first and the second pole. unconditioned, base_unconditioned: the choices of the policy and of its base
+    without a condition (form `one`). scenario_text, options: the texts, for a reader; older files lack them.
+    probabilities: those of each option under the first and the second pole; empty if they were not scored.
     """
 
     item_id: str
@@ -44,17 +44,20 @@ class Outcome:
     probabilities: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
 
     def gold(self, side: int) -> frozenset[int]:
+        """Return the options that show this side."""
         return frozenset(i for i, s in enumerate(self.sides) if s == side)
 
     def shows_only(self, choice: Choice, side: int) -> bool:
-        """Return whether all that was chosen shows this side; False for an unparsed choice."""
+        """Return whether every chosen option shows this side; False for an unparsed choice."""
         return choice is not None and choice <= self.gold(side)
 
     def to_json(self) -> str:
+        """Return the outcome as one line of JSON."""
         return json.dumps(asdict(self), default=sorted)
 
     @staticmethod
     def from_json(text: str) -> "Outcome":
+        """Read what `to_json` wrote. Raises JSONDecodeError, KeyError or TypeError if it is anything else."""
         raw = json.loads(text)
         raw["sides"] = tuple(raw["sides"])
         raw["chosen"] = tuple(_choice(indices) for indices in raw["chosen"])
@@ -70,5 +73,5 @@ def _choice(indices: list[int] | None) -> Choice:
 
 
 def always_by_position(outcome: Outcome) -> Outcome:
-    """Return the outcome of the policy that reads nothing: first option for the first pole, second for the second."""
+    """Return the outcome of a policy that reads nothing: first option for the first pole, second for the second."""
     return replace(outcome, chosen=(frozenset({0}), frozenset({1})))

@@ -1,6 +1,6 @@
-"""The metrics by name. The order is that of columns and captions; of equals, those of the pair lead.
+"""Registry of metrics by name, in the order of columns and captions.
 
-Another metric is a file with its measure and one entry here, or `METRICS.add` in a file of a user's own.
+To add one, write its measure and an entry here, or call `METRICS.add` in a plugin file.
 """
 
 from pft_core.evaluation.metrics import measures
@@ -13,7 +13,7 @@ METRICS.add(
     "one",
     Metric(
         "One",
-        "the one option that the policy chooses shows the pole that was asked for",
+        "the one option that the policy chooses shows the requested pole",
         "pole",
         measures.right,
         best="highest",
@@ -26,7 +26,7 @@ METRICS.add(
     "all",
     Metric(
         "All",
-        "1 where exactly the options of the asked pole are chosen, 0 with a wrong one, else the share found",
+        "0 if any chosen option is wrong, else the share of the requested pole's options that are chosen",
         "pole",
         measures.subset_score,
         form="all",
@@ -39,7 +39,7 @@ METRICS.add(
     "both_right",
     Metric(
         "Both right",
-        "the same scenario is answered right under the first pole and under the second",
+        "the same item is answered right under the first pole and under the second pole",
         "pair",
         measures.both_right,
         best="highest",
@@ -51,7 +51,7 @@ METRICS.add(
     "flip",
     Metric(
         "Flip",
-        "the chosen pole changes when the opposite one is asked for",
+        "the chosen pole changes when the other pole is requested",
         "pair",
         measures.flip,
         best="highest",
@@ -61,7 +61,7 @@ METRICS.add(
     "leak",
     Metric(
         "Leak",
-        "how far the policy, asked for no pole, has moved from its base (0 is best)",
+        "how far the policy, without a condition, has moved from its base (0 is best)",
         "base",
         measures.leak,
         best="lowest",
@@ -73,7 +73,7 @@ METRICS.add(
     "precision",
     Metric(
         "Precision",
-        "share of the chosen options that show the asked pole",
+        "share of the chosen options that show the requested pole",
         "pole",
         measures.precision,
         form="all",
@@ -84,7 +84,7 @@ METRICS.add(
     "recall",
     Metric(
         "Recall",
-        "share of the options of the asked pole that are chosen",
+        "share of the requested pole's options that are chosen",
         "pole",
         measures.recall,
         form="all",
@@ -99,12 +99,12 @@ METRICS.add(
     "unparsed",
     Metric(
         "Unparsed",
-        "share of the answers that name no option; they count as not right",
+        "share of the answers that name no option; they count as wrong",
         "pole",
         measures.unparsed,
         best="lowest",
         has_baseline=False,
-        in_evaluation=False,  # every row has it as a column
+        in_evaluation=False,  # it is a column of every row
     ),
 )
 METRICS.add(
@@ -122,7 +122,7 @@ METRICS.add(
     "capability_drop",
     Metric(
         "Capability drop",
-        "capability of the base minus that after training, item by item: positive is a loss",
+        "capability of the base minus capability after training, item by item: a positive value is a loss",
         "run",
         None,
         best="lowest",
@@ -132,7 +132,7 @@ METRICS.add(
     "pairs_per_s",
     Metric(
         "Pairs/s",
-        "pairs trained on in a second: the mean over seeds of each run's median step",
+        "training pairs per second: the mean over seeds of each run's median step",
         "run",
         measures.pairs_per_s,
         is_share=False,
@@ -142,7 +142,7 @@ METRICS.add(
     "both_right_area",
     Metric(
         "Area under both right",
-        "mean both right over what varies, from its smallest value to its largest, by the trapezoid rule",
+        "mean both right over the varied setting, from its smallest to its largest value, by the trapezoid rule",
         "run",
         None,
         best="highest",
@@ -150,11 +150,11 @@ METRICS.add(
 )
 
 
-def metrics_where(**said: object) -> list[str]:
-    """Return the names of the metrics that say this of themselves, such as `is_right=True`, in order."""
-    return [name for name in METRICS if all(getattr(METRICS[name], key) == value for key, value in said.items())]
+def metrics_where(**attributes: object) -> list[str]:
+    """Return the names of the metrics with these attributes, such as `is_right=True`, in order."""
+    return [name for name in METRICS if all(getattr(METRICS[name], key) == value for key, value in attributes.items())]
 
 
 def pairs_first(names: list[str]) -> list[str]:
-    """Return the names with those of pairs in front: they are what a policy for both poles is judged by."""
+    """Return the names with metrics of pairs first, since they judge a policy for both poles."""
     return sorted(names, key=lambda name: METRICS[name].of != "pair")

@@ -1,4 +1,4 @@
-"""Tasks of an evaluation: what is asked, how an answer is scored, and the rows of it."""
+"""Evaluation tasks: their items, the scoring of answers, and report rows."""
 
 from typing import TYPE_CHECKING
 

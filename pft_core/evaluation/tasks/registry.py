@@ -1,11 +1,11 @@
-"""The tasks by name. Another is a file with its items and score and one entry here, or in a file of a user's own."""
+"""Registry of tasks by name. To add one, write its items and its score and an entry, here or in a plugin file."""
 
 from pft_core.evaluation.tasks.task import Task
 from pft_core.registry import Registry
 
 TASKS: Registry[Task] = Registry("task", Task)
 
-TASKS.add("choices", Task("Choices", "prepared records under both poles and under none: the metrics' rows"))
+TASKS.add("choices", Task("Choices", "prepared records under both poles and without a condition: the metrics' rows"))
 TASKS.add(
     "capability",
     Task(

@@ -1,4 +1,4 @@
-"""What a task says of itself: its items, each a prompt, and the score of an answer."""
+"""The definition of a task: its items, each a prompt, and the score of an answer."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from pft_core.data import Reject
     from pft_core.evaluation.answers import AnswerSettings
 
-Reply = tuple[int, ...] | str  # places of the likeliest answers (several where they are equal), or what was written
+Reply = tuple[int, ...] | str  # places of the likeliest answers (several if they are tied), or the generated text
 
 
 @dataclass(frozen=True)
 class TaskItem:
-    """One prompt: the user's message, which the policy is shown in the frame that it was trained in.
+    """One prompt: the user's message, which the policy gets in the frame it was trained in.
 
-    answers: to choose from by likelihood, in the order in which they are shown; none: the policy writes freely.
-    gold: whatever the score needs. scenario: what bootstrap draws together; empty: the item alone. axis and side: of
-    the preference that the prompt states, where it states one.
+    answers: the answers to choose from by likelihood, in the order shown; if empty, the policy generates text. gold:
+    whatever the score needs. scenario: the bootstrap cluster; if empty, the item is its own cluster. axis, side: those
+    of the condition in the prompt, None without one.
     """
 
     id: str
@@ -34,12 +34,12 @@ class TaskItem:
 
 @dataclass(frozen=True)
 class Task:
-    """What `pft evaluate --task` asks; its rows carry its name as their metric.
+    """A task of `pft evaluate --task`; its report rows have the task's name as their metric.
 
-    items: from the place of the data and the way of asking to items, and rejects for what is none. score: from an item
-    and the place of an answer, or the text written, to a score; None: unparsed. Both are code or
-    "package.module:name". check: likewise, light, and raises UserError for a place whose data is none of the
-    task's before anything starts. Without items it is that of prepared records, whose rows are those of the metrics.
+    items: maps the data's path and the answer settings to items, with rejects for bad rows. score: maps an item and the
+    place of an answer, or the generated text, to a score, or to None if it is unparsed. check: a light function that
+    raises UserError before anything starts if a path does not hold the task's data. Each is a function or its import
+    path "package.module:name". The task without items evaluates prepared records, and its rows are the metrics' rows.
     """
 
     label: str
@@ -55,13 +55,14 @@ class Task:
 
     @property
     def asks_records(self) -> bool:
+        """Whether the task evaluates prepared records."""
         return self.items is None
 
     def refuse_other_data(self, data: Path) -> None:
-        """Raise UserError, before a model is loaded, where the data is none of the task's and the task can tell."""
+        """Raise UserError, before a model is loaded, if the task has a check and the data fails it."""
         if self.check is not None:
             load_code(self.check)(data)
 
     def read(self, data: Path, settings: "AnswerSettings") -> "list[TaskItem | Reject]":
-        """Return the items of a file or folder. Raises UserError where it cannot be read."""
+        """Return the items of a file or folder. Raises UserError if it cannot be read."""
         return list(load_code(self.items)(data, settings))

@@ -1,4 +1,4 @@
-"""Ask a policy the items of a task: the likeliest of an item's answers, or what it writes greedily."""
+"""Ask a policy the items of a task: it chooses the likeliest of an item's answers, or generates text greedily."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def answer_items(
     items: Sequence[TaskItem], *, model: Any, tokenizer: Any, settings: AnswerSettings
 ) -> list[Reply | Reject]:
-    """Answer every item, in order; one longer than `settings.max_length` tokens is rejected."""
-    chosen = [item for item in items if item.answers]
-    written = [item for item in items if not item.answers]
+    """Answer every item, in order; an item longer than `settings.max_length` tokens is rejected."""
+    with_answers = [item for item in items if item.answers]
+    free = [item for item in items if not item.answers]
     from pft_core.scoring import BranchScorer
 
-    choices = iter(_choose(chosen, BranchScorer(model), tokenizer, settings) if chosen else [])
-    texts = iter(_write(written, model, tokenizer, settings) if written else [])
+    choices = iter(_choose(with_answers, BranchScorer(model), tokenizer, settings) if with_answers else [])
+    texts = iter(_generate(free, model, tokenizer, settings) if free else [])
     return [next(choices) if item.answers else next(texts) for item in items]
 
 
@@ -35,11 +35,11 @@ def _choose(
     encoded = encode_items(items, tokenizer=tokenizer, settings=settings)
     examples = [e for e in encoded if isinstance(e, BranchedExample)]
     logps = iter(score_branches(examples, scorer=scorer, tokens_per_batch=settings.tokens_per_batch))
-    return [found if isinstance(found, Reject) else likeliest(found, next(logps)) for found in encoded]
+    return [example if isinstance(example, Reject) else likeliest(example, next(logps)) for example in encoded]
 
 
 def likeliest(example: BranchedExample, logps: NDArray[np.float32]) -> tuple[int, ...]:
-    """Return the places of the answers with the highest log-probability a token: texts differ in length."""
+    """Return the places of the answers with the highest log-probability per token, since texts differ in length."""
     num_labels = np.array([branch.num_labels for branch in example.branches], dtype=np.float32)
     means = logps / num_labels
     return tuple(int(place) for place in np.flatnonzero(means == means.max()))
@@ -48,7 +48,7 @@ def likeliest(example: BranchedExample, logps: NDArray[np.float32]) -> tuple[int
 def encode_items(
     items: Sequence[TaskItem], *, tokenizer: Any, settings: AnswerSettings
 ) -> list[BranchedExample | Reject]:
-    """Encode each item as a prompt and a branch for each of its answers, in order."""
+    """Encode each item as a prompt and one branch for each of its answers, in order."""
     frame = settings.style.frame
     prompts = [_framed(item, settings) for item in items for _ in item.answers]
     answers = [frame.answer_lead + answer for item in items for answer in item.answers]
@@ -73,7 +73,7 @@ def _branches(item: TaskItem, rows: Sequence[TokenizedAnswer], settings: AnswerS
     return branched_example(item.id, prompts, answers, range(len(rows)))
 
 
-def _write(items: Sequence[TaskItem], model: Any, tokenizer: Any, settings: AnswerSettings) -> list[Reply | Reject]:
+def _generate(items: Sequence[TaskItem], model: Any, tokenizer: Any, settings: AnswerSettings) -> list[Reply | Reject]:
     texts = [_framed(item, settings) for item in items]
     rows = tokenize(texts, [len(text) for text in texts], [(0, 0)] * len(texts), tokenizer)
     prompts = [row.ids[:-1] for row in rows]  # without the EOS that ends an answer

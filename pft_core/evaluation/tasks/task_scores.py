@@ -1,4 +1,4 @@
-"""From the replies of a task to the rows of a report, with the keys that the metrics' rows have."""
+"""Score the replies of a task, and turn them into report rows with the same keys as the metrics' rows."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from pft_core.evaluation.statistics import interval, ratio
 from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
 from pft_core.registry import call, load_code
 
-Score = Callable[[Any], float | None]  # of the place of an answer, or of the text written
+Score = Callable[[Any], float | None]  # takes the place of an answer, or the generated text
 
 
 @dataclass(frozen=True)
 class ScoredReply:
-    """An item's reply and its score. score: None where it is unparsed; by_position: what the first answer scores."""
+    """An item's reply and its score, None if it is unparsed. by_position: the score of the first answer."""
 
     item: TaskItem
     reply: Reply
@@ -26,49 +26,50 @@ class ScoredReply:
     by_position: float | None
 
     def to_json(self) -> str:
+        """Return the reply and its score as one line of JSON."""
         return reply_line(self.item, self.reply, score=self.score)
 
 
 def reply_line(item: TaskItem, reply: Reply, **more: float | None) -> str:
-    """Write a reply as a line of JSON; more: what else is known of it."""
-    told = {"item_id": item.id, "scenario": item.scenario or item.id, "axis": item.axis, "side": item.side}
-    return json.dumps({**told, "reply": reply, **more})
+    """Return a reply as one line of JSON. more: further keys, such as its score."""
+    keys = {"item_id": item.id, "scenario": item.scenario or item.id, "axis": item.axis, "side": item.side}
+    return json.dumps({**keys, "reply": reply, **more})
 
 
 def scored(task: Task, item: TaskItem, reply: Reply) -> ScoredReply:
-    """Score a reply; answers that are equally likely count as their mean. Raises UserError where the score fails."""
+    """Score a reply; tied answers give their mean score. Raises UserError if the score function fails."""
     score: Score = partial(_score, task, item)
     if isinstance(reply, str):
         return ScoredReply(item, reply, score(reply), None)
-    found = [value for place in reply if (value := score(place)) is not None]
-    return ScoredReply(item, reply, sum(found) / len(found) if found else None, score(0))
+    values = [value for place in reply if (value := score(place)) is not None]
+    return ScoredReply(item, reply, sum(values) / len(values) if values else None, score(0))
 
 
 def _score(task: Task, item: TaskItem, answer: int | str) -> float | None:
     what = f"task {task.label!r}, item {item.id!r}"
-    given = call(load_code(task.score), item, answer, what=what)
+    returned = call(load_code(task.score), item, answer, what=what)
     try:
-        return None if given is None else finite(given)
+        return None if returned is None else finite(returned)
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            f"{what}: its score is {given!r}: give a finite number, or None for an answer that cannot be read"
+            f"{what}: the score is {returned!r}: return a finite number, or None if the answer cannot be read"
         ) from None
 
 
 def task_rows(
     name: str,
-    found: Iterable[ScoredReply],
+    replies: Iterable[ScoredReply],
     *,
     policy: str,
     space: PreferenceSpace,
     trained_poles: Mapping[str, set[int]] | None,
 ) -> list[EvaluationRow]:
-    """Return a row for each axis and pole that the items have (None: they have none), unparsed replies as 0.
+    """Return a row for each axis and side of the items, None if they have none; unparsed replies score 0.
 
-    Raises UserError for an axis that the space does not have.
+    Raises UserError if the space does not have an axis.
     """
     groups: dict[tuple[str | None, int | None], list[ScoredReply]] = {}
-    for each in sorted(found, key=lambda s: (s.item.axis or "", s.item.side or 0, s.item.id)):
+    for each in sorted(replies, key=lambda s: (s.item.axis or "", s.item.side or 0, s.item.id)):
         groups.setdefault((each.item.axis, each.item.side), []).append(each)
     return [_row(name, group, policy, space, trained_poles) for group in groups.values()]
 

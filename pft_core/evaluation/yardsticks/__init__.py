@@ -1,4 +1,4 @@
-"""Yardsticks: what reads no scenario, as a measure of what does."""
+"""Yardsticks: references that choose without a policy and without the scenario, such as by position."""
 
 from typing import TYPE_CHECKING
 

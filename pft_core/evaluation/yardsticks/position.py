@@ -1,4 +1,4 @@
-"""What position alone would choose."""
+"""The position yardstick: choose by the place of an option alone."""
 
 from collections.abc import Iterable
 
@@ -13,6 +13,6 @@ def position_only(records: Iterable[PairedExample], form: Form) -> list[Outcome]
 
 
 def outcome_of(record: PairedExample, form: Form, chosen: tuple[Choice, Choice]) -> Outcome:
-    """Return what was chosen for a record under the first and the second pole."""
+    """Return the outcome of a record from the choices under the first and the second pole."""
     sides = tuple(option.side for option in record.options)
     return Outcome(record.id, digest(record.scenario), record.axis, form, sides, chosen)

@@ -1,4 +1,4 @@
-"""The yardsticks by the names that suites use; what answers in them is loaded when it is asked."""
+"""Registry of yardsticks by the names that suites use; their code is loaded on first use."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,23 +10,25 @@ from pft_core.registry import Registry, load_code, refuse_no_code
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What answers in a policy's place: its label in a table, what it is, and its code or "package.module:name".
+    """A reference that answers in a policy's place. label: its name in tables. says: what it does, in a few words.
 
-    choose: takes test records and a form, and before them training records where it reads those; returns outcomes.
+    choose: takes test records and a form, preceded by training records if `reads_training`, and returns outcomes; a
+    function or its import path "package.module:name".
     """
 
     label: str
     says: str
     choose: Callable[..., list[Outcome]] | str
     reads_training: bool = False
-    is_position: bool = False  # whether it is what every row's position baseline is the value of
-    if_unbeaten: str = ""  # what it shows where no method's interval lies above it; empty: nothing is said of it
+    is_position: bool = False  # whether it is the position baseline of every row
+    if_unbeaten: str = ""  # the conclusion if no method's interval is above its value; empty: none
 
     def __post_init__(self) -> None:
         refuse_no_code("choose", self.choose)
 
     def outcomes(self, train: Sequence[PairedExample], test: Sequence[PairedExample], form: Form) -> list[Outcome]:
-        """Answer the test records. train: empty where it reads none. Raises UserError as its code does."""
+        """Return the outcomes of the test records. train: may be empty without `reads_training`. Raises UserError if
+        its code does."""
         choose: Callable[..., list[Outcome]] = load_code(self.choose)
         return choose(train, test, form=form) if self.reads_training else choose(test, form)
 
@@ -49,6 +51,6 @@ YARDSTICKS.add(
         "a linear probe on the words of single options",
         "pft_core.evaluation.yardsticks.words:bag_of_words",
         reads_training=True,
-        if_unbeaten="none is shown to have learnt more than the options' words",
+        if_unbeaten="none is shown to have learned more than the options' words",
     ),
 )

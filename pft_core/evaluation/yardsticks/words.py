@@ -1,4 +1,4 @@
-"""What the words of single options would choose, without their scenario."""
+"""The bag-of-words yardstick: choose by the words of each option alone, without the scenario."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,55 +17,58 @@ from pft_core.evaluation.metrics import Choice, Outcome
 from pft_core.evaluation.yardsticks.position import outcome_of
 
 _FOLDS = 5
-_INVERSE_REGULARISATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-_STEPS = 1000  # of the solver, at most
-_WORD = r"\w+|[^\w\s]+"  # also signs and single letters: an option may consist of nothing else
+_INVERSE_REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+_MAX_STEPS = 1000  # of the solver
+_WORD = r"\w+|[^\w\s]+"  # includes symbols and single letters: an option may contain nothing else
 
 
 def bag_of_words(
     train_records: Sequence[PairedExample], test_records: Sequence[PairedExample], *, seed: int = 0, form: Form = "one"
 ) -> list[Outcome]:
-    """Choose by the words and word pairs of each option alone; a probe per axis has learnt whose pole they are.
+    """Choose by the words and word pairs of each option alone; a probe per axis has learned which pole they show.
 
-    `one`: the option most likely to show the pole; `all`: each that is as likely as not to show it, or else that one.
-    seed: of the cross-validation's folds. Raises UserError for an axis that the training records cannot teach.
+    Form `one`: the option most likely to show the pole. Form `all`: every option with a probability of at least 1/2, or
+    the most likely one if there is none. seed: that of the cross-validation folds. Raises UserError if the training
+    records do not suffice for an axis.
     """
     axes = dict.fromkeys(record.axis for record in test_records)
     probes = {axis: fit_probe([r for r in train_records if r.axis == axis], axis, seed=seed) for axis in axes}
-    return [outcome_of(record, form, choose(_chances(probes[record.axis], record), form)) for record in test_records]
+    return [
+        outcome_of(record, form, choose(_probabilities(probes[record.axis], record), form)) for record in test_records
+    ]
 
 
 def fit_probe(records: Sequence[PairedExample], axis: str, *, seed: int) -> Any:
     """Fit TF-IDF of words and word pairs, then logistic regression, to tell first-pole options from the others.
 
-    Its strength of regularisation is the one with the best likelihood on scenarios held out of these records.
+    Cross-validation over scenarios picks the regularization with the best held-out likelihood.
     """
     rows = [(option.text, option.side == 0, record.scenario) for record in records for option in record.options]
     num_scenarios = len({scenario for _, _, scenario in rows})
     num_poles = len({is_first for _, is_first, _ in rows})
     if num_scenarios < 2 or num_poles < 2:
         raise UserError(
-            f"axis {axis!r}: bag_of_words needs training records of 2 scenarios and both poles, and finds "
-            f"scenarios: {num_scenarios}, poles: {num_poles}: add records of this axis, or leave this method out"
+            f"axis {axis!r}: bag_of_words needs training records with at least 2 scenarios and both poles, but got "
+            f"scenarios: {num_scenarios}, poles: {num_poles}: add records of this axis, or remove this method"
         )
-    # As objects: an array of strings takes the room of the longest for each.
+    # An object array, because an array of strings gives each the space of the longest.
     texts_N, is_first_N, scenarios_N = np.array(rows, dtype=object).T
     is_first_N = is_first_N.astype(bool)
     folds = GroupKFold(min(_FOLDS, num_scenarios), shuffle=True, random_state=seed).split(texts_N, groups=scenarios_N)
     losses = np.sum([_held_out_losses(texts_N, is_first_N, kept, held_out) for kept, held_out in folds], axis=0)
-    weakness = _INVERSE_REGULARISATIONS[int(losses.argmin())]
-    return make_pipeline(_words(), LogisticRegression(C=weakness, max_iter=_STEPS)).fit(texts_N, is_first_N)
+    inverse = _INVERSE_REGULARIZATIONS[int(losses.argmin())]
+    return make_pipeline(_words(), LogisticRegression(C=inverse, max_iter=_MAX_STEPS)).fit(texts_N, is_first_N)
 
 
 def _held_out_losses(
     texts_N: NDArray[np.object_], is_first_N: NDArray[np.bool_], kept: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> list[float]:
-    """Fit on the kept rows with each regularisation; return the mean log loss of each on the rows held out."""
+    """Fit on the kept rows with each regularization strength; return the mean log loss of each on the held-out rows."""
     words = _words()
     vectors, unseen = words.fit_transform(texts_N[kept]), words.transform(texts_N[held_out])
     losses = []
-    for weakness in _INVERSE_REGULARISATIONS:
-        model = LogisticRegression(C=weakness, max_iter=_STEPS).fit(vectors, is_first_N[kept])
+    for inverse in _INVERSE_REGULARIZATIONS:
+        model = LogisticRegression(C=inverse, max_iter=_MAX_STEPS).fit(vectors, is_first_N[kept])
         losses.append(float(log_loss(is_first_N[held_out], model.predict_proba(unseen), labels=[False, True])))
     return losses
 
@@ -74,22 +77,24 @@ def _words() -> Any:
     return TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, 2), sublinear_tf=True)
 
 
-def _chances(probe: Any, record: PairedExample) -> list[tuple[float, str]]:
-    """Each option's chance of showing the first pole, with its text."""
+def _probabilities(probe: Any, record: PairedExample) -> list[tuple[float, str]]:
+    """Return the probability that each option shows the first pole, with its text."""
     texts = [option.text for option in record.options]
-    return [(float(chance), text) for chance, text in zip(probe.predict_proba(texts)[:, 1], texts, strict=True)]
+    return [
+        (float(probability), text) for probability, text in zip(probe.predict_proba(texts)[:, 1], texts, strict=True)
+    ]
 
 
-def choose(chances: Sequence[tuple[float, str]], form: Form) -> tuple[Choice, Choice]:
-    """Choose under the first and the second pole. chances: of the first pole, with the option's text, as shown.
+def choose(probabilities: Sequence[tuple[float, str]], form: Form) -> tuple[Choice, Choice]:
+    """Choose under the first and the second pole. probabilities: that each option shows the first pole, with its text.
 
-    Options of equal chance are told apart by their text: the place where they stand does not count.
+    Options with the same probability are ordered by their text, so that their place does not count.
     """
-    ranked = sorted(range(len(chances)), key=lambda i: chances[i])
+    ranked = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
     first, second = frozenset(ranked[-1:]), frozenset(ranked[:1])
     if form == "one":
         return first, second
     return (
-        frozenset(i for i in ranked if chances[i][0] >= 0.5) or first,
-        frozenset(i for i in ranked if chances[i][0] <= 0.5) or second,
+        frozenset(i for i in ranked if probabilities[i][0] >= 0.5) or first,
+        frozenset(i for i in ranked if probabilities[i][0] <= 0.5) or second,
     )

@@ -1,4 +1,4 @@
-"""Who runs the scorer, sums gradients over ranks and bins, and updates the weights."""
+"""Engines run the scorer, sum gradients over ranks and bins, and update the weights."""
 
 from typing import TYPE_CHECKING
 

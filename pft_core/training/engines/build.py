@@ -1,4 +1,4 @@
-"""From what a recipe says of the engine to the engine itself."""
+"""Build an engine from a recipe's settings."""
 
 import torch
 
@@ -11,6 +11,6 @@ from pft_core.training.engines.settings import EngineSettings, OptimizerSettings
 def build_engine(
     scorer: BranchScorer, settings: EngineSettings, optimizer: OptimizerSettings, *, device: torch.device
 ) -> Engine:
-    """Move the scorer to the device, in training mode, and wrap it in the engine that the settings name."""
+    """Move the scorer to the device, set it to training mode, and wrap it in the engine named in the settings."""
     engine: Engine = load_code(settings.entry.build)(scorer, settings, optimizer, device=device)
     return engine

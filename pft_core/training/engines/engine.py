@@ -1,11 +1,11 @@
-"""Engines: who runs the scorer, sums gradients over ranks and bins, and updates the weights.
+"""The Engine protocol, and what its implementations share.
 
-One contract, two engines. A loss handed to `backward` is one rank's and one bin's share, divided by whole-step
-denominators already; the update uses the *sum* over bins and ranks. Gradient scaling lives here and nowhere else.
+A loss passed to `backward` is the share of one rank and one bin, already divided by whole-step denominators; the update
+uses the *sum* over bins and ranks. Only engines scale gradients.
 
-Trained weights are always float32, so that AdamW and the sums over ranks lose no bits: `precision="bf16"` runs the
-forward under autocast. That is one rule for both engines and all ZeRO stages, for LoRA (where the frozen base may be
-bfloat16) and for full fine-tuning.
+Trained weights are always float32, so that AdamW and sums over ranks lose no bits: `precision="bf16"` runs the forward
+under autocast. This rule holds for both engines and all ZeRO stages, for LoRA (whose frozen base may be bfloat16) and
+for full fine-tuning.
 """
 
 import math
@@ -29,7 +29,8 @@ STATE_NAME = "engine.safetensors"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient is infinite or not a number; no weight has changed. example_ids: where it is known whose."""
+    """Raised if a loss or a gradient is infinite or NaN; no weight has changed. example_ids: the examples at fault, if
+    known."""
 
     def __init__(self, message: str, example_ids: Sequence[str] = ()):
         super().__init__(message)
@@ -37,7 +38,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Engine(Protocol):
-    """What the training loop needs; every method is called by all ranks, in the same order."""
+    """The interface that the training loop needs. All ranks must call every method, in the same order."""
 
     scorer: BranchScorer
 
@@ -45,29 +46,30 @@ class Engine(Protocol):
         """Return the log-probabilities [R] of a batch's branches."""
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of this rank's share of the loss; `is_last` marks the last bin of an update."""
+        """Add the gradient of this rank's share of the loss. is_last: whether this is the last bin of an update."""
 
     def step(self, lr: float) -> float:
-        """Update once; return the global gradient norm before clipping. Raises NonFiniteError before any change."""
+        """Update the weights once and return the global gradient norm before clipping. Raises NonFiniteError before any
+        weight changes."""
 
     def save(self, folder: Path) -> None:
-        """Write this rank's share of trained weights and optimizer state."""
+        """Write this rank's share of the trained weights and the optimizer state."""
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote at the same world size. Raises UserError if it belongs to another model or engine."""
+        """Load what `save` wrote at the same world size. Raises UserError if it belongs to another model or engine."""
 
     def gathered_state(self) -> dict[str, Tensor]:
-        """Return the trained weights, whole and on the CPU, by their names in `scorer.model`; {} except on rank 0."""
+        """Return the full trained weights on the CPU by their names in `scorer.model`; {} on ranks other than 0."""
 
 
 class AdamWEngine(ABC):
-    """What both engines share: AdamW with torch's defaults, the check of losses, one rank's files."""
+    """The base of both engines: AdamW with torch's defaults, the check for finite losses, and one rank's files."""
 
     def __init__(
         self, scorer: BranchScorer, settings: EngineSettings, optimizer: OptimizerSettings, *, device: torch.device
     ):
         if device.index is not None:
-            # Collectives of Python objects go through the current device, which is the first one by default.
+            # Collectives of Python objects use the current device, which is the first one by default.
             torch.cuda.set_device(device)
         self.scorer = scorer.to(device).train()
         self.settings = settings
@@ -77,11 +79,12 @@ class AdamWEngine(ABC):
         assert self.trained, "nothing to train: every weight is frozen"
         low = [n for n, p in self.trained.items() if p.dtype != torch.float32]
         assert not low, f"trained weights must be float32 (load the base with precision='fp32'): {low[:3]}"
-        # The learning rate comes with every step.
+        # Each step sets the learning rate.
         self.adamw = torch.optim.AdamW(self.trained.values(), lr=0.0, weight_decay=optimizer.weight_decay)
         self._losses_finite = torch.ones((), device=device)
 
     def step(self, lr: float) -> float:
+        """Update the weights once, if all losses since the last update are finite; see Engine.step."""
         self._require_finite_losses()
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -97,34 +100,38 @@ class AdamWEngine(ABC):
 
     @abstractmethod
     def _publish(self) -> None:
-        """Make the model's weights follow the partitions after these were loaded."""
+        """Copy the loaded partitions into the model's weights."""
 
     def _watch(self, loss: Tensor) -> None:
-        # Kept on the device: reading it here would wait for every bin.
+        # Kept on the device: reading it here would wait for the GPU at every bin.
         self._losses_finite = self._losses_finite * torch.isfinite(loss.detach())
 
     def _require_finite_losses(self) -> None:
-        # All ranks must stop together, or the others would wait in the next collective.
+        # All ranks must stop together, or the others would wait forever in the next collective.
         if num_ranks() > 1:
             dist.all_reduce(self._losses_finite, op=dist.ReduceOp.MIN)
         if not self._losses_finite.item():
-            raise NonFiniteError("the loss is infinite or not a number; no weight has changed")
+            raise NonFiniteError("the loss is not finite; no weight has changed")
 
     def save(self, folder: Path) -> None:
+        """Write this rank's weights and AdamW state as one safetensors file."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for i, weights in enumerate(self._partitions()):
             tensors[f"{i}.weights"] = weights
             tensors |= {f"{i}.{key}": value for key, value in self.adamw.state.get(weights, {}).items()}
-        # Partitions may be views of one buffer, which the format refuses: clone them.
+        # Partitions may be views of one buffer, which safetensors refuses, so clone them.
         save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, folder / STATE_NAME)
 
     def load(self, folder: Path) -> None:
+        """Load what `save` wrote. Raises UserError if the shapes differ from this engine's."""
         saved = load_file(folder / STATE_NAME)
         partitions = self._partitions()
-        found = [saved[key].shape for i in range(len(saved)) if (key := f"{i}.weights") in saved]
-        if found != [p.shape for p in partitions]:
-            raise UserError(f"{folder / STATE_NAME}: written for another model, adapter or engine; train with --fresh")
+        saved_shapes = [saved[key].shape for i in range(len(saved)) if (key := f"{i}.weights") in saved]
+        if saved_shapes != [p.shape for p in partitions]:
+            raise UserError(
+                f"{folder / STATE_NAME}: written for another model, adapter or engine; start over with --fresh"
+            )
         for i, weights in enumerate(partitions):
             weights.data.copy_(saved.pop(f"{i}.weights"))
             state = {key.partition(".")[2]: value for key, value in saved.items() if key.startswith(f"{i}.")}
@@ -133,14 +140,16 @@ class AdamWEngine(ABC):
         self._publish()
 
     def gathered_state(self) -> dict[str, Tensor]:
+        """Return the full trained weights on rank 0, and {} on other ranks."""
         if this_rank() != 0:
             return {}
         return {name: weight.detach().cpu().clone() for name, weight in self.trained.items()}
 
 
 def clip_gradients(weights: Iterable[Tensor], max_norm: float) -> float:
-    """Scale gradients to a joint norm of at most `max_norm`; return the norm before. Raises NonFiniteError."""
+    """Scale gradients to a total norm of at most `max_norm`; return the norm before. Raises NonFiniteError if it is not
+    finite."""
     norm = float(torch.nn.utils.clip_grad_norm_(weights, max_norm))
     if not math.isfinite(norm):
-        raise NonFiniteError("a gradient is infinite or not a number; no weight has changed")
+        raise NonFiniteError("a gradient is not finite; no weight has changed")
     return norm

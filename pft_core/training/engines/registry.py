@@ -1,4 +1,4 @@
-"""Training engines by the names that a config uses. A new one is a class that keeps `Engine`, and an entry here."""
+"""Registry of training engines by config name. To add one, write a class that implements `Engine` and an entry here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from pft_core.registry import Registry, refuse_no_code
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """What a config knows of an engine before its code is loaded.
+    """The facts about an engine that are known without loading its code.
 
-    build: a function of (scorer, EngineSettings, OptimizerSettings, device=) that returns the Engine, or its place as
-    "package.module:name". has_whole_gradients: whether every rank can see the gradients of all trained weights.
+    build: a function of (scorer, EngineSettings, OptimizerSettings, device=) that returns the Engine, or its import
+    path as "package.module:name". has_whole_gradients: whether every rank holds the gradients of all trained weights.
     """
 
     build: str | Callable[..., Any]

@@ -1,4 +1,4 @@
-"""What a recipe says of the engine."""
+"""A recipe's settings for the engine."""
 
 from typing import Literal, Self
 
@@ -10,7 +10,7 @@ from pft_core.training.engines.registry import ENGINES, EngineEntry
 
 
 class OptimizerSettings(Settings):
-    """What an engine does with gradients, apart from the learning rate, which comes with every step."""
+    """Optimizer settings of an engine, without the learning rate, which the loop sets at every step."""
 
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: PositiveFloat = 1.0
@@ -18,24 +18,25 @@ class OptimizerSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """Plain torch, or DeepSpeed at a ZeRO stage; DeepSpeed's JSON is derived from this."""
+    """The engine: plain torch, or DeepSpeed at a ZeRO stage. DeepSpeed's JSON config is derived from these settings."""
 
     name: str = "torch"
-    zero_stage: Literal[0, 1, 2, 3] = 2  # of deepspeed
+    zero_stage: Literal[0, 1, 2, 3] = 2  # deepspeed only
 
     @model_validator(mode="after")
     def _zero_is_deepspeeds(self) -> Self:
-        # The default may stand anywhere, since a stored config lists every key; 0 asks for nothing.
-        unasked = (0, type(self).model_fields["zero_stage"].default)
-        if self.zero_stage not in unasked and self.name == "torch":
+        # The default is always accepted, because a stored config lists every key; 0 means no ZeRO.
+        accepted = (0, type(self).model_fields["zero_stage"].default)
+        if self.zero_stage not in accepted and self.name == "torch":
             raise ValueError(
                 f"engine.zero_stage={self.zero_stage} has no effect on engine.name=torch: set engine.name=deepspeed, "
-                "or leave it out"
+                "or remove engine.zero_stage"
             )
         return self
 
     @property
     def entry(self) -> EngineEntry:
+        """The registry entry of the engine."""
         return ENGINES[self.name]
 
     @field_validator("name")

@@ -1,4 +1,4 @@
-"""The engine in plain torch: the reference for every other one."""
+"""The plain torch engine: the reference for all others."""
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from pft_core.training.ranks import num_ranks
 
 
 class TorchEngine(AdamWEngine):
-    """Plain torch: weights on every rank, gradients summed by one all-reduce at the step."""
+    """Plain torch: full weights on every rank, gradients summed by one all-reduce per step."""
 
     def __init__(
         self, scorer: BranchScorer, settings: EngineSettings, optimizer: OptimizerSettings, *, device: torch.device
@@ -28,6 +28,7 @@ class TorchEngine(AdamWEngine):
         return logps
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of the loss; ranks exchange gradients only at the step."""
         self._watch(loss)
         loss.backward()
 

@@ -65,7 +65,7 @@ def test_candidates_are_options_or_non_empty_subsets() -> None:
 
 
 @pytest.mark.parametrize("style", [LETTER, OPTION])
-def test_a_candidates_labels_are_its_answer_and_the_prefix_is_the_prompt(tokenizer, style) -> None:
+def test_a_candidates_labels_are_its_answer_and_its_prefix_is_the_prompt(tokenizer, style) -> None:
     for question, example in zip(
         QUESTIONS, encode_options(QUESTIONS, tokenizer=tokenizer, settings=settings(style)), strict=True
     ):
@@ -78,11 +78,11 @@ def test_a_candidates_labels_are_its_answer_and_the_prefix_is_the_prompt(tokeniz
 
 
 @pytest.mark.parametrize("style", [LETTER, OPTION])
-def test_likelihood_chooses_what_the_plain_forward_prefers(tokenizer, model, style) -> None:
+def test_likelihood_chooses_the_answer_that_a_plain_forward_prefers(tokenizer, model, style) -> None:
     answer = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer)
     for question, chosen in zip(QUESTIONS, answer(QUESTIONS, settings=settings(style)), strict=True):
         prompt, answers = texts_of(question, style)
-        # Letters: the whole answer's log-probability. Options: per label token.
+        # Letters: the sum over the answer. Options: the mean per label token.
         scores = [plain_score(model, tokenizer, prompt, text, mean=style is OPTION) for text in answers]
         assert chosen == frozenset(candidates(question)[scores.index(max(scores))])
 
@@ -106,7 +106,7 @@ def test_free_responses_are_scored_per_token_in_every_style(tokenizer, model) ->
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 700, 100_000])
-def test_scores_do_not_depend_on_how_questions_are_batched(tokenizer, model, tokens_per_batch) -> None:
+def test_scores_do_not_depend_on_batching(tokenizer, model, tokens_per_batch) -> None:
     examples = encode_options(QUESTIONS, tokenizer=tokenizer, settings=settings())
     scorer = BranchScorer(model)
     alone = [score_branches([example], scorer=scorer, tokens_per_batch=4096)[0] for example in examples]
@@ -116,16 +116,16 @@ def test_scores_do_not_depend_on_how_questions_are_batched(tokenizer, model, tok
 
 
 def fixed(answers: dict):
-    """An answerer that gives the named option under each side."""
+    """Return an answerer that always gives the option of the question's side."""
     return lambda questions: [frozenset({answers[q.side]}) for q in questions]
 
 
 def test_items_become_outcomes_and_the_base_answers_without_a_condition() -> None:
     items = [(record(1), "one"), (record(2), "all")]
-    base_asked = []
+    base_questions = []
 
     def base(questions):
-        base_asked.extend(questions)
+        base_questions.extend(questions)
         return [frozenset({2}) for _ in questions]
 
     one, every = ask(items, fixed({0: 0, 1: 1, None: 2}), base)
@@ -134,7 +134,7 @@ def test_items_become_outcomes_and_the_base_answers_without_a_condition() -> Non
     assert one.chosen == ({0}, {1})
     assert (one.unconditioned, one.base_unconditioned) == ({2}, {2})
     assert (every.chosen, every.unconditioned, every.base_unconditioned) == (({0}, {1}), None, None)
-    assert base_asked == [Question(record(1), "one", None)]
+    assert base_questions == [Question(record(1), "one", None)]
 
 
 def test_a_policy_without_training_is_its_own_base() -> None:
@@ -172,7 +172,7 @@ def test_generation_does_not_depend_on_left_padding(tokenizer, model) -> None:
     assert len({tuple(ids) for ids in together}) > 1
 
 
-def test_generation_continues_the_prompt_that_was_trained(tokenizer, monkeypatch) -> None:
+def test_generation_continues_the_training_prompt(tokenizer, monkeypatch) -> None:
     seen = {}
 
     def echo(prompts, **_):
@@ -189,11 +189,11 @@ def test_generation_continues_the_prompt_that_was_trained(tokenizer, monkeypatch
         assert prompt.tolist() == tokenizer(texts_of(question, LETTER)[0])["input_ids"]
 
 
-def test_generation_rejects_what_it_cannot_ask_and_leaves_noise_unparsed(tokenizer, model) -> None:
+def test_generation_rejects_unaskable_questions_and_leaves_noise_unparsed(tokenizer, model) -> None:
     questions = [Question(record(1), "one", 0), Question(FREE, "one", 0), Question(record(1), "one", 1)]
     tight = settings(max_length=8 + 60)
     first, free, last = by_generation(questions, model=model, tokenizer=tokenizer, settings=settings())
-    assert (first, free.reason, last) == (None, "no_listed_options", None)  # random weights write noise
+    assert (first, free.reason, last) == (None, "no_listed_options", None)  # random weights generate noise
     overlong = by_generation(questions[:1], model=model, tokenizer=tokenizer, settings=tight)[0]
     assert (overlong.reason, overlong.key_path) == ("overlong", "scenario")
 
@@ -209,13 +209,13 @@ def test_generation_rejects_what_it_cannot_ask_and_leaves_noise_unparsed(tokeniz
         ("all", OPTION, '{"choices": ["A"]}', None),
     ],
 )
-def test_a_reply_is_read_as_form_and_style_demand(form, style, reply, choice) -> None:
+def test_a_reply_is_parsed_according_to_form_and_style(form, style, reply, choice) -> None:
     options = record().options
     reply = reply.replace("{first}", options[0].text).replace("{last}", options[2].text)
     assert read_reply(reply, Question(record(), form, 0), style) == choice
 
 
-def test_a_reply_does_not_depend_on_longer_prompts_where_positions_follow_the_length(tokenizer, tmp_path) -> None:
+def test_a_reply_does_not_depend_on_longer_prompts_if_positions_follow_the_length(tokenizer, tmp_path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

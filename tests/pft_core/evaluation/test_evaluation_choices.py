@@ -26,7 +26,7 @@ OPTIONS = ["Sell  the boat now.", "Wait for spring.", "Ask a friend."]
         "{\u201cchoice\u201d: \u2018B\u2019}",
     ],
 )
-def test_one_object_with_one_letter_is_read(output: str) -> None:
+def test_one_object_with_one_letter_is_parsed(output: str) -> None:
     assert parse_choice(output, 3) == 1
 
 
@@ -80,7 +80,7 @@ def test_anything_else_is_unparsed(output: str) -> None:
         ("A, B", None),
     ],
 )
-def test_a_list_of_letters_is_read_as_a_set_or_not_at_all(output: str, choices: set[int] | None) -> None:
+def test_a_list_of_letters_is_parsed_as_a_set_or_not_at_all(output: str, choices: set[int] | None) -> None:
     assert parse_choices(output, 3) == choices
 
 
@@ -88,7 +88,7 @@ def test_a_list_of_letters_is_read_as_a_set_or_not_at_all(output: str, choices: 
     "output",
     ["{" * 50_000, '{"choice": ["' + "[" * 50_000, '{"choice": "' + "\\" * 50_000, "{" + '"a": 1, ' * 50_000 + "!}"],
 )
-def test_a_hostile_reply_costs_linear_time(output: str) -> None:
+def test_a_hostile_reply_takes_linear_time(output: str) -> None:
     started = time.perf_counter()
     assert parse_choice(output, 3) is None
     assert time.perf_counter() - started < 1
@@ -100,27 +100,27 @@ def test_code_in_a_reply_is_never_run(tmp_path) -> None:
     assert not trap.exists()
 
 
-def test_an_option_is_read_by_its_whole_text_white_space_aside() -> None:
+def test_an_option_is_parsed_by_its_full_text_ignoring_white_space() -> None:
     assert parse_option(" Sell the\nboat  now.\n", OPTIONS) == 0
     assert parse_option("Wait for spring", OPTIONS) is None
     assert parse_option("wait for spring.", OPTIONS) is None
     assert parse_option("", OPTIONS) is None
 
 
-def test_options_are_read_one_a_line() -> None:
+def test_options_are_parsed_one_per_line() -> None:
     assert parse_options("Ask a friend.\n\n Sell the boat now.", OPTIONS) == {0, 2}
     assert parse_options("Ask a friend. Wait for spring.", OPTIONS) is None
     assert parse_options("Ask a friend.\nI think so.", OPTIONS) is None
     assert parse_options(" \n", OPTIONS) is None
 
 
-def test_one_is_right_when_the_option_is_gold() -> None:
+def test_one_is_right_if_the_option_is_gold() -> None:
     chosen = [*(frozenset({option}) for option in (0, 1, 2)), None]
     outcomes = [Outcome("i", "s", "Risk", "one", (0, 1, 0), (choice, None)) for choice in chosen]
     assert [right(outcome, 0) for outcome in outcomes] == [(1, 1), (0, 1), (1, 1), (0, 1)]
 
 
-def test_all_gives_the_share_found_unless_an_option_is_wrong() -> None:
+def test_all_gives_the_share_of_gold_unless_an_option_is_wrong() -> None:
     gold = frozenset({0, 2, 3})
     assert score_all(frozenset({0, 2, 3}), gold) == 1
     assert score_all(frozenset({2}), gold) == 1 / 3

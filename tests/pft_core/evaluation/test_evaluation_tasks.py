@@ -25,13 +25,13 @@ def as_choice(options):
 ONE = [
     one("a", (0, 1), 0, 1, 0, 0),  # 0 1 0 0: right, right; flips
     one("b", (1, 0), 1, 1, 1, 0),  # 0 0 0 1: right, wrong
-    one("c", (0, 1, 1), 1, 0, 2, 1),  # 1 0 1 1: wrong, wrong; flips the wrong way round
+    one("c", (0, 1, 1), 1, 0, 2, 1),  # 1 0 1 1: wrong, wrong; flips in the wrong direction
     one("d", (1, 1, 0), None, 0, None, 0),  # - 1 - 1: unparsed, right
 ]
 ALL = [
     every("a", (0, 1, 0), {0, 2}, {1}),  # gold {0, 2} and {1}: 1, 1
-    every("b", (1, 1, 0), {0, 1, 2}, {0}),  # gold {2} and {0, 1}: a wrong option 0, half found 0.5
-    every("c", (0, 1), None, {0}),  # gold {0} and {1}: unparsed 0, wrong 0
+    every("b", (1, 1, 0), {0, 1, 2}, {0}),  # gold {2} and {0, 1}: a wrong option gives 0, half of gold 0.5
+    every("c", (0, 1), None, {0}),  # gold {0} and {1}: unparsed gives 0, wrong gives 0
 ]
 
 
@@ -52,7 +52,8 @@ def test_rows_have_exactly_the_reports_keys() -> None:
 @pytest.mark.parametrize(
     ("metric", "pole", "value", "position_baseline", "unparsed"),
     [
-        # Always the first option is of side 0 in a, c; always the second is of side 1 in a, c, d; they differ but in d.
+        # Baseline: the first option has side 0 in a and c, the second has side 1 in a, c and d; their sides differ
+        # except in d.
         ("one", "Bold", 2 / 4, 2 / 4, 1 / 4),  # a, b
         ("one", "Careful", 2 / 4, 3 / 4, 0),  # a, d
         ("both_right", None, 1 / 4, 2 / 4, 1 / 8),  # a; one of 8 replies is unparsed
@@ -90,17 +91,17 @@ def test_metrics_of_all(metric, pole, value, position_baseline) -> None:
     assert row["unparsed"] == (1 / 3 if pole == "Bold" else 0)
 
 
-def test_leak_is_a_size() -> None:
-    # The base shows the first pole always, the policy never: 0 - 1 = -1.
+def test_leak_is_an_absolute_value() -> None:
+    # The base always shows the first pole, the policy never does: 0 - 1 = -1.
     assert rows_of([one("a", (0, 1), 0, 1, 1, 0)])["leak", None]["value"] == 1
 
 
-def test_only_what_was_asked_has_rows() -> None:
+def test_only_metrics_of_the_form_asked_have_rows() -> None:
     assert {metric for metric, _ in rows_of(ONE)} == {"one", "both_right", "flip", "leak"}
     assert {metric for metric, _ in rows_of(ALL)} == {"all", "precision", "recall", "f1"}
 
 
-def test_trained_poles_are_named_where_known() -> None:
+def test_trained_poles_are_marked_if_known() -> None:
     outcomes = [*ONE, one("e", (0, 1), 0, 1, axis="Pace")]
     rows = report_rows(outcomes, policy="p", space=SPACE, trained_poles={"Risk": {0}})
     trained = {(row["axis"], row["pole"]): row["trained_pole"] for row in rows}
@@ -128,6 +129,6 @@ def test_items_of_one_scenario_are_resampled_together() -> None:
     assert (row["low"], row["value"], row["high"]) == (0.5, 0.5, 0.5)
 
 
-def test_an_outcome_survives_its_json() -> None:
+def test_an_outcome_survives_a_json_round_trip() -> None:
     for outcome in ONE + ALL:
         assert Outcome.from_json(outcome.to_json()) == outcome

@@ -1,4 +1,4 @@
-"""Outcomes in a file: what is read is what was written, and anything else is named."""
+"""Files of outcomes: they read back as written, and anything else is an error that names the file."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ OUTCOMES = [
 ]
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+def test_outcomes_read_back_as_written(tmp_path: Path) -> None:
     assert read_outcomes(write_outcomes(tmp_path, OUTCOMES)) == OUTCOMES
 
 
 def test_a_file_without_outcomes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"outcomes\.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"outcomes\.jsonl: the outcomes of the run are missing"):
         read_outcomes(tmp_path / "outcomes.jsonl")
     for text in ("[1]\n", "{}\n", '{"cut": \n'):
         (tmp_path / "outcomes.jsonl").write_text(text)
-        with pytest.raises(UserError, match=r"outcomes\.jsonl: not outcomes"):
+        with pytest.raises(UserError, match=r"outcomes\.jsonl: not a file of outcomes"):
             read_outcomes(tmp_path / "outcomes.jsonl")

@@ -1,4 +1,4 @@
-"""Two goals: front, area and knee by hand, and what holds for any points."""
+"""Pareto front, hypervolume and knee: values by hand, and properties of any points."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pft_core.evaluation.pareto import Point, front, hypervolume, knee
 
-# Whole numbers: their sums and products are exact, so that the properties are too.
+# Integers: their sums and products are exact, so the properties hold exactly.
 POINTS = st.lists(st.tuples(st.integers(-2, 8), st.integers(-2, 8)), max_size=12)
 
 
@@ -18,7 +18,7 @@ def at_least(one: Point, other: Point) -> bool:
 
 
 def test_the_front_by_hand() -> None:
-    # (2, 2) lies below (3, 3); (1, 5) equals (1, 6) in one goal and is below in the other.
+    # (3, 3) dominates (2, 2), and (1, 6) dominates (1, 5).
     points = [(5, 1), (2, 2), (1, 5), (3, 3), (1, 6)]
     assert front(points) == [4, 3, 0]
 
@@ -37,7 +37,7 @@ def test_no_points_have_no_front() -> None:
 
 
 @given(POINTS)
-def test_the_front_dominates_all_points_and_none_of_its_own(points: list[Point]) -> None:
+def test_the_front_dominates_all_other_points_and_none_of_its_own(points: list[Point]) -> None:
     kept = front(points)
     assert all(any(at_least(points[i], point) for i in kept) for point in points)
     assert not any(at_least(points[i], points[j]) for i in kept for j in kept if i != j)
@@ -52,7 +52,7 @@ def test_the_area_by_hand() -> None:
     # Columns up to 1, 3 and 5, of heights 6, 3 and 1: 1 * 6 + 2 * 3 + 2 * 1.
     points = [(5, 1), (2, 2), (1, 5), (3, 3), (1, 6)]
     assert hypervolume(points) == 14
-    # From (2, 1) on: up to 3 of height 3 - 1; (5, 1) is no higher than the reference, and (1, 6) is left of it.
+    # Above (2, 1): a column up to 3 of height 3 - 1; (5, 1) is no higher than the reference, and (1, 6) is left of it.
     assert hypervolume(points, (2, 1)) == 2
 
 
@@ -68,7 +68,7 @@ def test_points_not_above_the_reference_cover_nothing(point: Point) -> None:
 
 
 @given(POINTS, st.tuples(st.integers(-2, 8), st.integers(-2, 8)))
-def test_another_point_never_lowers_the_area(points: list[Point], point: Point) -> None:
+def test_adding_a_point_never_lowers_the_area(points: list[Point], point: Point) -> None:
     assert hypervolume([*points, point]) >= hypervolume(points)
 
 
@@ -87,17 +87,17 @@ def test_the_knee_by_hand() -> None:
     assert knee([(0, 4), (2, 3.5), (6, 3), (7, 2), (8, 0)]) == 2
 
 
-def test_goals_of_unequal_size_count_alike() -> None:
+def test_goals_of_unequal_scale_count_equally() -> None:
     # Ends (0, 1) and (100, 0). Scaled: (60, 0.5) -> 0.6 + 0.5 = 1.1; (20, 0.95) -> 0.2 + 0.95 = 1.15.
     assert knee([(0, 1), (20, 0.95), (60, 0.5), (100, 0)]) == 1
 
 
-def test_dominated_points_are_no_knee_and_indices_are_those_given() -> None:
-    # The knee (3, 3) covers (2, 2).
+def test_dominated_points_are_no_knee_and_the_index_refers_to_the_input() -> None:
+    # The knee (3, 3) dominates (2, 2).
     assert knee([(2, 2), (4, 0), (3, 3), (0, 4)]) == 2
 
 
-def test_of_two_equally_far_the_one_with_the_better_worse_goal_is_the_knee() -> None:
+def test_of_tied_points_the_one_with_the_larger_minimum_is_the_knee() -> None:
     # Ends (0, 1) and (1, 0); (0.5, 0.9) and (0.8, 0.6) are both 0.4 above the line; the smaller goals are 0.5 and 0.6.
     assert knee([(0, 1), (0.5, 0.9), (0.8, 0.6), (1, 0)]) == 2
     assert knee([(1, 0), (0.6, 0.8), (0.9, 0.5), (0, 1)]) == 1
@@ -113,8 +113,8 @@ def test_of_two_equally_far_the_one_with_the_better_worse_goal_is_the_knee() -> 
         [(0, 1), (1, 0)],
         [(0, 1), (0.5, 0.6), (0.5, 0.6), (1, 1)],  # (1, 1) is the whole front
         [(0.1, 0.7), (0.4, 0.4), (0.7, 0.1)],  # on the line; 0.5 + 0.5 - 1 comes out as 2e-16
-        [(0, 1), (0.4, 0.4), (1, 0)],  # a dent
+        [(0, 1), (0.4, 0.4), (1, 0)],  # a front that bends inward
     ],
 )
-def test_few_points_a_line_and_a_dent_have_no_knee(points: list[Point]) -> None:
+def test_few_points_a_line_and_an_inward_bend_have_no_knee(points: list[Point]) -> None:
     assert knee(points) is None

@@ -1,4 +1,4 @@
-"""Steering: directions equal plain hidden states, and are added where the docstring says, and nowhere else."""
+"""Steering: directions equal differences of plain hidden states, and are added only at the documented positions."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -76,7 +76,7 @@ def logps(scorer, tokenizer) -> list[list[float]]:
 
 
 def ids_of(tokenizer, item, chosen) -> tuple[list[int], list[int]]:
-    """Prompt and answer ids of a demonstration without a condition, rendered and tokenised by themselves."""
+    """Return prompt and answer ids of a demonstration without a condition, rendered and tokenized separately."""
     prompt = render_prompt(item, side=None, form="one", style=ASKING.style, space=SPACE).text
     answer = render_answer(item, chosen, form="one", style=ASKING.style)
     return tokenizer(prompt)["input_ids"], [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
@@ -86,7 +86,7 @@ def ids_of(tokenizer, item, chosen) -> tuple[list[int], list[int]]:
 def test_a_direction_is_the_mean_difference_of_plain_hidden_states(model, tokenizer, tokens_per_batch) -> None:
     settings = replace(ASKING, tokens_per_batch=tokens_per_batch)
     got = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=settings, layers=(0, 1))
-    model.model.norm = nn.Identity()  # transformers norms the last of its hidden states
+    model.model.norm = nn.Identity()  # transformers normalizes the last of its hidden states
     want = {"Risk": torch.zeros(2, HIDDEN), "Pace": torch.zeros(2, HIDDEN)}
     for item in RECORDS:
         for side, sign in ((0, 1), (1, -1)):
@@ -103,18 +103,18 @@ def test_a_direction_is_the_mean_difference_of_plain_hidden_states(model, tokeni
         assert want[axis].abs().max() > 0.01
 
 
-def test_layers_come_in_the_order_asked_and_axes_without_records_are_left_out(model, tokenizer) -> None:
+def test_layers_come_in_the_requested_order_and_axes_without_records_are_omitted(model, tokenizer) -> None:
     got = contrast_vectors(RECORDS[:3], model=model, tokenizer=tokenizer, settings=ASKING, layers=(1, 0))
     want = contrast_vectors(RECORDS[:3], model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
     assert list(got) == ["Risk"]
     assert torch.equal(got["Risk"], want["Risk"].flip(0))
 
 
-def test_overlong_records_give_no_direction_and_are_counted(model, tokenizer, caplog) -> None:
+def test_overlong_records_are_left_out_and_counted(model, tokenizer, caplog) -> None:
     long = paired_example("Pace", "town " * 600, UNEQUAL)
     got = contrast_vectors([record(), long], model=model, tokenizer=tokenizer, settings=ASKING, layers=(0,))
     assert list(got) == ["Risk"]
-    assert "1 of 2 records are overlong" in caplog.text
+    assert "leave out 1 of 2 records" in caplog.text
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -129,7 +129,7 @@ def test_the_vector_is_added_from_the_last_prompt_token_on(model, scorer, tokeni
 
 
 def plain_score(model, prompt, answer, *, layer, added, start) -> float:
-    """One unpadded row; what is added is written out place by place."""
+    """Score one unpadded row with the vector added position by position."""
     offsets = torch.zeros(len(prompt) + len(answer), HIDDEN)
     offsets[start:] = added
     handle = model.model.layers[layer].register_forward_hook(lambda _m, _i, hidden: hidden + offsets)
@@ -140,7 +140,7 @@ def plain_score(model, prompt, answer, *, layer, added, start) -> float:
 
 
 @pytest.mark.parametrize(("scale", "multiplier"), [(0.0, 2.0), (1.0, 0.0)])
-def test_nothing_added_changes_no_bit(scorer, tokenizer, scale, multiplier) -> None:
+def test_adding_a_zero_vector_leaves_scores_bitwise_equal(scorer, tokenizer, scale, multiplier) -> None:
     before = logps(scorer, tokenizer)
     with steered(scorer, scale * direction(), layer=0, multiplier=multiplier):
         assert logps(scorer, tokenizer) == before
@@ -148,14 +148,14 @@ def test_nothing_added_changes_no_bit(scorer, tokenizer, scale, multiplier) -> N
         assert logps(scorer, tokenizer) != before
 
 
-def test_the_opposite_vector_with_the_opposite_sign_is_the_same(scorer, tokenizer) -> None:
+def test_a_negated_vector_with_a_negated_multiplier_gives_the_same_scores(scorer, tokenizer) -> None:
     with steered(scorer, direction(), layer=0, multiplier=-0.7):
         subtracted = logps(scorer, tokenizer)
     with steered(scorer, -direction(), layer=0, multiplier=0.7):
         assert logps(scorer, tokenizer) == subtracted
 
 
-def test_hooks_are_gone_after_the_context_also_when_it_fails(scorer, tokenizer) -> None:
+def test_hooks_are_removed_after_the_context_even_if_it_fails(scorer, tokenizer) -> None:
     before = logps(scorer, tokenizer)
     with pytest.raises(RuntimeError, match="halfway"), steered(scorer, direction(), layer=0, multiplier=9.0):
         raise RuntimeError("halfway")
@@ -163,7 +163,7 @@ def test_hooks_are_gone_after_the_context_also_when_it_fails(scorer, tokenizer) 
     assert logps(scorer, tokenizer) == before
 
 
-def test_reading_directions_leaves_no_hook_either(model, tokenizer) -> None:
+def test_computing_directions_leaves_no_hooks(model, tokenizer) -> None:
     contrast_vectors(RECORDS[:1], model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -185,16 +185,24 @@ def test_a_scorer_that_shares_prefixes_is_refused(model) -> None:
         pass
 
 
-def steering_answers(questions, scorer, tokenizer, made, *, layer=0, multiplier=1.0):
+def steering_answers(questions, scorer, tokenizer, steering_vectors, *, layer=0, multiplier=1.0):
     return by_steering(
-        questions, scorer=scorer, tokenizer=tokenizer, settings=ASKING, vectors=made, layer=layer, multiplier=multiplier
+        questions,
+        scorer=scorer,
+        tokenizer=tokenizer,
+        settings=ASKING,
+        vectors=steering_vectors,
+        layer=layer,
+        multiplier=multiplier,
     )
 
 
-def test_each_side_is_the_unconditioned_question_steered_its_way(scorer, tokenizer) -> None:
-    made = vectors(1, 0, Risk=torch.stack([direction(9), direction(0)]), Pace=torch.stack([direction(9), direction(1)]))
+def test_each_side_is_the_unconditioned_question_steered_to_it(scorer, tokenizer) -> None:
+    steering_vectors = vectors(
+        1, 0, Risk=torch.stack([direction(9), direction(0)]), Pace=torch.stack([direction(9), direction(1)])
+    )
     questions = [Question(r, form, side) for r in RECORDS for form in ("one", "all") for side in (0, 1, None)]
-    got = steering_answers(questions, scorer, tokenizer, made, multiplier=3.0)
+    got = steering_answers(questions, scorer, tokenizer, steering_vectors, multiplier=3.0)
     for question, answer in zip(questions, got, strict=True):
         own = direction({"Risk": 0, "Pace": 1}[question.record.axis])
         bare = [replace(question, side=None)]
@@ -213,44 +221,46 @@ def test_no_question_states_its_condition(monkeypatch) -> None:
     assert asked == [QUESTIONS[0]] * 3
 
 
-def test_exchanging_the_poles_exchanges_the_answers(scorer, tokenizer) -> None:
+def test_negating_the_vectors_swaps_the_answers_of_the_poles(scorer, tokenizer) -> None:
     items = [(r, "one") for r in RECORDS[:4]]
-    made, mirrored = (vectors(0, Risk=sign * direction()[None]) for sign in (1, -1))
-    one = ask(items, lambda qs: steering_answers(qs, scorer, tokenizer, made, multiplier=3.0), None)
+    steering_vectors, mirrored = (vectors(0, Risk=sign * direction()[None]) for sign in (1, -1))
+    one = ask(items, lambda qs: steering_answers(qs, scorer, tokenizer, steering_vectors, multiplier=3.0), None)
     other = ask(items, lambda qs: steering_answers(qs, scorer, tokenizer, mirrored, multiplier=3.0), None)
     assert [o.chosen for o in one] == [o.chosen[::-1] for o in other]
     assert [o.unconditioned for o in one] == [o.unconditioned for o in other]
     assert any(o.chosen[0] != o.chosen[1] for o in one)
 
 
-def test_what_cannot_be_steered_is_refused_with_its_name(scorer, model, tokenizer) -> None:
-    made = vectors(0, 5, Risk=torch.zeros(2, HIDDEN))
+def test_unknown_axes_and_layers_are_errors_that_name_them(scorer, model, tokenizer) -> None:
+    steering_vectors = vectors(0, 5, Risk=torch.zeros(2, HIDDEN))
     with pytest.raises(UserError, match="axis 'Pace' has no steering vector"):
-        steering_answers(QUESTIONS, scorer, tokenizer, made)
-    with pytest.raises(UserError, match=r"layer=1 has no steering vector: layers \[0, 5\] were read"):
-        steering_answers(QUESTIONS[:1], scorer, tokenizer, made, layer=1)
+        steering_answers(QUESTIONS, scorer, tokenizer, steering_vectors)
+    with pytest.raises(UserError, match=r"layer=1 has no steering vector: use one of the layers \[0, 5\]"):
+        steering_answers(QUESTIONS[:1], scorer, tokenizer, steering_vectors, layer=1)
     with pytest.raises(UserError, match="layer=5 does not exist: the model has layers 0 to 1"):
-        steering_answers(QUESTIONS[:1], scorer, tokenizer, made, layer=5)
+        steering_answers(QUESTIONS[:1], scorer, tokenizer, steering_vectors, layer=5)
     with pytest.raises(UserError, match="layer=-1 does not exist"):
         contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=ASKING, layers=(-1,))
 
 
-def test_saved_vectors_come_back_as_they_were(tmp_path) -> None:
-    made = vectors(1, 0, Pace=torch.stack([direction(2), direction(3)]), Risk=torch.stack([direction(), direction(1)]))
-    file = made.save(tmp_path / "caa.safetensors")
+def test_saved_vectors_load_unchanged(tmp_path) -> None:
+    steering_vectors = vectors(
+        1, 0, Pace=torch.stack([direction(2), direction(3)]), Risk=torch.stack([direction(), direction(1)])
+    )
+    file = steering_vectors.save(tmp_path / "caa.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["caa.safetensors"]
     loaded = SteeringVectors.load(file, template_digest="words", base_digest="base")
-    assert (loaded.layers, list(loaded.by_axis)) == (made.layers, ["Pace", "Risk"])
+    assert (loaded.layers, list(loaded.by_axis)) == (steering_vectors.layers, ["Pace", "Risk"])
     assert (loaded.template_digest, loaded.base_digest) == ("words", "base")
     assert torch.equal(loaded.direction("Risk", 0), direction(1))
     assert torch.equal(loaded.direction("Pace", 1), direction(2))
 
 
-def test_vectors_of_another_wording_or_base_are_refused(tmp_path) -> None:
+def test_vectors_of_another_prompt_template_or_base_are_refused(tmp_path) -> None:
     file = vectors(0, Risk=direction()[None]).save(tmp_path / "caa.safetensors")
-    with pytest.raises(UserError, match=r"another wording .*: words, not other"):
+    with pytest.raises(UserError, match=r"another prompt template \(digest words, not other\)"):
         SteeringVectors.load(file, template_digest="other", base_digest="base")
-    with pytest.raises(UserError, match=r"another base model .*: base, not other"):
+    with pytest.raises(UserError, match=r"another base model \(digest base, not other\)"):
         SteeringVectors.load(file, template_digest="words", base_digest="other")
 
 
@@ -261,12 +271,12 @@ def test_a_file_without_vectors_is_refused(tmp_path, content) -> None:
         file.write_text("not tensors")
     if content == "tensors":
         save_file({"Risk": torch.zeros(1, 2)}, file)
-    with pytest.raises(UserError, match="no steering vectors there"):
+    with pytest.raises(UserError, match="not a file of steering vectors"):
         SteeringVectors.load(file, template_digest="words", base_digest="base")
 
 
-def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_layer(monkeypatch) -> None:
-    # Right answers among the first pole's three questions; the second pole's are always wrong.
+def test_a_sweep_picks_the_best_then_the_smaller_multiplier_then_the_earlier_layer(monkeypatch) -> None:
+    # The number of right answers to the first pole's three questions; the second pole's are always wrong.
     right = {(0, 0.5): 1, (1, 0.5): 2, (0, 1.0): 2, (1, 1.0): 2, (0, 2.0): 3, (1, 2.0): 3}
 
     def answers(questions, *, layer, multiplier, **_):
@@ -281,7 +291,7 @@ def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_lay
 
     monkeypatch.setattr(steering, "by_steering", answers)
 
-    def found(*multipliers):
+    def sweep_over(*multipliers):
         return sweep(
             [record(i) for i in range(3)],
             scorer=None,
@@ -291,8 +301,8 @@ def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_lay
             multipliers=multipliers,
         )
 
-    # 3 of 6 questions are right with multiplier 2, in both layers: the earlier one.
-    best, table = found(1.0, 2.0)
+    # 3 of 6 questions are right with multiplier 2 in both layers: the earlier layer wins.
+    best, table = sweep_over(1.0, 2.0)
     assert best == SweepPoint(0, 2.0, 0.5)
     assert table == [
         SweepPoint(1, 1.0, 1 / 3),
@@ -300,8 +310,8 @@ def test_a_sweep_takes_the_best_then_the_smaller_multiplier_then_the_earlier_lay
         SweepPoint(0, 1.0, 1 / 3),
         SweepPoint(0, 2.0, 0.5),
     ]
-    # 2 of 6 with multiplier 1 in both layers, and with 0.5 in the later one: the smaller multiplier.
-    assert found(1.0, 0.5)[0] == SweepPoint(1, 0.5, 1 / 3)
+    # 2 of 6 with multiplier 1 in both layers, and with 0.5 in the later layer: the smaller multiplier wins.
+    assert sweep_over(1.0, 0.5)[0] == SweepPoint(1, 0.5, 1 / 3)
 
 
 def test_the_mean_is_over_axes_and_rejected_questions_do_not_count() -> None:
@@ -312,18 +322,20 @@ def test_the_mean_is_over_axes_and_rejected_questions_do_not_count() -> None:
     # Risk: right under 1 (one of two that count), wrong under 1; Pace: wrong under 0 -> (1/2 + 0) / 2.
     answers = [reject, right, wrong, frozenset({pace.of_side(1)[0]})]
     assert mean_one(questions, answers) == 0.25
-    with pytest.raises(UserError, match="no validation record"):
+    with pytest.raises(UserError, match="every validation record was rejected"):
         mean_one(questions[:1], answers[:1])
 
 
-def test_sweeping_end_to_end_scores_what_asking_scores(scorer, model, tokenizer) -> None:
-    found = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
-    made = SteeringVectors((0, 1), found, "words", "base")
+def test_a_sweeps_scores_equal_those_of_asking_directly(scorer, model, tokenizer) -> None:
+    directions = contrast_vectors(RECORDS, model=model, tokenizer=tokenizer, settings=ASKING, layers=(0, 1))
+    steering_vectors = SteeringVectors((0, 1), directions, "words", "base")
     best, table = sweep(
-        RECORDS, scorer=scorer, tokenizer=tokenizer, settings=ASKING, vectors=made, multipliers=[1.0, 4.0]
+        RECORDS, scorer=scorer, tokenizer=tokenizer, settings=ASKING, vectors=steering_vectors, multipliers=[1.0, 4.0]
     )
     assert [(p.layer, p.multiplier) for p in table] == [(0, 1.0), (0, 4.0), (1, 1.0), (1, 4.0)]
     assert best.one == max(p.one for p in table)
     questions = [Question(r, "one", side) for r in RECORDS for side in (0, 1)]
-    answers = steering_answers(questions, scorer, tokenizer, made, layer=best.layer, multiplier=best.multiplier)
+    answers = steering_answers(
+        questions, scorer, tokenizer, steering_vectors, layer=best.layer, multiplier=best.multiplier
+    )
     assert mean_one(questions, answers) == best.one

@@ -1,4 +1,4 @@
-"""Tasks from outside: items, replies, scores, and the rows of them."""
+"""Tasks of a plugin: items, replies, scores and report rows."""
 
 import json
 
@@ -23,11 +23,11 @@ TWO = ("yes", "no")
 
 def rows_of(replies, **changes) -> list[dict]:
     items = [TaskItem(f"i{n}", "p", answers, gold, **changes) for n, (answers, gold, _) in enumerate(replies)]
-    found = [scored(TASK, item, reply) for item, (*_, reply) in zip(items, replies, strict=True)]
-    return task_rows("own", found, policy="p", space=SPACE, trained_poles={"Risk": {1}})
+    replies_with_scores = [scored(TASK, item, reply) for item, (*_, reply) in zip(items, replies, strict=True)]
+    return task_rows("own", replies_with_scores, policy="p", space=SPACE, trained_poles={"Risk": {1}})
 
 
-def test_a_row_has_the_reports_keys_and_what_the_first_answer_would_score() -> None:
+def test_a_row_has_the_reports_keys_and_the_position_baseline() -> None:
     (row,) = rows_of([(TWO, 0, (0,)), (TWO, 1, (0,)), (TWO, 0, (0,)), (TWO, 0, (1,))])
     low, high = row.pop("low"), row.pop("high")
     assert row == {
@@ -37,16 +37,16 @@ def test_a_row_has_the_reports_keys_and_what_the_first_answer_would_score() -> N
     assert 0 <= low < 0.5 < high <= 1
 
 
-def test_what_cannot_be_read_counts_as_wrong_and_is_told() -> None:
+def test_unparsed_replies_count_as_wrong_and_are_reported() -> None:
     (row,) = rows_of([((), "a", "a"), ((), "b", "?")])
     assert (row["value"], row["unparsed"], row["position_baseline"]) == (1 / 2, 1 / 2, None)
 
 
-def test_equal_answers_count_as_their_mean() -> None:
+def test_tied_answers_give_their_mean_score() -> None:
     assert rows_of([(TWO, 0, (0, 1)), (TWO, 0, (0,))])[0]["value"] == 0.75
 
 
-def test_items_of_a_pole_have_a_row_of_it() -> None:
+def test_items_of_a_pole_have_a_row_for_it() -> None:
     (row,) = rows_of([(TWO, 0, (0,)), (TWO, 0, (1,))], axis="Risk", side=1)
     assert (row["axis"], row["pole"], row["trained_pole"]) == ("Risk", "Careful", True)
     with pytest.raises(UserError, match="no axis 'Rsk'"):
@@ -58,18 +58,18 @@ def test_items_of_one_scenario_are_drawn_together() -> None:
     assert (row["low"], row["value"], row["high"]) == (0.5, 0.5, 0.5)
 
 
-def test_the_likeliest_answer_is_so_by_its_mean_token() -> None:
+def test_the_likeliest_answer_has_the_highest_mean_per_token() -> None:
     example = tree("x", [[1], [1], [1]], [[5, 6], [7], [8]], sides=(0, 1, 2))
-    assert likeliest(example, np.array([-3, -2, -2.5], dtype=np.float32)) == (0,)  # -1.5 a token
+    assert likeliest(example, np.array([-3, -2, -2.5], dtype=np.float32)) == (0,)  # -1.5 per token
     assert likeliest(example, np.array([-4, -2, -2.0], dtype=np.float32)) == (0, 1, 2)
 
 
-def test_a_scored_item_is_a_line_of_json() -> None:
+def test_a_scored_reply_is_one_line_of_json() -> None:
     line = json.loads(scored(TASK, TaskItem("i", "p", TWO, 1), (1,)).to_json())
     assert line == {"item_id": "i", "scenario": "i", "axis": None, "side": None, "reply": [1], "score": 1.0}
 
 
-def test_the_default_task_is_that_of_records() -> None:
+def test_only_the_choices_task_asks_records() -> None:
     assert [name for name in TASKS if TASKS[name].asks_records] == ["choices"]
     with pytest.raises(UserError, match=r"task 'choice' does not exist\. Did you mean 'choices'"):
         TASKS["choice"]
@@ -79,12 +79,12 @@ def test_the_default_task_is_that_of_records() -> None:
     ("score", "message"),
     [
         (lambda item, answer: 1 / answer, r"test_tasks\.py, line \d+: ZeroDivisionError"),
-        (lambda item, answer: float("nan"), "its score is nan: give a finite number, or None"),
-        (lambda item, answer: "good", "its score is 'good': give a finite number, or None"),
+        (lambda item, answer: float("nan"), "the score is nan: return a finite number, or None"),
+        (lambda item, answer: "good", "the score is 'good': return a finite number, or None"),
     ],
 )
 @pytest.mark.parametrize("reply", [(0, 1), "1"])
-def test_a_score_that_fails_or_is_no_finite_number_is_named(score, message, reply) -> None:
+def test_a_score_that_fails_or_is_not_finite_is_an_error_that_names_the_item(score, message, reply) -> None:
     if isinstance(reply, str) and "Zero" in message:
         message = r"test_tasks\.py, line \d+: TypeError"
     with pytest.raises(UserError, match=rf"^task 'Own', item 'i7': .*{message}"):

@@ -17,7 +17,7 @@ LOGPS_R = torch.tensor([-2.0, -1.0, -0.5, -6.0])  # first side: -2.0 and -0.5, s
 COUNTS = LabelCounts(np.array([[2, 1], [1, 3]]), np.array([0, 1]), np.array([0, 0]))
 
 
-def test_paired_loss_is_alpha_and_beta_times_the_token_means_of_the_sides() -> None:
+def test_paired_loss_is_the_weighted_sum_of_the_sides_token_means() -> None:
     # first: (2.0 + 0.5) / 3 tokens, second: (1.0 + 6.0) / 4 tokens; 2 * 0.8333 + 0.5 * 1.75 = 2.541667
     objective = paired_nll(alpha=2.0, beta=0.5)
     loss = objective.loss(objective.sums(LOGPS_R, BATCH), objective.denominators(COUNTS))
@@ -65,7 +65,7 @@ def test_an_unknown_objective_names_the_nearest_one() -> None:
         ("mixed", "beta", 0),
     ],
 )
-def test_a_knob_that_an_objective_does_not_take_is_an_error(objective: str, knob: str, value: float) -> None:
+def test_a_knob_that_an_objective_does_not_use_is_an_error(objective: str, knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{knob}={float(value)} has no effect on objective={objective}"):
         ObjectiveSettings(objective=objective, **{knob: value})
 
@@ -77,11 +77,11 @@ def test_a_stored_config_that_lists_every_default_still_opens() -> None:
 
 def test_an_objective_without_any_weight_is_refused() -> None:
     for settings in ({"alpha": 0, "beta": 0}, {"objective": "dpo:first", "alpha": 0}):
-        with pytest.raises(ValueError, match="a weight"):
+        with pytest.raises(ValueError, match="above 0"):
             ObjectiveSettings(**settings)
 
 
-def test_another_objective_takes_over_only_the_knobs_that_it_has() -> None:
+def test_another_objective_keeps_only_the_knobs_that_it_uses() -> None:
     settings = ObjectiveSettings(objective="simpo", alpha=2.0, preference_beta=2.0, simpo_gamma=0.5)
     changed = settings.with_objective("dpo")
     assert changed == ObjectiveSettings(objective="dpo", alpha=2.0, preference_beta=2.0)

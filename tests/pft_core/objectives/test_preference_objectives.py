@@ -1,4 +1,4 @@
-"""DPO and its kin: hand-computed losses, and TRL's own trainer on the same batch."""
+"""DPO, IPO, SimPO and k-way losses: computed by hand, and compared with TRL's trainer on the same batch."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def record_tree(number: int = 0) -> BranchedExample:
-    """One record in the preference view: under either side chosen and rejected, of 2 and 1 label tokens."""
+    """Return a record in the preference view: chosen and rejected under each side, with 2 and 1 label tokens."""
     first, second = [8 + number, 9], [10 + number]
     return tree("r", [[5, 6], [5, 6], [5, 7], [5, 7]], [first, second, second, first], sides=(0, 0, 1, 1))
 
@@ -49,13 +49,13 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def test_dpo_is_alpha_and_beta_times_the_mean_over_pairs_of_either_side() -> None:
+def test_dpo_is_the_weighted_sum_of_the_mean_over_each_sides_pairs() -> None:
     # -log sigmoid(0.5 * 2) = log(1 + e^-1) on both sides
     objective = build_objective(ObjectiveSettings(objective="dpo", alpha=2.0, beta=0.5, preference_beta=0.5))
     assert value(objective) == pytest.approx(2.5 * softplus(-1.0), rel=1e-6)
 
 
-def test_one_sided_dpo_runs_the_pairs_of_its_side_alone() -> None:
+def test_one_sided_dpo_runs_only_the_pairs_of_its_side() -> None:
     objective = build_objective(ObjectiveSettings(objective="dpo:second", preference_beta=0.5))
     assert objective.phases == ((1,),)
     batch = collate([select_sides(example, (1,)) for example in STORE.read([0])])
@@ -81,7 +81,7 @@ def test_dpo_with_nll_adds_the_chosen_answers_loss_per_token() -> None:
     assert value(build_objective(settings)) == pytest.approx(2 * softplus(-1.0) + 0.25 * (0.5 + 2.0), rel=1e-6)
 
 
-def test_margins_and_displacement_are_reported_and_weigh_nothing() -> None:
+def test_margins_and_displacement_are_reported_with_weight_zero() -> None:
     reported = means(build_objective(ObjectiveSettings(objective="dpo")))
     assert reported["log_ratio_first"] == reported["log_ratio_second"] == 2.0
     assert reported["ratio_accuracy_first"] == 1.0
@@ -90,14 +90,14 @@ def test_margins_and_displacement_are_reported_and_weigh_nothing() -> None:
     assert [reported[f"rejected_displacement_{side}"] for side in ("first", "second")] == [-1.0, -1.5]
 
 
-def test_paired_fine_tuning_reports_displacement_when_it_is_asked_to() -> None:
+def test_paired_fine_tuning_reports_displacement_on_request() -> None:
     objective = build_objective(ObjectiveSettings(objective="pft"), reports_displacement=True)
     pair = tree("p", [[5, 6], [5, 7]], [[8], [9]])
     store = ReferencedStore(MemoryStore([pair]), np.array([[-2.0, -3.0]], dtype=np.float32))
     sums = objective.sums(torch.tensor([-1.5, -4.0]), collate(store.read([0])))
-    named = dict(zip([t.name for t in objective.terms], sums.tolist(), strict=True))
+    values = dict(zip([t.name for t in objective.terms], sums.tolist(), strict=True))
     # -1.5 + 2 and -4 + 3
-    assert (named["displacement_first"], named["displacement_second"]) == (0.5, -1.0)
+    assert (values["displacement_first"], values["displacement_second"]) == (0.5, -1.0)
     assert objective.uses_reference
 
 
@@ -111,7 +111,7 @@ def test_an_idle_ranks_pair_without_labels_adds_no_loss_and_no_gradient() -> Non
     assert not logps.grad.any()
 
 
-def test_k_way_is_the_mean_over_axes_of_each_axis_own_paired_loss() -> None:
+def test_k_way_is_the_mean_over_axes_of_each_axis_paired_loss() -> None:
     # Axis 0: one example, labels 1 and 2; axis 1: two examples, labels (1, 1) and (3, 1).
     labels = np.array([[1, 2], [1, 1], [3, 1]])
     counts = LabelCounts(labels, np.array([0, 1]), np.array([0, 1, 1]))
@@ -145,11 +145,11 @@ def gradients(scorer: BranchScorer, loss: Callable[[], torch.Tensor]) -> torch.T
 
 
 @pytest.mark.parametrize(("name", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo")])
-def test_loss_gradients_and_margins_are_those_of_trl_on_the_same_batch(tiny_qwen2, name, loss_type) -> None:
+def test_loss_gradients_and_margins_equal_trls_on_the_same_batch(tiny_qwen2, name, loss_type) -> None:
     from benchmarks.trl_step import dpo_trainer
 
     scorer = policy(tiny_qwen2)
-    # TRL takes all after the prompt for labels, so the whole prompt has to be the prefix.
+    # TRL treats every token after the prompt as a label, so the whole prompt must be the prefix.
     pairs = [tree("r", [[5, 6]] * 2, [[8 + n, 9], [10 + n]], sides=(0, 0)) for n in range(4)]
     with torch.no_grad(), scorer.model.disable_adapter():
         reference = scorer(collate(pairs)).numpy().reshape(-1, 2)

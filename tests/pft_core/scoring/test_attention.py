@@ -1,4 +1,4 @@
-"""The shared-prefix back-ends against running every branch alone."""
+"""The shared-prefix backends give the same results as running every branch alone."""
 
 import os
 from collections.abc import Callable
@@ -25,9 +25,9 @@ MODELS = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3RMSNorm),
     "llama": (LlamaConfig, LlamaForCausalLM, LlamaRMSNorm),
 }
-# CPU unless the machine has CUDA and the caller asks for it: the same equalities hold on both.
+# CPU unless PFT_TEST_DEVICE=cuda: the same equalities hold on both.
 DEVICE = "cuda" if os.environ.get("PFT_TEST_DEVICE") == "cuda" else "cpu"
-BACKENDS = ["split"] if DEVICE == "cpu" else ["split", "flex"]  # torch has no backward of flex on CPU
+BACKENDS = ["split"] if DEVICE == "cpu" else ["split", "flex"]  # torch has no backward for flex on CPU
 
 
 def small_model(kind: str, *, dtype: torch.dtype, **changes):
@@ -40,7 +40,7 @@ def small_model(kind: str, *, dtype: torch.dtype, **changes):
 
 @pytest.fixture
 def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root-mean-square norms in the model's own precision: the stock ones round to float32 in between."""
+    """Replace RMSNorms by ones in the model's own precision: the stock ones round to float32 internally."""
 
     def forward(self, hidden):
         return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
@@ -54,7 +54,7 @@ def ids(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def bushes() -> list[BranchedExample]:
-    """Trees of one to five branches, some without context, some with long and some with short answers."""
+    """Return trees of one to five branches, some without context, some with long and some with short answers."""
     rng = np.random.default_rng(1)
     trees = []
     for count in (1, 2, 3, 4, 5):
@@ -81,7 +81,7 @@ CASES: dict[str, Callable[[], list[BranchedExample]]] = {
 
 
 def loss_and_gradient(model, batch: BranchedBatch, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [R] and the gradient of a loss that weighs each branch differently, all weights in a row."""
+    """Return log-probabilities [R] and the flat gradient of a loss that weights each branch differently."""
     model.zero_grad()
     logps = BranchScorer(model, backend=backend)(batch)
     (logps * torch.linspace(0.5, 1.5, len(logps), dtype=logps.dtype, device=logps.device)).sum().backward()
@@ -92,14 +92,14 @@ def assert_equal_to_separate(model, batch: BranchedBatch, backend: str, *, limit
     want, want_gradient = loss_and_gradient(model, batch, "separate")
     got, gradient = loss_and_gradient(model, batch, backend)
     assert ((got - want).abs().max() / want.abs().max().clamp(min=1)).item() <= limit
-    # With no labels the gradient is exactly zero, and must be.
+    # Without labels the right side is 0, so the gradient must be exactly zero.
     assert (gradient - want_gradient).norm().item() <= limit * want_gradient.norm().item()
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_loss_and_gradient_equal_separate_in_float64(kind: str, case: str, exact_norms) -> None:
-    # Only `split`: FlexAttention keeps its row sums in float32 whatever the model's precision.
+    # Only `split`: FlexAttention keeps its row sums in float32 regardless of the model's precision.
     model = small_model(kind, dtype=torch.float64)
     assert_equal_to_separate(model, collate(CASES[case]()).to(DEVICE), "split", limit=1e-12)
 
@@ -126,7 +126,7 @@ def test_adapters_get_the_same_gradient(checkpointing: bool, exact_norms) -> Non
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_scores_as_separate_does(kind: str) -> None:
+def test_flex_scores_equal_separate(kind: str) -> None:
     model = small_model(kind, dtype=torch.float32)
     batch = collate([*random_trees(4), *bushes()]).to(DEVICE)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_flex_scores_as_separate_does(kind: str) -> None:
         assert torch.allclose(BranchScorer(model, backend="flex")(batch), want, rtol=1e-5, atol=0)
 
 
-def test_branches_are_blind_to_each_other_and_to_other_examples() -> None:
+def test_branches_do_not_see_each_other_or_other_examples() -> None:
     model = small_model("qwen3", dtype=torch.float32)
     scorer = BranchScorer(model, backend="split")
     trees = random_trees(3)
@@ -143,12 +143,12 @@ def test_branches_are_blind_to_each_other_and_to_other_examples() -> None:
     other_sibling = tree(trees[0].id, [[5, 6], [5, 30]], [[8, 9], [12]])
     with torch.no_grad():
         first, second = (scorer(collate(trees_).to(DEVICE)) for trees_ in (trees, changed))
-        assert torch.allclose(first[[0, 1, 4, 5]], second[[0, 1, 4, 5]], rtol=1e-6)  # another shape, another rounding
+        assert torch.allclose(first[[0, 1, 4, 5]], second[[0, 1, 4, 5]], rtol=1e-6)  # other shapes round differently
         first, second = (scorer(collate([tree_]).to(DEVICE)) for tree_ in (sibling, other_sibling))
         assert first[0] == second[0]
 
 
-def test_the_model_still_runs_as_it_did_before() -> None:
+def test_plain_model_calls_are_unchanged() -> None:
     model = small_model("llama", dtype=torch.float32).eval()
     rows = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]], device=DEVICE)
     padded = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=DEVICE)
@@ -158,7 +158,7 @@ def test_the_model_still_runs_as_it_did_before() -> None:
         assert torch.equal(model(input_ids=rows, attention_mask=padded).logits, before)
 
 
-def test_an_unknown_architecture_runs_separate_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_architecture_runs_separate_and_logs_why(caplog: pytest.LogCaptureFixture) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=1, n_head=2))
@@ -171,7 +171,7 @@ def test_an_unknown_architecture_runs_separate_and_says_so(caplog: pytest.LogCap
         BranchScorer(model, backend="split")
 
 
-def test_sliding_windows_are_not_shared() -> None:
+def test_models_with_sliding_windows_do_not_share_prefixes() -> None:
     windowed = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=8, max_window_layers=1)
     assert why_no_trees(windowed) == "this qwen2 has layers of type sliding_attention"
     assert why_no_trees(Qwen2Config(num_hidden_layers=2)) is None

@@ -1,4 +1,4 @@
-"""The chunked head against the plain log-softmax."""
+"""The chunked head equals the plain log-softmax."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def plain(layer: nn.Linear, hidden: torch.Tensor, tokens: torch.Tensor) -> torch
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 3, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_frozen_head_gives_the_plain_values_and_gradients(monkeypatch, rows_per_chunk: int, bias: bool) -> None:
+def test_a_frozen_head_equals_log_softmax_and_its_gradients(monkeypatch, rows_per_chunk: int, bias: bool) -> None:
     monkeypatch.setattr(label_head, "LOGITS_PER_CHUNK", 50 * rows_per_chunk)
     layer, tokens = head(bias=bias), torch.tensor([0, 49, 7, 7, 20, 1, 3])
     hidden = (3 * torch.randn(7, 8, dtype=torch.float64)).requires_grad_()
@@ -45,7 +45,7 @@ def test_a_token_whose_probability_rounds_to_zero_keeps_its_log_probability() ->
     assert label_logps(layer, hidden, token).item() == pytest.approx(want.item(), rel=1e-6)
 
 
-def test_no_rows_are_no_log_probabilities() -> None:
+def test_zero_rows_give_zero_log_probabilities() -> None:
     hidden = torch.zeros(0, 8, dtype=torch.float64, requires_grad=True)
     logps = label_logps(head(), hidden, torch.zeros(0, dtype=torch.long))
     logps.sum().backward()
@@ -55,7 +55,7 @@ def test_no_rows_are_no_log_probabilities() -> None:
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 3, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_trained_head_gives_the_plain_values_and_gradients(monkeypatch, rows_per_chunk: int, bias: bool) -> None:
+def test_a_trained_head_equals_log_softmax_and_its_gradients(monkeypatch, rows_per_chunk: int, bias: bool) -> None:
     monkeypatch.setattr(label_head, "LOGITS_PER_CHUNK", 50 * rows_per_chunk)
     layer, tokens = head(bias=bias).requires_grad_(), torch.tensor([0, 49, 7, 7, 20, 1, 3])
     hidden = (3 * torch.randn(7, 8, dtype=torch.float64)).requires_grad_()
@@ -67,7 +67,7 @@ def test_a_trained_head_gives_the_plain_values_and_gradients(monkeypatch, rows_p
         assert torch.allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_a_trained_heads_logits_are_bfloat16_under_autocast_in_both_directions() -> None:
+def test_a_trained_head_uses_bfloat16_under_autocast_in_forward_and_backward() -> None:
     layer, tokens = head(dtype=torch.float32).requires_grad_(), torch.tensor([4, 5])
     hidden = torch.randn(2, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -77,11 +77,11 @@ def test_a_trained_heads_logits_are_bfloat16_under_autocast_in_both_directions()
     assert torch.allclose(logps, want, rtol=1e-6)
     (gradient,) = torch.autograd.grad(logps.sum(), layer.weight)
     (expected,) = torch.autograd.grad(want.sum(), layer.weight)
-    # A bfloat16 has 8 bits: 2^-8 of the largest entry.
+    # bfloat16 has 8 significant bits, so allow 2^-8 of the largest entry.
     assert (gradient - expected).abs().max() <= 2**-8 * expected.abs().max()
 
 
-def test_an_adapter_on_the_head_counts_whether_or_not_gradients_are_on(tiny_qwen2) -> None:
+def test_an_adapter_on_the_head_counts_with_and_without_gradients(tiny_qwen2) -> None:
     base = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=torch.device("cpu"))
     model = add_lora(base, LoraSettings(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "lm_head"]), seed=0)
     for name, weight in model.named_parameters():
@@ -100,7 +100,7 @@ def test_an_adapter_on_the_head_counts_whether_or_not_gradients_are_on(tiny_qwen
         assert torch.allclose(evaluated, want, rtol=1e-5)
 
 
-def test_the_head_is_left_as_it_was() -> None:
+def test_the_heads_own_forward_is_restored() -> None:
     layer = head()
     label_logps(layer, torch.randn(2, 8, dtype=torch.float64), torch.tensor([1, 2]))
     assert "forward" not in vars(layer)

@@ -18,7 +18,7 @@ def model(request):
 
 
 def reference_logps(model, example: BranchedExample) -> list[float]:
-    """One branch at a time, full logits, no batch: what the scorer must equal."""
+    """Return what the scorer must equal: one branch at a time, full logits, no batch."""
     rows = []
     for branch in example.branches:
         ids = torch.tensor([[*example.prefix_ids.tolist(), *branch.input_ids.tolist()]])
@@ -34,7 +34,7 @@ def test_scores_equal_one_branch_at_a_time(model) -> None:
     with torch.no_grad():
         scored = BranchScorer(model)(collate(examples))
         want = torch.tensor([v for e in examples for v in reference_logps(model, e)])
-    # float64 weights, but RMSNorm computes in float32: 1e-5 is that norm's rounding.
+    # The weights are float64 but RMSNorm computes in float32, and rounds by up to 1e-5.
     assert torch.allclose(scored.double(), want.double(), atol=1e-5)
 
 
@@ -53,7 +53,7 @@ def test_an_answer_right_after_the_shared_prefix_is_predicted_by_its_last_token(
         assert BranchScorer(model)(collate([example])).tolist() == pytest.approx(want, abs=1e-5)
 
 
-def test_a_bin_without_labels_scores_zero_and_reaches_every_weight(model) -> None:
+def test_a_bin_without_labels_scores_zero_and_gives_every_weight_a_zero_gradient(model) -> None:
     scorer = BranchScorer(model)
     logps = scorer(collate([empty_example()]))
     logps.sum().backward()
@@ -66,7 +66,7 @@ def test_architectures_that_change_logits_are_refused() -> None:
         refuse_scaled_logits(SimpleNamespace(model_type="gemma2", final_logit_softcapping=30.0))
 
 
-def test_an_architecture_whose_logits_are_not_its_heads_is_refused_whatever_its_keys_say() -> None:
+def test_a_model_that_changes_its_heads_logits_is_refused_whatever_its_config_says() -> None:
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, attn_pdrop=0.1)
     BranchScorer(GPT2LMHeadModel(config))
 
@@ -93,12 +93,12 @@ ROPES = {
 }
 
 
-def following(rope: str, *, most: int = 16) -> LlamaForCausalLM:
-    """A random Llama whose positional encoding changes with texts of more than 16 tokens."""
+def length_following_llama(rope: str, *, limit: int = 16) -> LlamaForCausalLM:
+    """Return a random Llama whose positional encoding changes for texts of more than 16 tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=most, rope_parameters=ROPES[rope], initializer_range=0.3,
+        num_key_value_heads=2, max_position_embeddings=limit, rope_parameters=ROPES[rope], initializer_range=0.3,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -110,17 +110,17 @@ def test_scores_do_not_depend_on_longer_texts_beside_or_before_them(rope) -> Non
         tree(f"{n}", [[3 + (i * n) % 500 for i in range(n)], [4 + (i * i) % 500 for i in range(n + 3)]], [[5, 6], [7]])
         for n in lengths
     ]
-    model = following(rope)
+    model = length_following_llama(rope)
     scorer = BranchScorer(model)
     with torch.no_grad():
         together = scorer(collate(examples))
         again = torch.cat([scorer(collate([example])) for example in examples])
-        # A model of its own for each branch: nothing was asked before.
+        # A fresh model for each branch, so that no earlier call can have changed its positions.
         want = [
             value
             for example in examples
             for branch in example.branches
-            for value in reference_logps(following(rope), replace(example, branches=(branch,)))
+            for value in reference_logps(length_following_llama(rope), replace(example, branches=(branch,)))
         ]
     assert not scorer.shares_prefix
     assert torch.allclose(together, again, atol=1e-4)
@@ -129,10 +129,10 @@ def test_scores_do_not_depend_on_longer_texts_beside_or_before_them(rope) -> Non
         BranchScorer(model, backend="split")
 
 
-def test_a_model_that_scores_a_text_otherwise_beside_a_longer_one_is_refused() -> None:
+def test_a_model_that_scores_a_text_differently_next_to_a_longer_one_is_refused() -> None:
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)
 
-    class Crowded(GPT2Model):
+    class BatchDependent(GPT2Model):
         def forward(self, input_ids, **inputs):
             out = super().forward(input_ids, **inputs)
             out.last_hidden_state = out.last_hidden_state + 0.1 * (input_ids.shape[1] > 16)
@@ -140,12 +140,12 @@ def test_a_model_that_scores_a_text_otherwise_beside_a_longer_one_is_refused() -
 
     model = GPT2LMHeadModel(config)
     torch.nn.init.normal_(model.transformer.wte.weight)
-    model.transformer.__class__ = Crowded
-    with pytest.raises(UserError, match=r"'gpt2' scores a text otherwise beside a longer one .* than alone"):
+    model.transformer.__class__ = BatchDependent
+    with pytest.raises(UserError, match=r"'gpt2' scores a text differently next to a longer one .* than alone"):
         BranchScorer(model)
 
 
-def test_a_model_that_does_not_attend_by_sdpa_runs_separate_and_says_why(tiny_qwen2, caplog) -> None:
+def test_a_model_without_sdpa_attention_runs_separate_and_logs_why(tiny_qwen2, caplog) -> None:
     eager = AutoModelForCausalLM.from_pretrained(tiny_qwen2, attn_implementation="eager")
     assert not BranchScorer(eager).shares_prefix
     assert "its attention is 'eager', not 'sdpa'" in caplog.text
@@ -153,7 +153,7 @@ def test_a_model_that_does_not_attend_by_sdpa_runs_separate_and_says_why(tiny_qw
         BranchScorer(eager, backend="split")
 
 
-def test_flex_says_where_it_cannot_train(tiny_qwen2) -> None:
+def test_flex_refuses_training_on_cpu_and_attention_dropout(tiny_qwen2) -> None:
     scorer = BranchScorer(AutoModelForCausalLM.from_pretrained(tiny_qwen2), backend="flex")
     with pytest.raises(UserError, match="'flex' trains on CUDA only"):
         scorer(collate([tree("x", [[5, 6], [5, 7]], [[8], [9]])]))

@@ -1,6 +1,6 @@
-"""Train three steps on 30 layers; print the bytes counted beforehand and the process's peak above where it began.
+"""Train three steps on 30 layers; print the estimated bytes, and the process's peak memory above its start.
 
-A process of its own: the peak of a resident set, and the allocator, are the process's.
+It runs as a process of its own, because a process has one peak of its resident set and one allocator.
 """
 
 import ctypes
@@ -20,10 +20,10 @@ from pft_core.training.memory import measure_kept_bytes, probe_batch
 SIZES = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 
 
-def resident_bytes(which: str) -> int:
-    found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+def resident_bytes(field: str) -> int:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 def main() -> None:
@@ -36,10 +36,11 @@ def main() -> None:
     ctypes.CDLL(None).malloc_trim(0)
     before = resident_bytes("VmRSS")
     batch = probe_batch(5)
-    counted = measure_kept_bytes(scorer, precision="fp32", device=torch.device("cpu")).of(scorer.count_tokens(batch)[1])
+    estimate = measure_kept_bytes(scorer, precision="fp32", device=torch.device("cpu"))
+    estimated_bytes = estimate.of(scorer.count_tokens(batch)[1])
     for _ in range(3):
         (-scorer(batch).sum()).backward()
-    print(counted, resident_bytes("VmHWM") - before)
+    print(estimated_bytes, resident_bytes("VmHWM") - before)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints in one process; tests/pft_core/training/test_engine.py saves and resumes on two ranks."""
+"""Checkpoints in one process; test_engine.py saves and resumes on two ranks."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def saved(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(saved: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """Return a copy of the checkpoint that a test may damage."""
     for file in saved.rglob("*"):
         if file.is_file():
             target = tmp_path / file.relative_to(saved)
@@ -49,14 +49,14 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     save(tmp_path, engine)
     curve = [one_step(engine, step) for step in (2, 3)]
     state = engine.gathered_state()
-    # Into a new engine, and into this one, which has moved on.
+    # Resume in a new engine, and in this one, which has trained further.
     for resumed in (make_engine(tiny_qwen2, name, stage), engine):
         assert checkpoint.restore(tmp_path, engine=resumed) == PROGRESS
         assert [one_step(resumed, step) for step in (2, 3)] == curve
         assert all(torch.equal(weight, state[key]) for key, weight in resumed.gathered_state().items())
 
 
-def test_a_checkpoint_before_the_first_step_resumes_too(tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_before_the_first_step_resumes(tiny_qwen2: Path, tmp_path: Path) -> None:
     engine = make_engine(tiny_qwen2, *TORCH)
     save(tmp_path, engine)
     first = one_step(engine, 0)
@@ -70,7 +70,7 @@ def test_only_trained_weights_and_two_moments_are_written(tiny_qwen2: Path, save
     assert 12 * num_trained < state_file(saved).stat().st_size < 12 * num_trained + 16_384
 
 
-def test_a_whole_checkpoint_verifies(saved: Path) -> None:
+def test_an_undamaged_checkpoint_passes_verification(saved: Path) -> None:
     manifest = checkpoint.verify_checkpoint(saved)
     assert manifest["progress"] == PROGRESS
     assert list(manifest["files"]) == ["rank-00000/engine.safetensors"]
@@ -88,7 +88,7 @@ def cut_in_half(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rank-00000/engine.safetensors", "MANIFEST.json"])
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, Path.unlink])
-def test_damage_is_found_and_the_file_named(copied: Path, tiny_qwen2: Path, damage, name: str) -> None:
+def test_damage_raises_an_error_that_names_the_file(copied: Path, tiny_qwen2: Path, damage, name: str) -> None:
     damage(copied / name)
     with pytest.raises(CheckpointError, match=name):
         checkpoint.verify_checkpoint(copied)
@@ -99,7 +99,7 @@ def test_damage_is_found_and_the_file_named(copied: Path, tiny_qwen2: Path, dama
     assert all(torch.equal(weight, before[key]) for key, weight in engine.gathered_state().items())
 
 
-def test_changed_progress_is_damage(copied: Path) -> None:
+def test_changed_progress_counts_as_damage(copied: Path) -> None:
     file = copied / "MANIFEST.json"
     manifest = json.loads(file.read_text())
     manifest["progress"]["steps_done"] = 1
@@ -108,7 +108,7 @@ def test_changed_progress_is_damage(copied: Path) -> None:
         checkpoint.verify_checkpoint(copied)
 
 
-def test_another_world_size_is_refused_with_the_one_to_set(copied: Path, tiny_qwen2: Path) -> None:
+def test_another_world_size_is_refused_with_the_value_to_set(copied: Path, tiny_qwen2: Path) -> None:
     engine = make_engine(tiny_qwen2, *TORCH)
     content = checkpoint.verify_checkpoint(copied) | {"world_size": 2}
     (copied / "MANIFEST.json").write_text(json.dumps(content | {"digest": checkpoint.digest(content)}))
@@ -116,7 +116,7 @@ def test_another_world_size_is_refused_with_the_one_to_set(copied: Path, tiny_qw
         checkpoint.restore(copied, engine=engine)
 
 
-def test_a_disk_that_cannot_be_written_is_named(tiny_qwen2: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_a_write_error_is_one_checkpoint_error(tiny_qwen2: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
         save(tmp_path / "file", make_engine(tiny_qwen2, *TORCH))

@@ -1,4 +1,4 @@
-"""Pairs taken apart: every side of every pair once an epoch, with its own tokens and labels alone."""
+"""Pairs as single demonstrations: every side of every pair once per epoch, with only its own tokens and labels."""
 
 from collections import Counter
 
@@ -32,7 +32,7 @@ def settings(num_pairs: int, **changes: object) -> LoopSettings:
 
 
 def answers_of(batch: BranchedBatch) -> list[tuple[str, int]]:
-    return list(zip(batch.example_ids, batch.branch_side.tolist(), strict=True))  # one branch an example
+    return list(zip(batch.example_ids, batch.branch_side.tolist(), strict=True))  # one branch per example
 
 
 def test_each_side_is_an_example_with_its_own_tokens_and_labels() -> None:
@@ -46,7 +46,7 @@ def test_each_side_is_an_example_with_its_own_tokens_and_labels() -> None:
     assert (len(store.label_counts([]).num_labels_EB), store.read([])) == (0, [])
 
 
-def test_an_epoch_draws_every_side_of_every_pair_once_and_a_step_as_many_answers_as_of_pairs() -> None:
+def test_an_epoch_draws_every_side_once_and_a_step_two_answers_per_pair() -> None:
     store = Demonstrations(MemoryStore(random_trees(10)))
     drawn: Counter[tuple[str, int]] = Counter()
     for step in range(settings(10).num_steps):
@@ -63,14 +63,14 @@ def test_the_sides_of_a_pair_meet_in_one_update_only_by_chance() -> None:
         0, settings=settings(200), store=Demonstrations(MemoryStore(random_trees(200))), rank=0, num_ranks=1
     )
     sides = Counter(e for b in update.batches for e in b.example_ids)
-    assert max(sides.values()) == 1  # 8 of 400: a fixed seed, without such a chance
+    assert max(sides.values()) == 1  # 8 of 400 examples: with this fixed seed no two share a pair
 
 
-def test_only_mixed_takes_pairs_apart() -> None:
+def test_the_mixed_objective_splits_pairs_and_pft_does_not() -> None:
     assert examples_for(paired_nll(alpha=1.0, beta=1.0), PAIRS) is PAIRS
     assert isinstance(examples_for(MIXED, PAIRS), Demonstrations)
 
 
 @pytest.mark.parametrize(("changes", "tokens"), [({}, 8 * 7), ({"pairs_per_microbatch": 2}, 4 * 7)])
-def test_the_largest_bin_counts_two_answers_a_pair(changes, tokens) -> None:
+def test_the_largest_bin_counts_two_answers_per_pair(changes, tokens) -> None:
     assert largest_bin(settings(2, **changes), Demonstrations(PAIRS), num_ranks=1) == tokens

@@ -1,4 +1,4 @@
-"""The cosine between the two sides' gradients, against gradients taken one side at a time."""
+"""The gradient cosine equals the one computed from each side's gradient separately."""
 
 from pathlib import Path
 
@@ -37,10 +37,10 @@ def updates(store: MemoryStore, objective, *, tokens: int = 10_000) -> list[Upda
 
 
 @pytest.mark.parametrize("tokens", [10_000, 60])
-def test_it_is_the_cosine_of_gradients_taken_one_side_at_a_time(tiny_qwen2, tokens) -> None:
+def test_the_cosine_equals_that_of_gradients_computed_one_side_at_a_time(tiny_qwen2, tokens) -> None:
     objective = build_objective(ObjectiveSettings(objective="pft", alpha=1.0, beta=0.5))
-    store, made = MemoryStore(random_trees(4)), engine(tiny_qwen2)
-    found = gradient_cosine(updates(store, objective, tokens=tokens), objective=objective, engine=made)
+    store, torch_engine = MemoryStore(random_trees(4)), engine(tiny_qwen2)
+    cosine = gradient_cosine(updates(store, objective, tokens=tokens), objective=objective, engine=torch_engine)
     gradients = []
     for settings in (
         ObjectiveSettings(objective="pft", alpha=1.0, beta=0.0),
@@ -48,16 +48,16 @@ def test_it_is_the_cosine_of_gradients_taken_one_side_at_a_time(tiny_qwen2, toke
     ):
         alone = build_objective(settings)
         (update,) = updates(store, alone)
-        made.scorer.zero_grad()
-        made.scorer.eval()
-        alone.loss(alone.sums(made(update.batches[0]), update.batches[0]), update.denominators[0]).backward()
-        gradients.append(torch.cat([w.grad.flatten() for w in made.trained.values()]))
+        torch_engine.scorer.zero_grad()
+        torch_engine.scorer.eval()
+        alone.loss(alone.sums(torch_engine(update.batches[0]), update.batches[0]), update.denominators[0]).backward()
+        gradients.append(torch.cat([w.grad.flatten() for w in torch_engine.trained.values()]))
     want = torch.nn.functional.cosine_similarity(*gradients, dim=0)
-    assert found == pytest.approx(float(want), abs=1e-5)
-    assert abs(found) < 0.99
+    assert cosine == pytest.approx(float(want), abs=1e-5)
+    assert abs(cosine) < 0.99
 
 
-def test_equal_sides_pull_alike_and_a_missing_side_has_no_cosine(tiny_qwen2) -> None:
+def test_equal_sides_have_cosine_one_and_a_missing_side_has_none(tiny_qwen2) -> None:
     same = MemoryStore([tree("a", [[5, 6, 7]] * 2, [[9, 10]] * 2)])
     objective = build_objective(ObjectiveSettings(objective="pft"))
     cosine = gradient_cosine(updates(same, objective), objective=objective, engine=engine(tiny_qwen2))

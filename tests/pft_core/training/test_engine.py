@@ -1,6 +1,6 @@
-"""Engines: one update whatever the engine, the cut into bins or the number of ranks.
+"""Engines: the update is the same for every engine, split into bins and number of ranks.
 
-The two-rank tests share one pair of processes, as starting them costs more than all their steps.
+The two-rank tests share one pair of processes, because starting them takes longer than all their steps.
 """
 
 import faulthandler
@@ -37,8 +37,8 @@ LR = 1e-2
 NUM_STEPS = 4
 EXAMPLES = [random_trees(8, seed=step) for step in range(NUM_STEPS)]
 
-# What changes the order of float32 sums changes a loss of 13 by some units of 1e-6, and a weight by far less than the
-# 1e-2 that one AdamW step moves it: AdamW divides by the gradient's own size, so it neither hides nor magnifies much.
+# Another order of float32 sums changes a loss of 13 by a few 1e-6, and a weight by far less than the 1e-2 that one
+# AdamW step moves it: AdamW divides by the gradient's own size, so it neither hides nor magnifies the difference much.
 CURVE_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4
 
@@ -54,7 +54,8 @@ def make_engine(
 
 
 def run_bins(engine: AdamWEngine, bins: Sequence[Sequence[BranchedExample]], labels: Sequence[int]) -> float:
-    """L = -sum_k sum(logps of side k) / N_k, with N_k the labels of side k in the whole step."""
+    """Run forward and backward for L = -sum_k sum(logps of side k) / N_k, with N_k the labels of side k in the whole
+    step; return L."""
     total = 0.0
     for i, examples in enumerate(bins):
         batch = collate(examples)
@@ -79,7 +80,7 @@ def one_step(engine: AdamWEngine, step: int, *, size: int = 8) -> tuple[float, f
 
 @pytest.fixture(scope="module")
 def reference(tiny_qwen2: Path) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
-    """Losses, norms and last weights of the torch engine, one process, a step in one bin."""
+    """Return losses, norms and final weights of the torch engine in one process, with one bin per step."""
     engine = make_engine(tiny_qwen2, *TORCH)
     return [one_step(engine, step) for step in range(NUM_STEPS)], engine.gathered_state()
 
@@ -105,7 +106,7 @@ def test_the_torch_engine_is_plain_adamw_with_clipping(tiny_qwen2: Path, referen
         optimizer.step()
         optimizer.zero_grad()
         assert (loss.item(), norm.item()) == reference[0][step]
-    # The norms are about 1, so that clipping to 0.5 was at work.
+    # The norms are about 1, so clipping to 0.5 took effect.
     assert norm > 0.5
     assert all(torch.equal(a, b) for a, b in zip(weights, reference[1].values(), strict=True))
 
@@ -113,13 +114,13 @@ def test_the_torch_engine_is_plain_adamw_with_clipping(tiny_qwen2: Path, referen
 @pytest.mark.parametrize(("name", "stage"), DEEPSPEED)
 def test_deepspeed_equals_torch(tiny_qwen2: Path, reference, name: str, stage: int) -> None:
     engine = make_engine(tiny_qwen2, name, stage)
-    # Another cut in every step: the number of bins varies, 1, 2, 4 and 8.
+    # The number of bins differs in every step: 1, 2, 4 and 8.
     curve = [one_step(engine, step, size=8 >> step) for step in range(NUM_STEPS)]
     assert_same_run(curve, engine.gathered_state(), reference)
 
 
 @pytest.mark.parametrize("size", [4, 1])
-def test_how_a_step_is_cut_into_bins_does_not_change_the_gradient(tiny_qwen2: Path, size: int) -> None:
+def test_splitting_a_step_does_not_change_the_gradient(tiny_qwen2: Path, size: int) -> None:
     whole, parts = make_engine(tiny_qwen2, *TORCH), make_engine(tiny_qwen2, *TORCH)
     run_bins(whole, cut(EXAMPLES[0], 8), labels_of(0))
     run_bins(parts, cut(EXAMPLES[0], size), labels_of(0))
@@ -134,7 +135,7 @@ def test_an_infinite_loss_stops_before_the_weights_change(tiny_qwen2: Path, name
     engine = make_engine(tiny_qwen2, name, stage)
     before = engine.gathered_state()
     batch = collate(EXAMPLES[0])
-    # Its gradient is finite: the loss itself must be looked at.
+    # The gradient is finite, so the engine must check the loss itself.
     engine.backward(engine(batch).sum() + float("inf"), is_last=True)
     with pytest.raises(NonFiniteError):
         engine.step(LR)
@@ -142,11 +143,11 @@ def test_an_infinite_loss_stops_before_the_weights_change(tiny_qwen2: Path, name
 
 
 @pytest.mark.parametrize(("name", "stage"), ENGINES)
-def test_an_infinite_gradient_of_a_finite_loss_stops_too(tiny_qwen2: Path, name: str, stage: int) -> None:
+def test_an_infinite_gradient_stops_before_the_weights_change(tiny_qwen2: Path, name: str, stage: int) -> None:
     engine = make_engine(tiny_qwen2, name, stage)
     before = engine.gathered_state()
     score = engine(collate(EXAMPLES[0])).sum()
-    # The square root of zero is zero, its slope there infinite.
+    # The square root of zero is zero, but its slope there is infinite.
     engine.backward((score - score.detach()).sqrt(), is_last=True)
     with pytest.raises(NonFiniteError):
         engine.step(LR)
@@ -170,7 +171,7 @@ def test_lora_in_bf16_stays_near_fp32(tiny_qwen2: Path, reference, name: str, st
     curve = [one_step(engine, step) for step in range(NUM_STEPS)]
     assert frozen == {torch.bfloat16}
     assert {w.dtype for w in engine.gathered_state().values()} == {torch.float32}
-    # bfloat16 has 8 bits: 0.4% a rounding.
+    # bfloat16 has 8 significant bits: each rounding changes a value by up to 0.4%.
     assert torch.allclose(torch.tensor(curve), torch.tensor(reference[0]), rtol=0.01)
 
 
@@ -181,7 +182,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny_qwen2: Path, ref
     assert_same_run(curve, engine.gathered_state(), reference)
 
 
-def test_zero3_keeps_adapters_whole_and_cuts_the_base(tiny_qwen2: Path) -> None:
+def test_zero3_keeps_adapters_whole_and_partitions_the_base(tiny_qwen2: Path) -> None:
     engine = make_engine(tiny_qwen2, "deepspeed", 3)
     persistent = {n: p.ds_persist for n, p in engine.scorer.named_parameters()}
     assert all(persistent[n] for n in persistent if ".lora_" in n)
@@ -189,7 +190,7 @@ def test_zero3_keeps_adapters_whole_and_cuts_the_base(tiny_qwen2: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "stage"), [TORCH, ("deepspeed", 3)])
-def test_files_of_another_adapter_are_refused(tiny_qwen2: Path, tmp_path: Path, name: str, stage: int) -> None:
+def test_loading_another_adapters_files_is_refused(tiny_qwen2: Path, tmp_path: Path, name: str, stage: int) -> None:
     make_engine(tiny_qwen2, name, stage).save(tmp_path)
     engine = make_engine(tiny_qwen2, name, stage, lora=False)
     with pytest.raises(UserError, match="another model"):
@@ -208,7 +209,7 @@ def process_group(rank: int, rendezvous: Path) -> Iterator[None]:
 
 
 def uneven_bins(rank: int, step: int) -> list[Sequence[BranchedExample]]:
-    """Rank 0: 3 + 1 + 1 pairs. Rank 1: 3 pairs, then two bins with nothing to do."""
+    """Return a rank's bins: 3 + 1 + 1 pairs on rank 0, and 3 pairs, then two empty bins, on rank 1."""
     examples = EXAMPLES[step]
     idle = [empty_example()]
     return [examples[:3], examples[3:4], examples[4:5]] if rank == 0 else [examples[5:], idle, idle]
@@ -220,8 +221,8 @@ def two_rank_step(engine: AdamWEngine, rank: int, step: int) -> tuple[float, flo
     return share.item(), engine.step(LR)
 
 
-def save_apart_and_merge(folder: Path, *, engine: AdamWEngine, rank: int) -> Path:
-    """Each rank writes to a folder of its own, as on machines without a shared disk; then the files meet."""
+def save_separately_and_merge(folder: Path, *, engine: AdamWEngine, rank: int) -> Path:
+    """Save each rank's files to a folder of its own, as on machines without a shared disk, and merge them."""
     local = folder.with_name(f"{folder.name}-of-rank-{rank}")
     checkpoint.save(local, engine=engine, progress={"steps_done": 2}, rank=rank, world_size=2)
     folder.mkdir(exist_ok=True)
@@ -232,7 +233,7 @@ def save_apart_and_merge(folder: Path, *, engine: AdamWEngine, rank: int) -> Pat
 
 
 def stopped_together(engine: AdamWEngine, rank: int) -> bool:
-    """Only rank 1's loss is infinite, and no gradient."""
+    """Return whether step() raises on this rank if only rank 1's loss is infinite and all gradients are finite."""
     loss = engine(collate(EXAMPLES[0])).sum() + (float("inf") if rank == 1 else 0.0)
     engine.backward(loss, is_last=True)
     try:
@@ -243,18 +244,18 @@ def stopped_together(engine: AdamWEngine, rank: int) -> bool:
 
 
 def two_rank_program(rank: int, folder: Path, model: Path, engines: Sequence[tuple[str, int]]) -> None:
-    """A process of its own, which ends as soon as its results are on the disk.
+    """Train, save, resume and fail with every engine; exit as soon as the results are on disk.
 
-    One such process in some fifty was aborted (signal 6) at a place nobody saw. Threads of the groups that DeepSpeed
-    keeps can do that to an interpreter that tears itself down, which is nothing of ours to test; an abort before that
-    now prints where it was.
+    About one process in fifty was aborted (signal 6) at an unknown place. DeepSpeed's process-group threads can abort
+    an interpreter that is shutting down, which is not ours to test, so the process skips the shutdown; an earlier
+    abort prints its traceback.
     """
     faulthandler.enable()
     with process_group(rank, folder / "rendezvous"):
         for name, stage in engines:
             engine = make_engine(model, name, stage)
             curve = [two_rank_step(engine, rank, step) for step in range(2)]
-            saved = save_apart_and_merge(folder / f"{name}{stage}", engine=engine, rank=rank)
+            saved = save_separately_and_merge(folder / f"{name}{stage}", engine=engine, rank=rank)
             curve += [two_rank_step(engine, rank, step) for step in range(2, NUM_STEPS)]
             state = engine.gathered_state()
             if rank == 0:
@@ -272,7 +273,7 @@ def two_rank_program(rank: int, folder: Path, model: Path, engines: Sequence[tup
 
 @pytest.fixture(scope="module")
 def two_ranks(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the results of `two_rank_program` on both ranks, for every engine."""
+    """Return the folder with the results of `two_rank_program` for every engine and rank."""
     folder = tmp_path_factory.mktemp("two_ranks")
     args = (folder, tiny_qwen2, ENGINES)
     context = torch.multiprocessing.spawn(two_rank_program, args=args, nprocs=2, join=False)
@@ -281,7 +282,7 @@ def two_ranks(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         if time.monotonic() > deadline:
             for process in context.processes:
                 process.kill()
-            pytest.fail("the two ranks wait for each other")
+            pytest.fail("the two ranks did not finish in 180 s: they probably wait for each other")
     return folder
 
 
@@ -311,13 +312,13 @@ def test_a_bad_loss_on_one_rank_stops_both(two_ranks: Path, name: str, stage: in
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_adapter_weights_stay_whole_under_zero_3_and_those_of_a_full_training_do_not(tiny_qwen2, lora: bool) -> None:
+def test_zero_3_partitions_trained_weights_only_without_an_adapter(tiny_qwen2, lora: bool) -> None:
     model = load_base(str(tiny_qwen2), precision="fp32", gradient_checkpointing=False, device=CPU)
     scorer = BranchScorer(add_lora(model, LORA, seed=1) if lora else model)
     trained = [w for w in scorer.parameters() if w.requires_grad]
     settings = EngineSettings(name="deepspeed", zero_stage=3)
     optimizer = OptimizerSettings(precision="fp32")
     zero = deepspeed_config(settings, optimizer, trained=trained, scorer=scorer)["zero_optimization"]
-    # DeepSpeed partitions weights of at least so many elements.
+    # DeepSpeed partitions weights with at least this many elements.
     threshold = zero.get("stage3_param_persistence_threshold", 0)
     assert all(w.numel() < threshold for w in trained) == lora

@@ -36,11 +36,11 @@ SETTINGS = loop_settings(
 
 
 class Interrupted(Exception):
-    """Stands for a kill between two steps."""
+    """Simulates a kill between two steps."""
 
 
 class Recorder:
-    """Keeps the metrics of each step, and stops the run after a given step."""
+    """Records the metrics of each step, and stops the run after the step `stop_after`."""
 
     def __init__(self, stop_after: int | None = None):
         self.metrics: dict[int, dict[str, float]] = {}
@@ -53,7 +53,7 @@ class Recorder:
 
 
 def run(model_dir: Path, folder: Path, settings: LoopSettings = SETTINGS, *, stop_after=None, store=STORE, **kwargs):
-    """Fit a rank-4 adapter with dropout; return weights, metrics per step, and the result."""
+    """Train a rank-4 adapter with dropout; return its weights, the metrics per step, and the result of fit()."""
     base = load_base(str(model_dir), precision="fp32", gradient_checkpointing=False, device=CPU)
     model = add_lora(base, LoraSettings(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "v_proj"]), seed=1)
     engine = engine_of(BranchScorer(model), device=CPU)
@@ -81,7 +81,7 @@ def test_an_interrupted_run_continues_bitwise(tiny_qwen2, tmp_path) -> None:
     assert same(whole, resumed)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_qwen2, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(tiny_qwen2, tmp_path) -> None:
     settings = varied(SETTINGS, checkpoint_every=1)
     run(tiny_qwen2, tmp_path, settings, stop_after=4)
     victim = next(p for p in (tmp_path / "checkpoint-00000003").rglob("*") if p.is_file() and p.name != "MANIFEST.json")
@@ -90,8 +90,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_qwen2, tmp_
     assert result.resumed_from == 2
 
 
-def test_how_a_step_is_cut_into_bins_never_changes_the_update(tiny_qwen2, tmp_path) -> None:
-    # One bin, bins of one or two pairs: dropout draws differ with the cut, so it is off here.
+def test_splitting_a_step_into_bins_never_changes_the_update(tiny_qwen2, tmp_path) -> None:
+    # One bin, then bins of two pairs or one. Dropout is off, because its draws depend on the bins.
     losses = []
     for budget in (10_000, 120, 60):
         settings = varied(SETTINGS, tokens_per_microbatch=budget, total_pairs=16)
@@ -112,7 +112,7 @@ def run_without_dropout(model_dir, folder, settings, *, max_grad_norm=1.0):
 
 
 def update_of(model_dir, folder, alpha: float, beta: float) -> torch.Tensor:
-    """What ten steps change, as one vector; gradients are clipped in every one of them."""
+    """Return the change of the weights in ten steps as one vector; every step clips its gradients."""
     objective = paired_nll(alpha=alpha, beta=beta)
     settings = varied(SETTINGS, objective=objective, total_pairs=80, warmup_steps=0, schedule_steps=10)
     model, metrics, _ = run_without_dropout(model_dir, folder, settings, max_grad_norm=0.1)
@@ -122,10 +122,10 @@ def update_of(model_dir, folder, alpha: float, beta: float) -> torch.Tensor:
     return torch.cat([(after - before).detach().flatten() for after, before in pairs if after.requires_grad])
 
 
-def test_alpha_and_beta_act_through_their_ratio_alone(tiny_qwen2, tmp_path) -> None:
+def test_only_the_ratio_of_alpha_and_beta_matters(tiny_qwen2, tmp_path) -> None:
     weights = [(1, 1), (2, 2), (10, 10), (1, 0.5)]
     one, two, ten, half = (update_of(tiny_qwen2, tmp_path / f"{a}-{b}", a, b) for a, b in weights)
-    # Clipping takes the scale away; what is left is AdamW's epsilon (1e-8) beside gradients of 1e-4 and more.
+    # Clipping removes the scale; the remaining difference is AdamW's epsilon (1e-8) next to gradients of 1e-4 and more.
     for scaled in (two, ten):
         assert (scaled - one).norm() / one.norm() < 1e-3
     assert (half - one).norm() / one.norm() > 0.05
@@ -138,7 +138,7 @@ def test_one_sided_training_reports_only_its_side(tiny_qwen2, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("update", ["synchronous", "asynchronous"])
-def test_a_side_without_weight_is_not_run(tiny_qwen2, tmp_path, update) -> None:
+def test_a_side_with_weight_zero_does_not_run(tiny_qwen2, tmp_path, update) -> None:
     weightless = varied(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0, update=update))
     alone = varied(SETTINGS, objective=one_sided_nll(side=1))
     paired, metrics, _ = run(tiny_qwen2, tmp_path / "paired", weightless)
@@ -148,16 +148,16 @@ def test_a_side_without_weight_is_not_run(tiny_qwen2, tmp_path, update) -> None:
     assert same(paired, single)
 
 
-def test_validation_tells_of_a_side_that_is_not_trained(tiny_qwen2, tmp_path) -> None:
+def test_validation_reports_a_side_that_is_not_trained(tiny_qwen2, tmp_path) -> None:
     settings = varied(SETTINGS, objective=paired_nll(alpha=0.0, beta=1.0), total_pairs=8)
     _, metrics, _ = run(tiny_qwen2, tmp_path, settings, validation=STORE)
     assert metrics[1]["val_loss"] == pytest.approx(metrics[1]["val_loss_second"])
     assert metrics[1]["val_loss_first"] > 0
 
 
-def test_the_asynchronous_update_takes_the_second_gradient_at_the_moved_weights(tiny_qwen2, tmp_path) -> None:
-    # In the first step with a positive lr the first side is trained alone, then the second: its loss differs from
-    # the synchronous one, which is taken before any move.
+def test_the_asynchronous_update_computes_the_second_gradient_at_the_updated_weights(tiny_qwen2, tmp_path) -> None:
+    # The first step trains the first side, then the second. The second side's loss differs from the synchronous one,
+    # which is computed before any update.
     settings = varied(SETTINGS, warmup_steps=0, total_pairs=8, schedule_steps=1)
     _, together, _ = run_without_dropout(tiny_qwen2, tmp_path / "sync", settings)
     asynchronous = varied(settings, objective=paired_nll(alpha=1.0, beta=0.5, update="asynchronous"))
@@ -187,7 +187,7 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_step_and_examples(tin
 STEP_INDICES = [SETTINGS.order.step_indices(s, examples_per_step=8, total_examples=30) for s in range(4)]
 
 
-def test_all_ranks_run_the_same_number_of_bins_and_share_all_pairs() -> None:
+def test_all_ranks_run_the_same_number_of_bins_and_each_pair_once() -> None:
     settings = varied(SETTINGS, tokens_per_microbatch=80)
     indices = [0, 3, 5, 6, 7]
     phase = plan_phase(indices, (0, 1), settings=settings, store=STORE, num_ranks=3)
@@ -195,8 +195,8 @@ def test_all_ranks_run_the_same_number_of_bins_and_share_all_pairs() -> None:
     assert sorted(i for rank_bins in phase.bins for b in rank_bins for i in b) == indices
 
 
-def test_micro_batches_are_cut_before_they_are_dealt_to_ranks() -> None:
-    # 5 pairs in micro-batches of 2: (0, 1), (2, 3), (4); a full step of 8 pairs has 4, which is what means divide by.
+def test_pairs_are_cut_into_micro_batches_before_they_are_dealt_to_ranks() -> None:
+    # 5 pairs in micro-batches of 2: (0, 1), (2, 3), (4). A full step of 8 pairs has 4 of them, so means divide by 4.
     settings = varied(SETTINGS, pairs_per_microbatch=2)
     phase = plan_phase([0, 1, 2, 3, 4], (0, 1), settings=settings, store=STORE, num_ranks=2)
     assert phase.bins == [[[0, 1], [4]], [[2, 3], []]]

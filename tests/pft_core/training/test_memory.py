@@ -1,4 +1,4 @@
-"""The count of activations beforehand, and the choice that follows from it."""
+"""The estimate of activation memory, and the choices that depend on it."""
 
 import gc
 import re
@@ -38,7 +38,7 @@ def scorer(folder: Path, *, backend: str = "split", precision: str = "fp32", lor
 
 @pytest.fixture(scope="module")
 def wide_qwen2(tmp_path_factory) -> Path:
-    """Wide enough for layers to outweigh masks and logits, as in a real model."""
+    """Return a model wide enough for its layers to outweigh masks and logits, as in a real model."""
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
     folder = tmp_path_factory.mktemp("wide")
     Qwen2ForCausalLM(Qwen2Config(vocab_size=600, num_hidden_layers=3, **sizes)).save_pretrained(folder)
@@ -57,8 +57,8 @@ def test_the_estimate_holds_at_a_larger_size_and_another_shape(wide_qwen2, backe
         assert estimate.of(chosen.count_tokens(batch)[1]) == pytest.approx(counted, rel=0.1)
 
 
-def test_every_kept_storage_is_counted_once_and_no_weight() -> None:
-    # x * w keeps both, exp keeps its result, and view(-1) * 1 keeps nothing: 8 numbers of x (float32), 8 of exp.
+def test_every_kept_storage_is_counted_once_without_the_weights() -> None:
+    # x * w keeps both, exp keeps its result, and view(-1) * 1 keeps nothing: 8 float32 numbers of x, and 8 of exp.
     class Scorer(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -72,15 +72,15 @@ def test_every_kept_storage_is_counted_once_and_no_weight() -> None:
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_checkpointing_lowers_what_is_kept(tiny_llama, lora) -> None:
+def test_gradient_checkpointing_lowers_the_kept_bytes(tiny_llama, lora) -> None:
     chosen = scorer(tiny_llama, lora=lora)
     kept = measure_kept_bytes(chosen, precision="fp32", device=CPU)
     checkpoint_activations(chosen.model)
-    # Two layers keep one input of width 32 each, where they kept a dozen tensors of it and of width 64.
+    # Each of the two layers keeps one input of width 32, instead of a dozen tensors of widths 32 and 64.
     assert measure_kept_bytes(chosen, precision="fp32", device=CPU).per_token < kept.per_token / 5
 
 
-def test_counting_leaves_no_trace(tiny_qwen2) -> None:
+def test_counting_changes_no_random_state_mode_or_gradient(tiny_qwen2) -> None:
     chosen = scorer(tiny_qwen2).eval()
     torch.manual_seed(3)
     want = torch.rand(4)
@@ -91,13 +91,13 @@ def test_counting_leaves_no_trace(tiny_qwen2) -> None:
     assert all(weight.grad is None for weight in chosen.parameters())
 
 
-def test_gradients_and_adamw_of_the_trained_weights_are_needed_too(tiny_qwen2) -> None:
+def test_needed_memory_includes_gradients_and_adamw_moments(tiny_qwen2) -> None:
     full = scorer(tiny_qwen2, lora=False)
     needed = plan_memory(full, num_tokens=0, precision="fp32", device=CPU).needed
     assert needed == pytest.approx(12 * sum(w.numel() for w in full.parameters()), rel=0.01)
 
 
-def spared(
+def plan_with_fallback(
     scorer, tmp_path, memory_fallback=MemoryFallback.PLANNED, *, longest=40, **train
 ) -> tuple[LoopSettings, MemoryUse]:
     chosen = TrainSettings(**{"tokens_per_microbatch": 4096, "precision": "fp32", "pairs_per_step": 1000, **train})
@@ -108,24 +108,24 @@ def spared(
 
 
 @pytest.mark.parametrize(("free", "checkpoints"), [(1e12, False), (0.0, True)])
-def test_auto_chooses_by_what_is_free_and_says_why(tiny_qwen2, tmp_path, monkeypatch, free, checkpoints) -> None:
+def test_auto_chooses_by_the_free_memory_and_says_why(tiny_qwen2, tmp_path, monkeypatch, free, checkpoints) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     chosen = scorer(tiny_qwen2)
-    _, use = spared(chosen, tmp_path)
+    _, use = plan_with_fallback(chosen, tmp_path)
     assert chosen.model.get_base_model().is_gradient_checkpointing is checkpoints
     assert use.memory_fallback == (MemoryFallback.RECOMPUTED if checkpoints else MemoryFallback.PLANNED)
-    assert re.search(r"up to 4096 tokens at once need about \S+ GB beside the weights, \S+ GB were free", str(use))
+    assert re.search(r"up to 4096 tokens at once need about \S+ GB besides the weights, and \S+ GB were free", str(use))
 
 
-def test_each_step_down_spares_more_and_the_settings_say_where_it_ends(tiny_qwen2, tmp_path, monkeypatch) -> None:
+def test_each_fallback_saves_more_until_the_settings_allow_no_other(tiny_qwen2, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1e12)
     seen = []
     memory_fallback: MemoryFallback | None = MemoryFallback.PLANNED
     while memory_fallback is not None:
-        settings, use = spared(scorer(tiny_qwen2), tmp_path, memory_fallback)
+        settings, use = plan_with_fallback(scorer(tiny_qwen2), tmp_path, memory_fallback)
         seen.append((use.memory_fallback.name, settings.train.tokens_per_microbatch, use.tokens_at_once))
         memory_fallback = use.next(settings.train)
-    # Each pair has 40 + 8 + 4 tokens, as many as fit run at once.
+    # Each pair has 40 + 8 + 4 tokens, and as many as fit run at once.
     assert seen == [("PLANNED", 4096, 4096), ("RECOMPUTED", 4096, 4096), ("HALVED", 2048, 2048)]
 
 
@@ -134,7 +134,7 @@ def test_each_step_down_spares_more_and_the_settings_say_where_it_ends(tiny_qwen
     [
         ({"gradient_checkpointing": False}, MemoryFallback.PLANNED, None),
         ({"gradient_checkpointing": True}, MemoryFallback.PLANNED, None),
-        ({"tokens_per_microbatch": 80}, MemoryFallback.RECOMPUTED, None),  # half of it holds no pair of 52
+        ({"tokens_per_microbatch": 80}, MemoryFallback.RECOMPUTED, None),  # half of it does not hold a pair of 52
         ({"normalization": "micro_batch", "pairs_per_microbatch": 4}, MemoryFallback.RECOMPUTED, None),
         (
             {"normalization": "micro_batch", "pairs_per_microbatch": 4},
@@ -143,9 +143,9 @@ def test_each_step_down_spares_more_and_the_settings_say_where_it_ends(tiny_qwen
         ),
     ],
 )
-def test_what_the_settings_fix_is_not_spared(tiny_qwen2, tmp_path, monkeypatch, train, at, then) -> None:
+def test_fallbacks_never_override_explicit_settings(tiny_qwen2, tmp_path, monkeypatch, train, at, then) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1e12)
-    settings, use = spared(scorer(tiny_qwen2), tmp_path, at, **train)
+    settings, use = plan_with_fallback(scorer(tiny_qwen2), tmp_path, at, **train)
     assert use.next(settings.train) == then
     assert str(out_of_memory(use, settings.train)).startswith(f"out of memory: up to {use.tokens_at_once} tokens")
 
@@ -159,15 +159,15 @@ def test_what_the_settings_fix_is_not_spared(tiny_qwen2, tmp_path, monkeypatch, 
         MemoryError(),
     ],
 )
-def test_memory_that_ran_out_is_one_error_with_what_to_set(error) -> None:
+def test_running_out_of_memory_is_one_error_that_says_what_to_set(error) -> None:
     use = MemoryUse(MemoryFallback.PLANNED, 9e9, 4e9, tokens_at_once=4096, longest_pair_tokens=300)
-    said = (
-        "out of memory: up to 4096 tokens at once need about 9 GB beside the weights, 4 GB were free: set "
+    message = (
+        "out of memory: up to 4096 tokens at once need about 9 GB besides the weights, and 4 GB were free: set "
         "train.gradient_checkpointing=auto, lower train.tokens_per_microbatch to 2048 (the longest pair has 300 "
         "tokens), or give each worker more memory"
     )
     with (
-        pytest.raises(OutOfMemoryError, match=re.escape(said)),
+        pytest.raises(OutOfMemoryError, match=re.escape(message)),
         memory_errors(use, TrainSettings(gradient_checkpointing=False)),
     ):
         raise error
@@ -175,18 +175,18 @@ def test_memory_that_ran_out_is_one_error_with_what_to_set(error) -> None:
         raise RuntimeError("shapes do not fit")
 
 
-def test_a_containers_limit_counts_where_it_is_tighter_than_the_machine(tmp_path, monkeypatch) -> None:
+def test_a_containers_memory_limit_counts_if_it_is_tighter_than_the_machines(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     assert memory.container_bytes() == float("inf")
     for name, text in {"max": "1000000", "current": "700000", "stat": "anon 5\ninactive_file 200000\n"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
-    assert memory.free_bytes(CPU) == 500_000  # 1,000,000 - 700,000 + 200,000 that the cache gives back
+    assert memory.free_bytes(CPU) == 500_000  # 1,000,000 - 700,000 + 200,000 of file cache
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.container_bytes() == float("inf")
 
 
-def test_the_tightest_rank_decides_for_all(tiny_qwen2, monkeypatch) -> None:
-    # This rank: 3 GB free, needs megabytes. The other: 2 GB free, needs 5 GB. All plan with 5 needed and 2 free.
+def test_all_ranks_plan_for_the_tightest_rank(tiny_qwen2, monkeypatch) -> None:
+    # This rank has 3 GB free and needs megabytes; the other has 2 GB free and needs 5 GB. Both plan with 5 and 2.
     other = torch.tensor([-5e9, 2e9], dtype=torch.float64)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3e9)
     monkeypatch.setattr(memory, "num_ranks", lambda: 2)
@@ -201,7 +201,7 @@ def test_a_worker_gets_its_share_of_the_machine(monkeypatch) -> None:
     assert memory.free_bytes(CPU) == pytest.approx(alone / 4, rel=0.3)
 
 
-def test_what_a_count_has_kept_is_freed(wide_qwen2) -> None:
+def test_counting_frees_the_tensors_it_kept(wide_qwen2) -> None:
     chosen = scorer(wide_qwen2)
     outputs = []
     layer = chosen.model.get_base_model().model.layers[0]
@@ -212,19 +212,19 @@ def test_what_a_count_has_kept_is_freed(wide_qwen2) -> None:
 
 
 @pytest.mark.slow
-def test_thirty_layers_take_little_more_than_is_counted() -> None:
-    counted, peak = printed_by(Path(__file__).with_name("peak_memory.py"))
-    # 1.6 times with glibc's own thresholds; what a count kept for ever came on top.
+def test_training_thirty_layers_takes_little_more_than_the_estimate() -> None:
+    counted, peak = printed_numbers(Path(__file__).with_name("peak_memory.py"))
+    # With glibc's own threshold the peak is 1.6 times the estimate.
     assert counted < peak <= 1.5 * counted
 
 
-def test_large_tensors_go_back_between_small_ones_that_stay() -> None:
+def test_large_tensors_are_returned_to_the_system_between_small_ones_that_stay() -> None:
     script = """
 import re, torch
 from pft_core.training.allocator import map_large_blocks
 map_large_blocks()
 resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-torch.ones(2**20)  # 4 MB: where freeing it moves glibc's threshold, all that follow lie in its heap
+torch.ones(2**20)  # 4 MB: by default, freeing it raises glibc's threshold, and all later ones lie in its heap
 before, small, large = resident(), [], []
 for _ in range(64):
     large.append(torch.ones(2**19))
@@ -233,17 +233,17 @@ held = resident() - before
 large.clear()
 print(held, resident() - before)
 """
-    held, left = printed_by("-c", script)
+    held, left = printed_numbers("-c", script)
     assert held > 64 * 2**21 > 10 * left
 
 
-def printed_by(*arguments: str | Path) -> list[float]:
+def printed_numbers(*arguments: str | Path) -> list[float]:
     ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
     return [float(word) for word in ran.stdout.split()]
 
 
 @pytest.mark.parametrize("num_positions", [32, 64])
-def test_a_model_with_few_positions_is_measured_within_them(num_positions: int) -> None:
+def test_the_probe_fits_a_model_with_few_positions(num_positions: int) -> None:
     config = GPT2Config(vocab_size=50, n_positions=num_positions, n_embd=16, n_layer=2, n_head=2)
     kept = measure_kept_bytes(BranchScorer(GPT2LMHeadModel(config)), precision="fp32", device=CPU)
     assert kept.per_token > 0

@@ -18,7 +18,7 @@ def test_every_epoch_visits_every_example_once(num: int, seed: int, epoch: int, 
     assert sorted(order.example_index(epoch * num + i) for i in range(num)) == list(range(num))
 
 
-def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     first, again, other = (epoch_order(DataOrder(500, seed), 0) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -26,7 +26,7 @@ def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
 
 
 def test_the_order_is_the_same_on_every_machine_and_version() -> None:
-    # Written down once: a change here breaks the resumption of every run that is under way.
+    # Recorded values: changing them would break the resume of every run in progress.
     assert [DataOrder(10, 0).example_index(p) for p in range(20)] == [
         7,
         4,
@@ -52,13 +52,13 @@ def test_the_order_is_the_same_on_every_machine_and_version() -> None:
 
 
 def test_rows_stay_inside_their_window_of_blocks() -> None:
-    # 8 blocks of 10 rows, 2 blocks a window: 20 consecutive positions touch exactly 2 blocks.
+    # 8 blocks of 10 rows, 2 blocks per window: 20 consecutive positions touch exactly 2 blocks.
     order = DataOrder(80, 3, rows_per_block=10, blocks_per_window=2)
     for start in range(0, 80, 20):
         assert len({order.example_index(p) // 10 for p in range(start, start + 20)}) == 2
 
 
-def test_steps_run_on_through_epochs_and_the_last_one_may_be_short() -> None:
+def test_steps_continue_across_epochs_and_the_last_one_may_be_short() -> None:
     order = DataOrder(5, 0, shuffle=False)
     steps = [order.step_indices(s, examples_per_step=4, total_examples=10) for s in range(3)]
     assert steps == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4]]

@@ -1,4 +1,4 @@
-"""What a step's plan says before anything runs."""
+"""The size of the largest bin, known before training."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from pft_core.training.order import DataOrder
 from pft_core.training.planning import largest_bin
 from tests.builders import MemoryStore, loop_settings, tree, varied
 
-# Prefix 2, branches 1 + 4 and 1 + 2: ten tokens where the prefix is shared. The other pair has four.
+# Prefix 2, branches 1 + 4 and 1 + 2: ten tokens with a shared prefix. The other pair has four.
 STORE = MemoryStore([tree("long", [[5, 6, 7], [5, 6, 8]], [[9] * 4, [9] * 2]), tree("short", [[5, 6]] * 2, [[7], [8]])])
 SETTINGS = loop_settings(
     paired_nll(alpha=1.0, beta=1.0),
@@ -23,9 +23,9 @@ SETTINGS = loop_settings(
     ("changes", "num_ranks", "tokens"),
     [
         ({}, 1, 8 * 10),  # a whole step
-        ({}, 3, 3 * 10),  # ceil(8 / 3) pairs a rank
+        ({}, 3, 3 * 10),  # ceil(8 / 3) pairs per rank
         ({"tokens_per_microbatch": 25}, 1, 25),  # the budget is smaller
-        ({"pairs_per_microbatch": 4}, 1, 4 * 10),  # micro-batches by count know no budget
+        ({"pairs_per_microbatch": 4}, 1, 4 * 10),  # micro-batches by count have no token budget
         ({"shares_prefix": False}, 1, 8 * 12),
         ({"objective": one_sided_nll(side=1)}, 1, 8 * 5),  # prefix 2 and the second branch of 3
     ],

@@ -1,4 +1,4 @@
-"""Reference log-probabilities: the model without its adapter, scored once."""
+"""Reference log-probabilities: scores of the model without its adapter, computed once."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def scorer(folder: Path) -> BranchScorer:
     return BranchScorer(model).train()
 
 
-def test_they_are_the_scores_of_the_bare_base_in_the_order_of_the_store(tiny_qwen2, tmp_path) -> None:
+def test_references_are_the_scores_of_the_bare_base_in_the_order_of_the_store(tiny_qwen2, tmp_path) -> None:
     trained = scorer(tiny_qwen2)
     file = tmp_path / "reference.safetensors"
     got = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, precision="fp32", device=CPU)
@@ -49,7 +49,7 @@ def test_a_second_run_reads_the_file_and_runs_no_model(tiny_qwen2, tmp_path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["reference.safetensors"]
 
 
-def test_training_mode_is_left_as_it_was(tiny_qwen2, tmp_path) -> None:
+def test_the_training_mode_is_restored(tiny_qwen2, tmp_path) -> None:
     trained = scorer(tiny_qwen2)
     reference_logps(
         MemoryStore(TREES), trained, file=tmp_path / "r.safetensors", tokens_per_batch=60, precision="fp32", device=CPU
@@ -58,7 +58,7 @@ def test_training_mode_is_left_as_it_was(tiny_qwen2, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("change", ["weights", "precision", "nothing"])
-def test_the_file_is_named_after_weights_and_precision(tiny_qwen2, tmp_path, change: str) -> None:
+def test_the_file_name_depends_on_weights_and_precision(tiny_qwen2, tmp_path, change: str) -> None:
     copies = [tmp_path / "a", tmp_path / "b"]
     for folder in copies:
         folder.mkdir()
@@ -75,11 +75,11 @@ def test_the_file_is_named_after_weights_and_precision(tiny_qwen2, tmp_path, cha
     assert len(names) == (1 if change == "nothing" else 2)
 
 
-def test_a_hub_model_is_known_by_its_name() -> None:
+def test_a_hub_model_is_identified_by_its_name() -> None:
     assert base_digest("org/name") != base_digest("org/other")
 
 
-def test_a_folder_is_known_by_its_weights_in_either_format(tmp_path, monkeypatch) -> None:
+def test_a_folder_is_identified_by_its_weights_in_either_format(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "base"
     folder.mkdir()
@@ -92,7 +92,7 @@ def test_a_folder_is_known_by_its_weights_in_either_format(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("damage", ["cut", "of other pairs"])
-def test_a_file_that_does_not_fit_is_made_again(tiny_qwen2, tmp_path, damage: str) -> None:
+def test_a_damaged_or_mismatched_file_is_recomputed(tiny_qwen2, tmp_path, damage: str) -> None:
     trained, file = scorer(tiny_qwen2), tmp_path / "reference.safetensors"
     first = reference_logps(MemoryStore(TREES), trained, file=file, tokens_per_batch=60, precision="fp32", device=CPU)
     if damage == "cut":

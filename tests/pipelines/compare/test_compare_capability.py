@@ -31,8 +31,8 @@ def test_what_was_not_trained_has_no_drop() -> None:
 
 
 def test_rows_of_runs_on_other_items_are_refused() -> None:
-    with pytest.raises(UserError, match="other items"):
+    with pytest.raises(UserError, match="different capability items"):
         capability_rows("pft", None, before=answered(1, 0, 1), by_seed={0: ("run", answered(1, 0))})
     by_seed = {0: ("a", answered(1, 0)), 1: ("b", answered(1, 0, 1))}
-    with pytest.raises(UserError, match="other items"):
+    with pytest.raises(UserError, match="different capability items"):
         capability_rows("pft", None, before=None, by_seed=by_seed)

@@ -120,7 +120,7 @@ def test_a_measure_that_fails_or_gives_no_finite_number_is_said_with_its_method(
         name = "pft"
 
     pairs: Any = [(Of, {"run_id": "r7"})]
-    with pytest.raises(UserError, match=r"^method pft: metric 'nan', run r7: its measure gives nan: .* or None"):
+    with pytest.raises(UserError, match=r"^method pft: metric 'nan', run r7: the measure returned nan: .* or None"):
         run_values("nan", method_outcomes("pft", 2), pairs)
 
 

@@ -216,9 +216,9 @@ def test_an_item_that_stands_in_a_file_three_times_is_drawn_once() -> None:
 def test_a_drop_needs_two_items_and_the_same_ones() -> None:
     with pytest.raises(UserError, match="at least 2"):
         drop(answered(1), [answered(0)])
-    with pytest.raises(UserError, match=r"answered 2 capability items, another one other items \(3\).*max_length"):
+    with pytest.raises(UserError, match=r"different capability items \(2 and 3 items\).*max_length"):
         drop(answered(1, 0), [answered(1, 0), answered(1, 0, 1)])
-    with pytest.raises(UserError, match="other items"):
+    with pytest.raises(UserError, match="different capability items"):
         drop(answered(1, 0), [answered(1, 0, seed="other")])
 
 

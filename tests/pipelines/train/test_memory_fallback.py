@@ -68,7 +68,7 @@ def test_a_run_out_of_memory_goes_on_with_less_and_ends_with_the_same_policy(
     spared = trained(chosen, tmp_path / "spared")
     assert all(torch.equal(whole[name], spared[name]) for name in whole)
     said = capsys.readouterr().err
-    assert said.count("goes on from its last checkpoint with activations computed again") == 1
+    assert said.count("continues from its last checkpoint with activations recomputed") == 1
 
 
 @pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
@@ -98,7 +98,7 @@ def test_a_model_that_does_not_fit_by_itself_is_one_message(tiny_qwen2, tmp_path
         raise error
 
     monkeypatch.setattr(fitting, place, full)
-    said = r"out of memory before the first step: beside the model \S+ GB are free: .* or give each worker more memory$"
+    said = r"before the first step: only \S+ GB are free besides the model: .* or give each worker more memory$"
     with pytest.raises(OutOfMemoryError, match=said):
         trained(config(tiny_qwen2, tmp_path), tmp_path / "run")
 
@@ -152,8 +152,8 @@ def test_workers_that_run_out_or_are_killed_for_it_start_again_with_less(
     chosen = config_with_faults(tiny_qwen2, tmp_path, 2)
     result = job.run(chosen)
     assert result["steps"] == 6
-    said = [line for line in " ".join(capsys.readouterr().err.split()).split("out of memory: ") if "goes on" in line]
-    assert ["computed again" in line for line in said] == [True, False]
+    said = [line for line in " ".join(capsys.readouterr().err.split()).split("out of memory: ") if "continues" in line]
+    assert ["recomputed" in line for line in said] == [True, False]
     assert "half as many tokens" in said[1]
     whole = trained(config(tiny_qwen2, tmp_path, dropout=0.0), tmp_path / "whole")
     spared = load_file(Path(result["adapter"]) / "adapter_model.safetensors")
