@@ -70,7 +70,7 @@ def pft(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 
     def run(*arguments: str) -> dict[str, Any]:
         words = [found for word in arguments for found in (sorted(glob.glob(word)) if "*" in word else [word])]
-        few = ["train.max_steps=2"] if words[0] == "train" else []
+        few = ["train.max_steps=2", "train.warmup_steps=0"] if words[0] == "train" else []
         cli.app([*cli.spread_inputs(words), *few], standalone_mode=False)
         return results[-1]
 
