@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`: both are found without activating the venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint dist
+.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint
 
 setup: .venv/installed
 
@@ -54,6 +54,7 @@ lint: setup
 	$(BIN)/mypy
 
 # The wheel and the source archive, checked, and the quickstart in an empty environment (minutes, about 3 GB).
+.PHONY: dist
 dist: setup
 	$(PIP) -c constraints.txt -e '.[dist]'
 	rm -rf build dist
