@@ -25,7 +25,7 @@ def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
     of_chunks = _TrainedHead if head.weight.requires_grad else _FrozenHead
 
     def chunked(hidden: Tensor) -> Tensor:
-        logps: Tensor = of_chunks.apply(hidden, head.weight, head.bias, token_N)
+        logps: Tensor = of_chunks.apply(hidden, head.weight, head.bias, token_N)  # type: ignore[no-untyped-call]
         return logps
 
     # Under ZeRO-3 the weight is whole only inside the module's own call, and all ranks have to make as many calls.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from pipelines.validated_yaml import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
+ManyT = TypeVar("ManyT", bound=Sequence[Any])
 Size = Literal["tiny", "paper"]
 # File names of the released data sets below PFT_DATA; BQD has no validation split of its own.
 FILES = {
@@ -153,7 +154,7 @@ def _knobs_taken(suite: Suite, size: SuiteSize, name: str, place: str) -> set[st
     return {knob for config in configs for knob in config.train.entry.knobs} if method(name).stages else set()
 
 
-def once(values: Sequence[Any], what: str) -> Any:
+def once(values: ManyT, what: str) -> ManyT:
     """Return the values. Raises ValueError where one of them is there twice: its runs would count twice."""
     for i, value in enumerate(values):
         if value in values[:i]:

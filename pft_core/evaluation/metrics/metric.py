@@ -62,4 +62,5 @@ class Metric:
 
     @cached_property
     def code(self) -> Callable[..., Any]:
-        return load_code(self.measure)
+        measure: Callable[..., Any] = load_code(self.measure)
+        return measure
