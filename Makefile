@@ -35,6 +35,16 @@ setup-vllm: .venv/vllm-installed
 demo: setup
 	$(BIN)/pft quickstart --fresh
 
+# The wheel and the source archive, checked, and the quickstart in an empty environment (minutes, about 3 GB).
+.PHONY: dist
+dist: setup
+	$(PIP) -c constraints.txt -e '.[dist]'
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	PYTHON=$(BIN)/python .ci/try_wheel dist/*.whl $(PIP_ARGS)
+
 # Side by side: what waits for the session's Ray leaves a core to the rest.
 test: setup-vllm
 	$(MAKE) -j2 -k test-on-ray test-beside

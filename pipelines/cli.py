@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from cluster.submit import GivenParameter, JobVerb
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Preference-paired fine-tuning: raw preference pairs in, one policy for both poles and an honest report out.",

@@ -161,7 +161,7 @@ class EncodedLayer:
         self.prefix_lengths_E: NDArray[np.int64] = self._table["prefix_length"].to_numpy().astype(np.int64)
 
     def _per_branch(self, column: str) -> NDArray[np.int64]:
-        flat = self._table[column].combine_chunks().flatten().to_numpy()
+        flat: NDArray[Any] = self._table[column].combine_chunks().flatten().to_numpy()
         return flat.reshape(-1, len(self._side_B)).astype(np.int64)
 
     def __len__(self) -> int:

@@ -310,7 +310,8 @@ def generate(prompts: Sequence[NDArray[np.int32]], *, model: Any, tokenizer: Any
         )[:, longest:]
     # End tokens are not part of the text, even if they are not special tokens.
     texts_BL = replies_BL.masked_fill(torch.isin(replies_BL, torch.tensor(ends, device=replies_BL.device)), pad)
-    return tokenizer.batch_decode(texts_BL, skip_special_tokens=True)
+    replies: list[str] = tokenizer.batch_decode(texts_BL, skip_special_tokens=True)
+    return replies
 
 
 def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:

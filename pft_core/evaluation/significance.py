@@ -159,4 +159,5 @@ def _means_of_seeds(ratios_RS: NDArray[np.float64], generator: np.random.Generat
     num_seeds = ratios_RS.shape[1]
     if num_seeds >= MIN_SEEDS_RESAMPLED:
         ratios_RS = np.take_along_axis(ratios_RS, generator.integers(num_seeds, size=ratios_RS.shape), axis=1)
-    return ratios_RS.mean(axis=1)
+    means_R: NDArray[np.float64] = ratios_RS.mean(axis=1)
+    return means_R

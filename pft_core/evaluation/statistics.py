@@ -52,5 +52,7 @@ def _cluster_totals(
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64], absolute: bool) -> NDArray[np.float64]:
-    value = np.divide(numerator, denominator, out=np.zeros_like(numerator, dtype=float), where=denominator > 0)
+    value: NDArray[np.float64] = np.divide(
+        numerator, denominator, out=np.zeros_like(numerator, dtype=float), where=denominator > 0
+    )
     return np.abs(value) if absolute else value

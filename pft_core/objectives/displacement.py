@@ -53,7 +53,8 @@ def _add_chosen_and_rejected(objective: Objective) -> Objective:
 
 def _add_displacement(objective: Objective) -> Objective:
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
-        return (counts.per_side() > 0).sum(axis=0).astype(np.float64)
+        answers_2: NDArray[np.float64] = (counts.per_side() > 0).sum(axis=0).astype(np.float64)
+        return answers_2
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return per_side(logps_R.detach() - batch.reference_R.to(logps_R.dtype), batch.branch_side)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def label_tokens_per_side(counts: LabelCounts) -> NDArray[np.float64]:
     """Return the number of label tokens of each side [2]."""
-    return counts.per_side().sum(axis=0).astype(np.float64)
+    labels_2: NDArray[np.float64] = counts.per_side().sum(axis=0).astype(np.float64)
+    return labels_2
 
 
 def nll_per_side(logps_R: Tensor, batch: BranchedBatch) -> Tensor:

@@ -121,7 +121,8 @@ def with_nll(objective: Objective, *, weight: float) -> Objective:
 
     def denominators(counts: LabelCounts) -> NDArray[np.float64]:
         chosen = replace(counts, num_labels_EB=counts.num_labels_EB[:, ::2], side_B=counts.side_B[::2])
-        return chosen.per_side().sum(axis=0).astype(np.float64)
+        labels_2: NDArray[np.float64] = chosen.per_side().sum(axis=0).astype(np.float64)
+        return labels_2
 
     def sums(logps_R: Tensor, batch: BranchedBatch) -> Tensor:
         return per_side(-logps_R[::2], batch.branch_side[::2])

@@ -212,7 +212,8 @@ def load_policy(
     """
     model = load_base(weights or base, precision=precision, gradient_checkpointing=False, device=device)
     if adapter is None:
-        return model.eval()
+        model.eval()
+        return model
     return with_adapter(model, Path(adapter)).to(device).eval()
 
 

@@ -25,7 +25,7 @@ def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
     chunked_head = _TrainedHead if head.weight.requires_grad else _FrozenHead
 
     def forward_in_chunks(hidden: Tensor) -> Tensor:
-        logps: Tensor = chunked_head.apply(hidden, head.weight, head.bias, token_N)
+        logps: Tensor = chunked_head.apply(hidden, head.weight, head.bias, token_N)  # type: ignore[no-untyped-call]
         return logps
 
     # Under ZeRO-3 the weight is whole only inside the module's own call, and all ranks must make the same calls.

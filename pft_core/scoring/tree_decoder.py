@@ -86,8 +86,9 @@ def _attend(attention: Any, normed_ND: Tensor, trees: AttentionTrees, rotary: tu
 
 def _heads(projection: nn.Module, hidden: Tensor, attention: Any, *, norm: str = "") -> Tensor:
     """Project [M, d] and split it into heads [heads, M, D]; Qwen3 normalizes queries and keys."""
-    heads = projection(hidden).unflatten(-1, (-1, attention.head_dim))
-    return getattr(attention, norm, nn.Identity())(heads).transpose(0, 1) if norm else heads.transpose(0, 1)
+    heads: Tensor = projection(hidden).unflatten(-1, (-1, attention.head_dim))
+    normed: Tensor = getattr(attention, norm, nn.Identity())(heads) if norm else heads
+    return normed.transpose(0, 1)
 
 
 def _rotated(heads: Tensor, cos_MD: Tensor, sin_MD: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ def free_bytes(device: torch.device) -> float:
         torch.cuda.empty_cache()  # otherwise blocks that only the allocator holds count as used
         return float(torch.cuda.mem_get_info(device)[0])
     # Launchers set the number of processes of a job that share a machine.
-    return min(psutil.virtual_memory().available, container_bytes()) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(float(psutil.virtual_memory().available), container_bytes()) / num_processes
 
 
 def container_bytes() -> float:

@@ -47,7 +47,8 @@ def epoch_order(order: DataOrder, epoch: int) -> NDArray[np.int64]:
     block_rank = np.empty(num_blocks, dtype=np.int64)
     block_rank[_hash(np.arange(num_blocks), order.seed, 2 * epoch).argsort(kind="stable")] = np.arange(num_blocks)
     window = block_rank[rows // order.rows_per_block] // order.blocks_per_window
-    return rows[np.lexsort((_hash(rows, order.seed, 2 * epoch + 1), window))]
+    permuted: NDArray[np.int64] = rows[np.lexsort((_hash(rows, order.seed, 2 * epoch + 1), window))]
+    return permuted
 
 
 def _hash(values: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.uint64]:

@@ -232,4 +232,5 @@ def evaluation_job(cell: Cell, ref: ModelRef, space: PreferenceSpace) -> Answeri
 
 def median_rate(run_dir: Path) -> float:
     """Return the median over steps of pairs per second, since the first steps are slower than the rest."""
-    return statistics.median(row["pairs_per_s"] for row in read_metrics(run_dir) if "pairs_per_s" in row)
+    rates: list[float] = [row["pairs_per_s"] for row in read_metrics(run_dir) if "pairs_per_s" in row]
+    return statistics.median(rates)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from pipelines.validated_yaml import apply_override, build, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 SIZES = Path(__file__).with_name("sizes.yaml")
+ManyT = TypeVar("ManyT", bound=Sequence[Any])
 Size = Literal["tiny", "paper"]
 # Files of the released data sets below PFT_DATA; BQD has no validation split.
 FILES = {
@@ -155,7 +156,7 @@ def _knobs_taken(suite: Suite, size: SuiteSize, name: str, place: str) -> set[st
     return {knob for config in configs for knob in config.train.entry.knobs} if method(name).stages else set()
 
 
-def require_distinct(values: Sequence[Any], what: str) -> Any:
+def require_distinct(values: ManyT, what: str) -> ManyT:
     """Return the values. Raises ValueError if one is named twice, since its runs would count twice."""
     for i, value in enumerate(values):
         if value in values[:i]:

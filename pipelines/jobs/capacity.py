@@ -9,7 +9,7 @@ from pft_core.errors import UserError
 
 
 def has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
+    return float(ray.cluster_resources().get("GPU", 0)) > 0
 
 
 def refuse_missing_resources(setting: str, number: int, each: Mapping[str, float]) -> None:

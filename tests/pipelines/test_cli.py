@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -179,3 +180,19 @@ def test_a_recipe_of_ones_own_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     done = pft("show", "config", str(tmp_path / "mine.yaml"))
     assert json.loads(done.stdout)["name"] == "mine"
+
+
+def test_an_installed_completion_completes_verbs_and_options(tmp_path: Path) -> None:
+    """A shell that has sourced what `pft --install-completion` writes offers what the command line has."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    here = {**os.environ, "HOME": str(tmp_path), "PATH": path}
+    lines = [
+        "pft --install-completion >&2",
+        "source ~/.bash_completions/pft.sh",
+        "COMP_WORDS=(pft tr); COMP_CWORD=1; _pft_completion pft; echo ${COMPREPLY[@]}",
+        "COMP_WORDS=(pft prepare --so); COMP_CWORD=2; _pft_completion pft; echo ${COMPREPLY[@]}",
+    ]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120, check=False, env=here
+    )
+    assert done.stdout.splitlines() == ["train", "--source"], done.stderr

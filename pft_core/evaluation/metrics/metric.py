@@ -67,4 +67,5 @@ class Metric:
     @cached_property
     def code(self) -> Callable[..., Any]:
         """The measure, imported if it is an import path."""
-        return load_code(self.measure)
+        measure: Callable[..., Any] = load_code(self.measure)
+        return measure
