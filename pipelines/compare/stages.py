@@ -6,7 +6,7 @@ from typing import Any
 from pft_core.errors import UserError
 from pft_core.objectives import KNOBS, OBJECTIVES, ObjectiveSettings
 from pipelines.compare.methods import method
-from pipelines.config import RunConfig, merged
+from pipelines.config import RunConfig, apply_changes
 from pipelines.validated_yaml import build
 
 
@@ -24,7 +24,7 @@ def stage_configs(
     Raises UserError, naming source and method.
     """
     place = f"{source}, method {name}"
-    raws = [merged(run, [stage, own, varied, fixed], source=place) for stage in method(name).stages or ({},)]
+    raws = [apply_changes(run, [stage, own, varied, fixed], source=place) for stage in method(name).stages or ({},)]
     return tuple(build(RunConfig, _with_knobs_taken(raw), source=lambda _: f"{place}: ") for raw in raws)
 
 
@@ -40,7 +40,7 @@ def _with_knobs_taken(raw: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_idle_knobs(changes: Mapping[str, Any], taken: Collection[str], *, place: str, by: str) -> None:
     """Raise UserError for a knob that nothing takes. changes: sections, or dotted keys; by: who would have to."""
-    train = merged({}, [changes], source=place).get("train")
+    train = apply_changes({}, [changes], source=place).get("train")
     said = train if isinstance(train, dict) else {}
     for knob in KNOBS:
         if knob in said and said[knob] != _default(knob) and knob not in taken:
