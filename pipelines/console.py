@@ -1,4 +1,4 @@
-"""What a person reads goes to stderr; stdout is kept for one JSON result, its last line."""
+"""Messages for people go to stderr; the last line of stdout is one JSON result."""
 
 import json
 import os
@@ -15,24 +15,24 @@ from pft_core.errors import UserError
 if TYPE_CHECKING:
     from pft_core.evaluation import EvaluationRow
 
-# What is printed holds paths and texts of users: brackets and colons in these are no markup.
+# Messages contain paths and texts of users, in which brackets and colons are not markup.
 console = Console(stderr=True, markup=False, emoji=False)
 
 
 def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
-    """Point fd 1 at stderr for the rest of the process; return what it was, and the function that writes the result.
+    """Point fd 1 at stderr for the rest of the process; return the old fd and a function that writes the result.
 
-    It is done on the file descriptor, since libraries, C++ and child processes print past `sys.stdout`; it is never
-    undone, since Ray prints once more while the process exits, and the result must stay the last line.
-    Raises UserError where stdout is closed, before any work is done for a result that nobody could be given; the
-    function that is returned raises it where the result cannot be written, and the result is in the message.
+    The file descriptor is redirected because libraries, C++ code and child processes bypass `sys.stdout`. It is never
+    restored, since Ray prints again while the process exits, and the result must stay the last line.
+    Raises UserError if stdout is closed, before any work starts. The returned function raises UserError if it cannot
+    write the result; the message then contains the result.
     """
     if sys.stdout is None:
-        raise UserError("stdout is closed, and the result is written there: leave >&- out, or give it a file")
+        raise UserError("stdout is closed, but the result is written there: remove >&-, or redirect stdout to a file")
     if sys.stderr is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stdout.flush()
-    result_fd = os.dup(1)  # not inheritable: a process that outlives us does not keep the reader of a pipe waiting
+    result_fd = os.dup(1)  # not inherited: a child that outlives us must not keep the reader of a pipe waiting
     os.dup2(2, 1)
 
     def write_result(result: dict[str, Any]) -> None:
@@ -41,13 +41,13 @@ def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
             with os.fdopen(result_fd, "w", encoding="utf-8") as stdout:
                 print(text, file=stdout)
         except OSError as error:
-            raise UserError(f"stdout: {error.strerror}: the result is not written there; it is {text}") from None
+            raise UserError(f"stdout: {error.strerror}: the result could not be written; it is {text}") from None
 
     return result_fd, write_result
 
 
 def one_table(rows: Iterable["EvaluationRow"]) -> Table:
-    """Lay the *One* rows of a report out: a line per axis and pole, a column per policy, 95 % intervals in brackets.
+    """Tabulate the *One* rows of a report: a row per axis and pole, a column per policy, with 95% intervals.
 
     Bold marks a pole that the policy was trained on.
     """

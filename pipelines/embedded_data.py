@@ -1,4 +1,4 @@
-"""The embedded data set and base model: what `data=toyworld` and `model=toyworld` stand for."""
+"""The embedded data set and base model that `data=toyworld` and `model=toyworld` select."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ NUM_PER_AXIS: dict[Split, int] = {"train": 1600, "validation": 100, "test": 320}
 
 
 def with_embedded(config: RunConfig) -> RunConfig:
-    """Replace the data `toyworld` by what is made of it in the storage folder; local paths become absolute.
+    """Replace the data name `toyworld` by its prepared folder below the storage folder; make local paths absolute.
 
-    The model of that name stays a name: where it lies is another place on every machine, and in every job's upload.
+    The model name `toyworld` stays a name, since its folder differs between machines and between job uploads.
     """
     return config.model_copy(
         update={
@@ -29,12 +29,12 @@ def with_embedded(config: RunConfig) -> RunConfig:
 
 
 def absolute(path: str | None) -> str | None:
-    """Return an existing local path as absolute (workers run elsewhere); hub names stay as they are."""
+    """Return an existing local path as absolute, since workers run in other folders; keep a hub name."""
     return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
 def embedded_data(config: RunConfig, split: Split) -> str:
-    """Prepare one split of the embedded data."""
+    """Prepare one split of the embedded data; return its folder."""
     output = Path(config.storage).resolve() / TOYWORLD / f"{split}-seed{config.seed}"
     prepare.run(
         prepare.PrepareConfig(

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM end a verb within ten seconds: what runs is marked, one line says so, the code is 130 or 143.
+"""End a verb within ten seconds of Ctrl-C or SIGTERM: mark its runs, print one line, exit with 130 or 143.
 
-The first signal raises KeyboardInterrupt in the main thread, and what is open is closed on the way out. A library may
-swallow that, or wait for what does not come any more: where the verb has not ended some seconds later, another thread
-does what is left to do and ends the process. Further signals change nothing, as a terminal and `timeout` send several.
+The first signal raises KeyboardInterrupt in the main thread, which closes open files and runs on its way out. A library
+may swallow the exception, or wait for something that never comes: if the verb is still alive some seconds later,
+another thread finishes the cleanup and ends the process. Later signals are ignored, since a terminal and `timeout` send
+several.
 """
 
 import os
@@ -15,22 +16,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-WAY_OUT_S = 3.0
-CLOSE_S = 3.0  # for one tracked run, of what is left to do
-LAST_S = 5.0  # for what is left to do, when the way out has been too long or has ended
+UNWIND_S = 3.0  # for the main thread to leave the verb
+CLOSE_S = 3.0  # for closing one tracked run, a part of CLEANUP_S
+CLEANUP_S = 5.0  # for the cleanup after that, before the process ends anyway
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class _Verb:
-    """The verb that this process runs. marks: what is to be done where it is interrupted, of outer blocks first."""
+    """The verb that this process runs. marks: what to call if it is interrupted, outer blocks first."""
 
     is_watched: bool = False
     received: int | None = None
     marks: list[Callable[[], str]] = field(default_factory=list)
-    told: str = ""
-    marking: Any = field(default_factory=threading.RLock)
-    ending: Any = field(default_factory=threading.Lock)
+    message: str = ""
+    marking_lock: Any = field(default_factory=threading.RLock)
+    ending_lock: Any = field(default_factory=threading.Lock)
 
 
 _verb = _Verb()
@@ -38,7 +39,7 @@ _verb = _Verb()
 
 @contextmanager
 def catching_signals() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM interrupt the block, also where a script's background has SIGINT ignored."""
+    """Let the first SIGINT or SIGTERM interrupt the block, even if a shell script started it with SIGINT ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _verb.is_watched = True
     try:
@@ -51,7 +52,7 @@ def catching_signals() -> Iterator[None]:
 
 
 def keep_catching() -> None:
-    """Put the handlers back where a library has set its own, in a process that runs a verb."""
+    """Restore the handlers after a library has replaced them, in a process that runs a verb."""
     if _verb.is_watched and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _interrupt)
@@ -65,21 +66,21 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def is_interrupted() -> bool:
-    """Whether a signal has come; what a library makes of it may be any exception, or none."""
+    """Return whether a signal has arrived; a library may turn it into any exception, or none."""
     return _verb.received is not None
 
 
 def stop_if_interrupted() -> None:
-    """Raise KeyboardInterrupt where one was raised before, and swallowed."""
+    """Raise KeyboardInterrupt if an earlier one was swallowed."""
     if is_interrupted():
         raise KeyboardInterrupt
 
 
 @contextmanager
 def on_interruption(mark: Callable[[], str]) -> Iterator[None]:
-    """Have `mark` called once where the block is interrupted; it returns what the user should know, "" for nothing.
+    """Call `mark` once if the block is interrupted; it returns a message for the user, or "".
 
-    The marks of outer blocks are called before: they are what the next start reads first, and time may run out.
+    Marks of outer blocks are called first: the next start reads their state first, and time may run out.
     """
     _verb.marks.append(mark)
     try:
@@ -94,19 +95,19 @@ def on_interruption(mark: Callable[[], str]) -> Iterator[None]:
 
 
 def _mark() -> None:
-    with _verb.marking:  # the other thread may be at it
+    with _verb.marking_lock:  # the other thread may be marking
         while _verb.marks:
             mark = _verb.marks.pop(0)
-            with suppress(Exception):  # the verb ends, whatever is wrong with what it leaves
-                told = mark()
-                _verb.told = _verb.told or told
+            with suppress(Exception):  # the verb ends even if a mark fails
+                message = mark()
+                _verb.message = _verb.message or message
 
 
 def end_interrupted() -> NoReturn:
-    """End this process, and a Ray that it has started: mark what is not marked yet, say it in one line."""
-    if not _verb.ending.acquire(blocking=False):
-        time.sleep(2 * LAST_S)  # the other thread is at it
-    last = threading.Timer(LAST_S, _exit)
+    """End this process and the Ray that it started: call the marks that are left, and print one line."""
+    if not _verb.ending_lock.acquire(blocking=False):
+        time.sleep(2 * CLEANUP_S)  # the other thread ends the process
+    last = threading.Timer(CLEANUP_S, _exit)
     last.daemon = True
     last.start()
     _mark()
@@ -115,8 +116,10 @@ def end_interrupted() -> NoReturn:
 
 
 def stop_ray() -> str:
-    """Leave the cluster, or end the Ray that this process has started, with all that runs for it: as a mark, the first
-    thing to do, since the rest needs the cores."""
+    """Leave the cluster, or end the Ray that this process started, with all its work.
+
+    As a mark it comes first, since the other marks need the cores.
+    """
     if ray := sys.modules.get("ray"):
         with suppress(Exception):
             ray.shutdown()
@@ -124,16 +127,16 @@ def stop_ray() -> str:
 
 
 def _end_late() -> None:
-    time.sleep(WAY_OUT_S)
+    time.sleep(UNWIND_S)
     end_interrupted()
 
 
 def _exit() -> NoReturn:
     number = _verb.received or signal.SIGINT
     print(
-        f"interrupted by {signal.Signals(number).name}: {_verb.told or 'the same command starts again'}",
+        f"interrupted by {signal.Signals(number).name}: {_verb.message or 'run the same command to start again'}",
         file=sys.stderr,
         flush=True,
     )
-    # At once: what libraries do as a process exits takes long without a cluster, or ends in a C++ stack.
+    # Immediately: the exit handlers of libraries take long without a cluster, or crash with a C++ stack trace.
     os._exit(128 + number)

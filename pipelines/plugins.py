@@ -1,6 +1,7 @@
-"""A user's own code: a Python file, or a module, that registers objectives, sources, metrics or tasks.
+"""Plugins: Python files or modules of the user that register objectives, sources, metrics or tasks.
 
-The driver reads a plugin once; its text travels with the work, so that workers on other machines import the same.
+The driver reads a plugin file once and sends its text with the work, so that workers on other machines import the same
+code.
 """
 
 import importlib
@@ -23,7 +24,10 @@ from pft_core.settings import Settings
 
 @dataclass(frozen=True)
 class Plugin:
-    """place: a file, or the dotted name of a module; source: a file's text, None for a module; digest: of the code."""
+    """Code of the user.
+
+    place: a file path or a dotted module name. source: the text of a file, None for a module. digest: of the code.
+    """
 
     place: str
     source: str | None
@@ -31,18 +35,18 @@ class Plugin:
 
     @property
     def module_name(self) -> str:
-        """What the plugin is called once it is imported: a file is no part of any package."""
+        """The name in `sys.modules`: made up for a file, which belongs to no package."""
         stem = re.sub(r"\W", "_", Path(self.place).stem)
         return f"pft_plugin_{stem}_{self.digest[:8]}" if self.source is not None else self.place
 
 
-_LOADED: dict[str, Plugin] = {}  # by place: what this process has imported
+_LOADED: dict[str, Plugin] = {}  # the plugins that this process has imported, by place
 
 
 class PluggedSettings(Settings):
-    """Settings whose names a user's plugins may add to: these are imported before anything is checked."""
+    """Settings that may use names from plugins, which are imported before validation."""
 
-    plugins: list[str] = Field(default_factory=list)  # Python files, or modules by their dotted names
+    plugins: list[str] = Field(default_factory=list)  # Python files, or dotted module names
 
     @model_validator(mode="before")
     @classmethod
@@ -53,7 +57,7 @@ class PluggedSettings(Settings):
         return raw
 
     def __getstate__(self) -> dict[Any, Any]:
-        # Pickled settings bring the plugins' code: the worker that opens them may be a machine without the files.
+        # Pickled settings carry the plugins' code, since the worker that unpickles them may not have the files.
         return {**super().__getstate__(), "read_plugins": read_plugins(self.plugins)}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -62,9 +66,10 @@ class PluggedSettings(Settings):
 
 
 def place_of(name: str, folder: Path) -> str:
-    """Return a plugin's place as it is stored: a file's absolute path, from this folder, or a module's name.
+    """Return the place to store for a plugin: an absolute path for a file in this folder, or a module name.
 
-    A module that Python does not find, and that lies in this folder, is its file: workers are sent the text of files.
+    A module that Python cannot import but that lies in this folder becomes its file, since only files are sent to
+    workers.
     """
     if name.endswith(".py"):
         return str((folder / Path(name).expanduser()).resolve())
@@ -79,15 +84,15 @@ def _is_dotted(name: str) -> bool:
 
 
 def _is_on_the_path(name: str) -> bool:
-    # Of its first part alone: to look further would import it, before it is known to be meant.
+    # Only the top-level package: a deeper look would import it too early.
     first = name.partition(".")[0]
     return first in sys.modules or importlib.util.find_spec(first) is not None
 
 
 def read_plugins(places: Sequence[str]) -> tuple[Plugin, ...]:
-    """Read the plugins at these places, once a process and each once, however often it is named.
+    """Read the plugins at these places, each once per process.
 
-    Raises UserError where there is no such file or module.
+    Raises UserError if a file or module does not exist.
     """
     once = {Path(place).resolve() if place.endswith(".py") else place: place for place in reversed(places)}
     return tuple(_LOADED.get(place) or _read(place) for place in reversed(once.values()))
@@ -106,16 +111,18 @@ def _find_module(place: str) -> Plugin:
     spec = _spec_of(place)
     if spec is None:
         raise UserError(
-            f"plugin {place}: no such module here, neither on Python's path nor beside the recipe nor in the current "
-            "folder: give the path of its file, which ends in .py, or add the folder that it lies in to PYTHONPATH"
+            f"plugin {place}: no such module on Python's path, beside the recipe or in the current folder: give the "
+            "path of its .py file, or add its folder to PYTHONPATH"
         )
     if not (spec.origin or "").endswith(".py"):
-        raise UserError(f"plugin {place}: has no Python source: give a Python file, or a module that is one")
+        raise UserError(
+            f"plugin {place}: the module has no Python source: give one written in Python, or a Python file"
+        )
     return Plugin(place, None, digest(_text_of(place, Path(str(spec.origin)))))
 
 
 def _spec_of(place: str) -> ModuleSpec | None:
-    """Find a module, which imports the packages that it lies in. Raises UserError for one that does not import."""
+    """Find a module; this imports its parent packages. Raises UserError if one fails to import."""
     if not _is_dotted(place):
         return None
     try:
@@ -130,13 +137,13 @@ def _text_of(place: str, file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"plugin {place}: cannot be read ({error}): give a Python file, or a module's name") from None
+        raise UserError(f"plugin {place}: cannot be read ({error}): give a Python file, or a module name") from None
 
 
 def load_plugins(plugins: Sequence[Plugin]) -> None:
-    """Import the plugins that this process has not imported yet; they register what they bring.
+    """Import the plugins that this process has not imported yet, so that they register their entries.
 
-    Raises UserError for one that does not import, or that registers a name that is taken.
+    Raises UserError if one fails to import, or registers a name that is taken.
     """
     for plugin in plugins:
         if plugin.place not in _LOADED:
@@ -152,19 +159,19 @@ def _load(plugin: Plugin) -> None:
             _run_source(plugin, plugin.source)
     except UserError as error:
         raise UserError(f"plugin {plugin.place}: {error}") from None
-    except (Exception, SystemExit) as error:  # a plugin that exits would end the verb without a word
+    except (Exception, SystemExit) as error:  # a plugin that calls exit() would end the verb silently
         line = f", line {number}" if (number := _line_in(plugin, error)) else ""
         raise UserError(f"plugin {plugin.place}{line}: {_why_not_imported(error)}") from None
 
 
 def _why_not_imported(error: BaseException) -> str:
-    return f"does not import: {type(error).__name__}: {error}"
+    return f"import failed: {type(error).__name__}: {error}"
 
 
 def _run_source(plugin: Plugin, source: str) -> None:
     module = ModuleType(plugin.module_name)
     module.__file__ = plugin.place
-    sys.modules[plugin.module_name] = module  # before it runs: what is pickled by name is looked up here
+    sys.modules[plugin.module_name] = module  # before it runs, since pickle looks names up here
     try:
         exec(compile(source, plugin.place, "exec"), module.__dict__)
     except BaseException:
@@ -173,7 +180,7 @@ def _run_source(plugin: Plugin, source: str) -> None:
 
 
 def _line_in(plugin: Plugin, error: BaseException) -> int | None:
-    """Return the line of the plugin that the error came through last."""
+    """Return the innermost line of the plugin in the traceback."""
     if isinstance(error, SyntaxError):
         return error.lineno
     number, trace = None, error.__traceback__

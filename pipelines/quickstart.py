@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded data: prepare, train two policies, evaluate three, report."""
+"""The whole pipeline on the embedded data: prepare, train two policies, evaluate three, write a report."""
 
 import time
 from collections import Counter
@@ -21,12 +21,12 @@ from pipelines.reporting import ItemCounts, RunReport, write_report
 from pipelines.tracking import read_metrics, tracked, tracking_uri
 from pipelines.train import job as train
 
-CONTEXTS = ("train", "test")  # what the data is for
+CONTEXTS = ("train", "test")  # the use of each data set, for MLflow
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One row group of the report, and its training objective (None: not trained on preferences)."""
+    """A policy in the report, and its training objective (None: the base model)."""
 
     name: str
     objective: str | None
@@ -40,7 +40,7 @@ POLICIES = (
 
 
 def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
-    """Run everything into `<storage>/quickstart`. Result: run_dir, report_json, report_html."""
+    """Run all steps in `<storage>/quickstart`. Result: run_dir, report_json, report_html."""
     timings: dict[str, float] = {}
     with timed("prepare_and_base", timings):
         config = with_embedded(config)
@@ -50,8 +50,8 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
         with tracked(config, run_dir, key, inputs=opened(config.data, test_data), contexts=CONTEXTS) as tracker:
-            found = assemble(nested(config, key), test_data, run_dir, timings)
-            report: RunReport = {**found, "config": config.model_dump()}
+            parts = train_and_evaluate(nested(config, key), test_data, run_dir, timings)
+            report: RunReport = {**parts, "config": config.model_dump()}
             report_json, report_html = write_report(report, run_dir)
             tracker.log(0, headline_metrics(report["rows"]))
             for path in (report_json, report_html, run_dir / CONFIG_NAME):
@@ -63,12 +63,12 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def nested(config: RunConfig, key: str) -> RunConfig:
-    """Let what is trained and evaluated here be tracked below this run."""
+    """Track the trainings and evaluations of this run as its children."""
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"parent": key})})
 
 
-def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str, float]) -> RunReport:
-    """Train and evaluate every policy and put the parts into one report."""
+def train_and_evaluate(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str, float]) -> RunReport:
+    """Train and evaluate every policy; return one report of all."""
     rows: list[EvaluationRow] = []
     counts: list[ItemCounts] = []
     digests, curves = {}, {}
@@ -90,20 +90,20 @@ def assemble(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str
     return {
         "title": "PFT quickstart: one policy for both sides of a value conflict",
         "rows": rows,
-        "items": added_up(counts),
+        "items": summed(counts),
         "timings": timings,
         "config": config.model_dump(),
         "digests": {"test_data": DatasetManifest.load(Path(test_data)).data_digest, "policies": digests},
         "training": curves,
         "cautions": [caution for report in reports for caution in report.get("cautions", [])],
         "notes": [
-            "Tiny model on generated data: these numbers show that the pipeline works, not how a real policy does."
+            "Tiny model on generated data: these numbers show that the pipeline works, not how well a real policy does."
         ],
     }
 
 
-def added_up(counts: Sequence[ItemCounts]) -> ItemCounts:
-    """The items of all policies together."""
+def summed(counts: Sequence[ItemCounts]) -> ItemCounts:
+    """Return the item counts summed over all policies."""
     reasons = Counter[str]()
     for each in counts:
         reasons.update(each["rejected_by_reason"])
@@ -116,7 +116,7 @@ def added_up(counts: Sequence[ItemCounts]) -> ItemCounts:
 
 
 def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
-    """Train one policy with Ray Train; return its model reference (the base model's folder for the untrained one)."""
+    """Train one policy with Ray Train; return its model reference, or the base model for the untrained one."""
     if policy.objective is None:
         return str(config.model)
     chosen = config.train.with_objective(policy.objective)
@@ -126,7 +126,7 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
 
 
 def evaluate_policies(models: Sequence[str], config: RunConfig, data: str, run_dir: Path) -> list[RunReport]:
-    """Evaluate every policy on one pool, of as many actors as there were training workers; return their reports."""
+    """Evaluate all policies on one pool with as many actors as training workers; return their reports."""
     uri = tracking_uri(config.tracking.uri, Path(config.storage))
     requests = [
         EvaluateConfig(

@@ -1,4 +1,4 @@
-"""YAML and overrides in, a validated model out; every fault is said in the user's words, with place and value."""
+"""YAML and overrides into a validated model; every error names the config key, its value and what to do."""
 
 import difflib
 import re
@@ -15,19 +15,21 @@ from pydantic import BaseModel, ValidationError
 from pft_core.errors import UserError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-DEEPEST = 40  # levels of lists and sections in a recipe
-LARGEST_BITS = 1000  # of a whole number: beyond 13,000 Python does not even write it
+DEEPEST = 40  # levels of nested lists and sections in a recipe
+LARGEST_BITS = 1000  # of an integer: beyond about 13,000, Python refuses to print it
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would hand back a string), 010 is no octal
-    number and 1:30 none of base 60, and a key that stands twice is a mistake (the last would silently win), as is one
-    that is no single word."""
+    """YAML as people write it.
+
+    1e-4 is a number, where YAML 1.1 wants 1.0e-4 and would return a string; 010 is not octal, and 1:30 not base 60. A
+    repeated key is an error, since the last one would silently win, and so is a key that is not a single word.
+    """
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value: int = super().construct_yaml_int(node)
         if value.bit_length() > LARGEST_BITS:
-            problem = f"a whole number of {value.bit_length()} bits"
+            problem = f"an integer of {value.bit_length()} bits"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return value
 
@@ -35,15 +37,15 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key is one word, this is several", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem="a key must be a single word", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts every text in quotes that the loader would take for a number."""
+    """Quotes every string that the loader would read as a number."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -64,12 +66,12 @@ for tag, pattern in _NUMBERS.items():
 
 
 def dump_yaml(config: Mapping[str, Any]) -> str:
-    """Write a config as YAML that `read_yaml` reads as what it was."""
+    """Return a config as YAML that `read_yaml` reads back unchanged."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False)
 
 
 class _FaultyYamlError(Exception):
-    """What is wrong with a YAML text, and the line, from 1, where that is known."""
+    """What is wrong with a YAML text, and its line, counted from 1, if known."""
 
     def __init__(self, fault: str, line: int | None = None):
         super().__init__(fault)
@@ -77,9 +79,9 @@ class _FaultyYamlError(Exception):
 
 
 def _loaded(text: str, kind: Any = Any) -> Any:
-    """Read YAML; a word at the place of a text is that text, whatever else YAML takes it for. Raises _FaultyYamlError.
+    """Read YAML; a bare word for a string field stays that string, even if YAML reads it as another type.
 
-    kind: the type annotation of what is read.
+    kind: type annotation of the value. Raises _FaultyYamlError.
     """
     try:
         loader = _Loader(text)
@@ -87,24 +89,24 @@ def _loaded(text: str, kind: Any = Any) -> Any:
         if node is None:
             return None
         _refuse_loops(node, (), set())
-        _take_texts_as_given(node, kind)
+        _keep_bare_strings(node, kind)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise _FaultyYamlError(str(error.problem), line) from None
     except RecursionError:
-        raise _FaultyYamlError("nested too deep") from None
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the last: such as the date 2024-13-01
+        raise _FaultyYamlError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # such as the date 2024-13-01
         raise _FaultyYamlError(str(error).partition("\n")[0]) from None
 
 
 def _refuse_loops(node: yaml.Node, above: tuple[yaml.Node, ...], checked: set[yaml.Node]) -> None:
-    """Raise MarkedYAMLError for what holds itself by an alias, or for what lies deeper than anybody writes."""
+    """Raise MarkedYAMLError for a node that contains itself through an alias, or is nested too deeply."""
     if node in above or len(above) > DEEPEST:
-        problem = "it holds itself" if node in above else f"nested deeper than {DEEPEST} levels"
+        problem = "it contains itself" if node in above else f"nested deeper than {DEEPEST} levels"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     for inner in _inside(node):
-        if not isinstance(inner, yaml.ScalarNode) and inner not in checked:  # aliases may lead to a node very often
+        if not isinstance(inner, yaml.ScalarNode) and inner not in checked:  # many aliases may lead to one node
             _refuse_loops(inner, (*above, node), checked)
     checked.add(node)
 
@@ -115,8 +117,8 @@ def _inside(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _take_texts_as_given(node: yaml.Node, kind: Any) -> None:
-    """Tag every bare word at the place of a text as a text, so that `no`, 1e3 and 007 stay what they are."""
+def _keep_bare_strings(node: yaml.Node, kind: Any) -> None:
+    """Tag every bare word for a string field as a string, so that `no`, 1e3 and 007 stay as written."""
     if kind is Any:
         return
     if isinstance(node, yaml.ScalarNode):
@@ -125,10 +127,10 @@ def _take_texts_as_given(node: yaml.Node, kind: Any) -> None:
             node.tag = "tag:yaml.org,2002:str"
     elif isinstance(node, yaml.SequenceNode):
         for inner in node.value:
-            _take_texts_as_given(inner, _type_inside(kind, "0"))
+            _keep_bare_strings(inner, _type_inside(kind, "0"))
     elif isinstance(node, yaml.MappingNode):
         for key, inner in node.value:
-            _take_texts_as_given(inner, _type_inside(kind, str(key.value)))
+            _keep_bare_strings(inner, _type_inside(kind, str(key.value)))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -141,24 +143,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict | None):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, this is a {type(raw).__name__}")
+        raise UserError(f"{path}: expected a mapping of keys to values, got a {type(raw).__name__}")
     return raw or {}
 
 
 def apply_override(raw: dict[str, Any], override: str, model: type[BaseModel]) -> str:
     """Set one `a.b=value` in the raw config of a model; return its key.
 
-    For a text the value is taken as it stands, without quotes around it; `null`, or nothing, is none where the model
-    allows that. Anything else is read as YAML. Raises UserError.
+    The value of a string field is taken literally, without surrounding quotes; `null` or an empty value is None if the
+    model allows that. Other values are read as YAML. Raises UserError.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{_short(override)}: an override is written key=value, such as train.lr=1e-4")
+        raise UserError(f"{_short(override)}: expected an override KEY=VALUE, such as train.lr=1e-4")
     try:
         value = _override_value(text, _type_at(model, key))
     except _FaultyYamlError as error:
         raise UserError(
-            f"{_short(override)}: the value is not valid YAML ({error}); put a text in quotes: "
+            f"{_short(override)}: the value is not valid YAML ({error}); put a string in quotes: "
             f"{_short(key)[1:-1]}='\"...\"'"
         ) from None
     *sections, last = key.split(".")
@@ -180,7 +182,7 @@ def _override_value(text: str, kind: Any) -> Any:
 
 
 def _type_at(model: type[BaseModel], key: str) -> Any:
-    """Return the type annotation of a dotted key; Any where the model has none such."""
+    """Return the type annotation of a dotted key; Any if the model does not have it."""
     kind: Any = model
     for name in key.split("."):
         kind = _type_inside(kind, name)
@@ -197,7 +199,7 @@ def _type_inside(kind: Any, name: str) -> Any:
 
 
 def _branches(kind: Any) -> list[Any]:
-    """Return the types that a union or an annotated type is made of."""
+    """Return the members of a union or an annotated type."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return _branches(typing.get_args(kind)[0])
@@ -207,7 +209,7 @@ def _branches(kind: Any) -> list[Any]:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether every value of this type, save none, is a text."""
+    """Return whether every value of this type, except None, is a string."""
     texts = [branch for branch in _branches(kind) if branch is not type(None)]
     return bool(texts) and all(
         branch is str
@@ -221,9 +223,12 @@ def _may_be_none(kind: Any) -> bool:
 
 
 def build(model: type[ModelT], raw: dict[str, Any], *, source: Callable[[str], str] = lambda key: "") -> ModelT:
-    """Validate a raw mapping; `source(key)` says where a key comes from. Raises UserError, a line for each fault."""
+    """Validate a raw mapping. source: returns the prefix of an error about a key, such as a file name.
+
+    Raises UserError with one line per fault.
+    """
     try:
-        # strict: "8" for a number or 1 for a bool is a typing mistake, which pydantic would otherwise let pass
+        # strict: "8" for a number or 1 for a bool is a typo, which pydantic would otherwise accept
         return model.model_validate(raw, strict=True)
     except ValidationError as error:
         faults = _faults(error, model, raw)
@@ -231,7 +236,7 @@ def build(model: type[ModelT], raw: dict[str, Any], *, source: Callable[[str], s
 
 
 def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any]) -> dict[str, str]:
-    """Return a sentence for each faulty key, in the words of the config and not in pydantic's."""
+    """Return a sentence for each faulty key, in terms of the config instead of pydantic's."""
     faults: dict[str, str] = {}
     for fault in error.errors(include_url=False):
         key = _dotted(fault["loc"], raw, missing=fault["type"] == "missing")
@@ -240,13 +245,15 @@ def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any])
         elif fault["type"] == "missing":
             faults[key] = f"{key} is not set: add {key}=..."
         elif fault["type"] == "invalid_key":
-            faults[key] = f"{key or fault['input']}: a key is a text: put it in quotes"
+            faults[key] = f"{key or fault['input']}: a key must be a string: put it in quotes"
         elif fault["type"] == "value_error":
-            mistake = fault["ctx"]["error"]  # a UserError of the whole says its own place, such as a plugin's
+            mistake = fault["ctx"][
+                "error"
+            ]  # a UserError about the whole config, such as a plugin's, names its own place
             faults[key] = (
                 str(mistake) if not key and isinstance(mistake, UserError) else f"{key or 'config'}: {mistake}"
             )
-        elif key in faults:  # one fault for each branch of a union
+        elif key in faults:  # a union has one fault per branch
             faults[key] += f", or {_expected(fault['msg'])}"
         else:
             faults[key] = f"{key}={_short(fault['input'])}: expected {_expected(fault['msg'])}"
@@ -254,7 +261,7 @@ def _faults(error: ValidationError, model: type[BaseModel], raw: dict[str, Any])
 
 
 def _dotted(place: tuple[int | str, ...], raw: Any, *, missing: bool) -> str:
-    """Return the key that a pydantic location names; a union adds names of types, which are not part of the key."""
+    """Return the dotted key of a pydantic location, without the type names that a union adds."""
     names = []
     for name in place:
         inside = name in raw if isinstance(raw, dict) else isinstance(raw, list) and isinstance(name, int)
@@ -267,18 +274,18 @@ def _dotted(place: tuple[int | str, ...], raw: Any, *, missing: bool) -> str:
 
 def _expected(message: str) -> str:
     text = message.removeprefix("Input should be ").replace("a valid ", "a ")
-    text = text.replace("String should match pattern", "text that matches").replace("a integer", "an integer")
+    text = text.replace("String should match pattern", "a string that matches").replace("a integer", "an integer")
     return "a section of keys" if text.startswith("a dictionary or instance") else text
 
 
 def _short(value: Any) -> str:
-    # Aliases may make a list of a few lines one of millions of values.
+    # With aliases, a list of a few lines may hold millions of values.
     text = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key that an override may set, sections included; what lies in a list has none."""
+    """Yield every dotted key that an override can set, sections included; list items have none."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for branch in _branches(field.annotation):
@@ -292,7 +299,7 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(key: str, model: type[BaseModel]) -> str:
-    """Return " Did you mean 'train.lr'?": the same word in another section, a near one here, a near one elsewhere."""
+    """Return " Did you mean 'train.lr'?": the same word elsewhere, a near word here, or a near word elsewhere."""
     place, _, word = key.rpartition(".")
     sections = [branch for branch in _branches(_type_at(model, place) if place else model) if _is_section(branch)]
     here = {name: f"{place}.{name}" if place else name for section in sections for name in section.model_fields}

@@ -1,4 +1,4 @@
-"""Small hand-made inputs that several tests share."""
+"""Small handmade inputs that several tests share."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ SPACE = PreferenceSpace(
 
 
 def record(number: int = 0, *, axis: str = "Risk", num_options: int = 3) -> PairedExample:
-    """A record whose options alternate between the sides."""
+    """Return a record whose options alternate between the sides."""
     options = [Option(f"{'go' if i % 2 == 0 else 'stay'} {number} way {i}", i % 2) for i in range(num_options)]
     return paired_example(axis, f"The town has plan {number} . What now ?", options)
 
@@ -43,13 +43,13 @@ def record(number: int = 0, *, axis: str = "Risk", num_options: int = 3) -> Pair
 def tree(
     example_id: str, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], sides: Sequence[int] = (0, 1)
 ) -> BranchedExample:
-    """A BranchedExample from plain lists of token ids."""
+    """Return a BranchedExample from plain lists of token ids."""
     as_ids = [[np.asarray(ids, dtype=np.int32) for ids in group] for group in (prompts, answers)]
     return branched_example(example_id, as_ids[0], as_ids[1], sides)
 
 
 def random_trees(count: int, *, seed: int = 0, vocabulary: int = 600) -> list[BranchedExample]:
-    """Pairs with unequal prefix, context and answer lengths."""
+    """Return pairs with unequal prefix, context and answer lengths."""
     rng = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -63,7 +63,7 @@ def random_trees(count: int, *, seed: int = 0, vocabulary: int = 600) -> list[Br
 
 
 class MemoryStore:
-    """An ExampleStore over a list, as the loop reads it."""
+    """An ExampleStore over a list."""
 
     def __init__(self, examples: list[BranchedExample]):
         self.examples = examples
@@ -89,7 +89,7 @@ class MemoryStore:
 
 
 def write_dataset(folder: Path, records: Sequence[PairedExample], *, forms: tuple[str, ...] = ("one",)) -> Path:
-    """A prepared folder with one shard, as `pft prepare` would write it."""
+    """Write a prepared folder with one shard, as `pft prepare` does; return it."""
     folder.mkdir(parents=True)
     shard = folder / "records-00000.parquet"
     pq.write_table(pa.Table.from_pylist([r.to_row() for r in records], schema=RECORD_SCHEMA), shard)
@@ -114,15 +114,15 @@ def write_dataset(folder: Path, records: Sequence[PairedExample], *, forms: tupl
 def loop_settings(
     objective: Objective, order: DataOrder, *, total_pairs: int, schedule_steps: int, seed: int = 0, **train: Any
 ) -> LoopSettings:
-    """Settings of a loop by hand; the rest are of `TrainSettings`, without warm-up or checkpoints on the way."""
-    given = {"warmup_steps": 0, "checkpoint_every": 0, "lr": 1e-3, **train}
+    """Return loop settings with the defaults of `TrainSettings`, but no warm-up and only a final checkpoint."""
+    values = {"warmup_steps": 0, "checkpoint_every": 0, "lr": 1e-3, **train}
     return LoopSettings(
-        TrainSettings.model_construct(**given), objective, order, total_pairs, schedule_steps, seed, shares_prefix=True
+        TrainSettings.model_construct(**values), objective, order, total_pairs, schedule_steps, seed, shares_prefix=True
     )
 
 
 def varied(settings: LoopSettings, **changes: Any) -> LoopSettings:
-    """Change fields of the loop's settings, or of the train settings in them."""
+    """Return the loop settings with changed fields, also of the train settings in them."""
     of_train = {
         key: value for key, value in changes.items() if key in TrainSettings.model_fields and key != "objective"
     }
@@ -133,6 +133,6 @@ def varied(settings: LoopSettings, **changes: Any) -> LoopSettings:
 def engine_of(
     scorer: BranchScorer, *, device: torch.device, name: str = "torch", zero_stage: int = 0, **optimizer: Any
 ) -> Engine:
-    """An engine by hand; the rest are of `OptimizerSettings`, in float32 unless they say otherwise."""
+    """Return an engine with the defaults of `OptimizerSettings`, but float32."""
     settings = EngineSettings(name=name, zero_stage=zero_stage)  # type: ignore[arg-type]
     return build_engine(scorer, settings, OptimizerSettings(**{"precision": "fp32", **optimizer}), device=device)

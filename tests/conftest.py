@@ -1,4 +1,4 @@
-"""Shared fixtures: one Ray cluster a session, tiny models made here, released data where PFT_DATA names it."""
+"""Shared fixtures: one Ray cluster per session, tiny random models, and the released data in PFT_DATA."""
 
 import os
 import sys
@@ -77,7 +77,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _released(name: str) -> Path:
     root = os.environ.get("PFT_DATA")
     if not root:
-        pytest.skip("PFT_DATA is not set: it names the folder of the released data files")
+        pytest.skip("PFT_DATA is not set: set it to the folder of the released data files")
     folder = Path(root) / name
     if not folder.is_dir():
         pytest.skip(f"{folder} does not exist")
@@ -109,7 +109,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def own_ray() -> Iterator[None]:
-    """What the test starts of Ray ends with it, unless the session's was there before."""
+    """Shut down a Ray that the test starts, unless the session's was running before."""
     import ray
 
     had_one = ray.is_initialized()

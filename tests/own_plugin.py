@@ -1,4 +1,4 @@
-"""A user's plugin, as `plugins:` and `--plugin` take it: an objective, a source, a metric and a task of one's own."""
+"""A user's plugin, for `plugins:` and `--plugin`: an objective, a source, a metric and a task."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ AXIS = Axis("Pace", Pole("Hasty", "Acts now."), Pole("Calm", "Waits."))
 
 
 def halved(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Paired fine-tuning whose second side counts half."""
+    """Paired fine-tuning in which the second side has half the weight."""
     return paired_nll(alpha=settings.alpha, beta=settings.alpha / 2)
 
 
@@ -25,7 +25,7 @@ def two_answers(row: dict[str, Any], axis: str | None) -> AcceptedRow:
 
 
 def both_wrong(outcome: Outcome) -> tuple[float, float]:
-    """Wrong under either pole."""
+    """Return 1 if the policy is wrong under both poles."""
     return float(not any(outcome.shows_only(outcome.chosen[side], side) for side in (0, 1))), 1.0
 
 
@@ -41,4 +41,4 @@ def is_right(item: TaskItem, answer: int | str | None) -> float:
 OBJECTIVES.add("halved", ObjectiveEntry(halved, knobs=("alpha",)))
 SOURCES.add("two_answers", SourceEntry(two_answers))
 METRICS.add("both_wrong", Metric("Both wrong", "wrong under either pole", of="pair", measure=both_wrong, best="lowest"))
-TASKS.add("trivia", Task("Trivia", "share of questions that are right", items=questions, score=is_right))
+TASKS.add("trivia", Task("Trivia", "share of correct answers", items=questions, score=is_right))

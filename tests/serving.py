@@ -1,4 +1,4 @@
-"""What the tests of serving share: tiny policies on disk, and a server in this process."""
+"""Helpers of the serving tests: tiny policies on disk, and a server in this process."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ def write_policy(
     space: PreferenceSpace = SPACE,
     r: int = 4,
 ) -> Path:
-    """A LoRA policy with random weights, as `pft train` leaves it: model_ref.json and adapter/."""
+    """Write a LoRA policy with random weights, as `pft train` does: model_ref.json and adapter/."""
     model = add_lora(
         load_base(str(base), precision="fp32", gradient_checkpointing=False, device=CPU),
         LoraSettings(r=r, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj"]),
@@ -62,13 +62,13 @@ def write_policy(
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     state = {n: 0.3 * torch.randn(p.shape, generator=generator) for n, p in trained.items()}
     save_adapter(model, state, folder / "adapter")
-    found, digest = adapter_digests(folder / "adapter"), template_digest(style, space)
-    ModelRef(str(base), "adapter", None, style, space, (0, 1), digest, "data", "config", **found).save(folder)
+    digests, digest = adapter_digests(folder / "adapter"), template_digest(style, space)
+    ModelRef(str(base), "adapter", None, style, space, (0, 1), digest, "data", "config", **digests).save(folder)
     return folder
 
 
 def wide_base(folder: Path, tiny: Path) -> Path:
-    """A random Qwen2 with heads of 32, which vLLM's CPU attention takes, and the tiny model's tokenizer."""
+    """Write a random Qwen2 with heads of size 32, as vLLM's CPU attention needs, and the tiny model's tokenizer."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shutil.copytree(tiny, folder)
@@ -79,14 +79,14 @@ def wide_base(folder: Path, tiny: Path) -> Path:
 
 
 def serve_config(policy: Path, cache: Path, **settings: Any) -> ServeConfig:
-    """A recipe on the transformers engine: vLLM takes no heads as small as the tiny models'."""
+    """Return a recipe for the transformers engine, since vLLM does not support heads as small as the tiny models'."""
     store = {"cache": str(cache), **settings.pop("store", {})}
     engine = {"name": "transformers", **settings.pop("engine", {})}
     return build(ServeConfig, {"policy": str(policy), "store": store, "engine": engine, **settings})
 
 
 def found_offline(config: EvaluateConfig) -> tuple[list[Outcome], list[Reject]]:
-    """What the evaluation finds in this process, without Ray."""
+    """Evaluate in this process, without Ray; return outcomes and rejects."""
     data = Path(config.data)
     manifest = DatasetManifest.load(data)
     items = read_items(data, manifest, forms=None, limit_per_axis=None)
@@ -139,10 +139,10 @@ def wait_until_ready(url: str, *, seconds: float = 60) -> None:
 
 
 def assert_same_outcomes(lines: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    """What was chosen is equal; probabilities are as equal as sums in another batch are (a rounded digit may turn)."""
-    found, wanted = [json.loads(line) for line in lines], [json.loads(outcome.to_json()) for outcome in outcomes]
-    likely = [[json.dumps(each.pop("probabilities", None)) for each in these] for these in (found, wanted)]
-    assert found == wanted
+    """Assert equal choices, and probabilities equal up to rounding, since sums differ between batches."""
+    actual, expected = [json.loads(line) for line in lines], [json.loads(outcome.to_json()) for outcome in outcomes]
+    likely = [[json.dumps(each.pop("probabilities", None)) for each in these] for these in (actual, expected)]
+    assert actual == expected
     for ours, theirs in zip(*likely, strict=True):
         assert len(numbers_in(ours)) == len(numbers_in(theirs))
         assert np.allclose(numbers_in(ours), numbers_in(theirs), atol=2e-4)

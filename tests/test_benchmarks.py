@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they count is right; their figures are not judged here."""
+"""The benchmarks run and count correctly; their measurements are not judged here."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ from tests.builders import tree
 NOT_NEEDED_ON_A_GPU_MACHINE = ("ray", "deepspeed", "mlflow", "trl", "datasets", "pyarrow")
 
 
-def test_the_gpu_benchmark_runs_dry_on_cpu_without_ray_and_ends_with_one_json_object() -> None:
+def test_the_gpu_benchmark_runs_dry_on_cpu_without_ray_and_prints_one_json_object() -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({NOT_NEEDED_ON_A_GPU_MACHINE!r}))"
     options = ["--dry-run", "--json", "--shapes", "vcd", "dpo1500", "--checkpointing", "on"]
     code = f"{blocked}; sys.argv = ['gpu', *{options!r}]; from benchmarks.gpu import main; main()"
@@ -43,7 +43,7 @@ def test_the_gpu_benchmark_runs_dry_on_cpu_without_ray_and_ends_with_one_json_ob
         assert row["measured"] == "yes" or (row["variant"] == "flex" and "backward" in row["measured"])
 
 
-def test_a_variant_that_does_not_fit_is_said_and_the_next_one_runs() -> None:
+def test_a_variant_that_does_not_fit_is_reported_and_the_next_one_runs() -> None:
     cpu = torch.device("cpu")
     model = random_model(TINY, training="lora", dtype=torch.bfloat16, device=cpu)
     engine = TorchEngine(BranchScorer(model), EngineSettings(), OptimizerSettings(), device=cpu)
@@ -58,7 +58,7 @@ def test_a_variant_that_does_not_fit_is_said_and_the_next_one_runs() -> None:
     assert peaks == {"small": "not measured: no CUDA device"}
 
 
-def test_needed_operations_are_those_of_the_real_tokens() -> None:
+def test_required_operations_count_only_real_tokens() -> None:
     # Prefix 3, branches of 2 tokens, the second of each a label: shared 7 tokens, separate 10.
     pair = tree("p", [[5, 6, 7, 8], [5, 6, 7, 9]], [[10], [11]])
     # Causal: prefix 1 + 2 + 3 = 6, each branch 4 + 5 = 9. A label's predictor sees prefix and one token: 4 keys each.
@@ -72,6 +72,6 @@ def test_needed_operations_are_those_of_the_real_tokens() -> None:
     assert needed_flops(TINY, work, training="full") == pytest.approx(2 * 3 * products + 12 * 64 * (24 + 8))
 
 
-def test_a_rate_without_start_up_is_what_more_rows_cost() -> None:
-    # 7 s of start-up, then 2,000 rows a second
+def test_a_rate_without_start_up_is_the_cost_of_more_rows() -> None:
+    # 7 s of start-up, then 2,000 rows per second
     assert slopes([7 + FEW / 2000], [7 + MANY / 2000]) == [2000]

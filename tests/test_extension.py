@@ -1,4 +1,4 @@
-"""A user's own objective, source, metric and task, through every job, without an edit in the package."""
+"""A user's own objective, source, metric and task work in every job without a change in the package."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ OWN = ("halved", "both_wrong")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugin, raw rows in its format, a recipe and a suite that name what it brings."""
+    """A folder with the plugin, raw rows in its format, and a recipe and a suite that use its entries."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copy(PLUGIN, folder / "own.py")
     rows = [
@@ -111,7 +111,7 @@ def test_a_suite_compares_any_objective_by_any_metric_on_a_prepared_folder(
     assert {(row["method"], row["metric"]) for row in rows} >= {("halved", "both_wrong"), ("pft", "both_right")}
 
 
-def test_the_run_key_follows_the_code_of_a_plugin(folder: Path, tmp_path: Path) -> None:
+def test_the_run_key_depends_on_the_code_of_a_plugin(folder: Path, tmp_path: Path) -> None:
     first = read_plugins([str(folder / "own.py")])[0]
     (tmp_path / "own.py").write_text((folder / "own.py").read_text() + "\nMORE = 1\n")
     assert read_plugins([str(tmp_path / "own.py")])[0].digest != first.digest
@@ -121,15 +121,15 @@ def test_the_run_key_follows_the_code_of_a_plugin(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import no_such_module\n", r"mine\.py, line 1: does not import: ModuleNotFoundError"),
-        ("x = 1\nx = = 2\n", r"mine\.py, line 2: does not import: SyntaxError"),
+        ("import no_such_module\n", r"mine\.py, line 1: import failed: ModuleNotFoundError"),
+        ("x = 1\nx = = 2\n", r"mine\.py, line 2: import failed: SyntaxError"),
         (
             "from pft_core.objectives import OBJECTIVES\n\nOBJECTIVES.add('pft', OBJECTIVES['dpo'])\n",
             r"mine\.py: objective 'pft' is registered already: choose another name",
         ),
     ],
 )
-def test_a_plugin_that_does_not_import_or_takes_a_name_is_one_clear_error(
+def test_a_plugin_that_fails_to_import_or_takes_a_used_name_is_one_clear_error(
     tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "mine.py").write_text(text)
@@ -137,19 +137,19 @@ def test_a_plugin_that_does_not_import_or_takes_a_name_is_one_clear_error(
         load_plugins(read_plugins([str(tmp_path / "mine.py")]))
 
 
-def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_plugin_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugin .*nowhere\.py: cannot be read"):
         load_config("quickstart", [f"plugins=[{tmp_path}/nowhere.py]"])
-    with pytest.raises(UserError, match=r"plugin no\.such: no such module here"):
+    with pytest.raises(UserError, match=r"plugin no\.such: no such module on"):
         load_config("quickstart", ["plugins=[no.such]"])
 
 
-def test_a_plugin_that_exits_or_whose_package_does_not_import_is_one_clear_error(
+def test_a_plugin_that_exits_or_whose_package_fails_to_import_is_one_clear_error(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
-    with pytest.raises(UserError, match=r"plugin .*leaves\.py, line 2: does not import: SystemExit: 3"):
+    with pytest.raises(UserError, match=r"plugin .*leaves\.py, line 2: import failed: SystemExit: 3"):
         load_plugins(read_plugins([str(tmp_path / "leaves.py")]))
     for name, text, why in [
         ("raises", "raise RuntimeError('no luck')", "RuntimeError: no luck"),
@@ -158,20 +158,20 @@ def test_a_plugin_that_exits_or_whose_package_does_not_import_is_one_clear_error
     ]:
         (tmp_path / f"pkg_{name}").mkdir()
         (tmp_path / f"pkg_{name}" / "__init__.py").write_text(text)
-        with pytest.raises(UserError, match=rf"plugin pkg_{name}\.mod: does not import: {why}"):
+        with pytest.raises(UserError, match=rf"plugin pkg_{name}\.mod: import failed: {why}"):
             read_plugins([f"pkg_{name}.mod"])
 
 
 @pytest.mark.parametrize("name", ["sys", "_struct"])
-def test_a_module_without_python_source_is_no_plugin(name: str) -> None:
-    with pytest.raises(UserError, match=f"plugin {name}: has no Python source: give a Python file"):
+def test_a_module_without_python_source_is_not_a_plugin(name: str) -> None:
+    with pytest.raises(UserError, match=f"plugin {name}: the module has no Python source: give one written in Python"):
         read_plugins([name])
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("", "None"), ("3", "3"), ("own.py", "'own.py'")], ids=["empty", "number", "bare"]
 )
-def test_plugins_that_are_no_list_are_refused_in_a_suite_as_in_a_recipe(tmp_path: Path, text: str, value: str) -> None:
+def test_plugins_that_are_not_a_list_are_refused_in_suites_and_recipes(tmp_path: Path, text: str, value: str) -> None:
     suite = "name: own\ntitle: own\nmethods: [pft]\nsizes: {tiny: {}}\n"
     (tmp_path / "own.yaml").write_text(f"{suite}plugins: {text}\n")
     with pytest.raises(UserError, match=rf"own\.yaml: plugins={value}: expected a list"):
@@ -197,7 +197,7 @@ def test_a_module_beside_the_recipe_or_in_the_current_folder_is_found(tmp_path: 
     assert load_config(recipe).plugins == [str(tmp_path / "recipes" / "own_pkg" / "of_recipes.py")]
     given = load_config(recipe, ["plugins=[own_pkg.of_here, json]"]).plugins
     assert given == [str(tmp_path / "here" / "own_pkg" / "of_here.py"), "json"]
-    with pytest.raises(UserError, match=r"nor beside the recipe nor in the current folder: .*PYTHONPATH"):
+    with pytest.raises(UserError, match=r"beside the recipe or in the current folder: .*PYTHONPATH"):
         load_config(recipe, ["plugins=[own_pkg.of_nobody]"])
 
 
@@ -207,8 +207,8 @@ def test_an_error_of_a_plugin_begins_with_its_name(tmp_path: Path) -> None:
         build(EvaluateConfig, asked)
 
 
-def test_a_worker_imports_what_the_settings_bring_also_where_the_file_is_not(tmp_path: Path) -> None:
-    # A process of its own, as the names of the plugin must not stay registered here.
+def test_a_worker_imports_plugins_from_pickled_settings_without_their_files(tmp_path: Path) -> None:
+    # In a subprocess, since the plugin's names must not stay registered here.
     code = f"""
 import pickle, sys
 from pathlib import Path
@@ -228,7 +228,7 @@ path.unlink()
 
 @pytest.fixture(autouse=True, scope="module")
 def registered_here_only() -> Any:
-    """What this module's plugin registers goes with it: other tests list the shipped names."""
+    """Remove the entries of this module's plugin afterwards, since other tests list the shipped names."""
     yield
     from pft_core.data.sources.registry import SOURCES
     from pft_core.evaluation.tasks.registry import TASKS

@@ -1,4 +1,4 @@
-"""The rules that keep the code readable: who may import whom, doors of rooms, and a README that tells the truth."""
+"""Rules that keep the code readable: allowed imports, doors of rooms, and a README tree that matches the files."""
 
 import ast
 import re
@@ -21,12 +21,12 @@ PLUGIN = ROOT / "tests" / "own_plugin.py"
 ROOMS = sorted(name for name in PACKAGES if "." in name)
 
 HEAVY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "ray", "mlflow", "vllm", "datasets", "pyarrow"}
-HEAVY |= {"matplotlib"}  # what draws nothing does not wait for it
+HEAVY |= {"matplotlib"}  # only drawing code waits for it
 CLUSTER = {"ray", "mlflow", "vllm"}
-# What only workers run: a driver that waits for them shall not wait for these.
+# Libraries that only workers use: a driver must not wait for their import.
 WORKERS_ONLY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "mlflow", "vllm", "matplotlib"}
 
-# A room imports only those to its left; `embedded`, the data set that comes with the package, is prepared by `prepare`.
+# The jobs that each job may import. `train` prepares the embedded data set with `prepare`.
 JOBS = {
     "encode": set(),
     "prepare": {"encode"},
@@ -37,7 +37,7 @@ JOBS = {
     "compare": {"encode", "prepare", "train", "evaluate"},
     "quickstart": {"encode", "prepare", "train", "evaluate"},
 }
-# What is imported without torch: settings, records and words, which a driver and a server's front need.
+# Modules that must import without torch: settings, records and prompts, which drivers and the HTTP server need.
 LIGHT = [
     *(name for name in FILES if name.startswith(("pft_core.data", "pft_core.prompts"))),
     *(f"pft_core.encoding.{name}" for name in ("examples", "token_offsets", "tokens", "views", "layer")),
@@ -49,77 +49,77 @@ LIGHT = [
 
 
 def outside(path: Path) -> set[str]:
-    """Return the first names of all that a file imports."""
+    """Return the top-level names of all imports of a file."""
     return {module.split(".")[0] for module, _ in imports(path)}
 
 
 def modules_after(*names: str) -> set[str]:
-    """Import modules in a process of their own; return the first names of all that is then loaded."""
+    """Import modules in a subprocess; return the top-level names of all modules loaded there."""
     code = f"import sys\nfor name in {names!r}: __import__(name)\nprint(*{{n.split('.')[0] for n in sys.modules}})"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_nothing_imports_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     assert circles(GRAPH) == []
 
 
 def named_in_text(path: Path) -> set[str]:
-    """Return the own modules that a file names as text: an entry's place, `import_module`."""
+    """Return the modules of this project that a file names in strings, as in registry entries or `import_module`."""
     texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
     modules = {text.partition(":")[0] for text in texts if isinstance(text, str) and "." in text}
     return modules & FILES.keys()
 
 
-def test_core_rooms_do_not_need_each_other_by_a_name_in_a_text_either() -> None:
+def test_core_rooms_have_no_cycles_through_module_names_in_strings() -> None:
     whole = GRAPH.copy()
     whole.add_edges_from((name, target) for name, path in FILES.items() for target in named_in_text(path) - {name})
     assert circles(children(whole, "pft_core")) == []
 
 
-def test_every_import_is_written_with_its_whole_name() -> None:
+def test_every_import_is_absolute() -> None:
     relative = [
         name
         for name, path in FILES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.level
     ]
-    assert not relative, "the rules here read whole names"
+    assert not relative, "the rules here read absolute names"
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
-def test_rooms_side_by_side_do_not_need_each_other(package: str) -> None:
+def test_sibling_rooms_do_not_depend_on_each_other(package: str) -> None:
     assert circles(children(GRAPH, package)) == []
 
 
 def doors_missed(importer: str, target: str) -> list[str]:
-    """Return the rooms that hold the target and not the importer, where it is not one of their doors."""
+    """Return the rooms that contain the target but not the importer, unless the target is their door or job."""
     inside = [room for room in ROOMS if target.startswith(f"{room}.") and not f"{importer}.".startswith(f"{room}.")]
     return [room for room in inside if target != f"{room}.job" and not (target in PACKAGES and target == inside[0])]
 
 
 @pytest.mark.parametrize("importer", sorted(FILES))
-def test_a_room_is_entered_by_its_door_or_its_job(importer: str) -> None:
+def test_a_room_is_imported_through_its_door_or_its_job(importer: str) -> None:
     missed = {target: rooms for target in GRAPH[importer] if (rooms := doors_missed(importer, target))}
-    assert not missed, f"{importer} reaches past the door: import the name from the outermost of {missed}"
+    assert not missed, f"{importer} imports past a door: import the name from the outermost of {missed}"
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_door_offers_what_exists_and_what_somebody_takes(room: str) -> None:
+def test_a_door_exports_existing_names_that_others_import(room: str) -> None:
     offered = exported_names(room, FILES[room])
     behind = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == room}
-    assert not set(offered) & behind, "a name of a module hides the name that the door offers"
+    assert not set(offered) & behind, "a module hides an exported name of the door"
     assert all(hasattr(import_module(home), name) for name, home in offered.items() if "vllm" not in home)
-    # A plugin takes what it needs by the same doors.
+    # A plugin imports through the same doors.
     taken = {name for path in [*FILES.values(), PLUGIN] for module, name in imports(path) if module == room}
     assert set(offered) <= taken
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("pft_core")])
-def test_the_core_knows_no_cluster_and_no_pipeline(name: str) -> None:
+def test_the_core_imports_no_cluster_and_no_pipeline(name: str) -> None:
     assert not outside(FILES[name]) & (CLUSTER | {"pipelines", "cluster"})
 
 
-def test_the_core_has_few_rooms_on_few_floors() -> None:
+def test_the_core_has_few_rooms_and_a_short_import_chain() -> None:
     measured = house.measure()
     assert measured["core_rooms"] <= 14
     assert measured["core_floors"] <= 7
@@ -127,7 +127,7 @@ def test_the_core_has_few_rooms_on_few_floors() -> None:
     assert measured["max_function"] <= 40
 
 
-def test_what_is_light_loads_no_torch_whatever_it_imports() -> None:
+def test_light_modules_load_no_torch() -> None:
     assert not modules_after(*sorted(LIGHT)) & (HEAVY - {"pyarrow", "datasets"})
 
 
@@ -135,25 +135,25 @@ def test_help_and_config_load_nothing_heavy() -> None:
     assert not modules_after("pipelines.cli", "pipelines.config", "pipelines.console") & HEAVY
 
 
-def test_the_driver_of_a_job_loads_nothing_that_only_its_workers_run() -> None:
+def test_the_driver_of_a_job_loads_no_library_of_its_workers() -> None:
     jobs = [f"pipelines.{room}.job" for room in ("prepare", "train", "evaluate")]
     assert not modules_after(*jobs, "pipelines.quickstart") & WORKERS_ONLY
 
 
-def test_jobs_meet_through_artifacts() -> None:
+def test_jobs_communicate_through_artifacts() -> None:
     rooms = children(GRAPH, "pipelines")
     for job, callees in JOBS.items():
         reached = {name.rpartition(".")[2] for name in nx.descendants(rooms, f"pipelines.{job}")}
         assert reached & set(JOBS) <= callees, job
 
 
-def test_the_cluster_side_knows_commands_and_no_internals() -> None:
+def test_the_cluster_package_imports_no_internals() -> None:
     own = {name for name in GRAPH if name.startswith("cluster")}
     assert {target for name in own for target in GRAPH[name]} - own <= {"pft_core.errors"}
 
 
 def tree_of_the_readme() -> list[str]:
-    """Return the paths of the README's tree: two spaces of indent for each folder, a name, then what it is."""
+    """Return the paths in the README's tree: lines of indent (two spaces per folder), name and description."""
     block = re.search(r"## Files\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block, "README.md has no tree under '## Files'"
     paths, folders = [], []

@@ -1,4 +1,4 @@
-"""A Ray of two nodes on this machine, as two `ray start` processes that can be killed apart."""
+"""A Ray cluster of two nodes on this machine: two `ray start` processes that can be killed separately."""
 
 import os
 import secrets
@@ -19,20 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).with_name("ray")
 SECONDS = 120.0
 SMALL = ("--disable-usage-stats", "--include-log-monitor=false", "--object-store-memory=200000000")
-STARTED = b"Ray runtime started."  # which `ray start` says when the head counts the node
-# How soon a head finds a node silent: by Ray's own figures after a quarter of a minute.
-FOUND_OUT = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
+STARTED = b"Ray runtime started."  # printed by `ray start` when the head has registered the node
+# How soon a head declares a silent node dead; with Ray's defaults, after a quarter of a minute.
+HEALTH_CHECKS = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
 
 
 class Cluster:
-    """nodes: the `ray start` processes, the head first. env: of a process that joins with the cluster's token."""
+    """nodes: the `ray start` processes, head first. env: environment of a process that joins with the token."""
 
     def __init__(self, folder: Path, *, dashboard: bool) -> None:
         self.port, self.dashboard_port, client_port = free_ports(3)
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         code = os.pathsep.join([str(ROOT), own.get("PYTHONPATH", "")])
-        self._env = {**own, **token, **FOUND_OUT, "OMP_NUM_THREADS": "1", "PYTHONPATH": code}
+        self._env = {**own, **token, **HEALTH_CHECKS, "OMP_NUM_THREADS": "1", "PYTHONPATH": code}
         self.env = {**self._env, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._folder = folder
@@ -48,8 +48,8 @@ class Cluster:
         self._start(f"--address=127.0.0.1:{self.port}", num_cpus=num_cpus)
 
     def _start(self, *arguments: str, num_cpus: int) -> None:
-        """Start a node, and wait until the head counts it."""
-        (agent_port,) = free_ports(1)  # Ray's own figure is one for the machine, and no job starts without an agent
+        """Start a node, and wait until the head has registered it."""
+        (agent_port,) = free_ports(1)  # Ray's default is one port per machine, and no job starts without an agent
         arguments = (*arguments, f"--num-cpus={num_cpus}", f"--dashboard-agent-listen-port={agent_port}")
         command = [str(RAY), "start", "--block", *SMALL, *arguments]
         path = self._folder.with_name(f"{self._folder.name}.{len(self.nodes)}.log")
@@ -58,7 +58,7 @@ class Cluster:
         until(lambda: STARTED in path.read_bytes(), self.nodes[-1])
 
     def process(self, name: str, *, node: int) -> psutil.Process | None:
-        """A process of a node whose title or program has this in it, where there is one."""
+        """Return a process of a node whose title or program contains this name; None if there is none."""
         for process in psutil.Process(self.nodes[node].pid).children(recursive=True):
             with suppress(psutil.Error):
                 if name in process.cmdline()[0]:
@@ -66,7 +66,7 @@ class Cluster:
         return None
 
     def kill(self, name: str, *, node: int) -> None:
-        """Wait for such a process, and kill it; with a raylet goes all that it runs."""
+        """Wait for such a process, and kill it; a raylet takes its workers with it."""
         until(lambda: self.process(name, node=node) is not None, self.nodes[node])
         process = self.process(name, node=node)
         assert process is not None
@@ -79,13 +79,13 @@ class Cluster:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
             with suppress(ProcessLookupError):
-                os.killpg(node.pid, signal.SIGKILL)  # started in a session of its own: what else is left of it
+                os.killpg(node.pid, signal.SIGKILL)  # started in its own session: kill the rest of it
             node.wait()
 
 
 @contextmanager
 def cluster(*, dashboard: bool = False) -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="pft-", dir="/tmp"))  # sockets lie in it: their paths must be short
+    folder = Path(tempfile.mkdtemp(prefix="pft-", dir="/tmp"))  # holds sockets, whose paths must be short
     started = Cluster(folder, dashboard=dashboard)
     try:
         yield started
@@ -97,11 +97,11 @@ def cluster(*, dashboard: bool = False) -> Iterator[Cluster]:
 
 
 def until(is_so: Callable[[], bool], process: subprocess.Popen, *, seconds: float = SECONDS) -> None:
-    """Wait for something that a process does."""
+    """Wait until a condition holds while a process runs."""
     deadline = time.monotonic() + seconds
     while not is_so():
-        assert process.poll() is None, "the process has ended before"
-        assert time.monotonic() < deadline, "it does not happen"
+        assert process.poll() is None, "the process has ended too early"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.1)
 
 

@@ -12,7 +12,7 @@ from pipelines.compare.report_builder import assemble
 from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.compare.suite_data import suite_data
 from pipelines.console import console
-from pipelines.jobs import at_once, ensure_ray, locked, workers_marked
+from pipelines.jobs import ensure_ray, locked, mark_interrupted_workers, num_parallel
 
 
 def run(suite: Suite, *, size: Size, storage: Path = Path("runs")) -> Result:
@@ -42,5 +42,5 @@ def run_all(cells: list[Cell], size: SuiteSize) -> list[Result]:
     if not cells:
         return []
     config = cells[0].stages[-1]
-    with workers_marked(Path(config.storage), config):
-        return run_cells(cells, at_once=at_once(size.resources, what="a cell"), resources=size.resources)
+    with mark_interrupted_workers(Path(config.storage), config):
+        return run_cells(cells, at_once=num_parallel(size.resources, what="a cell"), resources=size.resources)

@@ -24,7 +24,7 @@ from pipelines.embedded_data import absolute
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import code_digest
 from pipelines.tracking import commit
-from pipelines.train import RunLayers, encoded, resolve
+from pipelines.train import RunLayers, encode_layers, resolve
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class SuiteLayers:
         what = [config.data, config.model, config.prompt, config.encoding, config.max_reject_fraction]
         key = digest([*what, run.objective.view])
         if key not in self._layers:
-            self._layers[key] = encoded(run)
+            self._layers[key] = encode_layers(run)
         return self._layers[key]
 
 

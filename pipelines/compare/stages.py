@@ -6,7 +6,7 @@ from typing import Any
 from pft_core.errors import UserError
 from pft_core.objectives import KNOBS, OBJECTIVES, ObjectiveSettings
 from pipelines.compare.methods import method
-from pipelines.config import RunConfig, merged
+from pipelines.config import RunConfig, apply_changes
 from pipelines.validated_yaml import build
 
 
@@ -25,7 +25,7 @@ def stage_configs(
     """
     place = f"{source}, method {name}"
     raws = [
-        merged(run, [stage, method_changes, variant_changes, fixed], source=place)
+        apply_changes(run, [stage, method_changes, variant_changes, fixed], source=place)
         for stage in method(name).stages or ({},)
     ]
     return tuple(build(RunConfig, _with_knobs_taken(raw), source=lambda _: f"{place}: ") for raw in raws)
@@ -43,7 +43,7 @@ def _with_knobs_taken(raw: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_idle_knobs(changes: Mapping[str, Any], taken: Collection[str], *, place: str, by: str) -> None:
     """Raise UserError for a knob that nothing takes. changes: sections or dotted keys. by: who could have taken it."""
-    train = merged({}, [changes], source=place).get("train")
+    train = apply_changes({}, [changes], source=place).get("train")
     values = train if isinstance(train, dict) else {}
     for knob in KNOBS:
         if knob in values and values[knob] != _default(knob) and knob not in taken:

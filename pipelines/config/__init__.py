@@ -1,16 +1,16 @@
-"""What a run is made of: recipes, settings under one roof, and the numbers that follow from them."""
+"""Run configs: recipes, all settings of a run, and the numbers derived from them."""
 
 from typing import TYPE_CHECKING
 
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.config.derived import resolved
+    from pipelines.config.derived import resolved_config
     from pipelines.config.recipes import (
-        changed,
+        apply_changes,
+        config_with_changes,
         import_plugins,
         load_config,
-        merged,
         place_plugins,
         recipe_path,
         source_of,

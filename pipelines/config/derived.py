@@ -1,4 +1,4 @@
-"""What follows from a config: the numbers that `pft show config` prints beside it."""
+"""The numbers derived from a config, which `pft show config` prints below it."""
 
 import math
 from pathlib import Path
@@ -8,11 +8,11 @@ from pft_core.objectives import build_objective
 from pipelines.config.run_config import RunConfig
 
 
-def resolved(config: RunConfig) -> dict[str, Any]:
-    """Return the whole config and, under `derived`, the numbers that follow from it.
+def resolved_config(config: RunConfig) -> dict[str, Any]:
+    """Return the whole config and, under `derived`, the numbers computed from it.
 
-    They need no model: `pairs` is what the data holds before pairs beyond encoding.max_length are rejected.
-    Raises UserError where `data` is a folder that was not prepared.
+    No model is loaded: `pairs` counts the data before pairs longer than encoding.max_length are rejected.
+    Raises UserError if `data` is a folder that `pft prepare` did not write.
     """
     train, scaling = config.train, config.scaling
     pair_tokens = build_objective(train).num_branches * config.encoding.max_length
@@ -31,7 +31,7 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 def _schedule(config: RunConfig) -> dict[str, Any]:
     train = config.train
     pairs = None
-    if config.data is not None and Path(config.data).is_dir():  # it may be on the cluster only
+    if config.data is not None and Path(config.data).is_dir():  # it may exist on the cluster only
         from pft_core.data import DatasetManifest
 
         pairs = DatasetManifest.load(Path(config.data)).pairs_out

@@ -1,4 +1,4 @@
-"""Recipes: a shipped name or a YAML file, with overrides from the command line, into a config."""
+"""Recipes: build a config from a shipped recipe or a YAML file, and overrides from the command line."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,55 +14,55 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a shipped recipe by its bare name, or a YAML file, and apply `train.lr=1e-4`-like overrides.
+    """Read a shipped recipe by name, or a YAML file, and apply overrides such as `train.lr=1e-4`.
 
-    The config of a run is the recipe of that run, which is found where it lies now.
-    Raises UserError with place, value and what to do.
+    If the file is the config.yaml of a run, `storage` becomes the folder that holds the run now.
+    Raises UserError.
     """
     path = recipe_path(recipe)
     raw = read_yaml(path)
     place_plugins(raw, path.parent)
     if (path.parent / JOB_NAME).is_file():
         raw["storage"] = os.path.normpath(path.parent / "..")
-    given = [apply_override(raw, override, RunConfig) for override in overrides]
-    _forget_settings_of_another_engine(raw, given)
+    overridden = [apply_override(raw, override, RunConfig) for override in overrides]
+    _drop_settings_of_replaced_engine(raw, overridden)
     place_plugins(raw, Path.cwd())
-    source = source_of(path, given)
+    source = source_of(path, overridden)
     import_plugins(raw, source)
     config = build(RunConfig, raw, source=source)
-    if "train.epochs" in given and config.train.max_steps is not None:
+    if "train.epochs" in overridden and config.train.max_steps is not None:
         raise UserError(
             f"train.epochs={config.train.epochs:g} has no effect beside train.max_steps={config.train.max_steps}: add "
-            "train.max_steps=null, or leave it out"
+            "train.max_steps=null, or leave out train.epochs"
         )
     return config
 
 
-def _forget_settings_of_another_engine(raw: dict[str, Any], given: Sequence[str]) -> None:
-    """Where the command line replaces a recipe's engine, what the recipe says of that one goes with it, in place."""
-    if "engine.name" in given and "engine.zero_stage" not in given and raw["engine"]["name"] == "torch":
+def _drop_settings_of_replaced_engine(raw: dict[str, Any], overridden: Sequence[str]) -> None:
+    """Drop the recipe's DeepSpeed settings, in place, if the command line sets another engine."""
+    if "engine.name" in overridden and "engine.zero_stage" not in overridden and raw["engine"]["name"] == "torch":
         raw["engine"].pop("zero_stage", None)
 
 
-def source_of(path: Path, given: Sequence[str]) -> Callable[[str], str]:
-    """Return what says with which words the fault of a key begins: the file's name, unless the command line set it."""
+def source_of(path: Path, overridden: Sequence[str]) -> Callable[[str], str]:
+    """Return a function that prefixes an error about a key: the file name, or "" if the command line set the key."""
 
     def source(key: str) -> str:
-        on_the_command_line = any(f"{g}.".startswith(f"{key}.") or key.startswith(f"{g}.") for g in given)
+        on_the_command_line = any(f"{o}.".startswith(f"{key}.") or key.startswith(f"{o}.") for o in overridden)
         return "" if on_the_command_line else f"{path.name}: "
 
     return source
 
 
 def place_plugins(raw: dict[str, Any], folder: Path) -> None:
-    """Make the paths of plugins absolute, in place: a recipe's from it, an override's from here."""
+    """Make the paths of plugins absolute, in place, relative to this folder."""
     places = raw.get("plugins")
     if isinstance(places, list):
         raw["plugins"] = [place_of(place, folder) if isinstance(place, str) else place for place in places]
 
 
 def import_plugins(raw: Mapping[str, Any], source: Callable[[str], str]) -> None:
-    """Import the plugins of a config before it is built, so that a fault says who named them. Raises UserError."""
+    """Import the plugins of a config before it is built, so that errors name their source. Raises UserError."""
     places = raw.get("plugins")
     if isinstance(places, list) and all(isinstance(place, str) for place in places):
         try:
@@ -71,13 +71,13 @@ def import_plugins(raw: Mapping[str, Any], source: Callable[[str], str]) -> None
             raise UserError(f"{source('plugins')}{error}") from None
 
 
-def changed(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:
-    """Build a run config from sections and dotted changes, the later ones winning. Raises UserError, naming source."""
-    return build(RunConfig, merged(raw, changes, source=source), source=lambda _: f"{source}: ")
+def config_with_changes(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> RunConfig:
+    """Build a run config from sections and dotted changes; later changes win. Raises UserError that names source."""
+    return build(RunConfig, apply_changes(raw, changes, source=source), source=lambda _: f"{source}: ")
 
 
-def merged(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> dict[str, Any]:
-    """Return the sections with dotted changes, the later ones winning, unchecked. Raises UserError, naming source."""
+def apply_changes(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, source: str) -> dict[str, Any]:
+    """Return the sections with dotted changes applied, unvalidated; later changes win. Raises UserError."""
     result: dict[str, Any] = _copied(raw)
     for key, value in (item for change in changes for item in change.items()):
         *sections, last = key.split(".")
@@ -85,7 +85,7 @@ def merged(raw: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, sour
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise UserError(f"{source}: {section} is a section, this is {place!r}")
+                raise UserError(f"{source}: {section}: expected a section of keys, got {place!r}")
         place[last] = value
     return result
 
@@ -95,9 +95,9 @@ def _copied(raw: Any) -> Any:
 
 
 def recipe_path(recipe: str | Path, *, folder: Path = RECIPES, kind: str = "recipe") -> Path:
-    """Return the file of a recipe: a bare name is one of those shipped in the folder, anything else a path.
+    """Return the file of a recipe: a bare name is looked up in the folder of shipped ones, all else is a path.
 
-    Raises UserError.
+    Raises UserError if there is no such file.
     """
     path = Path(recipe).expanduser()
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:

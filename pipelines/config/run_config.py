@@ -1,6 +1,6 @@
-"""What a run is made of: the settings of every part, under one recipe.
+"""The config of a training run: the settings of every part in one model.
 
-A default is the paper's value or the safe one; the comment beside it says which where it matters.
+A default is the paper's value or a safe one; a comment says which if it matters.
 """
 
 from collections.abc import Mapping
@@ -17,29 +17,29 @@ from pipelines.config.search_settings import SearchSettings
 from pipelines.plugins import PluggedSettings
 from pipelines.tracking import TrackingSettings
 
-MOST_RESOURCES, LEAST_RESOURCE = 1e9, 1e-4  # the last is Ray's own grain
+MOST_RESOURCES, LEAST_RESOURCE = 1e9, 1e-4  # 1e-4 is Ray's own resolution
 
 
 def refuse_unplaceable(resources: Mapping[str, float], place: str = "") -> None:
-    """Raise ValueError for amounts of resources that Ray gives to nobody; place: what the sentence begins with."""
+    """Raise ValueError for amounts of resources that Ray never grants. place: prefix of the message."""
     for name, amount in resources.items():
         if not name.strip():
-            raise ValueError(f"{place}a resource has a name: give one, such as CPU")
+            raise ValueError(f"{place}a resource needs a name, such as CPU")
         if amount > 1 and amount != int(amount):
-            raise ValueError(f"{place}{name}={amount:g}: above 1, Ray gives whole ones: round it")
+            raise ValueError(f"{place}{name}={amount:g}: above 1, Ray grants whole units only: round it")
         if 0 < amount < LEAST_RESOURCE:
-            raise ValueError(f"{place}{name}={amount:g}: Ray gives at least {LEAST_RESOURCE:g}")
+            raise ValueError(f"{place}{name}={amount:g}: Ray grants at least {LEAST_RESOURCE:g}")
         if amount > MOST_RESOURCES:
-            raise ValueError(f"{place}{name}={amount:g}: Ray gives at most {MOST_RESOURCES:g}")
+            raise ValueError(f"{place}{name}={amount:g}: Ray grants at most {MOST_RESOURCES:g}")
 
 
 class ScalingSettings(Settings):
-    """Mirrors ray.train.ScalingConfig."""
+    """Number and resources of the training workers, named as in ray.train.ScalingConfig."""
 
     num_workers: PositiveInt = 1
     use_gpu: bool = False
     resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
-    threads_per_worker: Threads = 1  # CPU threads of torch; two workers with two threads each thrash on 2 cores
+    threads_per_worker: Threads = 1  # CPU threads of torch in each worker
 
     @model_validator(mode="after")
     def _a_worker_can_be_placed(self) -> Self:
@@ -51,21 +51,21 @@ class ScalingSettings(Settings):
 
     @property
     def worker_resources(self) -> dict[str, float]:
-        """Logical resources of one worker: what is said of them, else one CPU, and one GPU where they are used."""
+        """Logical resources of one worker; the default is one CPU, and one GPU if use_gpu is set."""
         return self.resources_per_worker or {"CPU": 1.0} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
-TOYWORLD = "toyworld"  # the data and the model that come with the package
-JOB_NAME = "job.json"  # in the folder of every run: which it is, and how far it has come
+TOYWORLD = "toyworld"  # name of the embedded data set and base model
+JOB_NAME = "job.json"  # in the folder of every run: its key and status
 
 
 class RunConfig(PluggedSettings):
-    """A training run: the whole of it, as `pft show config` prints it."""
+    """The whole config of a training run, as `pft show config` prints it."""
 
     name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: Place | None = None  # a folder written by `pft prepare`
     validation_data: Place | None = None
-    model: Place | None = None  # a local folder, or a hub name
+    model: Place | None = None  # a local folder, or a Hugging Face name
     storage: Place = "runs"
     seed: int = Field(default=0, ge=0, lt=2**63)
     prompt: PromptSettings = PromptSettings()
@@ -89,5 +89,5 @@ class RunConfig(PluggedSettings):
     @model_validator(mode="after")
     def _storage_is_a_folder(self) -> Self:
         if "://" in self.storage:
-            raise ValueError(f"storage={self.storage!r} is a URL: give a folder on a file system that all nodes see")
+            raise ValueError(f"storage={self.storage!r} is a URL: give a folder on a file system that all nodes share")
         return self

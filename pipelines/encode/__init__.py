@@ -1,4 +1,4 @@
-"""The encoded layer of a prepared data set, made in bulk."""
+"""The encoded layers of a prepared data set, encoded in bulk."""
 
 from typing import TYPE_CHECKING
 

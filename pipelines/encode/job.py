@@ -1,4 +1,4 @@
-"""The encoded layer of a prepared data set: reused where a matching one exists, else encoded in bulk with Ray Data."""
+"""The encoded layer of a prepared data set: reuse a matching one, or encode it in bulk with Ray Data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -20,9 +20,9 @@ from pft_core.errors import UserError
 from pft_core.policies import within_positions
 from pipelines.console import console
 from pipelines.encode.model_tokenizer import ModelTokenizer
-from pipelines.jobs import deaths_explained, map_batches
+from pipelines.jobs import explain_deaths, map_batches
 
-# Encoded in the caller's process: a Ray Data actor takes longer to import transformers than to encode these.
+# Up to this many pairs are encoded in the caller's process: a Ray Data actor needs longer to import transformers.
 PAIRS_ENCODED_HERE = 10_000
 
 Say = Callable[[str], object]
@@ -39,11 +39,10 @@ def ensure_layer(
     concurrency: int,
     say: Say = console.print,
 ) -> Path:
-    """Return the folder of the layer for this data set, tokenizer and spec, encoded first where it is missing.
+    """Return the folder of the layer for this data set, tokenizer and spec; encode it first if it is missing.
 
-    facts: of the tokenizer, which is loaded only where something is encoded here. say: told what a person should know.
-
-    Raises UserError when no pair, or less than `1 - max_reject_fraction` of them, fits `encoding.max_length` and
+    facts: facts of the tokenizer, which is loaded only if this process encodes. say: prints a message for the user.
+    Raises UserError if no pair, or fewer than `1 - max_reject_fraction` of them, fit into `encoding.max_length` and
     the model's positions.
     """
     limit = _limit_of(spec, tokenizer.model)
@@ -52,7 +51,7 @@ def ensure_layer(
     folder = data / "encoded" / key
     if layer_is_complete(folder, key=key):
         say(f"encoded layer {key} reused")
-        # Whoever encoded it may have allowed more rejects, or has long forgotten what was said of them.
+        # An earlier run may have allowed more rejects, and its messages about them are long gone.
         _refuse_if_mostly_rejected(layer_parts(folder), limit, max_reject_fraction, say)
         return folder
     say(f"encoding {manifest.pairs_out} pairs into layer {key}")
@@ -65,7 +64,7 @@ def ensure_layer(
 
 
 def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
-    """What is to be encoded: for each shard its number, its file, and the file of its encoded part."""
+    """Return for each shard its number, its file, and the file for its encoded part."""
     return [
         {"number": i, "records": str(data / shard.path), "part": str(folder / f"part-{i:05d}.arrow")}
         for i, shard in enumerate(manifest.shards)
@@ -75,7 +74,7 @@ def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str
 def _encode(
     tasks: list[dict[str, Any]], encoder: dict[str, Any], *, num_pairs: int, concurrency: int
 ) -> list[LayerPart]:
-    """Encode the shards, here or on Ray; encoder: what _ShardEncoder is made of."""
+    """Encode the shards, here or on Ray. encoder: arguments of _ShardEncoder."""
     if num_pairs <= PAIRS_ENCODED_HERE:
         return _encode_here(tasks, encoder)
     return _encode_on_ray(tasks, encoder, concurrency=concurrency)
@@ -95,16 +94,16 @@ def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, conc
         fn_constructor_kwargs=encoder,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(tasks))),
-        # An actor has one CPU; its tokenizer would start a thread on every core.
+        # An actor has one CPU, but its tokenizer would start a thread on every core.
         runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
     )
-    with deaths_explained("a worker that was encoding", num_workers=concurrency):
+    with explain_deaths("a worker that was encoding", num_workers=concurrency):
         rows = sorted(encoded.take_all(), key=lambda row: row["number"])
     return [LayerPart(**{field.name: row[field.name] for field in fields(LayerPart)}) for row in rows]
 
 
 class _ShardEncoder:
-    """Keeps the tokenizer and encodes one shard a call; as a Ray Data actor, a shard a batch."""
+    """Holds the tokenizer and encodes one shard per call; as a Ray Data actor, one shard per batch."""
 
     def __init__(self, *, tokenizer: ModelTokenizer, spec: EncodingSpec, manifest: DatasetManifest):
         self._tokenizer = tokenizer.loaded
@@ -125,7 +124,7 @@ class _ShardEncoder:
 
 @dataclass(frozen=True)
 class _Limit:
-    """How long a pair may be; name: what says so, advice: what to do where that leaves too few."""
+    """The longest pair that is kept. name: the source of the limit. advice: what to do if it leaves too few pairs."""
 
     max_length: int
     name: str
@@ -136,7 +135,7 @@ def _limit_of(spec: EncodingSpec, model: str) -> _Limit:
     wanted = spec.encoding.max_length
     most, cut = within_positions(wanted, model), "set encoding.overlong=cut_prompt to shorten scenarios"
     if most < wanted:
-        return _Limit(most, f"the table of {most} positions that {model!r} has", f"train one that has more, or {cut}")
+        return _Limit(most, f"the {most} positions of {model!r}", f"use a model with more positions, or {cut}")
     return _Limit(wanted, f"encoding.max_length={wanted}", f"raise it, or {cut}")
 
 
@@ -145,14 +144,14 @@ def _refuse_if_mostly_rejected(parts: list[LayerPart], limit: _Limit, max_reject
     with_control_tokens = sum(p.with_control_tokens for p in parts)
     overlong, pairs = rejected - with_control_tokens, kept + rejected
     if overlong:
-        say(f"{overlong} of {pairs} pairs are longer than {limit.name}: left out")
+        say(f"{overlong} of {pairs} pairs are longer than {limit.name} and were left out")
     if with_control_tokens:
-        say(f"{with_control_tokens} of {pairs} pairs spell control tokens of the model (such as its EOS): left out")
+        say(f"{with_control_tokens} of {pairs} pairs contain control tokens (such as the EOS) and were left out")
     if kept and rejected <= max_reject_fraction * pairs:
         return
     if with_control_tokens > overlong:
         raise UserError(
-            f"{with_control_tokens} of {pairs} pairs spell control tokens of the model in their texts: rows should "
-            "hold plain texts, without the marks of a chat template"
+            f"{with_control_tokens} of {pairs} pairs contain control tokens of the model in their texts: use "
+            "plain texts without the markers of a chat template"
         )
     raise UserError(f"{limit.name} leaves {kept} of {pairs} pairs: {limit.advice}")

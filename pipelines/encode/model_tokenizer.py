@@ -1,4 +1,4 @@
-"""A model's tokenizer by name, loaded where it is first needed."""
+"""A model's tokenizer by name, loaded on first use."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,19 +10,19 @@ from pft_core.prompts import PromptSettings
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """model: a folder or hub name. A driver carries it without loading anything; pickled, the name travels alone."""
+    """The tokenizer of a model, a folder or Hugging Face name. Pickling it passes on the name only."""
 
     model: str
 
     @cached_property
     def loaded(self) -> Any:
-        """The tokenizer, loaded once in a process. Raises UserError for a folder that is missing or has none."""
+        """The tokenizer, loaded once per process. Raises UserError if the folder is missing or has none."""
         from pft_core.policies import load_tokenizer
 
         return load_tokenizer(self.model)
 
     def facts(self, prompt: PromptSettings) -> TokenizerFacts:
-        """What a job has to know of it. Raises UserError, also where the prompt wants a template that it lacks."""
+        """Return the facts that a job needs. Raises UserError, for example if the tokenizer lacks the chat template."""
         return tokenizer_facts(self.loaded, prompt)
 
     def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str]]:

@@ -1,4 +1,4 @@
-"""One record as a model is trained on it: prompt and answer of either pole as rendered, and which tokens are labels."""
+"""One record as the model sees it: the rendered prompt and answer under both poles, and the label tokens."""
 
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
@@ -19,7 +19,7 @@ from pipelines.encode.model_tokenizer import ModelTokenizer
 
 @dataclass(frozen=True)
 class ShownSide:
-    """What a pair has under one pole. text: prompt and answer, as the tokens say it; labels: the part with a loss."""
+    """One side of a pair. text: prompt and answer, decoded from the tokens. labels: the part with a loss."""
 
     pole: str
     form: str
@@ -30,30 +30,30 @@ class ShownSide:
 
 
 def show_prompt(data: str, model: str, *, row: int) -> dict[str, Any]:
-    """Print the record of that number, the first is 1, in the words of a trained run or of an untrained model.
+    """Print a record, counted from 1, in the prompt style of a trained run or a base model.
 
-    Result: id, axis and what each pole has. Raises UserError for a row that is not there or that is rejected.
+    Result: id, axis and both sides. Raises UserError if the row does not exist or is rejected.
     """
     manifest = DatasetManifest.load(Path(data))
-    record = record_at(Path(data), manifest, row)
-    style, space, tokenizer = words_of(model, manifest)
+    record = read_record(Path(data), manifest, row)
+    style, space, tokenizer = prompt_style_of(model, manifest)
     shown: list[ShownSide] = []
     for form in manifest.forms:
-        example = encoded(record, form, style, space, tokenizer, where=f"{data}: row {row}")  # type: ignore[arg-type]
+        example = encode_record(record, form, style, space, tokenizer, where=f"{data}: row {row}")  # type: ignore[arg-type]
         shown += [print_side(record, form, example, branch, space, tokenizer) for branch in example.branches]
     return {"id": record.id, "axis": record.axis, "sides": [asdict(side) for side in shown]}
 
 
-def record_at(data: Path, manifest: DatasetManifest, row: int) -> PairedExample:
+def read_record(data: Path, manifest: DatasetManifest, row: int) -> PairedExample:
     in_range = 0 < row <= manifest.rows_out
-    found = next(islice(read_records(data, manifest), row - 1, row), None) if in_range else None
-    if found is None:
-        raise UserError(f"--row {row}: {data} has the rows 1 to {manifest.rows_out}")
-    return found
+    record = next(islice(read_records(data, manifest), row - 1, row), None) if in_range else None
+    if record is None:
+        raise UserError(f"--row {row}: {data} has rows 1 to {manifest.rows_out}")
+    return record
 
 
-def words_of(model: str, manifest: DatasetManifest) -> tuple[PromptStyle, PreferenceSpace, Any]:
-    """Return style, space and tokenizer. Raises UserError."""
+def prompt_style_of(model: str, manifest: DatasetManifest) -> tuple[PromptStyle, PreferenceSpace, Any]:
+    """Return prompt style, space and tokenizer of a run or a base model. Raises UserError."""
     path = Path(model).resolve()
     if path.is_file() or (path / MODEL_REF_NAME).is_file():
         ref = ModelRef.load(path)
@@ -62,12 +62,12 @@ def words_of(model: str, manifest: DatasetManifest) -> tuple[PromptStyle, Prefer
     return tokenizer.facts(PromptSettings()).style, manifest.space, tokenizer.loaded
 
 
-def encoded(
+def encode_record(
     record: PairedExample, form: Form, style: PromptStyle, space: PreferenceSpace, tokenizer: Any, *, where: str
 ) -> BranchedExample:
     examples, rejects = encode_pairs([(record, form)], spec=EncodingSpec(style), space=space, tokenizer=tokenizer)
     for reject in rejects:
-        raise UserError(f"{where}: is not trained on: {reject.reason}: {reject.detail}")
+        raise UserError(f"{where}: rejected in training: {reject.reason}: {reject.detail}")
     return examples[0]
 
 
@@ -77,7 +77,7 @@ def print_side(
     ids = [*example.prefix_ids.tolist(), *branch.input_ids.tolist()]
     mask = [*np.zeros(len(example.prefix_ids), dtype=bool).tolist(), *branch.label_mask.tolist()]
     runs = [(is_label, [ids[i] for i in places]) for is_label, places in groupby(range(len(ids)), mask.__getitem__)]
-    parts = [(is_label, plain(tokenizer.decode(run, clean_up_tokenization_spaces=False))) for is_label, run in runs]
+    parts = [(is_label, printable(tokenizer.decode(run, clean_up_tokenization_spaces=False))) for is_label, run in runs]
     labels = "".join(text for is_label, text in parts if is_label)
     pole = space.axis(record.axis).poles[branch.side].name
     side = ShownSide(pole, form, "".join(text for _, text in parts), labels, len(ids), branch.num_labels)
@@ -86,6 +86,6 @@ def print_side(
     return side
 
 
-def plain(text: str) -> str:
-    """Leave out what would steer a terminal."""
+def printable(text: str) -> str:
+    """Replace control characters, which could steer a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

@@ -17,7 +17,7 @@ from pft_core.evaluation import Outcome, Reply, TaskItem
 from pipelines.console import console
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.worker import Item, PolicyActor, TaskActor, items_table, task_table
-from pipelines.jobs import deaths_explained, map_batches, refuse_missing_resources
+from pipelines.jobs import explain_deaths, map_batches, refuse_missing_resources
 
 ITEMS_PER_GROUP = 64
 
@@ -66,7 +66,7 @@ def on_ray(
     num_items = sum(group.num_rows for group in groups)
     console.print(f"evaluating {num_items} items with {num_workers} workers")
     tokens = max(job.settings.tokens_per_batch for job in jobs)
-    with deaths_explained("an evaluation worker", tokens_per_batch=tokens, num_workers=num_workers):
+    with explain_deaths("an evaluation worker", tokens_per_batch=tokens, num_workers=num_workers):
         tables = map_batches(
             ray.data.from_arrow(list(groups)),
             actor,

@@ -1,4 +1,4 @@
-"""Example items for the report of an evaluation: right, wrong and reversed ones of each axis."""
+"""Example items for the report of an evaluation: right, wrong and flipped ones of each axis."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from pft_core.data import SIDES, PreferenceSpace
 from pft_core.evaluation import Outcome
 from pipelines.reporting import Example
 
-KINDS = ("right under both poles", "wrong under at least one pole", "reversed: each pole got the other's answer")
+KINDS = ("right under both poles", "wrong under at least one pole", "flipped: each pole got the other's answer")
 
 
 def examples(outcomes: Sequence[Outcome], space: PreferenceSpace) -> list[Example]:

@@ -1,11 +1,11 @@
-"""A run is reused, continued or started, by one process at a time; Ray, and the mistakes that come back through it."""
+"""Job running: reuse, continue or start a run under a lock; join or start Ray; unwrap the errors that Ray wraps."""
 
 from typing import TYPE_CHECKING
 
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.jobs.capacity import at_once, has_gpus, refuse_missing_resources
+    from pipelines.jobs.capacity import has_gpus, num_parallel, refuse_missing_resources
     from pipelines.jobs.cluster import ensure_ray, has_started_ray, refuse_unusable_environment
     from pipelines.jobs.lock import locked
     from pipelines.jobs.nodes import on_this_node, wait_for_the_head
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.jobs.running_code import code_digest
     from pipelines.jobs.unused_packages import UNUSED
     from pipelines.jobs.user_errors import unwrap_user_error
-    from pipelines.jobs.worker_deaths import MAX_RESTARTS, deaths_explained, killed_each_time, map_batches
-    from pipelines.jobs.workers import workers_marked
+    from pipelines.jobs.worker_deaths import MAX_RESTARTS, explain_deaths, map_batches, repeated_deaths_error
+    from pipelines.jobs.workers import mark_interrupted_workers
 else:
     __getattr__ = lazy_exports(__name__)

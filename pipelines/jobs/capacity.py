@@ -1,4 +1,4 @@
-"""What the cluster has, and whether that is enough for a job."""
+"""Resources of the cluster, and whether they are enough for a job."""
 
 import os
 from collections.abc import Mapping
@@ -13,34 +13,35 @@ def has_gpus() -> bool:
 
 
 def refuse_missing_resources(setting: str, number: int, each: Mapping[str, float]) -> None:
-    """Say before waiting that the cluster is too small for so many workers. Raises UserError.
+    """Raise UserError, instead of waiting forever, if the cluster is too small for this number of workers.
 
-    setting: where the number was given; each: the resources of one worker.
+    setting: config key of the number. each: resources of one worker.
     """
     have = ray.cluster_resources()
     for name, amount in each.items():
         if number * amount > have.get(name, 0):
             raise UserError(
-                f"{setting}={number} needs {number * amount:g} {name}, the cluster has {have.get(name, 0):g}: "
+                f"{setting}={number} needs {number * amount:g} {name}, but the cluster has {have.get(name, 0):g}: "
                 f"{_remedy(setting, name, amount, have)}, or join a larger cluster with RAY_ADDRESS"
             )
 
 
 def _remedy(setting: str, name: str, amount: float, have: Mapping[str, float]) -> str:
-    """Say what helps: with fewer workers where at least one fits, else with a smaller wish for each."""
+    """Return what to do: use fewer workers if at least one fits, else request less for each."""
     if amount <= have.get(name, 0):
         return f"lower {setting} to {int(have[name] // amount)}"
     if name == "GPU":
         return f"set {setting.removesuffix('num_workers')}use_gpu=false"
     if name not in have:
-        return f"ask for what it has ({', '.join(sorted(n for n in have if ':' not in n))})"
-    return f"ask for at most {have[name]:g} {name} for each"
+        return f"request a resource that it has ({', '.join(sorted(n for n in have if ':' not in n))})"
+    return f"request at most {have[name]:g} {name} for each worker"
 
 
-def at_once(resources: Mapping[str, float], *, what: str) -> int:
-    """As many as the cluster's resources allow; on this machine's own Ray, whose CPUs are logical, one a core.
+def num_parallel(resources: Mapping[str, float], *, what: str) -> int:
+    """Return how many workers with these resources the cluster can run at once.
 
-    Raises UserError where not even one fits; what: its name in the message.
+    A Ray that was started here has logical CPUs; it runs one worker per core. what: name of a worker in the message.
+    Raises UserError if not even one fits.
     """
     have = dict(ray.cluster_resources())
     if not os.environ.get("RAY_ADDRESS"):
@@ -50,6 +51,6 @@ def at_once(resources: Mapping[str, float], *, what: str) -> int:
         needs = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
         has = ", ".join(f"{have.get(name, 0):g} {name}" for name in resources)
         raise UserError(
-            f"{what} needs {needs}, the cluster has {has}: ask for less, or join a larger one with RAY_ADDRESS"
+            f"{what} needs {needs}, but the cluster has {has}: request less, or join a larger cluster with RAY_ADDRESS"
         )
     return fits

@@ -1,4 +1,4 @@
-"""Ray, joined or started."""
+"""Join a Ray cluster, or start Ray on this machine."""
 
 import logging
 import os
@@ -15,79 +15,79 @@ from pft_core.errors import UserError
 from pipelines.console import console
 from pipelines.interruption import keep_catching
 from pipelines.jobs.nodes import watch_nodes
-from pipelines.jobs.ray_messages import tell_briefly
+from pipelines.jobs.ray_messages import shorten_messages
 
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 LAST_PORT = 65535
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-SESSION_BYTES = 64 << 20  # logs, ports, sockets
-LONGEST_SOCKET = 107  # bytes of a Unix socket's path, on Linux
+SESSION_BYTES = 64 << 20  # for logs, port files and sockets
+LONGEST_SOCKET = 107  # bytes in the path of a Unix socket on Linux
 
 
 def ensure_ray(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job has it), else start Ray on this machine.
+    """Join the cluster at RAY_ADDRESS, which is set in a submitted job; without it, start Ray on this machine.
 
-    dashboard: whether a Ray that is started has one: it takes seconds of every core, and Ray Tune cleans up by it.
-    Raises UserError when no cluster answers at RAY_ADDRESS.
+    dashboard: whether a started Ray gets a dashboard, which costs seconds of CPU time; Ray Tune needs it to clean up.
+    Raises UserError if no cluster answers at RAY_ADDRESS.
     """
     import ray
-    import ray.data  # sets its loggers up, which are quietened below
+    import ray.data  # sets up its loggers, whose levels are raised below
 
     if ray.is_initialized():
         return
     refuse_unusable_environment()
-    # Ray's processes inherit PATH: jobs call `python`, and DeepSpeed `ninja`, also where this venv is not activated.
+    # Ray's processes inherit PATH: jobs call `python` and DeepSpeed calls `ninja`, even if this venv is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns at length where this is not decided
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and timings are in Ray's own log files
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that a local token is used
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it, Ray prints a long warning
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and timings are in Ray's log files
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it reports each use of a local token
     if address := os.environ.get("RAY_ADDRESS"):
         join_cluster(address)
     else:
-        # Logical CPUs beyond the cores: Ray Data's tasks starve beside training workers that hold all of a small box.
+        # More logical CPUs than cores: on a small machine, training workers would leave none for Ray Data's tasks.
         start_ray(num_cpus or max(6, os.cpu_count() or 1), dashboard=dashboard)
-    tell_briefly()
-    keep_catching()  # Ray ends a driver at SIGTERM, its workers left to die by a C++ stack
+    shorten_messages()
+    keep_catching()  # Ray's own SIGTERM handler ends the driver, and the workers crash with C++ stack traces
 
 
 def start_ray(num_cpus: int, *, dashboard: bool) -> None:
-    """Start Ray on this machine, for it alone."""
+    """Start Ray on this machine, reachable from this machine only."""
     import ray
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a run is seen to have ended
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preemptible
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a run is noticed
     with on_loopback(), quiet_core():
         own_token()
         context = ray.init(
-            address="local",  # a bare init would join whatever cluster was last started on this machine
+            address="local",  # a plain init would join the last cluster started on this machine
             num_cpus=num_cpus,
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
     console.print(f"Ray started: {num_cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
-    # Ray Train and Ray Data wait for it when they come to it; started now, it is there.
+    # Started early, since Ray Train and Ray Data would wait for it later.
     get_or_create_autoscaling_coordinator()
 
 
 @contextmanager
 def quiet_core() -> Iterator[None]:
-    """Keep the C++ core of this process off the terminal; what Ray starts beside it writes its logs as ever.
+    """Keep messages of this process's C++ core off the terminal; Ray's other processes still write their logs.
 
-    At every pool of Ray Data it warns in red of arguments in the object store, which the driver holds anyway.
+    For every actor pool of Ray Data, the core prints a red warning about arguments in the object store.
     """
     from ray._private import worker
 
     connect = worker.connect
 
     def connect_quietly(*args: Any, **kwargs: Any) -> Any:
-        with set_in_environment(LOG_LEVEL, "fatal"), without_stderr():  # read once, as the core starts, and said
+        with set_in_environment(LOG_LEVEL, "fatal"), without_stderr():  # read and printed once, when the core starts
             return connect(*args, **kwargs)
 
-    if LOG_LEVEL not in os.environ:  # else somebody looks for something
+    if LOG_LEVEL not in os.environ:  # if it is set, somebody is debugging
         worker.connect = connect_quietly
     try:
         yield
@@ -106,7 +106,7 @@ def set_in_environment(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def without_stderr() -> Iterator[None]:
-    """Drop what is written to stderr, also past Python."""
+    """Discard all output to stderr, also from C++ code."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -119,9 +119,9 @@ def without_stderr() -> Iterator[None]:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Start Ray as on a laptop: GCS, raylet, agents, their metrics and every worker listen on this machine alone.
+    """Make GCS, raylet, agents, metrics and workers of a started Ray listen on the loopback interface only.
 
-    Ray has no option for it: of an address that is given as loopback it takes the machine's own instead.
+    Ray has no option for this: it replaces a loopback address by the machine's own.
     """
     from ray._private import ray_constants
 
@@ -133,7 +133,7 @@ def on_loopback() -> Iterator[None]:
 
 
 def own_token() -> None:
-    """Let the token of Ray be read by its owner alone: Ray writes it as the umask says, and who reads it is let in."""
+    """Create Ray's token file readable by its owner only: whoever can read the token can use the cluster."""
     from ray._private.authentication import authentication_token_setup as setup
 
     before = os.umask(0o077)
@@ -146,7 +146,7 @@ def own_token() -> None:
 
 
 def close_token() -> None:
-    """Take the token's file from all but its owner, where it is there and ours."""
+    """Remove the permissions of group and others from the token file, if it exists and is ours."""
     from ray._private.authentication.authentication_token_setup import _get_default_token_path
 
     file = _get_default_token_path()
@@ -155,18 +155,18 @@ def close_token() -> None:
 
 
 def has_started_ray() -> bool:
-    """Whether this process has started the Ray that it uses: that one ends with it, and nobody else is on it."""
+    """Return whether this process started its Ray, which then ends with it and serves nobody else."""
     from ray._private import worker
 
     return worker._global_node is not None and worker._global_node.is_head()
 
 
 def join_cluster(address: str) -> None:
-    """Connect to a running cluster, with this machine's token where there is one. Raises UserError."""
+    """Connect to a running cluster, with the token of this machine if it has one. Raises UserError."""
     import ray
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-    # `ray start` turns token checks on where a token exists; ray.init does the same only without an address.
+    # `ray start` enables token checks if a token exists; ray.init does so only without an address.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     close_token()
     try:
@@ -175,14 +175,14 @@ def join_cluster(address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and RAY_AUTH_MODE=token "
-            "with the cluster's RAY_AUTH_TOKEN where it asks for one"
+            f"RAY_ADDRESS={address}: cannot join the cluster ({reason}): check the address, and set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster requires a token"
         ) from None
     watch_nodes(address)
 
 
 def refuse_unusable_environment() -> None:
-    """Say, without importing Ray, that it could not be joined or started here. Raises UserError."""
+    """Raise UserError, without importing Ray, if it could not be joined or started here."""
     if address := os.environ.get("RAY_ADDRESS"):
         refuse_silent_address(address)
     else:
@@ -191,13 +191,13 @@ def refuse_unusable_environment() -> None:
 
 
 def refuse_silent_address(address: str) -> None:
-    """Try the port first: Ray itself would wait minutes for a cluster that is not there. Raises UserError."""
+    """Raise UserError if nothing listens at the address: Ray itself would wait for minutes."""
     if address in ("auto", "local"):
-        return  # Ray answers at once
+        return  # Ray decides these immediately
     if (place := ADDRESS.fullmatch(address)) is None or int(place["port"]) > LAST_PORT:
         raise UserError(
-            f"RAY_ADDRESS={address}: is no address of a Ray cluster: give HOST:PORT, ray://HOST:PORT or auto, or unset "
-            "RAY_ADDRESS to start Ray on this machine"
+            f"RAY_ADDRESS={address}: not the address of a Ray cluster: give HOST:PORT, ray://HOST:PORT or auto, or "
+            "unset RAY_ADDRESS to start Ray on this machine"
         )
     try:
         socket.create_connection((place["host"].strip("[]"), int(place["port"])), timeout=10).close()
@@ -208,25 +208,25 @@ def refuse_silent_address(address: str) -> None:
 
 
 def refuse_full_session() -> None:
-    """Raise UserError where the disk that Ray's session lies on is full: what it starts would be waited for in vain."""
+    """Raise UserError if the disk of Ray's session folder is full: its processes would never come up."""
     variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    folder = Path(os.environ.get(variable) or "/tmp")  # `tempfile` passes over a folder that is full, Ray does not
+    folder = Path(os.environ.get(variable) or "/tmp")  # `tempfile` skips a full folder, Ray does not
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < SESSION_BYTES:
         raise UserError(
-            f"{folder}: {free >> 20} MB are free, and Ray, whose session lies there, needs {SESSION_BYTES >> 20}: make "
-            f"room, or set {variable} to another folder"
+            f"{folder}: {free >> 20} MB are free, but Ray needs {SESSION_BYTES >> 20} for its session there: free some "
+            f"space, or set {variable} to another folder"
         )
 
 
 def refuse_long_sockets() -> None:
-    """Raise UserError where the temporary folder's path leaves no room for the sockets that Ray makes there."""
+    """Raise UserError if the path of the temporary folder is too long for the sockets that Ray creates there."""
     variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     folder = os.environ.get(variable, "")
     session = f"/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if (room := LONGEST_SOCKET - len(session)) < (length := len(os.fsencode(folder))):
         raise UserError(
-            f"{variable}={folder}: has {length} characters, and Ray, whose sockets lie there, takes at most {room}: "
-            "set RAY_TMPDIR to a shorter folder, such as /tmp"
+            f"{variable}={folder}: the path has {length} bytes, but Ray's sockets allow at most {room}: set "
+            "RAY_TMPDIR to a shorter folder, such as /tmp"
         )

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder."""
+"""A lock that lets one process at a time write a folder."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from pft_core.errors import UserError
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run against other processes; the lock goes with the process, however it ends. Raises UserError."""
+    """Lock a folder against other processes; the lock ends with the process. Raises UserError if it is taken."""
     path = run_dir.with_name(f".{run_dir.name}.lock")
     with _parents(path), _lock_file(path, run_dir) as file:
         file.truncate(0)
@@ -26,7 +26,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Make the folders above a path; those in which nothing is left at the end go again. Raises UserError."""
+    """Create the folders above a path; afterwards remove those that are empty. Raises UserError."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def _parents(path: Path) -> Iterator[None]:
     except OSError as error:
         if path.parent.is_dir():
             raise
-        raise UserError(f"{path.parent}: cannot be made ({error.strerror}): give a folder that can") from None
+        raise UserError(f"{path.parent}: cannot be created ({error.strerror}): choose another folder") from None
     finally:
         with suppress(OSError):
             for folder in missing:
@@ -50,10 +50,10 @@ def _lock_file(path: Path, run_dir: Path) -> TextIO:
             file.seek(0)
             with file:
                 raise UserError(
-                    f"{run_dir}: another process ({file.read().strip()}) is writing this run: "
-                    "wait for it, or stop it and start again to continue its work"
+                    f"{run_dir}: another process ({file.read().strip()}) is writing this folder: "
+                    "wait for it, or stop it and run the command again to continue its work"
                 ) from None
-        # Between opening and locking, the holder may have finished and removed the file: then this is nobody's lock.
+        # Between open and lock, the holder may have finished and removed the file; then this file locks nothing.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()

@@ -1,7 +1,7 @@
-"""The nodes of a cluster that was joined: what a driver owns stays on its own, and the loss of one is said.
+"""Nodes of a joined cluster: report lost nodes, and end the driver if the head is lost.
 
-What runs on a lost node is Ray's to start again elsewhere. A cluster whose head is gone does not come back: the driver
-ends with one message, before Ray itself ends the process without a word.
+Ray restarts the work of a lost node elsewhere. A cluster whose head is lost does not come back: the driver ends with
+one message, before Ray ends the process silently.
 """
 
 import os
@@ -15,11 +15,11 @@ from pipelines.console import console
 from pipelines.jobs.restart import enter_again
 
 LOOK_EVERY_S = 2.0
-HEAD_SILENT_S = 6.0  # of a head that restarts in its place, Ray itself waits for a minute
+HEAD_SILENT_S = 6.0  # until a silent head counts as lost; Ray itself waits a minute for a restart
 
 
 def on_this_node() -> Any:
-    """Return the placement of an actor that lives and dies with this driver: one of no CPUs is put anywhere else."""
+    """Return the placement that pins an actor to the driver's node; Ray would put an actor of no CPUs anywhere."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,12 +27,12 @@ def on_this_node() -> Any:
 
 
 def watch_nodes(address: str) -> None:
-    """Say, for as long as this process is on the cluster, which nodes are lost; end it with 2 where the head is."""
+    """Report lost nodes from a thread while this process is on the cluster; exit with 2 if the head is lost."""
     threading.Thread(target=_watch, args=(address,), name="nodes", daemon=True).start()
 
 
 def wait_for_the_head() -> None:
-    """Return when the head answers; where it does not any more, the process ends meanwhile, if it watches."""
+    """Wait until the head answers. If it is lost, `watch_nodes` ends the process meanwhile."""
     import ray
 
     until = time.monotonic() + 2 * HEAD_SILENT_S
@@ -51,14 +51,14 @@ def _watch(address: str) -> None:
         enter_again()
         if _answers(head):
             answered = time.monotonic()
-            alive = _told(alive, own, address)
+            alive = _report_lost(alive, own, address)
         elif time.monotonic() - answered > HEAD_SILENT_S:
             _end(address, "the head of the cluster is gone")
         time.sleep(LOOK_EVERY_S)
 
 
-def _told(before: dict[str, str], own: str, address: str) -> dict[str, str]:
-    """Say which nodes are no longer there; return those that are, by id."""
+def _report_lost(before: dict[str, str], own: str, address: str) -> dict[str, str]:
+    """Print which nodes are gone; return the names of the others, by id."""
     import ray
 
     now = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
@@ -66,7 +66,7 @@ def _told(before: dict[str, str], own: str, address: str) -> dict[str, str]:
         if lost == own:
             _end(address, f"this job's own node ({before[lost]}) is gone")
         console.print(
-            f"node {before[lost]} ({lost[:8]}) is lost, {len(now)} left: what ran there starts again elsewhere",
+            f"node {before[lost]} ({lost[:8]}) is lost, {len(now)} left: its work restarts elsewhere",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
     return now
@@ -82,9 +82,10 @@ def _answers(address: str) -> bool:
 
 
 def _end(address: str, what: str) -> None:
-    # At once: whatever else this process would do waits for the cluster.
+    # Immediately: a regular exit would wait for the cluster.
     print(
-        f"error: RAY_ADDRESS={address}: {what}: start a cluster, and the same command goes on from the last checkpoint",
+        f"error: RAY_ADDRESS={address}: {what}: start a cluster and run the same command to continue from the last "
+        "checkpoint",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(2)

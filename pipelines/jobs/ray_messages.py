@@ -1,6 +1,6 @@
-"""What Ray tells a driver of workers and nodes that are gone: a line for a worker, where Ray prints a page of logs.
+"""Shorten Ray's messages about lost workers to one line each; Ray prints a page of logs.
 
-Lost nodes are told of by `nodes`, which knows what is left.
+Lost nodes are reported by `nodes`, which knows how many are left.
 """
 
 import re
@@ -8,13 +8,13 @@ from typing import Any
 
 from pipelines.console import console
 
-TOLD_OTHERWISE = re.compile(r"Raylet is terminated|The node with node id|Task .* failed\. There are \d+ retries")
+REPORTED_ELSEWHERE = re.compile(r"Raylet is terminated|The node with node id|Task .* failed\. There are \d+ retries")
 DIED = re.compile(r"A worker died or was killed .*Worker IP address: (?P<ip>\S+) .*Worker PID: (?P<pid>\d+)", re.DOTALL)
-LONGEST = 300  # characters of any other message
+LONGEST = 300  # characters in any other message
 
 
-def tell_briefly() -> None:
-    """Have Ray's messages of this process go to its stderr, briefly; Ray itself prints them to stdout."""
+def shorten_messages() -> None:
+    """Print Ray's messages to stderr, shortened; Ray itself prints them to stdout."""
     from ray._private import worker
 
     worker.print_to_stdstream = _print
@@ -22,13 +22,13 @@ def tell_briefly() -> None:
 
 def _print(data: dict[str, Any], *_: Any, **__: Any) -> None:
     for message in data["lines"]:
-        if told := brief(message):
-            console.print(told, style="yellow", highlight=False, soft_wrap=True)
+        if line := shortened(message):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
-def brief(message: str) -> str:
-    """Return the line that is left of a message of Ray, "" for none."""
-    if TOLD_OTHERWISE.match(message):
+def shortened(message: str) -> str:
+    """Return one line for a message of Ray, or "" to drop it."""
+    if REPORTED_ELSEWHERE.match(message):
         return ""
     if died := DIED.match(message):
         return f"a worker was killed or crashed (process {died['pid']} on {died['ip']})"

@@ -1,4 +1,4 @@
-"""The job runner: one run key for one config, data and code; a run is reused, continued or started, never mixed up."""
+"""The job runner: reuse, continue or start the run of a run key, which stands for one config, data and code."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,15 +20,12 @@ from pipelines.plugins import read_plugins
 from pipelines.validated_yaml import dump_yaml
 
 CONFIG_NAME = "config.yaml"
-
 METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints, in the run's folder
+PLUGINS = "plugins"  # folder of the user's own code, in the run's folder
 
-CHECKPOINTS = "checkpoints"  # of a training, in its folder
-
-PLUGINS = "plugins"  # the user's own code, in the run's folder
-
-# Where a run is kept, who watches it and what else is tried do not change what it computes; data sets, plugins and
-# models count by content, not by place.
+# Storage, tracking and search settings do not change the result of a run. Data sets, plugins and models count by
+# content, not by path.
 NOT_IN_KEY = {"storage", "tracking", "data", "validation_data", "search", "plugins"}
 
 Result = dict[str, Any]
@@ -43,39 +40,39 @@ def run_job(
     run_dir: Path | None = None,
     key: str | None = None,
 ) -> Result:
-    """Call `run(run_dir, key)` unless a finished run with this key is there, whose result is returned again.
+    """Call `run(run_dir, key)`, or return the result of a finished run with this key.
 
-    run_dir: `<storage>/<name>-<key[:8]>` unless the caller gives a fixed one; key: `run_key`, where it is known. An
-    unfinished run gets the same folder again, so that `run` can continue in it; `fresh` removes what is there first.
-    Raises UserError when another process writes the folder, or when it holds something that is not this run.
+    run_dir: default `<storage>/<name>-<key[:8]>`. key: the `run_key`, if known. An unfinished run gets the same folder
+    again, so that `run` can continue in it. fresh: whether to delete the folder first.
+    Raises UserError if another process writes the folder, or if it holds something other than this run.
     """
     key = key or run_key(config, kind=kind, data=data_digests(config))
     run_dir = run_dir or _run_dir(config, key)
     with locked(run_dir):
         if fresh:
             remove_run(run_dir)
-        job = _job_in(run_dir, key)
+        job = _read_job(run_dir, key)
         if job.get("status") == "finished":
-            console.print(f"{kind}: {run_dir} is finished already, its result is used again (--fresh starts anew)")
-            return _as_it_lies(job["result"], run_dir)
+            console.print(f"{kind}: {run_dir} is already finished: reusing its result (--fresh starts over)")
+            return _relocated(job["result"], run_dir)
         if job:
-            console.print(continuing(kind, run_dir), soft_wrap=True, highlight=False)
+            console.print(continue_message(kind, run_dir), soft_wrap=True, highlight=False)
         return _execute(config, run, run_dir, {"key": key, "kind": kind, "attempt": job.get("attempt", 0) + 1})
 
 
 def finished_result(config: RunConfig, *, kind: str) -> Result | None:
-    """Return what a finished run of this config, data and code has found, as `run_job` would; None where none is there.
+    """Return the result of a finished run of this config, data and code; None if there is none.
 
-    Raises UserError as `run_job` does for the folder.
+    Raises UserError about the folder as `run_job` does.
     """
     key = run_key(config, kind=kind, data=data_digests(config))
     run_dir = _run_dir(config, key)
-    job = _job_in(run_dir, key)
-    return _as_it_lies(job["result"], run_dir) if job.get("status") == "finished" else None
+    job = _read_job(run_dir, key)
+    return _relocated(job["result"], run_dir) if job.get("status") == "finished" else None
 
 
-def _as_it_lies(result: Result, run_dir: Path) -> Result:
-    """Return a result whose paths are of the folder that it is read in: the run may have been moved since."""
+def _relocated(result: Result, run_dir: Path) -> Result:
+    """Return a result with its paths moved to this folder, since the run may have been moved."""
     was = str(result.get("run_dir", run_dir))
 
     def moved(value: Any) -> Any:
@@ -86,11 +83,11 @@ def _as_it_lies(result: Result, run_dir: Path) -> Result:
 
 
 def _run_dir(config: RunConfig, key: str) -> Path:
-    """Return `<storage>/<name>-<key[:8]>`, unless the run was given the folder of its bare name."""
-    given = Path(config.storage) / config.name
-    if (given / JOB_NAME).is_file() and read_json(given / JOB_NAME, what="the state of a run").get("key") == key:
-        return given
-    return given.with_name(f"{config.name}-{key[:8]}")
+    """Return `<storage>/<name>-<key[:8]>`, or `<storage>/<name>` if that folder holds this run."""
+    plain = Path(config.storage) / config.name
+    if (plain / JOB_NAME).is_file() and read_json(plain / JOB_NAME, what="the state of a run").get("key") == key:
+        return plain
+    return plain.with_name(f"{config.name}-{key[:8]}")
 
 
 def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
@@ -102,16 +99,16 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
 
     def interrupted() -> str:
         write_json(run_dir / JOB_NAME, job | {"status": "interrupted"})
-        return f"the same command goes on in {run_dir}"
+        return f"run the same command to continue in {run_dir}"
 
     with on_interruption(interrupted):
-        return _finished(run, run_dir, job)
+        return _run_to_end(run, run_dir, job)
 
 
 def keep_plugins(places: Sequence[str], run_dir: Path) -> list[str]:
-    """Keep the text of plugins beside a run's config; return their names from there, and of modules their own.
+    """Copy plugin files into the run's folder; return their relative paths there, and the names of modules.
 
-    Where they lay when the run started may be a cluster's copy of the code, which goes with the cluster.
+    The original files may lie in a cluster's copy of the code, which is deleted with the cluster.
     """
     kept = []
     for plugin in read_plugins(places):
@@ -124,9 +121,9 @@ def keep_plugins(places: Sequence[str], run_dir: Path) -> list[str]:
     return kept
 
 
-def _finished(run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
-    """Run to the end; its state says how it came out."""
-    begun = time.monotonic()
+def _run_to_end(run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, Any]) -> Result:
+    """Run to the end, and record in job.json whether it finished or failed."""
+    started = time.monotonic()
     try:
         result = run(run_dir, job["key"])
     except Exception as error:
@@ -134,17 +131,19 @@ def _finished(run: Callable[[Path, str], Result], run_dir: Path, job: dict[str, 
             raise
         mistake = unwrap_user_error(error)
         if mistake and job["attempt"] == 1 and not _has_trained(run_dir):
-            remove_folder(run_dir)  # nothing was done: a mistake leaves no half-written run behind
+            remove_folder(run_dir)  # nothing was computed: leave no half-written run behind
         else:
             write_json(run_dir / JOB_NAME, job | {"status": "failed", "error": str(mistake or repr(error))})
         raise
     stop_if_interrupted()
-    write_json(run_dir / JOB_NAME, job | {"status": "finished", "seconds": time.monotonic() - begun, "result": result})
+    write_json(
+        run_dir / JOB_NAME, job | {"status": "finished", "seconds": time.monotonic() - started, "result": result}
+    )
     return result
 
 
-def continuing(kind: str, run_dir: Path) -> str:
-    """Say where a run goes on: a training, or what is made like one, at its newest checkpoint."""
+def continue_message(kind: str, run_dir: Path) -> str:
+    """Return where a run continues; a run with checkpoints continues from the newest."""
     checkpoints = run_dir / CHECKPOINTS
     if kind != "train" and not checkpoints.is_dir():
         return f"{kind}: continuing in {run_dir}"
@@ -156,27 +155,27 @@ def _steps_done(manifest: Path) -> int:
     try:
         return int(read_json(manifest, what="a checkpoint")["progress"]["steps_done"])
     except (UserError, KeyError, TypeError, ValueError):
-        return 0  # damaged: it is not gone on from
+        return 0  # damaged, so the run does not continue from it
 
 
 def _has_trained(run_dir: Path) -> bool:
     return any(path.stat().st_size for path in run_dir.rglob(METRICS_NAME))
 
 
-def _job_in(run_dir: Path, key: str) -> dict[str, Any]:
-    """Return the job.json of a run with this key, {} where there is no run yet."""
+def _read_job(run_dir: Path, key: str) -> dict[str, Any]:
+    """Return the job.json of a run with this key, {} if there is no run yet. Raises UserError for another run."""
     if not run_dir.exists() or not contents(run_dir):
         return {}
     if not (run_dir / JOB_NAME).exists():
-        raise UserError(f"{run_dir}: holds files, but no {JOB_NAME}: it is not a run; choose another folder")
+        raise UserError(f"{run_dir}: has files but no {JOB_NAME}, so it is not a run: choose another folder")
     job = read_json(run_dir / JOB_NAME, what="the state of a run")
     if job["key"] != key:
-        raise UserError(f"{run_dir}: holds a run with another config, data or code: --fresh replaces it")
+        raise UserError(f"{run_dir}: holds a run with another config, data or code: replace it with --fresh")
     return dict(job)
 
 
 def remove_run(run_dir: Path) -> None:
-    """Delete a run. Raises UserError for a folder that is not one of ours."""
+    """Delete a run. Raises UserError for a folder that is not a run."""
     if not run_dir.exists():
         return
     if contents(run_dir) and not (run_dir / JOB_NAME).exists():
@@ -185,20 +184,20 @@ def remove_run(run_dir: Path) -> None:
 
 
 def run_key(config: RunConfig, *, kind: str, data: Sequence[str | None]) -> str:
-    """Return the digest of all that decides a run's result: its kind, config, data and code. data: their digests."""
+    """Return the digest of all that determines a run's result: kind, config, data digests and code."""
     code = [code_digest(), *(plugin.digest for plugin in read_plugins(config.plugins))]
     return digest([kind, config_identity(config), list(data), code])
 
 
 def config_identity(config: RunConfig) -> dict[str, Any]:
-    """Return what of a config decides a run's result, the same wherever model, data and storage lie.
+    """Return the part of a config that determines a run's result, independent of all paths.
 
-    Raises UserError for a model's path that leads nowhere.
+    Raises UserError if the model's path does not exist.
     """
     model = None if config.model is None else model_identity(config.model)
     return config.model_dump(exclude=NOT_IN_KEY) | {"model": model}
 
 
 def data_digests(config: RunConfig) -> list[str | None]:
-    """Return the digests of training and validation data. Raises UserError for a folder that was not prepared."""
+    """Return the digests of training and validation data. Raises UserError if `pft prepare` did not write a folder."""
     return [DatasetManifest.load(Path(d)).data_digest if d else None for d in (config.data, config.validation_data)]

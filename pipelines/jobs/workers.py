@@ -1,4 +1,4 @@
-"""Runs whose processes ended with their driver, before they could say so themselves."""
+"""Mark the runs of workers that end together with their interrupted driver."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from pipelines.jobs.lock import locked
 from pipelines.jobs.runner import JOB_NAME
 from pipelines.tracking import TrackedConfig, close_killed
 
-HELD_S = 1.0  # by a process that is about to end
+LOCKED_S = 1.0  # for how long a dying process may still hold its lock
 LOOK_EVERY_S = 0.1
 
 
 @contextmanager
-def workers_marked(folder: Path, config: TrackedConfig) -> Iterator[None]:
-    """Where the block is interrupted, end what works for it on Ray, and mark the runs in a folder that ended with it.
+def mark_interrupted_workers(folder: Path, config: TrackedConfig) -> Iterator[None]:
+    """If the block is interrupted, end its Ray work and mark the unfinished runs in a folder as interrupted.
 
-    config: says where all of them are tracked.
+    config: names the MLflow store that tracks these runs.
     """
 
     def interrupted() -> str:
@@ -34,11 +34,11 @@ def workers_marked(folder: Path, config: TrackedConfig) -> Iterator[None]:
 
 
 def _mark(folder: Path, config: TrackedConfig) -> None:
-    until = time.monotonic() + HELD_S
+    until = time.monotonic() + LOCKED_S
     waiting = dict(_unfinished(folder))
     while waiting and time.monotonic() < until:
         for run_dir, job in list(waiting.items()):
-            with suppress(UserError), locked(run_dir):  # another process may be at it
+            with suppress(UserError), locked(run_dir):  # another process may be writing it
                 write_json(run_dir / JOB_NAME, job | {"status": "interrupted"})
                 del waiting[run_dir]
                 close_killed(config, job["key"])

@@ -1,4 +1,4 @@
-"""Raw rows into hashed records: the first job."""
+"""The `prepare` job: raw rows into hashed records."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""`prepare`: raw rows in; hashed record shards, a manifest and the rejected rows out.
+"""The `prepare` job: raw rows into hashed record shards, a manifest and a file of rejected rows.
 
-Ray Data runs two rounds of tasks. The first reads and validates parts of the inputs and stages an outcome for every
-row; then the driver, which holds each row's id, place and reason, says which go on; the second writes these as shards.
-Parts and shards are cut by size alone: the same input gives the same bytes with any number of workers. The output
-folder appears whole, when all is written, or not at all.
+Ray Data runs two rounds of tasks. The first round reads and validates parts of the input and stages an outcome for
+every row. The driver, which holds the id, place and reason of every row, then decides which rows to keep. The second
+round writes these as shards. Parts and shards are cut by size alone, so the same input gives the same bytes with any
+number of workers. The output folder appears whole when everything is written, or not at all.
 """
 
 import shutil
@@ -40,7 +40,7 @@ from pft_core.files import contents, digest, file_sha256, restore_folder, whole_
 from pipelines.console import console
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
-from pipelines.jobs import at_once, code_digest, ensure_ray, locked, refuse_missing_resources, unwrap_user_error
+from pipelines.jobs import code_digest, ensure_ray, locked, num_parallel, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import read_plugins
 from pipelines.prepare.outcomes import read_outcomes, refuse_all_of_free_answers, reject_repeated, settle_axes
 from pipelines.prepare.parts import PARTS, parts_of
@@ -51,7 +51,7 @@ from pipelines.prepare.worker import (
     ReadTask,
     ShardTask,
     StageTask,
-    done,
+    run_tasks,
     stage,
     write_shard,
 )
@@ -62,16 +62,16 @@ OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded", *PARTS}
 RECORDS_PER_SHARD = 4096
 TASK = {"CPU": 1}
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-# Neither where the result goes nor how fast it is made, nor what is done with it later, changes the records.
+# The records do not depend on where they are written, how fast, or what they are used for later.
 NOT_IN_DIGEST = {"output", "num_workers", "model", "prompt", "encoding", "max_reject_fraction", "plugins"}
 
 
 def run(config: PrepareConfig, *, fresh: bool = False) -> dict[str, Any]:
     """Prepare a data set, or reuse the one in `output` if it came from the same input, config and code.
 
-    fresh: whether a data set of other input or options is replaced. Result: rows_in, rows_out, pairs_out, rejected,
-    manifest. Raises UserError for an input that cannot be read, for an output folder that holds something else, and
-    where too few rows are left.
+    fresh: whether to replace a data set from other input or options. Result: rows_in, rows_out, pairs_out, rejected,
+    manifest. Raises UserError if the input cannot be read, the output folder holds something else, or too few rows
+    are left.
     """
     refuse_missing_inputs(config)
     try:
@@ -87,7 +87,7 @@ def run(config: PrepareConfig, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def prepare(config: PrepareConfig, output: Path, *, fresh: bool = False) -> DatasetManifest:
-    """Bring `output` up to date with the config, and add the encoded layer if a model is given."""
+    """Bring `output` up to date with the config, and add the encoded layer if the config names a model."""
     with locked(output):
         restore_folder(output)
         local = local_files(config)
@@ -96,59 +96,59 @@ def prepare(config: PrepareConfig, output: Path, *, fresh: bool = False) -> Data
             files = local + hub_files(config, work)
             key = config_digest(config, files)
             manifest = reusable(output, key)
-            if manifest is not None and parts_are_whole(output, manifest, config):
-                console.print(f"{output}: prepared already from the same input, used again")
-                console.print(counted(manifest))
+            if manifest is not None and parts_are_complete(output, manifest, config):
+                console.print(f"{output}: already prepared from the same input: reusing it")
+                console.print(summary(manifest))
                 refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
-                return encoded(config, output, manifest)
+                return add_encoded_layer(config, output, manifest)
             if not fresh:
                 refuse_other_data(output, request_digest(config, files))
             with whole_folder(output) as data:
-                return encoded(config, data, write_data(config, files, data, work=work, key=key))
+                return add_encoded_layer(config, data, write_data(config, files, data, work=work, key=key))
 
 
 def hub_files(config: PrepareConfig, work: Path) -> list[InputFile]:
-    """Fetch the inputs that are hub data sets; their rows come after those of local files."""
-    names = [given for given in config.input if is_hub_name(given)]
+    """Download the inputs that are Hugging Face data sets; their rows follow those of local files."""
+    names = [name for name in config.input if is_hub_name(name)]
     return [(load_hub(name, split=config.split, folder=work), name) for name in names]
 
 
 def config_digest(config: PrepareConfig, files: list[InputFile]) -> str:
-    """Return the digest of all that decides the records: the config, the content of the files, and the code."""
+    """Return the digest of all that determines the records: config, content of the files, and code."""
     content = [(name, file_sha256(path)) for path, name in files]
     code = [code_digest(), *(plugin.digest for plugin in read_plugins(config.plugins))]
     return digest([config.model_dump(exclude=NOT_IN_DIGEST), content, code])
 
 
 def request_digest(config: PrepareConfig, files: list[InputFile]) -> str:
-    """Return the digest of what was asked for: options and the inputs' content, wherever these lie and by any code."""
+    """Return the digest of the request: options and the content of the inputs, regardless of path and code version."""
     by_folder = SOURCES[config.source].axis_is_folder and config.axis is None
     content = [(path.parent.name if by_folder else "", file_sha256(path)) for path, _ in files]
     return digest([config.model_dump(exclude=NOT_IN_DIGEST | {"input"}), content])
 
 
 def refuse_other_data(output: Path, request: str) -> None:
-    """Raise UserError where the output holds a data set that was made from other input or with other options."""
-    made = previous(output)
-    if made is not None and made.request_digest != request:
-        how = "from other input or with other options" if made.request_digest else "by a version that does not say how"
+    """Raise UserError if the output holds a data set from other input or options."""
+    old = previous_manifest(output)
+    if old is not None and old.request_digest != request:
+        how = "from other input or with other options" if old.request_digest else "by a version that did not record how"
         raise UserError(
-            f"output={output}: holds a data set of {made.rows_out} records that was made {how}: choose another folder, "
-            "or let --fresh replace it"
+            f"output={output}: holds a data set of {old.rows_out} records that was made {how}: choose another folder, "
+            "or replace it with --fresh"
         )
 
 
 def refuse_foreign_output(output: Path) -> None:
-    """Raise UserError where the output is a file, or a folder with anything that `prepare` did not write."""
+    """Raise UserError if the output is a file, or a folder with files that `prepare` did not write."""
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: is a file, and the output has to be a folder: choose another name")
+        raise UserError(f"{output}: is a file, but the output must be a folder: choose another name")
     names = {path.name for path in contents(output)} if output.exists() else set()
-    if names and not (names <= OWN_NAMES and previous(output)):
-        raise UserError(f"{output}: holds files, and is not a data set that prepare wrote: choose another folder")
+    if names and not (names <= OWN_NAMES and previous_manifest(output)):
+        raise UserError(f"{output}: holds files that `pft prepare` did not write: choose another folder")
 
 
-def previous(output: Path) -> DatasetManifest | None:
-    """Return the manifest of the data set in `output`, None where there is none or it is damaged."""
+def previous_manifest(output: Path) -> DatasetManifest | None:
+    """Return the manifest of the data set in `output`; None if it is missing or damaged."""
     try:
         return DatasetManifest.load(output)
     except UserError:
@@ -157,11 +157,11 @@ def previous(output: Path) -> DatasetManifest | None:
 
 def reusable(output: Path, key: str) -> DatasetManifest | None:
     """Return the manifest of the data set in `output` if it has this config digest and its files are undamaged."""
-    manifest = previous(output)
-    return manifest if undamaged(manifest, output, key) and (output / REJECTS_NAME).is_file() else None
+    manifest = previous_manifest(output)
+    return manifest if is_undamaged(manifest, output, key) and (output / REJECTS_NAME).is_file() else None
 
 
-def undamaged(manifest: DatasetManifest | None, folder: Path, key: str) -> bool:
+def is_undamaged(manifest: DatasetManifest | None, folder: Path, key: str) -> bool:
     if manifest is None or manifest.config_digest != key:
         return False
     shards = [(folder / shard.path, shard.sha256) for shard in manifest.shards]
@@ -170,9 +170,9 @@ def undamaged(manifest: DatasetManifest | None, folder: Path, key: str) -> bool:
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """Provide a folder for what is read and staged, on the output's own disk; it is gone afterwards."""
+    """Provide a temporary folder for downloaded and staged files on the disk of the output."""
     work = output.with_name(f".{output.name}.work")
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
     work.mkdir()
     try:
         yield work
@@ -181,12 +181,12 @@ def work_folder(output: Path) -> Iterator[Path]:
 
 
 def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, work: Path, key: str) -> DatasetManifest:
-    """Stage every row in `work`, decide which go on, write shards, rejects and manifest into `data`."""
-    num_workers = tasks_of(config)
+    """Stage every row in `work`, decide which rows to keep, and write shards, rejects and manifest to `data`."""
+    num_workers = lazy_num_tasks(config)
     tasks = stage_tasks(config, files, work)
-    staged = [f for r in done(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
+    staged = [f for r in run_tasks(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
-        raise UserError(f"input={config.input} holds no rows: check that these are the right files")
+        raise UserError(f"input={config.input} holds no rows: check the path")
     rows, rows_in_file = read_outcomes(staged)
     if "all" in config.forms:
         refuse_all_of_free_answers(rows)
@@ -218,7 +218,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     manifest.save(data)
     if config.split_by:
         write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
-    console.print(counted(manifest))
+    console.print(summary(manifest))
     return manifest
 
 
@@ -230,19 +230,19 @@ def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
 def stage_tasks(config: PrepareConfig, files: list[InputFile], work: Path) -> list[StageTask]:
     plugins = read_plugins(config.plugins)
     return [
-        StageTask(origin, str(work / f"staged-{number:05d}"), plugins)
-        for number, origin in enumerate(origins(config, files))
+        StageTask(task_input, str(work / f"staged-{number:05d}"), plugins)
+        for number, task_input in enumerate(task_inputs(config, files))
     ]
 
 
-def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:
-    """Return where outcomes come from, one for each task of the first round."""
+def task_inputs(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | GenerateTask]:
+    """Return the inputs of the tasks of the first round, one per task."""
     entry = SOURCES[config.source]
     if not entry.reads_files:
         return [GenerateTask(config.source, config.split, config.seed, config.num_per_axis)]
     parts = [part for path, name in files for part in file_parts(path, name)]
     if entry.is_joined(first_object(parts)):
-        # Rows are joined, and the two of a pair may be anywhere.
+        # The two rows of a pair may be anywhere in the input.
         return [ReadTask(config.source, tuple(parts), config.axis, joined=True)]
     axis_of_folder = entry.axis_is_folder and config.axis is None
     axes = [Path(part.path).parent.name if axis_of_folder else config.axis for part in parts]
@@ -250,23 +250,26 @@ def origins(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask | Ge
 
 
 def first_object(parts: list[FilePart]) -> dict[str, Any]:
-    """Return the first row that is an object; {} where there is none."""
+    """Return the first row that is a JSON object; {} if there is none."""
     rows = (row for part in parts for _, row in read_rows(part))
     return next((row for row in rows if isinstance(row, dict)), {})
 
 
-def tasks_of(config: PrepareConfig) -> Callable[[], int]:
-    """Return what says how many tasks may run at once when it matters: small data needs no Ray. Raises UserError."""
+def lazy_num_tasks(config: PrepareConfig) -> Callable[[], int]:
+    """Return a function that returns the number of parallel tasks; small data never calls it, and starts no Ray.
+
+    Raises UserError if the cluster has too few CPUs for num_workers.
+    """
     if config.num_workers is not None:
-        tasks_at_once(config)  # a wish that the cluster cannot meet is refused, however small the data is
-    return partial(tasks_at_once, config)
+        num_parallel_tasks(config)  # a num_workers that the cluster cannot run is refused even for small data
+    return partial(num_parallel_tasks, config)
 
 
-def tasks_at_once(config: PrepareConfig) -> int:
-    """Start or join Ray; return how many tasks may run at once. Raises UserError where it has fewer CPUs."""
+def num_parallel_tasks(config: PrepareConfig) -> int:
+    """Start or join Ray; return the number of parallel tasks. Raises UserError if the cluster has too few CPUs."""
     ensure_ray()
     if config.num_workers is None:
-        return at_once(TASK, what="a task")
+        return num_parallel(TASK, what="a task")
     refuse_missing_resources("num_workers", config.num_workers, TASK)
     return config.num_workers
 
@@ -274,24 +277,26 @@ def tasks_at_once(config: PrepareConfig) -> int:
 def refuse_too_few(
     by_reason: dict[str, int], config: PrepareConfig, *, rows_in: int, examples: pd.DataFrame | None = None
 ) -> None:
-    """Raise UserError where no row is left, or more than the config allows are rejected; it shows the first ones."""
+    """Raise UserError, with some examples, if no row is left or more are rejected than the config allows."""
     rejected = sum(by_reason.values())
     if rejected < rows_in and rejected <= config.max_reject_fraction * rows_in:
         return
     first = [] if examples is None else examples.itertuples(index=False)
     shown = "".join(f"\n  {row} {key_path}: {reason}: {detail}" for row, key_path, reason, detail in first)
     raise UserError(
-        f"{rejected} of {rows_in} rows are rejected{listed(by_reason)}, and at most "
-        f"max_reject_fraction={config.max_reject_fraction} of them may be: correct the rows, or check that "
-        f"source={config.source} is what the input holds. Nothing is written.{shown}"
+        f"{rejected} of {rows_in} rows are rejected{reason_counts(by_reason)}, more than "
+        f"max_reject_fraction={config.max_reject_fraction} allows: correct the rows, or check that "
+        f"source={config.source} is the format of the input. Nothing was written.{shown}"
     )
 
 
-def counted(data: DatasetManifest) -> str:
-    return f"{data.rows_in} rows in, {data.rows_out} out, {data.rejected} rejected{listed(data.rejected_by_reason)}"
+def summary(data: DatasetManifest) -> str:
+    return (
+        f"{data.rows_in} rows in, {data.rows_out} out, {data.rejected} rejected{reason_counts(data.rejected_by_reason)}"
+    )
 
 
-def listed(by_reason: dict[str, int]) -> str:
+def reason_counts(by_reason: dict[str, int]) -> str:
     most_first = sorted(by_reason.items(), key=lambda item: -item[1])
     return f" ({', '.join(f'{reason} {count}' for reason, count in most_first)})" if by_reason else ""
 
@@ -299,7 +304,7 @@ def listed(by_reason: dict[str, int]) -> str:
 def write_shards(
     kept: np.ndarray, staged: list[str], rows_in_file: list[int], data: Path, *, num_workers: Callable[[], int]
 ) -> tuple[tuple[Shard, ...], dict[str, dict[str, float]]]:
-    """Write the kept rows (indices over all staged files) as shards; return these and the length quantiles."""
+    """Write the kept rows (indices over all staged files) as shards; return the shards and the length quantiles."""
     (data / RECORDS_NAME).mkdir()
     ends = np.cumsum(rows_in_file)
     names: list[str] = []
@@ -312,7 +317,7 @@ def write_shards(
         ]
         names.append(f"{RECORDS_NAME}/part-{len(names):05d}.parquet")
         tasks.append(ShardTask(str(data / names[-1]), tuple(pieces)))
-    written = done(write_shard, tasks, num_workers=num_workers, doing="writing records")
+    written = run_tasks(write_shard, tasks, num_workers=num_workers, doing="writing records")
     shards = tuple(Shard(name, w["sha256"], w["rows"]) for name, w in zip(names, written, strict=True))
     return shards, {
         what: quantiles([length for w in written for length in w[what]])
@@ -323,7 +328,7 @@ def write_shards(
 def write_parts(
     data: Path, manifest: DatasetManifest, shares: Sequence[float], *, num_workers: Callable[[], int]
 ) -> None:
-    """Write the records once more, as a data set for each part, in a folder of its name."""
+    """Write the records again as one data set per part, each in a folder named after the part."""
     scenarios, axes = scenarios_and_axes(data, manifest)
     part_of = parts_of(scenarios, shares)
     whole, rows_in_file = [str(data / s.path) for s in manifest.shards], [s.rows for s in manifest.shards]
@@ -352,32 +357,32 @@ def write_parts(
 
 
 def data_digest(shards: Sequence[Shard], forms: Sequence[str], space: PreferenceSpace) -> str:
-    """Forms and wording count: with other ones the same shards train another policy."""
+    """Return the digest of shards, forms and axis wording, which all change the trained policy."""
     return digest([[shard.sha256 for shard in shards], forms, space.to_dict()])
 
 
-def parts_are_whole(output: Path, manifest: DatasetManifest, config: PrepareConfig) -> bool:
-    """Whether each part that the config asks for is there and undamaged."""
+def parts_are_complete(output: Path, manifest: DatasetManifest, config: PrepareConfig) -> bool:
+    """Return whether every part that the config requests exists undamaged."""
     names = PARTS if config.split_by else ()
     keys = [(output / name, digest([manifest.config_digest, name])) for name in names]
-    return all(undamaged(previous(folder), folder, key) for folder, key in keys)
+    return all(is_undamaged(previous_manifest(folder), folder, key) for folder, key in keys)
 
 
 def quantiles(lengths: Any) -> dict[str, float]:
     return {name: float(np.quantile(lengths, q, method="inverted_cdf")) for name, q in QUANTILES.items()}
 
 
-def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> DatasetManifest:
-    """Add the encoded layer for the config's model, and the tokens of one side of a pair to the manifest.
+def add_encoded_layer(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> DatasetManifest:
+    """Add the encoded layer for the config's model, and the token counts of one side of a pair to the manifest.
 
-    A data set in parts has a layer in each of these, as these are what is trained on.
+    A data set in parts gets a layer in each part, since training reads the parts.
     """
     if config.model is None:
         return manifest
     if config.split_by:
         for name in PARTS:
-            whole = config.model_copy(update={"split_by": None})
-            encoded(whole, data / name, DatasetManifest.load(data / name))
+            of_part = config.model_copy(update={"split_by": None})
+            add_encoded_layer(of_part, data / name, DatasetManifest.load(data / name))
         return manifest
     model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
     tokenizer = ModelTokenizer(model)
@@ -389,7 +394,7 @@ def encoded(config: PrepareConfig, data: Path, manifest: DatasetManifest) -> Dat
         facts=facts,
         spec=EncodingSpec(facts.style, config.encoding),
         max_reject_fraction=config.max_reject_fraction,
-        concurrency=tasks_at_once(config),
+        concurrency=num_parallel_tasks(config),
     )
     layer = EncodedLayer(folder)
     tokens = (layer.prefix_lengths_E[:, None] + layer.branch_lengths_EB).ravel()

@@ -1,7 +1,7 @@
-"""What `prepare` decides when every row is known: one wording for each axis, and the first rows of equal items.
+"""Decisions of `prepare` over all rows: settle the wording of each axis, and reject repeated items.
 
-`rows` is a table with a line for each raw row, in input order; a row with a `reason` is rejected. It holds no texts,
-about 250 bytes a row, so that the driver can hold it for millions.
+`rows` is a table with one line per raw row, in input order; a row with a `reason` is rejected. It holds no texts and
+takes about 250 bytes per row, so that the driver can hold millions of rows.
 """
 
 import json
@@ -18,7 +18,7 @@ from pipelines.prepare.worker import REJECT_SCHEMA
 
 
 def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:
-    """Read the staged files; return the table of rows, and how many came from each file."""
+    """Read the staged files; return the table of rows, and the number of rows in each file."""
     columns = [*REJECT_SCHEMA.names, "id", "item_key", "axis_wording", "presentation"]
     tables = [pq.read_table(file, columns=columns, read_dictionary=["axis_wording"]) for file in files]
     rows = pa.concat_tables(tables).unify_dictionaries().to_pandas()
@@ -26,9 +26,9 @@ def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:
 
 
 def settle_axes(rows: pd.DataFrame) -> tuple[Axis, ...]:
-    """Return the axes that occur, shipped ones first and in their order, then by name.
+    """Return the axes in the rows: shipped ones first, in their order, then the others by name.
 
-    Rows that give an axis other poles than most rows do, or describe them otherwise, are rejected, in place.
+    Rows whose poles or pole descriptions differ from those of most rows are rejected in place.
     """
     counts = sorted(rows["axis_wording"].value_counts().items(), key=lambda item: (-item[1], item[0]))
     wordings = {wording: axis_from(str(wording)) for wording, count in counts if count}
@@ -36,16 +36,16 @@ def settle_axes(rows: pd.DataFrame) -> tuple[Axis, ...]:
     for axis in wordings.values():
         settled = axes.setdefault(axis.name, axis)
         if names_of(axis) == names_of(settled):
-            axes[axis.name] = described_by(settled, axis)
+            axes[axis.name] = with_descriptions_of(settled, axis)
     for wording, axis in wordings.items():
         settled = axes[axis.name]
         here = rows["axis_wording"] == wording
         if names_of(axis) != names_of(settled):
-            found, usual = ("/".join(names_of(a)) for a in (axis, settled))
-            detail = f"the poles of {axis.name!r} are {found} here and {usual} in other rows"
+            here_poles, usual_poles = ("/".join(names_of(a)) for a in (axis, settled))
+            detail = f"the poles of {axis.name!r} are {here_poles} here but {usual_poles} in other rows"
             reject(rows, here, "axis", "conflicting_poles", detail)
-        elif described_by(axis, settled) != settled:
-            detail = f"the poles of {axis.name!r} are described in other words in other rows"
+        elif with_descriptions_of(axis, settled) != settled:
+            detail = f"the poles of {axis.name!r} are described differently in other rows"
             reject(rows, here, "descriptions", "conflicting_descriptions", detail)
     order = {name: i for i, name in enumerate(shipped_axes())}
     return tuple(sorted(axes.values(), key=lambda axis: (order.get(axis.name, len(order)), axis.name)))
@@ -55,8 +55,8 @@ def names_of(axis: Axis) -> list[str]:
     return [pole.name for pole in axis.poles]
 
 
-def described_by(axis: Axis, other: Axis) -> Axis:
-    """Return the axis; a pole that it does not describe is described as in the other."""
+def with_descriptions_of(axis: Axis, other: Axis) -> Axis:
+    """Return the axis with missing pole descriptions taken from the other axis."""
     first, second = (
         replace(pole, description=pole.description or more.description)
         for pole, more in zip(axis.poles, other.poles, strict=True)
@@ -69,12 +69,12 @@ def axis_from(wording: str) -> Axis:
 
 
 def reject_repeated(rows: pd.DataFrame) -> None:
-    """Keep the first of the rows that hold the same item; reject the others, in place.
+    """Keep the first of the rows with the same item; reject the others in place.
 
-    Where such a row says of an answer that it shows the other pole, at most one of the two can be right.
+    Rows that assign the answers of an item to opposite poles count as the same: at most one can be correct.
     """
     _reject_later(rows, "id", "duplicate_id", "same content as ")
-    _reject_later(rows, "item_key", "swapped_poles", "the same item, with answers of other poles, as ")
+    _reject_later(rows, "item_key", "swapped_poles", "same item with swapped poles as ")
 
 
 def _reject_later(rows: pd.DataFrame, key: str, reason: str, detail: str) -> None:
@@ -86,11 +86,11 @@ def _reject_later(rows: pd.DataFrame, key: str, reason: str, detail: str) -> Non
 
 
 def refuse_all_of_free_answers(rows: pd.DataFrame) -> None:
-    """Raise UserError where a row has free answers: there are no options of which all could be chosen."""
+    """Raise UserError if a row has free answers: it lists no options for the choose-all question."""
     free = rows.loc[rows["presentation"] == "response", "row"]
     if len(free):
         raise UserError(
-            f"forms: {free.iloc[0]} has free answers, which list no options to choose all of: use forms=one"
+            f"forms: {free.iloc[0]} has free answers and no options, so it cannot ask for all of them: use forms=one"
         )
 
 

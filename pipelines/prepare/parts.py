@@ -1,4 +1,4 @@
-"""A data set in parts for training, validation and test, none of which holds a scenario of another."""
+"""Split a data set into training, validation and test parts that share no scenario."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,17 @@ PARTS = ("train", "validation", "test")
 
 
 def parts_of(scenarios_N: NDArray[np.uint64], shares: Sequence[float]) -> NDArray[np.int64]:
-    """Return the part of each record [N]: scenarios in the order of their hashes, cut at the shares.
+    """Return the part of each record [N]: scenarios are ordered by hash and cut at the shares.
 
-    shares: of the scenarios, one for each of `PARTS`. Raises UserError where a part would be empty.
+    shares: share of the scenarios in each of `PARTS`. Raises UserError if a part would be empty.
     """
     hashes, scenario_N = np.unique(scenarios_N, return_inverse=True)
     ends = np.rint(np.cumsum(shares) * len(hashes))
     part_N: NDArray[np.int64] = np.searchsorted(ends, scenario_N, side="right")
     for part, name in enumerate(PARTS):
         if not (part_N == part).any():
-            given = ",".join(map(str, shares))
-            raise UserError(f"parts={given}: {len(hashes)} scenarios leave none for {name}: give more rows, or it more")
+            text = ",".join(map(str, shares))
+            raise UserError(
+                f"parts={text}: {len(hashes)} scenarios leave none for {name}: raise its share, or add rows"
+            )
     return part_N

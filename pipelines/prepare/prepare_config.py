@@ -1,4 +1,4 @@
-"""What a user asks of `prepare`, and what of that is not there: known before Ray or transformers are imported."""
+"""Settings of `prepare`, and checks that their inputs exist, which run before Ray or transformers are imported."""
 
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -14,26 +14,28 @@ from pft_core.prompts import PromptSettings
 from pft_core.settings import Place
 from pipelines.plugins import PluggedSettings
 
-InputFile = tuple[Path, str]  # where it is, and its name as the user gave it
-SPLIT = r"^\w+(\.\w+)*$"  # as the Hub names splits
+InputFile = tuple[Path, str]  # its path, and its name as the user wrote it
+SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 
 
 class PrepareConfig(PluggedSettings):
-    """What to read, how to read it, and where to put the records."""
+    """Raw input, its format, and the output folder of the records."""
 
     source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
     output: Place
-    input: list[Place] = Field(default_factory=list)  # files, folders, or hub data sets as owner/name[:config]
-    axis: str | None = Field(default=None, min_length=1)  # where rows do not name theirs; of bqd, else the folder's
+    input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
+    axis: str | None = Field(
+        default=None, min_length=1
+    )  # for rows that do not name one; bqd's default is the file's folder
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
-    split: str = Field(default="train", pattern=SPLIT)  # of toyworld, or of a hub data set
-    seed: int = Field(default=0, ge=0, lt=2**63)  # of toyworld
-    num_per_axis: PositiveInt = 400  # of toyworld
+    split: str = Field(default="train", pattern=SPLIT)  # for toyworld, or a Hugging Face data set
+    seed: int = Field(default=0, ge=0, lt=2**63)  # for toyworld
+    num_per_axis: PositiveInt = 400  # for toyworld
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
-    split_by: Literal["scenario"] | None = None  # write train, validation and test too, no scenario in two of them
+    split_by: Literal["scenario"] | None = None  # also write train, validation and test, which share no scenario
     parts: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)  # None: 0.8, 0.1, 0.1
-    num_workers: PositiveInt | None = None  # tasks at once; None: one for each CPU of the cluster
-    model: Place | None = None  # encode for this model too, as prompt and encoding say
+    num_workers: PositiveInt | None = None  # parallel tasks; None: one per CPU of the cluster
+    model: Place | None = None  # also encode for this model, according to prompt and encoding
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
 
@@ -48,8 +50,8 @@ class PrepareConfig(PluggedSettings):
         reads_files = SOURCES[self.source].reads_files
         made = {"seed", "num_per_axis"} | (set() if any(map(is_hub_name, self.input)) else {"split"})
         for name in sorted(self.model_fields_set & (made if reads_files else {"axis"})):
-            what = "reads files" if name != "split" else "reads files, none of them of a hub data set"
-            why = what if reads_files else "makes its rows, each with its axis"
+            what = "reads files" if name != "split" else "reads files, and none is a Hugging Face data set"
+            why = what if reads_files else "generates rows that name their axis"
             raise UserError(f"{name}={getattr(self, name)} has no effect: source={self.source} {why}: leave it out")
         if not reads_files and self.split not in get_args(Split):
             raise UserError(f"split={self.split!r}: source={self.source} has {', '.join(get_args(Split))}")
@@ -58,35 +60,35 @@ class PrepareConfig(PluggedSettings):
     @model_validator(mode="after")
     def _parts_are_of_a_split(self) -> Self:
         if self.parts and self.split_by is None:
-            raise ValueError("parts are of a split: add split_by=scenario (--split-by scenario)")
+            raise ValueError("parts has no effect without a split: add split_by=scenario (--split-by scenario)")
         if self.parts and abs(sum(self.parts) - 1) > 1e-6:
             raise ValueError(
-                f"parts={','.join(map(str, self.parts))}: the shares come to {sum(self.parts):g}, not to 1"
+                f"parts={','.join(map(str, self.parts))}: the shares must add up to 1, not {sum(self.parts):g}"
             )
         return self
 
 
 def refuse_missing_inputs(config: PrepareConfig) -> None:
-    """Say that input, model or room for the output are not there. Raises UserError.
+    """Raise UserError if an input or the model is missing, or the output cannot be written.
 
-    What a killed process left of the output's old data is put back first, also where this one goes no further.
+    Old data that a killed process left in the way is restored first, even if this process then fails.
     """
     if not Path(config.output).resolve().name:
-        raise UserError(f"output={config.output}: is the top of all folders: give one in it")
+        raise UserError(f"output={config.output}: is the root folder: choose a folder below it")
     restore_folder(Path(config.output).resolve())
     local_files(config)
     refuse_unwritable(Path(config.output))
-    for given in filter(is_hub_name, config.input):
-        refuse_unknown_data_set(given)
+    for name in filter(is_hub_name, config.input):
+        refuse_unknown_data_set(name)
     if config.model is not None:
         refuse_unusable_model(config.model, wants_chat=config.prompt.template == "chat")
 
 
 def local_files(config: PrepareConfig) -> list[InputFile]:
-    """Return the files that the local inputs name. Raises UserError."""
+    """Return the files of the local inputs. Raises UserError."""
     reads_files = SOURCES[config.source].reads_files
     if config.input and not reads_files:
-        raise UserError(f"input={config.input}: the rows of source={config.source} are generated: leave input out")
+        raise UserError(f"input={config.input}: source={config.source} generates its rows: leave input out")
     if reads_files and not config.input:
         raise UserError(f"input is not set: source={config.source} reads files: add --input PATH...")
-    return [(path, str(path)) for given in config.input if not is_hub_name(given) for path in files_in(given)]
+    return [(path, str(path)) for name in config.input if not is_hub_name(name) for path in files_in(name)]

@@ -1,6 +1,6 @@
-"""What runs in the tasks of `prepare`: stage the outcomes of raw rows, then write the rows that go on as shards.
+"""Tasks of `prepare`: stage the outcomes of raw rows, then write the kept rows as shards.
 
-Tasks leave their rows in files of the work folder, which all nodes see, and return only counts and names.
+Tasks write rows to files in the work folder, which all nodes share, and return only counts and names.
 """
 
 import json
@@ -21,22 +21,22 @@ from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pft_core.registry import load_code
 from pipelines.console import console
-from pipelines.jobs import deaths_explained, map_batches, unwrap_user_error
+from pipelines.jobs import explain_deaths, map_batches, unwrap_user_error
 from pipelines.plugins import Plugin, load_plugins
 
-# A staged file is read whole for every shard that takes a row from it.
+# Rows in a staged file, which is read whole for every shard that takes a row from it.
 STAGED_ROWS = 4096
 REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("row", "key_path", "reason", "detail")])
-# One row for each outcome: a record and its axis, or the reason why there is none; `row` is the place in both cases.
+# One row per outcome: a record with its axis, or a reject with its reason. `row` is the place of either.
 STAGED_SCHEMA = pa.schema([*RECORD_SCHEMA, ("item_key", pa.string()), ("axis_wording", pa.string()), *REJECT_SCHEMA])
 
 T = TypeVar("T")
-TASKS_DONE_HERE = 2
+TASKS_RUN_HERE = 2
 
 
 @dataclass(frozen=True)
 class ReadTask:
-    """Parts of files to read, by default one; all at once where rows of different parts are joined."""
+    """File parts to read: one, or all of them if rows of different parts are joined."""
 
     source: str
     parts: tuple[FilePart, ...]
@@ -53,7 +53,7 @@ class ReadTask:
 
 @dataclass(frozen=True)
 class GenerateTask:
-    """A source whose rows are made: what its `generate` takes."""
+    """A source that generates its rows, and the arguments of its `generate`."""
 
     source: str
     split: str
@@ -68,28 +68,28 @@ class GenerateTask:
 
 @dataclass(frozen=True)
 class StageTask:
-    """Where the outcomes come from, and the path, less a number and a suffix, of the files that they go to."""
+    """Input of one staging task. prefix: path of its output files, without number and suffix."""
 
-    origin: ReadTask | GenerateTask
+    input: ReadTask | GenerateTask
     prefix: str
     plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard's path, and the rows that make it: in order, (staged file, indices of its rows)."""
+    """A shard's path, and its rows in order, as pairs of a staged file and row indices."""
 
     path: str
     pieces: tuple[tuple[str, list[int]], ...]
 
 
 def stage(task: StageTask) -> dict[str, Any]:
-    """Read and validate; return the staged files, in order."""
+    """Read and validate rows; return the staged files in order."""
     load_plugins(task.plugins)
     files = []
-    for number, outcomes in enumerate(_chunks(task.origin.outcomes(), STAGED_ROWS)):
+    for number, outcomes in enumerate(_chunks(task.input.outcomes(), STAGED_ROWS)):
         path = f"{task.prefix}-{number:05d}.parquet"
-        rows = [_staged(where, outcome) for where, outcome in outcomes]
+        rows = [_staged_row(where, outcome) for where, outcome in outcomes]
         pq.write_table(pa.Table.from_pylist(rows, schema=STAGED_SCHEMA), path)
         files.append(path)
     return {"files": files}
@@ -100,16 +100,16 @@ def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _staged(where: str, outcome: Outcome) -> dict[str, Any]:
+def _staged_row(where: str, outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Reject):
-        # A place or a detail may quote half a surrogate pair, which no file can hold.
+        # A place or detail may contain half a surrogate pair, which cannot be written as UTF-8.
         return {name: value.encode(errors="replace").decode() for name, value in asdict(outcome).items()}
     wording = json.dumps(asdict(outcome.axis), ensure_ascii=False)
     return {**outcome.record.to_row(), "item_key": outcome.record.item_key, "axis_wording": wording, "row": where}
 
 
 def write_shard(task: ShardTask) -> dict[str, Any]:
-    """Write one shard; return its sha256, its number of rows, and the characters of its scenarios and options."""
+    """Write one shard; return its sha256, number of rows, and lengths of scenarios and options in characters."""
     pieces = [pq.read_table(path, columns=RECORD_SCHEMA.names).take(rows) for path, rows in task.pieces]
     records = pa.concat_tables(pieces).cast(RECORD_SCHEMA)
     pq.write_table(records, task.path, compression="zstd")
@@ -122,23 +122,23 @@ def write_shard(task: ShardTask) -> dict[str, Any]:
     }
 
 
-def done(
+def run_tasks(
     work: Callable[[T], dict[str, Any]], tasks: Sequence[T], *, num_workers: Callable[[], int], doing: str
 ) -> list[dict[str, Any]]:
-    """Do `work` on every task; return the results in the order of the tasks.
+    """Call `work` on every task; return the results in the order of the tasks.
 
-    A few are done here: Ray takes longer to start than they do. Many are done by `num_workers()` at once; doing: what a
-    person reads beside their progress. Raises UserError.
+    A few tasks run in this process, since Ray takes longer to start; more run on `num_workers()` Ray tasks. doing:
+    label of the progress bar. Raises UserError.
     """
-    if len(tasks) <= TASKS_DONE_HERE:
+    if len(tasks) <= TASKS_RUN_HERE:
         return [work(task) for task in tasks]
-    return on_ray(work, tasks, num_workers=num_workers(), doing=doing)
+    return run_on_ray(work, tasks, num_workers=num_workers(), doing=doing)
 
 
-def on_ray(
+def run_on_ray(
     work: Callable[[T], dict[str, Any]], tasks: Sequence[T], *, num_workers: int, doing: str
 ) -> list[dict[str, Any]]:
-    """As `done`, with Ray Data."""
+    """Call `work` on every task with Ray Data, as `run_tasks` does."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -149,7 +149,7 @@ def on_ray(
         compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
     )
     finished = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
-    with deaths_explained(f"a worker that was {doing}", num_workers=num_workers):
+    with explain_deaths(f"a worker that was {doing}", num_workers=num_workers):
         rows = sorted(finished, key=lambda row: row["number"])
     for row in rows:
         if row["fault"]:
@@ -158,7 +158,7 @@ def on_ray(
 
 
 def _call(batch: dict[str, Any], *, work: Callable[[T], dict[str, Any]], tasks: Sequence[T]) -> dict[str, Any]:
-    # A user's mistake is returned: raised here, Ray would wrap it in a page of traces.
+    # A UserError is returned, since Ray would wrap a raised one in a page of traces.
     number = int(batch["id"][0])
     try:
         result, fault = work(tasks[number]), ""

@@ -1,4 +1,4 @@
-"""MLflow off the step path: metrics, artifacts, registered policies."""
+"""MLflow tracking off the step path: metrics, artifacts, registered policies."""
 
 from typing import TYPE_CHECKING
 

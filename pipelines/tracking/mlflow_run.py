@@ -1,6 +1,6 @@
-"""One run on an MLflow server, through the client alone: found again or created, sent rows to, closed.
+"""One run on an MLflow server: find or create it, send metrics and artifacts, close it.
 
-Every call may block for long or raise, so only the tracker's background thread makes them.
+Every call may block for a long time or raise, so only the tracker's background thread makes them.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 from pft_core.data import DatasetManifest
 
 StepMetrics = dict[str, Any]  # "step" and the metrics of that step
-POINTS_PER_BATCH = 1000  # MLflow's own limit, as the next two
+POINTS_PER_BATCH = 1000  # MLflow's own limit, like the next two
 ENTRIES_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 SYSTEM_PREFIX = "system/"
@@ -26,11 +26,11 @@ SYSTEM_PREFIX = "system/"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What identifies and describes a run.
+    """Identity and description of a run.
 
-    run_key and started_ms (Unix time) together name it: a fresh start has the same key, but another start time.
-    num_starts: 1, and one more for each continuation. params are flat; inputs: prepared folders and their manifests;
-    contexts: what each of them is for.
+    run_key and started_ms (Unix time) identify it: after --fresh, a run has the same key but another start time.
+    num_starts: 1 plus the number of continuations. params: flat. inputs: prepared folders and their manifests.
+    contexts: the use of each input. parent: run key of the parent run.
     """
 
     uri: str
@@ -43,11 +43,11 @@ class RunSpec:
     inputs: Sequence[tuple[Path, DatasetManifest]]
     tags: Mapping[str, str]
     contexts: Sequence[str] = ("train", "validation")
-    parent: str | None = None  # run key
+    parent: str | None = None
 
 
 class MlflowRun:
-    """An open run. `delivered` is the last step that the server holds; -1 before the first."""
+    """An open run. delivered: the last step that the server has; -1 before the first."""
 
     def __init__(self, spec: RunSpec):
         quiet_mlflow()
@@ -59,7 +59,7 @@ class MlflowRun:
             run = self._find_or_create(spec)
         self._id = run.info.run_id
         self._started_ms = spec.started_ms
-        # Only the protocol form of a run tells the step of its latest metrics without reading their history.
+        # Only the protobuf form of a run has the step of its latest metrics without a query of their history.
         steps = [m.step for m in run.data.to_proto().metrics if not m.key.startswith(SYSTEM_PREFIX)]
         self.delivered: int = max(steps, default=-1)
         self._client.update_run(self._id, status="RUNNING")
@@ -74,28 +74,28 @@ class MlflowRun:
             experiment_id = self._client.create_experiment(spec.experiment, artifact_location=artifacts)
         else:
             experiment_id = experiment.experiment_id
-        # Searched before created: a reply may have been lost after the server made the run.
-        wanted = f"tags.run_key = '{spec.run_key}' and attributes.start_time = {spec.started_ms}"
-        found = self._client.search_runs([experiment_id], filter_string=wanted, max_results=1)
-        if found:
-            return found[0]
+        # Search first: the server may have created the run although its reply was lost.
+        query = f"tags.run_key = '{spec.run_key}' and attributes.start_time = {spec.started_ms}"
+        runs = self._client.search_runs([experiment_id], filter_string=query, max_results=1)
+        if runs:
+            return runs[0]
         tags = {**spec.tags, "run_key": spec.run_key, **self._link(spec.experiment, spec.parent)}
         return self._client.create_run(experiment_id, spec.started_ms, tags, spec.run_name)
 
     def _link(self, experiment: str, parent: str | None) -> dict[str, str]:
-        """The tag that places a run below its parent's newest; raises LookupError until that one is there."""
+        """Return the tag that nests a run below the newest run of its parent; raise LookupError until that exists."""
         if parent is None:
             return {}
-        found = find_run(self._client, experiment, parent)
-        if found is None:
-            raise LookupError(f"the run of the search with the key {parent} is not there yet")
-        return {"mlflow.parentRunId": found.info.run_id}
+        run = find_run(self._client, experiment, parent)
+        if run is None:
+            raise LookupError(f"the parent run with the key {parent} does not exist yet")
+        return {"mlflow.parentRunId": run.info.run_id}
 
     def _describe(self, spec: RunSpec, known: Mapping[str, str]) -> None:
         from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 
         params = [Param(key, value) for key, value in spec.params.items() if key not in known]
-        # A param cannot change: what another start of the run sets differently becomes a tag.
+        # A param cannot change: a value that differs in a later start of the run becomes a tag.
         tags = [RunTag(f"changed.{k}", v) for k, v in spec.params.items() if known.get(k, v) != v]
         tags.append(RunTag("resume_count", str(spec.num_starts - 1)))
         for start in range(0, max(len(params), len(tags)), ENTRIES_PER_BATCH // 2):
@@ -108,12 +108,12 @@ class MlflowRun:
         self._client.log_inputs(self._id, datasets=datasets)
 
     def send(self, rows: Sequence[StepMetrics]) -> None:
-        """Log rows in batches of whole steps, each one transaction: `delivered` never points into a step."""
+        """Log rows in batches of whole steps, each a transaction, so that `delivered` never points into a step."""
         from mlflow.entities import Metric
 
         for batch in whole_steps(rows):
             points = [
-                # Step-derived time: a batch that is sent again, as after a lost reply, hits its own primary keys.
+                # The time derives from the step: a batch sent again after a lost reply hits the same primary keys.
                 Metric(mlflow_name(name), value, self._started_ms + row["step"], row["step"])
                 for row in batch
                 for name, value in row.items()
@@ -123,33 +123,33 @@ class MlflowRun:
             self.delivered = batch[-1]["step"]
 
     def upload(self, path: Path, folder: str) -> None:
-        """Copy a file, or a folder under its own name, into an artifact folder of the run ("": the top)."""
+        """Upload a file, or a folder under its own name, to an artifact folder of the run; "" is the root."""
         self._client.log_artifact(self._id, str(path), folder or None)
 
     def close(self, status: str) -> None:
-        """Set FINISHED, FAILED or KILLED."""
+        """Set the final status: FINISHED, FAILED or KILLED."""
         self.release()
         self._client.set_terminated(self._id, status)
 
     def release(self) -> None:
-        """Stop the system metrics; the run can be opened again."""
+        """Stop the system metrics; the run can be reopened."""
         self._monitor.finish()
 
 
 def find_run(client: Any, experiment: str, run_key: str) -> Any | None:
-    """The newest run with this key, None where there is none."""
-    found = client.get_experiment_by_name(experiment)
-    runs = found and client.search_runs([found.experiment_id], filter_string=f"tags.run_key = '{run_key}'")
+    """Return the newest run with this key, None if there is none."""
+    entity = client.get_experiment_by_name(experiment)
+    runs = entity and client.search_runs([entity.experiment_id], filter_string=f"tags.run_key = '{run_key}'")
     return runs[0] if runs else None
 
 
 def quiet_mlflow() -> None:
-    """Keep MLflow off the terminal, its retries short (the tracker has its own), its telemetry off."""
+    """Silence MLflow, turn off its telemetry, and cut its retries, since the tracker has its own."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the URI's credentials in it
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URI may contain credentials
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    import mlflow  # noqa: F401  sets its own log levels, which must not come after ours
+    import mlflow  # noqa: F401  its import sets log levels, so it precedes ours
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -170,7 +170,7 @@ def whole_steps(rows: Sequence[StepMetrics]) -> Iterator[list[StepMetrics]]:
 
 
 def dataset_entity(folder: Path, manifest: DatasetManifest) -> Any:
-    """Describe a prepared data set by its digest, place and counts."""
+    """Return MLflow's entity for a prepared data set: digest, folder and counts."""
     from mlflow.entities import Dataset
 
     counts = {"num_rows": manifest.rows_out, "num_pairs": manifest.pairs_out, "num_rejected": manifest.rejected}
@@ -185,9 +185,9 @@ def dataset_entity(folder: Path, manifest: DatasetManifest) -> Any:
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Let one process at a time open an SQLite store: two that make its tables at once leave it broken for good.
+    """Let one process at a time open an SQLite store: two that create its tables together break it for good.
 
-    So does a disk that is full while they are made: a new store that cannot be opened is removed again.
+    A full disk does so too, so a new store that cannot be opened is removed.
     """
     path = sqlite_path(uri)
     if path is None:
@@ -199,7 +199,7 @@ def opening(uri: str) -> Iterator[None]:
         try:
             yield
         except LookupError:
-            raise  # the store is whole, and others may have it open: a run's parent is not in it yet
+            raise  # the store is intact and others may use it: only the parent run is missing
         except BaseException:
             if is_new:
                 path.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ def opening(uri: str) -> Iterator[None]:
 
 
 def _remove_stray_folder(uri: str) -> None:
-    """Remove the folder that MLflow makes for an SQLite file without reading the URI's quotes, where it is empty."""
+    """Remove the folder that MLflow creates for an SQLite file from the still quoted URI, if it is empty."""
     stray = Path(uri.removeprefix("sqlite:///")).parent
     if stray != Path(unquote(str(stray))):
         with suppress(OSError):
@@ -217,29 +217,29 @@ def _remove_stray_folder(uri: str) -> None:
 
 
 def sqlite_uri(path: Path) -> str:
-    """Return the URI of an SQLite file; SQLAlchemy would read a bare `%41` as an A, and `?` as the end of the path."""
+    """Return the quoted URI of an SQLite file: SQLAlchemy reads `%41` as an A, and `?` as the end of the path."""
     return f"sqlite:///{quote(str(path))}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of an SQLite URI, None for another store."""
+    """Return the file of an SQLite URI; None for another store."""
     path = uri.removeprefix("sqlite:///")
     return None if path == uri else Path(unquote(path.partition("?")[0]))
 
 
 def artifact_location(uri: str) -> str | None:
-    """Artifacts of an SQLite store lie beside its file, not in the current folder; a server decides for itself."""
+    """Return the artifact folder beside the file of an SQLite store; None for a server, which decides itself."""
     path = sqlite_path(uri)
     return None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
 
 
 def mlflow_name(name: str) -> str:
-    """Replace what MLflow does not allow in a name."""
+    """Replace the characters that MLflow does not allow in a name."""
     return re.sub(r"[^\w./ :-]", "_", name)
 
 
 def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
-    """Return dotted keys and text values of a nested config, each cut to what MLflow stores, without credentials."""
+    """Return a nested config as dotted keys and strings, cut to the length that MLflow stores, without credentials."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"

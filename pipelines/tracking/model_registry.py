@@ -1,4 +1,4 @@
-"""Trained policies in MLflow's model registry: a name, versions that are runs, and aliases that move between them."""
+"""Trained policies in MLflow's model registry: each version of a model is a run; aliases point to versions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from pipelines.tracking.tracker import tracking_uri
 
 
 def register(config: TrackedConfig, run_key: str, *, name: str, aliases: Sequence[str], tags: Mapping[str, str]) -> str:
-    """Make the tracked run with this key a version of the model `name`, and let the aliases point to it.
+    """Register the tracked run with this key as a version of the model `name`, and point the aliases to it.
 
-    A version's files are the run's artifacts: model_ref.json and the adapter. A run that is a version already stays
-    that one. Returns its number. Raises UserError where the server does not take it.
+    The files of a version are the run's artifacts: model_ref.json and the adapter. A run that is registered already
+    keeps its version. Returns the version number. Raises UserError if the server refuses.
     """
     quiet_mlflow()
     from mlflow import MlflowClient
@@ -33,7 +33,7 @@ def register(config: TrackedConfig, run_key: str, *, name: str, aliases: Sequenc
             return version
     except MlflowException as error:
         reason = mask_credentials(str(error)).splitlines()[0]
-        raise UserError(f"MLflow at {mask_credentials(uri)}: {name!r} is not registered: {reason}") from None
+        raise UserError(f"MLflow at {mask_credentials(uri)}: cannot register {name!r}: {reason}") from None
 
 
 def _version(client: Any, name: str, run: Any, tags: Mapping[str, str]) -> str:

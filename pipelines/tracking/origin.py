@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit of the code, the user, and the command."""
+"""Origin of a run: commit of the code, user and command."""
 
 import getpass
 import subprocess
@@ -14,14 +14,14 @@ LONGEST_SOURCE = 500  # characters
 
 
 def origin_tags() -> dict[str, str]:
-    """Return commit, user and source under the names that MLflow's own pages show; what is not known is left out."""
+    """Return commit, user and source as the tags that MLflow's pages show, without unknown ones."""
     tags = {"mlflow.user": user(), "mlflow.source.git.commit": commit()}
     known = {name: value for name, value in tags.items() if value}
     return {**known, "mlflow.source.name": command(sys.argv), "mlflow.source.type": "LOCAL"}
 
 
 def user() -> str | None:
-    """The user's name; None in a container that has none for its number."""
+    """Return the user's name; None in a container without a name for the user ID."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -29,16 +29,16 @@ def user() -> str | None:
 
 
 def command(words: list[str]) -> str:
-    """The command line without credentials; of a worker, whose words are Ray's, the program alone."""
+    """Return the command line without credentials; only the program on a worker, whose arguments are Ray's."""
     own = words[1:] if Path(words[0]).name in PROGRAMS else []
     return mask_credentials(" ".join(["pft", *own]))[:LONGEST_SOURCE]
 
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The commit that the code stands at, marked where files differ from it; None where no repository holds it."""
+    """Return the commit of the code, marked if files differ from it; None outside a repository."""
     git = ["git", "-C", str(PACKAGE)]
-    # An installed package may lie inside somebody else's repository, whose commit says nothing about it.
+    # An installed package may lie inside another repository, whose commit is meaningless here.
     tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=False)
     if tracked.returncode:
         return None

@@ -1,4 +1,4 @@
-"""What a recipe says of tracking."""
+"""The tracking section of a recipe."""
 
 from typing import Any, Protocol
 
@@ -6,15 +6,15 @@ from pft_core.settings import Settings
 
 
 class TrackingSettings(Settings):
-    """Where MLflow keeps the run; None: the environment's MLFLOW_TRACKING_URI, else SQLite in the storage folder."""
+    """Where MLflow stores the run. uri: default MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
 
     uri: str | None = None
     experiment: str = "pft"
-    parent: str | None = None  # the run key of the search or comparison that the run is a part of
+    parent: str | None = None  # run key of the search or comparison that contains the run
 
 
 class TrackedConfig(Protocol):
-    """What tracking reads of a job's config, whatever the job is."""
+    """The part of any job's config that tracking reads."""
 
     @property
     def storage(self) -> str: ...

@@ -1,7 +1,7 @@
-"""MLflow off the step path: metrics go to a file in the run's folder, one background thread delivers them.
+"""MLflow off the step path: metrics go to a file in the run's folder, and a background thread delivers them.
 
-`<run_dir>/metrics.jsonl` is the spool and the record: one JSON object per step, each step once. A server that is
-slow, down or gone costs the run nothing; what it missed is delivered when it is back, or by the next start of the run.
+`<run_dir>/metrics.jsonl` is both spool and record: one JSON object per step. A slow or dead server costs the run
+nothing; missing metrics are delivered when the server is back, or by the next start of the run.
 """
 
 import json
@@ -47,10 +47,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker:
-    """The one writer of a run's metrics. No method waits for the server, except `finish`, which has a limit.
+    """The only writer of a run's metrics. Only `finish` waits for the server, and only up to a limit.
 
-    The server keeps the first value that it got for a step: a step that is done again after a resume replaces its row
-    in the spool, and is sent only if the server does not have it.
+    The server keeps the first values that it got for a step. A step repeated after a resume replaces its row in the
+    spool, and is sent only if the server does not have it.
     """
 
     @classmethod
@@ -69,11 +69,11 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
     ) -> Self:
-        """Start, or continue the MLflow run of this folder and key, with what its spool still holds.
+        """Start or continue the MLflow run of this folder and key; deliver the rest of its spool.
 
-        uri: None means MLFLOW_TRACKING_URI, else SQLite in `storage`. params: the resolved config, nested.
-        inputs: folders written by `pft prepare`, and their manifests; contexts: what each is for. parent: the run key
-        of the run that this is a part of. Raises UserError for a URI that MLflow cannot track to.
+        uri: default MLFLOW_TRACKING_URI, else SQLite in `storage`. params: the resolved config, nested. inputs: folders
+        written by `pft prepare`, with their manifests. contexts: the use of each input. parent: run key of the run that
+        contains this one. Raises UserError if MLflow cannot track to the URI.
         """
         started_ms, num_starts = count_start(run_dir, run_key)
         spec = RunSpec(
@@ -98,11 +98,11 @@ class Tracker:
         cut_spool(spool)
         rows = read_metrics(spool.parent)
         self._last_step: int = rows[-1]["step"] if rows else -1
-        self._rows = deque(rows)  # not known to be delivered
+        self._rows = deque(rows)  # not yet known to be delivered
         self._artifacts: deque[tuple[Path, str]] = deque()
         self._status: Status | None = None
         self._given_up = False
-        self._is_down = False  # as the last attempt found
+        self._is_down = False  # at the last attempt
         self._error = ""
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -110,7 +110,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of a step. Steps grow; one that comes again goes back to before it, as a resume does."""
+        """Add the metrics of a step. Steps increase; a repeated step, as after a resume, drops all rows from it on."""
         if step <= self._last_step:
             self.rewind(step - 1)
         row = {"step": step, **metrics}
@@ -121,21 +121,21 @@ class Tracker:
             self._last_step = step
 
     def rewind(self, step: int) -> None:
-        """Forget the rows after a step."""
+        """Drop the rows after a step."""
         with self._lock:
             cut_spool(self._path, after=step)
             self._rows = deque(row for row in self._rows if row["step"] <= step)
             self._last_step = min(self._last_step, step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Hand over a file or a folder; it must stay as it is until `finish`."""
+        """Queue a file or folder for upload; it must not change until `finish`."""
         self._artifacts.append((path, folder))
         self._wake.set()
 
     def finish(self, status: Status, *, limit_s: float = DRAIN_LIMIT_S) -> None:
-        """Deliver what is left and close the run; after `limit_s` seconds give up and say what is missing.
+        """Deliver the rest and close the run; after `limit_s` seconds, give up and report what is missing.
 
-        A server that did not answer last time is asked once more, and not waited for.
+        A server that did not answer the last attempt gets only one more.
         """
         self._status = status
         self._wake.set()
@@ -146,24 +146,26 @@ class Tracker:
         self._spool.close()
 
     def _work(self) -> None:
-        # MLflow imports for seconds, beside workers that do: they come first.
+        # Importing MLflow takes seconds, while workers import too: they have priority.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         run, pause_s = None, DELIVER_EVERY_S
         while not self._given_up:
-            status = self._status  # read first: what came before `finish` is delivered before the run is closed
+            status = (
+                self._status
+            )  # read first, so that everything before `finish` is delivered before the run is closed
             try:
                 run = run or MlflowRun(self._spec)
                 self._deliver(run)
                 if status is not None:
                     return run.close(status)
                 pause_s, self._error, self._is_down = DELIVER_EVERY_S, "", False
-            except Exception as error:  # whatever happens to the server or its client, the training goes on
+            except Exception as error:  # the training continues whatever happens to the server or its client
                 self._report_once(error)
-                if run:  # opened again, it asks what the server holds, and system metrics start again
+                if run:  # when reopened, it asks for the server's last step and restarts the system metrics
                     run.release()
                 run = None
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                # A parent that is not there yet, or a file that others write to, is no server that is down.
+                # A missing parent run, or an SQLite file that is locked, does not mean that a server is down.
                 self._given_up |= status is not None and self._is_down
                 self._is_down = sqlite_path(self._spec.uri) is None and not isinstance(error, LookupError)
             self._wake.wait(pause_s if status is None else 1.0)
@@ -184,14 +186,14 @@ class Tracker:
 
     def _report_once(self, error: Exception) -> None:
         if not self._error and self._status is None:
-            text = f"{self._where()}: not reachable now; metrics wait in {self._path}"
+            text = f"{self._where()}: not reachable now; metrics are kept in {self._path}"
             console.print(text, style="yellow", highlight=False)
         self._error = mask_credentials(f"{type(error).__name__}: {error}").splitlines()[0]
 
     def _undelivered(self) -> str:
         artifacts = ", ".join(str(path) for path, _ in self._artifacts)
         return (
-            f"{self._where()}: not delivered: {len(self._rows)} steps of metrics, which stay in {self._path} and are "
+            f"{self._where()}: not delivered: {len(self._rows)} steps of metrics, which are kept in {self._path} and "
             f"sent by the next start of this run; {len(self._artifacts)} artifacts{': ' * bool(artifacts)}{artifacts}. "
             f"Last error: {self._error or 'none, the server is slow'}"
         )
@@ -209,7 +211,7 @@ def tracked(
     inputs: Sequence[tuple[Path, DatasetManifest]],
     contexts: Sequence[str] = ("train", "validation"),
 ) -> Iterator[Tracker]:
-    """Track a job for as long as the block runs; it ends FINISHED, FAILED, or KILLED by the user."""
+    """Track a job while the block runs; it ends as FINISHED, FAILED, or KILLED if the user interrupts it."""
     tracker = Tracker.start(
         uri=config.tracking.uri,
         storage=Path(config.storage),
@@ -233,13 +235,15 @@ def tracked(
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            tracker.finish("KILLED" if isinstance(error, SystemExit) else "FAILED")  # a search stops a trial early
+            tracker.finish(
+                "KILLED" if isinstance(error, SystemExit) else "FAILED"
+            )  # SystemExit: a search stops the trial early
             raise
         tracker.finish("FINISHED")
 
 
 def close_killed(config: TrackedConfig, run_key: str) -> None:
-    """Mark the run of a process that was killed, which could not do it itself. Raises MlflowException."""
+    """Mark the run of a killed process, which could not do so itself, as KILLED. Raises MlflowException."""
     quiet_mlflow()
     from mlflow import MlflowClient
 
@@ -252,14 +256,14 @@ def close_killed(config: TrackedConfig, run_key: str) -> None:
 
 
 def tracking_uri(uri: str | None, storage: Path) -> str:
-    """Return the config's URI, else the environment's, else SQLite in the storage folder. Raises UserError."""
+    """Return the config's URI, else MLFLOW_TRACKING_URI, else SQLite in the storage folder. Raises UserError."""
     place = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return sqlite_uri(storage.resolve() / "mlflow.db")
     if uri.split(":")[0].split("+")[0] not in SCHEMES:
         raise UserError(
-            f"{place}={mask_credentials(uri)}: not a tracking store of MLflow; give sqlite:///FILE, http://HOST:PORT, "
+            f"{place}={mask_credentials(uri)}: not an MLflow tracking store: give sqlite:///FILE, http://HOST:PORT, "
             "https://HOST or postgresql://HOST/DATABASE"
         )
     path = uri.removeprefix("sqlite:///")
@@ -267,7 +271,7 @@ def tracking_uri(uri: str | None, storage: Path) -> str:
 
 
 def count_start(run_dir: Path, run_key: str) -> tuple[int, int]:
-    """Return when the run of this folder first started (Unix time in ms) and how often it has, this time included."""
+    """Count a start; return the time of the run's first start (Unix time in ms) and the number of starts."""
     path = run_dir / START_NAME
     started_ms, num_starts = time.time_ns() // 1_000_000, 0
     if path.exists():
@@ -279,13 +283,13 @@ def count_start(run_dir: Path, run_key: str) -> tuple[int, int]:
 
 
 def read_metrics(run_dir: Path) -> list[StepMetrics]:
-    """Return the metrics of a run, one row per step: `step` and that step's metrics."""
+    """Return the metrics of a run, one row per step: `step` and its metrics."""
     with (run_dir / SPOOL_NAME).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def cut_spool(path: Path, *, after: float = float("inf")) -> None:
-    """Drop the rows after a step, and a last line that a kill left unfinished."""
+    """Drop the rows after a step, and an incomplete last line left by a kill."""
     kept = 0
     with path.open("rb") as lines:
         for line in lines:

@@ -1,16 +1,16 @@
-"""Paired fine-tuning as a Ray Train job."""
+"""The `train` job: paired fine-tuning with Ray Train."""
 
 from typing import TYPE_CHECKING
 
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.train.encoding import encoded, encoded_beforehand
+    from pipelines.train.encoding import encode_if_large, encode_layers
     from pipelines.train.fitting import build_and_fit
     from pipelines.train.in_process import train_here
     from pipelines.train.inputs import refuse_missing_inputs
     from pipelines.train.publish import policy_kind
     from pipelines.train.resolved_run import RunLayers, resolve
-    from pipelines.train.training_summary import cautions_of, say_cautions
+    from pipelines.train.training_summary import cautions_of, print_cautions
 else:
     __getattr__ = lazy_exports(__name__)

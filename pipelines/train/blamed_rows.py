@@ -1,4 +1,4 @@
-"""Where the examples of a step without a finite loss stand, and what to try."""
+"""Name the rows behind a non-finite loss, and what to try."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,15 +7,15 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, read_places, read_shard
 
 SHOWN = 3
-REMEDY = "look at these rows, or try a lower train.lr, a longer train.warmup_steps or train.precision=fp32"
+REMEDY = "check these rows, or try a lower train.lr, a longer train.warmup_steps or train.precision=fp32"
 
 
 def blamed_rows(data: Path, manifest: DatasetManifest, example_ids: Sequence[str]) -> str:
-    """Name the rows, raw and prepared, that these examples come from (`record id:form`), with their beginnings."""
+    """Return the raw and prepared rows of these examples (`record id:form`), each with the start of its text."""
     ids = {name.rpartition(":")[0] for name in example_ids}
-    found = list(itertools.islice(_places(data, manifest, ids, read_places(data, ids)), SHOWN))
-    more = f" and {len(example_ids) - len(found)} more" if len(example_ids) > len(found) else ""
-    return f" ({'; '.join(found)}{more}): {REMEDY}" if found else f": {REMEDY}"
+    places = list(itertools.islice(_places(data, manifest, ids, read_places(data, ids)), SHOWN))
+    more = f" and {len(example_ids) - len(places)} more" if len(example_ids) > len(places) else ""
+    return f" ({'; '.join(places)}{more}): {REMEDY}" if places else f": {REMEDY}"
 
 
 def _places(data: Path, manifest: DatasetManifest, record_ids: set[str], raw: Mapping[str, str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The encoded data of a run: by the process that has the tokenizer loaded anyway, or by many for a large data set."""
+"""Encode the data of a run: in a process that has the tokenizer loaded anyway, or in many for a large data set."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from pft_core.encoding import EncodingSpec, TokenizerFacts
 from pipelines.console import console
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import PAIRS_ENCODED_HERE, Say, ensure_layer
-from pipelines.jobs import deaths_explained
+from pipelines.jobs import explain_deaths
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 
-def encoded(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say = console.print) -> RunLayers:
-    """Make sure that the data is encoded for this tokenizer, wording and objective; call it under the run's lock.
+def encode_layers(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say = console.print) -> RunLayers:
+    """Encode the data for this tokenizer, prompt style and objective if it is not; call it under the run's lock.
 
-    facts: of the tokenizer, where they are known; else it is loaded here, with all that it imports. say: told what a
-    person should know. Raises UserError where too few pairs fit.
+    facts: facts of the tokenizer, if known; otherwise the tokenizer is loaded here. say: prints a message for the user.
+    Raises UserError if too few pairs fit.
     """
     config = run.config
     facts = facts or run.tokenizer.facts(config.prompt)
@@ -39,17 +39,17 @@ def encoded(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say =
     return RunLayers(layer(str(config.data), run.manifest), validation, facts.style)
 
 
-def encoded_beforehand(run: ResolvedRun) -> RunLayers | None:
-    """Encode a large data set with Ray Data; None for a small one, which the first worker encodes.
+def encode_if_large(run: ResolvedRun) -> RunLayers | None:
+    """Encode a large data set with Ray Data; return None for a small one, which the first worker encodes.
 
-    Raises what Ray makes of a UserError.
+    Raises Ray's exception around a UserError.
     """
     import ray
 
     if all(manifest.pairs_out <= PAIRS_ENCODED_HERE for _, manifest in run.inputs):
         return None
     config = run.config
-    # In a process of its own: what loads a tokenizer imports torch.
-    with deaths_explained("the worker that reads the tokenizer"):
+    # In another process, since loading a tokenizer imports torch.
+    with explain_deaths("the worker that reads the tokenizer"):
         facts = ray.get(ray.remote(num_cpus=0)(ModelTokenizer.facts).remote(run.tokenizer, config.prompt))
-    return encoded(run, facts=facts)
+    return encode_layers(run, facts=facts)

@@ -1,4 +1,4 @@
-"""Build the policy and fit it: what a training worker does, under Ray Train or bare, as the same code."""
+"""Build the policy and fit it: the same code in a Ray Train worker and in a plain process."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,7 +45,7 @@ from pipelines.console import console
 from pipelines.train.blamed_rows import blamed_rows
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
-NOTICEABLE = 1 / 16  # of the free memory; below it, pages that go back and come again cost time for nothing
+MAPPED_SHARE = 1 / 16  # of the free memory; below it, returning pages to the system costs more time than it helps
 
 
 def build_and_fit(
@@ -54,12 +54,12 @@ def build_and_fit(
     context: TrainContext,
     *,
     memory_fallback: MemoryFallback = MemoryFallback.PLANNED,
-    tell: Callable[[MemoryUse], None] = lambda use: None,
+    report: Callable[[MemoryUse], None] = lambda use: None,
 ) -> FitResult:
-    """Load model and data, wrap the scorer into the engine, train.
+    """Load model and data, build the engine around the scorer, and train.
 
-    frugality: the least that is done to spare memory. tell: hears before the first step what memory will be needed.
-    Raises OutOfMemoryError: a call with more frugality then goes on from the last checkpoint.
+    memory_fallback: the least to do to save memory. report: called before the first step with the expected memory use.
+    Raises OutOfMemoryError; a call with the next fallback then continues from the last checkpoint.
     """
     config, objective = run.config, run.objective
     torch.set_num_threads(config.scaling.threads_per_worker)
@@ -71,12 +71,14 @@ def build_and_fit(
         settings = LoopSettings.of(
             config.train, objective, num_pairs=len(store), seed=config.seed, shares_prefix=scorer.shares_prefix
         )
-        settings, use = spare_memory(scorer, settings, examples_for(objective, store), memory_fallback, context=context)
+        settings, use = plan_and_save_memory(
+            scorer, settings, examples_for(objective, store), memory_fallback, context=context
+        )
     if context.rank == 0:
         console.print(f"activation checkpointing {'on' if use.memory_fallback else 'off'}: {use}")
-    if use.needed > NOTICEABLE * use.free:
+    if use.needed > MAPPED_SHARE * use.free:
         map_large_blocks()
-    tell(use)
+    report(use)
     with memory_errors(use, config.train):
         return fit_scorer(run, layers, scorer, settings, context)
 
@@ -84,7 +86,7 @@ def build_and_fit(
 def fit_scorer(
     run: ResolvedRun, layers: RunLayers, scorer: BranchScorer, settings: LoopSettings, context: TrainContext
 ) -> FitResult:
-    """Give the pairs their references where the objective asks for them, build the engine, run the steps."""
+    """Add reference log-probabilities if the objective needs them, build the engine, run the steps."""
     config, objective = run.config, run.objective
     store: ExampleStore = EncodedLayer(Path(layers.train))
     validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
@@ -98,23 +100,28 @@ def fit_scorer(
         if config.lora is None:
             save_full(scorer.model, run.tokenizer.loaded, state, folder)
         else:
-            # The first step of a warm-up has a learning rate of zero: lora_B is still zero after it.
+            # The first warm-up step has a learning rate of zero, so lora_B is still zero after it.
             save_adapter(scorer.model, state, folder, updated=steps_done > 1 or config.train.warmup_steps == 0)
 
     store = examples_for(objective, store)
-    how: dict[str, Any] = {"engine": engine, "context": context, "save_policy": save_policy, "validation": validation}
+    arguments: dict[str, Any] = {
+        "engine": engine,
+        "context": context,
+        "save_policy": save_policy,
+        "validation": validation,
+    }
     try:
-        return fit(settings, store=store, **how)
+        return fit(settings, store=store, **arguments)
     except NonFiniteError as error:
         rows = blamed_rows(Path(str(config.data)), run.manifest, error.example_ids)
         raise NonFiniteError(f"{error}{rows}", error.example_ids) from None
 
 
 def build_model(config: RunConfig, device: torch.device) -> Any:
-    """Load the base and, unless it is fully fine-tuned, add the adapter, its first weights drawn from the seed."""
+    """Load the base and, for LoRA, add an adapter initialized from the seed."""
     base = load_base(
         str(config.model),
-        # Weights that are trained stay float32; a frozen base may be rounded.
+        # Trained weights stay float32; a frozen base may be rounded.
         precision=config.train.precision if config.lora else "fp32",
         gradient_checkpointing=config.train.gradient_checkpointing is True,
         device=device,
@@ -124,7 +131,7 @@ def build_model(config: RunConfig, device: torch.device) -> Any:
     return add_lora(base, config.lora, seed=config.seed)
 
 
-def spare_memory(
+def plan_and_save_memory(
     scorer: BranchScorer,
     settings: LoopSettings,
     store: ExampleStore,
@@ -132,9 +139,9 @@ def spare_memory(
     *,
     context: TrainContext,
 ) -> tuple[LoopSettings, MemoryUse]:
-    """Do what `memory_fallback` says, and recompute activations too if they would not fit; every rank decides alike.
+    """Apply `memory_fallback`, and also recompute activations if they would not fit; all ranks decide alike.
 
-    Returns the settings to train with, and what memory is expected to be needed.
+    Returns the settings to train with, and the expected memory use.
     """
     train, num_ranks = settings.train, context.world_size
     if memory_fallback == MemoryFallback.HALVED:
@@ -153,7 +160,7 @@ def spare_memory(
 def with_references(
     store: ExampleStore, layer: Path, *, scorer: BranchScorer, config: RunConfig, device: torch.device
 ) -> ReferencedStore:
-    """Give every branch its log-probability under the policy before training, from disk where it is known."""
+    """Add to every branch its log-probability under the initial policy, read from disk if it was computed before."""
     precision = config.train.precision
     logps_EB = reference_logps(
         store,

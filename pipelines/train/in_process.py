@@ -1,4 +1,4 @@
-"""Train in this process, without Ray Train: what warm one-process actors run."""
+"""Train in this process without Ray Train, as the warm trial actors of a search do."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def train_here(
 ) -> tuple[ModelRef, int]:
     """Train, or continue from the folder's newest checkpoint, and publish the policy there.
 
-    Returns its reference, with the adapter's place in it, and the number of steps of the whole run.
+    Returns the model reference, and the number of steps of the whole run.
     """
     context = LocalContext(folder / "checkpoints", device=device, log=log)
     result = fit_within_memory(run, layers, context)
@@ -34,15 +34,15 @@ def train_here(
 
 
 def fit_within_memory(run: ResolvedRun, layers: RunLayers, context: LocalContext) -> FitResult:
-    """Train; where memory runs out, go on from the newest checkpoint with less, as far as the settings leave it open.
+    """Train; if memory runs out, continue from the newest checkpoint with the next memory fallback.
 
-    Raises OutOfMemoryError where no way is left.
+    Raises OutOfMemoryError if no fallback is left.
     """
     memory_fallback = MemoryFallback.PLANNED
     while True:
         uses: list[MemoryUse] = []
         try:
-            return build_and_fit(run, layers, context, memory_fallback=memory_fallback, tell=uses.append)
+            return build_and_fit(run, layers, context, memory_fallback=memory_fallback, report=uses.append)
         except OutOfMemoryError:
             less = uses[-1].next(run.config.train) if uses else None
             if less is None:

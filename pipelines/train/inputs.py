@@ -1,4 +1,4 @@
-"""What a training run needs and lacks, found by reading a few small files: before Ray or transformers are imported."""
+"""Check the inputs of a training run by a few small files, before Ray or transformers are imported."""
 
 import math
 from pathlib import Path
@@ -13,36 +13,38 @@ from pipelines.jobs import refuse_unusable_environment
 
 
 def refuse_missing_inputs(config: RunConfig, *, is_searched: bool = False) -> dict[str, DatasetManifest]:
-    """Say that data, model or room for the run are not there; return the manifests that are. Raises UserError.
+    """Raise UserError if data or model are missing or the storage cannot be written; return the manifests by folder.
 
-    is_searched: whether a ratio is picked on the validation data.
+    is_searched: whether a search needs validation data to pick a ratio.
     """
     if config.data is None:
-        raise UserError("data is not set: give data=DIR, a folder written by `pft prepare`")
+        raise UserError("data is not set: add data=DIR, a folder written by `pft prepare`")
     if config.model is None:
-        raise UserError("model is not set: give model=DIR_OR_NAME, a Hugging Face causal language model")
+        raise UserError("model is not set: add model=DIR_OR_NAME, a Hugging Face causal language model")
     if is_searched and config.validation_data is None and config.data != TOYWORLD:
-        raise UserError("validation_data is not set: the ratio is picked on it; give validation_data=DIR")
+        raise UserError("validation_data is not set, but the search picks the ratio on it: add validation_data=DIR")
     if config.train.validate_every and config.validation_data is None:
-        raise UserError("train.validate_every is set, but validation_data is not: give validation_data=DIR")
+        raise UserError("train.validate_every is set, but validation_data is not: add validation_data=DIR")
     folders = [data for data in (config.data, config.validation_data) if data not in (None, TOYWORLD)]
     manifests = {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
     refuse_unwritable(Path(config.storage))
     if config.model != TOYWORLD:
         refuse_unusable_model(config.model, wants_chat=config.prompt.template == "chat")
     elif config.prompt.template == "chat":
-        raise UserError(f"prompt.template=chat, but tokenizer {config.model!r} has no chat template: use plain")
+        raise UserError(
+            f"prompt.template=chat, but tokenizer {config.model!r} has no chat template: set prompt.template=plain"
+        )
     refuse_unusable_environment()
     return manifests
 
 
 def warn_of_long_warmup(config: RunConfig, manifest: DatasetManifest) -> None:
-    """Say where the run ends before its learning rate has risen to what the config says."""
+    """Warn if the run ends before its learning rate has reached train.lr."""
     train = config.train
     steps = math.ceil(train.total_pairs(manifest.pairs_out) / train.pairs_per_step)
     if train.warmup_steps >= steps:
         console.print(
-            f"train.warmup_steps={train.warmup_steps}, but the run has {steps} steps: its learning rate never rises to "
+            f"train.warmup_steps={train.warmup_steps}, but the run has {steps} steps: its learning rate never reaches "
             f"train.lr={train.lr:g}; lower train.warmup_steps",
             style="yellow",
             highlight=False,

@@ -1,4 +1,4 @@
-"""Paired fine-tuning as a Ray Train job: a trainer around `pft_core.training.fit`."""
+"""Paired fine-tuning as a Ray Train job: `pft_core.training.fit` on every worker."""
 
 import threading
 import time
@@ -26,15 +26,15 @@ from pipelines.jobs import (
     CONFIG_NAME,
     MAX_RESTARTS,
     ensure_ray,
-    killed_each_time,
     on_this_node,
     refuse_missing_resources,
+    repeated_deaths_error,
     run_job,
     wait_for_the_head,
 )
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
-from pipelines.train.encoding import encoded_beforehand
+from pipelines.train.encoding import encode_if_large
 from pipelines.train.inputs import refuse_missing_inputs, warn_of_long_warmup
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.process_group import ProcessGroup
@@ -42,15 +42,15 @@ from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
 from pipelines.train.resolved_run import ResolvedRun, RunLayers, resolve
 from pipelines.train.trainer import Trainer, was_killed, were_all_killed
-from pipelines.train.training_summary import say_cautions, training_report
+from pipelines.train.training_summary import print_cautions, training_report
 from pipelines.train.worker import train_worker
 
 PROGRESS_EVERY_S = 1.0
-LOST = "a process beside the workers was lost: going on from the last checkpoint"
+LOST = "a helper process of the run was lost: continuing from the last checkpoint"
 
 
 class MailboxLost(Exception):
-    """The mailbox of a run is gone, and with it metrics that nobody has written yet."""
+    """The mailbox of a run is lost, and with it metrics that were not written yet."""
 
 
 def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) -> dict[str, Any]:
@@ -64,16 +64,16 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
     warn_of_long_warmup(config, resolved.manifest)
-    say_cautions(resolved)
+    print_cautions(resolved)
     key = resolved.key(kind="train")
     return run_job(config, partial(execute, resolved), fresh=fresh, kind="train", run_dir=run_dir, key=key)
 
 
 def execute(run: ResolvedRun, run_dir: Path, key: str) -> dict[str, Any]:
-    """Encode, train, publish. Interrupted anywhere in here, the same call goes on from the last checkpoint."""
+    """Encode, train, publish. If it is interrupted, the same call continues from the last checkpoint."""
     started, config = time.perf_counter(), run.config
     with tracked(config, run_dir, key, inputs=run.inputs) as tracker:
-        ref, layers, outcome = train_on_ray(run, encoded_beforehand(run), run_dir, tracker)
+        ref, layers, outcome = train_on_ray(run, encode_if_large(run), run_dir, tracker)
         report = training_report(run, layers, ref, run_dir, seconds=time.perf_counter() - started)
         for path in (run_dir / CONFIG_NAME, run_dir / MODEL_REF_NAME, *write_report(report, run_dir)):
             tracker.artifact(path)
@@ -91,28 +91,28 @@ def train_on_ray(
     *,
     callbacks: Sequence[UserCallback] = (),
 ) -> tuple[ModelRef, RunLayers, dict[str, Any]]:
-    """Train, or continue from the newest checkpoint, and publish; return the reference, what was trained on, and steps,
-    pairs, resumed_from.
+    """Train, or continue from the newest checkpoint, and publish the policy.
 
-    layers: None where the first worker is to encode. callbacks: told of every checkpoint's metrics.
-    Raises UserError for a mistake that a worker met, and for processes that are killed again and again.
+    layers: None if the first worker should encode. callbacks: get the metrics of every checkpoint. Returns the model
+    reference, the layers, and steps, pairs and resumed_from.
+    Raises UserError for one in a worker, and if processes are killed at every attempt.
     """
     for attempt in range(MAX_RESTARTS + 1):
         try:
-            return trained(run, layers, run_dir, tracker, callbacks)
+            return train_once(run, layers, run_dir, tracker, callbacks)
         except (ray.exceptions.RayActorError, MailboxLost) as error:
             if getattr(error, "actor_init_failed", False):
-                raise  # it says why
+                raise  # the error says why
         wait_for_the_head()
         if attempt < MAX_RESTARTS:
             console.print(LOST, style="yellow", soft_wrap=True)
-    raise killed_each_time("a process beside the workers", {})
+    raise repeated_deaths_error("a helper process of the run", {})
 
 
-def trained(
+def train_once(
     run: ResolvedRun, layers: RunLayers | None, run_dir: Path, tracker: Tracker, callbacks: Sequence[UserCallback]
 ) -> tuple[ModelRef, RunLayers, dict[str, Any]]:
-    """As `train_on_ray`, once. Raises RayActorError or MailboxLost where a process of the driver's own was lost."""
+    """Make one attempt of `train_on_ray`. Raises RayActorError or MailboxLost if a helper process is lost."""
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
     with killed_workers_explained(run.config, mailbox):
         result = fit_on_ray(run, layers, run_dir, tracker, mailbox, callbacks=callbacks)
@@ -123,7 +123,7 @@ def trained(
         raise MailboxLost
     best = best_checkpoint(run.config, result)
     layers = layers or ray.get(mailbox.encoded.remote()).layers
-    assert layers is not None, "what was not encoded was not trained on"
+    assert layers is not None, "a training without layers has failed"
     return publish(run, layers.style, run_dir, last=result.checkpoint, best=best), layers, outcome
 
 
@@ -136,7 +136,7 @@ def fit_on_ray(
     *,
     callbacks: Sequence[UserCallback],
 ) -> ray.train.Result:
-    """Run the workers; metrics flow from rank 0 through the mailbox to the tracker while they train."""
+    """Run the workers; meanwhile metrics flow from rank 0 through the mailbox to the tracker."""
     config = run.config
     if (run_dir / CHECKPOINTS).exists():
         metrics = {row["step"]: row for row in read_metrics(run_dir)}
@@ -165,7 +165,7 @@ def fit_on_ray(
 
 @contextmanager
 def killed_workers_explained(config: RunConfig, mailbox: Any) -> Iterator[None]:
-    """Raise UserError for workers that were killed each time: they say nothing, and the driver knows the plan."""
+    """Raise UserError if the workers were killed at every attempt; the planned memory use hints at the reason."""
     try:
         yield
     except ray.train.TrainingFailedError as error:
@@ -173,16 +173,16 @@ def killed_workers_explained(config: RunConfig, mailbox: Any) -> Iterator[None]:
         if was_killed(error) and planned and planned.is_tight:
             raise out_of_memory(planned, config.train) from None
         if were_all_killed(error):
-            less = {
+            settings = {
                 "train.tokens_per_microbatch": config.train.tokens_per_microbatch,
                 "scaling.num_workers": config.scaling.num_workers,
             }
-            raise killed_each_time("a training worker", less) from None
+            raise repeated_deaths_error("a training worker", settings) from None
         raise
 
 
 def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
-    """Keep the last checkpoint and, where there is validation, the best (Ray never deletes the last)."""
+    """Keep the last checkpoint and, with validation, the best one; Ray never deletes the last."""
     if not config.train.validate_every:
         return ray.train.CheckpointConfig(num_to_keep=2)
     return ray.train.CheckpointConfig(
@@ -191,20 +191,20 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
 
 
 def worker_environment(config: RunConfig) -> dict[str, Any]:
-    """Ray's own number of threads is the worker's CPUs, one of them at least: said only where it has to be another."""
+    """Return the environment of a worker: OMP_NUM_THREADS, if it differs from Ray's own, the number of CPUs."""
     threads, cpus = config.scaling.threads_per_worker, config.scaling.worker_resources.get("CPU", 1)
     return {} if threads == max(1, int(cpus)) else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
 @contextmanager
 def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
-    """Write the mailbox's metrics from a thread of the driver while the block runs, and what is left at its end.
+    """Write the mailbox's metrics from a thread of the driver while the block runs, and the rest at its end.
 
-    Raises OSError where they cannot be written; the workers are told, who would train on to no end.
+    Raises OSError if they cannot be written, and tells the workers, which would otherwise train in vain.
     """
     done = threading.Event()
 
-    def pump_or_say_why_not() -> None:
+    def pump_and_report_errors() -> None:
         try:
             pump(mailbox, tracker, done)
         except OSError as error:
@@ -212,7 +212,7 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
             raise
 
     with ThreadPoolExecutor(max_workers=1) as executor:
-        pumped = executor.submit(pump_or_say_why_not)
+        pumped = executor.submit(pump_and_report_errors)
         try:
             yield
         finally:
@@ -222,16 +222,16 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
 
 def pump(mailbox: Any, tracker: Tracker, done: threading.Event) -> None:
     items: list[tuple[int, dict[str, float]]] = []
-    next_print, num_told = 0.0, 0
+    next_print, num_notes = 0.0, 0
     while items or not done.is_set():
         taken = mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S)
         try:
             items, notes = ray.get([taken, mailbox.notes.remote()])
-        except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers find out
+        except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers notice
             return
-        for note in notes[num_told:]:
+        for note in notes[num_notes:]:
             console.print(note, highlight=False, soft_wrap=True)
-        num_told = len(notes)
+        num_notes = len(notes)
         for step, metrics in items:
             tracker.log(step, metrics)
         if items and time.monotonic() > next_print:
@@ -266,7 +266,7 @@ def publish(
     last: ray.train.Checkpoint,
     best: ray.train.Checkpoint | None,
 ) -> ModelRef:
-    """Copy the last policy (and the best one by validation) out of the checkpoints and write the reference to it."""
+    """Copy the last policy, and the best by validation, out of the checkpoints; write the model reference."""
     if best is not None:
         with best.as_directory() as folder:
             copy_policy(Path(folder), run_dir / f"{policy_kind(run.config)}_best")

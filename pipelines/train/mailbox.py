@@ -1,4 +1,4 @@
-"""What goes between the training workers and the driver while they train."""
+"""Messages between the training workers and the driver during a training."""
 
 import asyncio
 import contextlib
@@ -11,18 +11,18 @@ from pipelines.train.resolved_run import RunLayers
 
 @dataclass(frozen=True)
 class EncodingResult:
-    """What the encoding of a run came to: layers, or the mistake that there are none for; notes: what to tell."""
+    """Result of encoding a run: layers, or the message of a UserError. notes: messages for the user."""
 
     layers: RunLayers | None = None
-    mistake: str = ""
+    error: str = ""
     notes: tuple[str, ...] = ()
 
 
 class Mailbox:
-    """An actor that carries metrics from rank 0 to the driver: the step path neither waits nor touches a tracker.
+    """An actor that passes metrics from rank 0 to the driver, so that a step never waits for a tracker.
 
-    Only a checkpoint waits until the driver has written the metrics of the steps it holds: killed after it, a run
-    never repeats those steps.
+    Only a checkpoint waits until the driver has written the metrics of its steps, since a run that is killed later does
+    not repeat them.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Mailbox:
         self._fault: OSError | None = None
         self._changed = asyncio.Condition()
 
-    async def tell_encoded(self, encoded: EncodingResult) -> None:
+    async def put_encoded(self, encoded: EncodingResult) -> None:
         async with self._changed:
             self._encoded = encoded
             self._notes += encoded.notes
@@ -44,24 +44,24 @@ class Mailbox:
         return self._encoded is not None
 
     async def encoded(self) -> EncodingResult:
-        """Wait until the first worker has encoded, and return what came of it."""
+        """Wait until the first worker has encoded; return its result."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._encoded is not None)
             assert self._encoded is not None
             return self._encoded
 
     async def plan(self, memory: MemoryUse) -> None:
-        """Hear what memory an attempt expects to need: every rank has asked for its frugality by then."""
+        """Store the memory use that an attempt expects; by then every rank has read its memory fallback."""
         self._memory, self._has_run_out = memory, False
 
     async def planned(self) -> MemoryUse | None:
         return self._memory
 
-    async def run_out(self) -> None:
+    async def report_out_of_memory(self) -> None:
         self._has_run_out = True
 
     async def memory_fallback(self, train: TrainSettings) -> MemoryFallback:
-        """What the next attempt does to spare memory: more, where the one before has run out, or was likely killed."""
+        """Return the fallback for an attempt: a further one if the last ran out of memory or was likely killed."""
         if self._memory is None:
             return MemoryFallback.PLANNED
         less = self._memory.next(train) if self._has_run_out or self._memory.is_tight else None
@@ -72,7 +72,7 @@ class Mailbox:
         return less
 
     async def notes(self) -> list[str]:
-        """What to tell the user, from the first on."""
+        """Return all messages for the user so far."""
         return self._notes
 
     async def put(self, step: int, metrics: dict[str, float]) -> None:
@@ -81,7 +81,7 @@ class Mailbox:
             self._changed.notify_all()
 
     async def take(self, *, num_written: int, wait_s: float) -> list[tuple[int, dict[str, float]]]:
-        """Forget the first `num_written` items, which the driver has written; return the rest, once there are any."""
+        """Drop the first `num_written` items, which the driver has written; wait for and return the others."""
         async with self._changed:
             del self._items[:num_written]
             self._changed.notify_all()
@@ -89,13 +89,13 @@ class Mailbox:
             return list(self._items)
 
     async def cannot_write(self, fault: OSError) -> None:
-        """Hear that the driver writes no more: its disk is full, say."""
+        """Record that the driver can no longer write, for example because its disk is full."""
         async with self._changed:
             self._fault = fault
             self._changed.notify_all()
 
     async def written(self, *, wait_s: float) -> OSError | None:
-        """Wait until the driver has written everything, or for `wait_s` seconds; return why it cannot write."""
+        """Wait until the driver has written everything, at most `wait_s` seconds; return its error, if any."""
         async with self._changed:
             await self._until(lambda: not self._items or self._fault is not None, wait_s)
             return self._fault

@@ -1,7 +1,7 @@
-"""The process group of the training workers, as Ray's `TorchConfig` makes it, without torch in driver and controller.
+"""The process group of the training workers, as in Ray's `TorchConfig`, without torch in driver and controller.
 
-Ray imports torch wherever that class is named: three seconds in two processes that compute nothing. Here the workers
-alone do.
+Ray's class imports torch in both, which takes three seconds in two processes that compute nothing. Here only the
+workers import it.
 """
 
 import os
@@ -18,7 +18,7 @@ SHUTDOWN_LIMIT_S = 5
 
 @dataclass
 class ProcessGroup(BackendConfig):
-    """backend: gloo or nccl; timeout_s: of a collective."""
+    """Settings of the group. backend: gloo or nccl. timeout_s: for one collective."""
 
     backend: str
     timeout_s: int = 1800
@@ -40,7 +40,7 @@ class ProcessGroup(BackendConfig):
 
 
 class OnDevice:
-    """Around the training function: the worker's own GPU is the current one, where there are GPUs."""
+    """Context of the training function: sets the worker's own GPU, if any, as the current device."""
 
     def __enter__(self) -> None:
         from ray.train.torch.config import TorchConfigContextManager
@@ -52,7 +52,7 @@ class OnDevice:
 
 
 class ProcessGroupBackend(Backend):
-    """Starts and ends the group; runs in the controller, which only sends names of functions to the workers."""
+    """Starts and ends the group from the controller, which only sends functions to the workers by name."""
 
     share_cuda_visible_devices = True
 
@@ -80,7 +80,7 @@ class ProcessGroupBackend(Backend):
 
 
 def join(*, address: str, port: int, world_rank: int, size: int, backend: str, timeout_s: int) -> None:
-    """Join the group, on a worker."""
+    """Join the group; runs on a worker."""
     from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
 
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
@@ -89,7 +89,7 @@ def join(*, address: str, port: int, world_rank: int, size: int, backend: str, t
 
 
 def leave(*, several: bool) -> None:
-    """Leave the group, on a worker."""
+    """Leave the group; runs on a worker."""
     from ray.train.torch.config import _shutdown_torch
 
     _shutdown_torch(destroy_process_group=several)

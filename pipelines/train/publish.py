@@ -1,4 +1,4 @@
-"""A finished training run's policy, out of its checkpoint into the run's folder, with the reference to it."""
+"""Publish the policy of a finished training run: copy it out of the checkpoint and write the model reference."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipelines.train.resolved_run import ResolvedRun
 
 
 def publish_policy(run: ResolvedRun, style: PromptStyle, saved: Path, run_dir: Path) -> ModelRef:
-    """Copy the policy of a checkpoint folder into the run and write model_ref.json. style: its words."""
+    """Copy the policy of a checkpoint folder into the run's folder and write model_ref.json."""
     config, space = run.config, run.manifest.space
     kind = policy_kind(config)
     copy_policy(saved, run_dir / kind)
@@ -36,11 +36,11 @@ def publish_policy(run: ResolvedRun, style: PromptStyle, saved: Path, run_dir: P
 
 
 def policy_kind(config: RunConfig) -> str:
-    """The name of the folder that holds what was trained."""
+    """Return the name of the policy's folder in a run."""
     return "adapter" if config.lora is not None else "weights"
 
 
 def copy_policy(saved: Path, target: Path) -> None:
-    """Copy the policy of a checkpoint folder; the target appears whole or not at all."""
+    """Copy the policy of a checkpoint folder; the target appears complete or not at all."""
     with whole_folder(target) as unfinished:
         shutil.copytree(policy_folder(saved), unfinished, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
-"""Ray Train's own list of a run's checkpoints, made true before the run goes on.
+"""Repair Ray Train's own list of a run's checkpoints before the run continues.
 
-Ray writes the list in place: a full disk or a lost machine leaves it empty, and then no later start can read it. A
-checkpoint may also be whole but not listed yet, or listed but damaged since.
+Ray overwrites the list in place: a full disk or a lost machine leaves it empty, and no later start can read it. A
+checkpoint may also be complete but not listed, or listed but damaged.
 """
 
 import shutil
@@ -19,19 +19,19 @@ SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
 
 
 def mend_snapshot(folder: Path, metrics_by_step: Mapping[int, dict[str, Any]], *, score: str | None) -> None:
-    """Rewrite the list from the checkpoints in `folder` that verify. Damaged ones are named on the console and left,
-    those that were never finished are deleted.
+    """Rewrite the list from the checkpoints in `folder` that pass verification.
 
-    metrics_by_step: what was reported with each checkpoint. score: the metric Ray orders by, lowest best (None: time).
+    Damaged checkpoints are reported and kept; unfinished ones are deleted. metrics_by_step: metrics reported with each
+    checkpoint. score: metric by which Ray orders checkpoints, lowest is best; None: by time.
     """
-    whole = {steps: path.name for path in _finished(folder) if (steps := _steps_if_whole(path)) is not None}
+    names = {steps: path.name for path in _finished_checkpoints(folder) if (steps := _steps_if_valid(path)) is not None}
     results = [
-        _TrainingResultState(checkpoint_dir_name=whole[steps], metrics=dict(metrics_by_step.get(steps, {})))
-        for steps in sorted(whole)
+        _TrainingResultState(checkpoint_dir_name=names[steps], metrics=dict(metrics_by_step.get(steps, {})))
+        for steps in sorted(names)
     ]
     order = list(range(len(results)))
     if score:
-        # Ray keeps its list from worst to best, and drops from the front.
+        # Ray orders its list from worst to best, and deletes from the front.
         order.sort(key=lambda i: -results[i].metrics.get(score, float("inf")))
     state = _CheckpointManagerState(
         checkpoint_results=[results[i] for i in order],
@@ -47,7 +47,7 @@ def mend_snapshot(folder: Path, metrics_by_step: Mapping[int, dict[str, Any]], *
     write_text(folder / SNAPSHOT_NAME, state.model_dump_json())
 
 
-def _finished(folder: Path) -> Iterator[Path]:
+def _finished_checkpoints(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.glob("checkpoint_*/")):
         if (path / CHECKPOINT_MANIFEST_NAME).exists():
             yield path
@@ -55,9 +55,9 @@ def _finished(folder: Path) -> Iterator[Path]:
             shutil.rmtree(path)
 
 
-def _steps_if_whole(folder: Path) -> int | None:
+def _steps_if_valid(folder: Path) -> int | None:
     try:
         return int(verify_checkpoint(folder)["progress"]["steps_done"])
     except CheckpointError as error:
-        console.print(f"{error}; an older checkpoint is used", style="yellow", soft_wrap=True)
+        console.print(f"{error}: using an older checkpoint", style="yellow", soft_wrap=True)
         return None

@@ -1,4 +1,4 @@
-"""A training run with all that its config names, read once: what runs, its workers and its policy are made of this."""
+"""A training run with everything that its config names, read once for driver, workers and published policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipelines.jobs import run_key
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """config: its data and model are folders or hub names. validation: None where the config names no folder for it."""
+    """A config and its inputs. validation: None if the config names no validation data."""
 
     config: RunConfig
     manifest: DatasetManifest
@@ -37,7 +37,7 @@ class ResolvedRun:
 
 @dataclass(frozen=True)
 class RunLayers:
-    """Folders of the encoded data, and its words; validation: None where the run does not validate."""
+    """Folders of the encoded data, and its prompt style. validation: None if the run does not validate."""
 
     train: str
     validation: str | None
@@ -45,9 +45,9 @@ class RunLayers:
 
 
 def resolve(config: RunConfig, known: Mapping[str, DatasetManifest] = MappingProxyType({})) -> ResolvedRun:
-    """Read what the config names; known: manifests that have been read already, by their absolute folders.
+    """Read the inputs of a config. known: manifests read before, by absolute folder.
 
-    Raises UserError for data that was not prepared.
+    Raises UserError if `pft prepare` did not write the data.
     """
 
     def manifest_in(folder: str) -> DatasetManifest:

@@ -1,4 +1,4 @@
-"""Ray Train's data-parallel trainer, without what a run of ours has no use for; a user's mistake ends it at once."""
+"""Ray Train's data-parallel trainer without unused parts; a UserError ends it without retries."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipelines.jobs import has_started_ray, unwrap_user_error
 
 
 class TrainingFailurePolicy(DefaultFailurePolicy):
-    """Ray Train's own policy tries everything again, a full disk too."""
+    """Raises a UserError at once; Ray Train's own policy retries everything, even a full disk."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if unwrap_user_error(training_failed_error):
@@ -23,12 +23,12 @@ class TrainingFailurePolicy(DefaultFailurePolicy):
 
 
 def was_killed(error: TrainingFailedError) -> bool:
-    """Whether a worker ended without a word, as when the system takes its memory back."""
+    """Return whether a worker died without an error, as when the system kills it for its memory use."""
     return any(map(_is_death, _failures(error)))
 
 
 def were_all_killed(error: TrainingFailedError) -> bool:
-    """Whether no worker that failed said why."""
+    """Return whether every failed worker died without an error."""
     return was_killed(error) and all(map(_is_death, _failures(error)))
 
 
@@ -41,10 +41,10 @@ def _is_death(failure: Exception) -> bool:
 
 
 class Trainer(DataParallelTrainer):
-    """Starts fewer processes: each takes seconds of a small machine's cores before the first step.
+    """Starts fewer processes, since each costs seconds of CPU time on a small machine before the first step.
 
-    Workers read encoded layers by index, so there is no Ray Data set to deal out. A Ray that this process has started
-    ends with it, so nobody has to clean up behind a driver that dies.
+    Workers read encoded layers by index, so there is no Ray Data set to distribute. A Ray started by this process ends
+    with it, so no process needs to clean up after a driver that dies.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -56,4 +56,4 @@ class Trainer(DataParallelTrainer):
         return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave signals to the verb: Ray's own handler waits for the workers' end, and ends the process with 1."""
+        """Leave signals to the verb: Ray's own handler waits for the workers and exits with 1."""

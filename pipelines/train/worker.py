@@ -1,6 +1,6 @@
-"""What Ray Train runs on every worker: a context that reports through Ray, around `fitting`.
+"""The function that Ray Train runs on every worker: `fitting` in a context that reports through Ray.
 
-The module is light, so that a driver can name it: torch and all that comes with it are imported by the worker.
+The driver imports this module, so torch and the libraries around it are imported inside functions, on the worker.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from pft_core.errors import UserError
 from pft_core.lazy import absent
 from pft_core.training import MemoryUse
 from pipelines.jobs import UNUSED
-from pipelines.train.encoding import encoded
+from pipelines.train.encoding import encode_layers
 from pipelines.train.mailbox import EncodingResult
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
@@ -24,7 +24,7 @@ MAILBOX_LIMIT_S = 30.0
 
 
 class MemoryRanOut(Exception):
-    """An attempt found no memory, and the next will do with less: Ray Train starts all workers again."""
+    """An attempt ran out of memory and the next can use less: Ray Train restarts all workers."""
 
 
 class RayContext:
@@ -46,7 +46,7 @@ class RayContext:
     def checkpoint_folder(self, step: int) -> Path:
         self._step = step
         folder = tempfile.mkdtemp(prefix=f"pft-checkpoint-{step}-")
-        self._open.callback(shutil.rmtree, folder, ignore_errors=True)  # of one that is not reported
+        self._open.callback(shutil.rmtree, folder, ignore_errors=True)  # if it is never reported
         return Path(folder)
 
     def commit(self, folder: Path, metrics: dict[str, float]) -> None:
@@ -59,15 +59,16 @@ class RayContext:
         self._open.close()
 
     def latest_checkpoint(self) -> Path | None:
-        """Return the newest reported checkpoint; `mend_snapshot` listed whole ones only, and loading checks again."""
+        """Return the newest reported checkpoint; `mend_snapshot` lists valid ones only, and loading verifies again."""
         saved = ray.train.get_checkpoint()
         return None if saved is None else Path(self._open.enter_context(saved.as_directory()))
 
 
 def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Entry point on a Ray Train worker. A user's mistake is returned, not raised: all ranks have met it.
+    """Entry point on a Ray Train worker.
 
-    So is a lost mailbox: the driver starts the run again with another.
+    A UserError is returned, not raised, since all ranks meet it. So is a lost mailbox: the driver then restarts the run
+    with a new one.
     """
     run, mailbox = inputs["run"], inputs["mailbox"]
     if is_lost(mailbox):
@@ -76,18 +77,18 @@ def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
         from pft_core.training import NonFiniteError, OutOfMemoryError
 
     try:
-        result = fitted(run, inputs["layers"] or layers_from(run, mailbox), mailbox)
+        result = fit_with_fallback(run, inputs["layers"] or layers_from(run, mailbox), mailbox)
     except OutOfMemoryError:
-        raise  # a mistake of this rank alone: the others wait for it
+        raise  # on this rank alone, while the others wait for it
     except (UserError, NonFiniteError) as error:
         return {"error": str(error)}
     return {"steps": result.steps, "pairs": result.pairs, "resumed_from": result.resumed_from}
 
 
-def fitted(run: ResolvedRun, layers: RunLayers, mailbox: Any) -> Any:
-    """Build and fit, as sparingly as earlier attempts have shown to be needed.
+def fit_with_fallback(run: ResolvedRun, layers: RunLayers, mailbox: Any) -> Any:
+    """Build and fit with the memory fallback that earlier attempts have made necessary.
 
-    Raises MemoryRanOut where the next attempt can do with less, OutOfMemoryError where none can.
+    Raises MemoryRanOut if the next attempt can use less memory, OutOfMemoryError if none can.
     """
     with absent(*UNUSED):
         from pft_core.training import OutOfMemoryError
@@ -95,23 +96,23 @@ def fitted(run: ResolvedRun, layers: RunLayers, mailbox: Any) -> Any:
 
     plans: list[MemoryUse] = []
 
-    def tell(memory: MemoryUse) -> None:
+    def report(memory: MemoryUse) -> None:
         plans.append(memory)
         ray.get(mailbox.plan.remote(memory))
 
     memory_fallback = ray.get(mailbox.memory_fallback.remote(run.config.train))
     try:
         with closing(RayContext(mailbox)) as context:
-            return build_and_fit(run, layers, context, memory_fallback=memory_fallback, tell=tell)
+            return build_and_fit(run, layers, context, memory_fallback=memory_fallback, report=report)
     except OutOfMemoryError:
         if not plans or plans[-1].next(run.config.train) is None:
             raise
-        ray.get(mailbox.run_out.remote())
+        ray.get(mailbox.report_out_of_memory.remote())
         raise MemoryRanOut from None
 
 
 def is_lost(mailbox: Any) -> bool:
-    """Whether the driver's mailbox is gone: a worker that finds out in a step fails, and all of them start again."""
+    """Return whether the driver's mailbox is lost; a worker that notices during a step fails, and all restart."""
     try:
         ray.get(mailbox.is_encoded.remote())
     except ray.exceptions.RayActorError:
@@ -120,18 +121,19 @@ def is_lost(mailbox: Any) -> bool:
 
 
 def layers_from(run: ResolvedRun, mailbox: Any) -> RunLayers:
-    """Return the run's layers, which the first worker encodes where they are missing. Raises UserError on all."""
+    """Return the run's layers, which the first worker encodes if missing. Raises UserError on all ranks."""
     if ray.train.get_context().get_world_rank() == 0 and not ray.get(mailbox.is_encoded.remote()):
-        ray.get(mailbox.tell_encoded.remote(encode(run)))
-    told: EncodingResult = ray.get(mailbox.encoded.remote())
-    if told.layers is None:
-        raise UserError(told.mistake)
-    return told.layers
+        ray.get(mailbox.put_encoded.remote(encode(run)))
+    result: EncodingResult = ray.get(mailbox.encoded.remote())
+    if result.layers is None:
+        raise UserError(result.error)
+    return result.layers
 
 
 def encode(run: ResolvedRun) -> EncodingResult:
+    """Encode the run's data; return the layers, or the message of a UserError."""
     notes: list[str] = []
     try:
-        return EncodingResult(encoded(run, say=notes.append), notes=tuple(notes))
+        return EncodingResult(encode_layers(run, say=notes.append), notes=tuple(notes))
     except UserError as error:
-        return EncodingResult(mistake=str(error), notes=tuple(notes))
+        return EncodingResult(error=str(error), notes=tuple(notes))

@@ -8,12 +8,12 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pipelines.config import TOYWORLD, Range, RunConfig, changed, searchable
+from pipelines.config import TOYWORLD, Range, RunConfig, config_with_changes, searchable
 from pipelines.embedded_data import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
-from pipelines.jobs import ensure_ray, locked, remove_run, run_job, workers_marked
+from pipelines.jobs import ensure_ray, locked, mark_interrupted_workers, remove_run, run_job
 from pipelines.tracking import tracked, tracking_uri
-from pipelines.train import encoded, refuse_missing_inputs, resolve, say_cautions
+from pipelines.train import encode_layers, print_cautions, refuse_missing_inputs, resolve
 from pipelines.tune.results import Result, SearchResult, TrialsFailed, publish
 from pipelines.tune.search import search, trials_at_once
 from pipelines.tune.search_points import SearchPoint, grid_points, imbalance, soup_points, verification_points
@@ -36,7 +36,7 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
     whole = in_place(config)
     refuse_missing_form(whole)
     refuse_too_few(whole)
-    say_cautions(resolve(whole))
+    print_cautions(resolve(whole))
     job = whole.model_copy(update={"name": f"{config.name}-{mode}", "storage": str(Path(whole.storage) / "tune")})
 
     def execute(run_dir: Path, key: str) -> Result:
@@ -44,7 +44,7 @@ def run(config: RunConfig, *, mode: Mode = "grid", fresh: bool = False) -> Resul
             shared = trial_config(whole, key)
             if fresh:
                 delete_trials(shared, mode)
-            with workers_marked(Path(shared.storage), shared):
+            with mark_interrupted_workers(Path(shared.storage), shared):
                 search_result = explore(shared, mode, run_dir)
             return publish(config, search_result, mode, run_dir, tracker)
 
@@ -74,7 +74,7 @@ def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
         )
     for key, values in config.search.space.items():
         for value in [values.low, values.high] if isinstance(values, Range) else values:
-            changed(config.model_dump(), [{key: value}], source="search.space")
+            config_with_changes(config.model_dump(), [{key: value}], source="search.space")
     if mode != "optuna":
         points_of(config, mode)
 
@@ -166,5 +166,5 @@ def encode(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         key = digest([config.prompt.model_dump(), config.encoding.model_dump(), config.train.objective, config.model])
         if key not in keys:
-            encoded(resolve(config))
+            encode_layers(resolve(config))
         keys.add(key)

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from pft_core.data import DatasetManifest
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json, write_text
-from pipelines.config import RunConfig, changed
+from pipelines.config import RunConfig, config_with_changes
 from pipelines.console import console
 from pipelines.embedded_data import TOYWORLD
 from pipelines.jobs import JOB_NAME, code_digest
@@ -141,7 +141,9 @@ def figures_of_trial(best: TrialRow) -> dict[str, float | None]:
 def write_recipe(config: RunConfig, row: TrialRow, why: str, run_dir: Path) -> Path:
     """Write the recipe that trains the picked ratio. why: the sentence in its first line."""
     weights = {"train.alpha": row["alpha"], "train.beta": row["beta"], "name": f"{config.name}-chosen"}
-    chosen = changed(config.model_dump(exclude={"search"}), [row["changes"], weights], source="search.space")
+    chosen = config_with_changes(
+        config.model_dump(exclude={"search"}), [row["changes"], weights], source="search.space"
+    )
     path = run_dir / CHOSEN_NAME
     head = f"# {why}\n"
     if row["source"] == "soup":

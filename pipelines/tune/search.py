@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.jobs import at_once, unwrap_user_error
+from pipelines.jobs import num_parallel, unwrap_user_error
 from pipelines.tracking import DRAIN_LIMIT_S
 from pipelines.tune import rungs
 from pipelines.tune.search_schema import FIGURES
@@ -34,7 +34,7 @@ def trial_resources(config: RunConfig) -> dict[str, float]:
 
 def trials_at_once(config: RunConfig) -> int:
     """Return how many trials fit at once. Raises UserError if one needs more than the cluster has."""
-    return at_once(trial_resources(config), what="a trial")
+    return num_parallel(trial_resources(config), what="a trial")
 
 
 def search(

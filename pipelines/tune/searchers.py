@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from pft_core.errors import UserError
-from pipelines.config import Range, RunConfig, SearchSettings, changed
+from pipelines.config import Range, RunConfig, SearchSettings, config_with_changes
 from pipelines.tune.figures import POLES
 from pipelines.tune.search_points import SearchPoint, at_log_ratio
 
@@ -107,7 +107,7 @@ def distribution_of(values: Range | list[Any], config: RunConfig, key: str) -> B
 def takes_fractions(config: RunConfig, key: str) -> bool:
     """Return whether a key takes fractions, by trying one in the config."""
     try:
-        changed(config.model_dump(), [{key: 0.5}], source="search.space")
+        config_with_changes(config.model_dump(), [{key: 0.5}], source="search.space")
     except UserError as error:
         return "integer" not in str(error)
     return True

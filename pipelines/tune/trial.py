@@ -27,11 +27,11 @@ from pft_core.policies import (
     refuse_other_adapter,
 )
 from pft_core.training import EngineSettings
-from pipelines.config import RunConfig, ScalingSettings, SearchSettings, changed
+from pipelines.config import RunConfig, ScalingSettings, SearchSettings, config_with_changes
 from pipelines.evaluate import answerers, answering_job_of, ask_here, ask_on_ray, base_reference, read_items
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
 from pipelines.tracking import Tracker, tracked
-from pipelines.train import encoded, encoded_beforehand, policy_kind, resolve, train_here
+from pipelines.train import encode_if_large, encode_layers, policy_kind, resolve, train_here
 from pipelines.train import job as train
 from pipelines.tune.figures import figures_of
 from pipelines.tune.rungs import NUM_RUNGS, RungReporter
@@ -57,7 +57,7 @@ class Trial:
         """Return the search's config with the point's changes. Raises UserError for an invalid change."""
         point = self.point
         weights = {} if point.source == "base" else {"train.alpha": point.alpha, "train.beta": point.beta}
-        config = changed(self.search.model_dump(), [point.changes, weights], source="search.space")
+        config = config_with_changes(self.search.model_dump(), [point.changes, weights], source="search.space")
         update: dict[str, Any] = {"search": SearchSettings()}
         if self.is_warm:
             update |= {"engine": EngineSettings(), "scaling": ScalingSettings(use_gpu=config.scaling.use_gpu)}
@@ -143,9 +143,9 @@ def policy_of(trial: Trial, run_dir: Path, tracker: Tracker, rungs: RungReporter
     run = resolve(trial.config)
     if not trial.is_warm:
         callbacks = rungs.callbacks() if rungs else ()
-        *_, outcome = train.train_on_ray(run, encoded_beforehand(run), run_dir, tracker, callbacks=callbacks)
+        *_, outcome = train.train_on_ray(run, encode_if_large(run), run_dir, tracker, callbacks=callbacks)
         return ModelRef.load(run_dir), outcome["steps"]
-    return train_here(run, encoded(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
+    return train_here(run, encode_layers(run), run_dir, log=logging_to(tracker, rungs), device=device_of(trial.config))
 
 
 def logging_to(tracker: Tracker, rungs: RungReporter | None) -> Callable[[int, dict[str, float]], None]:

@@ -1,4 +1,4 @@
-"""A submitted run outlives its cluster: it is evaluated and served without it, and goes on or is used on another."""
+"""A submitted run outlives its cluster: it is evaluated and served without it, and continued or reused on another."""
 
 import json
 import re
@@ -29,9 +29,9 @@ def pft(*words: str, env: dict[str, str] | None = None, cwd: Path) -> subprocess
 
 
 def submitted(storage: Path) -> dict:
-    """Submit the training to a cluster of its own, which ends with it; return the training's result.
+    """Submit the training to a new cluster that ends with it; return the result of the training.
 
-    The driver is on the head, all work is on a second node of this machine, which unpacks the upload anew.
+    The driver is on the head, all work is on a second node of this machine, which unpacks the upload again.
     """
     with cluster(dashboard=True) as ray_cluster:
         ray_cluster.start_head(num_cpus=0)
@@ -48,9 +48,9 @@ def submitted(storage: Path) -> dict:
 
 @contextmanager
 def served(policy: str, folder: Path) -> Iterator[str]:
-    """Serve a policy with a Ray of its own; give its URL."""
+    """Serve a policy with its own Ray; yield the URL."""
     recipe, log = folder / "serve.yaml", folder / "serve.log"
-    engine = {"name": "transformers"}  # vLLM takes no heads as small as the shipped base's
+    engine = {"name": "transformers"}  # vLLM does not support heads as small as the shipped base's
     recipe.write_text(yaml.safe_dump({"policy": policy, "engine": engine, "store": {"cache": str(folder / "cache")}}))
     with log.open("w") as err:
         command = [sys.executable, "-m", "pipelines.cli", "serve", str(recipe), "port=0"]
@@ -65,7 +65,7 @@ def served(policy: str, folder: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def test_a_submitted_run_is_evaluated_served_and_found_again_after_its_cluster_has_ended(tmp_path: Path) -> None:
+def test_a_submitted_run_is_evaluated_served_and_reused_after_its_cluster_has_ended(tmp_path: Path) -> None:
     first = submitted(tmp_path / "runs")
     data, offline, online = (tmp_path / name for name in ("test", "offline", "online"))
     prepare.run(PrepareConfig(source="toyworld", split="test", num_per_axis=6, output=str(data)))
@@ -78,7 +78,7 @@ def test_a_submitted_run_is_evaluated_served_and_found_again_after_its_cluster_h
     lines = (online / OUTCOMES_NAME).read_text().splitlines()
     assert_same_outcomes(lines, read_outcomes(offline / OUTCOMES_NAME))
     job = Path(first["run_dir"]) / "job.json"
-    job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "running"}))  # as one that was cut off
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "running"}))  # as if it had been killed
     again = submitted(tmp_path / "runs")
     assert again == first | {"resumed_from": 8}
     for name in ("model_ref.json", "config.yaml", "job.json"):

@@ -1,4 +1,4 @@
-"""A verb runs as a Ray job: once, followed to its end, its result handed back."""
+"""A verb runs as a Ray job once, is followed to its end, and returns its result."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def sent_as(command: list[str]) -> list[str]:
 
 
 class FakeClient:
-    """Stands in for Ray's client: remembers what was submitted."""
+    """Stands in for Ray's client, and records the submissions."""
 
     def __init__(self, **known: str) -> None:
         self.known = {name.replace("_", "-"): status for name, status in known.items()}
@@ -61,7 +61,7 @@ def job_id(monkeypatch: pytest.MonkeyPatch) -> str:
         ({"pft_job": "STOPPED", "pft_job_2": "PENDING"}, "pft-job-2", False),
     ],
 )
-def test_a_job_starts_only_where_none_runs_or_has_succeeded(
+def test_a_job_starts_only_if_none_is_running_or_has_succeeded(
     job_id: str, known: dict[str, str], expected: str, is_new: bool
 ) -> None:
     client: Any = FakeClient(**known)
@@ -81,7 +81,7 @@ def test_losing_a_race_follows_the_winner(job_id: str) -> None:
     client.refusal = "Job with submission_id pft-job already exists."
     assert submit.submit_once(client, COMMAND) == "pft-job"
     client.refusal = "disk full"
-    with pytest.raises(UserError, match="does not take the job: disk full"):
+    with pytest.raises(UserError, match="refused the job: disk full"):
         submit.submit_once(client, COMMAND)
 
 
@@ -93,7 +93,7 @@ def test_a_cluster_whose_agent_is_late_is_waited_for(job_id: str, monkeypatch: p
     assert client.submitted == ["pft-job"]
 
 
-def test_another_recipe_or_data_set_behind_the_same_words_is_another_job(tmp_path: Path) -> None:
+def test_another_recipe_or_data_set_under_the_same_path_is_another_job(tmp_path: Path) -> None:
     command = ["train", "quickstart", f"data={tmp_path}"]
     names = set()
     for content in ("1", "2"):
@@ -102,7 +102,7 @@ def test_another_recipe_or_data_set_behind_the_same_words_is_another_job(tmp_pat
     assert len(names) == 2
 
 
-def test_the_id_names_verb_and_recipe_and_follows_the_whole_command() -> None:
+def test_the_id_names_verb_and_recipe_and_depends_on_the_whole_command() -> None:
     name = submit.job_name(["train", "pipelines/recipes/quickstart.yaml", "train.lr=1e-4"])
     assert name.startswith("pft-train-quickstart-")
     assert name != submit.job_name(["train", "pipelines/recipes/quickstart.yaml", "train.lr=2e-4"])
@@ -134,7 +134,7 @@ def test_a_recipe_outside_the_checkout_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_checkout() -> Iterator[Path]:
-    """A folder inside the checkout, as a user's own files would lie there."""
+    """A folder inside the checkout for the user's own files."""
     folder = ROOT / "own-submit-test"
     folder.mkdir()
     try:
@@ -143,24 +143,24 @@ def in_checkout() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_a_recipe_or_plugin_that_an_ignore_file_keeps_from_travelling_is_refused(in_checkout: Path) -> None:
+def test_a_recipe_or_plugin_excluded_by_an_ignore_file_is_refused(in_checkout: Path) -> None:
     (in_checkout / "mine.yaml").write_text("name: mine\nplugins: [own.py]\n")
     (in_checkout / "own.py").write_text("VALUE = 1\n")
     for ignored, by in (("mine.yaml", ".gitignore"), ("own.py", ".rayignore"), ("*", ".gitignore")):
         (in_checkout / by).write_text(f"{ignored}\n")
-        with pytest.raises(UserError, match="ignore keeps it from the cluster"):
+        with pytest.raises(UserError, match="ignore excludes it from the upload"):
             sent_as(["train", str(in_checkout / "mine.yaml")])
         (in_checkout / by).unlink()
     sent_as(["train", str(in_checkout / "mine.yaml")])
 
 
-def test_every_verb_of_the_command_line_that_runs_anywhere_runs_as_a_job() -> None:
+def test_every_verb_except_local_ones_runs_as_a_job() -> None:
     assert {"prepare", "train", "evaluate", "quickstart", "compare", "tune", "serve", "show"} == set(VERBS)
     assert sent_as(["tune", "quickstart", "--mode", "soup"])[:3] == ["tune", "quickstart", f"storage={Path.cwd()}/runs"]
     assert sent_as(["compare", "budget"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/runs"]
 
 
-def test_plugins_travel_with_the_job(in_checkout: Path) -> None:
+def test_plugins_are_uploaded_with_the_job(in_checkout: Path) -> None:
     (in_checkout / "own.py").write_text("VALUE = 1\n")
     (in_checkout / "mine.yaml").write_text("name: mine\nplugins: [own.py]\n")
     relative = f"{in_checkout.name}/own.py"
@@ -174,7 +174,7 @@ def test_plugins_travel_with_the_job(in_checkout: Path) -> None:
     assert submit.job_name(["train", f"{in_checkout.name}/mine.yaml"]) != before
 
 
-def test_a_plugin_that_cannot_travel_is_refused(tmp_path: Path, in_checkout: Path) -> None:
+def test_a_plugin_that_cannot_be_uploaded_is_refused(tmp_path: Path, in_checkout: Path) -> None:
     (tmp_path / "own.py").write_text("")
     with pytest.raises(UserError, match=r"own\.py: is not inside .* copy it there"):
         sent_as(["prepare", "--source", "vcd", "--output", "out", "--plugin", str(tmp_path / "own.py")])
@@ -204,7 +204,7 @@ def test_an_installed_package_uploads_itself_and_the_files_that_are_named(
     assert not folder.exists()
 
 
-def test_an_override_is_no_path_and_keeps_its_text_wherever_options_stand(in_checkout: Path) -> None:
+def test_an_override_is_not_a_path_wherever_options_stand(in_checkout: Path) -> None:
     stored = ["--storage", f"{Path.cwd()}/runs"]
     seeds = "sizes.tiny.seeds=[0]"
     assert sent_as(["compare", "table2_vcd", seeds]) == ["compare", "table2_vcd", seeds, *stored]
@@ -236,7 +236,7 @@ def test_an_option_with_an_equals_sign_is_the_option_with_its_value(tmp_path: Pa
     assert sent_as(["compare", "budget", "--storage=s"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/s"]
 
 
-def test_words_behind_two_dashes_stay_arguments() -> None:
+def test_words_after_two_dashes_stay_arguments() -> None:
     assert sent_as(["train", "--", "quickstart", "-x=1"])[1:] == [
         "--",
         "quickstart",
@@ -245,7 +245,7 @@ def test_words_behind_two_dashes_stay_arguments() -> None:
     ]
 
 
-def test_a_recipe_of_any_ending_travels_or_is_refused(tmp_path: Path, in_checkout: Path) -> None:
+def test_a_recipe_with_any_suffix_is_uploaded_or_refused(tmp_path: Path, in_checkout: Path) -> None:
     for folder in (tmp_path, in_checkout):
         (folder / "recipe").write_text("name: mine\n")
     with pytest.raises(UserError, match="copy it there"):
@@ -253,7 +253,7 @@ def test_a_recipe_of_any_ending_travels_or_is_refused(tmp_path: Path, in_checkou
     assert sent_as(["train", str(in_checkout / "recipe")])[1] == f"{in_checkout.name}/recipe"
 
 
-def test_a_recipe_of_show_is_found_behind_its_options(in_checkout: Path) -> None:
+def test_a_recipe_of_show_is_found_after_its_options(in_checkout: Path) -> None:
     (in_checkout / "mine.yaml").write_text("")
     sent = sent_as(["show", "config", "--", str(in_checkout / "mine.yaml"), "train.lr=1e-4"])
     assert sent == ["show", "config", f"{in_checkout.name}/mine.yaml", "train.lr=1e-4"]
@@ -298,7 +298,7 @@ def test_relative_paths_inside_lists_and_sections_are_absolute_too(
     ]
 
 
-def test_what_a_recipe_names_is_looked_for_where_the_user_stands_and_not_in_the_upload(
+def test_inputs_of_a_recipe_are_looked_up_in_the_current_folder_and_not_in_the_upload(
     in_checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(in_checkout)
@@ -308,7 +308,7 @@ def test_what_a_recipe_names_is_looked_for_where_the_user_stands_and_not_in_the_
     assert sent[2:] == [f"storage={in_checkout}/runs", f"model={in_checkout}/models", "train.lr=1e-4"]
 
 
-def test_a_cluster_that_is_gone_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_cluster_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(FakeClient):
         def get_job_status(self, submission_id: str) -> Any:
             raise ConnectionError("Failed to connect to Ray\nat http://head")
@@ -320,7 +320,7 @@ def test_a_cluster_that_is_gone_is_one_message(monkeypatch: pytest.MonkeyPatch) 
         submit.follow(client, "pft-job")
 
 
-def test_a_cluster_that_was_silent_for_a_moment_is_followed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_survives_a_short_silence_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(FakeClient):
         calls = 0
 
@@ -338,7 +338,7 @@ def test_a_cluster_that_was_silent_for_a_moment_is_followed_on(monkeypatch: pyte
     assert submit.follow(client, "pft-job") == JobStatus.SUCCEEDED
 
 
-def test_a_long_or_an_empty_override_is_sent_as_it_is() -> None:
+def test_a_long_or_empty_override_is_sent_unchanged() -> None:
     long = f"title={'x' * 5000}"
     assert sent_as(["train", "quickstart", long, "model="])[3:] == [long, "model="]
     assert submit.job_name(["train", "quickstart", long])
@@ -352,7 +352,7 @@ def test_plugins_of_an_override_are_a_list_of_names(value: str) -> None:
         submit.plugin_arguments(["train", "quickstart", f"plugins={value}"], VERBS["train"], ["b.py"])
 
 
-def test_plugins_of_submit_join_those_that_the_command_has(in_checkout: Path) -> None:
+def test_plugins_of_submit_are_added_to_those_of_the_command(in_checkout: Path) -> None:
     recipe = in_checkout / "mine.yaml"
     recipe.write_text("plugins: [own.py, package.module]\n")
 
@@ -370,7 +370,7 @@ def test_plugins_of_submit_reach_a_verb_whatever_its_words() -> None:
     assert sent_as(added)[3:] == ['plugins=["a.py"]', 'plugins=["a.py", "b.py"]', "--mode", "soup"]
 
 
-def test_a_mistake_in_what_is_submitted_ends_with_two_and_no_traceback() -> None:
+def test_an_error_in_the_submitted_command_exits_2_without_traceback() -> None:
     command = [sys.executable, "-m", "pipelines.cli", "submit", "--", "train", "quickstart", "plugins=[1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
@@ -378,7 +378,7 @@ def test_a_mistake_in_what_is_submitted_ends_with_two_and_no_traceback() -> None
     assert "Traceback" not in done.stderr
 
 
-def test_the_upload_is_whole_while_ray_takes_it_and_gone_afterwards(
+def test_the_upload_folder_exists_only_until_ray_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str
 ) -> None:
     monkeypatch.setattr(upload, "is_checkout", lambda: False)
@@ -400,7 +400,7 @@ def test_the_upload_is_whole_while_ray_takes_it_and_gone_afterwards(
     assert not any(folder.exists() for folder in seen)
 
 
-def test_a_misspelt_verb_and_a_silent_address_are_the_users_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelled_verb_and_a_silent_address_are_user_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"'trian' is not a verb that runs as a job\. Did you mean 'train'"):
         submit.run(["trian"], address=None, verbs=VERBS)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
@@ -409,7 +409,7 @@ def test_a_misspelt_verb_and_a_silent_address_are_the_users_mistakes(monkeypatch
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", ":1", "a b:1", "x:1:2"])
-def test_a_bare_address_where_nobody_answers_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_bare_address_is_reported_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=f"^cluster at {address}: .*--address http://HOST:8265"):
@@ -417,7 +417,7 @@ def test_a_bare_address_where_nobody_answers_is_said_at_once(address: str, monke
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_cluster_that_asks_for_a_token_says_where_to_put_it(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_requires_a_token_says_how_to_set_it(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Locked(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(status, "token needed")
@@ -439,12 +439,12 @@ def test_the_result_is_the_last_json_line_of_a_log() -> None:
 
 
 @pytest.mark.ray
-def test_a_job_runs_on_a_cluster_once_and_hands_its_result_back(
+def test_a_job_runs_on_a_cluster_once_and_returns_its_result(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import ray
 
-    monkeypatch.setattr(submit, "job_name", "-".join)  # the real one changes with the code
+    monkeypatch.setattr(submit, "job_name", "-".join)  # the real name changes with the code
 
     address = f"http://{ray._private.worker.global_worker.node.webui_url}"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
@@ -452,7 +452,7 @@ def test_a_job_runs_on_a_cluster_once_and_hands_its_result_back(
     assert first["status"] == "SUCCEEDED"
     assert first["result"]["name"] == "quickstart"
     assert submit.run(COMMAND, address=address, verbs=VERBS) == first
-    assert "has succeeded already" in capfd.readouterr().err
+    assert "has already succeeded" in capfd.readouterr().err
     failed = submit.run(["show", "config", "quikstart"], address=address, verbs=VERBS)
     assert failed["status"] == "FAILED"
     assert "Did you mean 'quickstart'?" in failed["message"]

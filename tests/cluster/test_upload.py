@@ -1,4 +1,4 @@
-"""What a job's command names travels, counts in the job's digest, or is refused."""
+"""Files that a job's command names are uploaded and count in the job's digest, or are refused."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pft_core.errors import UserError
 
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user of the installed package stands; files travel from here."""
+    """The current folder of a user of the installed package, from which files are uploaded."""
     folder = tmp_path / "user"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -41,7 +41,9 @@ WAYS = [
 
 
 @pytest.mark.parametrize("command", WAYS, ids=["option", "override", "recipe"])
-def test_a_module_below_the_upload_travels_and_its_package_counts(user_folder: Path, command: list[str]) -> None:
+def test_a_module_in_the_upload_folder_is_uploaded_and_its_package_counts(
+    user_folder: Path, command: list[str]
+) -> None:
     okpkg = package(user_folder)
     (user_folder / "mine.yaml").write_text("plugins: [okpkg.mod]\n")
     assert upload.plugin_in_upload("okpkg.mod") == "okpkg.mod"
@@ -52,7 +54,7 @@ def test_a_module_below_the_upload_travels_and_its_package_counts(user_folder: P
     assert upload.digest(command) != before
 
 
-def test_a_single_file_module_travels_and_counts(user_folder: Path) -> None:
+def test_a_single_file_module_is_uploaded_and_counts(user_folder: Path) -> None:
     command = ["prepare", "--plugin", "single"]
     (user_folder / "single.py").write_text("VALUE = 1\n")
     before = upload.digest(command)
@@ -61,7 +63,7 @@ def test_a_single_file_module_travels_and_counts(user_folder: Path) -> None:
     assert upload.digest(command) != before
 
 
-def test_plugin_files_of_an_override_travel_and_count(user_folder: Path) -> None:
+def test_plugin_files_of_an_override_are_uploaded_and_count(user_folder: Path) -> None:
     (user_folder / "own.py").write_text("VALUE = 1\n")
     (user_folder / "b.py").write_text("")
     command = ["train", "quickstart", 'plugins=["own.py", "b.py", "missing.py"]']
@@ -71,7 +73,7 @@ def test_plugin_files_of_an_override_travel_and_count(user_folder: Path) -> None
     assert upload.digest(command) != before
 
 
-@pytest.mark.parametrize("place", ["site-packages", "where the user stands"])
+@pytest.mark.parametrize("place", ["site-packages", "current folder"])
 def test_a_module_outside_the_upload_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     folder = tmp_path / "outside"
     package(folder, "outsidepkg")
@@ -92,18 +94,18 @@ def test_an_installed_module_is_refused_without_importing_it() -> None:
         upload.plugin_in_upload("antigravity")
 
 
-def test_what_is_not_here_is_left_to_the_job_to_name(user_folder: Path) -> None:
+def test_a_missing_plugin_is_left_to_the_job_to_report(user_folder: Path) -> None:
     for name in ("no_such_package.module", "missing.py", ".relative", "", "pft_core.data"):
         assert upload.plugin_in_upload(name) == name
 
 
-def test_a_module_in_a_folder_that_does_not_travel_is_refused(user_folder: Path) -> None:
+def test_a_module_in_an_excluded_folder_is_refused(user_folder: Path) -> None:
     package(user_folder, "build")
-    with pytest.raises(UserError, match="build does not travel"):
+    with pytest.raises(UserError, match="the folder build is not uploaded"):
         upload.plugin_in_upload("build.mod")
 
 
-def test_a_manifest_counts_behind_an_equals_sign_in_its_path(user_folder: Path) -> None:
+def test_a_manifest_counts_even_if_its_path_contains_an_equals_sign(user_folder: Path) -> None:
     data = user_folder / "a=b"
     data.mkdir()
     for command in (["train", "quickstart", f"data={data}"], ["evaluate", "--data", str(data)]):
@@ -113,7 +115,7 @@ def test_a_manifest_counts_behind_an_equals_sign_in_its_path(user_folder: Path) 
         assert upload.digest(command) != before
 
 
-def test_a_checkout_travels_itself() -> None:
+def test_a_checkout_is_uploaded_as_it_is() -> None:
     with upload.runtime_env(["train", "quickstart"]) as env:
         assert env["working_dir"] == str(upload.CODE)
     assert upload.CODE.is_dir()

@@ -1,4 +1,4 @@
-"""What is not there is said before anything starts: by reading files, without Ray or transformers."""
+"""Missing inputs are reported before anything starts, from a few files, without Ray or transformers."""
 
 import json
 import os
@@ -39,12 +39,12 @@ MISSING = [
     ("train quickstart storage=/proc/nosuch", "/proc/nosuch: cannot be written"),
     ("quickstart storage=/proc/nosuch", "/proc/nosuch: cannot be written"),
     ("tune quickstart validation_data=nosuch", "nosuch/manifest.json: no such file"),
-    ("tune quickstart data=DATA", "validation_data is not set: the ratio is picked on it"),
+    ("tune quickstart data=DATA", "validation_data is not set, but the search picks the ratio on it"),
     ("prepare --source json --input ROWS --output out --model ./nosuch", "model='./nosuch': no such folder"),
     ("prepare --source json --input nosuch --output out", "nosuch: no such file or folder"),
     ("prepare --source toyworld --output /proc/nosuch", "/proc/nosuch: cannot be written"),
-    ("prepare --source toyworld --output /", "output=/: is the top of all folders"),
-    ("prepare --source toyworld --output out --plugin /", "plugin /: no such module here"),
+    ("prepare --source toyworld --output /", "output=/: is the root folder"),
+    ("prepare --source toyworld --output out --plugin /", "plugin /: no such module on"),
     ("serve quickstart policy=", "policy: '' names nothing"),
     ("evaluate --data nosuch --model MODEL --output out", "nosuch/manifest.json: no such file"),
     ("evaluate --data DATA --model ./nosuch --output out", "model='./nosuch': no such folder"),
@@ -60,15 +60,18 @@ MISSING = [
     ("serve quickstart policy=MODEL adapters={} examples=/nosuch", "/nosuch/manifest.json: no such file"),
     ("compare table2_vcd --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
     ("compare --outcomes DATA --outcomes DATA --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
-    ("quickstart data=DATA", "`pft quickstart` shows the embedded data"),
-    ("tune quickstart --mode soup search.num_trials=3", "search.num_trials=3 has no effect: it is of --mode optuna"),
+    ("quickstart data=DATA", "`pft quickstart` evaluates on the embedded data only"),
+    (
+        "tune quickstart --mode soup search.num_trials=3",
+        "search.num_trials=3 has no effect: only --mode optuna reads it",
+    ),
     ("compare table2_vcd --size huge", "has no size 'huge'"),
 ]
 
 
 @pytest.fixture(scope="module")
 def answers(data: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """Exit code, message and heavy modules of every command, all asked in one process: imports only add up."""
+    """Return exit code, message and heavy modules of every command, run in one process, since imports only add up."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "rows.jsonl").write_text("{}\n")
     places = {"DATA": str(data), "MODEL": str(tiny_qwen2), "ROWS": "rows.jsonl"}
@@ -93,7 +96,7 @@ for command in {commands!r}:
 
 
 @pytest.mark.parametrize(("command", "message"), MISSING, ids=lambda text: text[:50])
-def test_what_is_missing_is_one_line_before_anything_heavy_is_imported(
+def test_a_missing_input_is_one_line_before_heavy_imports(
     answers: dict[str, tuple[int, str, str]], command: str, message: str
 ) -> None:
     code, said, heavy = answers[command]
@@ -102,7 +105,7 @@ def test_what_is_missing_is_one_line_before_anything_heavy_is_imported(
     assert said.count("\n") == 1
 
 
-def test_a_model_folder_without_a_chat_template_is_told_from_its_files(tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_model_folder_without_a_chat_template_is_recognized_from_its_files(tiny_qwen2: Path, tmp_path: Path) -> None:
     refuse_unusable_model(str(tiny_qwen2), wants_chat=False)
     with pytest.raises(UserError, match=r"prompt\.template=chat, but tokenizer .* has no chat template: use plain"):
         refuse_unusable_model(str(tiny_qwen2), wants_chat=True)
@@ -115,7 +118,7 @@ def test_a_model_folder_without_a_chat_template_is_told_from_its_files(tiny_qwen
     refuse_unusable_model(str(tmp_path / "m"), wants_chat=True)
 
 
-def test_a_like_folder_is_suggested_and_an_adapter_says_what_to_give(
+def test_a_similar_folder_is_suggested_and_an_adapter_gets_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -134,7 +137,7 @@ def test_a_like_folder_is_suggested_and_an_adapter_says_what_to_give(
         refuse_unusable_model(str(adapter), wants_chat=False)
 
 
-def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for place in ("file", "file/below", "loop", "loop/below", "x" * 300):
@@ -148,9 +151,13 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path: P
     ("source", "given", "message"),
     [
         ("json", {"seed": 3}, "seed=3 has no effect: source=json reads files"),
-        ("vcd", {"split": "test"}, "split=test has no effect: source=vcd reads files, none of them of a hub data set"),
+        (
+            "vcd",
+            {"split": "test"},
+            "split=test has no effect: source=vcd reads files, and none is a Hugging Face data set",
+        ),
         ("json", {"num_per_axis": 4}, "num_per_axis=4 has no effect"),
-        ("toyworld", {"axis": "Pace"}, "axis=Pace has no effect: source=toyworld makes its rows"),
+        ("toyworld", {"axis": "Pace"}, "axis=Pace has no effect: source=toyworld generates rows"),
         ("toyworld", {"split": "train_prefs"}, "split='train_prefs': source=toyworld has train, validation, test"),
         ("json", {"split": "a b"}, "split='a b': expected"),
         ("json", {"axis": ""}, "axis='': expected"),
@@ -165,7 +172,7 @@ def test_an_option_that_does_not_apply_is_refused(source: str, given: dict[str, 
         build(PrepareConfig, {"source": source, "output": "out", **rows, **given})
 
 
-def test_options_that_apply_are_taken() -> None:
+def test_options_that_apply_are_accepted() -> None:
     hub = build(PrepareConfig, {"source": "trl", "output": "o", "input": ["owner/name:cfg"], "split": "train_prefs"})
     assert hub.split == "train_prefs"
     assert build(PrepareConfig, {"source": "toyworld", "output": "~/o", "seed": 3, "split": "test"}).seed == 3
@@ -173,7 +180,7 @@ def test_options_that_apply_are_taken() -> None:
         build(EvaluateConfig, {"data": "d", "output": "o", "endpoint": "http://x", "num_workers": 2})
 
 
-def test_a_warmup_that_outlasts_the_run_is_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warmup_longer_than_the_run_is_reported(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config("quickstart", [f"data={data}", "train.warmup_steps=7", "train.max_steps=7"])
     manifest = refuse_missing_inputs(config)[str(data.resolve())]
     warn_of_long_warmup(config, manifest)
@@ -182,7 +189,7 @@ def test_a_warmup_that_outlasts_the_run_is_said(data: Path, capsys: pytest.Captu
     assert not capsys.readouterr().err
 
 
-def test_data_of_a_general_task_is_looked_for_too(data: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_missing_data_of_a_task_is_reported_too(data: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
     given = {"data": str(data), "output": str(tmp_path / "out")}
     refuse_missing_of_evaluation(EvaluateConfig(model=str(tiny_qwen2), **given))
     with pytest.raises(UserError, match="data=/nosuch: no such file"):

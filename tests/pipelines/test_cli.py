@@ -1,4 +1,4 @@
-"""stdout is one JSON line, stderr is for people, and exit codes mean what they say."""
+"""stdout is one JSON line, stderr is for people, and exit codes are as documented."""
 
 import io
 import json
@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
-from pipelines.cli import spread_inputs
+from pipelines.cli import app, spread_inputs
 from pipelines.console import console, one_table
 
 CLI = [sys.executable, "-m", "pipelines.cli"]
@@ -22,7 +26,7 @@ def pft(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def verb(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb made of these lines in a process of its own."""
+    """Run a verb with this body in a subprocess."""
     script = "import os, sys, typer\nfrom pft_core.errors import UserError\nfrom pipelines.cli import verb\n"
     script += "@verb\ndef command():\n" + textwrap.indent(body, "    ")
     script += "\napp = typer.Typer()\napp.command()(command)\napp()\n"
@@ -37,7 +41,7 @@ def test_the_result_is_the_only_thing_on_stdout() -> None:
     assert "lr: 0.0002" in done.stderr
 
 
-def test_prints_past_python_and_prints_at_exit_do_not_reach_stdout() -> None:
+def test_output_of_c_code_and_output_at_exit_do_not_reach_stdout() -> None:
     body = """
         import atexit
         atexit.register(lambda: print('late', flush=True))
@@ -52,25 +56,25 @@ def test_prints_past_python_and_prints_at_exit_do_not_reach_stdout() -> None:
         assert text in done.stderr
 
 
-def test_a_users_mistake_is_one_message_and_exit_2() -> None:
+def test_a_user_error_is_one_message_and_exit_2() -> None:
     done = verb("raise UserError('train.lr=0: raise it')")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: train.lr=0: raise it\n")
 
 
-def test_a_mistake_of_thousands_of_characters_is_shortened() -> None:
+def test_an_error_of_thousands_of_characters_is_shortened() -> None:
     done = verb("raise UserError('x' * 100_000 + ': raise it')")
     assert len(done.stderr) < 2000
     assert done.stderr.startswith("error: xxx")
     assert done.stderr.endswith("x: raise it\n")
 
 
-def test_a_name_that_is_not_utf8_is_one_line() -> None:
+def test_a_name_that_is_not_utf8_is_one_line_and_exit_2() -> None:
     done = subprocess.run([*CLI, "train", b"data=\xff"], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"error: 'data=\\udcff': is not UTF-8: rename what it names\n"
+    assert done.stderr == b"error: 'data=\\udcff': not valid UTF-8: rename the file or folder\n"
 
 
-def test_our_own_mistake_shows_its_traceback_and_exits_1() -> None:
+def test_a_bug_shows_its_traceback_and_exits_1() -> None:
     done = verb("raise KeyError('ours')")
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" in done.stderr
@@ -82,7 +86,7 @@ def test_an_interruption_exits_130() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_failed_job_still_gives_its_result_and_exits_1() -> None:
+def test_a_failed_job_still_prints_its_result_and_exits_1() -> None:
     done = verb("return {'status': 'FAILED'}")
     assert (done.returncode, done.stdout) == (1, '{"status": "FAILED"}\n')
 
@@ -91,19 +95,21 @@ def test_a_failed_job_still_gives_its_result_and_exits_1() -> None:
     ("redirected", "words"),
     [
         (">&-", "error: stdout is closed"),
-        (">/dev/full", "error: stdout: No space left on device: the result is not written there; it is {"),
-        ("| true", "error: stdout: Broken pipe: the result is not written there; it is {"),
+        (">/dev/full", "error: stdout: No space left on device: the result could not be written; it is {"),
+        ("| true", "error: stdout: Broken pipe: the result could not be written; it is {"),
     ],
 )
-def test_a_result_that_nobody_can_be_given_is_one_line_and_exit_2(redirected: str, words: str, tmp_path: Path) -> None:
+def test_an_undeliverable_result_is_one_line_and_exit_2(redirected: str, words: str, tmp_path: Path) -> None:
     command = f"set -o pipefail; {sys.executable} -m pipelines.cli key me --file '{tmp_path}/keys' {redirected}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(words)
-    assert (tmp_path / "keys").exists() == (redirected != ">&-")  # nothing is done for nobody
+    assert (tmp_path / "keys").exists() == (
+        redirected != ">&-"
+    )  # no work is done for a result that cannot be delivered
 
 
-def test_a_full_disk_behind_help_is_one_line_and_exit_2() -> None:
+def test_help_to_a_full_disk_is_one_line_and_exit_2() -> None:
     command = f"{sys.executable} -m pipelines.cli --help >/dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (2, "error: stdout: No space left on device\n")
@@ -117,7 +123,7 @@ def test_a_full_disk_behind_help_is_one_line_and_exit_2() -> None:
         (["train", "quickstart", "scaling.num_workers=two"], "error: scaling.num_workers='two': expected an integer"),
     ],
 )
-def test_config_mistakes_end_before_anything_heavy_starts(arguments: list[str], part: str) -> None:
+def test_config_errors_are_reported_before_heavy_imports(arguments: list[str], part: str) -> None:
     done = pft(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert part in done.stderr
@@ -125,7 +131,7 @@ def test_config_mistakes_end_before_anything_heavy_starts(arguments: list[str], 
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["train"], ["prepare", "--sorce", "vcd"], ["submit"]])
-def test_usage_mistakes_exit_2(arguments: list[str]) -> None:
+def test_usage_errors_exit_2(arguments: list[str]) -> None:
     done = pft(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
 
@@ -137,14 +143,46 @@ def test_help_lists_every_verb() -> None:
         assert name in done.stdout
 
 
+def commands(group: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command, with the words that call it."""
+    for word, command in (group or typer.main.get_command(app)).commands.items():
+        yield f"{name} {word}".strip(), command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} {word}".strip())
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_help_text_is_a_phrase_that_stands_alone(name: str, command: Any) -> None:
+    for parameter in command.params:
+        assert parameter.help[:1].isupper(), f"pft {name}: {parameter.name}"
+        assert parameter.help.endswith("."), f"pft {name}: {parameter.name}"
+    if not hasattr(command, "commands"):
+        assert f"Example: `pft {name}" in command.help
+
+
+HEAVY = "('torch', 'ray', 'transformers', 'mlflow', 'pyarrow')"
+
+
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "('torch', 'ray', 'transformers', 'mlflow', 'pyarrow')"
-    script = f"import sys, pipelines.cli; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, pipelines.cli; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_one_input_option_takes_many_paths() -> None:
+def test_version_prints_the_package_and_imports_nothing_heavy() -> None:
+    script = f"""
+        import atexit, sys
+        sys.argv = ["pft", "--version"]
+        atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules]))
+        from pipelines.cli import main
+        main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"pft {version('pft')}\n[]\n", "")
+
+
+def test_one_input_option_takes_several_paths() -> None:
     given = ["prepare", "--input", "a", "b", "--output", "o", "--input", "c"]
     assert list(spread_inputs(given)) == ["prepare", "--input", "a", "--input", "b", "--output", "o", "--input", "c"]
     assert list(spread_inputs(["train", "quickstart", "data=x"])) == ["train", "quickstart", "data=x"]
@@ -167,7 +205,7 @@ def test_the_table_has_a_line_per_pole_and_a_column_per_policy() -> None:
     assert "Risk [taking]" in wide.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_brackets_and_colons_in_texts_of_users_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_and_colons_in_user_texts_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"axis": "[/a]", "pole": "[b]", "policy": "[/c]", "metric": "one", "trained_pole": True, "n": 3}
     console.print("out/o[/b]x[red]:x: is finished", soft_wrap=True)
     console.print(one_table([{**row, "value": 0.5, "low": 0.4, "high": 0.6, "position_baseline": None}]))  # type: ignore[typeddict-item]
@@ -176,7 +214,7 @@ def test_brackets_and_colons_in_texts_of_users_are_printed_as_they_are(capsys: p
         assert text in said
 
 
-def test_a_recipe_of_ones_own_is_a_path(tmp_path: Path) -> None:
+def test_the_users_own_recipe_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     done = pft("show", "config", str(tmp_path / "mine.yaml"))
     assert json.loads(done.stdout)["name"] == "mine"

@@ -1,4 +1,4 @@
-"""A config is a recipe plus overrides, and a fault in it is said in the user's words."""
+"""A config is a recipe plus overrides; an error names the key, the value and what to do."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from pft_core.errors import UserError
 from pipelines.compare import load_suite
-from pipelines.config import load_config, refuse_idle_search, resolved
+from pipelines.config import load_config, refuse_idle_search, resolved_config
 from pipelines.serve import load_serve_config
 from pipelines.validated_yaml import _loaded, dump_yaml
 
@@ -37,7 +37,7 @@ def test_overrides_reach_any_depth_and_the_last_one_wins() -> None:
     assert (config.lora and config.lora.r, config.data, config.engine.name) == (2, "some/folder", "torch")
 
 
-def test_null_removes_a_section_and_a_key_in_it_brings_it_back() -> None:
+def test_null_removes_a_section_and_setting_a_key_restores_it() -> None:
     assert load_config("quickstart", ["lora=null"]).lora is None
     again = load_config("quickstart", ["lora=null", "lora.r=4"]).lora
     assert again is not None
@@ -53,11 +53,11 @@ def test_null_removes_a_section_and_a_key_in_it_brings_it_back() -> None:
         ("train.zero_stage=1", "engine.zero_stage"),
     ],
 )
-def test_an_unknown_key_comes_with_the_nearest_right_one(override: str, meant: str) -> None:
+def test_an_unknown_key_suggests_the_nearest_key(override: str, meant: str) -> None:
     assert f"unknown key. Did you mean '{meant}'?" in fault(override)
 
 
-def test_an_unknown_key_far_from_any_comes_with_the_keys_of_its_section() -> None:
+def test_an_unknown_key_unlike_any_lists_the_keys_of_its_section() -> None:
     assert fault("engine.qqq=1") == "engine.qqq: unknown key. Known: engine.name, engine.zero_stage."
 
 
@@ -74,16 +74,16 @@ def test_an_unknown_key_far_from_any_comes_with_the_keys_of_its_section() -> Non
         ("train.schedule=cosin", "train.schedule='cosin': expected 'linear' or 'cosine'"),
         ("lora.target_modules=3", "lora.target_modules=3: expected a list, or 'all-linear'"),
         ("lora=3", "lora=3: expected a section of keys"),
-        ("name=a/b", "name='a/b': expected text that matches '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
-        ("foo", "'foo': an override is written key=value, such as train.lr=1e-4"),
-        ("storage=s3://bucket", "storage='s3://bucket' is a URL: give a folder on a file system that all nodes see"),
+        ("name=a/b", "name='a/b': expected a string that matches '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
+        ("foo", "'foo': expected an override KEY=VALUE, such as train.lr=1e-4"),
+        ("storage=s3://bucket", "storage='s3://bucket' is a URL: give a folder on a file system that all nodes share"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_place_and_what_was_expected(override: str, message: str) -> None:
+def test_an_invalid_value_is_reported_with_key_and_expectation(override: str, message: str) -> None:
     assert fault(override).removeprefix("quickstart.yaml: config: ") == message
 
 
-def test_a_fault_of_the_file_names_the_file_and_one_of_the_command_line_does_not(tmp_path: Path) -> None:
+def test_an_error_in_a_file_names_the_file_and_one_on_the_command_line_does_not(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("train: {lr: fast, epochs: many}\n")
     with pytest.raises(UserError) as raised:
@@ -110,23 +110,23 @@ def test_values_that_contradict_each_other_are_refused(overrides: list[str], par
     assert part in fault(*overrides)
 
 
-def test_a_yaml_mistake_is_named_with_file_and_line(tmp_path: Path) -> None:
+def test_a_yaml_error_names_file_and_line(tmp_path: Path) -> None:
     recipe = tmp_path / "broken.yaml"
     recipe.write_text("name: broken\ntrain: [1\nlora: 2\n")
     with pytest.raises(UserError, match=rf"^{recipe}:3: not valid YAML"):
         load_config(recipe)
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "twice.yaml"
     recipe.write_text("name: t\ntrain:\n  lr: 1e-3\n  lr: 1e-4\n", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"^{recipe}:4: .*the key 'lr' stands twice"):
+    with pytest.raises(UserError, match=rf"^{recipe}:4: .*the key 'lr' is repeated"):
         load_config(recipe)
 
 
 def test_a_recipe_that_is_not_a_mapping_or_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(UserError, match="a recipe is a mapping of keys to values, this is a list"):
+    with pytest.raises(UserError, match="expected a mapping of keys to values, got a list"):
         load_config(tmp_path / "list.yaml")
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such recipe file"):
         load_config(tmp_path / "nowhere.yaml")
@@ -134,7 +134,7 @@ def test_a_recipe_that_is_not_a_mapping_or_does_not_exist_is_refused(tmp_path: P
         load_config("quikstart")
 
 
-def test_resolved_numbers_follow_from_the_config() -> None:
+def test_derived_numbers_follow_from_the_config() -> None:
     overrides = [
         "data=null",
         "train.max_steps=50",
@@ -143,8 +143,8 @@ def test_resolved_numbers_follow_from_the_config() -> None:
         "lora.alpha=16",
         "lora.r=8",
     ]
-    derived = resolved(load_config("quickstart", [*overrides, "train.tokens_per_microbatch=500"]))["derived"]
-    # 32 pairs a step on 2 workers: 16 each; a pair is at most 2 x 100 tokens, so a bin of 500 holds at least 2: 8 bins
+    derived = resolved_config(load_config("quickstart", [*overrides, "train.tokens_per_microbatch=500"]))["derived"]
+    # 32 pairs per step on 2 workers: 16 each. A pair has at most 200 tokens, so a bin of 500 holds at least 2: 8 bins
     assert derived["longest_pair_tokens"] == 200
     assert derived["microbatches_per_step_at_most"] == 8
     assert derived["lora_scale"] == 2.0
@@ -155,7 +155,7 @@ GIVEN = ["/x/exp #3", "yes", "1e3", "007", "2024-01-05", "no", "0x1F", "12:30:00
 
 
 @pytest.mark.parametrize("text", GIVEN)
-def test_a_value_for_a_text_is_the_text_as_given(text: str) -> None:
+def test_the_value_of_a_string_field_is_taken_literally(text: str) -> None:
     for key in ("storage", "data", "model", "tracking.experiment"):
         config: Any = load_config("quickstart", [f"{key}={text}"])
         for name in key.split("."):
@@ -164,17 +164,17 @@ def test_a_value_for_a_text_is_the_text_as_given(text: str) -> None:
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])
-def test_quotes_around_a_text_are_dropped(quote: str) -> None:
+def test_quotes_around_a_string_are_removed(quote: str) -> None:
     config = load_config("quickstart", [f"storage={quote}a # b{quote}", f"data={quote}null{quote}", f"model={quote}x"])
     assert (config.storage, config.data, config.model) == ("a # b", "null", f"{quote}x")
 
 
-def test_null_is_none_only_where_none_is_allowed() -> None:
+def test_null_is_none_only_if_none_is_allowed() -> None:
     config = load_config("quickstart", ["data=null", "validation_data=", "storage=null", "name=null"])
     assert (config.data, config.validation_data, config.storage, config.name) == (None, None, "null", "null")
 
 
-def test_texts_inside_a_list_or_a_section_stay_what_they_are() -> None:
+def test_strings_inside_a_list_or_a_section_stay_unchanged() -> None:
     config = load_config("quickstart", ["lora={r: 4, target_modules: [no, 1e3, 007]}", "tracking={uri: null}"])
     assert config.lora is not None
     assert (config.lora.r, config.lora.target_modules, config.tracking.uri) == (4, ["no", "1e3", "007"], None)
@@ -182,7 +182,7 @@ def test_texts_inside_a_list_or_a_section_stay_what_they_are() -> None:
     assert (served.policy, served.adapters) == ("/a #1", {"one": "/b", "two": f"{Path.home()}/c"})
 
 
-def test_a_home_is_expanded_in_recipes_and_on_the_command_line(tmp_path: Path) -> None:
+def test_a_tilde_is_expanded_in_recipes_and_on_the_command_line(tmp_path: Path) -> None:
     places = {"data": "~/d", "validation_data": "~/v", "model": "~/m", "storage": "~"}
     (tmp_path / "mine.yaml").write_text("".join(f"{key}: '{place}'\n" for key, place in places.items()))
     expected = {key: os.path.expanduser(place) for key, place in places.items()}
@@ -196,34 +196,34 @@ def test_a_home_is_expanded_in_recipes_and_on_the_command_line(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("override", ["storage=''", "data=' '", "model=''", "storage="])
-def test_a_place_that_names_nothing_is_refused(override: str) -> None:
+def test_an_empty_path_is_refused(override: str) -> None:
     assert fault(override).startswith(f"{override.partition('=')[0]}")
 
 
 TEN = "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefghi"))
 MISTAKES = {
-    "? {a: b}\n: c\n": "a key is one word",
-    "{[a]: b}": "a key is one word",
+    "? {a: b}\n: c\n": "a key must be a single word",
+    "{[a]: b}": "a key must be a single word",
     "[" * 20_000: "nested",
     "{a: " * 20_000: "nested",
     "a: " + "[" * 60 + "]" * 60: "nested deeper than 40 levels",
-    "a: &a [*a]": "holds itself",
-    "a: &a {b: *a}": "holds itself",
-    "seed: 2024-13-45": "",  # as a date, or as text where some library has taken dates out of YAML's loaders
+    "a: &a [*a]": "contains itself",
+    "a: &a {b: *a}": "contains itself",
+    "seed: 2024-13-45": "",  # read as a date, or as a string if a library has removed dates from YAML's loaders
     "seed: 0x_": "not valid YAML",
-    f"seed: 0x{'f' * 6000}": "a whole number of 24000 bits",
-    f"search: {{space: {{seed: [0x{'f' * 6000}]}}}}": "a whole number of 24000 bits",
+    f"seed: 0x{'f' * 6000}": "an integer of 24000 bits",
+    f"search: {{space: {{seed: [0x{'f' * 6000}]}}}}": "an integer of 24000 bits",
     'data: "\\ud800"': "",
     "seed: !!int x": "not valid YAML",
     "seed: !!python/object:os.system x": "not valid YAML",
     "a: \x07": "not valid YAML",
     f"a: &a [x]\n{TEN}seed: *i": "seed=[[[[[",
-    "1: 2\nnull: 3": "1: a key is a text",
+    "1: 2\nnull: 3": "1: a key must be a string",
 }
 
 
 @pytest.mark.parametrize("text", MISTAKES, ids=lambda text: text[:20])
-def test_no_yaml_of_a_recipe_ends_in_a_traceback(tmp_path: Path, text: str) -> None:
+def test_no_recipe_text_causes_a_traceback(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=re.escape(MISTAKES[text])) as raised:
         load_config(tmp_path / "mine.yaml")
@@ -239,24 +239,26 @@ def test_no_yaml_of_a_recipe_ends_in_a_traceback(tmp_path: Path, text: str) -> N
     [
         ("{CPU: -1}", r"CPU=-1: expected greater than or equal to 0"),
         ("{CPU: 1e300}", "less than or equal to"),
-        ("{CPU: 1.5}", r"CPU=1\.5: above 1, Ray gives whole ones"),
-        ("{CPU: 1e-9}", "Ray gives at least 0.0001"),
-        ("{'': 1}", "a resource has a name"),
+        ("{CPU: 1.5}", r"CPU=1\.5: above 1, Ray grants whole units"),
+        ("{CPU: 1e-9}", "Ray grants at least 0.0001"),
+        ("{'': 1}", "a resource needs a name"),
         ("{GPU: 1}", "use_gpu=false, but resources_per_worker names a GPU: add use_gpu=true"),
     ],
 )
-def test_resources_that_no_worker_can_have_are_refused(override: str, part: str) -> None:
+def test_resources_that_ray_never_grants_are_refused(override: str, part: str) -> None:
     with pytest.raises(UserError, match=part):
         load_config("quickstart", [f"scaling.resources_per_worker={override}"])
 
 
-def test_a_stage_of_zero_without_deepspeed_is_refused_unless_it_was_the_recipes() -> None:
+def test_a_zero_stage_without_deepspeed_is_refused_unless_it_comes_from_the_recipe() -> None:
     message = r"engine\.zero_stage=3 has no effect on engine\.name=torch"
     with pytest.raises(UserError, match=message):
         load_config("vcd_qwen2.5-3b_lora", ["engine.zero_stage=3"])
     with pytest.raises(UserError, match=message):
         load_config("quickstart", ["engine.name=torch", "engine.zero_stage=3"])
-    assert load_config("quickstart", ["engine.name=torch"]).engine.zero_stage == 2  # the recipe's was of its own engine
+    assert (
+        load_config("quickstart", ["engine.name=torch"]).engine.zero_stage == 2
+    )  # the recipe's stage belongs to its own engine
 
 
 @pytest.mark.parametrize(
@@ -269,13 +271,13 @@ def test_a_stage_of_zero_without_deepspeed_is_refused_unless_it_was_the_recipes(
         (f"search.num_trials={10**30}", "search: num_trials holds a whole number beyond"),
     ],
 )
-def test_numbers_that_no_machine_counts_or_holds_are_refused(override: str, part: str) -> None:
+def test_numbers_beyond_any_machine_are_refused(override: str, part: str) -> None:
     with pytest.raises(UserError, match=part):
         load_config("quickstart", [override])
 
 
-def test_resources_of_a_server_and_of_a_cell_are_checked_alike(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"num_cpus=1\.5: above 1, Ray gives whole ones"):
+def test_resources_of_servers_and_cells_are_checked_alike(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_cpus=1\.5: above 1, Ray grants whole units"):
         load_serve_config("quickstart", [f"policy={tmp_path}", "scaling.num_cpus=1.5"])
     with pytest.raises(UserError, match=r"max_ongoing_requests=10{12}: expected less than or equal"):
         load_serve_config("quickstart", [f"policy={tmp_path}", f"scaling.max_ongoing_requests={10**12}"])
@@ -285,12 +287,12 @@ def test_resources_of_a_server_and_of_a_cell_are_checked_alike(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("given", ["seed=010", "train.max_steps=08", "seed=1:30", "seed=0o17", "train.lr=1:30.5"])
-def test_numbers_that_yaml_once_read_in_other_bases_are_refused(given: str) -> None:
+def test_yaml_1_1_numbers_in_other_bases_are_refused(given: str) -> None:
     with pytest.raises(UserError, match="expected"):
         load_config("quickstart", [given])
 
 
-def test_floats_are_read_as_before() -> None:
+def test_floats_are_read_and_numeric_strings_stay_strings() -> None:
     for text, value in (("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("1_0.5", 10.5), ("1.5e+3", 1500.0), ("3", 3.0)):
         assert load_config("quickstart", [f"train.lr={text}"]).train.lr == value
     for text in ("010", "1:30", "1e3", "5", "0x1f"):
@@ -298,7 +300,7 @@ def test_floats_are_read_as_before() -> None:
         assert _loaded(dumped) == {"name": text}
 
 
-def test_epochs_beside_a_number_of_steps_are_an_error() -> None:
+def test_epochs_beside_max_steps_are_an_error() -> None:
     with pytest.raises(UserError, match=r"train\.epochs=10 has no effect beside train\.max_steps=150: add"):
         load_config("quickstart", ["train.epochs=10"])
     assert load_config("quickstart", ["train.epochs=10", "train.max_steps=null"]).train.epochs == 10
@@ -309,7 +311,7 @@ def test_epochs_beside_a_number_of_steps_are_an_error() -> None:
     [("soup", "search.num_trials=3"), ("grid", "search.sampler=random"), ("asha", "search.t.low=-1"),
      ("optuna", "search.alphas=[1]"), ("grid", "search.verify=1")],
 )  # fmt: skip
-def test_what_a_mode_of_search_does_not_read_is_an_error(mode: str, given: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"{given} has no effect: it is of --mode ")):
+def test_an_override_that_the_search_mode_ignores_is_an_error(mode: str, given: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{given} has no effect: only --mode ")):
         refuse_idle_search([given], mode)
     refuse_idle_search(["search.form=all", "search.space={}", "train.lr=1", "search=x"], mode)

@@ -23,7 +23,7 @@ def rows_of(result: dict) -> list[dict]:
 
 
 @pytest.mark.own_ray
-def test_the_pipeline_leaves_a_whole_report(own_ray, tmp_path, monkeypatch) -> None:
+def test_the_pipeline_writes_a_complete_report(own_ray, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(embedded_data, "NUM_PER_AXIS", {"train": 24, "validation": 8, "test": 8})
     result = quickstart.run(load_config("quickstart", [f"storage={tmp_path}", "train.max_steps=2"]))
     report = read_json(Path(result["report_json"]), what="a report")

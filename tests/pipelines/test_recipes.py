@@ -1,14 +1,14 @@
-"""Every shipped recipe loads, and the paper's one holds the paper's numbers."""
+"""Every shipped recipe loads, and the paper's recipe has the paper's numbers."""
 
 import pytest
 
-from pipelines.config import load_config, resolved
+from pipelines.config import load_config, resolved_config
 from pipelines.config.recipes import RECIPES
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def test_the_promised_recipes_are_there() -> None:
+def test_the_documented_recipes_exist() -> None:
     promised = {
         "quickstart",
         "vcd_qwen2.5-3b_lora",
@@ -23,7 +23,7 @@ def test_the_promised_recipes_are_there() -> None:
 def test_a_recipe_loads_under_its_own_name_and_its_longest_pair_fits(name: str) -> None:
     config = load_config(name)
     assert config.name == name
-    assert resolved(config)["derived"]["longest_pair_fits_a_microbatch"]
+    assert resolved_config(config)["derived"]["longest_pair_fits_a_microbatch"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,7 +36,7 @@ def test_every_number_of_a_recipe_has_a_reason(name: str) -> None:
         assert section_has_reason or "#" in line or not value[:1].isdigit(), line
 
 
-def test_the_paper_recipe_holds_the_papers_settings() -> None:
+def test_the_paper_recipe_has_the_papers_settings() -> None:
     config = load_config("vcd_qwen2.5-3b_lora")
     assert config.lora is not None
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (8, 32, 0.05)

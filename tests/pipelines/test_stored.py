@@ -1,4 +1,4 @@
-"""What earlier versions wrote still opens: a run's config, a policy's reference, a data set's manifest."""
+"""Files of earlier versions still open: the config of a run, the reference of a policy, the manifest of a data set."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_a_stored_config_opens_as_it_was_written() -> None:
     assert load_config(STORED / "config.yaml", ["train.objective=pft", "train.alpha=2"]).train.alpha == 2.0
 
 
-def test_a_stored_reference_opens_and_its_words_have_the_same_digest() -> None:
+def test_a_stored_reference_opens_and_its_prompts_have_the_same_digest() -> None:
     ref = ModelRef.load(STORED)
     assert ref.adapter == str(STORED / "adapter")
     assert ref.trained_sides == (0, 1)

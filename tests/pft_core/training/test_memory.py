@@ -23,7 +23,7 @@ from pft_core.training.memory import count_kept_bytes, measure_kept_bytes, memor
 from pft_core.training.memory_fallback import MemoryFallback, MemoryUse, OutOfMemoryError, out_of_memory
 from pft_core.training.planning import LoopSettings
 from pft_core.training.settings import TrainSettings
-from pipelines.train.fitting import spare_memory
+from pipelines.train.fitting import plan_and_save_memory
 from tests.builders import MemoryStore, tree
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def plan_with_fallback(
     objective = build_objective(chosen)
     settings = LoopSettings.of(chosen, objective, num_pairs=200, seed=0, shares_prefix=True)
     store = MemoryStore([tree(str(i), [[5] * longest] * 2, [[6] * 8, [7] * 4]) for i in range(200)])
-    return spare_memory(scorer, settings, store, memory_fallback, context=LocalContext(tmp_path, device=CPU))
+    return plan_and_save_memory(scorer, settings, store, memory_fallback, context=LocalContext(tmp_path, device=CPU))
 
 
 @pytest.mark.parametrize(("free", "checkpoints"), [(1e12, False), (0.0, True)])

@@ -1,4 +1,4 @@
-"""What is left out as pairs are encoded counts each time a layer is used."""
+"""Pairs that were left out during encoding count at each use of the layer."""
 
 import json
 import re
@@ -21,11 +21,11 @@ from pipelines.evaluate import answering_job_of
 from pipelines.evaluate.evaluation_request import EvaluateConfig, answer_settings_of
 from tests.builders import SPACE, record, write_dataset
 
-LEFT_OUT = "3 of 8 pairs are longer than encoding.max_length=180: left out"
+LEFT_OUT = "3 of 8 pairs are longer than encoding.max_length=180 and were left out"
 
 
 def said_of(data: Path, model: Path, *, max_length: int, max_reject_fraction: float) -> list[str]:
-    """What is said as the data is encoded for the model."""
+    """Return the messages while the data is encoded for the model."""
     tokenizer = ModelTokenizer(str(model))
     facts = tokenizer.facts(PromptSettings())
     notes: list[str] = []
@@ -47,7 +47,7 @@ def data(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data", [record(i, num_options=3 if i < 5 else 10) for i in range(8)])
 
 
-def test_a_layer_that_is_used_again_counts_what_it_left_out(tiny_qwen2: Path, data: Path) -> None:
+def test_a_reused_layer_counts_its_rejected_pairs(tiny_qwen2: Path, data: Path) -> None:
     said = partial(said_of, data, tiny_qwen2, max_length=180)
     assert said(max_reject_fraction=0.5)[1:] == [LEFT_OUT]
     again = said(max_reject_fraction=0.5)
@@ -64,13 +64,13 @@ def test_pairs_beyond_a_models_learned_positions_are_left_out(
     model = Path(shutil.copytree(tiny_qwen2, tmp_path / "gpt"))
     (model / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 600, **told}))
     said = partial(said_of, data, model, max_length=1024)
-    table = f"the table of 180 positions that {str(model)!r} has"
-    assert said(max_reject_fraction=0.5)[1:] == [f"3 of 8 pairs are longer than {table}: left out"]
-    with pytest.raises(UserError, match=re.escape(f"{table} leaves 5 of 8 pairs: train one that has more")):
+    limit = f"the 180 positions of {str(model)!r}"
+    assert said(max_reject_fraction=0.5)[1:] == [f"3 of 8 pairs are longer than {limit} and were left out"]
+    with pytest.raises(UserError, match=re.escape(f"{limit} leaves 5 of 8 pairs: use a model with more positions")):
         said(max_reject_fraction=0.3)
 
 
-def test_whoever_asks_a_model_keeps_to_its_learned_positions(tmp_path: Path) -> None:
+def test_requests_stay_within_a_models_learned_positions(tmp_path: Path) -> None:
     for model_type, wanted, most in (("gpt2", 2048, 1024), ("opt", 4096, 2048), ("gpt2", 7, 7), ("qwen2", 9999, 9999)):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         assert within_positions(wanted, str(tmp_path)) == most

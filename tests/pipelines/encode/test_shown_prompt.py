@@ -1,4 +1,4 @@
-"""`pft show prompt`: what is shown is what is trained on."""
+"""`pft show prompt` prints exactly the training prompt and labels."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_prompt_answers_counts_and_labels_of_a_row_are_shown(
 
 
 @pytest.mark.parametrize("row", [0, -1, 4, 10**30])
-def test_a_row_that_is_not_there_is_named(tiny_qwen2: Path, tmp_path: Path, row: int) -> None:
+def test_a_missing_row_is_reported(tiny_qwen2: Path, tmp_path: Path, row: int) -> None:
     data = write_dataset(tmp_path / "data", [record(i) for i in range(3)])
-    with pytest.raises(UserError, match="has the rows 1 to 3"):
+    with pytest.raises(UserError, match="has rows 1 to 3"):
         show_prompt(str(data), str(tiny_qwen2), row=row)

@@ -1,4 +1,4 @@
-"""The Ray that a verb starts: who can reach it, and who can read its token."""
+"""The Ray started by a verb: who can reach it, and who can read its token."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from pipelines.jobs import ensure_ray
 ensure_ray(num_cpus=1, dashboard=True)
 import psutil, ray
 ray.get(ray.remote(lambda: 1).remote())
-time.sleep(3)  # agents and the autoscaler open their ports a little later
+time.sleep(3)  # agents and the autoscaler open their ports later
 me = psutil.Process()
 found = [c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections("tcp")
          if c.status == "LISTEN"]
@@ -34,9 +34,7 @@ ray.shutdown()
 @pytest.mark.ray
 @pytest.mark.own_ray
 @pytest.mark.parametrize("left", [None, 0o644], ids=["no token yet", "a token that all can read"])
-def test_a_ray_that_is_started_listens_on_loopback_and_its_token_is_its_owner_s(
-    tmp_path: Path, left: int | None
-) -> None:
+def test_a_started_ray_listens_on_loopback_and_only_its_owner_reads_the_token(tmp_path: Path, left: int | None) -> None:
     if left is not None:
         token = tmp_path / ".ray" / "auth_token"
         token.parent.mkdir()
@@ -54,7 +52,7 @@ def test_a_ray_that_is_started_listens_on_loopback_and_its_token_is_its_owner_s(
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_full_disk_below_ray_s_session_is_said_before_ray_starts(
+def test_a_full_disk_for_ray_s_session_is_reported_before_ray_starts(
     variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
@@ -63,7 +61,7 @@ def test_a_full_disk_below_ray_s_session_is_said_before_ray_starts(
     monkeypatch.setenv(variable, "/tmp/not-made-yet")
     asked = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=5 << 20))
-    with pytest.raises(UserError, match=f"5 MB are free, and Ray, whose session .* or set {variable} to another"):
+    with pytest.raises(UserError, match=f"5 MB are free, but Ray needs .* or set {variable} to another"):
         refuse_unusable_environment()
     assert asked == [Path("/tmp")]
 
@@ -90,7 +88,7 @@ ray.shutdown()
 
 @pytest.mark.ray
 @pytest.mark.own_ray
-def test_what_ray_s_core_logs_stays_off_the_terminal_and_workers_log_as_ever(tmp_path: Path) -> None:
+def test_logs_of_ray_s_core_stay_off_the_terminal_and_workers_still_log(tmp_path: Path) -> None:
     given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", POOL], env=given, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

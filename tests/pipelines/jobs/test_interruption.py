@@ -1,4 +1,4 @@
-"""A training run, a comparison and a search that are killed and started again, as a user would see it."""
+"""A training, a comparison and a search are killed and started again, as by a user."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def finish(process: subprocess.Popen) -> dict:
     return json.loads(stdout)
 
 
-def test_a_killed_driver_goes_on_where_it_was_and_ends_with_the_same_adapter(tiny_qwen2, tmp_path) -> None:
+def test_a_killed_training_continues_and_ends_with_the_same_adapter(tiny_qwen2, tmp_path) -> None:
     data = write_dataset(tmp_path / "data", [record(n) for n in range(40)])
     recipe = tmp_path / "recipe.yaml"
     train = {"pairs_per_step": 4, "max_steps": 400, "lr": 1e-2, "precision": "fp32", "checkpoint_every": 20}
@@ -68,7 +68,7 @@ def suite_in(folder: Path) -> Path:
     return suite
 
 
-def test_a_killed_comparison_goes_on_and_runs_no_finished_cell_again(tmp_path) -> None:
+def test_a_killed_comparison_continues_and_repeats_no_finished_cell(tmp_path) -> None:
     suite = suite_in(tmp_path)
     process = compare(suite, tmp_path)
     while not finished_cells(tmp_path):
@@ -100,7 +100,7 @@ def finished_trials(storage: Path) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_killed_search_goes_on_and_runs_no_finished_trial_again(tmp_path, how, code) -> None:
+def test_a_killed_search_continues_and_repeats_no_finished_trial(tmp_path, how, code) -> None:
     process = search(tmp_path)
     while not finished_trials(tmp_path):
         assert process.poll() is None, "the search ended before it could be killed"
@@ -130,7 +130,7 @@ BOTH = {"Fast": "go", "Slow": "stay"}
 
 
 def rows_in(folder: Path, num_files: int) -> None:
-    """Files of rows that take seconds to read, each a task of Ray Data."""
+    """Write files of rows that take seconds to read, each one task of Ray Data."""
     folder.mkdir()
     for number in range(num_files):
         rows = ({"axis": "Pace", "scenario": f"Plan {number}: {n}.", "responses": BOTH} for n in range(20_000))
@@ -154,9 +154,9 @@ def test_a_verb_ends_within_ten_seconds_of_a_signal_and_no_run_stays_running(tmp
     out, said = process.communicate()
     assert time.monotonic() - sent < 10
     assert (process.returncode, out) == (128 + number, "")
-    assert said.splitlines()[-1].startswith(f"interrupted by {signal.Signals(number).name}: the same command ")
+    assert said.splitlines()[-1].startswith(f"interrupted by {signal.Signals(number).name}: run the same command to ")
     assert "Traceback" not in said
-    assert "***" not in said  # of a C++ stack
+    assert "***" not in said  # marks a C++ stack trace
     assert "running" not in {json.loads(path.read_text())["status"] for path in tmp_path.rglob("job.json")}
     for store in tmp_path.rglob("mlflow.db"):
         statuses = sqlite3.connect(store).execute("SELECT status FROM runs").fetchall()

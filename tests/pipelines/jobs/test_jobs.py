@@ -1,4 +1,4 @@
-"""One key for one run: reused when finished, continued when not, deleted only when it is ours."""
+"""A run key stands for one run: reused if finished, continued if not, deleted only if it is a run."""
 
 import errno
 import os
@@ -47,15 +47,15 @@ def key_of(config: RunConfig, kind: str = "train") -> str:
     return run_key(config, kind=kind, data=data_digests(config))
 
 
-def test_a_finished_run_is_used_again_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_reused_and_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     work = Work()
     first = run_job(config(tmp_path), work, fresh=False, kind="train")
     second = run_job(config(tmp_path), work, fresh=False, kind="train")
     assert first == second == {"run_dir": str(tmp_path / f"r-{key_of(config(tmp_path))[:8]}"), "calls": 1}
-    assert "is finished already" in capfd.readouterr().err.replace("\n", " ")
+    assert "is already finished" in capfd.readouterr().err.replace("\n", " ")
 
 
-def test_a_runs_config_is_a_recipe_also_where_its_plugins_are_gone(tmp_path: Path) -> None:
+def test_a_runs_config_is_a_recipe_even_if_its_plugins_were_deleted(tmp_path: Path) -> None:
     uploads = [tmp_path / name / "own.py" for name in ("upload", "another")]
     for upload in uploads:
         upload.parent.mkdir()
@@ -89,7 +89,7 @@ def test_a_runs_config_is_the_recipe_of_that_run(recipe, given, tmp_path, monkey
     assert run_job(load_config(moved / "config.yaml", ["seed=5"]), work, fresh=False, kind="train")["calls"] == 2
 
 
-def test_the_config_of_a_run_in_a_folder_of_its_bare_name_is_its_recipe_too(tmp_path: Path) -> None:
+def test_the_config_of_a_run_in_a_folder_without_key_is_its_recipe_too(tmp_path: Path) -> None:
     work = Work()
     run_job(config(tmp_path, "name=pft"), work, fresh=False, kind="train", run_dir=tmp_path / "q" / "pft")
     again = run_job(load_config(tmp_path / "q" / "pft" / "config.yaml"), work, fresh=False, kind="train")
@@ -108,7 +108,7 @@ def test_an_unfinished_run_continues_in_the_same_folder(tmp_path: Path) -> None:
     assert (job["status"], job["attempt"]) == ("finished", 2)
 
 
-def test_a_run_that_was_killed_before_its_state_was_written_is_started(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_state_was_written_is_started(tmp_path: Path) -> None:
     run_dir = tmp_path / f"r-{key_of(config(tmp_path))[:8]}"
     for fresh in (False, True):
         with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +126,7 @@ def killed_before_the_end(path: Path, _: Any) -> None:
         raise KeyboardInterrupt
 
 
-def test_fresh_deletes_the_run_and_starts_anew(tmp_path: Path) -> None:
+def test_fresh_deletes_the_run_and_starts_over(tmp_path: Path) -> None:
     work = Work()
     run_dir = Path(run_job(config(tmp_path), work, fresh=False, kind="train")["run_dir"])
     (run_dir / "old").touch()
@@ -144,15 +144,15 @@ def test_fresh_never_deletes_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     assert (precious / "chapter1").exists()
 
 
-def test_another_config_does_not_enter_a_fixed_folder_unasked(tmp_path: Path) -> None:
+def test_another_config_does_not_replace_a_fixed_folder_without_fresh(tmp_path: Path) -> None:
     run_job(config(tmp_path), Work(), fresh=False, kind="quickstart", run_dir=tmp_path / "quickstart")
     other = config(tmp_path, "seed=1")
-    with pytest.raises(UserError, match="another config, data or code: --fresh replaces it"):
+    with pytest.raises(UserError, match="another config, data or code: replace it with --fresh"):
         run_job(other, Work(), fresh=False, kind="quickstart", run_dir=tmp_path / "quickstart")
 
 
 @pytest.mark.parametrize(("metrics", "runs_left"), [("", 0), ('{"step": 1}\n', 1)])
-def test_a_mistake_leaves_nothing_unless_a_step_was_done(tmp_path: Path, metrics: str, runs_left: int) -> None:
+def test_a_user_error_leaves_nothing_unless_a_step_was_done(tmp_path: Path, metrics: str, runs_left: int) -> None:
     def refuse(run_dir: Path, key: str) -> dict[str, Any]:
         (run_dir / "metrics.jsonl").write_text(metrics)
         raise UserError("target modules match nothing")
@@ -171,13 +171,15 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"another process .pid {holder.pid} on .*is writing this run"):
+    with pytest.raises(UserError, match=f"another process .pid {holder.pid} on .*is writing this folder"):
         run_job(config(tmp_path), Work(), fresh=True, kind="train", run_dir=run_dir)
     holder.communicate("")
     assert run_job(config(tmp_path), Work(), fresh=False, kind="train", run_dir=run_dir)["calls"] == 1
 
 
-def test_the_key_follows_config_and_code_but_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_on_config_and_code_but_not_on_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = key_of(config(tmp_path), "train")
     assert key == key_of(config(tmp_path / "elsewhere", "tracking.experiment=other"), "train")
     assert key != key_of(config(tmp_path, "train.lr=2e-3"), "train")
@@ -186,7 +188,7 @@ def test_the_key_follows_config_and_code_but_not_the_place(tmp_path: Path, monke
     assert key != key_of(config(tmp_path), "train")
 
 
-def test_the_key_follows_the_data_and_not_its_folder(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_data_and_not_on_its_folder(tmp_path: Path) -> None:
     manifest = DatasetManifest("vcd", ("one",), load_space("vcd"), (), 1, 1, 1, 0, {}, {}, "c", "digest-1")
     for name, content in (("a", manifest), ("moved", manifest), ("changed", replace(manifest, data_digest="digest-2"))):
         (tmp_path / name).mkdir()
@@ -195,19 +197,19 @@ def test_the_key_follows_the_data_and_not_its_folder(tmp_path: Path) -> None:
     assert keys["a"] == keys["moved"] != keys["changed"]
 
 
-def test_a_missing_data_set_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json: no such file"):
         run_job(config(tmp_path, f"data={tmp_path / 'nothing'}"), Work(), fresh=False, kind="train")
 
 
-def test_a_damaged_job_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_job_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "job.json").write_text("{")
     with pytest.raises(UserError, match=r"job\.json: not valid JSON"):
         run_job(config(tmp_path), Work(), fresh=False, kind="train", run_dir=tmp_path / "r")
 
 
-def test_the_users_mistake_is_found_inside_what_wraps_it() -> None:
+def test_a_user_error_is_found_inside_its_wrappers() -> None:
     mistake = UserError("train.lr=1: too high")
     chained = RuntimeError("worker died")
     chained.__cause__ = KeyError("x")
@@ -223,27 +225,27 @@ def test_the_users_mistake_is_found_inside_what_wraps_it() -> None:
     assert unwrap_user_error(circle) is None
 
 
-def test_a_mistake_that_arrives_as_text_keeps_only_its_own_words() -> None:
+def test_a_user_error_in_a_traceback_text_keeps_only_its_message() -> None:
     text = "ray::Map(f)()\n  File ...\npft_core.errors.UserError: a.json:3: no pole\nadd one\n\nThe above exception was"
     assert str(unwrap_user_error(RuntimeError(text))) == "a.json:3: no pole\nadd one"
 
 
-def test_a_full_disk_is_the_users_business() -> None:
+def test_a_full_disk_is_a_user_error() -> None:
     full = RuntimeError("save failed")
     full.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/adapter")
     assert str(unwrap_user_error(full)) == (
-        "/runs/adapter: No space left on device: make room there, or choose another folder"
+        "/runs/adapter: No space left on device: free some space there, or choose another folder"
     )
     assert "no space left" in str(unwrap_user_error(RuntimeError("IoError: No space left on device (os error 28)")))
 
 
-def test_a_dead_address_is_said_at_once() -> None:
+def test_a_dead_address_is_reported_at_once() -> None:
     with pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray cluster answers"):
         refuse_silent_address("127.0.0.1:1")
 
 
 @pytest.mark.ray
-def test_a_mistake_in_a_ray_task_reaches_the_user_in_its_own_words(ray_cluster: None) -> None:
+def test_a_user_error_in_a_ray_task_keeps_its_message(ray_cluster: None) -> None:
     import ray
 
     @ray.remote
@@ -255,7 +257,7 @@ def test_a_mistake_in_a_ray_task_reaches_the_user_in_its_own_words(ray_cluster: 
     assert str(unwrap_user_error(raised.value)) == "row 3: no pole"
 
 
-def test_an_interrupted_run_is_neither_finished_nor_lost(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_marked_and_can_continue(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_job(config(tmp_path), Work(KeyboardInterrupt()), fresh=False, kind="train")
     (run_dir,) = tmp_path.glob("r-*")
@@ -277,10 +279,10 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_that_is_none_is_refused_before_ray_is_asked(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_is_refused_before_ray_starts(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(UserError, match="is no address of a Ray cluster: give HOST:PORT"):
+    with pytest.raises(UserError, match="not the address of a Ray cluster: give HOST:PORT"):
         ensure_ray()
 
 
@@ -291,13 +293,15 @@ def test_a_temporary_folder_too_long_for_rays_sockets_is_refused(
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, f"/tmp/{'x' * 95}")
-    with pytest.raises(UserError, match=rf"^{variable}=/tmp/x+: has 100 characters, .* at most \d+: set RAY_TMPDIR to"):
+    with pytest.raises(
+        UserError, match=rf"^{variable}=/tmp/x+: the path has 100 bytes, .* at most \d+: set RAY_TMPDIR to"
+    ):
         refuse_unusable_environment()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     refuse_unusable_environment()
 
 
-def test_folders_made_for_a_lock_go_where_nothing_was_put_into_them(tmp_path: Path) -> None:
+def test_empty_folders_created_for_a_lock_are_removed(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "a" / "b" / "run"):
         raise ZeroDivisionError
     assert not (tmp_path / "a").exists()
@@ -306,7 +310,7 @@ def test_folders_made_for_a_lock_go_where_nothing_was_put_into_them(tmp_path: Pa
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
 
 
-def test_a_loop_of_links_is_a_mistake_in_a_path(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for use in (lambda path: path.resolve(), lambda path: path.open(), lambda path: (path / "x").mkdir()):
         with pytest.raises((OSError, RuntimeError)) as raised:
@@ -321,7 +325,7 @@ def a_model(folder: Path) -> Path:
     return folder
 
 
-def test_a_run_has_one_key_wherever_its_model_lies_and_its_result_moves_with_it(tmp_path: Path) -> None:
+def test_the_key_does_not_depend_on_the_models_folder_and_a_result_moves_with_its_run(tmp_path: Path) -> None:
     here = config(tmp_path / "a", f"model={a_model(tmp_path / 'one' / 'm')}")
     there = config(tmp_path / "b", f"model={a_model(tmp_path / 'two' / 'n')}")
     assert key_of(here) == key_of(there)

@@ -1,4 +1,4 @@
-"""Workers of `prepare` and `evaluate` are killed at work: the result is that of a run where none was."""
+"""Workers of `prepare` and `evaluate` are killed: the result is the same as without a kill."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.
 
 
 def killing_once(work: Callable[..., Any], calls: Path) -> Callable[..., Any]:
-    """Let the process that does the second piece of work be killed in it; calls: the file that counts them."""
+    """Kill the process during the second call of `work`. calls: a file that counts the calls."""
     calls.touch()
 
     def killed_once(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A cluster of two nodes loses processes and nodes: what a driver owns stays, what runs goes on, the head ends it."""
+"""A cluster of two nodes loses processes and nodes: runs continue, and only the loss of the head ends them."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ time.sleep(600)
 """
 
 
-def test_a_lost_node_is_a_line_and_a_lost_head_one_message_and_exit_2(tmp_path: Path) -> None:
+def test_a_lost_node_is_one_line_and_a_lost_head_one_message_and_exit_2(tmp_path: Path) -> None:
     with cluster() as ray_cluster, (tmp_path / "err").open("w") as err:
         ray_cluster.start_head(num_cpus=0)
         driver = subprocess.Popen(
@@ -44,7 +44,7 @@ def test_a_lost_node_is_a_line_and_a_lost_head_one_message_and_exit_2(tmp_path: 
         assert driver.wait(timeout=60) == 2
     said = (tmp_path / "err").read_text().splitlines()
     assert [line for line in said if line.startswith("error: ")] == said[-1:]
-    assert "the head of the cluster is gone: start a cluster, and the same command goes on" in said[-1]
+    assert "the head of the cluster is gone: start a cluster and run the same command to continue" in said[-1]
 
 
 def recipe_in(folder: Path, model: Path) -> Path:
@@ -85,7 +85,7 @@ def lose(ray_cluster: Cluster, name: str, node: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_whatever_is_lost_but_the_head_the_adapter_is_the_same_and_a_new_cluster_goes_on(tiny_qwen2, tmp_path) -> None:
+def test_lost_processes_and_nodes_give_the_same_adapter_and_a_new_cluster_continues(tiny_qwen2, tmp_path) -> None:
     recipe = recipe_in(tmp_path, tiny_qwen2)
     lost = [("ray::Mailbox", 0), ("ray::TrainController", 0), ("ray::RayTrainWorker", 1), ("raylet/raylet", 1)]
     with cluster() as ray_cluster:

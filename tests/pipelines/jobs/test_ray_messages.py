@@ -1,8 +1,8 @@
-"""Ray's pages about workers and nodes that are gone are a line, or none where another one says it."""
+"""Ray's long messages about lost workers and nodes become one line, or none if another line reports the loss."""
 
 import pytest
 
-from pipelines.jobs.ray_messages import brief, tell_briefly
+from pipelines.jobs.ray_messages import shorten_messages, shortened
 
 DIED = (
     "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem, "
@@ -23,17 +23,17 @@ DIED = (
         ("x" * 5000, "x" * 300),
     ],
 )
-def test_a_page_of_ray_is_a_line(message: str, line: str) -> None:
-    assert brief(message).startswith(line)
-    assert bool(brief(message)) == bool(line)
-    assert "\n" not in brief(message)
+def test_a_page_of_ray_becomes_one_line(message: str, line: str) -> None:
+    assert shortened(message).startswith(line)
+    assert bool(shortened(message)) == bool(line)
+    assert "\n" not in shortened(message)
 
 
-def test_it_goes_to_stderr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ray_messages_go_to_stderr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     from ray._private import worker
 
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
-    tell_briefly()
+    shorten_messages()
     worker.print_to_stdstream({"lines": [DIED], "pid": "raylet", "is_err": False}, ignore_prefix=False)
     said = capfd.readouterr()
     assert said.out == ""

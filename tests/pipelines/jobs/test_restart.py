@@ -1,4 +1,4 @@
-"""A job whose code is unpacked anew while it runs starts once more, or says so."""
+"""A job whose code is unpacked again while it runs restarts once, or reports the loss."""
 
 import os
 import shutil
@@ -22,12 +22,12 @@ def test_only_this_code_counts_as_missing() -> None:
     assert missing_code(wrapped) == "pipelines.train"
     assert missing_code(FileNotFoundError(2, "No such file or directory", "/data/a.jsonl")) is None
     assert missing_code(ModuleNotFoundError("No module named 'own'", name="own")) is None
-    said = UserError("plugin own.py: does not import")
+    said = UserError("plugin own.py: import failed")
     said.__cause__ = ModuleNotFoundError("No module named 'pipelines.own'", name="pipelines.own")
     assert missing_code(said) is None
 
 
-def test_a_folder_that_is_replaced_is_entered_again(tmp_path: Path) -> None:
+def test_a_replaced_current_folder_is_entered_again(tmp_path: Path) -> None:
     folder = tmp_path / "upload"
     folder.mkdir()
     code = f"""
@@ -49,10 +49,10 @@ assert os.getcwd() == {str(folder)!r}
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_a_file_that_is_gone_for_a_while_costs_one_start(comes_back: bool, tmp_path: Path) -> None:
+def test_a_file_missing_for_a_while_costs_one_restart(comes_back: bool, tmp_path: Path) -> None:
     for package in ("pft_core", "pipelines"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "base_model"))
-    # Found when its folder was listed, gone when it is read.
+    # Present when its folder is listed, missing when it is read.
     missing = tmp_path / "pipelines" / "strict_gone.py"
     code = f"""
 import os, sys
@@ -66,11 +66,14 @@ cli.main()
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "PWD": str(tmp_path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert f"{missing} is gone, its folder is being unpacked anew: starting once more" in done.stderr
+    assert f"{missing} disappeared because its folder is being unpacked again: restarting the command" in done.stderr
     assert "Traceback" not in done.stderr
     if comes_back:
         assert done.returncode == 0
         assert '"name": "quickstart"' in done.stdout
     else:
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == f"error: {missing} is gone while it runs: the same command goes on"
+        assert (
+            done.stderr.splitlines()[-1]
+            == f"error: {missing} disappeared during the run: run the same command to continue"
+        )

@@ -1,4 +1,4 @@
-"""Signals to a verb: one line and the signal's code, whatever libraries make of it, and a run that is marked."""
+"""A signal to a verb gives one line, the signal's exit code and a marked run, whatever libraries do with it."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pft_core.files import write_json
-from pipelines.jobs.runner import continuing
+from pipelines.jobs.runner import continue_message
 
 VERB = """
 import sys, time
@@ -21,7 +21,7 @@ from pipelines.cli import verb
 from pipelines.config import load_config
 from pipelines import interruption
 from pipelines.jobs import run_job
-interruption.WAY_OUT_S = 0.5
+interruption.UNWIND_S = 0.5
 
 def swallow(run_dir, key):
     print("works", file=sys.stderr, flush=True)
@@ -48,7 +48,7 @@ app()
 
 
 def interrupted(tmp_path: Path, how: str, seconds: float, number: int, *, ignored: bool = False) -> tuple[int, str]:
-    """Start the verb in the background of a script, send the signal while it works; return code and last words."""
+    """Start the verb in the background of a script, send the signal while it works; return exit code and stderr."""
     command = [sys.executable, "-c", VERB, how, str(seconds), str(tmp_path)]
     ignoring = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignoring)
@@ -65,9 +65,9 @@ def interrupted(tmp_path: Path, how: str, seconds: float, number: int, *, ignore
     ("how", "seconds", "number", "ignored"),
     [
         ("raised", 20, signal.SIGTERM, False),
-        ("another", 20, signal.SIGINT, True),  # as numpy does while it is imported
+        ("another", 20, signal.SIGINT, True),  # as numpy raises during its import
         ("swallowed", 20, signal.SIGINT, False),
-        ("swallowed", 0.2, signal.SIGTERM, False),  # and the work comes to its end
+        ("swallowed", 0.2, signal.SIGTERM, False),  # and the work ends regularly
     ],
 )
 def test_a_signal_ends_a_verb_in_one_line_and_marks_its_run(
@@ -77,21 +77,24 @@ def test_a_signal_ends_a_verb_in_one_line_and_marks_its_run(
     (state,) = tmp_path.glob("r-*/job.json")
     assert json.loads(state.read_text())["status"] == "interrupted"
     name = signal.Signals(number).name
-    assert (code, said) == (128 + number, f"interrupted by {name}: the same command goes on in {state.parent}\n")
+    assert (code, said) == (
+        128 + number,
+        f"interrupted by {name}: run the same command to continue in {state.parent}\n",
+    )
 
 
-def test_the_next_start_says_from_which_step_it_goes_on(tmp_path: Path) -> None:
-    assert continuing("train", tmp_path) == f"train: continuing in {tmp_path} from step 0"
-    assert continuing("quickstart", tmp_path) == f"quickstart: continuing in {tmp_path}"
+def test_the_next_start_reports_the_step_from_which_it_continues(tmp_path: Path) -> None:
+    assert continue_message("train", tmp_path) == f"train: continuing in {tmp_path} from step 0"
+    assert continue_message("quickstart", tmp_path) == f"quickstart: continuing in {tmp_path}"
     for steps in (20, 100):
         (folder := tmp_path / "checkpoints" / f"checkpoint_{steps}").mkdir(parents=True)
         write_json(folder / "MANIFEST.json", {"progress": {"steps_done": steps}})
     (tmp_path / "checkpoints" / "checkpoint_100" / "MANIFEST.json").write_text("{")
-    assert continuing("cell", tmp_path) == f"cell: continuing in {tmp_path} from step 20"
+    assert continue_message("cell", tmp_path) == f"cell: continuing in {tmp_path} from step 20"
 
 
 def wait_for_handler(process: subprocess.Popen[str]) -> None:
-    """Wait until the process catches SIGTERM: the interpreter itself does not."""
+    """Wait until the process catches SIGTERM, which the bare interpreter does not."""
     status = Path(f"/proc/{process.pid}/status")
     while not int(re.findall(r"SigCgt:\t(\w+)", status.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
         time.sleep(0.001)
@@ -110,7 +113,7 @@ def test_a_signal_while_the_verb_is_imported_is_one_line(number: int, after_s: f
     assert (process.returncode, out, said) == (
         128 + number,
         "",
-        f"interrupted by {name}: the same command starts again\n",
+        f"interrupted by {name}: run the same command to start again\n",
     )
 
 
@@ -128,11 +131,11 @@ app(["submit", "--", "train", "quickstart"])
 """
 
 
-def test_a_submitted_job_is_left_to_itself() -> None:
+def test_an_interruption_leaves_a_submitted_job_running() -> None:
     process = subprocess.Popen([sys.executable, "-c", SUBMIT], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline() == "works\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    words = "a job that is submitted goes on, and the same command follows it"
+    words = "the submitted job keeps running; run the same command to follow it again"
     assert (process.returncode, said) == (130, f"interrupted by SIGINT: {words}\n")

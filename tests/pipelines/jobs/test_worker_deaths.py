@@ -1,4 +1,4 @@
-"""Workers that are killed each time end the job with one message, within a few tries."""
+"""Workers that are killed at every attempt end the job with one message after a few attempts."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ TRIES_UNTIL_IT_WORKS = MAX_RESTARTS + 4
 
 
 def dying(calls: Path) -> Callable[..., dict[str, Any]]:
-    """Work that kills its process, again and again; after far too many tries it would get through."""
+    """Return work that kills its process at each of many attempts, and then succeeds."""
 
     def die(*args: Any) -> dict[str, Any]:
         with calls.open("a") as counted:
@@ -44,12 +44,12 @@ def dying(calls: Path) -> Callable[..., dict[str, Any]]:
 
 
 def killed(worker: str) -> Any:
-    said = rf"{worker} was killed at the same work {MAX_RESTARTS + 1} times, most likely for lack of memory: .* memory$"
-    return pytest.raises(UserError, match=said)
+    times = rf"{worker} was killed during the same work {MAX_RESTARTS + 1} times"
+    return pytest.raises(UserError, match=rf"{times}, most likely for lack of memory: .* memory$")
 
 
 @pytest.mark.ray
-def test_an_actor_of_evaluate_that_dies_each_time_ends_it(ray_cluster, tiny_qwen2, tmp_path, capfd) -> None:
+def test_an_evaluate_actor_that_always_dies_ends_the_job(ray_cluster, tiny_qwen2, tmp_path, capfd) -> None:
     config = EvaluateConfig(model=str(tiny_qwen2), data=str(tmp_path), output=str(tmp_path / "o"), use_gpu=False)
     asked = make_job(config, resolve_policy(config, None))
     die = dying(tmp_path / "calls")
@@ -62,9 +62,9 @@ def test_an_actor_of_evaluate_that_dies_each_time_ends_it(ray_cluster, tiny_qwen
 
 
 @pytest.mark.ray
-def test_a_task_of_prepare_that_dies_each_time_ends_it(ray_cluster, tmp_path, capfd) -> None:
+def test_a_prepare_task_that_always_dies_ends_the_job(ray_cluster, tmp_path, capfd) -> None:
     with killed("a worker that was validating") as raised:
-        worker.on_ray(dying(tmp_path / "calls"), [0], num_workers=1, doing="validating")
+        worker.run_on_ray(dying(tmp_path / "calls"), [0], num_workers=1, doing="validating")
     assert "memory: give it more memory" in str(raised.value)
     assert (tmp_path / "calls").stat().st_size == MAX_RESTARTS + 1
     assert "Traceback" not in capfd.readouterr().err
@@ -73,7 +73,7 @@ def test_a_task_of_prepare_that_dies_each_time_ends_it(ray_cluster, tmp_path, ca
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("dies_in", ["__init__", "__call__"])
-def test_an_actor_that_encodes_and_dies_each_time_ends_it(dies_in, ray_cluster, tmp_path, monkeypatch) -> None:
+def test_an_encoding_actor_that_always_dies_ends_the_job(dies_in, ray_cluster, tmp_path, monkeypatch) -> None:
     works: Any = {"__init__": lambda self: None, "__call__": lambda self, batch: {"number": [0]}}
     monkeypatch.setattr(encode, "_ShardEncoder", type("Dying", (), works | {dies_in: dying(tmp_path / "calls")}))
     with killed("a worker that was encoding"):
@@ -84,7 +84,7 @@ def test_an_actor_that_encodes_and_dies_each_time_ends_it(dies_in, ray_cluster, 
 @pytest.mark.parametrize(
     ("is_tight", "said"), [(True, "out of memory: up to 99 tokens"), (False, "lower train.tokens")]
 )
-def test_training_workers_that_die_each_time_end_the_run_with_one_message(is_tight, said, monkeypatch) -> None:
+def test_training_workers_that_always_die_end_the_run_with_one_message(is_tight, said, monkeypatch) -> None:
     died = WorkerGroupError("", {0: ActorDiedError(), 1: ActorDiedError()})
     planned = MemoryUse(MemoryFallback.PLANNED, 9e9 if is_tight else 1e9, 4e9, tokens_at_once=99, longest_pair_tokens=9)
     monkeypatch.setattr(job.ray, "get", lambda planned: planned)
@@ -95,22 +95,22 @@ def test_training_workers_that_die_each_time_end_the_run_with_one_message(is_tig
         raise WorkerGroupError("", {0: ValueError("a fault of ours")})
 
 
-def test_a_process_beside_the_workers_that_dies_each_time_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_process_that_always_dies_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[Any] = []
 
     def lost(*args: Any) -> None:
         attempts.append(args)
         raise ActorDiedError if len(attempts) % 2 else job.MailboxLost
 
-    monkeypatch.setattr(job, "trained", lost)
+    monkeypatch.setattr(job, "train_once", lost)
     monkeypatch.setattr(job, "wait_for_the_head", lambda: None)
     nothing: Any = None
-    with killed("a process beside the workers"):
+    with killed("a helper process of the run"):
         job.train_on_ray(nothing, nothing, nothing, nothing)
     assert len(attempts) == MAX_RESTARTS + 1
 
 
-def test_tasks_that_ray_itself_kills_for_memory_have_as_many_tries() -> None:
+def test_tasks_killed_by_ray_for_memory_have_as_many_attempts() -> None:
     code = "import os, sys, pipelines; assert 'ray' not in sys.modules; print(os.environ['RAY_task_oom_retries'])"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout

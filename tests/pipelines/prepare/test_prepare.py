@@ -1,4 +1,4 @@
-"""prepare: what goes in comes out as records or as rejects, whole or not at all, and the same with any workers."""
+"""prepare: every row becomes a record or a reject, all or nothing, and the same with any number of workers."""
 
 import errno
 import gzip
@@ -86,7 +86,7 @@ def test_every_row_is_a_record_or_a_reject(tmp_path: Path) -> None:
     ]
 
 
-def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
+def test_the_manifest_describes_the_records(tmp_path: Path) -> None:
     run(config(tmp_path / "out", write_list(tmp_path / "rows.json", [vcd(0), vcd(1), vcd(6)])))
     manifest = DatasetManifest.load(tmp_path / "out")
     assert [s.sha256 for s in manifest.shards] == [file_sha256(tmp_path / "out" / s.path) for s in manifest.shards]
@@ -100,9 +100,9 @@ def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "rejects.parquet", "records"}
 
 
-def test_neither_workers_nor_parts_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_workers_and_parts_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "RECORDS_PER_SHARD", 7)
-    # duplicates within and across files; each part of the files sees some of them only
+    # duplicates within and across files; each file part sees only some of them
     files = [
         write_lines(tmp_path / f"{name}.jsonl", [vcd(i % 23) for i in range(start, start + 20)])
         for name, start in (("b", 0), ("a", 10))
@@ -145,7 +145,7 @@ def test_the_axis_of_bqd_is_the_folder_unless_it_is_given(tmp_path: Path) -> Non
 
 
 def test_joined_rows_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PART_BYTES", 100)  # partners are in different parts
+    monkeypatch.setattr(readers, "PART_BYTES", 100)  # so that the rows of a pair are in different parts
     rows = [
         {"prompt": f"Plan {i}?", "completion": f"{pole} {i}", "pair_id": i, "pole": pole}
         for pole in ("bold", "shy")
@@ -162,7 +162,7 @@ def test_an_axis_has_the_poles_that_most_rows_give_it(tmp_path: Path) -> None:
         options = [{"text": "go", "pole": first}, {"text": "wait", "pole": second}]
         return {"scenario": f"plan {plan}", "axis": "Nerve", "options": options}
 
-    # The last row has the id of the first, which is rejected for its poles: it is no duplicate of a record.
+    # The last row has the id of the first, which is rejected for its poles, so it is not a duplicate of a record.
     rows = [row(0, "bold", "shy"), row(1, "bold", "timid"), row(2, "bold", "timid"), row(0, "bold", "timid")]
     run(config(tmp_path / "out", write_list(tmp_path / "rows.json", rows), source="json"))
     (rejected,) = rejects_in(tmp_path / "out")
@@ -197,7 +197,7 @@ def by_side(record: PairedExample) -> list[str]:
     return [option.text for option in sorted(record.options, key=lambda option: option.side)]
 
 
-def test_free_answers_are_not_asked_for_all_that_fit(tmp_path: Path) -> None:
+def test_free_answers_have_no_choose_all_question(tmp_path: Path) -> None:
     rows = [{"scenario": f"plan {i}", "axis": "Nerve", "responses": {"bold": "go", "shy": "stay"}} for i in range(2)]
     source = write_lines(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError, match=r"rows.jsonl:1 has free answers.*use forms=one"):
@@ -205,13 +205,13 @@ def test_free_answers_are_not_asked_for_all_that_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_key_that_stands_twice_is_a_reject(tmp_path: Path) -> None:
+def test_a_repeated_key_is_a_reject(tmp_path: Path) -> None:
     twice = json.dumps(vcd(1)).replace('{"scenario"', '{"scenario": "Another.", "scenario"') + "\n"
     assert run(config(tmp_path / "out", write_lines(tmp_path / "rows.jsonl", [vcd(0), twice])))["rejected"] == 1
     assert rejects_in(tmp_path / "out")[0]["reason"] == "repeated_key"
 
 
-def test_a_table_of_own_pairs_is_the_same_data_as_their_json(tmp_path: Path) -> None:
+def test_pairs_in_a_table_give_the_same_data_as_in_json(tmp_path: Path) -> None:
     answers = {"Swift": "Leave, at once.", "Patient": "Wait and see."}
     rows = [{"axis": "Pace", "scenario": f"Plan {i}?", "responses": answers} for i in range(3)]
     lines = ["axis;scenario;pole_a;answer_a;pole_b;answer_b"]
@@ -247,7 +247,7 @@ def test_own_poles_are_described_in_the_data(tmp_path: Path) -> None:
     assert DatasetManifest.load(tmp_path / "table").space.axes == (axis,)
 
 
-def test_a_folder_of_which_a_part_would_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_unreadable_files_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
     write_lines(folder / "a.jsonl", [vcd(0)])
@@ -282,7 +282,7 @@ def test_a_split_by_scenario_shares_none_and_loses_none(tmp_path: Path, tiny_qwe
     )
     manifest = DatasetManifest.load(tmp_path / "out" / "test")
     assert (manifest.rows_in, manifest.rows_out, manifest.rejected, len(manifest.space.axes)) == (4, 4, 0, 2)
-    run(config(tmp_path / "test", source, source="json"))  # without parts it is the same data as before
+    run(config(tmp_path / "test", source, source="json"))  # without parts, the data is the same as before
     assert DatasetManifest.load(tmp_path / "test").data_digest == DatasetManifest.load(tmp_path / "out").data_digest
     shard = tmp_path / "out" / "test" / "records" / "part-00000.parquet"
     written = shard.read_bytes()
@@ -296,14 +296,14 @@ def test_a_split_by_scenario_shares_none_and_loses_none(tmp_path: Path, tiny_qwe
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"parts": [0.8, 0.1, 0.1]}, "parts are of a split"),
-        ({"split_by": "scenario", "parts": [0.8, 0.1, 0.2]}, "the shares come to 1.1, not to 1"),
+        ({"parts": [0.8, 0.1, 0.1]}, "parts has no effect without a split"),
+        ({"split_by": "scenario", "parts": [0.8, 0.1, 0.2]}, "the shares must add up to 1, not 1.1"),
         ({"split_by": "scenario"}, "parts=0.8,0.1,0.1: 4 scenarios leave none for test"),
     ],
 )
 def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     source = write_list(tmp_path / "rows.json", [vcd(i) for i in range(4)])
-    with pytest.raises(ValueError, match=says):  # a UserError too, or what the command line makes one of
+    with pytest.raises(ValueError, match=says):  # a UserError, or an error that the command line turns into one
         run(config(tmp_path / "out", source, **changes))
     assert not (tmp_path / "out").exists()
 
@@ -323,11 +323,11 @@ def test_the_same_input_is_not_prepared_twice(tmp_path: Path, capfd: pytest.Capt
     written = shard.stat().st_mtime_ns
     assert run(config(tmp_path / "out", source, num_workers=2)) == first
     assert shard.stat().st_mtime_ns == written
-    assert "used again" in capfd.readouterr().err
+    assert "reusing it" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["input", "config", "damage"])
-def test_what_changed_is_prepared_anew(tmp_path: Path, change: str) -> None:
+def test_a_change_of_input_config_or_code_prepares_again(tmp_path: Path, change: str) -> None:
     source = write_list(tmp_path / "rows.json", [vcd(0), vcd(1)])
     run(config(tmp_path / "out", source))
     before = DatasetManifest.load(tmp_path / "out")
@@ -342,7 +342,7 @@ def test_what_changed_is_prepared_anew(tmp_path: Path, change: str) -> None:
     assert len(records_in(tmp_path / "out")) == 2
 
 
-def test_digests_do_not_depend_on_where_the_data_is(tmp_path: Path) -> None:
+def test_digests_do_not_depend_on_the_folder_of_the_data(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         run(config(tmp_path / name / "out", write_list(tmp_path / name / "rows.json", [vcd(0)])))
@@ -352,7 +352,7 @@ def test_digests_do_not_depend_on_where_the_data_is(tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, source: Any, rows: list[Any], **changes: Any) -> str:
-    """Run on these rows; return the message, after checking that nothing was written."""
+    """Run on these rows; check that nothing was written, and return the message."""
     path = write_lines(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError) as error:
         run(config(tmp_path / "out", path, source=source, **changes))
@@ -368,7 +368,7 @@ def test_too_many_rejects_stop_the_run_and_are_shown(tmp_path: Path) -> None:
     assert run(config(tmp_path / "out", str(tmp_path / "rows.jsonl"), max_reject_fraction=0.75))["rows_out"] == 1
 
 
-def test_nothing_left_stops_the_run_whatever_the_limit(tmp_path: Path) -> None:
+def test_no_row_left_stops_the_run_whatever_the_limit(tmp_path: Path) -> None:
     assert "1 of 1 rows" in refused(tmp_path, "vcd", [without("scenario", vcd(0))], max_reject_fraction=1.0)
 
 
@@ -384,7 +384,7 @@ def test_an_empty_data_set_is_refused(tmp_path: Path, text: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_json_list_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) -> None:
+def test_a_truncated_json_list_fails_the_run(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([vcd(0), vcd(1)])[:-1])
     with pytest.raises(UserError, match=r"rows\.json:1: not valid JSON"):
         run(config(tmp_path / "out", str(tmp_path / "rows.json")))
@@ -397,7 +397,7 @@ def test_a_json_list_that_breaks_off_is_a_fault_of_the_run(tmp_path: Path) -> No
         ({"input": ["missing.json"]}, "missing.json: no such file"),
         ({"input": []}, "input is not set"),
         ({"source": "toyworld"}, "leave input out"),
-        ({"num_workers": 1000}, "num_workers=1000 needs 1000 CPU, the cluster has"),
+        ({"num_workers": 1000}, "num_workers=1000 needs 1000 CPU, but the cluster has"),
     ],
 )
 def test_a_wrong_request_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -412,7 +412,7 @@ def test_a_wrong_request_is_refused(tmp_path: Path, changes: dict[str, Any], say
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "data set with a note"])
-def test_what_prepare_did_not_write_is_not_replaced(tmp_path: Path, kind: str) -> None:
+def test_files_that_prepare_did_not_write_are_not_replaced(tmp_path: Path, kind: str) -> None:
     source = write_list(tmp_path / "rows.json", [vcd(0)])
     output = tmp_path / "out"
     if kind == "file":
@@ -437,7 +437,7 @@ def test_a_full_disk_is_a_message(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), task)
 
     answer = _call({"id": [0]}, work=work, tasks=["/data/part"])
-    assert answer["fault"] == ["/data/part: No space left on device: make room there, or choose another folder"]
+    assert answer["fault"] == ["/data/part: No space left on device: free some space there, or choose another folder"]
 
 
 def test_an_interrupted_run_leaves_the_old_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,11 +456,11 @@ def test_an_interrupted_run_leaves_the_old_data_set(tmp_path: Path, monkeypatch:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: after it the process does nothing more to the disk."""
+    """Stands in for SIGKILL: afterwards the process changes nothing on disk."""
 
 
 def kill_before(step: int, patch: pytest.MonkeyPatch) -> None:
-    """Let this process rename folders, but stop it for good right before the rename of that number."""
+    """Stop this process right before its rename number `step`."""
     taken, rename = itertools.count(1), os.rename
 
     def counted(*args: Any, **kwargs: Any) -> None:
@@ -499,7 +499,7 @@ def test_a_kill_between_the_renames_loses_no_data_set(
     assert {path.name for path in tmp_path.iterdir()} - {".out.work"} == {"rows.json", "out"}
 
 
-def test_a_half_written_manifest_makes_no_foreign_folder(tmp_path: Path) -> None:
+def test_a_half_written_manifest_does_not_make_the_folder_foreign(tmp_path: Path) -> None:
     source = write_list(tmp_path / "rows.json", [vcd(0)])
     run(config(tmp_path / "out", source))
     (tmp_path / "out" / ".manifest.json.killed.tmp").mkdir()
@@ -507,9 +507,9 @@ def test_a_half_written_manifest_makes_no_foreign_folder(tmp_path: Path) -> None
     assert not (tmp_path / "out" / ".manifest.json.killed.tmp").exists()
 
 
-def test_with_a_model_the_layer_comes_with_the_records(tmp_path: Path, tiny_qwen2: Path) -> None:
+def test_with_a_model_the_records_get_an_encoded_layer(tmp_path: Path, tiny_qwen2: Path) -> None:
     source = write_list(tmp_path / "rows.json", [vcd(i) for i in range(5)])
-    run(config(tmp_path / "out", source))  # without, then with: the records are used again
+    run(config(tmp_path / "out", source))  # without a model, then with one: the records are reused
     run(config(tmp_path / "out", source, model=str(tiny_qwen2)))
     (folder,) = (tmp_path / "out" / "encoded").iterdir()
     layer = EncodedLayer(folder)
@@ -532,13 +532,13 @@ def test_nothing_is_written_to_stdout(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "2 rows in, 1 out, 1 rejected (duplicate_id 1)" in captured.err
 
 
-def test_released_vcd_goes_through_whole(tmp_path: Path, vcd_dir: Path) -> None:
+def test_released_vcd_is_prepared_without_rejects(tmp_path: Path, vcd_dir: Path) -> None:
     result = run(config(tmp_path / "out", str(vcd_dir), forms=["one", "all"]))
     assert (result["rows_in"], result["rows_out"], result["pairs_out"]) == (1211, 1211, 2422)
     assert DatasetManifest.load(tmp_path / "out").space == load_space("vcd")
 
 
-def test_released_bqd_goes_through_whole(tmp_path: Path, bqd_dir: Path) -> None:
+def test_released_bqd_is_prepared_without_rejects(tmp_path: Path, bqd_dir: Path) -> None:
     axes = ["hallucination", "myopic-reward", "sycophancy"]
     files = [str(bqd_dir / axis / "train.json") for axis in axes]
     result = run(config(tmp_path / "out", *files, source="bqd"))
@@ -547,7 +547,9 @@ def test_released_bqd_goes_through_whole(tmp_path: Path, bqd_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"forms": ["all"]}, {"split_by": "scenario"}, {}])
-def test_data_of_other_input_or_options_is_never_replaced_unasked(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_data_from_other_input_or_options_is_not_replaced_without_fresh(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     rows = [vcd(i) for i in range(40)]
     source, output = write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out"
     before = run(config(output, source))
@@ -562,7 +564,9 @@ def test_data_of_other_input_or_options_is_never_replaced_unasked(tmp_path: Path
     )
 
 
-def test_data_of_older_code_or_a_moved_input_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_from_older_code_or_a_moved_input_is_prepared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, output = write_lines(tmp_path / "rows.jsonl", [vcd(0), vcd(1)]), tmp_path / "out"
     run(config(output, source))
     monkeypatch.setattr(prepare, "code_digest", lambda: "newer")

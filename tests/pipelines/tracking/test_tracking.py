@@ -1,4 +1,4 @@
-"""Metrics reach MLflow once each, whatever dies in between, and the run never waits for them."""
+"""Each metric reaches MLflow exactly once, whatever dies in between, and the run never waits for it."""
 
 import contextlib
 import io
@@ -24,13 +24,13 @@ from pipelines.tracking.mlflow_run import MlflowRun, flatten, mask_credentials, 
 from pipelines.tracking.settings import TrackingSettings
 from pipelines.tracking.tracker import Tracker, close_killed, cut_spool, read_metrics, tracking_uri
 
-NO_SERVER = "http://user:hunter2@127.0.0.1:9"  # the discard port: nothing listens
-LONG = 120.0  # seconds; the first start makes the database, which takes a while on a busy machine
+NO_SERVER = "http://user:hunter2@127.0.0.1:9"  # the discard port, where nothing listens
+LONG = 120.0  # seconds; the first start creates the database, which is slow on a busy machine
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage folder for all tests here: making MLflow's database takes seconds, and must be quiet."""
+    """One storage folder for all tests here: creating MLflow's database takes seconds, and must print nothing."""
     folder = tmp_path_factory.mktemp("storage")
     first = {"run_name": "first", "run_key": "first", "run_dir": folder, "params": {}}
     with contextlib.redirect_stderr(io.StringIO()) as printed:
@@ -49,7 +49,7 @@ def no_uri_from_outside() -> Iterator[None]:
 
 @pytest.fixture
 def start(storage: Path, tmp_path: Path) -> Callable[..., Tracker]:
-    """Start a tracker of the run in `tmp_path`, keyed by it."""
+    """Start a tracker of the run in `tmp_path`, with the path as its key."""
 
     def start(**changes: Any) -> Tracker:
         given = {"uri": None, "storage": storage, "experiment": "tests", "run_name": "a run", "params": {}}
@@ -60,7 +60,7 @@ def start(storage: Path, tmp_path: Path) -> Callable[..., Tracker]:
 
 @pytest.fixture
 def mlflow_runs(storage: Path, tmp_path: Path) -> Callable[[], list[Any]]:
-    """The server's view: all MLflow runs with this test's key, newest first."""
+    """Return all MLflow runs with this test's key, newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
@@ -96,7 +96,7 @@ def manifest(folder: Path) -> Path:
     return folder
 
 
-def test_a_run_arrives_whole(start: Any, mlflow_runs: Any, tmp_path: Path) -> None:
+def test_a_run_arrives_complete(start: Any, mlflow_runs: Any, tmp_path: Path) -> None:
     prepared, adapter = tmp_path / "prepared", tmp_path / "adapter"
     prepared.mkdir()
     adapter.mkdir()
@@ -127,7 +127,7 @@ def test_a_run_arrives_whole(start: Any, mlflow_runs: Any, tmp_path: Path) -> No
     assert weights.path == "adapter/weights.txt"
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run_with_each_step_once(
+def test_a_resumed_run_continues_the_same_mlflow_run_with_each_step_once(
     start: Any, mlflow_runs: Any, tmp_path: Path
 ) -> None:
     tracker = start(params={"workers": 2, "seed": 0})
@@ -137,7 +137,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_with_each_step_once(
     assert mlflow_runs()[0].info.status == "FAILED"
 
     tracker = start(params={"workers": 4, "seed": 0})
-    for step in range(4, 8):  # the checkpoint held 3 steps: 4 and 5 are done again, at another speed
+    for step in range(4, 8):  # the checkpoint has 3 steps, so 4 and 5 are repeated, at another speed
         tracker.log(step, {"loss": 10.0 - step, "pairs_per_s": 200.0})
     tracker.finish("FINISHED", limit_s=LONG)
 
@@ -159,7 +159,7 @@ def test_a_batch_sent_twice_counts_once(start: Any, mlflow_runs: Any) -> None:
     run = MlflowRun(tracker._spec)
     rows = [{"step": step, "loss": float(step)} for step in range(3)]
     run.send(rows)
-    run.send(rows)  # as after a reply that was lost
+    run.send(rows)  # as after a lost reply
     run.close("KILLED")
     assert points(mlflow_runs, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
     assert mlflow_runs()[0].info.status == "KILLED"
@@ -174,7 +174,7 @@ def test_a_fresh_start_with_the_same_key_is_a_new_mlflow_run(start: Any, mlflow_
     assert [run.data.metrics["loss"] for run in mlflow_runs()] == [1.0, 1.0]
 
 
-def test_without_a_server_the_run_goes_on_and_the_next_start_delivers(
+def test_without_a_server_the_run_continues_and_the_next_start_delivers(
     start: Any, mlflow_runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking.console, "width", 1000)
@@ -184,7 +184,7 @@ def test_without_a_server_the_run_goes_on_and_the_next_start_delivers(
     for step in range(100):
         tracker.log(step, {"loss": float(step)})
     tracker.artifact(tmp_path / "adapter")
-    assert time.perf_counter() - started < 1.0  # 100 lines into a file
+    assert time.perf_counter() - started < 1.0  # time to write 100 lines to a file
     tracker.finish("FINISHED", limit_s=1.0)
 
     shown = capsys.readouterr()
@@ -206,7 +206,7 @@ def test_a_server_that_is_down_is_not_waited_for_at_the_end(
     deadline = time.monotonic() + LONG
     while not tracker._error and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert "not reachable now" in capsys.readouterr().err  # said when it happens
+    assert "not reachable now" in capsys.readouterr().err  # reported when it happens
     started = time.monotonic()
     tracker.finish("FINISHED", limit_s=LONG)
     assert time.monotonic() - started < 10
@@ -234,7 +234,7 @@ def test_a_server_that_comes_back_during_the_run_gets_everything(
     assert points(mlflow_runs, "loss") == [(1, 1.0), (2, 0.5)]
 
 
-def test_nothing_is_printed_and_no_thread_stays(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_and_no_thread_is_left(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
     before = set(threading.enumerate())
     tracker = start()
     tracker.log(1, {"loss": 1.0})
@@ -252,7 +252,7 @@ def test_system_metrics_are_recorded(start: Any, mlflow_runs: Any, monkeypatch: 
     while not (runs := mlflow_runs()) or not any(key.startswith("system/") for key in runs[0].data.metrics):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    tracker.log(0, {"loss": 1.0})  # system metrics have steps of their own, which do not count as delivered
+    tracker.log(0, {"loss": 1.0})  # system metrics have their own steps, which do not count as delivered
     tracker.finish("FINISHED", limit_s=LONG)
     assert points(mlflow_runs, "loss") == [(0, 1.0)]
 
@@ -265,15 +265,15 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert spool.read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
-def test_a_rewind_drops_later_rows_only(tmp_path: Path) -> None:
+def test_a_rewind_drops_only_later_rows(tmp_path: Path) -> None:
     spool = tmp_path / "metrics.jsonl"
     spool.write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)))
     cut_spool(spool, after=5)
     assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
 
 
-def test_batches_hold_whole_steps() -> None:
-    # 400 metrics a step and at most 1000 a batch: two steps, two steps, one
+def test_batches_contain_whole_steps() -> None:
+    # 400 metrics per step and at most 1000 per batch: two steps, two steps, one
     rows = [{"step": step} | {f"m{i}": 0.0 for i in range(400)} for step in range(5)]
     assert [[row["step"] for row in batch] for batch in whole_steps(rows)] == [[0, 1], [2, 3], [4]]
 
@@ -292,7 +292,7 @@ def test_a_storage_of_any_name_keeps_its_metrics_and_artifacts_inside(start, sto
 
     made, storage = storage / "mlflow.db", tmp_path / "50% of %41, a?b #3 'e' & ~x" / "deep"
     storage.mkdir(parents=True)
-    shutil.copy(made, storage)  # to make one takes seconds
+    shutil.copy(made, storage)  # creating one takes seconds
     (tmp_path / "model.txt").write_text("weights")
     tracker = start(storage=storage, experiment="odd")
     tracker.log(1, {"loss": 0.5})
@@ -309,12 +309,12 @@ def test_a_storage_of_any_name_keeps_its_metrics_and_artifacts_inside(start, sto
     assert sqlite_path(uri) == storage / "mlflow.db"
 
 
-def test_a_home_in_the_uri_of_a_file_is_expanded() -> None:
+def test_a_tilde_in_the_uri_of_a_file_is_expanded() -> None:
     assert tracking_uri("sqlite:///~/here.db", Path("runs")) == f"sqlite:///{Path.home()}/here.db"
 
 
-def test_a_uri_that_is_no_store_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tracking.uri=ftp://\*\*\*@host: not a tracking store"):
+def test_a_uri_that_is_not_a_store_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tracking.uri=ftp://\*\*\*@host: not an MLflow tracking store"):
         tracking_uri("ftp://me:hunter2@host", tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_params_are_flat_short_and_without_credentials() -> None:
     assert flat == {"a.b": "[1, 2]", "a.c": "null", "uri": "http://***@host/x", "empty": "{}", "long": "x" * 6000}
 
 
-def test_every_uri_of_a_text_is_masked() -> None:
+def test_every_uri_in_a_text_is_masked() -> None:
     text = "http://a:b@host failed, then postgresql://c@db/x; mail me@host"
     assert mask_credentials(text) == "http://***@host failed, then postgresql://***@db/x; mail me@host"
 
@@ -356,12 +356,12 @@ tracker.finish("FINISHED", limit_s=120)  # three first starts at once, on a mach
     assert all(run.data.metrics["x"] == 1.0 for run in runs)
 
 
-def test_a_part_of_a_search_is_placed_below_it_as_soon_as_the_search_is_there(start, mlflow_runs, tmp_path) -> None:
+def test_a_trial_is_nested_below_its_search_as_soon_as_that_exists(start, mlflow_runs, tmp_path) -> None:
     folders = {name: tmp_path / name for name in ("part", "whole")}
     for folder in folders.values():
         folder.mkdir()
     part = start(run_key=tmp_path.name, run_dir=folders["part"], parent=f"{tmp_path.name}-whole")
-    part.log(0, {"loss": 1.0})  # waits in the spool: its search is not there
+    part.log(0, {"loss": 1.0})  # waits in the spool, since its search does not exist yet
     whole = start(run_key=f"{tmp_path.name}-whole", run_dir=folders["whole"])
     whole.finish("FINISHED", limit_s=LONG)
     part.finish("FINISHED", limit_s=LONG)
@@ -371,7 +371,7 @@ def test_a_part_of_a_search_is_placed_below_it_as_soon_as_the_search_is_there(st
     assert points(mlflow_runs, "loss") == [(0, 1.0)]
 
 
-def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_left_as_it_is(start, mlflow_runs, storage) -> None:
+def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_is_unchanged(start, mlflow_runs, storage) -> None:
     config = RunConfig(storage=str(storage), tracking=TrackingSettings(experiment="tests"))
     start().finish("FINISHED", limit_s=LONG)
     (run,) = mlflow_runs()
@@ -383,7 +383,7 @@ def test_the_run_of_a_killed_process_is_closed_and_a_finished_one_left_as_it_is(
     close_killed(config, "a key that no run has")
 
 
-def test_a_run_says_its_commit_user_and_source_and_what_its_data_are_for(
+def test_a_run_has_tags_for_commit_user_and_source_and_the_use_of_its_data(
     start: Any, mlflow_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/pft", "train", "quickstart", "tracking.uri=http://me:hunter2@host"])
@@ -407,7 +407,7 @@ def test_a_run_says_its_commit_user_and_source_and_what_its_data_are_for(
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_store_that_a_full_disk_leaves_half_made_is_not_kept(is_new: bool, tmp_path: Path) -> None:
+def test_a_store_half_created_on_a_full_disk_is_removed(is_new: bool, tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     if not is_new:
         store.write_text("of earlier runs")
@@ -422,7 +422,7 @@ def test_a_store_that_a_full_disk_leaves_half_made_is_not_kept(is_new: bool, tmp
     assert store.exists() != is_new
 
 
-def test_a_new_store_stays_where_a_run_s_parent_is_not_in_it_yet(tmp_path: Path) -> None:
+def test_a_new_store_without_the_parent_run_is_kept(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     with contextlib.suppress(LookupError), opening(f"sqlite:///{store}"):
         store.write_text("tables")

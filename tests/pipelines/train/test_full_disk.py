@@ -1,4 +1,4 @@
-"""A full disk ends a training at its first attempt with one message, wherever it is met."""
+"""A full disk ends a training at its first attempt with one message, wherever it occurs."""
 
 import errno
 import json
@@ -21,23 +21,23 @@ from tests.builders import record, write_dataset
 
 
 def failed_with(cause: Exception) -> WorkerGroupError:
-    """What Ray Train makes of an exception in a worker."""
+    """Return Ray Train's error for an exception in a worker."""
     return WorkerGroupError("rank 0", {0: UserExceptionWithTraceback(cause, "Traceback ...")})
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_what_a_disk_refuses_to_a_worker_is_not_tried_again(number: int) -> None:
+def test_a_disk_error_of_a_worker_is_not_retried(number: int) -> None:
     error = failed_with(OSError(number, os.strerror(number), "/runs/MANIFEST.json"))
     assert TrainingFailurePolicy(FailureConfig(max_failures=3)).make_decision(error) is FailureDecision.RAISE
     assert str(unwrap_user_error(error)).startswith(f"/runs/MANIFEST.json: {os.strerror(number)}: ")
 
 
-def test_what_a_library_says_of_a_full_disk_or_quota_is_a_mistake() -> None:
+def test_a_librarys_error_about_a_full_disk_or_quota_is_a_user_error() -> None:
     for text in ("No space left on device (os error 28)", "Disk quota exceeded (os error 122)"):
-        assert "make room" in str(unwrap_user_error(RuntimeError(f"I/O error: {text}")))
+        assert "free some space" in str(unwrap_user_error(RuntimeError(f"I/O error: {text}")))
 
 
-def test_other_failures_of_workers_are_tried_again() -> None:
+def test_other_failures_of_workers_are_retried() -> None:
     policy = TrainingFailurePolicy(FailureConfig(max_failures=3))
     assert policy.make_decision(failed_with(RuntimeError("lost"))) is FailureDecision.RETRY
 
@@ -46,7 +46,7 @@ TMPFS = 'mount -t tmpfs -o size=$1k none $2 && shift 2 && exec "$@"'
 
 
 def on_small_disk(folder: Path, kilobytes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a namespace of its own, where the folder is a disk of this size; skip where that is refused."""
+    """Run a command in a namespace in which the folder is a disk of this size; skip if that is not permitted."""
     namespace = ["unshare", "-Urm", "bash", "-c", TMPFS, "bash", str(kilobytes), str(folder)]
     if (
         shutil.which("unshare") is None
@@ -56,7 +56,7 @@ def on_small_disk(folder: Path, kilobytes: int, *command: str) -> subprocess.Com
     return subprocess.run([*namespace, *command], capture_output=True, text=True, timeout=100, check=False)
 
 
-def test_a_disk_that_is_full_while_data_is_prepared_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_full_disk_during_prepare_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
     (disk := tmp_path / "disk").mkdir()
     given = {"axis": "Pace", "responses": {"Fast": "go", "Slow": "stay"}}
     rows = ({**given, "scenario": f"Plan {n} of {n * 7919 % 1_000_003}."} for n in range(4000))
@@ -69,7 +69,7 @@ def test_a_disk_that_is_full_while_data_is_prepared_is_one_line_and_nothing_is_l
     assert "No space left on device" in done.stderr
 
 
-# Where a training writes: what a worker calls there, and what the driver does.
+# Places where a training writes: calls of a worker, and of the driver.
 PLACES = {
     "state": ("pft_core.training.engines.engine", "save_file"),
     "manifest": ("pft_core.training.checkpoint", "write_json"),
@@ -105,7 +105,7 @@ def recipe_in(folder: Path, model: Path, place: str) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.own_ray
-@pytest.mark.slow  # the decision itself is tried above
+@pytest.mark.slow  # the decision itself is tested above
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_full_disk_in_training_is_one_line_and_one_attempt(place: str, tiny_qwen2: Path, tmp_path: Path) -> None:

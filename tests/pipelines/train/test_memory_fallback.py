@@ -1,4 +1,4 @@
-"""Runs that find no memory go on with less, and end with the same policy."""
+"""Runs out of memory continue with less, and end with the same policy."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from pft_core.training.memory_fallback import OutOfMemoryError
 from pipelines.config import RunConfig
 from pipelines.jobs.user_errors import unwrap_user_error
 from pipelines.train import fitting, job
-from pipelines.train.encoding import encoded
+from pipelines.train.encoding import encode_layers
 from pipelines.train.in_process import train_here
 from pipelines.train.resolved_run import resolve
 from tests.builders import record, write_dataset
@@ -36,7 +36,7 @@ def config(model: Path, tmp_path: Path, *, dropout: float = 0.1, **train) -> Run
 
 def trained(chosen: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     run = resolve(chosen)
-    train_here(run, encoded(run), folder, log=lambda step, metrics: None, device=CPU)
+    train_here(run, encode_layers(run), folder, log=lambda step, metrics: None, device=CPU)
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
@@ -45,7 +45,7 @@ ON_CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB
 
 
 def run_out_at(monkeypatch: pytest.MonkeyPatch, *calls: int, error: RuntimeError = ON_CPU) -> list[int]:
-    """Let these backwards, counted over all attempts, find no memory; return the list that counts them."""
+    """Let these backward passes, counted over all attempts, run out of memory; return the list of passes."""
     backward, made = TorchEngine.backward, [0]
 
     def failing(self: TorchEngine, loss: torch.Tensor, *, is_last: bool) -> None:
@@ -59,7 +59,7 @@ def run_out_at(monkeypatch: pytest.MonkeyPatch, *calls: int, error: RuntimeError
 
 
 @pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
-def test_a_run_out_of_memory_goes_on_with_less_and_ends_with_the_same_policy(
+def test_a_run_out_of_memory_continues_with_less_and_ends_with_the_same_policy(
     error, tiny_qwen2, tmp_path, monkeypatch, capsys
 ) -> None:
     chosen = config(tiny_qwen2, tmp_path)
@@ -73,19 +73,19 @@ def test_a_run_out_of_memory_goes_on_with_less_and_ends_with_the_same_policy(
 
 @pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
 def test_a_run_that_runs_out_twice_halves_its_micro_batches(error, tiny_qwen2, tmp_path, monkeypatch, capsys) -> None:
-    # Other micro-batches draw other dropout.
+    # Other micro-batches would draw other dropout.
     chosen = config(tiny_qwen2, tmp_path, dropout=0.0)
     whole = trained(chosen, tmp_path / "whole")
     run_out_at(monkeypatch, 4, 6, error=error)
     spared = trained(chosen, tmp_path / "spared")
     assert "with half as many tokens at once" in capsys.readouterr().err
-    # The same update from sums in another order.
+    # The same update, summed in another order.
     assert all(torch.allclose(whole[name], spared[name], atol=1e-5) for name in whole)
 
 
 @pytest.mark.parametrize("error", [ON_CPU, ON_CUDA])
 @pytest.mark.parametrize("calls", [{"gradient_checkpointing": False}, {"gradient_checkpointing": "auto"}])
-def test_a_run_without_a_way_left_says_what_to_set(tiny_qwen2, tmp_path, monkeypatch, calls, error) -> None:
+def test_a_run_without_a_fallback_left_says_what_to_set(tiny_qwen2, tmp_path, monkeypatch, calls, error) -> None:
     run_out_at(monkeypatch, *range(1, 100), error=error)
     with pytest.raises(OutOfMemoryError, match=r"out of memory: up to .* lower train\.tokens_per_microbatch"):
         trained(config(tiny_qwen2, tmp_path, **calls), tmp_path / "run")
@@ -93,7 +93,7 @@ def test_a_run_without_a_way_left_says_what_to_set(tiny_qwen2, tmp_path, monkeyp
 
 @pytest.mark.parametrize("error", [ON_CPU, ON_CUDA, MemoryError()])
 @pytest.mark.parametrize("place", ["build_model", "plan_memory"])
-def test_a_model_that_does_not_fit_by_itself_is_one_message(tiny_qwen2, tmp_path, monkeypatch, place, error) -> None:
+def test_a_model_that_does_not_fit_into_memory_is_one_message(tiny_qwen2, tmp_path, monkeypatch, place, error) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise error
 
@@ -104,7 +104,7 @@ def test_a_model_that_does_not_fit_by_itself_is_one_message(tiny_qwen2, tmp_path
 
 
 @pytest.mark.parametrize(("free", "maps"), [(1e12, False), (1e5, True)])
-def test_freed_tensors_go_back_where_memory_is_noticeable(tiny_qwen2, tmp_path, monkeypatch, free, maps) -> None:
+def test_a_large_run_returns_freed_tensors_to_the_system(tiny_qwen2, tmp_path, monkeypatch, free, maps) -> None:
     mapped: list[bool] = []
     monkeypatch.setattr(fitting, "map_large_blocks", lambda: mapped.append(True))
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
@@ -138,17 +138,15 @@ memory.free_bytes = lambda device: 100_000.0 if Path(__file__).with_name("attemp
 
 
 def config_with_faults(model: Path, tmp_path: Path, number: int) -> RunConfig:
-    """A run whose attempts fail: one finds no memory, one is killed where memory is tight, and so on."""
+    """Return a run whose attempts fail: one runs out of memory, one is killed while memory is tight, and so on."""
     (tmp_path / "faults.py").write_text(FAULTS.replace("NUM_FAULTS", str(number)))
     return config(model, tmp_path, dropout=0.0).model_copy(update={"plugins": [str(tmp_path / "faults.py")]})
 
 
 @pytest.mark.ray
-@pytest.mark.slow  # several starts of workers; the steps down themselves are tried above
+@pytest.mark.slow  # starts workers several times; the fallbacks themselves are tested above
 @pytest.mark.timeout(600)
-def test_workers_that_run_out_or_are_killed_for_it_start_again_with_less(
-    ray_cluster, tiny_qwen2, tmp_path, capsys
-) -> None:
+def test_workers_out_of_memory_or_killed_for_it_restart_with_less(ray_cluster, tiny_qwen2, tmp_path, capsys) -> None:
     chosen = config_with_faults(tiny_qwen2, tmp_path, 2)
     result = job.run(chosen)
     assert result["steps"] == 6
@@ -161,9 +159,9 @@ def test_workers_that_run_out_or_are_killed_for_it_start_again_with_less(
 
 
 @pytest.mark.ray
-@pytest.mark.slow  # several starts of workers; the steps down themselves are tried above
+@pytest.mark.slow  # starts workers several times; the fallbacks themselves are tested above
 @pytest.mark.timeout(600)
-def test_workers_that_can_do_with_no_less_end_the_run_with_one_message(ray_cluster, tiny_qwen2, tmp_path) -> None:
+def test_workers_without_a_fallback_left_end_the_run_with_one_message(ray_cluster, tiny_qwen2, tmp_path) -> None:
     with pytest.raises(TrainingFailedError) as raised:
         job.run(config_with_faults(tiny_qwen2, tmp_path, 99))
     mistake = unwrap_user_error(raised.value)

@@ -23,7 +23,7 @@ from pft_core.training.loop import FitResult
 from pipelines.config import RunConfig
 from pipelines.train import job as train
 from pipelines.train import resolved_run
-from pipelines.train.encoding import encoded
+from pipelines.train.encoding import encode_layers
 from pipelines.train.fitting import build_and_fit
 from pipelines.train.resolved_run import resolve
 from pipelines.train.worker import encode
@@ -53,7 +53,7 @@ def config(model: Path, data: Path, storage: Path, **sections) -> RunConfig:
 
 def fit_plainly(chosen: RunConfig, context: LocalContext) -> FitResult:
     run = resolve(chosen)
-    return build_and_fit(run, encoded(run), context)
+    return build_and_fit(run, encode_layers(run), context)
 
 
 def losses(run_dir: Path) -> list[tuple[float, float]]:
@@ -61,7 +61,7 @@ def losses(run_dir: Path) -> list[tuple[float, float]]:
     return [(row["loss_first"], row["loss_second"]) for row in rows if "loss_first" in row]
 
 
-def test_a_ray_run_is_the_plain_run_and_is_used_again(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+def test_a_ray_run_equals_the_plain_run_and_is_reused(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     chosen = config(tiny_qwen2, data, tmp_path)
     result = train.run(chosen)
     plain: list[tuple[float, float]] = []
@@ -84,7 +84,7 @@ def test_a_ray_run_is_the_plain_run_and_is_used_again(ray_cluster, tiny_qwen2, d
     assert (Path(result["run_dir"]) / "job.json").stat().st_mtime_ns == written
 
 
-def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_diagnostics(
+def test_a_preference_objective_under_ray_equals_the_plain_run_and_mlflow_has_its_diagnostics(
     ray_cluster, tiny_qwen2, data, tmp_path
 ) -> None:
     chosen = config(tiny_qwen2, data, tmp_path, train={"objective": "dpo", "diagnostics_every": 2})
@@ -97,7 +97,7 @@ def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_di
     )
     fit_plainly(chosen, context)
     assert losses(run_dir) == plain
-    # Before the first update the policy is its own reference: log 2 for each side.
+    # Before the first update, the policy equals its reference: a loss of log 2 on each side.
     assert plain[0] == pytest.approx((math.log(2), math.log(2)), abs=1e-5)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -107,7 +107,7 @@ def test_a_preference_objective_under_ray_is_the_plain_run_and_mlflow_has_its_di
 
 
 @pytest.mark.parametrize("validates", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_torn_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last_whole_one(
+def test_an_empty_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last_valid_one(
     ray_cluster, tiny_qwen2, data, tmp_path, validates
 ) -> None:
     extra = {"validation_data": str(data), "train": {"validate_every": 2}} if validates else {}
@@ -119,7 +119,7 @@ def test_a_torn_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last
     assert set(policies) == ({"adapter", "adapter_best"} if validates else {"adapter"})
     job = json.loads((run_dir / "job.json").read_text())
     (run_dir / "job.json").write_text(json.dumps(job | {"status": "running"}))
-    (run_dir / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("")  # a full disk leaves it like this
+    (run_dir / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("")  # as left by a full disk
     (run_dir / "checkpoints" / "checkpoint_unfinished" / "rank-00000").mkdir(parents=True)
     newest = max((run_dir / "checkpoints").glob("checkpoint_*/MANIFEST.json"), key=steps_done).parent
     damaged = newest / "rank-00000" / "policy" / "adapter_model.safetensors"
@@ -150,7 +150,7 @@ def test_zero_3_on_two_workers_trains_a_llama_and_validates(ray_cluster, tiny_ll
     assert any("val_loss" in line for line in (run_dir / "metrics.jsonl").read_text().splitlines())
 
 
-def test_full_fine_tuning_keeps_a_loadable_model(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+def test_full_fine_tuning_writes_a_loadable_model(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     result = train.run(config(tiny_qwen2, data, tmp_path, lora=None, train={"max_steps": 2, "lr": 1e-3}))
     ref = ModelRef.load(Path(result["model_ref"]))
     assert result["adapter"] is None
@@ -158,25 +158,25 @@ def test_full_fine_tuning_keeps_a_loadable_model(ray_cluster, tiny_qwen2, data, 
     assert (Path(ref.weights) / "tokenizer.json").is_file()
 
 
-def test_more_workers_than_the_cluster_has_is_said_before_waiting(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"scaling.num_workers=99 needs 99 CPU, the cluster has 6"):
+def test_too_many_workers_for_the_cluster_are_refused_before_waiting(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"scaling.num_workers=99 needs 99 CPU, but the cluster has 6"):
         train.run(config(tiny_qwen2, data, tmp_path, scaling={"num_workers": 99}))
     assert not list(tmp_path.glob("t-*"))
 
 
-def test_target_modules_that_match_nothing_are_a_users_mistake(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
+def test_target_modules_that_match_nothing_are_a_user_error(ray_cluster, tiny_qwen2, data, tmp_path) -> None:
     with pytest.raises(UserError, match="q_porj"):
         train.run(config(tiny_qwen2, data, tmp_path, lora={"target_modules": ["q_porj"]}))
 
 
-def test_a_loss_that_is_not_finite_names_the_rows_and_what_to_try(tiny_qwen2, data, tmp_path) -> None:
+def test_a_non_finite_loss_names_the_rows_and_what_to_try(tiny_qwen2, data, tmp_path) -> None:
     broken = Path(shutil.copytree(tiny_qwen2, tmp_path / "broken"))
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][:] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     chosen = config(broken, data, tmp_path / "runs")
     with pytest.raises(
-        NonFiniteError, match=r"records-00000\.parquet:row \d+, 'The town has plan \d+ .*more\): look at"
+        NonFiniteError, match=r"records-00000\.parquet:row \d+, 'The town has plan \d+ .*more\): check these rows"
     ):
         fit_plainly(chosen, LocalContext(tmp_path / "checkpoints", device=torch.device("cpu")))
 
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_what_to_try(tiny_qwen2, da
     ("template", "message"),
     [(None, "has no chat template"), ("{{ raise_exception('no') }}", r"refuses a user's message alone \(no\)")],
 )
-def test_a_chat_template_that_cannot_be_used_is_said_before_ray_starts(tiny_qwen2, data, tmp_path, template, message):
+def test_an_unusable_chat_template_is_reported_before_ray_starts(tiny_qwen2, data, tmp_path, template, message):
     folder = Path(shutil.copytree(tiny_qwen2, tmp_path / "m"))
     if template:
         (folder / "chat_template.jinja").write_text(template)
@@ -198,7 +198,7 @@ def test_data_without_a_pair_that_fits_is_refused(ray_cluster, tiny_qwen2, data,
         train.run(config(tiny_qwen2, data, tmp_path, encoding={"max_length": 16}))
 
 
-def test_what_a_run_names_is_read_once_in_the_driver_and_once_in_a_worker(
+def test_inputs_are_read_once_in_the_driver_and_once_in_a_worker(
     ray_cluster, tiny_qwen2, data, tmp_path, monkeypatch
 ) -> None:
     counts: Counter[str] = Counter()
@@ -216,7 +216,7 @@ def test_what_a_run_names_is_read_once_in_the_driver_and_once_in_a_worker(
     counted(AutoTokenizer, "from_pretrained")
     counted(resolved_run, "build_objective")
     train.run(config(tiny_qwen2, data, tmp_path, validation_data=str(data), train={"validate_every": 2}))
-    # Two manifests, of training and of validation; the tokenizer is loaded by those that tokenise.
+    # Two manifests, for training and validation; the tokenizer is loaded only where it tokenizes.
     assert counts == {"load": 2, "build_objective": 1}
 
     # A worker gets the resolved run, encodes both data sets and trains.

@@ -1,4 +1,4 @@
-"""What the report of a training says of it."""
+"""The report of a training: notes and cautions."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def layer(folder: Path, rejected: int, with_control_tokens: int) -> str:
     return str(folder)
 
 
-def test_a_trainings_report_says_how_it_ended_and_what_comes_next(tmp_path: Path) -> None:
+def test_a_training_report_has_the_last_losses_and_the_next_command(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "mine 1"
     run_dir.mkdir(parents=True)
     rows = [{"step": 1, "loss_first": 9.0}, {"step": 2, **ROW}]
@@ -52,12 +52,12 @@ def test_a_trainings_report_says_how_it_ended_and_what_comes_next(tmp_path: Path
     assert report["notes"] == [
         "2 steps; the last losses: first pole 0.250, second pole 0.500, first, validation 0.300, "
         "second, validation 0.400.",
-        "The data has 8 pairs, of 8 rows, of which 0 were rejected.",
-        "5 pairs were left out as they were encoded: 3 longer than encoding.max_length, 2 with control tokens.",
+        "The data has 8 pairs from 8 rows, of which 0 were rejected.",
+        "5 pairs were left out during encoding: 3 longer than encoding.max_length, 2 with control tokens.",
         f"Next: pft evaluate --model '{run_dir}' --data TEST_DATA --output '{run_dir}-evaluation'",
     ]
     (said,) = report["cautions"]
-    assert said.startswith("2 of the 4 scenarios that mine is validated on are trained on too")
+    assert said.startswith("2 of the 4 validation scenarios of mine are in its training data too")
     _, page = write_report(report, run_dir)
     assert "Read this first" in page.read_text()
 
@@ -66,7 +66,7 @@ def test_a_validation_on_new_scenarios_needs_no_warning(tmp_path: Path) -> None:
     assert cautions_of(resolved(tmp_path, range(8, 10))) == []
 
 
-def test_the_sum_over_both_poles_is_not_drawn_beside_the_means_of_each() -> None:
+def test_the_summed_loss_is_not_drawn_beside_the_mean_of_each_pole() -> None:
     assert "val_loss" not in curve_names([{"step": 1, **ROW}])
     assert "val_loss" in curve_names([{"step": 1, "val_loss": 0.7}])
 
@@ -82,7 +82,7 @@ def lines_of(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("source", "name"), [("json", "mine.csv"), ("trl", "mine.jsonl")])
-def test_rows_without_a_finite_loss_are_named_as_in_the_users_files(source: str, name: str, tmp_path: Path) -> None:
+def test_rows_with_a_non_finite_loss_are_named_by_the_users_files(source: str, name: str, tmp_path: Path) -> None:
     rows = tmp_path / name
     header, first, *rest = lines_of(source)
     rows.write_text("\n".join([header, first, "faulty", *rest]))
@@ -92,4 +92,4 @@ def test_rows_without_a_finite_loss_are_named_as_in_the_users_files(source: str,
         said = blamed_rows(folder, DatasetManifest.load(folder), [f"{chosen.id}:one"])
         line = int(chosen.scenario[-2]) + 3
         prepared = f"{folder}/records/part-00000.parquet:row {number}"
-        assert re.match(rf" \({rows}:{line}, prepared as {prepared}, '{chosen.scenario}'\): look at", said)
+        assert re.match(rf" \({rows}:{line}, prepared as {prepared}, '{chosen.scenario}'\): check these rows", said)

@@ -143,7 +143,7 @@ def test_trials_that_are_stopped_early_leave_nothing_behind(ray_cluster, storage
     [
         (["train.objective=mixed"], "grid", "train.objective=mixed does not depend on the ratio of alpha to beta"),
         (["train.objective=dpo_nll"], "grid", "train.objective=dpo_nll does not depend on the ratio"),
-        (["data=somewhere"], "grid", "validation_data is not set: the ratio is picked on it"),
+        (["data=somewhere"], "grid", "validation_data is not set, but the search picks the ratio on it"),
         (["search.space={train.rate: [1]}"], "grid", r"search\.space: train\.rate: unknown key"),
         (["search.space={train.lr: [fast]}"], "optuna", "search.space: train.lr='fast': expected a number"),
         (["search.space={train.lr: {low: 1, high: 2}}"], "asha", "is a range: give a list of values"),
@@ -163,14 +163,14 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, ove
         ("search.num_trials=0", "search.num_trials=0: expected greater than 0"),
         ("search.space={train.lr: []}", "search.space.train.lr=.*at least 1 item"),
         ("search.metric=accuracy", "search.metric='accuracy': expected 'worse_pole', 'both_right'"),
-        ("search.space={train.alpha: [1]}", "train.alpha: alphas and betas are searched already"),
+        ("search.space={train.alpha: [1]}", "train.alpha: set search.alphas and search.betas instead"),
         ("search.t={low: 1, high: 1}", "search.t: low=1 is not below high=1"),
-        ("search.t={low: -900, high: 1}", "t reaches beyond 20"),
-        ("search.alphas=[1e-300, 1]", "the weight 1e-300 is next to nothing"),
-        ("search.space={scaling.num_workers: [99]}", "scaling.num_workers cannot be searched: give keys of train or"),
+        ("search.t={low: -900, high: 1}", "t goes beyond 20"),
+        ("search.alphas=[1e-300, 1]", "the weight 1e-300 is too small"),
+        ("search.space={scaling.num_workers: [99]}", "scaling.num_workers cannot be searched: give a key of train or"),
         ("search.space={train: [{alpha: 3.0}]}", "space: train cannot be searched"),
-        ("search.space={train.lr: [0.1, 0.1]}", "train.lr: 0.1 stands twice"),
-        ("search.space={train.objective: [pft, mixed]}", "'mixed' is not decided by a ratio"),
+        ("search.space={train.lr: [0.1, 0.1]}", "train.lr: 0.1 is repeated"),
+        ("search.space={train.objective: [pft, mixed]}", "'mixed' does not depend on the ratio alone"),
     ],
 )
 def test_an_empty_or_unknown_search_is_refused_by_the_config(tmp_path, override, message) -> None:
@@ -185,7 +185,7 @@ def test_weights_that_are_all_zero_are_refused(tmp_path) -> None:
 
 @pytest.mark.ray
 def test_more_gpus_than_the_cluster_has_are_refused_before_anything_starts(ray_cluster, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"a trial needs .*1 GPU, the cluster has"):
+    with pytest.raises(UserError, match=r"a trial needs .*1 GPU, but the cluster has"):
         job.run(config(tmp_path, "scaling.use_gpu=true"))
     assert not (tmp_path / "tune").exists()
 

@@ -158,5 +158,5 @@ def test_a_ratio_that_is_picked_on_trained_scenarios_is_a_warning(
         name="mine", data=str(data), validation_data=str(validation), model="toyworld", storage=str(tmp_path / "runs")
     )
     report = assemble(config, SearchResult([Trial(config, SearchPoint(1.0, 1.0), False)], {}, {}), "optuna")
-    lines = [warning for warning in report["warnings"] if "trained on too" in warning]
-    assert [text.split(" that ")[0] for text in lines] == (["2 of the 4 scenarios"] if num_shared else [])
+    lines = [warning for warning in report["warnings"] if "in its training data too" in warning]
+    assert [text.split(" validation ")[0] for text in lines] == (["2 of the 4"] if num_shared else [])
