@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`: both are found without activating the venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint
+.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint docs screenshots
 
 setup: .venv/installed
 
@@ -52,3 +52,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.venv/docs-installed: .venv/installed
+	$(PIP) -c constraints.txt -e '.[docs]'
+	touch $@
+
+# MkDocs prints an advertisement of another tool unless the variable is set.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

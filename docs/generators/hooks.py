@@ -1,0 +1,74 @@
+"""The events of MkDocs: generated pages join the written ones, markers become what they name, faults fail the build."""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+from benchmarks.house import ROOT
+from docs.generators import api_pages
+from docs.generators.public_names import undocumented
+
+log = logging.getLogger("mkdocs.plugins.pft")  # MkDocs counts its warnings, and a strict build fails by them
+
+DIAGRAMS = ROOT / "docs" / "diagrams"
+FRAGMENTS: Mapping[str, Callable[[], str]] = {}
+SECTIONS = {"api": api_pages.pages}
+MARKER = re.compile(r"^<!-- (generated|diagram): (\S+) -->$", re.MULTILINE)
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_config(config: Any) -> Any:
+    """Put the pages of generated sections into the navigation, in place of their names in angle brackets."""
+    for entry in config.nav:
+        for title, value in entry.items():
+            if isinstance(value, str) and value.strip("<>") in SECTIONS:
+                entry[title] = sorted(
+                    SECTIONS[value.strip("<>")](), key=lambda path: (not path.endswith("index.md"), path)
+                )
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages, and report every public name that nothing describes."""
+    for pages in SECTIONS.values():
+        for path, text in pages().items():
+            files.append(File.generated(config, path, content=text))
+    for place in undocumented():
+        log.warning("%s: a public name without a description: add a docstring, or a comment to a constant", place)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Replace the markers of a page by what they name."""
+
+    def replaced(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        if kind == "generated" and name in FRAGMENTS:
+            return FRAGMENTS[name]()
+        if kind == "diagram" and (DIAGRAMS / name).is_file():
+            return inline(DIAGRAMS / name)
+        log.warning("%s: %s: there is no such part", page.file.src_uri, match[0])
+        return ""
+
+    return MARKER.sub(replaced, markdown)
+
+
+def inline(diagram: Path) -> str:
+    """Return a drawing as a part of a page. Markdown would end it at an empty line."""
+    lines = diagram.read_text(encoding="utf-8").splitlines()
+    drawn = [line for line in lines if line.strip() and not line.startswith("<?xml")]
+    return "\n".join(['<figure class="diagram">', *drawn, "</figure>"])
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Turn formulas into MathML, which browsers draw without a script."""
+    return FORMULA.sub(lambda m: convert(unescaped(m[2]), display="block" if m[1] == "div" else "inline"), html)
+
+
+def unescaped(formula: str) -> str:
+    return formula.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
