@@ -41,14 +41,23 @@ def rooms() -> dict[str, list[PublicName]]:
 
 
 def public_name(room: str, name: str) -> PublicName:
-    """Look up where a name of a door is defined, through further doors."""
+    """Look up where a name of a door is defined, through the doors and modules that pass it on."""
     files, module = source_files(), room
-    while files[module].name == "__init__.py":
-        module = exported_names(module, files[module])[name]
+    while passed_on := [m for m, names in imported(files[module]).items() if name in names and m in files]:
+        module = passed_on[0]
     body = parsed(files[module]).body
     found = next((node for node in body if isinstance(node, Definition) and node.name == name), None)
     said = (ast.get_docstring(found) or "") if found else descriptions(files[module], body).get(name, "")
     return PublicName(room, name, module, files[module], found, said)
+
+
+def imported(path: Path) -> dict[str, set[str]]:
+    """Return the names that a module imports at its top, or for type checkers, by the module that they are from."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.setdefault(node.module, set()).update(alias.name for alias in node.names)
+    return found
 
 
 def undocumented() -> Iterator[str]:

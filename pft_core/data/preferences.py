@@ -13,7 +13,7 @@ import yaml
 
 from pft_core.errors import UserError, did_you_mean
 
-SIDES = (0, 1)
+SIDES = (0, 1)  # of a pair: the first pole's and the second pole's
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Axis:
 
     @property
     def poles(self) -> tuple[Pole, Pole]:
+        """The two poles, the first one first."""
         return (self.first, self.second)
 
     def side(self, pole: str) -> int:
@@ -65,10 +66,12 @@ class PreferenceSpace:
         return PreferenceSpace(self.name, tuple(a for a in self.axes if a.name in kept))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the space as JSON holds it."""
         return asdict(self)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "PreferenceSpace":
+        """Return the space that `to_dict` wrote."""
         axes = (Axis(a["name"], Pole(**a["first"]), Pole(**a["second"])) for a in raw["axes"])
         return PreferenceSpace(raw["name"], tuple(axes))
 

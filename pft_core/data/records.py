@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Presentation = Literal["choice", "response"]
-Form = Literal["one", "all"]
+Form = Literal["one", "all"]  # of a question: choose one option, or all that fit
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class PairedExample:
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def to_row(self) -> dict[str, Any]:
+        """Return the record as a row of RECORD_SCHEMA."""
         options = [{"text": o.text, "side": o.side} for o in self.options]
         return {
             "id": self.id,
@@ -55,6 +56,7 @@ class PairedExample:
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> "PairedExample":
+        """Return the record of a row that `to_row` wrote."""
         options = tuple(Option(o["text"], int(o["side"])) for o in row["options"])
         return PairedExample(row["id"], row["axis"], row["scenario"], options, row["presentation"])
 
@@ -91,4 +93,4 @@ def paired_example(
     return PairedExample(item_id, axis, scenario, counterbalanced(options, item_id), presentation)
 
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJ"  # that name the options of a question

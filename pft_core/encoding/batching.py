@@ -37,6 +37,7 @@ class BranchedBatch:
 
     @property
     def num_branches(self) -> int:
+        """The number of branches, over all examples."""
         return len(self.branch_lengths)
 
     @property
@@ -47,6 +48,7 @@ class BranchedBatch:
         return labels.index_add_(0, rows, self.label_mask.long())
 
     def to(self, device: torch.device | str) -> "BranchedBatch":
+        """Return the batch with its tensors on this device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "example_ids"}
         return replace(self, **moved)
 

@@ -24,6 +24,7 @@ class Branch:
 
     @property
     def num_labels(self) -> int:
+        """The number of tokens that count in the loss."""
         return int(np.count_nonzero(self.label_mask))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pft_core.encoding import BranchedBatch
 
-SIDE_NAMES = ("first", "second")
+SIDE_NAMES = ("first", "second")  # in the names of metrics
 
 # R branches of a batch, K loss terms.
 
@@ -56,6 +56,7 @@ class Objective:
 
     @property
     def examples_per_pair(self) -> int:
+        """The number of examples that a pair becomes: one, or one for each side."""
         return len(SIDES) if self.takes_pairs_apart else 1
 
     @property

@@ -21,6 +21,7 @@ class ObjectiveSettings(Settings):
 
     @property
     def entry(self) -> ObjectiveEntry:
+        """The registered objective that the settings name."""
         return OBJECTIVES[self.objective]
 
     @field_validator("objective")

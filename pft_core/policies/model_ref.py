@@ -12,7 +12,7 @@ from pft_core.policies.base_location import BASE_MARKS, found_base, named_base
 from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.prompts import PromptStyle
 
-MODEL_REF_NAME = "model_ref.json"
+MODEL_REF_NAME = "model_ref.json"  # in the folder of every policy
 WEIGHTS_MARKS = "weights_marks"
 # The fields that tell an adapter's files.
 ADAPTER_FILES = {"adapter_sha256": "adapter_model.safetensors", "adapter_config_sha256": "adapter_config.json"}
@@ -42,6 +42,7 @@ class ModelRef:
     adapter_config_sha256: str | None = None
 
     def save(self, folder: Path) -> Path:
+        """Write the reference to a folder, as model_ref.json."""
         raw = {key: value for key, value in asdict(self).items() if key != "base_digest"}
         marks = {WEIGHTS_MARKS: marks_of(folder / self.weights)} if self.weights else {}
         write_json(folder / MODEL_REF_NAME, raw | named_base(self.base, folder) | marks)

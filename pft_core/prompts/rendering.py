@@ -52,10 +52,12 @@ class PromptStyle:
     condition: ConditionStyle = "description"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the style as JSON holds it."""
         return asdict(self)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "PromptStyle":
+        """Return the style that `to_dict` wrote."""
         return PromptStyle(raw["condition_position"], raw["answer"], Frame(**raw["frame"]), raw["condition"])
 
 

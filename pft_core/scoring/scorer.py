@@ -24,7 +24,9 @@ from pft_core.scoring.tree_layout import tree_layout
 
 log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "separate", "split", "flex"]
+Backend = Literal[
+    "auto", "separate", "split", "flex"
+]  # how the branches of an example run: with a shared prefix, or each alone
 _ASKED: WeakSet[nn.Module] = WeakSet()  # models that have answered; a server makes a scorer for each request
 PROBED_LENGTHS = (8, 32)  # tokens; the longer one is padded with nothing, the shorter one to four times its length
 
@@ -55,6 +57,7 @@ class BranchScorer(nn.Module):
         return self.backend != "separate"
 
     def forward(self, batch: BranchedBatch) -> Tensor:
+        """Return the log-probability of every branch of a batch [R]."""
         if self.backend == "separate":
             return separate_logps(self._causal_lm(), batch)
         if self.backend == "flex" and torch.is_grad_enabled() and not batch.prefix_ids.is_cuda:

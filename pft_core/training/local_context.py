@@ -40,6 +40,7 @@ class LocalContext:
         self._barrier()
 
     def latest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint that is whole; None if there is none."""
         return checkpoint.newest_verified(sorted(self.folder.glob("checkpoint-*"), reverse=True))
 
     def _barrier(self) -> None:

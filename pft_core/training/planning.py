@@ -36,9 +36,14 @@ class ExampleStore(Protocol):
     """Encoded examples by index; counts come without reading rows (see EncodedLayer)."""
 
     def __len__(self) -> int: ...
-    def label_counts(self, indices: Sequence[int]) -> LabelCounts: ...
-    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]: ...
-    def read(self, indices: Sequence[int]) -> list[BranchedExample]: ...
+    def label_counts(self, indices: Sequence[int]) -> LabelCounts:
+        """Return the number of label tokens of these examples, by side."""
+
+    def num_tokens(self, indices: Sequence[int], *, sides: Sequence[int], shares_prefix: bool) -> list[int]:
+        """Return the number of tokens that each of these examples runs."""
+
+    def read(self, indices: Sequence[int]) -> list[BranchedExample]:
+        """Return these examples, encoded."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class LoopSettings:
 
     @property
     def num_steps(self) -> int:
+        """The number of optimizer steps of the run."""
         return math.ceil(self.total_pairs / self.train.pairs_per_step)
 
 

@@ -19,7 +19,7 @@ from pipelines.jobs.user_errors import unwrap_user_error
 from pipelines.plugins import read_plugins
 from pipelines.validated_yaml import dump_yaml
 
-CONFIG_NAME = "config.yaml"
+CONFIG_NAME = "config.yaml"  # in the folder of every run: its resolved config
 
 METRICS_NAME = "metrics.jsonl"
 

@@ -34,6 +34,7 @@ COLOURS = INK | {  # of the page and its drawings, where it is not dark; c0 to c
     "first": "#6b4de6",
     "second": "#0a8f86",
 }
+# The metrics that are drawn as curves, and their names in the legend.
 CURVE_NAMES = {
     "loss_first": "first pole",
     "loss_second": "second pole",

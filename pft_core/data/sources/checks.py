@@ -23,7 +23,7 @@ class AcceptedRow:
     axis: Axis
 
 
-Outcome = AcceptedRow | Reject
+Outcome = AcceptedRow | Reject  # of reading a row
 
 
 class RowFault(Exception):
@@ -33,6 +33,7 @@ class RowFault(Exception):
         super().__init__(key_path, reason, detail[:_LONGEST_DETAIL])
 
     def at(self, where: str) -> Reject:
+        """Return the reject for a row that was read at this place."""
         key_path, reason, detail = self.args
         return Reject(where, key_path, reason, detail)
 

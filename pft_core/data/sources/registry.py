@@ -40,6 +40,7 @@ class SourceEntry:
 
     @property
     def reads_files(self) -> bool:
+        """Whether the rows come from files; otherwise they are generated."""
         return self.generate is None
 
     def is_joined(self, first_row: Any) -> bool:
@@ -47,6 +48,7 @@ class SourceEntry:
         return self.needs_joining is not None and bool(load_code(self.needs_joining)(first_row))
 
 
+# The registered sources, by the name that `pft prepare --source` takes.
 SOURCES: Registry[SourceEntry] = Registry("source", SourceEntry)
 
 _HERE = "pft_core.data.sources"

@@ -4,6 +4,7 @@ MANNERS: per axis, the telling words of the first and of the second pole. They a
 what a policy has to learn. What a split owns are combinations of the other words.
 """
 
+# By axis: the adverbs of the first pole, and of the second.
 MANNERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # the axes of the demo
     "Risk": (
@@ -63,6 +64,7 @@ NAMES = (
     "Nadia", "Oscar", "Paula", "Quinn", "Rosa", "Stefan", "Tariq", "Uma", "Viktor", "Wanda",
 )  # fmt: skip
 
+# The beginnings of scenarios.
 SITUATIONS = (
     "{name} has inherited a {thing} that two cousins want as well.",
     "A neighbour leaves {name} a {thing} and the bills for it.",

@@ -46,20 +46,25 @@ class Metric:
 
     @property
     def counts_outcomes(self) -> bool:
+        """Whether the metric is computed from outcomes, item by item."""
         return self.of != "run"
 
     @property
     def can_be_asked_for(self) -> bool:
+        """Whether a suite may name the metric; one without a measure follows from the suite."""
         return self.measure is not None
 
     @property
     def has_poles(self) -> bool:
+        """Whether each pole has a value of its own."""
         return self.of == "pole"
 
     @property
     def needs_base(self) -> bool:
+        """Whether the metric compares the policy with its base model."""
         return self.of == "base"
 
     @cached_property
     def code(self) -> Callable[..., Any]:
+        """The measure itself, imported when it is first used."""
         return load_code(self.measure)

@@ -44,6 +44,7 @@ class Outcome:
     probabilities: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
 
     def gold(self, side: int) -> frozenset[int]:
+        """Return the indices of the options that show a side's pole."""
         return frozenset(i for i, s in enumerate(self.sides) if s == side)
 
     def shows_only(self, choice: Choice, side: int) -> bool:
@@ -51,10 +52,12 @@ class Outcome:
         return choice is not None and choice <= self.gold(side)
 
     def to_json(self) -> str:
+        """Return the outcome as a line of outcomes.jsonl."""
         return json.dumps(asdict(self), default=sorted)
 
     @staticmethod
     def from_json(text: str) -> "Outcome":
+        """Return the outcome that `to_json` wrote."""
         raw = json.loads(text)
         raw["sides"] = tuple(raw["sides"])
         raw["chosen"] = tuple(_choice(indices) for indices in raw["chosen"])

@@ -55,6 +55,7 @@ class Task:
 
     @property
     def asks_records(self) -> bool:
+        """Whether the task asks prepared records, not items of its own."""
         return self.items is None
 
     def refuse_other_data(self, data: Path) -> None:

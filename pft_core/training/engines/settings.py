@@ -36,6 +36,7 @@ class EngineSettings(Settings):
 
     @property
     def entry(self) -> EngineEntry:
+        """The registered engine that the settings name."""
         return ENGINES[self.name]
 
     @field_validator("name")

@@ -28,6 +28,7 @@ class TorchEngine(AdamWEngine):
         return logps
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add a micro-batch's gradients. is_last: whether the step's gradients are then complete."""
         self._watch(loss)
         loss.backward()
 

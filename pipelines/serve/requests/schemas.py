@@ -171,6 +171,8 @@ class SamplingRequest(RequestBody):
 
 
 class ChatRequest(SamplingRequest):
+    """OpenAI's chat completion, under a preference."""
+
     neutral: ClassVar[Neutral] = OF_A_CHAT
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=256)]
@@ -198,6 +200,8 @@ class ChatRequest(SamplingRequest):
 
 
 class CompletionRequest(SamplingRequest):
+    """OpenAI's completion, under a preference."""
+
     neutral: ClassVar[Neutral] = OF_A_COMPLETION
 
     prompt: Text | TokenIds | Annotated[list[Text], Many] | Annotated[list[TokenIds], Many]  # each is continued n times
@@ -207,6 +211,7 @@ class CompletionRequest(SamplingRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
+        """The prompts as a list, each a text or token ids."""
         prompt = self.prompt
         if isinstance(prompt, str) or isinstance(prompt[0], int):
             return [prompt]
@@ -283,6 +288,8 @@ class CompareSide(PolicyResponse):
 
 
 class CompareResponse(Body):
+    """Both poles of an axis, and the answer between them if `weight` was given."""
+
     axis: str
     first: CompareSide
     second: CompareSide
@@ -297,4 +304,6 @@ class ErrorDetail(Body):
 
 
 class ErrorResponse(Body):
+    """An error in OpenAI's form."""
+
     error: ErrorDetail
