@@ -10,33 +10,42 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 from benchmarks.house import ROOT
-from docs.generators import api_pages
+from docs.generators import api_pages, config_pages, file_tree, http_page, support_matrix, verb_pages
+from docs.generators.house.drawing import house
 from docs.generators.public_names import undocumented
 
 log = logging.getLogger("mkdocs.plugins.pft")  # MkDocs counts its warnings, and a strict build fails by them
 
 DIAGRAMS = ROOT / "docs" / "diagrams"
-FRAGMENTS: Mapping[str, Callable[[], str]] = {}
-SECTIONS = {"api": api_pages.pages}
+FRAGMENTS: Mapping[str, Callable[[], str]] = {"house": house, "verbs": verb_pages.verb_table}
+SECTIONS = {"verbs": verb_pages.pages, "api": api_pages.pages}  # that stand in the navigation in angle brackets
+PAGES = (*SECTIONS.values(), config_pages.pages, file_tree.pages, http_page.pages, support_matrix.pages)
 MARKER = re.compile(r"^<!-- (generated|diagram): (\S+) -->$", re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_config(config: Any) -> Any:
-    """Put the pages of generated sections into the navigation, in place of their names in angle brackets."""
-    for entry in config.nav:
-        for title, value in entry.items():
-            if isinstance(value, str) and value.strip("<>") in SECTIONS:
-                entry[title] = sorted(
-                    SECTIONS[value.strip("<>")](), key=lambda path: (not path.endswith("index.md"), path)
-                )
+    """Put the pages of generated sections into the navigation, in place of their names."""
+    config.nav = [filled(entry) for entry in config.nav]
     return config
+
+
+def filled(entry: Any) -> Any:
+    """Return an entry of the navigation with its generated sections."""
+    if isinstance(entry, dict):
+        return {title: filled(value) for title, value in entry.items()}
+    if isinstance(entry, list):
+        return [filled(each) for each in entry]
+    section = SECTIONS.get(entry.strip("<>")) if entry.startswith("<") else None
+    return list(section()) if section else entry
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and report every public name that nothing describes."""
-    for pages in SECTIONS.values():
+    for pages in PAGES:
         for path, text in pages().items():
+            if (written := files.get_file_from_path(path)) is not None:
+                files.remove(written)  # the generated page holds it
             files.append(File.generated(config, path, content=text))
     for place in undocumented():
         log.warning("%s: a public name without a description: add a docstring, or a comment to a constant", place)

@@ -63,7 +63,7 @@ def lone_comments(found: dict[int, tuple[str, str]], line: int) -> Iterator[str]
 def sentence(text: str) -> str:
     """Return a comment without a linter's directives, with a capital letter unless it begins with a name."""
     text = re.sub(r"\s*(# )?(type: ignore|noqa|ruff:).*", "", text).strip()
-    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;:.]", text) else text
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;.]", text) else text
 
 
 @cache

@@ -93,20 +93,25 @@ def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
 
 
 def pft(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Paired fine-tuning: the cross-entropy of both sides' completions, weighted by alpha and beta."""
     return paired_nll(alpha=settings.alpha, beta=settings.beta, update=settings.update)
 
 
 def k_way(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Paired fine-tuning on several axes: the mean over axes of each axis's own paired loss."""
     return k_way_nll(alpha=settings.alpha, beta=settings.beta, axes=axes)
 
 
 def one_sided_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Supervised fine-tuning on the first pole of every axis."""
     return one_sided_nll(side=0)
 
 
 def one_sided_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Supervised fine-tuning on the second pole of every axis."""
     return one_sided_nll(side=1)
 
 
 def mixed(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """Supervised fine-tuning on the completions of both poles, shuffled as single rows."""
     return mixed_nll()

@@ -126,27 +126,33 @@ def with_nll(objective: Objective, *, weight: float) -> Objective:
 
 
 def dpo(settings: ObjectiveSettings, axes: Sequence[str], *, sides: Sequence[int] = SIDES) -> Objective:
+    """DPO under both poles: the completion of the stated pole is preferred to the other one's."""
     loss = partial(dpo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, sides=sides)
 
 
 def dpo_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """DPO under the first pole alone."""
     return dpo(settings, axes, sides=(0,))
 
 
 def dpo_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """DPO under the second pole alone."""
     return dpo(settings, axes, sides=(1,))
 
 
 def dpo_nll(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """DPO with the negative log-likelihood of the preferred completion added."""
     return with_nll(dpo(settings, axes), weight=settings.nll_weight)
 
 
 def ipo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """IPO under both poles: a squared loss on the log-ratio per token, with a target margin."""
     loss = partial(ipo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta)
 
 
 def simpo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
+    """SimPO under both poles: log-probabilities per token and a target margin, without a reference model."""
     loss = partial(simpo_loss, beta=settings.preference_beta, gamma=settings.simpo_gamma)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, uses_reference=False)
