@@ -60,3 +60,7 @@ lint: setup
 # MkDocs prints an advertisement of another tool unless the variable is set.
 docs: .venv/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# PAGES="quickstart concepts": these pages of the built site instead, narrow and wide, dark and light.
+screenshots: setup
+	$(BIN)/python -m docs.capture $(PAGES)
