@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 from benchmarks.house import ROOT
@@ -21,7 +20,6 @@ FRAGMENTS: Mapping[str, Callable[[], str]] = {"house": house, "verbs": verb_page
 SECTIONS = {"verbs": verb_pages.pages, "api": api_pages.pages}  # that stand in the navigation in angle brackets
 PAGES = (*SECTIONS.values(), config_pages.pages, file_tree.pages, http_page.pages, support_matrix.pages)
 MARKER = re.compile(r"^<!-- (generated|diagram): (\S+) -->$", re.MULTILINE)
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_config(config: Any) -> Any:
@@ -72,12 +70,3 @@ def inline(diagram: Path) -> str:
     lines = diagram.read_text(encoding="utf-8").splitlines()
     drawn = [line for line in lines if line.strip() and not line.startswith("<?xml")]
     return "\n".join(['<figure class="diagram">', *drawn, "</figure>"])
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Turn formulas into MathML, which browsers draw without a script."""
-    return FORMULA.sub(lambda m: convert(unescaped(m[2]), display="block" if m[1] == "div" else "inline"), html)
-
-
-def unescaped(formula: str) -> str:
-    return formula.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

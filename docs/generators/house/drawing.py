@@ -28,8 +28,8 @@ def house() -> str:
     return "\n".join(
         [
             '<figure class="diagram">',
-            f'<svg viewBox="0 0 {WIDTH} {top}" role="img" aria-label="Rooms by floors" font-size="13" '
-            'fill="currentColor" stroke="none">',
+            f'<svg viewBox="0 0 {WIDTH} {top}" style="min-width: 44em" role="img" aria-label="Rooms by floors" '
+            'font-size="13" fill="currentColor" stroke="none">',
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
             'orient="auto"><path d="M0 0 8 4 0 8z"/></marker></defs>',
             *parts,
