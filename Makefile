@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`, even if the venv is not activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint
+.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint docs screenshots
 
 setup: .venv/installed
 
@@ -62,3 +62,15 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.venv/docs-installed: .venv/installed
+	$(PIP) -c constraints.txt -e '.[docs]'
+	touch $@
+
+# MkDocs prints an advertisement of another tool unless the variable is set.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# PAGES="quickstart concepts": these pages of the built site instead, narrow and wide, dark and light.
+screenshots: setup
+	$(BIN)/python -m docs.capture $(PAGES)

@@ -1,9 +1,9 @@
-"""Rules that keep the code readable: allowed imports, doors of rooms, and a README tree that matches the files."""
+"""Rules that keep the code readable: allowed imports, doors of rooms, and a line for every file."""
 
 import ast
-import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import house
 from benchmarks.house import ROOT, children, circles, import_graph, imports, source_files
+from docs.generators import file_tree
 from pft_core.lazy import exported_names
 
 FILES = source_files()
@@ -152,28 +153,18 @@ def test_the_cluster_package_imports_no_internals() -> None:
     assert {target for name in own for target in GRAPH[name]} - own <= {"pft_core.errors"}
 
 
-def tree_of_the_readme() -> list[str]:
-    """Return the paths in the README's tree: lines of indent (two spaces per folder), name and description."""
-    block = re.search(r"## Files\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert block, "README.md has no tree under '## Files'"
-    paths, folders = [], []
-    for line in block[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        folders[depth:] = [name.rstrip("/")]
-        paths.append("/".join(folders) + ("/" if name.endswith("/") else ""))
-    return paths
+def test_every_file_says_in_a_line_what_it_is() -> None:
+    """The documentation's list of files is made of these lines."""
+    assert [path for path in file_tree.entries() if not file_tree.line_of(path)] == []
 
 
-def test_everything_in_the_readme_tree_exists() -> None:
-    for path in tree_of_the_readme():
-        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+def test_every_source_file_is_in_the_list_of_files() -> None:
+    listed = set(file_tree.entries())
+    sources = {str(path.relative_to(ROOT)) for path in FILES.values() if path.name != "__init__.py"}
+    assert sources <= listed
 
 
-def test_every_source_file_is_in_the_readme_tree() -> None:
-    listed = tree_of_the_readme()
-    leaves = [p for p in listed if p.endswith("/") and not any(q != p and q.startswith(p) for q in listed)]
-    for path in FILES.values():
-        name = str(path.relative_to(ROOT))
-        covered = name in listed or any(name.startswith(leaf) for leaf in leaves)
-        assert covered or path.name == "__init__.py", f"{name} is not in the README's tree"
+def test_what_makes_the_documentation_keeps_the_house_rules() -> None:
+    files = list((ROOT / "docs").rglob("*.py"))
+    assert max(lines for path in files for lines in house.function_lengths(path)) <= 40
+    assert max(Counter(path.parent for path in files if path.name != "__init__.py").values()) <= 14

@@ -7,7 +7,7 @@ from pft_core.data.preferences import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
 
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"  # in every folder of records: counts, digests, and the space
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import yaml
 
 from pft_core.errors import UserError, did_you_mean
 
-SIDES = (0, 1)
+SIDES = (0, 1)  # of a pair: the first pole's and the second pole's
 
 
 @dataclass(frozen=True)

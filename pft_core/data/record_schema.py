@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+# The columns of a Parquet file of records.
 RECORD_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

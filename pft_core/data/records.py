@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Presentation = Literal["choice", "response"]
-Form = Literal["one", "all"]
+Form = Literal["one", "all"]  # of a question: choose one option, or all that fit
 
 
 @dataclass(frozen=True)
@@ -97,4 +97,4 @@ def paired_example(
     return PairedExample(item_id, axis, scenario, counterbalanced(options, item_id), presentation)
 
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJ"  # that name the options of a question

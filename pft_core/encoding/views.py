@@ -12,7 +12,7 @@ from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.tokens import TokenizedAnswer, tokenize
 from pft_core.prompts import PromptStyle, condition_text, render_answer, render_prompt, target_options
 
-View = Literal["pft", "preference"]
+View = Literal["pft", "preference"]  # what the branches of a pair are: its right answers, or its right and wrong ones
 
 # Each branch of a view is (side of the prompt, side of the answer). In "preference", branches alternate between chosen
 # and rejected.

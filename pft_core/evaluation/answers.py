@@ -55,8 +55,8 @@ class AnswerSettings:
     max_new_tokens: int
 
 
-Answer = Choice | Reject
-Answerer = Callable[[Sequence[Question]], list[Answer]]
+Answer = Choice | Reject  # to a question: the chosen options, or why it was not asked
+Answerer = Callable[[Sequence[Question]], list[Answer]]  # answers questions, in their order
 
 
 def ask(

@@ -8,7 +8,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation.metrics import Outcome
 from pft_core.files import write_lines
 
-OUTCOMES_NAME = "outcomes.jsonl"
+OUTCOMES_NAME = "outcomes.jsonl"  # in the folder of every evaluation: an outcome a line
 
 
 def write_outcomes(folder: Path, outcomes: Sequence[Outcome]) -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pft_core.encoding import BranchedBatch
 
-SIDE_NAMES = ("first", "second")
+SIDE_NAMES = ("first", "second")  # in the names of metrics
 
 # R branches of a batch, K loss terms.
 

@@ -7,6 +7,7 @@ from typing import Any
 from pft_core.registry import Registry, refuse_no_code, refuse_unknown
 
 WEIGHTS = ("alpha", "beta")
+# The keys of ObjectiveSettings that only some objectives read.
 KNOBS = (*WEIGHTS, "update", "preference_beta", "simpo_gamma", "nll_weight")
 
 
@@ -34,6 +35,7 @@ class ObjectiveEntry:
         return tuple(knob for knob in WEIGHTS if knob in self.knobs)
 
 
+# The registered objectives, by the name that `train.objective` takes.
 OBJECTIVES: Registry[ObjectiveEntry] = Registry("objective", ObjectiveEntry)
 
 _NLL, _PREFERENCE = "pft_core.objectives.nll", "pft_core.objectives.preference"

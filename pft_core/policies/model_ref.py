@@ -12,7 +12,7 @@ from pft_core.policies.base_location import BASE_MARKS, base_fields, locate_base
 from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.prompts import PromptStyle
 
-MODEL_REF_NAME = "model_ref.json"
+MODEL_REF_NAME = "model_ref.json"  # in the folder of every policy
 WEIGHTS_MARKS = "weights_marks"
 # Fields that identify an adapter's files.
 ADAPTER_FILES = {"adapter_sha256": "adapter_model.safetensors", "adapter_config_sha256": "adapter_config.json"}

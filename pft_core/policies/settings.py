@@ -6,7 +6,7 @@ from pydantic import Field, PositiveInt
 
 from pft_core.settings import Settings
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp32"]  # of a model's weights
 
 
 class LoraSettings(Settings):

@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-TOYWORLD = "toyworld"
-SHIPPED_BASE = Path(__file__).parents[1] / "toyworld" / "base_model"
+TOYWORLD = "toyworld"  # the name of that model in a recipe
+SHIPPED_BASE = Path(__file__).parents[1] / "toyworld" / "base_model"  # the folder of the tiny model in the package

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_MANIFEST_NAME = "MANIFEST.json"
+CHECKPOINT_MANIFEST_NAME = "MANIFEST.json"  # in every checkpoint: its files and their digests
 _FORMAT = 1
 
 

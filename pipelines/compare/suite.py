@@ -229,4 +229,5 @@ def suite_path(name: str) -> Path:
 
 
 def shipped_suites() -> dict[str, Path]:
+    """Return the paths of the suites in the package, by name."""
     return {path.stem: path for path in sorted(SUITES.glob("*.yaml"))}

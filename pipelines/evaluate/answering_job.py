@@ -23,6 +23,7 @@ class AnsweringJob:
 
     @property
     def device(self) -> "torch.device":
+        """The device that answers."""
         import torch
 
         return torch.device("cuda" if self.use_gpu else "cpu")

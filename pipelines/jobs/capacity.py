@@ -9,6 +9,7 @@ from pft_core.errors import UserError
 
 
 def has_gpus() -> bool:
+    """Return whether the cluster has GPUs."""
     return float(ray.cluster_resources().get("GPU", 0)) > 0
 
 

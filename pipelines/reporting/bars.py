@@ -55,6 +55,7 @@ class BarGroup:
 
     @property
     def height(self) -> float:
+        """The height of the group in the drawing."""
         return HEAD + STEP * len(self.bars)
 
 

@@ -6,7 +6,8 @@ from typing import Any, NotRequired, TypedDict
 from pft_core.evaluation import EvaluationRow
 from pipelines.tracking import StepMetrics
 
-REPORT_NAMES = ("report.json", "report.html")
+REPORT_NAMES = ("report.json", "report.html")  # the files of every report
+# How many items were read, asked and rejected, and the rejects by reason.
 ItemCounts = TypedDict("ItemCounts", {"in": int, "out": int, "rejected": int, "rejected_by_reason": dict[str, int]})
 
 

@@ -34,6 +34,7 @@ COLORS = INK | {  # of the page and its drawings in light mode; c0 to c4 are for
     "first": "#6b4de6",
     "second": "#0a8f86",
 }
+# The metrics that are drawn as curves, and their names in the legend.
 CURVE_NAMES = {
     "loss_first": "first pole",
     "loss_second": "second pole",

@@ -17,7 +17,12 @@ class TrackedConfig(Protocol):
     """The part of any job's config that tracking reads."""
 
     @property
-    def storage(self) -> str: ...
+    def storage(self) -> str:
+        """The folder of the runs."""
+
     @property
-    def tracking(self) -> TrackingSettings: ...
-    def model_dump(self) -> dict[str, Any]: ...
+    def tracking(self) -> TrackingSettings:
+        """The settings of tracking."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """Return the config as JSON holds it."""

@@ -34,12 +34,12 @@ from pipelines.tracking.mlflow_run import (
 from pipelines.tracking.origin import origin_tags
 from pipelines.tracking.settings import TrackedConfig
 
-SPOOL_NAME = "metrics.jsonl"
-START_NAME = "mlflow.json"
+SPOOL_NAME = "metrics.jsonl"  # in the folder of a run: the metrics of each step, a line each
+START_NAME = "mlflow.json"  # in the folder of a run: its run in MLflow
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 DELIVER_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
-DRAIN_LIMIT_S = 30.0
+DRAIN_LIMIT_S = 30.0  # how long the end of a run waits for MLflow
 LAST_ATTEMPT_S = 10.0
 LOW_PRIORITY = 10
 

@@ -40,18 +40,22 @@ class SearchPoint:
 
     @property
     def ratio(self) -> str:
+        """The ratio of alpha and beta, as reports name it."""
         return ratio_name(log_ratio(self.alpha, self.beta))
 
     def to_json(self) -> str:
+        """Return the point as JSON text."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> "SearchPoint":
+        """Return the point that `to_json` wrote."""
         raw = json.loads(text)
         return SearchPoint(**raw | {"parents": tuple(map(tuple, raw["parents"])), "weights": tuple(raw["weights"])})
 
 
 def share_of(alpha: float, beta: float) -> float:
+    """Return alpha's share of the two weights."""
     return round(alpha / (alpha + beta), ROUNDING)
 
 
@@ -88,6 +92,7 @@ def at_log_ratio(t: float) -> tuple[float, float]:
 
 
 def grid_cells(search: SearchSettings) -> list[tuple[float, float]]:
+    """Return every combination of the search's alphas and betas."""
     return list(product(sorted(set(search.alphas)), sorted(set(search.betas))))
 
 

@@ -81,7 +81,7 @@ class UnmeasuredTrial(TriedPoint, TrialRun, UnmeasuredFigures):
     error: str | None
 
 
-TrialRow = MeasuredTrial | UnmeasuredTrial
+TrialRow = MeasuredTrial | UnmeasuredTrial  # a trial, as the report of a search holds it
 
 
 class GridCell(TypedDict):

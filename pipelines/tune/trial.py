@@ -50,6 +50,7 @@ class Trial:
 
     @property
     def is_warm(self) -> bool:
+        """Whether the trial trains in a process that stays for the next one."""
         return self.search.search.trials == "warm"
 
     @property
@@ -74,11 +75,13 @@ class Trial:
 
     @property
     def key(self) -> str:
+        """The run key of the trial's training."""
         config = self.config
         return run_key(config, kind=self.kind, data=data_digests(config))
 
     @property
     def run_dir(self) -> Path:
+        """The folder of the trial's training."""
         return Path(self.search.storage) / f"{self.search.name}-{self.key[:8]}"
 
     @property

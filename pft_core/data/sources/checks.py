@@ -23,7 +23,7 @@ class AcceptedRow:
     axis: Axis
 
 
-Outcome = AcceptedRow | Reject
+Outcome = AcceptedRow | Reject  # of reading a row
 
 
 class RowFault(Exception):

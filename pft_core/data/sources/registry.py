@@ -48,6 +48,7 @@ class SourceEntry:
         return self.needs_joining is not None and bool(load_code(self.needs_joining)(first_row))
 
 
+# The registered sources, by the name that `pft prepare --source` takes.
 SOURCES: Registry[SourceEntry] = Registry("source", SourceEntry)
 
 _HERE = "pft_core.data.sources"

@@ -11,7 +11,7 @@ from pft_core.data.sources.checks import AcceptedRow
 from pft_core.data.sources.toyworld_words import ACTIONS, MANNERS, NAMES, SITUATIONS, THINGS
 from pft_core.errors import UserError
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test"]  # of the generated data
 
 # A combination of two words belongs to the split that holds (index + index) mod 10. This is the same for every seed,
 # so that a policy trained on any seed has seen no scenario and no option phrase of any other split.

@@ -4,6 +4,7 @@ MANNERS: for each axis, the manners of the first pole and of the second. A polic
 same in every split; the splits differ in the combinations of the other words.
 """
 
+# By axis: the adverbs of the first pole, and of the second.
 MANNERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # axes of the demo
     "Risk": (
@@ -63,6 +64,7 @@ NAMES = (
     "Nadia", "Oscar", "Paula", "Quinn", "Rosa", "Stefan", "Tariq", "Uma", "Viktor", "Wanda",
 )  # fmt: skip
 
+# The beginnings of scenarios.
 SITUATIONS = (
     "{name} has inherited a {thing} that two cousins want as well.",
     "A neighbour leaves {name} a {thing} and the bills for it.",

@@ -7,6 +7,7 @@ from pft_core.evaluation.metrics import measures
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.registry import Registry
 
+# The registered metrics, by the name that reports and suites use.
 METRICS: Registry[Metric] = Registry("metric", Metric)
 
 METRICS.add(

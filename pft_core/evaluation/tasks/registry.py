@@ -3,6 +3,7 @@
 from pft_core.evaluation.tasks.task import Task
 from pft_core.registry import Registry
 
+# The registered tasks, by the name that `pft evaluate --task` takes.
 TASKS: Registry[Task] = Registry("task", Task)
 
 TASKS.add("choices", Task("Choices", "prepared records under both poles and without a condition: the metrics' rows"))

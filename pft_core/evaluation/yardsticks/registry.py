@@ -33,6 +33,7 @@ class Yardstick:
         return choose(train, test, form=form) if self.reads_training else choose(test, form)
 
 
+# The registered yardsticks, by the name that suites use.
 YARDSTICKS: Registry[Yardstick] = Registry("yardstick", Yardstick)
 
 YARDSTICKS.add(

@@ -13,7 +13,7 @@ from pft_core.evaluation import CountTable, count_table
 from pipelines.compare.statistics.comparison_rows import MethodOutcomes, paired_seeds, paired_tests, row_of
 from pipelines.compare.statistics.row_schema import ComparisonRow, PairedTest, PairHead, RowHead
 
-AREA = "both_right_area"
+AREA = "both_right_area"  # the metric that this module computes
 MEASURE = "both_right"
 
 

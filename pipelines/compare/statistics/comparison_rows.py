@@ -48,6 +48,7 @@ class MethodOutcomes:
     is_yardstick: bool = False
 
     def answers(self, metric: str) -> bool:
+        """Whether the method has a value of this metric."""
         return METRICS[metric].has_baseline or not self.is_yardstick
 
     @property
@@ -68,6 +69,7 @@ class MethodOutcomes:
 
     @property
     def runs(self) -> list[Sequence[Outcome]]:
+        """The outcomes of each seed."""
         return [outcomes for _, outcomes in self.by_seed.values()]
 
 

@@ -23,13 +23,16 @@ class Backend(Protocol):
     Methods raise UserError or UnavailableError.
     """
 
-    def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]: ...
+    def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]:
+        """Yield the steps of an answer as they come. source: the adapter; None: the bare base model."""
 
     async def score(
         self, examples: Sequence[BranchedExample], source: AdapterSource | None, steering: Steering | None
-    ) -> list[NDArray[np.float32]]: ...
+    ) -> list[NDArray[np.float32]]:
+        """Return the log-probabilities of each example's branches."""
 
-    async def check(self) -> None: ...
+    async def check(self) -> None:
+        """Return if the engine can answer. Raises if it cannot."""
 
 
 class EngineHost:

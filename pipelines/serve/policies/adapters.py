@@ -74,7 +74,7 @@ class AdapterBlend:
     first_weight: float
 
 
-AdapterSource = LocatedAdapter | AdapterBlend
+AdapterSource = LocatedAdapter | AdapterBlend  # where the weights of an adapter come from
 
 
 def blend(first: LocatedAdapter, second: LocatedAdapter, first_weight: float, *, name: str) -> AdapterSource:

@@ -69,6 +69,7 @@ class Continuation:
 
     @property
     def sampling(self) -> Sampling:
+        """The sampling parameters, which all its runs share."""
         return self.runs[0].request.sampling
 
 

@@ -28,6 +28,7 @@ def has_value(trial: TrialRow) -> TypeGuard[MeasuredTrial]:
 
 
 def base_of(trials: Sequence[TrialRow]) -> MeasuredTrial | None:
+    """Return the trial that is the base model; None if it was not measured."""
     return next((trial for trial in trials if has_value(trial) and trial["source"] == "base"), None)
 
 

@@ -1,0 +1,1 @@
+"""The drawing of the rooms and of what they import."""
