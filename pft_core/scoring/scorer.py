@@ -24,7 +24,7 @@ from pft_core.scoring.tree_layout import tree_layout
 
 log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "separate", "split", "flex"]
+Backend = Literal["auto", "separate", "split", "flex"]  # how the branches of a prompt attend
 _CHECKED: WeakSet[nn.Module] = WeakSet()  # models that passed the checks; a server makes a scorer for each request
 PROBE_LENGTHS = (8, 32)  # tokens; batched together, the shorter text is padded to four times its length
 

@@ -19,7 +19,7 @@ from pipelines.jobs.user_errors import unwrap_user_error
 from pipelines.plugins import read_plugins
 from pipelines.validated_yaml import dump_yaml
 
-CONFIG_NAME = "config.yaml"
+CONFIG_NAME = "config.yaml"  # the resolved config, in the folder of every run
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints, in the run's folder
 PLUGINS = "plugins"  # folder of the user's own code, in the run's folder

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation, Text
 
 DPI = 72  # at which one point is one pixel
-INK = {"text": "#15181d", "soft": "#59616e", "grid": "#e9ecf0"}
+INK = {"text": "#15181d", "soft": "#59616e", "grid": "#e9ecf0"}  # the colors of text and lines
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.labelcolor": INK["soft"],
