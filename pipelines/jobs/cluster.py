@@ -59,7 +59,7 @@ def start_ray(num_cpus: int, *, dashboard: bool) -> None:
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preemptible
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a run is noticed
-    with on_loopback(), quiet_core():
+    with on_loopback(), quiet_core(), slow_start_explained():
         own_token()
         context = ray.init(
             address="local",  # a plain init would join the last cluster started on this machine
@@ -71,6 +71,20 @@ def start_ray(num_cpus: int, *, dashboard: bool) -> None:
     console.print(f"Ray started: {num_cpus} logical CPUs" + f", dashboard {context.dashboard_url}" * dashboard)
     # Started early, since Ray Train and Ray Data would wait for it later.
     get_or_create_autoscaling_coordinator()
+
+
+@contextmanager
+def slow_start_explained() -> Iterator[None]:
+    """Raise UserError if Ray gives up its own start, after a fixed 30 s in `ray._private.node`."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within its 30 s: this machine is overloaded or out of memory: run the same command again "
+            "when less is running, or set RAY_ADDRESS to a cluster"
+        ) from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from pft_core.errors import UserError
 from pipelines.jobs import refuse_unusable_environment
+from pipelines.jobs.cluster import slow_start_explained
 
 SCRIPT = """
 import json, os, time
@@ -94,3 +95,13 @@ def test_logs_of_ray_s_core_stay_off_the_terminal_and_workers_still_log(tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "as ever as ever"
     assert [line for line in done.stderr.splitlines() if line.strip()] == ["Ray started: 1 logical CPUs"]
+
+
+def test_a_ray_that_gives_up_its_start_is_one_message_and_other_failures_stay_as_they_are() -> None:
+    with (
+        pytest.raises(UserError, match=r"Ray did not start within its 30 s: .* run the same command again"),
+        slow_start_explained(),
+    ):
+        raise RuntimeError("The current node timed out during startup. This could happen because ...")
+    with pytest.raises(ValueError, match="another"), slow_start_explained():
+        raise ValueError("another")
