@@ -82,7 +82,7 @@ def slow_start_explained() -> Iterator[None]:
         if "timed out during startup" not in str(error):
             raise
         raise UserError(
-            "Ray did not start within its 30 s: this machine is overloaded or out of memory: run the same command again "
+            "Ray did not start within its 30 s: the machine is overloaded or out of memory: run the same command again "
             "when less is running, or set RAY_ADDRESS to a cluster"
         ) from None
 
