@@ -62,6 +62,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell $$(git ls-files)
 
 .venv/docs-installed: .venv/installed
 	$(PIP) -c constraints.txt -e '.[docs]'

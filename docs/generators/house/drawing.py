@@ -21,7 +21,7 @@ def house() -> str:
     """Return the drawing of all rooms as SVG in a figure."""
     parts, top = [], 0
     for part in PARTS:
-        drawn, height = storeys(part, top)
+        drawn, height = floors(part, top)
         parts.append(drawn)
         top += height
     legend = "An arrow points to what a room imports; one that follows from two others is left out."
@@ -40,7 +40,7 @@ def house() -> str:
     )
 
 
-def storeys(part: str, top: int) -> tuple[str, int]:
+def floors(part: str, top: int) -> tuple[str, int]:
     """Return the floors of a package, and their height."""
     graph = room_graph(part)
     floors = floors_of(graph)
