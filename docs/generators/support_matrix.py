@@ -12,7 +12,7 @@ from pft_core.data import SOURCES
 from pft_core.evaluation import METRICS, TASKS, YARDSTICKS
 from pft_core.objectives import KNOBS, OBJECTIVES
 from pft_core.training.engines.registry import ENGINES
-from pipelines.cli import MODES
+from pipelines.cli_options import MODES
 from pipelines.config import SearchSettings
 from pipelines.serve.engine_registry import SERVING_ENGINES
 
