@@ -83,7 +83,7 @@ def own_ray() -> dict[str, str]:
 
 
 def url_in(log: Path, process: subprocess.Popen[str]) -> str:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300  # vLLM and Ray start, on a machine that may be busy
     while time.monotonic() < end and process.poll() is None:
         if found := re.search(r"serving policy at (http://\S+)", log.read_text()):
             return found[1]
@@ -130,7 +130,7 @@ def test_a_server_with_keys_gives_the_same_scores_as_the_evaluation_and_stops_cl
     with ThreadPoolExecutor(1) as pool:
         body = {"model": "base", "prompt": "The town", "max_tokens": 450, "temperature": 0}
         long = pool.submit(endpoint.post, "/v1/completions", body)
-        time.sleep(0.5)
+        wait_until_it_answers_one(served)
         assert not long.done(), "the text is being generated when the server is stopped"
         served.process.send_signal(signal.SIGTERM)
         wait_until_it_stops(served)
@@ -161,6 +161,14 @@ def listeners(pid: int) -> list[str]:
     """Return the addresses on which a process and its descendants listen."""
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return [c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == "LISTEN"]
+
+
+def wait_until_it_answers_one(served: Running) -> None:
+    """Wait for a request in flight beside the one that reads the metrics."""
+    end = time.monotonic() + 30
+    while "pft_requests_in_flight 2.0" not in httpx.get(f"{served.url}/metrics", headers=bearer(served)).text:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def wait_until_it_stops(served: Running) -> None:
