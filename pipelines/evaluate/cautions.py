@@ -27,7 +27,7 @@ def cautions(
 
 def other_adapter(config: EvaluateConfig, policy: str) -> str:
     reference = weights_reference(config)
-    source = f"from the {MODEL_REF_NAME} beside it" if reference else "unknown"
+    source = f"known from the {MODEL_REF_NAME} beside it" if reference else "unknown"
     policy_is = f"{policy} is the adapter {config.adapter} (--adapter) on the base of {config.model}"
     return f"{policy_is}: its training data is {source}."
 

@@ -30,7 +30,7 @@ def test_a_cell_whose_worker_dies_is_run_again(
 ) -> None:
     monkeypatch.setattr(cell_pool, "CellActor", Mortal)
     monkeypatch.setattr(cell_pool, "MAX_FAILURES", 1)
-    monkeypatch.setattr(cell_pool, "finished", lambda cell: None)
+    monkeypatch.setattr(cell_pool, "stored_result", lambda cell: None)
     cells: Any = [
         SimpleNamespace(name=name, variant=None, seed=0, folder=str(tmp_path), deaths=deaths)
         for name, deaths in (("once", 1), ("always", 99))
