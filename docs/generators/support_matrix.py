@@ -77,9 +77,9 @@ def objectives() -> str:
     rows = []
     for name in OBJECTIVES:
         entry = OBJECTIVES[name]
-        marks = [YES if knob in entry.knobs else NO for knob in KNOBS]
-        rows.append((code(name), caption(entry.build), *marks, YES if entry.is_searchable else NO))
-    return table(("Objective", "Loss", *map(code, KNOBS), "`pft tune`"), rows)
+        knobs = ", ".join(code(f"train.{knob}") for knob in KNOBS if knob in entry.knobs)
+        rows.append((code(name), caption(entry.build), knobs, YES if entry.is_searchable else NO))
+    return table(("Objective", "Loss", "Keys that it reads", "`pft tune`"), rows)
 
 
 def engines() -> str:

@@ -97,25 +97,25 @@ def k_way_nll(*, alpha: float, beta: float, axes: Sequence[str]) -> Objective:
 
 
 def pft(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `pft`: preference-paired fine-tuning."""
+    """Preference-paired fine-tuning: the cross-entropy of both sides, weighted by alpha and beta."""
     return paired_nll(alpha=settings.alpha, beta=settings.beta, update=settings.update)
 
 
 def k_way(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `k_way`: paired fine-tuning with every axis weighted equally."""
+    """Paired fine-tuning with every axis weighted equally."""
     return k_way_nll(alpha=settings.alpha, beta=settings.beta, axes=axes)
 
 
 def one_sided_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `one_sided:first`: supervised fine-tuning on the first pole of every axis."""
+    """Supervised fine-tuning on the first pole of every axis."""
     return one_sided_nll(side=0)
 
 
 def one_sided_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `one_sided:second`: supervised fine-tuning on the second pole of every axis."""
+    """Supervised fine-tuning on the second pole of every axis."""
     return one_sided_nll(side=1)
 
 
 def mixed(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `mixed`: supervised fine-tuning on both poles' demonstrations, unpaired."""
+    """Supervised fine-tuning on both poles' demonstrations, unpaired."""
     return mixed_nll()

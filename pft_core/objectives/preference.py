@@ -131,33 +131,33 @@ def with_nll(objective: Objective, *, weight: float) -> Objective:
 
 
 def dpo(settings: ObjectiveSettings, axes: Sequence[str], *, sides: Sequence[int] = SIDES) -> Objective:
-    """Build `dpo` over the answer pairs of these sides."""
+    """DPO on the answer pairs of both sides, or of these, each under its own condition."""
     loss = partial(dpo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, sides=sides)
 
 
 def dpo_first(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `dpo:first`: DPO on the first side's answer pairs."""
+    """DPO on the first side's answer pairs."""
     return dpo(settings, axes, sides=(0,))
 
 
 def dpo_second(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `dpo:second`: DPO on the second side's answer pairs."""
+    """DPO on the second side's answer pairs."""
     return dpo(settings, axes, sides=(1,))
 
 
 def dpo_nll(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `dpo_nll`: DPO plus the negative log-likelihood of the chosen answers."""
+    """Paired DPO plus the negative log-likelihood of the chosen answers."""
     return with_nll(dpo(settings, axes), weight=settings.nll_weight)
 
 
 def ipo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `ipo`."""
+    """Paired IPO: the squared distance of the margin from a target."""
     loss = partial(ipo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta)
 
 
 def simpo(settings: ObjectiveSettings, axes: Sequence[str]) -> Objective:
-    """Build `simpo`, which needs no reference."""
+    """Paired SimPO: length-normalized margins without a reference."""
     loss = partial(simpo_loss, beta=settings.preference_beta, gamma=settings.simpo_gamma)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, uses_reference=False)
