@@ -164,8 +164,11 @@ def test_the_notebook_is_stored_without_outputs() -> None:
 def test_the_notebook_goes_from_pairs_to_a_plot(
     examples: Path, pft: Callable[..., dict[str, Any]], ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_process(command: list[str], **_: Any) -> SimpleNamespace:
-        assert command[0] == "pft"
+    run = subprocess.run
+
+    def in_process(command: list[str], **how: Any) -> Any:
+        if command[0] != "pft":  # what the verbs run themselves, such as git
+            return run(command, **how)
         return SimpleNamespace(stdout=json.dumps(pft(*command[1:])))
 
     monkeypatch.chdir(examples / "notebook")
