@@ -149,9 +149,10 @@ class EncodedLayer:
                 "delete the folder and encode again"
             )
         if not self._table.num_rows:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in pair_rejects(folder).items() if count)
             raise UserError(
-                f"{folder}: no pair is left ({manifest['rejected']} longer than encoding.max_length): "
-                "raise it, or set encoding.overlong=cut_prompt"
+                f"{folder}: no pair is left ({left_out or 'the data has none'}): raise encoding.max_length or set "
+                "encoding.overlong=cut_prompt for long pairs; remove control tokens from the texts"
             )
         self.rejected: int = manifest["rejected"]
         self._side_B = np.array([side for side, _ in VIEWS[manifest["view"]]])

@@ -11,9 +11,10 @@ from pft_core.settings import Settings
 class ObjectiveSettings(Settings):
     """An objective's name and its knobs; setting a knob that the objective does not use is an error."""
 
-    objective: str = "pft"
+    objective: str = "pft"  # a registered objective, such as pft, one_sided, dpo; see Methods
     alpha: float = Field(default=1.0, ge=0)  # weight of the first side
     beta: float = Field(default=1.0, ge=0)  # weight of the second side
+    # Asynchronous: the paper's scheme, one update for each side in turn.
     update: Literal["synchronous", "asynchronous"] = "synchronous"
     preference_beta: PositiveFloat = 0.1  # dpo, ipo, simpo: the DPO paper's value; SimPO's authors use 2.0 to 2.5
     simpo_gamma: float = Field(default=1.0, ge=0)  # SimPO's target margin; its authors use half of beta

@@ -16,8 +16,8 @@ class LoraSettings(Settings):
     """
 
     r: int = Field(default=8, ge=1, le=65_536)  # the limit exceeds the width of any layer
-    alpha: PositiveInt = 32
-    dropout: float = Field(default=0.05, ge=0, lt=1)
+    alpha: PositiveInt = 32  # the adapter's output is scaled by alpha / r
+    dropout: float = Field(default=0.05, ge=0, lt=1)  # of the adapter's input, in training
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj"]
     )

@@ -12,15 +12,16 @@ class TrainSettings(ObjectiveSettings, OptimizerSettings):
     """The objective and the optimization. lr, epochs, pairs_per_step and warmup_steps default to the paper's values."""
 
     diagnostics_every: int = Field(default=0, ge=0)  # steps between gradient cosines; > 0 also reports displacement
+    # Divide the loss by the label tokens of the whole step, or of each micro-batch as the paper's trainer.
     normalization: Literal["step", "micro_batch"] = "step"
     pairs_per_step: int = Field(default=16, ge=1, le=1_000_000)  # bounded, because a whole step is planned at once
     pairs_per_microbatch: PositiveInt | None = None  # only with normalization=micro_batch
-    tokens_per_microbatch: PositiveInt = 8192
-    epochs: PositiveFloat = 3
-    max_steps: PositiveInt | None = None
-    lr: PositiveFloat = 5e-5
-    schedule: Literal["linear", "cosine"] = "linear"
-    warmup_steps: int = Field(default=100, ge=0)
+    tokens_per_microbatch: PositiveInt = 8192  # of one forward and backward pass, prompt included
+    epochs: PositiveFloat = 3  # passes over the training pairs, unless max_steps is set
+    max_steps: PositiveInt | None = None  # optimizer steps; null: as epochs says
+    lr: PositiveFloat = 5e-5  # learning rate after the warm-up
+    schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0 after the warm-up
+    warmup_steps: int = Field(default=100, ge=0)  # steps in which the learning rate rises from 0
     gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: only if activations would not fit into memory
     attention_backend: Literal["auto", "separate", "split", "flex"] = "auto"  # how the sides of a pair share its prefix
     validate_every: int = Field(default=0, ge=0)  # steps; 0: only with a checkpoint

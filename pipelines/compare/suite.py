@@ -31,7 +31,7 @@ FILES = {
 class Variant(Settings):
     """One variant of a suite: its value in the report, and its changes."""
 
-    value: str | int | float
+    value: str | int | float  # what the variant is called in the report
     set: dict[str, Any] = Field(default_factory=dict)  # changes to the run config, such as train.max_steps: 50
     train_size: PositiveInt | None = None  # training records; None: all
     axes: list[str] | None = Field(default=None, min_length=1)  # axes of training and test; None: all
@@ -42,10 +42,11 @@ class SuiteSize(Settings):
 
     data: Place  # toyworld, a prepared folder, or vcd or bqd (read from PFT_DATA; toyworld if it is unset)
     base: Place  # toyworld, text (a tiny model trained on the training texts), a folder, or a hub name
-    seeds: list[NonNegativeInt] = Field(min_length=1)
+    seeds: list[NonNegativeInt] = Field(min_length=1)  # one cell for each
     notes: list[str] = Field(default_factory=list)  # sentences for readers of the tables
     run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
     of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes by method, such as train.lr: 1e-4
+    # The questions that are asked: choose one, or all that fit.
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
     test_per_axis: PositiveInt | None = None  # None: every test item
     resources: dict[str, PositiveFloat] = Field(
@@ -92,11 +93,12 @@ class SuiteSize(Settings):
 class Suite(PluggedSettings):
     """A comparison of methods."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    title: str
-    methods: list[str] = Field(min_length=1)
+    name: str = Field(pattern=r"^[a-z0-9_]+$")  # of the suite's folder and figures
+    title: str  # of the report
+    methods: list[str] = Field(min_length=1)  # registered methods, in the order of the tables
     reference: str = "pft"  # the method that the others are tested against
     notes: list[str] = Field(default_factory=list)  # sentences for readers of the tables, at every size
+    # Registered metrics of the tables.
     metrics: list[str] = Field(default=["one", "all", "both_right", "flip", "leak", "unparsed"], min_length=1)
     varies: str | None = None  # the name of what the variants change
     variants: list[Variant] = Field(default_factory=list)

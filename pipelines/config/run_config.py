@@ -36,8 +36,9 @@ def refuse_unplaceable(resources: Mapping[str, float], place: str = "") -> None:
 class ScalingSettings(Settings):
     """Number and resources of the training workers, named as in ray.train.ScalingConfig."""
 
-    num_workers: PositiveInt = 1
-    use_gpu: bool = False
+    num_workers: PositiveInt = 1  # training processes; a step's pairs are shared among them
+    use_gpu: bool = False  # true: one GPU for each worker
+    # What Ray reserves for each worker, such as CPU: 8; null: one CPU, or one GPU.
     resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
     threads_per_worker: Threads = 1  # CPU threads of torch in each worker
 
@@ -62,12 +63,13 @@ JOB_NAME = "job.json"  # in the folder of every run: its key and status
 class RunConfig(PluggedSettings):
     """The whole config of a training run, as `pft show config` prints it."""
 
+    # The run's folder below storage.
     name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: Place | None = None  # a folder written by `pft prepare`
-    validation_data: Place | None = None
+    validation_data: Place | None = None  # a folder written by `pft prepare`; null: no validation
     model: Place | None = None  # a local folder, or a Hugging Face name
-    storage: Place = "runs"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    storage: Place = "runs"  # a folder that all nodes share; it holds the runs
+    seed: int = Field(default=0, ge=0, lt=2**63)  # of the order of pairs, the adapter's first weights and dropout
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
     lora: LoraSettings | None = LoraSettings()  # None: full fine-tuning
@@ -76,6 +78,7 @@ class RunConfig(PluggedSettings):
     scaling: ScalingSettings = ScalingSettings()
     tracking: TrackingSettings = TrackingSettings()
     search: SearchSettings = SearchSettings()
+    # Stop if more than this share of the pairs cannot be encoded.
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")

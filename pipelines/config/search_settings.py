@@ -38,7 +38,7 @@ class SearchSettings(Settings):
     """What `pft tune` tries. The defaults of alphas and betas span the paper's Figure 5."""
 
     alphas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # for grid, soup and asha
-    betas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)
+    betas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # for grid, soup and asha
     t: Range = Range(low=-math.log(8), high=math.log(8))  # for optuna: log(alpha / beta)
     space: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(default_factory=dict)  # train.lr: [..]
     num_trials: PositiveInt = 16  # for optuna

@@ -30,17 +30,17 @@ class EvaluateConfig(PluggedSettings):
     adapter: Place | None = None  # None: the adapter of the reference
     task: str = "choices"  # a registered task
     data: Place  # a folder written by `pft prepare`; for other tasks, the data they read
-    output: Place
+    output: Place  # the folder of the report
     policy: str | None = None  # name in the report; None: the name of the model's folder
     scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
     prompt: PromptSettings = PromptSettings()  # for a model without a reference; a reference has its own
     forms: list[Form] | None = None  # None: the forms of the data set
     limit_per_axis: PositiveInt | None = None  # None: every item
     max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
-    max_new_tokens: PositiveInt = 256
-    tokens_per_batch: PositiveInt = 8192
-    num_workers: PositiveInt = 1
-    threads_per_worker: Threads = 1
+    max_new_tokens: PositiveInt = 256  # of a generated answer
+    tokens_per_batch: PositiveInt = 8192  # of one forward pass
+    num_workers: PositiveInt = 1  # processes that evaluate; each loads the policy
+    threads_per_worker: Threads = 1  # CPU threads of torch in each worker
     use_gpu: bool | None = None  # None: true if the cluster has GPUs
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
     tracking: TrackingSettings = TrackingSettings()

@@ -186,7 +186,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     tasks = stage_tasks(config, files, work)
     staged = [f for r in run_tasks(stage, tasks, num_workers=num_workers, doing="validating") for f in r["files"]]
     if not staged:
-        raise UserError(f"input={config.input} holds no rows: check the path")
+        raise UserError(f"input={','.join(config.input)} holds no rows: check the path")
     rows, rows_in_file = read_outcomes(staged)
     if "all" in config.forms:
         refuse_all_of_free_answers(rows)

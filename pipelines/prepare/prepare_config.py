@@ -22,7 +22,7 @@ class PrepareConfig(PluggedSettings):
     """Raw input, its format, and the output folder of the records."""
 
     source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
-    output: Place
+    output: Place  # the folder of the data set
     input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
     axis: str | None = Field(
         default=None, min_length=1
@@ -31,7 +31,7 @@ class PrepareConfig(PluggedSettings):
     split: str = Field(default="train", pattern=SPLIT)  # for toyworld, or a Hugging Face data set
     seed: int = Field(default=0, ge=0, lt=2**63)  # for toyworld
     num_per_axis: PositiveInt = 400  # for toyworld
-    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)
+    max_reject_fraction: float = Field(default=0.5, ge=0, le=1)  # stop if more than this share of the rows is rejected
     split_by: Literal["scenario"] | None = None  # also write train, validation and test, which share no scenario
     parts: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)  # None: 0.8, 0.1, 0.1
     num_workers: PositiveInt | None = None  # parallel tasks; None: one per CPU of the cluster

@@ -70,12 +70,12 @@ class ServingEngineSettings(Settings):
 class ReplicaSettings(Settings):
     """Replicas of the engine, and how many requests each accepts before clients are rejected."""
 
-    min_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
-    max_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
+    min_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)  # kept even without requests
+    max_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)  # under load
     max_ongoing_requests: int = Field(default=64, ge=1, le=MAX_AT_ONCE)  # per replica
     max_queued_requests: int = Field(default=64, ge=0, le=MAX_AT_ONCE)  # waiting for a replica; further ones get 429
-    num_cpus: PositiveFloat = 1
-    num_gpus: float = Field(default=0, ge=0)
+    num_cpus: PositiveFloat = 1  # of one replica
+    num_gpus: float = Field(default=0, ge=0)  # of one replica; a fraction shares a GPU
     drain_s: PositiveFloat = 30  # how long a stopping replica may take to finish its requests
 
     @model_validator(mode="after")
@@ -90,9 +90,9 @@ class LimitsSettings(Settings):
     """Limits on one request and on each API key."""
 
     timeout_s: PositiveFloat = 120  # for receiving the body, and again for the answer
-    body_bytes: PositiveInt = 1_000_000
-    max_tokens: PositiveInt = 1024
-    default_max_tokens: PositiveInt = 256
+    body_bytes: PositiveInt = 1_000_000  # of a request's body
+    max_tokens: PositiveInt = 1024  # the most that a request may ask for
+    default_max_tokens: PositiveInt = 256  # if a request sets no max_tokens
     completions: PositiveInt = 8  # texts of one request: `n` times the prompts
     branches: PositiveInt = 128  # answers that one request may score
     requests_per_minute: PositiveInt | None = None  # for each key without a limit of its own; None: no limit
@@ -102,9 +102,9 @@ class LimitsSettings(Settings):
 class SteeringConfig(Settings):
     """Steering by CAA: a file of vectors from `pft compare`, with the layer and multiplier that its sweep selected."""
 
-    vectors: Place
-    layer: NonNegativeInt
-    multiplier: float
+    vectors: Place  # the file of vectors
+    layer: NonNegativeInt  # the layer whose output is shifted, from 0
+    multiplier: float  # of the vector
 
 
 class EndsConfig(Settings):
@@ -113,8 +113,8 @@ class EndsConfig(Settings):
     The slider moves along all axes that the two were trained on at once. A request's axis says which end is which pole.
     """
 
-    first: Place
-    second: Place
+    first: Place  # place of the policy trained for the first poles
+    second: Place  # place of the policy trained for the second poles
     steps: PositiveInt = 20  # weights are rounded to 1/steps, which bounds the number of interpolated adapters
 
     def nearest(self, first_weight: float) -> float:
@@ -145,7 +145,7 @@ class ServeConfig(Settings):
     engine: ServingEngineSettings = ServingEngineSettings()
     scaling: ReplicaSettings = ReplicaSettings()
     limits: LimitsSettings = LimitsSettings()
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # the address that the server listens on
     port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port
     keys: Place | None = None  # API key file from `pft key`; required unless host is this machine only
     access_log: Place | None = None  # file that gets one JSON line per request; None: stderr

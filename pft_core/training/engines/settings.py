@@ -12,15 +12,15 @@ from pft_core.training.engines.registry import ENGINES, EngineEntry
 class OptimizerSettings(Settings):
     """Optimizer settings of an engine, without the learning rate, which the loop sets at every step."""
 
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: PositiveFloat = 1.0
-    precision: Precision = "bf16"
+    weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
+    max_grad_norm: PositiveFloat = 1.0  # gradients are scaled down to this norm
+    precision: Precision = "bf16"  # of the frozen weights and activations; trained weights stay in fp32
 
 
 class EngineSettings(Settings):
     """The engine: plain torch, or DeepSpeed at a ZeRO stage. DeepSpeed's JSON config is derived from these settings."""
 
-    name: str = "torch"
+    name: str = "torch"  # a registered engine: torch or deepspeed
     zero_stage: Literal[0, 1, 2, 3] = 2  # deepspeed only
 
     @model_validator(mode="after")
