@@ -67,7 +67,7 @@ class RunConfig(PluggedSettings):
     name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: Place | None = None  # a folder written by `pft prepare`
     validation_data: Place | None = None  # a folder written by `pft prepare`; null: no validation
-    model: Place | None = None  # a local folder, or a Hugging Face name
+    model: Place | None = None  # a folder, a .gguf file, a Hugging Face name, smollm2-135m, or toyworld
     storage: Place = "runs"  # a folder that all nodes share; it holds the runs
     seed: int = Field(default=0, ge=0, lt=2**63)  # of the order of pairs, the adapter's first weights and dropout
     prompt: PromptSettings = PromptSettings()

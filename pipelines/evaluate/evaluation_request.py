@@ -11,6 +11,7 @@ from pft_core.policies import (
     TOYWORLD,
     ModelRef,
     adapter_digests,
+    is_model_place,
     model_identity,
     refuse_other_adapter,
     within_positions,
@@ -44,7 +45,7 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
     else:
         model = str(config.model)
         style = ModelTokenizer(model).facts(config.prompt).style
-        base = str(Path(model).resolve()) if model != TOYWORLD and Path(model).is_dir() else model
+        base = str(Path(model).resolve()) if model != TOYWORLD and is_model_place(Path(model)) else model
         space = manifest.space if manifest else PreferenceSpace("none", ())
         ref = ModelRef(base, None, None, style, space, (), "", "", "", None, base_digest=model_identity(base))
     if config.scoring is not None and config.scoring != "generate":

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from pft_core.policies import SMOLLM2
 from pft_core.settings import Place as GivenPlace
 from pft_core.settings import Settings, Threads
 from pipelines.config import TOYWORLD, recipe_path, refuse_unplaceable, source_of
@@ -29,10 +30,10 @@ def absolute(place: str) -> str:
 
 
 def policy_place(place: str) -> str:
-    """Return a place as `absolute` does, but keep a base model's name: `toyworld`, or OWNER/NAME on the Hub."""
+    """Return a place as `absolute` does, but keep a base model's name: `toyworld`, `smollm2-135m` or OWNER/NAME."""
     first = Path(place).expanduser().parts[:1]
     is_here = Path(place).expanduser().exists() or any(Path(part).is_dir() for part in first)
-    is_name = place == TOYWORLD or (HUB_NAME.fullmatch(place) is not None and not is_here)
+    is_name = place in (TOYWORLD, SMOLLM2) or (HUB_NAME.fullmatch(place) is not None and not is_here)
     return place if is_name else absolute(place)
 
 
@@ -135,7 +136,8 @@ class AdapterStoreConfig(Settings):
 class ServeConfig(Settings):
     """A server. A place is a folder from `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
-    # The default policy: a place, or an unchanged base model as a folder, OWNER/NAME on the Hub, or `toyworld`.
+    # The default policy: a place, or an unchanged base model as a folder or GGUF file, OWNER/NAME on the Hub,
+    # `smollm2-135m` or `toyworld`.
     policy: Annotated[GivenPlace, AfterValidator(policy_place)]
     name: Name = "policy"  # the default policy's name in requests
     adapters: dict[Name, Place] = Field(default_factory=dict)  # further policies on the same base: name -> place
