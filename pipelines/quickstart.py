@@ -11,7 +11,7 @@ from typing import Any
 from pft_core.data import DatasetManifest, opened
 from pft_core.evaluation import EvaluationRow
 from pft_core.files import read_json
-from pipelines.config import RunConfig
+from pipelines.config import TOYWORLD, RunConfig
 from pipelines.console import console
 from pipelines.embedded_data import embedded_data, with_embedded
 from pipelines.evaluate import EvaluateConfig, headline_metrics
@@ -44,7 +44,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
     timings: dict[str, float] = {}
     with timed("prepare_and_base", timings):
         config = with_embedded(config)
-        test_data = embedded_data(config, "test")
+        test_data = embedded_data(TOYWORLD, config, "test")
     with timed("start_ray", timings):
         ensure_ray()
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         source_of,
     )
     from pipelines.config.run_config import (
+        EMBEDDED_DATA,
         JOB_NAME,
         TOYWORLD,
         RunConfig,

@@ -57,6 +57,7 @@ class ScalingSettings(Settings):
 
 
 TOYWORLD = "toyworld"  # name of the embedded data set and base model
+EMBEDDED_DATA = (TOYWORLD, "dilemmas")  # names of the data sets in the package
 JOB_NAME = "job.json"  # in the folder of every run: its key and status
 
 
@@ -65,7 +66,7 @@ class RunConfig(PluggedSettings):
 
     # The run's folder below storage.
     name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    data: Place | None = None  # a folder written by `pft prepare`
+    data: Place | None = None  # a folder written by `pft prepare`, or an embedded data set: toyworld or dilemmas
     validation_data: Place | None = None  # a folder written by `pft prepare`; null: no validation
     model: Place | None = None  # a folder, a .gguf file, a Hugging Face name, smollm2-135m, or toyworld
     storage: Place = "runs"  # a folder that all nodes share; it holds the runs

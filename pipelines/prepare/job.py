@@ -239,7 +239,8 @@ def task_inputs(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask 
     """Return the inputs of the tasks of the first round, one per task."""
     entry = SOURCES[config.source]
     if not entry.reads_files:
-        return [GenerateTask(config.source, config.split, config.seed, config.num_per_axis)]
+        arguments = {name: getattr(config, name) for name in ("split", *entry.takes)}
+        return [GenerateTask(config.source, arguments)]
     parts = [part for path, name in files for part in file_parts(path, name)]
     if entry.is_joined(first_object(parts)):
         # The two rows of a pair may be anywhere in the input.

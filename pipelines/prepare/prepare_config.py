@@ -1,11 +1,11 @@
 """Settings of `prepare`, and checks that their inputs exist, which run before Ray or transformers are imported."""
 
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from pft_core.data import SOURCES, Split, files_in, is_hub_name
+from pft_core.data import SOURCES, files_in, is_hub_name
 from pft_core.encoding import EncodingSettings
 from pft_core.errors import UserError
 from pft_core.files import refuse_unwritable, restore_folder
@@ -21,14 +21,14 @@ SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 class PrepareConfig(PluggedSettings):
     """Raw input, its format, and the output folder of the records."""
 
-    source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
+    source: str  # vcd, bqd, trl, json, toyworld, dilemmas, or one that a plugin adds
     output: Place  # the folder of the data set
     input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
     axis: str | None = Field(
         default=None, min_length=1
     )  # for rows that do not name one; bqd's default is the file's folder
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
-    split: str = Field(default="train", pattern=SPLIT)  # for toyworld, or a Hugging Face data set
+    split: str = Field(default="train", pattern=SPLIT)  # of embedded data, or of a Hugging Face data set
     seed: int = Field(default=0, ge=0, lt=2**63)  # for toyworld
     num_per_axis: PositiveInt = 400  # for toyworld
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)  # stop if more than this share of the rows is rejected
@@ -47,14 +47,18 @@ class PrepareConfig(PluggedSettings):
 
     @model_validator(mode="after")
     def _what_is_given_applies(self) -> Self:
-        reads_files = SOURCES[self.source].reads_files
-        made = {"seed", "num_per_axis"} | (set() if any(map(is_hub_name, self.input)) else {"split"})
-        for name in sorted(self.model_fields_set & (made if reads_files else {"axis"})):
-            what = "reads files" if name != "split" else "reads files, and none is a Hugging Face data set"
-            why = what if reads_files else "generates rows that name their axis"
-            raise UserError(f"{name}={getattr(self, name)} has no effect: source={self.source} {why}: leave it out")
-        if not reads_files and self.split not in get_args(Split):
-            raise UserError(f"split={self.split!r}: source={self.source} has {', '.join(get_args(Split))}")
+        entry = SOURCES[self.source]
+        idle = {"seed": "reads files", "num_per_axis": "reads files"} if entry.reads_files else {}
+        if entry.reads_files and not any(map(is_hub_name, self.input)):
+            idle["split"] = "reads files, and none is a Hugging Face data set"
+        if not entry.reads_files:
+            fixed = {"seed", "num_per_axis"} - set(entry.takes)
+            idle = {"axis": "has rows that name their axis"} | dict.fromkeys(fixed, "always has the same rows")
+        for name in sorted(self.model_fields_set & idle.keys()):
+            value = getattr(self, name)
+            raise UserError(f"{name}={value} has no effect: source={self.source} {idle[name]}: leave it out")
+        if not entry.reads_files and self.split not in entry.splits:
+            raise UserError(f"split={self.split!r}: source={self.source} has {', '.join(entry.splits)}")
         return self
 
     @model_validator(mode="after")

@@ -56,13 +56,10 @@ class GenerateTask:
     """A source that generates its rows, and the arguments of its `generate`."""
 
     source: str
-    split: str
-    seed: int
-    num_per_axis: int
+    arguments: dict[str, Any]
 
     def outcomes(self) -> Iterator[tuple[str, Outcome]]:
-        generate = load_code(SOURCES[self.source].generate)
-        rows: Iterator[tuple[str, Outcome]] = generate(split=self.split, seed=self.seed, num_per_axis=self.num_per_axis)
+        rows: Iterator[tuple[str, Outcome]] = load_code(SOURCES[self.source].generate)(**self.arguments)
         return rows
 
 

@@ -7,7 +7,7 @@ from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import refuse_unwritable
 from pft_core.policies import refuse_unusable_model
-from pipelines.config import TOYWORLD, RunConfig
+from pipelines.config import EMBEDDED_DATA, TOYWORLD, RunConfig
 from pipelines.console import console
 from pipelines.jobs import refuse_unusable_environment
 
@@ -21,11 +21,11 @@ def refuse_missing_inputs(config: RunConfig, *, is_searched: bool = False) -> di
         raise UserError("data is not set: add data=DIR, a folder written by `pft prepare`")
     if config.model is None:
         raise UserError("model is not set: add model=DIR_OR_NAME, a Hugging Face causal language model")
-    if is_searched and config.validation_data is None and config.data != TOYWORLD:
+    if is_searched and config.validation_data is None and config.data not in EMBEDDED_DATA:
         raise UserError("validation_data is not set, but the search picks the ratio on it: add validation_data=DIR")
     if config.train.validate_every and config.validation_data is None:
         raise UserError("train.validate_every is set, but validation_data is not: add validation_data=DIR")
-    folders = [data for data in (config.data, config.validation_data) if data not in (None, TOYWORLD)]
+    folders = [data for data in (config.data, config.validation_data) if data not in (None, *EMBEDDED_DATA)]
     manifests = {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
     refuse_unwritable(Path(config.storage))
     if config.model != TOYWORLD:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pipelines.config import TOYWORLD, Range, RunConfig, config_with_changes, searchable
+from pipelines.config import EMBEDDED_DATA, Range, RunConfig, config_with_changes, searchable
 from pipelines.embedded_data import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import ensure_ray, locked, mark_interrupted_workers, remove_run, run_job
@@ -81,8 +81,8 @@ def refuse_unsearchable(config: RunConfig, mode: Mode) -> None:
 
 def in_place(config: RunConfig) -> RunConfig:
     """Return the config with embedded data and absolute paths; trials are tracked in the store of the search."""
-    if config.data == TOYWORLD and config.validation_data is None:
-        config = config.model_copy(update={"validation_data": TOYWORLD})
+    if config.data in EMBEDDED_DATA and config.validation_data is None:
+        config = config.model_copy(update={"validation_data": config.data})
     storage = Path(config.storage).resolve()
     tracking = config.tracking
     if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # the variable may hold a password: do not copy it

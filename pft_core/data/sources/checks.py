@@ -155,7 +155,7 @@ def axis_between(name: str, poles: Sequence[str], stated: Sequence[str] | None, 
 @functools.cache
 def shipped_axes() -> dict[str, Axis]:
     """Return the axes of all shipped spaces by name, in order."""
-    return {axis.name: axis for space in ("vcd", "bqd", "toyworld") for axis in load_space(space).axes}
+    return {axis.name: axis for space in ("vcd", "bqd", "toyworld", "dilemmas") for axis in load_space(space).axes}
 
 
 def accept(

@@ -20,7 +20,7 @@ class SourceEntry:
     row: a function (row, where, axis) -> AcceptedRow or Reject, as `row_parser` makes it. axis_is_folder: whether the
     folder's name is the axis of rows that name none. needs_joining: a function that judges by the first row whether
     two rows make a record. join: the function (rows, axis) that joins them. generate: for a source that reads no rows,
-    a function (split, seed, num_per_axis) that yields (where, AcceptedRow).
+    a function (split, and what `takes` names) that yields (where, AcceptedRow). splits, takes: of `generate` only.
     """
 
     row: str | Callable[[Any, str, str | None], Outcome] | None = None
@@ -28,6 +28,8 @@ class SourceEntry:
     needs_joining: str | Callable[[Any], bool] | None = None
     join: str | Callable[["Iterable[Located]", str | None], Iterator[tuple[str, Outcome]]] | None = None
     generate: str | Callable[..., Iterator[tuple[str, Outcome]]] | None = None
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    takes: tuple[str, ...] = ("seed", "num_per_axis")
 
     def __post_init__(self) -> None:
         if self.row is None and self.generate is None:
@@ -64,7 +66,11 @@ SOURCES.add(
     ),
 )
 SOURCES.add("json", SourceEntry(f"{_HERE}.own_pairs:own_row"))
-SOURCES.add("toyworld", SourceEntry(generate="pft_core.data.sources.toyworld:generated_rows"))
+SOURCES.add("toyworld", SourceEntry(generate=f"{_HERE}.toyworld:generated_rows"))
+SOURCES.add(
+    "dilemmas",
+    SourceEntry(generate=f"{_HERE}.dilemmas:stored_rows", splits=("train", "validation", "test", "twins"), takes=()),
+)
 
 
 def parse_rows(rows: "Iterable[Located]", *, source: str, axis: str | None) -> Iterator[tuple[str, Outcome]]:
