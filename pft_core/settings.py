@@ -1,7 +1,7 @@
 """The base class of all settings: strict, frozen, and checked when a config is read."""
 
 import os
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -34,4 +34,5 @@ def _path(text: str) -> str:
 
 
 Threads = Annotated[int, Field(ge=1, le=1024)]  # per process
+ThreadsOrAuto = Threads | Literal["auto"]
 Place = Annotated[str, AfterValidator(_path)]  # a file, a folder, or a plain name; `~/` is the user's home

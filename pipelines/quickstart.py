@@ -1,18 +1,19 @@
-"""The whole pipeline on the embedded data: prepare, train two policies, evaluate three, write a report."""
+"""The whole pipeline on embedded data: prepare, train two policies, evaluate three, write a report."""
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pft_core.data import DatasetManifest, opened
-from pft_core.evaluation import EvaluationRow
+from pft_core.data import DatasetManifest, opened, read_records
+from pft_core.evaluation import METRICS, YARDSTICKS, EvaluationRow, report_rows
 from pft_core.files import read_json
-from pipelines.config import TOYWORLD, RunConfig
+from pft_core.policies import settled
+from pipelines.config import RunConfig, with_precision
 from pipelines.console import console
+from pipelines.demos import TINY, Demo, Policy
 from pipelines.embedded_data import embedded_data, with_embedded
 from pipelines.evaluate import EvaluateConfig, headline_metrics
 from pipelines.evaluate import job as evaluate
@@ -21,36 +22,23 @@ from pipelines.reporting import ItemCounts, RunReport, write_report
 from pipelines.tracking import read_metrics, tracked, tracking_uri
 from pipelines.train import job as train
 
-CONTEXTS = ("train", "test")  # the use of each data set, for MLflow
+CONTEXTS = ("train", "test", "test")  # the use of each data set, for MLflow
 
 
-@dataclass(frozen=True)
-class Policy:
-    """A policy in the report, and its training objective (None: the base model)."""
-
-    name: str
-    objective: str | None
-
-
-POLICIES = (
-    Policy("base", None),
-    Policy("sft:first", "one_sided:first"),
-    Policy("pft", "pft"),
-)
-
-
-def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
-    """Run all steps in `<storage>/quickstart`. Result: run_dir, report_json, report_html."""
+def run(config: RunConfig, *, demo: Demo = TINY, fresh: bool = False) -> dict[str, Any]:
+    """Run all steps in `<storage>/<demo's name>`. Result: run_dir, report_json, report_html."""
     timings: dict[str, float] = {}
+    name = str(config.data)
     with timed("prepare_and_base", timings):
-        config = with_embedded(config)
-        test_data = embedded_data(TOYWORLD, config, "test")
+        config = with_precision(with_embedded(config))
+        tests = {split: embedded_data(name, config, split) for split in demo.tests}
     with timed("start_ray", timings):
         ensure_ray()
 
     def execute(run_dir: Path, key: str) -> dict[str, Any]:
-        with tracked(config, run_dir, key, inputs=opened(config.data, test_data), contexts=CONTEXTS) as tracker:
-            parts = train_and_evaluate(nested(config, key), test_data, run_dir, timings)
+        inputs = opened(config.data, *tests.values())
+        with tracked(config, run_dir, key, inputs=inputs, contexts=CONTEXTS[: len(inputs)]) as tracker:
+            parts = train_and_evaluate(demo, nested(config, key), tests, run_dir, timings)
             report: RunReport = {**parts, "config": config.model_dump()}
             report_json, report_html = write_report(report, run_dir)
             tracker.log(0, headline_metrics(report["rows"]))
@@ -58,7 +46,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
                 tracker.artifact(path)
         return {"run_dir": str(run_dir), "report_json": str(report_json), "report_html": str(report_html)}
 
-    run_dir = Path(config.storage) / "quickstart"
+    run_dir = Path(config.storage) / demo.name
     return run_job(config, execute, fresh=fresh, kind="quickstart", run_dir=run_dir)
 
 
@@ -67,39 +55,64 @@ def nested(config: RunConfig, key: str) -> RunConfig:
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"parent": key})})
 
 
-def train_and_evaluate(config: RunConfig, test_data: str, run_dir: Path, timings: dict[str, float]) -> RunReport:
-    """Train and evaluate every policy; return one report of all."""
-    rows: list[EvaluationRow] = []
-    counts: list[ItemCounts] = []
-    digests, curves = {}, {}
+def train_and_evaluate(
+    demo: Demo, config: RunConfig, tests: Mapping[str, str], run_dir: Path, timings: dict[str, float]
+) -> RunReport:
+    """Train and evaluate every policy; return one report of all. tests: the prepared folder of each test split."""
     models = []
-    for policy in POLICIES:
+    for policy in demo.policies:
         console.rule(policy.name)
         with timed(f"train {policy.name}", timings):
             models.append(train_policy(policy, config, run_dir))
     console.rule("evaluation")
     with timed("evaluate", timings):
-        reports = evaluate_policies(models, config, test_data, run_dir)
-    for policy, model, report in zip(POLICIES, models, reports, strict=True):
-        rows += report["rows"]
-        digests[policy.name] = report["digests"]
-        counts.append(report["items"])
-        if policy.objective is not None:
-            curves[policy.name] = read_metrics(Path(model).parent)
+        reports = {
+            split: evaluate_policies(demo.policies, models, config, data, run_dir / evaluation_of(split))
+            for split, data in tests.items()
+        }
     timings["total"] = sum(timings.values())
+    every = [report for of_split in reports.values() for report in of_split]
     return {
-        "title": "PFT quickstart: one policy for both sides of a value conflict",
-        "rows": rows,
-        "items": summed(counts),
+        "title": demo.title,
+        "rows": [row for split in tests for row in rows_of(demo, split, reports[split], config, tests[split])],
+        "items": summed([report["items"] for report in every]),
         "timings": timings,
         "config": config.model_dump(),
-        "digests": {"test_data": DatasetManifest.load(Path(test_data)).data_digest, "policies": digests},
-        "training": curves,
-        "cautions": [caution for report in reports for caution in report.get("cautions", [])],
-        "notes": [
-            "Tiny model on generated data: these numbers show that the pipeline works, not how well a real policy does."
-        ],
+        "digests": {
+            "test_data": DatasetManifest.load(Path(tests["test"])).data_digest,
+            "policies": {p.name: r["digests"] for p, r in zip(demo.policies, reports["test"], strict=True)},
+        },
+        "training": {
+            policy.name: read_metrics(Path(model).parent)
+            for policy, model in zip(demo.policies, models, strict=True)
+            if policy.objective is not None
+        },
+        "cautions": [caution for report in every for caution in report.get("cautions", [])],
+        "notes": [demo.note],
     }
+
+
+def evaluation_of(split: str) -> str:
+    return "evaluation" if split == "test" else f"evaluation-{split}"
+
+
+def rows_of(
+    demo: Demo, split: str, reports: Sequence[RunReport], config: RunConfig, data: str
+) -> Iterator[EvaluationRow]:
+    """Yield the rows of a test split, of policies and yardsticks, with the split's words beside the axis."""
+    beside = demo.tests[split]
+    of_yardsticks = [row for name in demo.yardsticks for row in yardstick_rows(name, config, Path(data))]
+    for row in [*(row for report in reports for row in report["rows"]), *of_yardsticks]:
+        yield {**row, "axis": f"{row['axis'] or 'all axes'}{beside}"} if beside else row
+
+
+def yardstick_rows(name: str, config: RunConfig, data: Path) -> list[EvaluationRow]:
+    """Return the rows of a yardstick, which chooses by the options' words or position and needs no policy."""
+    manifest = DatasetManifest.load(data)
+    train_records, test_records = (list(read_records(Path(folder))) for folder in (str(config.data), data))
+    outcomes = YARDSTICKS[name].outcomes(train_records, test_records, "one")
+    rows = report_rows(outcomes, policy=YARDSTICKS[name].label, space=manifest.space, trained_poles=None)
+    return [row for row in rows if not METRICS[row["metric"]].needs_base]
 
 
 def summed(counts: Sequence[ItemCounts]) -> ItemCounts:
@@ -120,27 +133,31 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
     if policy.objective is None:
         return str(config.model)
     chosen = config.train.with_objective(policy.objective)
+    if chosen.max_steps is not None:
+        chosen = chosen.model_copy(update={"max_steps": round(policy.share * chosen.max_steps)})
     folder = run_dir / policy.name.replace(":", "-")
     result = train.run(config.model_copy(update={"name": folder.name, "train": chosen}), run_dir=folder)
     return str(result["model_ref"])
 
 
-def evaluate_policies(models: Sequence[str], config: RunConfig, data: str, run_dir: Path) -> list[RunReport]:
+def evaluate_policies(
+    policies: Sequence[Policy], models: Sequence[str], config: RunConfig, data: str, folder: Path
+) -> list[RunReport]:
     """Evaluate all policies on one pool with as many actors as training workers; return their reports."""
     uri = tracking_uri(config.tracking.uri, Path(config.storage))
     requests = [
         EvaluateConfig(
             model=model,
             data=data,
-            output=str(run_dir / "evaluation" / policy.name.replace(":", "-")),
+            output=str(folder / policy.name.replace(":", "-")),
             policy=policy.name,
             prompt=config.prompt,
-            precision=config.train.precision,
+            precision=settled(config.train.precision),
             num_workers=config.scaling.num_workers,
             use_gpu=config.scaling.use_gpu,
             tracking=config.tracking.model_copy(update={"uri": uri}),
         )
-        for policy, model in zip(POLICIES, models, strict=True)
+        for policy, model in zip(policies, models, strict=True)
     ]
     results = evaluate.run_all(requests)
     return [read_json(Path(result["report_json"]), what="an evaluation report") for result in results]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         refuse_unusable_model,
     )
     from pft_core.policies.row_positions import follows_length, own_positions
-    from pft_core.policies.settings import LoraSettings, Precision
+    from pft_core.policies.settings import LoraSettings, Precision, PrecisionOrAuto, settled
     from pft_core.policies.shipped_base import SHIPPED_BASE, TOYWORLD
     from pft_core.policies.soup import between, interpolate_adapters, interpolate_weights
 else:

@@ -7,6 +7,13 @@ from pydantic import Field, PositiveInt
 from pft_core.settings import Settings
 
 Precision = Literal["bf16", "fp32"]  # of a model's weights
+PrecisionOrAuto = Precision | Literal["auto"]
+
+
+def settled(precision: PrecisionOrAuto) -> Precision:
+    """Return a precision for which `auto` was replaced, as a job does before it computes the run key."""
+    assert precision != "auto", "replace precision=auto before a model is loaded"
+    return precision
 
 
 class LoraSettings(Settings):

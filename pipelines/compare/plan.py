@@ -18,7 +18,7 @@ from pipelines.compare.methods import method as method_named
 from pipelines.compare.stages import stage_configs
 from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.compare.suite_data import SuiteData, released_file, subset
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, with_precision
 from pipelines.console import console
 from pipelines.embedded_data import absolute
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
@@ -78,7 +78,7 @@ def cells_of(
                 "method_changes": size.of_method.get(name, {}),
                 "variant_changes": variant.set if variant else {},
             }
-            stages = stage_configs(name, size.run, **changes, fixed=fixed, source="suite")
+            stages = tuple(map(with_precision, stage_configs(name, size.run, **changes, fixed=fixed, source="suite")))
             yield Cell(
                 name=name,
                 method=method,

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from pft_core.encoding import EncodingSettings
 from pft_core.policies import LoraSettings
 from pft_core.prompts import PromptSettings
-from pft_core.settings import Place, Settings, Threads
+from pft_core.settings import Place, Settings, ThreadsOrAuto
 from pft_core.training import EngineSettings, TrainSettings
 from pipelines.config.search_settings import SearchSettings
 from pipelines.plugins import PluggedSettings
@@ -40,7 +40,9 @@ class ScalingSettings(Settings):
     use_gpu: bool = False  # true: one GPU for each worker
     # What Ray reserves for each worker, such as CPU: 8; null: one CPU, or one GPU.
     resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
-    threads_per_worker: Threads = 1  # CPU threads of torch in each worker
+    # CPU threads of torch in each worker; auto: the CPUs that resources_per_worker reserves, else the node's cores
+    # shared among the workers on it.
+    threads_per_worker: ThreadsOrAuto = "auto"
 
     @model_validator(mode="after")
     def _a_worker_can_be_placed(self) -> Self:

@@ -12,7 +12,7 @@ from pft_core.evaluation import OUTCOMES_NAME, TASKS
 from pft_core.files import contents, read_json, refuse_unwritable
 from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_unusable_model
 from pft_core.prompts import PromptSettings
-from pft_core.settings import Place, Threads
+from pft_core.settings import Place, ThreadsOrAuto
 from pipelines.jobs import refuse_unusable_environment
 from pipelines.plugins import PluggedSettings
 from pipelines.reporting import REPORT_NAMES
@@ -40,7 +40,7 @@ class EvaluateConfig(PluggedSettings):
     max_new_tokens: PositiveInt = 256  # of a generated answer
     tokens_per_batch: PositiveInt = 8192  # of one forward pass
     num_workers: PositiveInt = 1  # processes that evaluate; each loads the policy
-    threads_per_worker: Threads = 1  # CPU threads of torch in each worker
+    threads_per_worker: ThreadsOrAuto = "auto"  # CPU threads of torch; auto: the node's cores shared among its workers
     use_gpu: bool | None = None  # None: true if the cluster has GPUs
     precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
     tracking: TrackingSettings = TrackingSettings()

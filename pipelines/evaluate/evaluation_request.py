@@ -21,7 +21,7 @@ from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.evaluate_config import EvaluateConfig, trained_reference, weights_reference
 from pipelines.evaluate.worker import Item
-from pipelines.jobs import has_gpus
+from pipelines.jobs import fair_threads, has_gpus
 
 
 def trained_poles(config: EvaluateConfig) -> dict[str, set[int]] | None:
@@ -110,5 +110,5 @@ def make_job(config: EvaluateConfig, ref: ModelRef) -> AnsweringJob:
         config.scoring == "generate",
         precision,
         use_gpu,
-        config.threads_per_worker,
+        fair_threads(config.num_workers) if config.threads_per_worker == "auto" else config.threads_per_worker,
     )

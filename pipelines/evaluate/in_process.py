@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pft_core.data import DatasetManifest, PreferenceSpace, Reject
 from pft_core.evaluation import Answerer, AnswerSettings, Outcome, ask
-from pft_core.policies import ModelRef, within_positions
+from pft_core.policies import ModelRef, settled, within_positions
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
@@ -24,7 +24,8 @@ def answering_job_of(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *
     """Return a job that asks a policy by likelihood, with the lengths and the precision of its training."""
     max_length = within_positions(config.encoding.max_length, ref.weights or ref.base)
     settings = AnswerSettings(ref.style, space, max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
-    return AnsweringJob(ref, settings, generate=False, precision=config.train.precision, use_gpu=use_gpu, num_threads=1)
+    precision = settled(config.train.precision)
+    return AnsweringJob(ref, settings, generate=False, precision=precision, use_gpu=use_gpu, num_threads=1)
 
 
 def ask_here(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.jobs.capacity import has_gpus, num_parallel, refuse_missing_resources
+    from pipelines.jobs.capacity import fair_threads, has_gpus, num_parallel, refuse_missing_resources
     from pipelines.jobs.cluster import ensure_ray, has_started_ray, refuse_unusable_environment
     from pipelines.jobs.lock import locked
     from pipelines.jobs.nodes import on_this_node, wait_for_the_head

@@ -1,5 +1,6 @@
 """Resources of the cluster, and whether they are enough for a job."""
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -11,6 +12,16 @@ from pft_core.errors import UserError
 def has_gpus() -> bool:
     """Return whether the cluster has GPUs."""
     return float(ray.cluster_resources().get("GPU", 0)) > 0
+
+
+def fair_threads(num_workers: int) -> int:
+    """Return the CPU threads for each of the workers: the cores of the smallest node over the workers on a node.
+
+    A Ray that was started here has logical CPUs, and as many cores as this machine.
+    """
+    cpus = [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0)) > 0]
+    cores = min(cpus) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
+    return max(1, int(cores // math.ceil(num_workers / len(cpus))))
 
 
 def refuse_missing_resources(setting: str, number: int, each: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from pft_core.policies import (
     refuse_foreign_tokenizer,
     save_adapter,
     save_full,
+    settled,
 )
 from pft_core.scoring import BranchScorer
 from pft_core.training import (
@@ -62,7 +63,8 @@ def build_and_fit(
     Raises OutOfMemoryError; a call with the next fallback then continues from the last checkpoint.
     """
     config, objective = run.config, run.objective
-    torch.set_num_threads(config.scaling.threads_per_worker)
+    if config.scaling.threads_per_worker != "auto":  # else torch follows the worker's environment
+        torch.set_num_threads(config.scaling.threads_per_worker)
     store = EncodedLayer(Path(layers.train))
     with loading_memory_errors(context.device):
         model = build_model(config, context.device)
@@ -122,7 +124,7 @@ def build_model(config: RunConfig, device: torch.device) -> Any:
     base = load_base(
         str(config.model),
         # Trained weights stay float32; a frozen base may be rounded.
-        precision=config.train.precision if config.lora else "fp32",
+        precision=settled(config.train.precision) if config.lora else "fp32",
         gradient_checkpointing=config.train.gradient_checkpointing is True,
         device=device,
     )
@@ -148,7 +150,8 @@ def plan_and_save_memory(
         halved = train.model_copy(update={"tokens_per_microbatch": train.tokens_per_microbatch // 2})
         settings = replace(settings, train=halved)
     num_tokens = largest_bin(settings, store, num_ranks=num_ranks)
-    measure = partial(plan_memory, scorer, num_tokens=num_tokens, precision=train.precision, device=context.device)
+    precision = settled(train.precision)
+    measure = partial(plan_memory, scorer, num_tokens=num_tokens, precision=precision, device=context.device)
     plan = measure()
     if train.gradient_checkpointing == "auto" and (memory_fallback or not plan.fits):
         memory_fallback = max(memory_fallback, MemoryFallback.RECOMPUTED)
@@ -161,7 +164,7 @@ def with_references(
     store: ExampleStore, layer: Path, *, scorer: BranchScorer, config: RunConfig, device: torch.device
 ) -> ReferencedStore:
     """Add to every branch its log-probability under the initial policy, read from disk if it was computed before."""
-    precision = config.train.precision
+    precision = settled(config.train.precision)
     logps_EB = reference_logps(
         store,
         scorer,

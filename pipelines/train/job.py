@@ -17,7 +17,7 @@ from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptStyle
 from pft_core.training import MemoryUse, out_of_memory
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, with_precision
 from pipelines.console import console
 from pipelines.embedded_data import with_embedded
 from pipelines.interruption import on_interruption, stop_ray
@@ -26,6 +26,7 @@ from pipelines.jobs import (
     CONFIG_NAME,
     MAX_RESTARTS,
     ensure_ray,
+    fair_threads,
     on_this_node,
     refuse_missing_resources,
     repeated_deaths_error,
@@ -59,7 +60,7 @@ def run(config: RunConfig, *, fresh: bool = False, run_dir: Path | None = None) 
     Result: run_dir, model_ref, adapter (None after full fine-tuning), steps, pairs, resumed_from.
     """
     known = refuse_missing_inputs(config)
-    config = with_embedded(config)
+    config = with_precision(with_embedded(config))
     ensure_ray()
     refuse_missing_resources("scaling.num_workers", config.scaling.num_workers, config.scaling.worker_resources)
     resolved = resolve(config, known)
@@ -192,7 +193,11 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
 
 def worker_environment(config: RunConfig) -> dict[str, Any]:
     """Return the environment of a worker: OMP_NUM_THREADS, if it differs from Ray's own, the number of CPUs."""
-    threads, cpus = config.scaling.threads_per_worker, config.scaling.worker_resources.get("CPU", 1)
+    scaling, cpus = config.scaling, config.scaling.worker_resources.get("CPU", 1)
+    if scaling.threads_per_worker != "auto":
+        threads = scaling.threads_per_worker
+    else:
+        threads = max(1, int(cpus)) if scaling.resources_per_worker else fair_threads(scaling.num_workers)
     return {} if threads == max(1, int(cpus)) else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pft_core.data import DatasetManifest, opened
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pipelines.config import EMBEDDED_DATA, Range, RunConfig, config_with_changes, searchable
+from pipelines.config import EMBEDDED_DATA, Range, RunConfig, config_with_changes, searchable, with_precision
 from pipelines.embedded_data import with_embedded
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import ensure_ray, locked, mark_interrupted_workers, remove_run, run_job
@@ -87,7 +87,7 @@ def in_place(config: RunConfig) -> RunConfig:
     tracking = config.tracking
     if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # the variable may hold a password: do not copy it
         tracking = tracking.model_copy(update={"uri": tracking_uri(None, storage)})
-    return with_embedded(config.model_copy(update={"storage": str(storage), "tracking": tracking}))
+    return with_precision(with_embedded(config.model_copy(update={"storage": str(storage), "tracking": tracking})))
 
 
 def refuse_missing_form(config: RunConfig) -> None:

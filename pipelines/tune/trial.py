@@ -61,7 +61,10 @@ class Trial:
         config = config_with_changes(self.search.model_dump(), [point.changes, weights], source="search.space")
         update: dict[str, Any] = {"search": SearchSettings()}
         if self.is_warm:
-            update |= {"engine": EngineSettings(), "scaling": ScalingSettings(use_gpu=config.scaling.use_gpu)}
+            update |= {
+                "engine": EngineSettings(),
+                "scaling": ScalingSettings(use_gpu=config.scaling.use_gpu, threads_per_worker=1),
+            }
         if self.stops_early:
             update["train"] = config.train.model_copy(update={"validate_every": steps_of_a_rung(config)})
         return config.model_copy(update=update)

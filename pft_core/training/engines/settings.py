@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from pft_core.policies import Precision
+from pft_core.policies import PrecisionOrAuto
 from pft_core.settings import Settings
 from pft_core.training.engines.registry import ENGINES, EngineEntry
 
@@ -14,7 +14,9 @@ class OptimizerSettings(Settings):
 
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
     max_grad_norm: PositiveFloat = 1.0  # gradients are scaled down to this norm
-    precision: Precision = "bf16"  # of the frozen weights and activations; trained weights stay in fp32
+    # Of the frozen weights and activations; trained weights stay in fp32. auto: bf16 on GPUs and on CPUs with
+    # instructions for it, else fp32.
+    precision: PrecisionOrAuto = "auto"
 
 
 class EngineSettings(Settings):

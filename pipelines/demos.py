@@ -1,0 +1,50 @@
+"""The demonstrations that `pft quickstart` runs; no heavy imports, as the command line reads them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy in the report, and its training objective (None: the base model). share: of the recipe's steps."""
+
+    name: str
+    objective: str | None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demonstration: its folder, its policies, and the test splits of its recipe's embedded data.
+
+    tests: each split with the words that tell its axes apart in the report. yardsticks: shown beside the policies.
+    """
+
+    name: str
+    recipe: str
+    title: str
+    note: str
+    policies: tuple[Policy, ...]
+    tests: Mapping[str, str]
+    yardsticks: tuple[str, ...] = ()
+
+
+TINY = Demo(
+    "quickstart",
+    "quickstart",
+    "PFT quickstart: one policy for both sides of a value conflict",
+    "Tiny model on generated data: these numbers show that the pipeline works, not how well a real policy does.",
+    (Policy("base", None), Policy("sft:first", "one_sided:first"), Policy("pft", "pft")),
+    {"test": ""},
+)
+REAL = Demo(
+    "quickstart-real",
+    "dilemmas_smollm2-135m_lora",
+    "PFT on SmolLM2-135M: one policy for both sides of four everyday dilemmas",
+    "A small pretrained model, one seed, 48 plain items and 48 twins. Twins are two scenarios with the same options "
+    "and opposite answers, so whoever goes by the options alone is right on half of them. sft:first is trained on one "
+    "side, for half of the steps of pft.",
+    (Policy("base", None), Policy("sft:first", "one_sided:first", share=0.5), Policy("pft", "pft")),
+    {"test": "", "twins": " (twins)"},
+    yardsticks=("bag_of_words",),
+)
