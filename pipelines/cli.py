@@ -97,6 +97,8 @@ app = typer.Typer(
 )
 show = typer.Typer(no_args_is_help=True, help="Print a resolved config, a serving config or a training prompt.")
 app.add_typer(show, name="show")
+data = typer.Typer(no_args_is_help=True, help="Look into prepared data.")
+app.add_typer(data, name="data")
 
 STORING = ("train", "tune", "quickstart")  # verbs that take the folder for runs as an override, storage=DIR
 UsageError: Any = typer.BadParameter.__base__  # from typer's own copy of click, or from the package
@@ -433,6 +435,22 @@ def submit(command: Command, address: Address = None, plugin: Plugins = None) ->
 
     with on_interruption(lambda: "the submitted job keeps running; run the same command to follow it again"):
         return submit.run(command, address=address, verbs=job_verbs(), plugins=plugin or [])
+
+
+@data.command("check")
+@verb
+def data_check(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder written by `pft prepare`, or a folder that holds such parts.")
+    ],
+) -> dict[str, Any]:
+    """Measure what a data set gives away without a policy: position, words, repeated texts, leaks between its parts.
+
+    Example: `pft data check data/own`
+    """
+    from pipelines import data_check
+
+    return data_check.run(Path(folder))
 
 
 @show.command("config")

@@ -110,7 +110,7 @@ def yardstick_rows(name: str, config: RunConfig, data: Path) -> list[EvaluationR
     """Return the rows of a yardstick, which chooses by the options' words or position and needs no policy."""
     manifest = DatasetManifest.load(data)
     train_records, test_records = (list(read_records(Path(folder))) for folder in (str(config.data), data))
-    outcomes = YARDSTICKS[name].outcomes(train_records, test_records, "one")
+    outcomes = YARDSTICKS[name].outcomes(train_records, test_records, "one", space=manifest.space)
     rows = report_rows(outcomes, policy=YARDSTICKS[name].label, space=manifest.space, trained_poles=None)
     return [row for row in rows if not METRICS[row["metric"]].needs_base]
 

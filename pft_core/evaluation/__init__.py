@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         score_branches,
         unscorable,
     )
+    from pft_core.evaluation.data_check import check
     from pft_core.evaluation.history import by_history
     from pft_core.evaluation.metrics import (
         METRICS,

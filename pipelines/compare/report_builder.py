@@ -129,7 +129,8 @@ def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
     entry = YARDSTICKS[name]
     test = list(read_records(plan.data.test, per_axis=size.test_per_axis))
     train = list(read_records(plan.data.train)) if entry.reads_training else []
-    return [outcome for form in size.forms for outcome in entry.outcomes(train, test, form)]
+    space = DatasetManifest.load(plan.data.test).space
+    return [outcome for form in size.forms for outcome in entry.outcomes(train, test, form, space=space)]
 
 
 def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> list[str]:

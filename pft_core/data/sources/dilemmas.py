@@ -1,5 +1,7 @@
 """The embedded `dilemmas`: short scenarios in plain English over four axes, written for this project.
 
+The files hold the options in the order in which they are shown, so that each pole comes first equally often.
+
 Half of the items are twins: two scenarios with the same option texts, whose poles the scenarios swap. Twins show their
 options in the same order, so that a policy that goes by the position or by the words of the options alone is right on
 exactly half of them. Both twins lie in the same split. The split `test` has the plain items, `twins` the twins.
@@ -10,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pft_core.data.preferences import load_space
-from pft_core.data.records import Option, PairedExample, content_id, counterbalanced
+from pft_core.data.records import Option, PairedExample, content_id
 from pft_core.data.sources.checks import AcceptedRow
-from pft_core.files import digest
 
 FOLDER = Path(__file__).parents[1] / "dilemmas"
 
@@ -23,7 +24,6 @@ def stored_rows(*, split: str) -> Iterator[tuple[str, AcceptedRow]]:
     for number, line in enumerate((FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
         row = json.loads(line)
         axis = space.axis(row["axis"])
-        options = [Option(option["text"], axis.side(option["pole"])) for option in row["options"]]
-        ordered = counterbalanced(options, digest(sorted(option.text for option in options)))
-        record = PairedExample(content_id(axis.name, row["scenario"], options), axis.name, row["scenario"], ordered)
+        options = tuple(Option(option["text"], axis.side(option["pole"])) for option in row["options"])
+        record = PairedExample(content_id(axis.name, row["scenario"], options), axis.name, row["scenario"], options)
         yield f"dilemmas:{split}:{number}", AcceptedRow(record, axis)

@@ -60,10 +60,10 @@ def test_no_scenario_and_no_option_text_is_in_two_splits(records: dict[str, list
             assert not seen & {text for record in records[other] for text in texts(record)}
 
 
-@pytest.mark.parametrize("name", ["position", "bag_of_words"])
+@pytest.mark.parametrize("name", ["position", "bag_of_words", "condition_words"])
 def test_on_twins_position_and_words_are_right_exactly_half_of_the_time(
     records: dict[str, list[PairedExample]], name: str
 ) -> None:
-    outcomes = YARDSTICKS[name].outcomes(records["train"], records["twins"], "one")
+    outcomes = YARDSTICKS[name].outcomes(records["train"], records["twins"], "one", space=load_space("dilemmas"))
     for side in (0, 1):
         assert sum(METRICS["one"].code(outcome, side)[0] for outcome in outcomes) == len(outcomes) / 2

@@ -1,0 +1,39 @@
+"""The condition-words yardstick: choose the option that shares the most words with the stated preference."""
+
+import re
+from collections.abc import Sequence
+
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from pft_core.data import Form, PairedExample, PreferenceSpace
+from pft_core.evaluation.metrics import Choice, Outcome
+from pft_core.evaluation.yardsticks.position import outcome_of
+
+_ENDINGS = ("ing", "ed", "es", "s", "ly")
+
+
+def condition_words(test: Sequence[PairedExample], space: PreferenceSpace, *, form: Form = "one") -> list[Outcome]:
+    """Choose for each pole the option that shares the most word stems with the pole's name and description.
+
+    Form `all` chooses the same single option. Options with equally many are ordered by their text. Raises UserError if
+    the space lacks an axis of the records.
+    """
+    return [outcome_of(record, form, (_choice(record, space, 0), _choice(record, space, 1))) for record in test]
+
+
+def _choice(record: PairedExample, space: PreferenceSpace, side: int) -> Choice:
+    pole = space.axis(record.axis).poles[side]
+    stated = stems(f"{pole.name} {pole.description}")
+    options = range(len(record.options))
+    best = max(options, key=lambda i: (len(stems(record.options[i].text) & stated), record.options[i].text))
+    return frozenset({best})
+
+
+def stems(text: str) -> set[str]:
+    """Return the distinct words of a text without common words such as "the", each without its ending."""
+    return {_stem(word) for word in re.findall(r"[a-z]+", text.lower()) if word not in ENGLISH_STOP_WORDS}
+
+
+def _stem(word: str) -> str:
+    ending = next((ending for ending in _ENDINGS if word.endswith(ending) and len(word) - len(ending) >= 3), "")
+    return word.removesuffix(ending)

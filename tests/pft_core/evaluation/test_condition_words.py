@@ -1,0 +1,19 @@
+from pft_core.data.preferences import Axis, Pole, PreferenceSpace
+from pft_core.data.records import Option, PairedExample
+from pft_core.evaluation.yardsticks.condition import condition_words, stems
+
+SPACE = PreferenceSpace(
+    "s", (Axis("Time", Pole("Now", "Takes the pleasures today."), Pole("Later", "Waits for a better reward.")),)
+)
+
+
+def test_the_option_with_most_of_the_conditions_words_is_chosen() -> None:
+    options = (Option("wait at the reward desk", 1), Option("have pleasures today", 0), Option("the now", 0))
+    record = PairedExample("id", "Time", "A scenario.", options)
+    # The first pole shares "pleasures" and "today" with option 1, only "now" with option 2; the second "wait" and
+    # "reward" with option 0.
+    assert condition_words([record], SPACE)[0].chosen == (frozenset({1}), frozenset({0}))
+
+
+def test_endings_and_common_words_do_not_count() -> None:
+    assert stems("The waiting, waits and waited") == {"wait"}
