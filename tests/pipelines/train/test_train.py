@@ -44,7 +44,7 @@ def config(model: Path, data: Path, storage: Path, **sections) -> RunConfig:
             "pairs_per_step": 4, "epochs": 2, "lr": 1e-2, "warmup_steps": 1, "precision": "fp32", "checkpoint_every": 2,
         },
         "engine": {"name": "torch"},
-        "scaling": {"num_workers": 1},
+        "scaling": {"num_workers": 1, "threads_per_worker": 1},  # as the plain run, for equal bits
     }  # fmt: skip
     for name, values in sections.items():
         settings[name] = settings.get(name, {}) | values if isinstance(values, dict) else values
