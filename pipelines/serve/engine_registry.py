@@ -38,7 +38,7 @@ SERVING_ENGINES: Registry[ServingEngineEntry] = Registry("serving engine", Servi
 SERVING_ENGINES.add(
     "vllm",
     ServingEngineEntry(
-        "pipelines.serve.engines.build:vllm_engine",
+        "pipelines.serve.engines.engine_builders:vllm_engine",
         package="vllm",
         install="vLLM is not installed: `make setup-vllm`",
         why_not="vLLM cannot add a vector to its layers' outputs",
@@ -47,7 +47,7 @@ SERVING_ENGINES.add(
 SERVING_ENGINES.add(
     "transformers",
     ServingEngineEntry(
-        "pipelines.serve.engines.build:transformers_engine",
+        "pipelines.serve.engines.engine_builders:transformers_engine",
         package="transformers",
         install="transformers is not installed: `pip install transformers`",
         steers=True,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.encoding import BranchedExample
-from pipelines.serve.engines.engine import Engine, GenerationRequest, Steering, Step
+from pipelines.serve.engines.serving_engine import Engine, GenerationRequest, Steering, Step
 from pipelines.serve.policies import AdapterCache, AdapterSource, LoadedAdapter
 
 

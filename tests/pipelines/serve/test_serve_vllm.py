@@ -27,7 +27,7 @@ from pft_core.evaluation.answers import score_branches
 from pft_core.policies.model import add_lora, load_base, save_adapter, with_adapter
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.serve.engines.engine import Engine, GenerationRequest, Grammar, Sampling, Steering, Step, Token
+from pipelines.serve.engines.serving_engine import Engine, GenerationRequest, Grammar, Sampling, Steering, Step, Token
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, next_tokens
 from pipelines.serve.policies.adapters import LoadedAdapter
@@ -494,7 +494,7 @@ def test_a_dropped_request_is_removed_from_the_engine(served: Served) -> None:
 
 PROCESS = """
 import asyncio, json, multiprocessing, os, signal, sys
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling
+from pipelines.serve.engines.serving_engine import EngineFault, GenerationRequest, Sampling
 from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
 
 async def after_its_death(engine, pid):

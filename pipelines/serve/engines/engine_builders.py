@@ -1,4 +1,4 @@
-"""Building the engine that a recipe asks for, with its node's adapter cache."""
+"""Build the engine that a serving recipe names, with its host and its adapter cache."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from pft_core.errors import UserError
 from pft_core.policies import Precision, load_config
 from pft_core.registry import load_code
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
-from pipelines.serve.engines.engine import Engine
 from pipelines.serve.engines.engine_host import EngineHost
+from pipelines.serve.engines.serving_engine import Engine
 from pipelines.serve.policies import AdapterCache
 from pipelines.serve.serve_config import ServeConfig
 
