@@ -14,8 +14,8 @@ AUTO = "auto"  # the first installed engine that supports what the recipe asks f
 class ServingEngineEntry:
     """A serving engine's description, which is read without loading the engine's code.
 
-    build: a function of (ServeConfig, model, template_digest=, lora=) that returns the Engine, or its import path as
-    "package.module:name". package: the package that has to be installed. install: the error message if it is not.
+    build: a function of (ServeConfig, model, template_digest=, lora=) that returns a ServingEngine, or its import path
+    as "package.module:name". package: the package that has to be installed. install: the error message if it is not.
     steers: whether the engine can add a vector to the outputs of layers. why_not: the reason to report if it cannot.
     """
 

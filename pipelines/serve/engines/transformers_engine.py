@@ -64,7 +64,7 @@ class _Generation:
 
 
 class TransformersEngine:
-    """See `engine.Engine`. One thread does all work on the model, in order of arrival."""
+    """See `serving_engine.ServingEngine`. One thread does all work on the model, in order of arrival."""
 
     name = "transformers"
 

@@ -108,7 +108,7 @@ def _end_with_parent() -> None:
 
 
 class VllmEngine:
-    """See `engine.Engine`. Use it from one event loop only."""
+    """See `serving_engine.ServingEngine`. Use it from one event loop only."""
 
     name = "vllm"
 
