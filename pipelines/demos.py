@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Policy:
+class ReportedPolicy:
     """A policy in the report, and its training objective (None: the base model). share: of the recipe's steps."""
 
     name: str
@@ -24,7 +24,7 @@ class Demo:
     recipe: str
     title: str
     note: str
-    policies: tuple[Policy, ...]
+    policies: tuple[ReportedPolicy, ...]
     tests: Mapping[str, str]
     yardsticks: tuple[str, ...] = ()
 
@@ -34,7 +34,7 @@ TINY = Demo(
     "quickstart",
     "PFT quickstart: one policy for both sides of a value conflict",
     "Tiny model on generated data: these numbers show that the pipeline works, not how well a real policy does.",
-    (Policy("base", None), Policy("sft:first", "one_sided:first"), Policy("pft", "pft")),
+    (ReportedPolicy("base", None), ReportedPolicy("sft:first", "one_sided:first"), ReportedPolicy("pft", "pft")),
     {"test": ""},
 )
 REAL = Demo(
@@ -44,7 +44,11 @@ REAL = Demo(
     "A small pretrained model, one seed, 48 plain items and 48 twins. Twins are two scenarios with the same options "
     "and opposite answers, so whoever goes by the options alone is right on half of them. sft:first is trained on one "
     "side, for half of the steps of pft.",
-    (Policy("base", None), Policy("sft:first", "one_sided:first", share=0.5), Policy("pft", "pft")),
+    (
+        ReportedPolicy("base", None),
+        ReportedPolicy("sft:first", "one_sided:first", share=0.5),
+        ReportedPolicy("pft", "pft"),
+    ),
     {"test": "", "twins": " (twins)"},
     yardsticks=("bag_of_words",),
 )

@@ -13,7 +13,7 @@ from pft_core.files import read_json
 from pft_core.policies import settled
 from pipelines.config import RunConfig, with_precision
 from pipelines.console import console
-from pipelines.demos import TINY, Demo, Policy
+from pipelines.demos import TINY, Demo, ReportedPolicy
 from pipelines.embedded_data import embedded_data, with_embedded
 from pipelines.evaluate import EvaluateConfig, headline_metrics
 from pipelines.evaluate import job as evaluate
@@ -128,7 +128,7 @@ def summed(counts: Sequence[ItemCounts]) -> ItemCounts:
     }
 
 
-def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
+def train_policy(policy: ReportedPolicy, config: RunConfig, run_dir: Path) -> str:
     """Train one policy with Ray Train; return its model reference, or the base model for the untrained one."""
     if policy.objective is None:
         return str(config.model)
@@ -141,7 +141,7 @@ def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
 
 
 def evaluate_policies(
-    policies: Sequence[Policy], models: Sequence[str], config: RunConfig, data: str, folder: Path
+    policies: Sequence[ReportedPolicy], models: Sequence[str], config: RunConfig, data: str, folder: Path
 ) -> list[RunReport]:
     """Evaluate all policies on one pool with as many actors as training workers; return their reports."""
     uri = tracking_uri(config.tracking.uri, Path(config.storage))

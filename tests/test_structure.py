@@ -18,7 +18,7 @@ from pft_core.lazy import exported_names
 FILES = source_files()
 GRAPH = import_graph()
 PACKAGES = {name for name, path in FILES.items() if path.name == "__init__.py"}
-PLUGIN = ROOT / "tests" / "own_plugin.py"
+PLUGIN = ROOT / "tests" / "sample_plugin.py"
 ROOMS = sorted(name for name in PACKAGES if "." in name)
 
 HEAVY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "ray", "mlflow", "vllm", "datasets", "pyarrow"}

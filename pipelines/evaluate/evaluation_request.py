@@ -18,9 +18,9 @@ from pft_core.policies import (
 )
 from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
+from pipelines.evaluate.answering_actors import Item
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.evaluate_config import EvaluateConfig, trained_reference, weights_reference
-from pipelines.evaluate.worker import Item
 from pipelines.jobs import fair_threads, has_gpus
 
 

@@ -27,6 +27,7 @@ from pft_core.evaluation import (
 from pft_core.files import digest, write_lines
 from pft_core.policies import ModelRef
 from pipelines.console import console
+from pipelines.evaluate.answering_actors import Item
 from pipelines.evaluate.cautions import cautions
 from pipelines.evaluate.endpoint import ServedPolicy
 from pipelines.evaluate.evaluate_config import REJECTS_NAME, refuse_other_output, weights_reference
@@ -40,11 +41,10 @@ from pipelines.evaluate.evaluation_request import (
     resolve_policy,
     trained_poles,
 )
-from pipelines.evaluate.in_process import ask_here
+from pipelines.evaluate.local_answers import ask_here
 from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
 from pipelines.evaluate.report_examples import examples
 from pipelines.evaluate.tracking import track
-from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
 

@@ -46,7 +46,8 @@ from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pft_core.policies import place_of_model
 from pipelines.serve.engines import vllm_cpu_blocks, vllm_cpu_lora
-from pipelines.serve.engines.engine import (
+from pipelines.serve.engines.grammars import JSON_DEFAULTS
+from pipelines.serve.engines.serving_engine import (
     EngineFault,
     GenerationRequest,
     Grammar,
@@ -56,7 +57,6 @@ from pipelines.serve.engines.engine import (
     Step,
     Token,
 )
-from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 from pipelines.serve.task_groups import gather_or_cancel
 
@@ -108,7 +108,7 @@ def _end_with_parent() -> None:
 
 
 class VllmEngine:
-    """See `engine.Engine`. Use it from one event loop only."""
+    """See `serving_engine.ServingEngine`. Use it from one event loop only."""
 
     name = "vllm"
 
