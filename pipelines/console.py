@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 # Messages contain paths and texts of users, in which brackets and colons are not markup.
 console = Console(stderr=True, markup=False, emoji=False)
+FILE_WIDTH = 120  # of a table that goes to a file or a pipe, which has no width of its own
+
+
+def print_table(table: Table) -> None:
+    """Print a table in the width of the terminal."""
+    to = console if console.is_terminal else Console(stderr=True, markup=False, emoji=False, width=FILE_WIDTH)
+    to.print(table, highlight=False)
 
 
 def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
@@ -44,6 +51,11 @@ def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
             raise UserError(f"stdout: {error.strerror}: the result could not be written; it is {text}") from None
 
     return result_fd, write_result
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which could steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 def one_table(rows: Iterable["EvaluationRow"]) -> Table:
