@@ -43,6 +43,7 @@ from pipelines.cli_options import (
     AskedForms,
     Command,
     DataSetOutput,
+    DryRun,
     EncodingModel,
     Endpoint,
     EvaluationData,
@@ -222,7 +223,7 @@ def prepare(
 
 @app.command()
 @verb
-def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
+def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False) -> dict[str, Any]:
     """Fine-tune a model on prepared pairs into a run folder with adapter, checkpoints and report.
 
     The same command continues an interrupted run, and returns the result of a finished one.
@@ -233,6 +234,10 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
+    if dry_run:
+        from pipelines import train as training
+
+        return training.dry_run(config, fresh=fresh)
     from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)

@@ -197,6 +197,10 @@ Address = Annotated[
         help="Dashboard of the cluster, such as http://HOST:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS.",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check config, data and memory, print the plan of the run, and start nothing."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first, and start over.")]
 Replacing = Annotated[
     bool,

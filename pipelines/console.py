@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
 # Messages contain paths and texts of users, in which brackets and colons are not markup.
 console = Console(stderr=True, markup=False, emoji=False)
-FILE_WIDTH = 120  # of a table that goes to a file or a pipe, which has no width of its own
-
-
-def print_table(table: Table) -> None:
-    """Print a table in the width of the terminal."""
-    to = console if console.is_terminal else Console(stderr=True, markup=False, emoji=False, width=FILE_WIDTH)
-    to.print(table, highlight=False)
 
 
 def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +10,7 @@ from pft_core.data import LETTERS
 from pipelines.chat.lines import Asked
 from pipelines.console import printable
 from pipelines.serve import CompareSide
+from pipelines.tables import plain_table
 
 CHOSEN = " <"  # after the probability of the chosen option
 
@@ -24,8 +24,7 @@ def table_of(asked: Asked, axis: str, sides: Sequence[CompareSide]) -> Table:
 
 
 def _choices(asked: Asked, axis: str, sides: Sequence[CompareSide]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(printable(axis))
+    table = plain_table(printable(axis))
     for side in sides:
         table.add_column(Text(_heading(side, has_base=len(sides) > 2)), justify="right")
     for i, option in enumerate(asked.options):
@@ -44,9 +43,8 @@ def _cell(side: CompareSide, option: int) -> tuple[float, bool]:
 
 def _texts(axis: str, sides: Sequence[CompareSide]) -> Table:
     first, second = sides[:2]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=len(sides) > 2)
-    if len(sides) > 2:
-        table.add_column("")
+    table = plain_table(*([""] if len(sides) > 2 else []))
+    table.show_lines = True
     for side in (first, second):
         table.add_column(Text(f"{axis}: {side.pole}"), ratio=1)
     for i in range(0, len(sides), 2):

@@ -7,8 +7,9 @@ from typing import Any
 from pft_core.errors import UserError, did_you_mean
 from pipelines.chat.answers import exchange_of, table_of
 from pipelines.chat.lines import HELP, Asked, Command, read_line
-from pipelines.console import console, print_table
+from pipelines.console import console
 from pipelines.serve import CompareRequest, CompareResponse, Gateway
+from pipelines.tables import print_table
 from pipelines.validated_yaml import build
 
 MAX_TOKENS = 256  # of an answer in free text

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
         JOB_NAME,
         config_identity,
         data_digests,
+        expected_run,
         finished_result,
         remove_run,
         run_job,
         run_key,
+        steps_saved,
     )
     from pipelines.jobs.running_code import code_digest
     from pipelines.jobs.unused_packages import UNUSED

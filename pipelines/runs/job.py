@@ -8,12 +8,13 @@ from typing import Any
 from pft_core.errors import UserError
 from pft_core.files import read_json
 from pft_core.policies import MODEL_REF_NAME
-from pipelines.console import console, print_table
+from pipelines.console import console
 from pipelines.runs.config_keys import changed_keys, differing_keys, flat
 from pipelines.runs.folders import measured, run_folders, run_place
 from pipelines.runs.next_steps import next_steps
 from pipelines.runs.run import Run, read_run
-from pipelines.runs.tables import facts, number, plain_table, run_table, side_by_side, size
+from pipelines.runs.tables import run_table, side_by_side
+from pipelines.tables import facts, number, plain_table, print_table, size
 
 REFERENCE_KEYS = ("base", "adapter", "weights", "trained_sides", "data_digest", "template_digest", "adapter_sha256")
 

@@ -1,15 +1,15 @@
-"""The tables of runs on a terminal, and numbers as people read them."""
+"""The tables of runs: one of many runs, and values of several side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.reporting import seconds as duration
 from pipelines.runs.figures import mean_loss
 from pipelines.runs.run import Run
+from pipelines.tables import number, plain_table, size
 
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "bold red"}
 LONGEST_NOTE = 60  # characters
@@ -51,32 +51,6 @@ def side_by_side(title: str, names: Sequence[str], rows: Mapping[str, Sequence[A
     return table
 
 
-def facts(title: str, rows: Mapping[str, Any]) -> Table:
-    """Tabulate values by key."""
-    table = plain_table(title, "")
-    for key, value in rows.items():
-        table.add_row(key, Text(number(value), overflow="fold"))
-    return table
-
-
-def plain_table(*headings: str, padding: int = 1) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, padding))
-    for heading in headings:
-        table.add_column(heading)
-    return table
-
-
-def number(value: Any) -> str:
-    """Return a value as text: a number with four digits, nothing for None."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {number(inner)}" for key, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(number, value))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
-
-
 def rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -85,13 +59,3 @@ def best(value: Any) -> float | None:
     """Return a share, or the largest of several policies' shares."""
     shares: list[float] = list(value.values()) if isinstance(value, dict) else [value]
     return None if value is None else max(shares)
-
-
-def size(num_bytes: int) -> str:
-    """Return a size with three digits, in decimal units as disks have them."""
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
