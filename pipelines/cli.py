@@ -235,9 +235,9 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False, dry
 
     refuse_missing_inputs(config)
     if dry_run:
-        from pipelines import train as training
+        from pipelines.train import dry_run as plan_only
 
-        return training.dry_run(config, fresh=fresh)
+        return plan_only(config, fresh=fresh)
     from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)

@@ -7,7 +7,7 @@ from typing import Any
 from pft_core.errors import UserError, did_you_mean
 from pipelines.chat.answers import exchange_of, table_of
 from pipelines.chat.lines import HELP, Asked, Command, read_line
-from pipelines.console import console
+from pipelines.console import console, printable
 from pipelines.serve import CompareRequest, CompareResponse, Gateway
 from pipelines.tables import print_table
 from pipelines.validated_yaml import build
@@ -37,7 +37,7 @@ class Conversation:
         self._introduce()
         for line in lines:
             if echo and line.strip():
-                console.print(f"> {line.strip()}", highlight=False, soft_wrap=True)
+                console.print(f"> {printable(line.strip())}", highlight=False, soft_wrap=True)
             try:
                 said = read_line(line)
                 if said == Command("quit", ""):
@@ -45,7 +45,7 @@ class Conversation:
                 if said is not None:
                     self._answer(said) if isinstance(said, Asked) else self._obey(said)
             except UserError as error:
-                console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+                console.print(f"error: {printable(str(error))}", style="red", highlight=False, soft_wrap=True)
 
     def _introduce(self) -> None:
         axes = "; ".join(f"{axis.name} ({axis.first.name} or {axis.second.name})" for axis in self.policy.space.axes)
@@ -62,8 +62,8 @@ class Conversation:
             body = build(CompareRequest, raw | ({"options": list(asked.options)} if asked.options else {}))
             compared: CompareResponse = self._runner.run(self._gateway.compare(body))
             sides += [compared.first, compared.second]
-        print_table(table_of(asked, self.axis.name, sides))
         self.exchanges.append(exchange_of(asked, self.axis.name, sides))
+        print_table(table_of(asked, self.axis.name, sides))
 
     def _obey(self, command: Command) -> None:
         if command.name == "axis":

@@ -8,6 +8,7 @@ from typing import Any
 
 from pft_core.files import read_json
 from pipelines.reporting import REPORT_NAMES
+from pipelines.runs.damage import naming
 from pipelines.tracking import SPOOL_NAME
 
 TAIL_BYTES = 16_384  # of the metrics: some tens of steps, so that hundreds of runs are read in a moment
@@ -19,12 +20,15 @@ OF_ITEMS = ("one", "all", "both_right", "flip", "leak")  # metrics of a report, 
 
 def figures_of_job(run_dir: Path, kind: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of a run with a job.json. Steps and losses are the last ones, also of an unfinished run."""
-    last = last_metrics(run_dir / SPOOL_NAME)
+    with naming(run_dir / SPOOL_NAME):
+        last = last_metrics(run_dir / SPOOL_NAME)
     figures = {"steps": last["step"]} if _is_training(last) else {}
     figures |= {name: last[name] for name in LAST if name in last}
     figures |= {name: result[name] for name in OF_RESULT if result.get(name) is not None}
-    if kind == "quickstart" and (run_dir / REPORT_NAMES[0]).is_file():
-        figures |= figures_of_report(read_json(run_dir / REPORT_NAMES[0], what="the report of a run"))
+    report = run_dir / REPORT_NAMES[0]
+    if kind == "quickstart" and report.is_file():
+        with naming(report):
+            figures |= figures_of_report(read_json(report, what="the report of a run"))
     return figures
 
 

@@ -10,6 +10,7 @@ from pft_core.files import read_json
 from pft_core.policies import MODEL_REF_NAME
 from pipelines.console import console
 from pipelines.runs.config_keys import changed_keys, differing_keys, flat
+from pipelines.runs.damage import naming
 from pipelines.runs.folders import measured, run_folders, run_place
 from pipelines.runs.next_steps import next_steps
 from pipelines.runs.run import Run, read_run
@@ -78,12 +79,13 @@ def find_run(name: str, storage: Path) -> Run:
 
 def reference_of(run_dir: Path) -> dict[str, Any] | None:
     """Return what a run's model_ref.json says about its policy, as written; None without one."""
-    if not (run_dir / MODEL_REF_NAME).is_file():
+    path = run_dir / MODEL_REF_NAME
+    if not path.is_file():
         return None
-    raw = read_json(run_dir / MODEL_REF_NAME, what="a model reference written by `pft train`")
-    space, style = raw.get("space") or {}, raw.get("style") or {}
-    axes = [axis.get("name") for axis in space.get("axes", [])]
-    return {key: raw.get(key) for key in REFERENCE_KEYS} | {"answer": style.get("answer"), "axes": axes}
+    with naming(path):
+        raw = read_json(path, what="a model reference written by `pft train`")
+        axes = [axis["name"] for axis in raw["space"]["axes"]]
+        return {key: raw.get(key) for key in REFERENCE_KEYS} | {"answer": raw["style"]["answer"], "axes": axes}
 
 
 def print_run(run: Run, shown: dict[str, Any]) -> None:

@@ -13,13 +13,12 @@ from pft_core.files import read_json
 from pipelines.config import JOB_NAME
 from pipelines.jobs import CONFIG_NAME, is_locked
 from pipelines.reporting import REPORT_NAMES
+from pipelines.runs.damage import naming
 from pipelines.runs.figures import figures_of_job, figures_of_report
 from pipelines.runs.folders import Folder
 from pipelines.tracking import START_NAME
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
-# What reading a file that was cut off, or written by other hands, can raise.
-DAMAGE = (UserError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,11 @@ class Run:
     figures: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
 
     @property
     def row(self) -> dict[str, Any]:
-        """The run as a row of the list: without its config and result."""
-        return {key: value for key, value in asdict(self).items() if key not in ("changed", "config", "result")}
+        """The run as a row of the list: without its config."""
+        return {key: value for key, value in asdict(self).items() if key not in ("changed", "config")}
 
 
 def read_run(folder: Folder, storage: Path, *, with_config: bool = False) -> Run:
@@ -56,37 +54,37 @@ def read_run(folder: Folder, storage: Path, *, with_config: bool = False) -> Run
     name = str(folder.path.relative_to(storage)) if folder.path.is_relative_to(storage) else str(folder.path)
     known: dict[str, Any] = {"name": name, "path": str(folder.path), "bytes": folder.size}
     try:
-        known["changed"] = folder.path.stat().st_mtime
+        with naming(folder.path):
+            known["changed"] = folder.path.stat().st_mtime
         if folder.fault:
             raise UserError(folder.fault)
-        if JOB_NAME in folder.sizes:
-            return Run(**known, **of_job(folder.path, with_config=with_config))
-        return Run(**known, **of_report(folder))
-    except DAMAGE as error:
-        known.setdefault("changed", 0.0)
-        return Run(**known, kind="?", status="damaged", note=_reason(error, folder.path))
+        fields = of_job(folder.path, with_config=with_config) if JOB_NAME in folder.sizes else of_report(folder)
+        return Run(**known, **fields)
+    except UserError as error:
+        note = str(error).partition("\n")[0].replace(f"{folder.path}/", "")
+        return Run(**{"changed": 0.0, **known}, kind="?", status="damaged", note=note)
 
 
 def of_job(run_dir: Path, *, with_config: bool) -> dict[str, Any]:
-    """Return the fields of a run with a job.json."""
-    job = read_json(run_dir / JOB_NAME, what="the state of a run")
-    kind = ":".join(job["kind"].split(":")[: 2 if job["kind"].startswith("tune:") else 1])
-    status = job_status(job["status"], is_held=is_locked(run_dir))
-    seconds, note = job.get("seconds"), job.get("error")
-    if status == "running":
-        seconds = time.time() - datetime.strptime(job["started"], TIME_FORMAT).timestamp()
-    elif status == "interrupted" and job["status"] == "running":
-        note = "its process was killed"
+    """Return the fields of a run with a job.json. Raises UserError if a file is damaged."""
+    with naming(run_dir / JOB_NAME):
+        job = read_json(run_dir / JOB_NAME, what="the state of a run")
+        kind = ":".join(job["kind"].split(":")[: 2 if job["kind"].startswith("tune:") else 1])
+        result = dict(job.get("result") or {})
+        status = job_status(job["status"], is_held=is_locked(run_dir))
+        started = datetime.strptime(job["started"], TIME_FORMAT).timestamp()
+    with naming(run_dir / CONFIG_NAME):
+        config = dict(yaml.safe_load((run_dir / CONFIG_NAME).read_text(encoding="utf-8"))) if with_config else {}
+    was_killed = status == "interrupted" and job["status"] == "running"
     return {
         "kind": kind,
         "status": status,
         "started": job["started"],
-        "seconds": seconds,
+        "seconds": time.time() - started if status == "running" else job.get("seconds"),
         "attempt": job.get("attempt"),
-        "figures": figures_of_job(run_dir, kind, job.get("result") or {}),
-        "note": note,
-        "config": yaml.safe_load((run_dir / CONFIG_NAME).read_text(encoding="utf-8")) if with_config else {},
-        "result": job.get("result") or {},
+        "figures": figures_of_job(run_dir, kind, result),
+        "note": "its process was killed" if was_killed else job.get("error"),
+        "config": config,
     }
 
 
@@ -104,16 +102,17 @@ def of_report(folder: Folder) -> dict[str, Any]:
     if REPORT_NAMES[0] not in folder.sizes:
         return {"kind": "evaluate", "status": "running" if is_locked(folder.path) else "interrupted"}
     path = folder.path / REPORT_NAMES[0]
-    report = read_json(path, what="the report of a run")
-    is_comparison = "suite" in report or "compared" in report
-    return {
-        "kind": "compare" if is_comparison else "evaluate",
-        "status": "running" if is_locked(folder.path) else "finished",
-        "started": started_of(folder, report),
-        "seconds": sum(report["timings"].values()),
-        "figures": figures_of_report(report),
-        "config": report["config"],
-    }
+    with naming(path):
+        report = read_json(path, what="the report of a run")
+        is_comparison = "suite" in report or "compared" in report
+        return {
+            "kind": "compare" if is_comparison else "evaluate",
+            "status": "running" if is_locked(folder.path) else "finished",
+            "started": started_of(folder, report),
+            "seconds": sum(report["timings"].values()),
+            "figures": figures_of_report(report),
+            "config": dict(report["config"]),
+        }
 
 
 def started_of(folder: Folder, report: dict[str, Any]) -> str:
@@ -123,8 +122,3 @@ def started_of(folder: Folder, report: dict[str, Any]) -> str:
     else:
         moment = (folder.path / REPORT_NAMES[0]).stat().st_mtime - sum(report["timings"].values())
     return datetime.fromtimestamp(moment, UTC).astimezone().strftime(TIME_FORMAT)
-
-
-def _reason(error: BaseException, folder: Path) -> str:
-    text = str(error).partition("\n")[0].replace(f"{folder}/", "")
-    return text if isinstance(error, UserError) else f"{JOB_NAME} or {REPORT_NAMES[0]}: {type(error).__name__}: {text}"

@@ -7,8 +7,8 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pipelines.serve.deployments import build
     from pipelines.serve.engines import GenerationRequest, Sampling, engine_name, make_host
-    from pipelines.serve.gateway_here import gateway_here
     from pipelines.serve.http import add_key
+    from pipelines.serve.local_gateway import gateway_here
     from pipelines.serve.policies import refuse_missing_policies
     from pipelines.serve.requests import CompareRequest, CompareResponse, CompareSide, Gateway
     from pipelines.serve.serve_config import ServeConfig, load_serve_config

@@ -116,15 +116,18 @@ def print_plan(
 ) -> None:
     is_sample = pairs["train"].is_sample
     about = "about " if is_sample else ""
+    all_tokens = f"{'about ' if is_sample or steps.num_planned < steps.steps else ''}{steps.tokens:,} in all"
+    inside = f"{folder.run_dir}/"
     rows = {
         "folder": str(folder),
         **{use: f"{about}{each.num_kept} of {each.num_pairs} pairs fit; {each.source}" for use, each in pairs.items()},
         "steps": f"{about}{steps.steps} ({steps.pairs} pairs, {steps.epochs:g} epochs)",
-        "tokens": f"{'about ' if is_sample or steps.num_planned < steps.steps else ''}{steps.tokens:,} in all, {steps.tokens_per_step:,.0f} a step",
+        "tokens": f"{all_tokens}, {steps.tokens_per_step:,.0f} a step",
         "micro-batches": f"{steps.microbatches_per_step:.3g} per worker and step, "
         f"of {steps.tokens_per_microbatch:,.0f} tokens, at most {steps.largest_microbatch:,}",
         "memory": said_of_memory(plan["memory"], memory),
-        "files": "\n".join(plan["files"]),
+        "writes there": ", ".join(name.removeprefix(inside) for name in plan["files"] if name.startswith(inside)),
+        "and": "\n".join(name for name in plan["files"] if not name.startswith(inside)),
     }
     print_table(facts("plan", rows))
     if memory is not None and not memory.fits:
@@ -135,8 +138,9 @@ def said_of_memory(part: dict[str, Any], memory: CountedMemory | None) -> str:
     """Return the memory of a worker in words."""
     if memory is None:
         return f"not counted: {part['reason']}"
+    who = "one worker" if part["workers"] == 1 else f"each of {part['workers']} workers on this machine"
     recomputed = ", with activations recomputed" if part["recomputes"] else ""
     return (
-        f"{'the worker' if part['workers'] == 1 else 'each worker'}: {size(memory.weights)} of weights, and {size(part['needed'])} for up to "
-        f"{memory.use.tokens_at_once} tokens at once{recomputed}; {size(max(0, part['free']))} are free here"
+        f"{who}: {size(memory.weights)} of weights, and {size(part['needed'])} for up to "
+        f"{memory.use.tokens_at_once:,} tokens at once{recomputed}; {size(max(0, part['free']))} are free here"
     )
