@@ -95,10 +95,13 @@ def test_ctrl_c_ends_a_chat_with_its_result(policy, monkeypatch) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         yield "never"
 
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(job, "lines", typed)
-    assert chat(policy, monkeypatch)["questions"] == 1
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert chat(policy, monkeypatch)["questions"] == 1
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_chat_needs_a_policy_and_names_those_inside(policy: Path) -> None:

@@ -71,9 +71,10 @@ def test_a_plan_counts_what_the_training_runs(config: RunConfig, tmp_path: Path)
     assert plan["steps"]["tokens"] == sum(store.num_tokens(range(10), sides=(0, 1), shares_prefix=True)) * 2
 
 
-def test_an_encoded_layer_is_counted_and_a_small_data_set_without_one_is_encoded_whole(config: RunConfig) -> None:
+def test_an_encoded_layer_is_counted_and_a_small_data_set_without_one_is_encoded_whole(config, monkeypatch) -> None:
     encoded_here = dry_run(config)
     layer = encode_layers(resolve(config)).train
+    monkeypatch.setattr(planned_pairs, "encode_part", lambda *_, **__: pytest.fail("it is encoded"))
     from_layer = dry_run(config)
     assert encoded_here["steps"] == from_layer["steps"]
     assert encoded_here["data"]["train"]["source"] == "all pairs, encoded for this plan"
@@ -149,7 +150,9 @@ def test_memory_that_cannot_be_counted_here_says_why_and_the_rest_is_planned(con
 
 
 def test_what_would_stop_the_run_stops_the_plan(config: RunConfig) -> None:
-    with pytest.raises(UserError, match="tokens_per_microbatch"):
-        dry_run(varied(config, train={"tokens_per_microbatch": 20}))
+    store = EncodedLayer(Path(encode_layers(resolve(config)).train))
+    longest = max(store.num_tokens(range(10), sides=(0, 1), shares_prefix=True))
+    with pytest.raises(UserError, match="tokens_per_microbatch"):  # though the only step does not hold this pair
+        dry_run(varied(config, train={"tokens_per_microbatch": longest - 1, "max_steps": 1, "pairs_per_step": 1}))
     with pytest.raises(UserError, match=r"encoding.max_length=30 leaves 0 of 10 pairs"):
         dry_run(varied(config, encoding={"max_length": 30}))
