@@ -32,9 +32,9 @@ def trained(storage: Path, name: str, *overrides: str, error: RuntimeError | Non
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
         if error:
             raise error
-        write_json(
-            run_dir / "model_ref.json", {"base": "toyworld", "adapter": "adapter", "style": {"answer": "option"}}
-        )
+        space = {"name": "tiny", "axes": [{"name": "Risk"}]}
+        ref = {"base": "toyworld", "adapter": "adapter", "style": {"answer": "option"}, "space": space}
+        write_json(run_dir / "model_ref.json", ref)
         return {"run_dir": str(run_dir), "steps": 3, "pairs": 24, "resumed_from": None}
 
     run_dir = storage / name
