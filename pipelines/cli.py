@@ -43,6 +43,7 @@ from pipelines.cli_options import (
     AskedForms,
     Command,
     DataSetOutput,
+    DryRun,
     EncodingModel,
     Endpoint,
     EvaluationData,
@@ -65,6 +66,9 @@ from pipelines.cli_options import (
     Recipe,
     Replacing,
     RowAxis,
+    RunArgument,
+    RunArguments,
+    RunsFolder,
     Scoring,
     ServeOverrides,
     ServeRecipe,
@@ -99,8 +103,11 @@ show = typer.Typer(no_args_is_help=True, help="Print a resolved config, a servin
 app.add_typer(show, name="show")
 data = typer.Typer(no_args_is_help=True, help="Look into prepared data.")
 app.add_typer(data, name="data")
+runs = typer.Typer(no_args_is_help=True, help="List the runs in a storage folder, show one, or compare several.")
+app.add_typer(runs, name="runs")
 
 STORING = ("train", "tune", "quickstart")  # verbs that take the folder for runs as an override, storage=DIR
+HERE = ("submit", "key", "runs", "chat")  # verbs that act on this machine, so that they cannot be submitted
 UsageError: Any = typer.BadParameter.__base__  # from typer's own copy of click, or from the package
 
 
@@ -220,7 +227,7 @@ def prepare(
 
 @app.command()
 @verb
-def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> dict[str, Any]:
+def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False) -> dict[str, Any]:
     """Fine-tune a model on prepared pairs into a run folder with adapter, checkpoints and report.
 
     The same command continues an interrupted run, and returns the result of a finished one.
@@ -231,6 +238,10 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
     from pipelines.train import refuse_missing_inputs
 
     refuse_missing_inputs(config)
+    if dry_run:
+        from pipelines.train import dry_run as plan_only
+
+        return plan_only(config, fresh=fresh)
     from pipelines.train import job as train
 
     return train.run(config, fresh=fresh)
@@ -396,6 +407,20 @@ def serve(recipe: ServeRecipe, overrides: ServeOverrides = None, access_log: Acc
 
 @app.command()
 @verb
+def chat(run: RunArgument, storage: Storage = Path("runs")) -> dict[str, Any]:
+    """Ask a trained policy in the terminal; both poles of an axis answer side by side.
+
+    Type a scenario, or `scenario | option | option` for probabilities. Commands: /axis NAME, /base, /quit.
+
+    Example: `pft chat quickstart/pft`
+    """
+    from pipelines.chat import job
+
+    return job.run(run, storage)
+
+
+@app.command()
+@verb
 def key(
     name: Annotated[str, typer.Argument(help="Name of the client that gets the key.")],
     file: Annotated[
@@ -499,10 +524,46 @@ def show_one_prompt(
     return show_prompt(data, model, row=row)
 
 
+@runs.command("list")
+@verb
+def list_runs(storage: RunsFolder = Path("runs")) -> dict[str, Any]:
+    """List every run in a storage folder, newest first, with status, key figures and size on disk.
+
+    Example: `pft runs list`
+    """
+    from pipelines.runs import job
+
+    return job.list_runs(storage)
+
+
+@runs.command("show")
+@verb
+def show_run(run: RunArgument, storage: Storage = Path("runs")) -> dict[str, Any]:
+    """Print a run: changed config keys, figures, files, its policy, and commands that continue or use it.
+
+    Example: `pft runs show quickstart/pft`
+    """
+    from pipelines.runs import job
+
+    return job.show_run(run, storage)
+
+
+@runs.command("compare")
+@verb
+def compare_runs(run: RunArguments, storage: Storage = Path("runs")) -> dict[str, Any]:
+    """Print the config keys that differ between runs, and their figures side by side.
+
+    Example: `pft runs compare quickstart/pft quickstart/sft-first`
+    """
+    from pipelines.runs import job
+
+    return job.compare_runs(run, storage)
+
+
 def job_verbs() -> "dict[str, JobVerb]":
     """Describe the verbs that run as jobs: all of this command line except those that act on the local machine."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return {name: _job_verb(name, command) for name, command in commands.items() if name not in ("submit", "key")}
+    return {name: _job_verb(name, command) for name, command in commands.items() if name not in HERE}
 
 
 def _job_verb(name: str, command: Any) -> "JobVerb":

@@ -168,6 +168,11 @@ Size = Annotated[
 Storage = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder for runs and reports, on a file system that all nodes share.")
 ]
+RunsFolder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Storage folder of the runs.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its name in --storage.")]
+RunArguments = Annotated[
+    list[str], typer.Argument(metavar="RUN RUN...", help="Folders of two or more runs, or their names in --storage.")
+]
 ListSuites = Annotated[bool, typer.Option("--list", help="List the shipped suites and exit.")]
 Mode = Annotated[
     str,
@@ -191,6 +196,10 @@ Address = Annotated[
         metavar="URL",
         help="Dashboard of the cluster, such as http://HOST:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS.",
     ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check config, data and memory, print the plan of the run, and start nothing."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's folder first, and start over.")]
 Real = Annotated[

@@ -46,6 +46,11 @@ def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:
     return result_fd, write_result
 
 
+def printable(text: str) -> str:
+    """Replace control characters, which could steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
 def one_table(rows: Iterable["EvaluationRow"]) -> Table:
     """Tabulate the *One* rows of a report: a row per axis and pole, a column per policy, with 95% intervals.
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject
     from pft_core.data.row_locations import pass_places_on, read_places, write_places
     from pft_core.data.scenarios import (
+        SCENARIOS_NAME,
         count_shared_scenarios,
         read_trained_scenarios,
         scenarios_and_axes,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         place_of_model,
         refuse_unknown_data_set,
         refuse_unusable_model,
+        weight_files,
     )
     from pft_core.policies.row_positions import follows_length, own_positions
     from pft_core.policies.settings import LoraSettings, Precision, PrecisionOrAuto, settled

@@ -156,6 +156,13 @@ def cached_folder(name: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
+def weight_files(name_or_path: str) -> list[Path]:
+    """Return the files of a model's weights on this machine; none if they would have to be downloaded."""
+    folder = local_folder(name_or_path) or cached_folder(name_or_path)
+    kinds = ("*.safetensors", "*.bin")
+    return sorted(path for kind in kinds for path in folder.glob(kind)) if folder else []
+
+
 def _refuse_unknown_to_the_hub(name: str, kind: Literal["model", "data set"], *, fault: str) -> None:
     """Raise UserError if the Hub has no such model or data set, or cannot be reached.
 

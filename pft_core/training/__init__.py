@@ -11,9 +11,16 @@ if TYPE_CHECKING:
     from pft_core.training.engines import EngineSettings, NonFiniteError, OptimizerSettings, TorchEngine, build_engine
     from pft_core.training.local_context import LocalContext
     from pft_core.training.loop import FitResult, TrainContext, fit
-    from pft_core.training.memory import is_out_of_memory, loading_memory_errors, memory_errors, plan_memory
+    from pft_core.training.memory import free_bytes, is_out_of_memory, loading_memory_errors, memory_errors, plan_memory
     from pft_core.training.memory_fallback import MemoryFallback, MemoryUse, OutOfMemoryError, going_on, out_of_memory
-    from pft_core.training.planning import ExampleStore, LoopSettings, largest_bin, longest_pair
+    from pft_core.training.planning import (
+        ExampleStore,
+        LoopSettings,
+        largest_bin,
+        longest_pair,
+        plan_phase,
+        refuse_pairs_over_budget,
+    )
     from pft_core.training.reference import ReferencedStore, reference_file, reference_logps
     from pft_core.training.settings import TrainSettings
 else:

@@ -1,6 +1,6 @@
 """The encoded layer of a prepared data set: reuse a matching one, or encode it in bulk with Ray Data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -45,22 +45,54 @@ def ensure_layer(
     Raises UserError if no pair, or fewer than `1 - max_reject_fraction` of them, fit into `encoding.max_length` and
     the model's positions.
     """
-    limit = _limit_of(spec, tokenizer.model)
-    spec = replace(spec, encoding=spec.encoding.model_copy(update={"max_length": limit.max_length}))
-    key = layer_key(data_digest=manifest.data_digest, tokenizer_digest=facts.digest, spec=spec, space=manifest.space)
-    folder = data / "encoded" / key
-    if layer_is_complete(folder, key=key):
+    place = layer_place(data, manifest, model=tokenizer.model, facts=facts, spec=spec)
+    folder, key, spec = place.folder, place.key, place.spec
+    if place.is_complete:
         say(f"encoded layer {key} reused")
         # An earlier run may have allowed more rejects, and its messages about them are long gone.
-        _refuse_if_mostly_rejected(layer_parts(folder), limit, max_reject_fraction, say)
+        refuse_if_mostly_rejected(layer_parts(folder), place.limit, max_reject_fraction, say)
         return folder
     say(f"encoding {manifest.pairs_out} pairs into layer {key}")
     folder.mkdir(parents=True, exist_ok=True)
     encoder = {"tokenizer": tokenizer, "spec": spec, "manifest": manifest}
     parts = _encode(_tasks(data, folder, manifest), encoder, num_pairs=manifest.pairs_out, concurrency=concurrency)
-    _refuse_if_mostly_rejected(parts, limit, max_reject_fraction, say)
+    refuse_if_mostly_rejected(parts, place.limit, max_reject_fraction, say)
     finish_layer(folder, parts, key=key, view=spec.view)
     return folder
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """The longest pair that is kept. name: the source of the limit. advice: what to do if it leaves too few pairs."""
+
+    max_length: int
+    name: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """The folder of a layer, which may not exist yet, its key, and the spec with the limit on lengths that decides."""
+
+    folder: Path
+    key: str
+    spec: EncodingSpec
+    limit: LengthLimit
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the layer is encoded."""
+        return layer_is_complete(self.folder, key=self.key)
+
+
+def layer_place(
+    data: Path, manifest: DatasetManifest, *, model: str, facts: TokenizerFacts, spec: EncodingSpec
+) -> LayerPlace:
+    """Return the place of the layer for this data set, tokenizer and spec. model: decides the longest text."""
+    limit = _limit_of(spec, model)
+    spec = replace(spec, encoding=spec.encoding.model_copy(update={"max_length": limit.max_length}))
+    key = layer_key(data_digest=manifest.data_digest, tokenizer_digest=facts.digest, spec=spec, space=manifest.space)
+    return LayerPlace(data / "encoded" / key, key, spec, limit)
 
 
 def _tasks(data: Path, folder: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
@@ -122,24 +154,18 @@ class _ShardEncoder:
         return {key: [value] for key, value in row.items()}
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """The longest pair that is kept. name: the source of the limit. advice: what to do if it leaves too few pairs."""
-
-    max_length: int
-    name: str
-    advice: str
-
-
-def _limit_of(spec: EncodingSpec, model: str) -> _Limit:
+def _limit_of(spec: EncodingSpec, model: str) -> LengthLimit:
     wanted = spec.encoding.max_length
     most, cut = within_positions(wanted, model), "set encoding.overlong=cut_prompt to shorten scenarios"
     if most < wanted:
-        return _Limit(most, f"the {most} positions of {model!r}", f"use a model with more positions, or {cut}")
-    return _Limit(wanted, f"encoding.max_length={wanted}", f"raise it, or {cut}")
+        return LengthLimit(most, f"the {most} positions of {model!r}", f"use a model with more positions, or {cut}")
+    return LengthLimit(wanted, f"encoding.max_length={wanted}", f"raise it, or {cut}")
 
 
-def _refuse_if_mostly_rejected(parts: list[LayerPart], limit: _Limit, max_reject_fraction: float, say: Say) -> None:
+def refuse_if_mostly_rejected(
+    parts: Sequence[LayerPart], limit: LengthLimit, max_reject_fraction: float, say: Say
+) -> None:
+    """Say how many pairs were left out and why. Raises UserError if too few are left."""
     kept, rejected = sum(p.rows for p in parts), sum(p.rejected for p in parts)
     with_control_tokens = sum(p.with_control_tokens for p in parts)
     overlong, pairs = rejected - with_control_tokens, kept + rejected

@@ -13,7 +13,7 @@ from pft_core.encoding import Branch, BranchedExample, EncodingSpec, encode_pair
 from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, PromptStyle
-from pipelines.console import console
+from pipelines.console import console, printable
 from pipelines.encode.model_tokenizer import ModelTokenizer
 
 
@@ -84,8 +84,3 @@ def print_side(
     console.rule(f"{record.axis} / {pole}, {form}: {side.num_tokens} tokens, {side.num_labels} of them labels")
     console.print(Text.assemble(*((text, "bold green" if is_label else "") for is_label, text in parts)))
     return side
-
-
-def printable(text: str) -> str:
-    """Replace control characters, which could steer a terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

@@ -13,7 +13,7 @@ from pft_core.errors import UserError
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Lock a folder against other processes; the lock ends with the process. Raises UserError if it is taken."""
-    path = run_dir.with_name(f".{run_dir.name}.lock")
+    path = _lock_path(run_dir)
     with _parents(path), _lock_file(path, run_dir) as file:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {os.uname().nodename}")
@@ -22,6 +22,22 @@ def locked(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a process holds the folder's lock; the file of a killed process is left behind without one."""
+    try:
+        with _lock_path(run_dir).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lock_path(run_dir: Path) -> Path:
+    return run_dir.with_name(f".{run_dir.name}.lock")
 
 
 @contextmanager

@@ -65,10 +65,17 @@ def finished_result(config: RunConfig, *, kind: str) -> Result | None:
 
     Raises UserError about the folder as `run_job` does.
     """
-    key = run_key(config, kind=kind, data=data_digests(config))
-    run_dir = _run_dir(config, key)
-    job = _read_job(run_dir, key)
+    run_dir, job = expected_run(config, run_key(config, kind=kind, data=data_digests(config)))
     return _relocated(job["result"], run_dir) if job.get("status") == "finished" else None
+
+
+def expected_run(config: RunConfig, key: str) -> tuple[Path, Result]:
+    """Return the folder that a run of this key gets, and its job.json as it is now; {} if the run is new.
+
+    Raises UserError about the folder as `run_job` does.
+    """
+    run_dir = _run_dir(config, key)
+    return run_dir, _read_job(run_dir, key)
 
 
 def _relocated(result: Result, run_dir: Path) -> Result:
@@ -144,11 +151,15 @@ def _run_to_end(run: Callable[[Path, str], Result], run_dir: Path, job: dict[str
 
 def continue_message(kind: str, run_dir: Path) -> str:
     """Return where a run continues; a run with checkpoints continues from the newest."""
-    checkpoints = run_dir / CHECKPOINTS
-    if kind != "train" and not checkpoints.is_dir():
+    if kind != "train" and not (run_dir / CHECKPOINTS).is_dir():
         return f"{kind}: continuing in {run_dir}"
-    manifests = checkpoints.glob(f"*/{CHECKPOINT_MANIFEST_NAME}")
-    return f"{kind}: continuing in {run_dir} from step {max(map(_steps_done, manifests), default=0)}"
+    return f"{kind}: continuing in {run_dir} from step {steps_saved(run_dir)}"
+
+
+def steps_saved(run_dir: Path) -> int:
+    """Return the steps of a run's newest checkpoint; 0 without one."""
+    manifests = (run_dir / CHECKPOINTS).glob(f"*/{CHECKPOINT_MANIFEST_NAME}")
+    return max(map(_steps_done, manifests), default=0)
 
 
 def _steps_done(manifest: Path) -> int:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pipelines.train.fitting import build_and_fit
     from pipelines.train.inputs import refuse_missing_inputs
     from pipelines.train.local_training import train_here
+    from pipelines.train.plan import dry_run
     from pipelines.train.publish import policy_kind
     from pipelines.train.resolved_run import RunLayers, resolve
     from pipelines.train.training_summary import cautions_of, print_cautions

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ChooseResponse,
         CompareRequest,
         CompareResponse,
+        CompareSide,
         CompletionRequest,
         ErrorResponse,
         ExamplesResponse,
