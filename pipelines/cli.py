@@ -52,15 +52,21 @@ from pipelines.cli_options import (
     Forms,
     Fresh,
     Inputs,
+    LimitPerAxis,
     ListSuites,
+    MaxLength,
+    MaxNewTokens,
     MaxRejectFraction,
     Mode,
     ModelArgument,
     NumActors,
+    NumPerAxis,
     NumTasks,
     Overrides,
     Parts,
     Plugins,
+    PolicyName,
+    Precision,
     Recipe,
     Replacing,
     RowAxis,
@@ -74,8 +80,10 @@ from pipelines.cli_options import (
     Storage,
     Suite,
     SuiteOverrides,
+    ThreadsPerWorker,
     TokensPerBatch,
     ToyworldSeed,
+    UseGpu,
 )
 from pipelines.config import load_config, refuse_idle_search, resolved_config
 from pipelines.console import console, one_table, reserve_stdout
@@ -180,6 +188,7 @@ def prepare(
     forms: Forms = "one",
     split: Split = None,
     seed: ToyworldSeed = None,
+    num_per_axis: NumPerAxis = None,
     split_by: SplitBy = None,
     parts: Parts = None,
     num_workers: NumTasks = None,
@@ -198,6 +207,7 @@ def prepare(
         "axis": axis,
         "split": split,
         "seed": seed,
+        "num_per_axis": num_per_axis,
         "split_by": split_by,
         "parts": parts and split_numbers(parts),
         "num_workers": num_workers,
@@ -242,8 +252,15 @@ def evaluate(
     adapter: Adapter = None,
     scoring: Scoring = None,
     forms: AskedForms = None,
-    num_workers: NumActors = None,
+    limit_per_axis: LimitPerAxis = None,
+    max_length: MaxLength = None,
+    max_new_tokens: MaxNewTokens = None,
     tokens_per_batch: TokensPerBatch = None,
+    num_workers: NumActors = None,
+    threads_per_worker: ThreadsPerWorker = None,
+    use_gpu: UseGpu = None,
+    precision: Precision = None,
+    policy: PolicyName = None,
     task: EvaluationTask = "choices",
     plugin: Plugins = None,
     fresh: Replacing = False,
@@ -260,8 +277,15 @@ def evaluate(
         "adapter": adapter,
         "scoring": scoring,
         "forms": forms and split_list(forms),
-        "num_workers": num_workers,
+        "limit_per_axis": limit_per_axis,
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
         "tokens_per_batch": tokens_per_batch,
+        "num_workers": num_workers,
+        "threads_per_worker": threads_per_worker,
+        "use_gpu": use_gpu,
+        "precision": precision,
+        "policy": policy,
         "task": task,
         "plugins": plugin_places(plugin),
     }
@@ -507,8 +531,15 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[GivenParameter]"
         values, _, order = command.make_parser(command.context_class(command)).parse_args(list(words))
     except UsageError as error:
         raise UserError(f"submit: {name}: {error.format_message()}") from None
-    given = {p.name: (p.opts[0] if p.param_type_name == "option" else "", values.get(p.name)) for p in order}
+    given = {p.name: (_option_word(p, values.get(p.name)), values.get(p.name)) for p in order}
     return [GivenParameter(key, option, _as_words(value)) for key, (option, value) in given.items()]
+
+
+def _option_word(parameter: Any, value: Any) -> str:
+    """Return the word of an option, or its negation such as --no-use-gpu; "" for an argument."""
+    if parameter.param_type_name != "option":
+        return ""
+    return str(parameter.secondary_opts[0] if value is False and parameter.secondary_opts else parameter.opts[0])
 
 
 def _as_words(value: Any) -> tuple[str, ...]:

@@ -63,6 +63,9 @@ Split = Annotated[
         "Default: train.",
     ),
 ]
+NumPerAxis = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of records that toyworld generates for each axis. Default: 400.")
+]
 ToyworldSeed = Annotated[int | None, typer.Option(help="Seed for the rows that toyworld generates. Default: 0.")]
 SplitBy = Annotated[
     str | None,
@@ -134,6 +137,36 @@ NumActors = Annotated[
 ]
 TokensPerBatch = Annotated[
     int | None, typer.Option(help="Largest number of tokens per batch. Lower it if memory runs out. Default: 8192.")
+]
+PolicyName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the policy in the report. Default: the name of its folder.")
+]
+LimitPerAxis = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Ask only the first N records of each axis. Default: ask every record."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(metavar="TOKENS", help="Reject items whose prompt and answer have more tokens. Default: 2048."),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS", help="Largest number of tokens of a generated reply, with --scoring generate. Default: 256."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="bf16|fp32", help="Number format of the model's weights. Default: bf16 on GPUs, fp32 on CPUs."
+    ),
+]
+UseGpu = Annotated[
+    bool | None,
+    typer.Option("--use-gpu/--no-use-gpu", help="Run the model on GPUs, or on CPUs. Default: GPUs, if there are any."),
+]
+ThreadsPerWorker = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of CPU threads that each actor computes with. Default: 1.")
 ]
 EvaluationTask = Annotated[
     str,

@@ -21,6 +21,9 @@ from pipelines.tracking import SPOOL_NAME, START_NAME, TrackingSettings
 REJECTS_NAME = "rejects.jsonl"
 OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME, SPOOL_NAME, START_NAME}
 
+# Keys of loading and running a model, which have no effect on a server.
+SET_BY_SERVER = {"max_length", "tokens_per_batch", "num_workers", "threads_per_worker", "use_gpu", "precision"}
+
 
 class EvaluateConfig(PluggedSettings):
     """The policy to evaluate, the data, and how to ask."""
@@ -63,8 +66,13 @@ class EvaluateConfig(PluggedSettings):
             raise ValueError(
                 "adapter and endpoint: a server has its own adapters: give --model NAME, a name that the server lists"
             )
-        if self.endpoint is not None and "num_workers" in self.model_fields_set:
-            raise ValueError("num_workers and endpoint: a server has its own replicas: leave num_workers out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_server_has_its_own_limits(self) -> Self:
+        own = sorted(SET_BY_SERVER & self.model_fields_set)
+        if self.endpoint is not None and own:
+            raise ValueError(f"{own[0]} and endpoint: the recipe of the server sets this: leave {', '.join(own)} out")
         return self
 
 
