@@ -30,22 +30,23 @@ class EvaluateConfig(PluggedSettings):
 
     model: Place | None = None  # model reference (file or folder), model folder, or hub name; or a name on the server
     endpoint: str | None = None  # URL of a `pft serve` to ask instead of loading a model here
-    adapter: Place | None = None  # None: the adapter of the reference
+    adapter: Place | None = None  # LoRA adapter of the model; null: the trained run's own
     task: str = "choices"  # a registered task
     data: Place  # a folder written by `pft prepare`; for other tasks, the data they read
     output: Place  # the folder of the report
-    policy: str | None = None  # name in the report; None: the name of the model's folder
-    scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
+    policy: str | None = None  # name in the report; null: the name of the model's folder
+    # How a choice is made; null: by likelihood, in the answer style of training.
+    scoring: Literal["letter", "option", "generate"] | None = None
     prompt: PromptSettings = PromptSettings()  # for a model without a reference; a reference has its own
-    forms: list[Form] | None = None  # None: the forms of the data set
-    limit_per_axis: PositiveInt | None = None  # None: every item
+    forms: list[Form] | None = None  # questions to ask; null: those of the data set
+    limit_per_axis: PositiveInt | None = None  # records of each axis to ask; null: all
     max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
-    max_new_tokens: PositiveInt = 256  # of a generated answer
-    tokens_per_batch: PositiveInt = 8192  # of one forward pass
+    max_new_tokens: PositiveInt = 256  # most tokens of a generated reply
+    tokens_per_batch: PositiveInt = 8192  # most tokens of one forward pass
     num_workers: PositiveInt = 1  # processes that evaluate; each loads the policy
     threads_per_worker: Threads = 1  # CPU threads of torch in each worker
-    use_gpu: bool | None = None  # None: true if the cluster has GPUs
-    precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+    use_gpu: bool | None = None  # whether the model runs on GPUs; null: if the cluster has them
+    precision: Literal["bf16", "fp32"] | None = None  # number format of the weights; null: bf16 on GPUs, fp32 on CPUs
     tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
