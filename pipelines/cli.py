@@ -201,23 +201,10 @@ def prepare(
 
     Example: `pft prepare --source json --input pairs.jsonl --output data/train`
     """
+    options = dict(locals())  # each is named as the key that it sets
     from pipelines.prepare import PrepareConfig, refuse_missing_inputs
 
-    options = {
-        "axis": axis,
-        "split": split,
-        "seed": seed,
-        "num_per_axis": num_per_axis,
-        "split_by": split_by,
-        "parts": parts and split_numbers(parts),
-        "num_workers": num_workers,
-        "model": model,
-        "max_reject_fraction": max_reject_fraction,
-        "plugins": plugin_places(plugin),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    raw = {"source": source, "input": input or [], "output": output, "forms": split_list(forms), **given}
-    config = build(PrepareConfig, raw)
+    config = build(PrepareConfig, keys_set(options, forms=split_list(forms), parts=parts and split_numbers(parts)))
     refuse_missing_inputs(config)
     from pipelines.prepare import job as prepare
 
@@ -269,28 +256,10 @@ def evaluate(
 
     Example: `pft evaluate --model runs/RUN --data data/test --output runs/report`
     """
+    options = dict(locals())  # each is named as the key that it sets
     from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
 
-    options = {
-        "model": model,
-        "endpoint": endpoint,
-        "adapter": adapter,
-        "scoring": scoring,
-        "forms": forms and split_list(forms),
-        "limit_per_axis": limit_per_axis,
-        "max_length": max_length,
-        "max_new_tokens": max_new_tokens,
-        "tokens_per_batch": tokens_per_batch,
-        "num_workers": num_workers,
-        "threads_per_worker": threads_per_worker,
-        "use_gpu": use_gpu,
-        "precision": precision,
-        "policy": policy,
-        "task": task,
-        "plugins": plugin_places(plugin),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    config = build(EvaluateConfig, {"data": data, "output": output, **given})
+    config = build(EvaluateConfig, keys_set(options, forms=forms and split_list(forms)))
     refuse_missing_inputs(config, fresh=fresh)
     from pipelines.evaluate import job as evaluate
 
@@ -360,7 +329,7 @@ def compare(
     refuse_missing_inputs(chosen, size or "tiny", storage)
     from pipelines.compare import job
 
-    return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]
+    return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]  # the suite has it
 
 
 def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
@@ -390,7 +359,7 @@ def tune(recipe: Recipe, overrides: Overrides = None, mode: Mode = "grid", fresh
     refuse_missing_inputs(config, is_searched=True)
     from pipelines.tune import job
 
-    return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]
+    return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]  # one of MODES
 
 
 @app.command()
@@ -503,7 +472,7 @@ def show_one_prompt(
 
 def job_verbs() -> "dict[str, JobVerb]":
     """Describe the verbs that run as jobs: all of this command line except those that act on the local machine."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # an app with several verbs is a group
     return {name: _job_verb(name, command) for name, command in commands.items() if name not in ("submit", "key")}
 
 
@@ -554,6 +523,15 @@ def print_table(result: dict[str, Any]) -> None:
     rows = read_json(Path(result["report_json"]), what="a report")["rows"]
     if any(row["metric"] == "one" for row in rows):
         console.print(one_table(rows))
+
+
+def keys_set(options: dict[str, Any], **converted: Any) -> dict[str, Any]:
+    """Return the keys that the options of a verb set, without those that are left out.
+
+    converted: values of keys whose options are text.
+    """
+    raw = {**options, **converted, "plugins": plugin_places(options["plugin"])}
+    return {name: value for name, value in raw.items() if value is not None and name not in ("plugin", "fresh")}
 
 
 def plugin_places(plugins: list[str] | None) -> list[str] | None:

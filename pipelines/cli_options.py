@@ -27,7 +27,8 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         metavar="FILE_OR_MODULE",
-        help="Python file or module that registers your sources, objectives, metrics or tasks. Repeat it for several.",
+        help="Python file or module that registers your objectives, sources, metrics, tasks, yardsticks or training "
+        "engines. Repeat it for several.",
     ),
 ]
 Source = Annotated[
@@ -87,7 +88,7 @@ EncodingModel = Annotated[
     str | None,
     typer.Option(
         metavar="DIR_OR_NAME",
-        help="Base model (a folder or a Hugging Face name) to tokenize for. Default: training tokenizes.",
+        help="Encode the records for this base model now. By default, the first training encodes them.",
     ),
 ]
 MaxRejectFraction = Annotated[
@@ -125,7 +126,7 @@ Scoring = Annotated[
     typer.Option(
         metavar="letter|option|generate",
         help="How a choice is made: by the most likely letter, by the most likely option text, or by reading a "
-        "generated reply. Default: letter or option, as in training.",
+        "generated reply. Default: the answer style of the policy's training (letter or option).",
     ),
 ]
 AskedForms = Annotated[

@@ -160,7 +160,7 @@ def test_options_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     given += " precision=bf16 policy=mine scoring=generate"
     words = [f"--{option}" for option in given.split()]
     expected = {key.replace("-", "_"): value for key, value in (option.split("=") for option in given.split())}
-    words += "--data d --output o --model m --no-use-gpu".split()
+    words += ["--data", "d", "--output", "o", "--model", "m", "--no-use-gpu"]
     config = config_of("evaluate", words, monkeypatch)
     assert expected | {"use_gpu": "False"} == {key: str(getattr(config, key)) for key in (*expected, "use_gpu")}
     words = ["--source", "toyworld", "--output", "o", "--num-per-axis", "7"]
