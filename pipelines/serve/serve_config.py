@@ -149,9 +149,9 @@ class ServeConfig(Settings):
     scaling: ReplicaSettings = ReplicaSettings()
     limits: LimitsSettings = LimitsSettings()
     host: str = "127.0.0.1"  # the address that the server listens on
-    port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port
+    port: int = Field(default=8000, ge=0, le=65535)  # port that the server listens on; 0: any free one
     keys: Place | None = None  # API key file from `pft key`; required unless host is this machine only
-    access_log: Place | None = None  # file that gets one JSON line per request; None: stderr
+    access_log: Place | None = None  # file that gets one JSON line per request; null: stderr
     examples: Place | None = None  # folder from `pft prepare` with scenarios for the page to offer
 
     @model_validator(mode="after")
