@@ -90,12 +90,28 @@ from pipelines.console import console, one_table, reserve_stdout
 from pipelines.interruption import catching_signals, end_interrupted, is_interrupted, on_interruption
 from pipelines.jobs import missing_code, start_again
 from pipelines.plugins import load_plugins, place_of, read_plugins
-from pipelines.validated_yaml import build, dump_yaml
+from pipelines.validated_yaml import build, dump_yaml, keys
 
 if TYPE_CHECKING:
     from cluster.submit import GivenParameter, JobVerb
 
+UsageError: Any = typer.BadParameter.__base__  # from typer's own copy of click, or from the package
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs. An unknown option that is a config key gets a hint how overrides are written."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            if hasattr(error, "option_name") and error.ctx is not None:
+                error.message += override_hint(error.option_name, error.ctx.command)
+            raise
+
+
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train one language model policy that follows either side of a value conflict, evaluate it and serve it. "
@@ -105,7 +121,19 @@ show = typer.Typer(no_args_is_help=True, help="Print a resolved config, a servin
 app.add_typer(show, name="show")
 
 STORING = ("train", "tune", "quickstart")  # verbs that take the folder for runs as an override, storage=DIR
-UsageError: Any = typer.BadParameter.__base__  # from typer's own copy of click, or from the package
+
+
+def override_hint(option: str, command: Any) -> str:
+    """Return how to set the config key that an unknown option names; "" if it names none of this command."""
+    wanted = option.lstrip("-").replace("-", "_")
+    if command.name == "compare" or "overrides" not in {parameter.name for parameter in command.params}:
+        return ""
+    from pipelines.config import RunConfig
+    from pipelines.serve import ServeConfig
+
+    known = keys(ServeConfig if command.name == "serve" else RunConfig)
+    found = sorted((key for key in known if wanted in (key, key.rpartition(".")[2])), key=lambda key: key.count("."))
+    return f". It is a config key: set it as {found[0]}=VALUE, without dashes." if found else ""
 
 
 def print_version(is_requested: bool) -> None:

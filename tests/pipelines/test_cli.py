@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.cli import app, spread_inputs
@@ -182,6 +184,24 @@ def config_of(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> A
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     done = pft(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (
+            ["serve", "quickstart", "--port", "18123"],
+            "option: --port. It is a config key: set it as port=VALUE",
+        ),
+        (["train", "quickstart", "--lr=1"], "set it as train.lr=VALUE, without dashes."),
+        (["train", "quickstart", "--num-workers", "2"], "set it as scaling.num_workers=VALUE"),
+        (["show", "serve", "quickstart", "--port", "1"], "set it as port=VALUE"),
+    ],
+)
+def test_an_option_that_is_a_config_key_gets_a_hint(arguments: list[str], part: str) -> None:
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exit_code == 2
+    assert part in " ".join(re.sub("[│╭╮╰╯─]", "", result.output).split())
 
 
 def test_help_lists_every_verb() -> None:

@@ -375,12 +375,20 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
         # A union adds names of types, which are not keys, to the place.
         keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), each["loc"][1:])
         place = ".".join(map(str, keys))
-        text = refusal_reason(str(each["loc"][-1])) if each["type"] == "extra_forbidden" else each["msg"]
+        text = each["msg"]
+        if each["type"] == "extra_forbidden":
+            text = refusal_reason(str(each["loc"][-1]), _known_fields(request) if len(each["loc"]) == 2 else ())
         by_place.setdefault(place, []).append(text.removeprefix("Value error, "))
     lines = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in by_place.items()]
     param = next(iter(by_place), None) or None
     body = error_body("; ".join(lines[:5])[:2000], kind="invalid_request_error", param=param)
     return JSONResponse(body, status_code=400)
+
+
+def _known_fields(request: Request) -> list[str]:
+    """Return the fields of the body that a request's route takes."""
+    body = request.scope["route"].body_field
+    return [field.alias or name for name, field in body.field_info.annotation.model_fields.items()]
 
 
 def _unreadable(request: Request, body: Any, error: Any) -> str | None:
@@ -391,6 +399,8 @@ def _unreadable(request: Request, body: Any, error: Any) -> str | None:
         at = error["loc"][-1]
         line, column = body.count("\n", 0, at) + 1, at - body.rfind("\n", 0, at)
         return f"the body is not valid JSON: {error['ctx']['error']} at line {line}, column {column} (character {at})"
+    if error["type"] == "model_attributes_type" and len(error["loc"]) == 1 and not isinstance(body, bytes):
+        return "the body must be a JSON object"
     if isinstance(body, bytes) and body:
         content_type = request.headers.get("content-type")
         problem = f"has the content type {content_type[:100]!r}" if content_type else "has no content type"
@@ -421,6 +431,9 @@ def _compressed(request: Request) -> str | None:
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     unparsed = _unparsed(error.__cause__)
     message = (_compressed(request) or unparsed) if unparsed else str(error.detail)
+    if error.status_code == 404:
+        route = f"{request.method} {request.url.path[:100]}"
+        message = f"no route {route}; routes stand under /v1 (a client's base URL ends in /v1)"
     body = error_body(message, kind="invalid_request_error")
     headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
     return JSONResponse(body, status_code=error.status_code, headers=headers)
