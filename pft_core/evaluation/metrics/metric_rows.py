@@ -70,7 +70,7 @@ def _row(
     under = () if side is None else (side,)
     numerators, denominators = zip(*(counts_of(name, outcome, *under) for outcome in group), strict=True)
     low, high = interval(numerators, denominators, [o.scenario for o in group], absolute=metric.is_size)
-    positioned = [always_by_position(outcome) for outcome in group if metric.has_baseline]
+    positioned = [always_by_position(outcome) for outcome in group if metric.has_yardsticks]
     by_position = [counts_of(name, outcome, *under) for outcome in positioned]
     unparsed = [choice is None for outcome in group for choice in _choices(outcome, metric, side)]
     return {
@@ -83,7 +83,7 @@ def _row(
         "n": len(group),
         "low": low,
         "high": high,
-        "position_baseline": ratio(*zip(*by_position, strict=True)) if metric.has_baseline else None,
+        "position_baseline": ratio(*zip(*by_position, strict=True)) if metric.has_yardsticks else None,
         "unparsed": sum(unparsed) / len(unparsed),
     }
 
