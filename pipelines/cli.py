@@ -253,8 +253,11 @@ def train(recipe: Recipe, overrides: Overrides = None, fresh: Fresh = False) -> 
 
     refuse_missing_inputs(config)
     from pipelines.train import job as train
+    from pipelines.train import next_command
 
-    return train.run(config, fresh=fresh)
+    result = train.run(config, fresh=fresh)
+    console.print(next_command(Path(result["run_dir"])), highlight=False, soft_wrap=True)
+    return result
 
 
 @app.command()
@@ -545,12 +548,14 @@ def _as_words(value: Any) -> tuple[str, ...]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print the table of *One* accuracies of a report, if it has them."""
+    """Print the table of *One* accuracies of a report, if it has them, and the path of its page."""
     from pft_core.files import read_json
 
     rows = read_json(Path(result["report_json"]), what="a report")["rows"]
     if any(row["metric"] == "one" for row in rows):
         console.print(one_table(rows))
+    page = Path(result["report_json"]).with_suffix(".html")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def keys_set(options: dict[str, Any], **converted: Any) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def train_and_evaluate(config: RunConfig, test_data: str, run_dir: Path, timings
         "config": config.model_dump(),
         "digests": {"test_data": DatasetManifest.load(Path(test_data)).data_digest, "policies": digests},
         "training": curves,
-        "cautions": [caution for report in reports for caution in report.get("cautions", [])],
+        "cautions": list(dict.fromkeys(caution for report in reports for caution in report.get("cautions", []))),
         "notes": [
             "Tiny model on generated data: these numbers show that the pipeline works, not how well a real policy does."
         ],

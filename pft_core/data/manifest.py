@@ -49,6 +49,10 @@ class DatasetManifest:
     @staticmethod
     def load(folder: Path) -> "DatasetManifest":
         """Read the manifest of a prepared folder. Raises UserError if it is missing or damaged."""
+        if folder.is_file():
+            raise UserError(
+                f"{folder} is raw data: run `pft prepare --source json --input {folder} --output DIR` and give DIR"
+            )
         path = folder / MANIFEST_NAME
         raw = read_json(path, what="the manifest of a folder written by `pft prepare`")
         try:

@@ -19,6 +19,18 @@ from pipelines.reporting import REPORT_NAMES
 from pipelines.tracking import SPOOL_NAME, START_NAME, TrackingSettings
 
 REJECTS_NAME = "rejects.jsonl"
+OTHER_REQUEST = {  # how a request of another evaluation differs, by key; for other keys "with another KEY"
+    "model": "of another model",
+    "endpoint": "of another server",
+    "adapter": "of another adapter",
+    "task": "of another task",
+    "data": "of other data",
+    "policy": "under another policy name",
+    "prompt": "with other prompt settings",
+    "forms": "of other forms",
+    "scoring": "with other scoring",
+    "precision": "in another precision",
+}
 OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME, SPOOL_NAME, START_NAME}
 
 # Keys of loading and running a model, which have no effect on a server.
@@ -111,9 +123,9 @@ def refuse_other_output(config: EvaluateConfig, *, fresh: bool = False) -> None:
     previous = read_json(output / REPORT_NAMES[0], what="the report of an evaluation").get("config", {})
     different = [key for key, value in request_of(config).items() if key in previous and previous[key] != value]
     if different:
+        how = ", ".join(OTHER_REQUEST.get(key, f"with another {key}") for key in different)
         raise UserError(
-            f"output={output}: the folder holds an evaluation with another {', '.join(different)}: choose another "
-            "folder, or replace it with --fresh"
+            f"output={output}: the folder holds an evaluation {how}: choose another folder, or replace it with --fresh"
         )
 
 

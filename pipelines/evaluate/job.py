@@ -182,7 +182,7 @@ class RecordsEvaluation:
             digests,
             ask_s,
             seconds,
-            cautions(config, self.trained, self.manifest, policy=policy_name(config)),
+            cautions(config, self.trained, self.manifest, policy=policy_name(config), rows=rows),
             examples(outcomes, self.ref.space),
         )
 

@@ -15,6 +15,8 @@ from pft_core.settings import Place
 from pipelines.plugins import PluggedSettings
 
 InputFile = tuple[Path, str]  # its path, and its name as the user wrote it
+# File formats that are mistaken for a source.
+FORMATS_OF_JSON = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "parquet": "Parquet"}
 SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 
 
@@ -43,7 +45,11 @@ class PrepareConfig(PluggedSettings):
     @field_validator("source")
     @classmethod
     def _is_registered(cls, name: str) -> str:
-        SOURCES[name]
+        try:
+            SOURCES[name]
+        except UserError as error:
+            kind = FORMATS_OF_JSON.get(name.lower())
+            raise UserError(f"{error} ({kind} is read by --source json)") if kind else error from None
         return name
 
     @model_validator(mode="after")

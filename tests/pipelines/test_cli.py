@@ -273,6 +273,20 @@ def test_the_table_has_a_line_per_pole_and_a_column_per_policy() -> None:
     assert "Risk [taking]" in wide.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_evaluate_and_train_say_where_to_look_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.json").write_text('{"rows": []}')
+    cli.print_table({"report_json": str(tmp_path / "report.json")})
+    assert capsys.readouterr().err == f"report: {tmp_path}/report.html\n"
+    result = {"run_dir": "runs/own-1"}
+    monkeypatch.setattr("pipelines.train.job.run", lambda config, fresh: result)
+    monkeypatch.setattr("pipelines.train.refuse_missing_inputs", lambda config: None, raising=False)
+    assert cli.train.__wrapped__("quickstart") == result
+    said = capsys.readouterr().err
+    assert said == "Next: pft evaluate --model runs/own-1 --data TEST_DATA --output runs/own-1-evaluation\n"
+
+
 def test_brackets_and_colons_in_user_texts_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"axis": "[/a]", "pole": "[b]", "policy": "[/c]", "metric": "one", "trained_pole": True, "n": 3}
     console.print("out/o[/b]x[red]:x: is finished", soft_wrap=True)

@@ -67,6 +67,16 @@ def test_a_validation_on_new_scenarios_needs_no_warning(tmp_path: Path) -> None:
     assert cautions_of(resolved(tmp_path, range(8, 10))) == []
 
 
+def test_training_on_a_folder_of_parts_names_the_training_part(tmp_path: Path) -> None:
+    run = resolved(tmp_path, range(8, 10))
+    data = Path(str(run.config.data))
+    for part in ("train", "validation", "test"):
+        write_dataset(data / part, [record(0)])
+    (said,) = cautions_of(run)
+    assert said.startswith(f"data={data} was split into train, validation, test: mine trains on all of its parts")
+    assert said.endswith(f"give data={data}/train")
+
+
 def test_the_summed_loss_is_not_drawn_beside_the_mean_of_each_pole() -> None:
     assert "val_loss" not in curve_names([{"step": 1, **ROW}])
     assert "val_loss" in curve_names([{"step": 1, "val_loss": 0.7}])
