@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         unscorable,
     )
     from pft_core.evaluation.history import by_history
+    from pft_core.evaluation.intervals import MIN_CLUSTERS
     from pft_core.evaluation.metrics import (
         METRICS,
         CountTable,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from pft_core.evaluation.outcome_files import OUTCOMES_NAME, read_outcomes, write_outcomes
     from pft_core.evaluation.pareto import front, hypervolume, knee
     from pft_core.evaluation.significance import holm, mcnemar, paired_t, sign_flip
-    from pft_core.evaluation.statistics import MIN_CLUSTERS
     from pft_core.evaluation.steering import SteeringVectors, by_steering, contrast_vectors, steered, sweep
     from pft_core.evaluation.tasks import (
         TASKS,

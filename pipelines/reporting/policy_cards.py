@@ -107,7 +107,7 @@ def _sentences(card: SummaryCard, name: str) -> list[str]:
 
 
 def has_few_scenarios(row: EvaluationRow) -> bool:
-    return row.get("num_scenarios", row["n"]) < MIN_CLUSTERS
+    return bool(row.get("num_scenarios", row["n"]) < MIN_CLUSTERS)
 
 
 def cases_of(rows: Sequence[EvaluationRow]) -> str:
