@@ -24,5 +24,10 @@ def said_of(subject: str) -> Iterator[None]:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest known word, or a list of the known words if none is close."""
     known = sorted(known)
-    closest = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {closest[0]!r}?" if closest else f" Known: {', '.join(known) or 'none'}."
+    close = closest(word, known)
+    return f" Did you mean {close!r}?" if close else f" Known: {', '.join(known) or 'none'}."
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is closest, None if none is close."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), None)

@@ -87,7 +87,7 @@ def train_and_evaluate(
             for policy, model in zip(demo.policies, models, strict=True)
             if policy.objective is not None
         },
-        "cautions": [caution for report in every for caution in report.get("cautions", [])],
+        "cautions": list(dict.fromkeys(caution for report in every for caution in report.get("cautions", []))),
         "notes": [demo.note],
     }
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.house import ROOT
 from pft_core.data.preferences import load_space
-from pft_core.evaluation.metrics.outcome import Outcome
+from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
 from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.objectives.build import build_objective
 from pft_core.objectives.registry import OBJECTIVES
@@ -110,6 +111,9 @@ def test_an_own_metric_is_the_difference_between_the_preferences(own_entries: No
     outcome = Outcome("id", "s", "Risk", "one", (0, 1), chosen, probabilities=((0.9, 0.1), (0.2, 0.8)))
     assert metric.code(outcome) == pytest.approx((0.7, 1.0))
     assert metric.code(Outcome("id", "s", "Risk", "one", (0, 1), chosen)) == (0.0, 0.0)
+    # Position alone takes the first option for the first pole: 1 - 0 if it shows that pole, 0 - 1 if it does not.
+    assert metric.code(always_by_position(outcome)) == (1.0, 1.0)
+    assert metric.code(always_by_position(replace(outcome, sides=(1, 0)))) == (-1.0, 1.0)
 
 
 def test_an_own_base_model_is_one_that_the_recipe_takes(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-// Call `pft serve` from JavaScript without a package (Node 18 or newer, or a browser): `node client.mjs [URL]`.
+// Call `pft serve` from JavaScript without a package (Node 18 or newer): `node client.mjs [URL]`.
+// PFT_API_KEY in the environment is the key, for a server that has keys.
 
 const url = process.argv[2] ?? "http://127.0.0.1:8000";
 const scenario = "The school has given Samir a caravan without a word.";
@@ -7,7 +8,7 @@ const options = ["prudently rent the caravan", "audaciously rent the caravan"];
 async function post(route, body) {
   const response = await fetch(`${url}/v1/${route}`, {
     method: "POST",
-    headers: { "Content-Type": "application/json" }, // with keys: Authorization: `Bearer ${key}`
+    headers: { "Content-Type": "application/json", Authorization: `Bearer ${process.env.PFT_API_KEY ?? "none"}` },
     body: JSON.stringify(body),
   });
   if (!response.ok) throw new Error(`${response.status} ${await response.text()}`);

@@ -1,5 +1,9 @@
-"""Call `pft serve` from Python with the openai package: `python client.py [URL]`."""
+"""Call `pft serve` from Python with the openai package: `python client.py [URL]`.
 
+PFT_API_KEY in the environment is the key, for a server that has keys; any other server takes every key.
+"""
+
+import os
 import sys
 
 from openai import OpenAI
@@ -9,7 +13,7 @@ OPTIONS = ["prudently rent the caravan", "audaciously rent the caravan"]
 
 
 def main(url: str) -> None:
-    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=5)  # a server without keys takes any
+    client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("PFT_API_KEY", "none"), max_retries=5)
     for pole in ("Daring", "Careful"):
         body = {"scenario": SCENARIO, "options": OPTIONS, "preference": pole}
         chosen = client.post("/choose", body=body, cast_to=object)

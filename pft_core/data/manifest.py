@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pft_core.data.preferences import PreferenceSpace
+from pft_core.data.records import Form
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
 
@@ -27,7 +28,7 @@ class DatasetManifest:
     """
 
     source: str
-    forms: tuple[str, ...]
+    forms: tuple[Form, ...]
     space: PreferenceSpace
     shards: tuple[Shard, ...]
     rows_in: int
@@ -48,6 +49,10 @@ class DatasetManifest:
     @staticmethod
     def load(folder: Path) -> "DatasetManifest":
         """Read the manifest of a prepared folder. Raises UserError if it is missing or damaged."""
+        if folder.is_file():
+            raise UserError(
+                f"{folder} is raw data: run `pft prepare --source json --input {folder} --output DIR` and give DIR"
+            )
         path = folder / MANIFEST_NAME
         raw = read_json(path, what="the manifest of a folder written by `pft prepare`")
         try:

@@ -5,6 +5,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+# With fewer clusters, an interval does not show how uncertain a value is. If all clusters are right, every resample is,
+# and the interval is 1 to 1; but with fewer than 30, the true share may be below 0.9 (rule of three: 1 - 3 / n).
+MIN_CLUSTERS = 30
 _DRAWS_AT_ONCE = 1 << 21  # resamples x clusters held in memory
 
 

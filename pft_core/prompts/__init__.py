@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         render_source,
         template_arguments,
     )
-    from pft_core.prompts.conditions import Condition, read_condition
+    from pft_core.prompts.conditions import Condition, named_axis, read_condition
     from pft_core.prompts.rendering import (
         Frame,
         Prompt,

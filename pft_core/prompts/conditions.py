@@ -67,7 +67,7 @@ def _from_mapping(raw: Mapping[str, Any], space: PreferenceSpace) -> Condition:
     rest = {name: value for name, value in raw.items() if name != "axis"}
     by_name = rest.keys() == {"pole"}
     poles = [rest["pole"]] if by_name else list(rest)
-    axis = space.axis(_name("axis", raw["axis"])) if raw.get("axis") is not None else _axis_of(poles, space)
+    axis = named_axis(raw["axis"], space) if raw.get("axis") is not None else _axis_of(poles, space)
     if by_name:
         return Condition(((axis.name, side_of(axis, poles[0])),))
     by_side: dict[int, float] = {}
@@ -141,6 +141,14 @@ def side_of(axis: Axis, pole: str) -> int:
     pole = _name("pole", pole)
     names = [known.name.casefold() for known in axis.poles]
     return names.index(pole.casefold()) if pole.casefold() in names else axis.side(pole)
+
+
+def named_axis(raw: Any, space: PreferenceSpace) -> Axis:
+    """Return the axis of a name in any case; an exact match goes first. Raises UserError."""
+    name = _name("axis", raw)
+    names = [axis.name for axis in space.axes]
+    alike = [known for known in names if known.casefold() == name.casefold()]
+    return space.axis(alike[0] if name not in names and len(alike) == 1 else name)
 
 
 def _axis_of(poles: Sequence[Any], space: PreferenceSpace) -> Axis:

@@ -31,6 +31,8 @@ from pft_core.training.planning import (
     step_updates,
 )
 
+SHOWN = 3  # examples that an error names
+
 
 class TrainContext(Protocol):
     """The environment of a loop: its rank, its device, and how to report metrics and to store and find checkpoints."""
@@ -101,12 +103,16 @@ def fit(
     """
     refuse_pairs_over_budget(settings, store)
     resumed_from = resume(engine, context)
-    started = time.perf_counter()
+    started, grad_norm = time.perf_counter(), None
     read = partial(step_updates, settings=settings, store=store, rank=context.rank, num_ranks=context.world_size)
     for step, updates in read_ahead(read, range(resumed_from or 0, settings.num_steps)):
         conflict = diagnose(step, updates, settings=settings, engine=engine)
         seed_dropout(settings.seed, step, context.rank)
-        outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
+        try:
+            outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{place_of(step, settings, grad_norm)}: {error}", error.example_ids) from None
+        grad_norm = outcome.grad_norm
         metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started) | conflict
         due = is_due(step, settings)
         if due and validation is not None:
@@ -167,6 +173,12 @@ def lr_at(step: int, settings: LoopSettings) -> float:
     return settings.train.lr * max(0.0, factor)
 
 
+def place_of(step: int, settings: LoopSettings, last_grad_norm: float | None) -> str:
+    """Name a step with its learning rate and, if it is known, the gradient norm of the step before."""
+    norm = "" if last_grad_norm is None else f", grad_norm of the step before {last_grad_norm:.4g}"
+    return f"step {step + 1} (train.lr={settings.train.lr:g}, at this step {lr_at(step, settings):.4g}{norm})"
+
+
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Seed torch from (seed, step, rank), so that dropout resumes bitwise without generator state in a checkpoint."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -189,13 +201,13 @@ def train_step(
     terms: dict[str, float] = {}
     done = []
     for update in updates:
-        done.append(run_bins(step, update, objective=objective, engine=engine, context=context))
+        done.append(run_bins(update, objective=objective, engine=engine, context=context))
         terms |= term_means(objective, done[-1].sums_K, update.whole_step, update.sides)
         grad_norm = engine.step(lr_at(step, settings))
     return StepOutcome(terms, grad_norm, sum(d.num_tokens for d in done), sum(d.num_tokens_run for d in done))
 
 
-def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine, context: TrainContext) -> BinsOutcome:
+def run_bins(update: Update, *, objective: Objective, engine: Engine, context: TrainContext) -> BinsOutcome:
     """Run forward and backward over this rank's bins. Raises NonFiniteError if a loss is not finite."""
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
     tokens = [0, 0]
@@ -215,9 +227,9 @@ def run_bins(step: int, update: Update, *, objective: Objective, engine: Engine,
     totals = all_reduce_sum(torch.cat([sums_K, torch.tensor(tokens, device=context.device)]))
     if not torch.isfinite(totals).all():
         examples = gather(bad_ids)
-        raise NonFiniteError(
-            f"step {step + 1}: the loss is not finite; examples {examples}; no weight has changed", examples
-        )
+        more = f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
+        shown = ", ".join(examples[:SHOWN]) + more
+        raise NonFiniteError(f"the loss is not finite; examples {shown}; this update changed no weight", examples)
     return BinsOutcome(totals[:-2], values, int(totals[-2]), int(totals[-1]))
 
 
@@ -269,8 +281,8 @@ def step_metrics(
 
 def gap(terms: Mapping[str, float]) -> dict[str, float]:
     """Return the loss of the first side minus the loss of the second, or {} if one of them is missing."""
-    sides = [terms.get(f"loss_{name}") for name in SIDE_NAMES]
-    return {} if None in sides else {"gap": sides[0] - sides[1]}  # type: ignore[operator]
+    first, second = (terms.get(f"loss_{name}") for name in SIDE_NAMES)
+    return {} if first is None or second is None else {"gap": first - second}
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,28 +1,34 @@
-"""Cautions about an evaluation: test scenarios from training, and axes that were never trained."""
+"""Cautions about an evaluation: test scenarios from training, axes that were never trained, and few scenarios."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pft_core.data import DatasetManifest, read_trained_scenarios, scenarios_of
+from pft_core.evaluation import MIN_CLUSTERS, EvaluationRow
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pipelines.evaluate.evaluate_config import EvaluateConfig, weights_reference
 
 
 def cautions(
-    config: EvaluateConfig, trained: ModelRef | None, manifest: DatasetManifest | None, *, policy: str
+    config: EvaluateConfig,
+    trained: ModelRef | None,
+    manifest: DatasetManifest | None,
+    *,
+    policy: str,
+    rows: Sequence[EvaluationRow] = (),
 ) -> list[str]:
     """Return the cautions as sentences.
 
     trained: the reference that records the policy's training, None if there is none. manifest: the manifest of the
-    data, None for data other than prepared records.
+    data, None for data other than prepared records. rows: those of metrics of prepared records.
     """
     sentences = [other_adapter(config, policy)] if config.adapter is not None else []
     if manifest is not None and trained is not None:
         sentences.append(trained_on(trained, Path(config.data), manifest, policy=policy))
         sentences.append(never_trained(trained, (axis.name for axis in manifest.space.axes), policy=policy))
-    return [sentence for sentence in sentences if sentence]
+    return [sentence for sentence in [*sentences, few_scenarios(rows)] if sentence]
 
 
 def other_adapter(config: EvaluateConfig, policy: str) -> str:
@@ -57,3 +63,12 @@ def never_trained(ref: ModelRef, axes: Iterable[str], *, policy: str) -> str:
     """Name the axes of the data that the policy was never trained on."""
     unknown = [axis for axis in axes if axis not in {known.name for known in ref.space.axes}]
     return f"{policy} was never trained on {', '.join(unknown)}." if unknown else ""
+
+
+def few_scenarios(rows: Iterable[EvaluationRow]) -> str:
+    """Name the axes whose intervals come from too few scenarios to show how uncertain a value is."""
+    by_axis = {str(row["axis"]): row.get("num_scenarios", row["n"]) for row in rows}
+    few = [f"{axis}: {n} scenario{'s' * (n != 1)}" for axis, n in by_axis.items() if n < MIN_CLUSTERS]
+    if not few:
+        return ""
+    return f"{'; '.join(few)}: fewer than {MIN_CLUSTERS} are too few for an interval to show how uncertain a value is."

@@ -82,8 +82,7 @@ def read_items(
 ) -> list[Item]:
     """Read records in order, at most `limit_per_axis` per axis, and repeat them for each form of question."""
     records = list(read_records(folder, manifest, per_axis=limit_per_axis))
-    wanted_forms: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
-    return [(record, form) for form in wanted_forms for record in records]
+    return [(record, form) for form in forms or manifest.forms for record in records]
 
 
 def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:

@@ -182,7 +182,7 @@ class RecordsEvaluation:
             digests,
             ask_s,
             seconds,
-            cautions(config, self.trained, self.manifest, policy=policy_name(config)),
+            cautions(config, self.trained, self.manifest, policy=policy_name(config), rows=rows),
             examples(outcomes, self.ref.space),
         )
 
@@ -232,8 +232,14 @@ def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: in
     console.print(f"{num_items} items asked, {num_answered} answered, {len(rejects)} rejected")
     if not num_answered:
         raise UserError(
-            f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: check max_length and forms"
+            f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: {other_options(config)}"
         )
+
+
+def other_options(config: EvaluateConfig) -> str:
+    """Return the options that let more items through."""
+    longer = "raise --max-length" if config.endpoint is None else "raise engine.max_length of the server"
+    return f"{longer}, or choose other --forms" if TASKS[config.task].asks_records else longer
 
 
 def served_policy(config: EvaluateConfig) -> ServedPolicy:

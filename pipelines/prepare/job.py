@@ -98,7 +98,7 @@ def prepare(config: PrepareConfig, output: Path, *, fresh: bool = False) -> Data
             manifest = reusable(output, key)
             if manifest is not None and parts_are_complete(output, manifest, config):
                 console.print(f"{output}: already prepared from the same input: reusing it")
-                console.print(summary(manifest))
+                console.print(summary(manifest) + first_reject(output, config), highlight=False, soft_wrap=True)
                 refuse_too_few(manifest.rejected_by_reason, config, rows_in=manifest.rows_in)
                 return add_encoded_layer(config, output, manifest)
             if not fresh:
@@ -194,7 +194,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     reject_repeated(rows)
     rejects = rows.loc[rows["reason"].notna(), REJECT_SCHEMA.names]
     by_reason = {str(reason): int(count) for reason, count in sorted(rejects["reason"].value_counts().items())}
-    refuse_too_few(by_reason, config, rows_in=len(rows), examples=rejects.head(3))
+    refuse_too_few(by_reason, config, rows_in=len(rows), examples=rejects)
     write_rejects(rejects, data)
     kept = np.flatnonzero(rows["reason"].isna())
     shards, lengths = write_shards(kept, staged, rows_in_file, data, num_workers=num_workers)
@@ -218,13 +218,23 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
     manifest.save(data)
     if config.split_by:
         write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
-    console.print(summary(manifest))
+    console.print(summary(manifest) + first_reject(data, config), highlight=False, soft_wrap=True)
     return manifest
 
 
 def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
     table = pa.Table.from_pandas(rejects, REJECT_SCHEMA, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, data / REJECTS_NAME)
+
+
+def first_reject(data: Path, config: PrepareConfig) -> str:
+    """Say which row was rejected first and where all rejects are, "" if there is none. data: the folder with them."""
+    rejects = pq.read_table(data / REJECTS_NAME).slice(0, 1).to_pylist()
+    if not rejects:
+        return ""
+    (first,) = rejects
+    place = first["row"] if first["key_path"] in first["detail"] else f"{first['row']} {first['key_path']}"
+    return f"; first: {place}: {first['detail']}; all in {Path(config.output) / REJECTS_NAME}"
 
 
 def stage_tasks(config: PrepareConfig, files: list[InputFile], work: Path) -> list[StageTask]:
@@ -278,17 +288,28 @@ def num_parallel_tasks(config: PrepareConfig) -> int:
 def refuse_too_few(
     by_reason: dict[str, int], config: PrepareConfig, *, rows_in: int, examples: pd.DataFrame | None = None
 ) -> None:
-    """Raise UserError, with some examples, if no row is left or more are rejected than the config allows."""
+    """Raise UserError if no row is left or more are rejected than the config allows.
+
+    examples: the rejected rows; the message shows the first three that differ in more than their place.
+    """
     rejected = sum(by_reason.values())
     if rejected < rows_in and rejected <= config.max_reject_fraction * rows_in:
         return
-    first = [] if examples is None else examples.itertuples(index=False)
-    shown = "".join(f"\n  {row} {key_path}: {reason}: {detail}" for row, key_path, reason, detail in first)
+    shown = "" if examples is None else "".join(f"\n  {line}" for line in first_that_differ(examples, 3))
     raise UserError(
         f"{rejected} of {rows_in} rows are rejected{reason_counts(by_reason)}, more than "
-        f"max_reject_fraction={config.max_reject_fraction} allows: correct the rows, or check that "
-        f"source={config.source} is the format of the input. Nothing was written.{shown}"
+        f"max_reject_fraction={config.max_reject_fraction} allows: correct the rows or the names of their columns, or "
+        f"check that source={config.source} is the format of the input. Nothing was written.{shown}"
     )
+
+
+def first_that_differ(rejects: pd.DataFrame, num: int) -> list[str]:
+    """Describe the first rejects that differ in more than their place, each with the number of rows alike."""
+    alike = rejects.groupby(["key_path", "reason", "detail"], sort=False, dropna=False)["row"].agg(["first", "size"])
+    return [
+        f"{first} {key_path}: {reason}: {detail}" + (f" ({size - 1} more like it)" if size > 1 else "")
+        for (key_path, reason, detail), first, size in list(alike.itertuples())[:num]
+    ]
 
 
 def summary(data: DatasetManifest) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pft_core.evaluation import METRICS, TASKS, EvaluationRow, metrics_where
+from pft_core.evaluation import METRICS, MIN_CLUSTERS, TASKS, EvaluationRow, metrics_where
 from pipelines.reporting.number_formats import number
 from pipelines.reporting.report_schema import ItemCounts
 
@@ -33,11 +33,15 @@ class SummaryCard:
         return [row for row in self.rows if row["trained_pole"] is False]
 
     @property
+    def of_few(self) -> list[EvaluationRow]:
+        """Rows with too few scenarios for their interval to show how uncertain the value is."""
+        return [row for row in self.rows if has_few_scenarios(row)]
+
+    @property
     def above_position(self) -> list[EvaluationRow]:
-        """Rows whose whole interval lies above the position baseline."""
-        return [
-            row for row in self.rows if (baseline := row["position_baseline"]) is not None and row["low"] > baseline
-        ]
+        """Rows of enough scenarios whose whole interval lies above the position baseline."""
+        judged = [row for row in self.rows if not has_few_scenarios(row)]
+        return [row for row in judged if (base := row["position_baseline"]) is not None and row["low"] > base]
 
 
 def leading_metrics() -> list[str]:
@@ -89,12 +93,27 @@ def _sentences(card: SummaryCard, name: str) -> list[str]:
         scores = f"{span(card.rows)} on {count(card.rows)}"
     sentences = [f"{card.policy}: {name} is {scores}."]
     if card.both_right:
+        cases = cases_of(card.both_right) if card.of_few else "cases"
         sentences.append(
-            f"Both poles of the same scenario are right in {span(card.both_right, percent=True)} of cases."
+            f"Both poles of the same scenario are right in {span(card.both_right, percent=True)} of {cases}."
         )
-    above = f"{len(card.above_position)} of {count(card.rows)}"
-    sentences.append(f"The whole interval is above the position baseline on {above}.")
+    if num_judged := len(card.rows) - len(card.of_few):
+        above = f"{len(card.above_position)} of {num_judged} pole{'s' * (num_judged != 1)}"
+        sentences.append(f"The whole interval is above the position baseline on {above}.")
+    if card.of_few:
+        few = f"On {count(card.of_few)}, fewer than {MIN_CLUSTERS} scenarios are too few to say whether"
+        sentences.append(f"{few} {card.policy} is above the position baseline.")
     return sentences
+
+
+def has_few_scenarios(row: EvaluationRow) -> bool:
+    return bool(row.get("num_scenarios", row["n"]) < MIN_CLUSTERS)
+
+
+def cases_of(rows: Sequence[EvaluationRow]) -> str:
+    """Return the number of items behind each of the rows, such as "4 cases" or "4 to 12 cases"."""
+    fewest, most = (choose(row["n"] for row in rows) for choose in (min, max))
+    return f"{fewest} cases" if fewest == most else f"{fewest} to {most} cases"
 
 
 def task_sentences(rows: Sequence[EvaluationRow]) -> list[str]:

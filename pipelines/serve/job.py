@@ -37,8 +37,11 @@ def run(config: ServeConfig) -> dict[str, Any]:
 
 def answer(config: ServeConfig, application: Any) -> dict[str, Any]:
     """Deploy the application and serve until a signal arrives."""
+    from pipelines.serve.engines import engine_name
+
     start_ray()
     url = url_of(config)
+    console.print(f"loading {config.policy} on {engine_name(config)} ...", highlight=False, soft_wrap=True)
     with on_interruption(take_down):
         deploy(config, application)
     with stopping() as stop:

@@ -42,6 +42,7 @@ LONGEST_PAUSE_S = 60.0
 DRAIN_LIMIT_S = 30.0  # how long the end of a run waits for MLflow
 LAST_ATTEMPT_S = 10.0
 LOW_PRIORITY = 10
+LOCAL_FAILURES = 3  # in a row, before a local file is reported
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -104,6 +105,7 @@ class Tracker:
         self._given_up = False
         self._is_down = False  # at the last attempt
         self._error = ""
+        self._failures = 0  # in a row
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
@@ -158,9 +160,9 @@ class Tracker:
                 self._deliver(run)
                 if status is not None:
                     return run.close(status)
-                pause_s, self._error, self._is_down = DELIVER_EVERY_S, "", False
+                pause_s, self._error, self._failures, self._is_down = DELIVER_EVERY_S, "", 0, False
             except Exception as error:  # the training continues whatever happens to the server or its client
-                self._report_once(error)
+                self._report(error)
                 if run:  # when reopened, it asks for the server's last step and restarts the system metrics
                     run.release()
                 run = None
@@ -184,11 +186,17 @@ class Tracker:
                 self._rows.popleft()
             return list(self._rows)
 
-    def _report_once(self, error: Exception) -> None:
-        if not self._error and self._status is None:
-            text = f"{self._where()}: not reachable now; metrics are kept in {self._path}"
-            console.print(text, style="yellow", highlight=False)
+    def _report(self, error: Exception) -> None:
+        """Report a server at the first failure. A local file is never unreachable, only locked by another process or
+        still being created: it is reported, with the reason, if it fails several times in a row.
+        """
+        self._failures += 1
         self._error = mask_credentials(f"{type(error).__name__}: {error}").splitlines()[0]
+        is_local = sqlite_path(self._spec.uri) is not None
+        if self._failures == (LOCAL_FAILURES if is_local else 1) and self._status is None:
+            fault = f"cannot be written now ({self._error})" if is_local else "not reachable now"
+            text = f"{self._where()}: {fault}; metrics are kept in {self._path}"
+            console.print(text, style="yellow", highlight=False)
 
     def _undelivered(self) -> str:
         artifacts = ", ".join(str(path) for path, _ in self._artifacts)

@@ -43,7 +43,7 @@ from pft_core.training import (
 )
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.train.nonfinite_rows import nonfinite_rows
+from pipelines.train.nonfinite_rows import nonfinite_rows, remedy
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 MAPPED_SHARE = 1 / 16  # of the free memory; below it, returning pages to the system costs more time than it helps
@@ -115,8 +115,9 @@ def fit_scorer(
     try:
         return fit(settings, store=store, **arguments)
     except NonFiniteError as error:
-        rows = nonfinite_rows(Path(str(config.data)), run.manifest, error.example_ids)
-        raise NonFiniteError(f"{error}{rows}", error.example_ids) from None
+        rows = nonfinite_rows(Path(str(config.data)), str(config.model), run.manifest, error.example_ids)
+        advice = f"{remedy(config.train.precision)}{f', and check these rows: {rows}' if rows else ''}"
+        raise NonFiniteError(f"{error}: {advice}", error.example_ids) from None
 
 
 def build_model(config: RunConfig, device: torch.device) -> Any:

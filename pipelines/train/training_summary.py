@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pft_core.data import count_shared_scenarios
+from pft_core.data import MANIFEST_NAME, count_shared_scenarios
 from pft_core.encoding import pair_rejects
 from pft_core.policies import ModelRef
 from pipelines.console import console
+from pipelines.prepare import PARTS
 from pipelines.reporting import RunReport, curve_names
 from pipelines.tracking import StepMetrics, read_metrics
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
@@ -66,13 +67,27 @@ def print_cautions(run: ResolvedRun) -> None:
 
 
 def cautions_of(run: ResolvedRun) -> list[str]:
-    """Return a caution if the run trains on scenarios of its validation data."""
+    """Return cautions if the run trains on the test part of its data, or on scenarios of its validation data."""
+    return [caution for caution in (trains_on_all_parts(run), shares_validation(run)) if caution]
+
+
+def trains_on_all_parts(run: ResolvedRun) -> str:
+    data, config = Path(str(run.config.data)), run.config
+    if not all((data / part / MANIFEST_NAME).is_file() for part in PARTS):
+        return ""
+    return (
+        f"data={config.data} was split into {', '.join(PARTS)}: {config.name} trains on all of its parts, the test "
+        f"part included; for the training part alone give data={data / PARTS[0]}"
+    )
+
+
+def shares_validation(run: ResolvedRun) -> str:
     if run.validation is None:
-        return []
+        return ""
     num_shared, num_validated = count_shared_scenarios(*run.inputs)
     if not num_shared:
-        return []
-    return [
+        return ""
+    return (
         f"{num_shared} of the {num_validated} validation scenarios of {run.config.name} are in its training data too: "
         "for these, validation measures memory, not performance on new scenarios."
-    ]
+    )

@@ -236,6 +236,12 @@ def test_an_option_with_an_equals_sign_is_the_option_with_its_value(tmp_path: Pa
     assert sent_as(["compare", "budget", "--storage=s"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/s"]
 
 
+def test_a_negated_option_stays_negated() -> None:
+    words = ["evaluate", "--data", "d", "--output", "o", "--model", "m"]
+    for flag in ("--use-gpu", "--no-use-gpu"):
+        assert sent_as([*words, flag, "--limit-per-axis", "5"])[-3:] == [flag, "--limit-per-axis", "5"]
+
+
 def test_words_after_two_dashes_stay_arguments() -> None:
     assert sent_as(["train", "--", "quickstart", "-x=1"])[1:] == [
         "--",

@@ -1,5 +1,6 @@
 """Blocks of Markdown pages that are run as printed: how they are marked, found and run."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ MARKER = re.compile(r"^\s*<!-- (?P<kind>run|file|output)(?:: (?P<said>.+?))? -->
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,})(?P<language>\w*)(?P<rest>.*)$")
 TITLE = re.compile(r'title="([^"]+)"')
 OPTIONS = {"slow", "served", "fails"}
+IF = "if-"
 ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")
 # What a reader's shell does not hold, and what would lead a block to somebody's cluster or server.
 FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PFT_DATA", "PFT_API_KEY")
@@ -58,8 +60,8 @@ def block_at(page: Path, lines: list[str], at: int, marker: re.Match[str]) -> Bl
         raise ValueError(f"{place} stands before no fenced block")
     ends = next(i for i in range(at + 2, len(lines)) if lines[i].strip() == fence["fence"])
     said = set(re.split(r"[,\s]+", marker["said"])) if marker["kind"] == "run" and marker["said"] else set()
-    if said - OPTIONS:
-        raise ValueError(f"{place}: options are {', '.join(sorted(OPTIONS))}")
+    if {option for option in said if not option.startswith(IF)} - OPTIONS:
+        raise ValueError(f"{place}: options are {', '.join(sorted(OPTIONS))} and {IF}PACKAGE")
     title = TITLE.search(fence["rest"])
     file = marker["said"] if marker["kind"] == "file" else title and title[1]
     text = textwrap.dedent("\n".join(lines[at + 2 : ends])) + "\n"
@@ -74,12 +76,30 @@ def run_page(page: Path, folder: Path, *, server: str = "127.0.0.1:8000") -> Non
         text = ADDRESS.sub(server, block.text)
         if block.expects:
             refuse_missing_lines(place, text, printed)
+        elif missing := missing_packages(block, folder):
+            print(f"{place}: not run, because {', '.join(missing)} is not installed")
         elif block.file is not None:
             target = folder / block.file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
         else:
             printed = run_block(place, block, text, folder)
+
+
+def missing_packages(block: Block, folder: Path) -> list[str]:
+    """Return the packages that a block needs and this machine lacks: Node's for JavaScript, otherwise Python's."""
+    names = [option.removeprefix(IF) for option in sorted(block.options) if option.startswith(IF)]
+    is_there = has_node_package if block.language == "javascript" else has_python_package
+    return [name for name in names if not is_there(name, folder)]
+
+
+def has_node_package(name: str, folder: Path) -> bool:
+    code = f"import({name!r}).catch(() => process.exit(1))"
+    return subprocess.run(["node", "-e", code], cwd=folder, capture_output=True, check=False).returncode == 0
+
+
+def has_python_package(name: str, _: Path) -> bool:
+    return any(importlib.metadata.distributions(name=name))
 
 
 def run_block(place: str, block: Block, text: str, folder: Path) -> str:

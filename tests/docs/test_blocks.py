@@ -5,6 +5,7 @@ A marker stands alone on the line before a fenced block:
     <!-- run -->          bash, python and javascript are run; a block with title="NAME" is written to NAME
     <!-- run: slow -->    the same, by `make test-all` only: the whole page is
     <!-- run: served -->  a server with a tiny policy stands in for http://127.0.0.1:8000
+    <!-- run: if-NAME --> run if the package NAME is installed (Node's for javascript); otherwise it says so
     <!-- run: fails -->   the block ends with an error
     <!-- file: NAME -->   the block is written to NAME
     <!-- output -->       each line was printed by the block that ran last; `...` stands for any text
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pft_core.data.preferences import load_space
-from tests.docs.blocks import ROOT, Block, marked_blocks, refuse_missing_lines, run_block, run_page
+from tests.docs.blocks import ROOT, Block, marked_blocks, missing_packages, refuse_missing_lines, run_block, run_page
 from tests.serving import LocalServer, serve_config, write_policy
 
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if marked_blocks(page)]
@@ -58,6 +59,17 @@ def test_a_marker_before_no_block_is_refused(tmp_path: Path) -> None:
     page.write_text("<!-- run -->\n\n```bash\ntrue\n```\n")
     with pytest.raises(ValueError, match=r"page.md:1: <!-- run --> stands before no fenced block"):
         marked_blocks(page)
+
+
+def test_a_block_whose_package_is_missing_is_not_run(tmp_path: Path) -> None:
+    block = "```bash\necho ran > {}\n```\n"
+    text = "<!-- run: if-pytest -->\n" + block.format("a") + "<!-- run: if-no-such-package -->\n" + block.format("b")
+    (tmp_path / "page.md").write_text(text)
+    there, missing = marked_blocks(tmp_path / "page.md")
+    assert missing_packages(there, tmp_path) == []
+    assert missing_packages(missing, tmp_path) == ["no-such-package"]
+    node = Block(1, "javascript", "", options=frozenset({"if-no-such-package"}))
+    assert missing_packages(node, tmp_path) == ["no-such-package"]
 
 
 def test_a_block_that_fails_shows_its_output(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def replay(
             unused = settings.objective.denominators(store.label_counts(range(len(store))))
             denominators = [bin_denominators(items, unused, **run) for items in bins]
             update = Update((0, 1), [read_batch(store, items, (0, 1)) for items in bins], denominators, unused)
-            bins_outcome = run_bins(step, update, objective=settings.objective, engine=engine, context=context)
+            bins_outcome = run_bins(update, objective=settings.objective, engine=engine, context=context)
             micro_losses = [accumulation * loss for loss in bins_outcome.losses]
             outcomes.append((micro_losses, engine.step(lr_at(step, settings))))
     return outcomes

@@ -33,6 +33,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MISSING = [
     ("train quickstart data=nosuch", "nosuch/manifest.json: no such file"),
+    ("train quickstart data=ROWS", "is raw data: run `pft prepare --source json --input "),
+    ("evaluate --data ROWS --model MODEL --output out", "and give DIR"),
+    (
+        "prepare --source csv --input ROWS --output out",
+        "trl, vcd. (CSV is read by --source json)",
+    ),
     ("train quickstart model=./nosuch", "model='./nosuch': no such folder"),
     ("train quickstart model=nosuch/model", "model='nosuch/model': no such folder here, nor in the cache"),
     ("train quickstart prompt.template=chat", "'toyworld' has no chat template"),

@@ -14,7 +14,8 @@ from pipelines.config import load_config
 pytestmark = pytest.mark.ray
 
 ROW_KEYS = {
-    "policy", "axis", "pole", "trained_pole", "metric", "value", "n", "low", "high", "position_baseline", "unparsed",
+    "policy", "axis", "pole", "trained_pole", "metric", "value", "n", "num_scenarios", "low", "high",
+    "position_baseline", "unparsed",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space
 from pft_core.data.records import LETTERS, Option, PairedExample, Presentation, Reject, paired_example
-from pft_core.errors import UserError
+from pft_core.errors import UserError, closest
 
 MAX_DEPTH = 8
 _LONGEST_DETAIL = 200
@@ -55,17 +55,35 @@ def row_parser(parse: Callable[[dict[str, Any], str | None], T]) -> Callable[[An
     return parse_row
 
 
-def value_of(row: Mapping[str, Any], *keys: str, inside: str = "") -> tuple[Any, str]:
-    """Return the value of the first of these keys in the row, and its path. null counts as missing. Raises RowFault."""
+def value_of(row: Mapping[str, Any], *keys: str, inside: str = "", columns: Collection[str] = ()) -> tuple[Any, str]:
+    """Return the value of the first of these keys in the row, and its path. null counts as missing. Raises RowFault.
+
+    columns: all that the format reads, if another column of the row may be a misspelled key.
+    """
     for key in keys:
         if row.get(key) is not None:
             return row[key], inside + key
-    raise RowFault(inside + keys[0], "missing_key", f"no {' or '.join(keys)} among {', '.join(map(str, row))}")
+    raise RowFault(inside + keys[0], "missing_key", missing(row, keys, columns=columns))
 
 
-def text_of(row: Mapping[str, Any], *keys: str, inside: str = "") -> str:
+def missing(row: Mapping[str, Any], keys: Sequence[str], *, columns: Collection[str] = ()) -> str:
+    """Say that a row has none of these keys: they are empty, misspelled or absent. columns: as for `value_of`."""
+    empty = [key for key in keys if key in row]
+    if empty:
+        return f"{' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty"
+    for name in map(str, row) if columns else ():
+        if name not in columns and (meant := closest(name.casefold(), keys)):
+            return misnamed(name, meant)
+    return f"no {' or '.join(keys)} among {', '.join(map(str, row))}"
+
+
+def misnamed(name: str, meant: str) -> str:
+    return f"no {meant}, but a column {name!r}. Did you mean {meant!r}?"
+
+
+def text_of(row: Mapping[str, Any], *keys: str, inside: str = "", columns: Collection[str] = ()) -> str:
     """Return the text under the first of these keys in the row. Raises RowFault if it is missing or not a text."""
-    return text(*value_of(row, *keys, inside=inside))
+    return text(*value_of(row, *keys, inside=inside, columns=columns))
 
 
 def text(value: Any, path: str) -> str:
@@ -110,11 +128,11 @@ def instance(value: Any, kind: type[T], path: str) -> T:
     return value
 
 
-def axis_name(row: Mapping[str, Any], *keys: str, default: str | None) -> str:
-    """Return the name of the row's axis: its own if it has one, else the default."""
+def axis_name(row: Mapping[str, Any], *keys: str, default: str | None, columns: Collection[str] = ()) -> str:
+    """Return the name of the row's axis: its own if it has one, else the default. columns: as for `value_of`."""
     if default is not None and all(row.get(key) is None for key in keys):
         return default
-    return text_of(row, *keys)
+    return text_of(row, *keys, columns=columns)
 
 
 def known_axis(space: PreferenceSpace, name: str, path: str) -> Axis:

@@ -26,19 +26,24 @@ from pft_core.data.sources.checks import (
     axis_between,
     axis_name,
     instance,
+    misnamed,
+    missing,
     row_parser,
     side_of,
     text,
     text_of,
 )
-from pft_core.data.sources.questions import refuse_unused
+from pft_core.data.sources.questions import PROMPT_COLUMNS, refuse_unused
 
 
 @row_parser
 def own_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read a row of our own format. axis: the axis of a row that names none."""
-    name = axis_name(row, "axis", default=axis)
-    scenario = text_of(row, "scenario")
+    """The record of a row in PFT's own format: a scenario, and answers that name their poles.
+
+    axis: the axis of a row that names none.
+    """
+    name = axis_name(row, "axis", default=axis, columns=_READ)
+    scenario = _scenario(row)
     answers, path = _answers(row)
     refuse_unused(row, scenario, [answer for answer, _, _ in answers], used=_READ)
     value_axis = _described(axis_between(name, [pole for _, pole, _ in answers], _stated_poles(row), path), row)
@@ -46,11 +51,18 @@ def own_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     return accept(value_axis, scenario, options, path, "choice" if path == "options" else "response")
 
 
+def _scenario(row: dict[str, Any]) -> str:
+    asked = [key for key in PROMPT_COLUMNS if key in row]
+    if "scenario" not in row and asked:  # other formats name the column so
+        raise RowFault("scenario", "missing_key", misnamed(asked[0], "scenario"))
+    return text_of(row, "scenario", columns=_READ)
+
+
 def _answers(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     """Return (text, pole, path of the pole) of each answer, and the key that holds them."""
     present = [key for key in _ANSWERS if row.get(key) is not None or (key == "answer_a" and key in row)]
     if not present:
-        raise RowFault("options", "missing_key", f"no {' or '.join(_ANSWERS)} among {', '.join(map(str, row))}")
+        raise RowFault("options", "missing_key", missing(row, tuple(_ANSWERS), columns=_READ))
     for other in present[1:]:
         raise RowFault(present[0], "ambiguous_row", f"the row also has {other}: keep one of the two")
     return _ANSWERS[present[0]](row)
@@ -83,7 +95,11 @@ def _responses(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
 
 def _flat_pair(row: dict[str, Any]) -> tuple[list[tuple[str, str, str]], str]:
     """Return (text, pole, path of the pole) of the two answers that have their own columns."""
-    return [(text_of(row, f"answer_{end}"), text_of(row, f"pole_{end}"), f"pole_{end}") for end in "ab"], "answer_b"
+    answers = [
+        (text_of(row, f"answer_{end}", columns=_READ), text_of(row, f"pole_{end}", columns=_READ), f"pole_{end}")
+        for end in "ab"
+    ]
+    return answers, "answer_b"
 
 
 _ANSWERS = {"responses": _responses, "options": _options, "answer_a": _flat_pair}

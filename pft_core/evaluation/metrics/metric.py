@@ -33,7 +33,7 @@ class Metric:
     is_tested: bool = False  # whether a comparison tests the reference method against the others on it
     is_size: bool = False  # whether the value is the absolute mean
     is_share: bool = True  # shown as a percentage
-    has_baseline: bool = True  # whether position alone and the yardsticks have a value
+    has_baseline: bool = True  # whether position alone and the yardsticks have a value; without effect for a base
     in_evaluation: bool = True  # whether `pft evaluate` reports rows of it
     over_variants: bool = False  # whether it is charted over a suite's variants, as metrics with is_right always are
 
@@ -63,6 +63,11 @@ class Metric:
     def needs_base(self) -> bool:
         """Whether it needs the answers of the policy's base."""
         return self.of == "base"
+
+    @property
+    def has_yardsticks(self) -> bool:
+        """Whether position alone and the yardsticks have a value: they choose only under a condition."""
+        return self.has_baseline and not self.needs_base
 
     @cached_property
     def code(self) -> Callable[..., Any]:

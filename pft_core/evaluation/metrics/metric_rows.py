@@ -4,7 +4,7 @@ A metric maps each outcome to a numerator and a denominator; its value is the ra
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from pft_core.data import SIDES, Axis, Form, PreferenceSpace
 from pft_core.errors import said_of
@@ -18,6 +18,9 @@ from pft_core.evaluation.metrics.registry import METRICS, metrics_where
 class EvaluationRow(TypedDict):
     """One metric or task of a policy, as in report.json. low, high: the 95% interval.
 
+    n, num_scenarios: the numbers of items, and of the distinct scenarios that the interval draws; older reports and
+    rows of tasks lack the latter.
+
     axis, pole: None if the row covers all of them. trained_pole: whether the policy was trained on the pole; None over
     both poles, or if the training is unknown. position_baseline: the value that position alone reaches, None if that is
     meaningless. unparsed: the share of unparsed answers.
@@ -30,6 +33,7 @@ class EvaluationRow(TypedDict):
     metric: str
     value: float
     n: int
+    num_scenarios: NotRequired[int]
     low: float
     high: float
     position_baseline: float | None
@@ -69,8 +73,9 @@ def _row(
     metric = METRICS[name]
     under = () if side is None else (side,)
     numerators, denominators = zip(*(counts_of(name, outcome, *under) for outcome in group), strict=True)
-    low, high = interval(numerators, denominators, [o.scenario for o in group], absolute=metric.is_size)
-    positioned = [always_by_position(outcome) for outcome in group if metric.has_baseline]
+    scenarios = [outcome.scenario for outcome in group]
+    low, high = interval(numerators, denominators, scenarios, absolute=metric.is_size)
+    positioned = [always_by_position(outcome) for outcome in group if metric.has_yardsticks]
     by_position = [counts_of(name, outcome, *under) for outcome in positioned]
     unparsed = [choice is None for outcome in group for choice in _choices(outcome, metric, side)]
     return {
@@ -81,9 +86,10 @@ def _row(
         "metric": name,
         "value": ratio(numerators, denominators, absolute=metric.is_size),
         "n": len(group),
+        "num_scenarios": len(set(scenarios)),
         "low": low,
         "high": high,
-        "position_baseline": ratio(*zip(*by_position, strict=True)) if metric.has_baseline else None,
+        "position_baseline": ratio(*zip(*by_position, strict=True)) if metric.has_yardsticks else None,
         "unparsed": sum(unparsed) / len(unparsed),
     }
 

@@ -73,5 +73,10 @@ def _choice(indices: list[int] | None) -> Choice:
 
 
 def always_by_position(outcome: Outcome) -> Outcome:
-    """Return the outcome of a policy that reads nothing: first option for the first pole, second for the second."""
-    return replace(outcome, chosen=(frozenset({0}), frozenset({1})))
+    """Return the outcome of a policy that reads nothing: first option for the first pole, second for the second.
+
+    It is certain of these choices, for metrics that read probabilities.
+    """
+    places = range(len(outcome.sides))
+    certain = tuple(tuple(float(place == chosen) for place in places) for chosen in (0, 1))
+    return replace(outcome, chosen=(frozenset({0}), frozenset({1})), probabilities=certain)

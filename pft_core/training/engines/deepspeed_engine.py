@@ -55,7 +55,7 @@ class DeepSpeedEngine(AdamWEngine):
             return norm
         self._engine.step()
         if not self._engine.was_step_applied():
-            raise NonFiniteError("a gradient is not finite; no weight has changed")
+            raise NonFiniteError("a gradient is not finite; this update changed no weight")
         return float(self._engine.get_global_grad_norm())
 
     def _partitions(self) -> list[Tensor]:

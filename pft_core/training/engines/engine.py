@@ -29,8 +29,8 @@ STATE_NAME = "engine.safetensors"
 
 
 class NonFiniteError(RuntimeError):
-    """Raised if a loss or a gradient is infinite or NaN; no weight has changed. example_ids: the examples at fault, if
-    known."""
+    """Raised if a loss or a gradient is infinite or NaN, before its update changes a weight. example_ids: the examples
+    at fault, if known."""
 
     def __init__(self, message: str, example_ids: Sequence[str] = ()):
         super().__init__(message)
@@ -111,7 +111,7 @@ class AdamWEngine(ABC):
         if num_ranks() > 1:
             dist.all_reduce(self._losses_finite, op=dist.ReduceOp.MIN)
         if not self._losses_finite.item():
-            raise NonFiniteError("the loss is not finite; no weight has changed")
+            raise NonFiniteError("the loss is not finite; this update changed no weight")
 
     def save(self, folder: Path) -> None:
         """Write this rank's weights and AdamW state as one safetensors file."""
@@ -151,5 +151,5 @@ def clip_gradients(weights: Iterable[Tensor], max_norm: float) -> float:
     finite."""
     norm = float(torch.nn.utils.clip_grad_norm_(weights, max_norm))
     if not math.isfinite(norm):
-        raise NonFiniteError("a gradient is not finite; no weight has changed")
+        raise NonFiniteError("a gradient is not finite; this update changed no weight")
     return norm

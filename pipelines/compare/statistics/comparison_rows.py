@@ -49,7 +49,7 @@ class MethodOutcomes:
 
     def answers(self, metric: str) -> bool:
         """Whether the method has a value of this metric."""
-        return METRICS[metric].has_baseline or not self.is_yardstick
+        return METRICS[metric].has_yardsticks or not self.is_yardstick
 
     @property
     def head(self) -> MethodHead:
@@ -100,7 +100,7 @@ def rows_of(outcomes: MethodOutcomes, space: PreferenceSpace, metrics: Sequence[
 
 def by_position(outcomes: MethodOutcomes, metric: str, axis: str | None, side: int | None) -> float | None:
     """Return the position baseline on the same items; None for a metric without one."""
-    if not METRICS[metric].has_baseline:
+    if not METRICS[metric].has_yardsticks:
         return None
     with said_of("the position baseline"):
         table = count_table([[always_by_position(o) for o in outcomes.runs[0]]], metric, axis=axis, side=side)

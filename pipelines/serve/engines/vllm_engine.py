@@ -375,7 +375,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _merged(parts: Sequence[dict[TokenPath, float]]) -> dict[TokenPath, float]:
@@ -414,7 +414,8 @@ def _context_logprobs(output: RequestOutput, start: int, context: Sequence[int])
         return {}
     first = max(_num_cached(output) + 1, start)
     paths = {place: tuple(context[: place - start + 1]) for place in range(first, start + len(context))}
-    return {path: logprobs[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]
+    # Only the first token has no entries, and its place is 0, before any of these.
+    return {path: logprobs[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]  # see above
 
 
 def _token(token: int, entries: Any, num_top: int) -> Token:

@@ -75,6 +75,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         408: "The request's body did not arrive in time.",
         413: "The request's body is too large.",
         429: "There are too many requests: try again after the seconds in the `Retry-After` header.",
+        431: "The request's head is larger than 64 KiB.",
         500: "The server failed to answer this request; its log says why.",
         503: "No engine replica is ready: try again after the seconds in the `Retry-After` header.",
         504: "The answer took too long.",
@@ -134,7 +135,7 @@ def make_app(
     _add_routes(app)
     _add_failures(app)
     keys = KeyRing(Path(config.keys)) if config.keys else None
-    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
+    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]  # every route here has a path
     guarded = Guard(app, config.limits, keys, metrics, admission)
     log = AccessLog(Path(config.access_log) if config.access_log else None)
     return RequestObserver(guarded, metrics, paths, log, sends_request_id=sends_request_id)
@@ -173,6 +174,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 async def _page() -> HTMLResponse:
+    """Return the page for a browser: a scenario, the answers under both poles, and a slider between them."""
     text, headers = page()
     return HTMLResponse(text, headers=headers)
 
@@ -304,7 +306,7 @@ async def _prepend(first: TextChunk, chunks: AsyncIterator[TextChunk]) -> AsyncI
 async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> AsyncIterator[str]:
     """Forward a stream; report an error as an event, because the status is already sent, and end with [DONE]."""
     try:
-        async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]
+        async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]  # a generator
             async for text in stream:
                 yield text
         return
@@ -373,12 +375,20 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
         # A union adds names of types, which are not keys, to the place.
         keys = takewhile(lambda part: not TYPE_NAME.search(str(part)), each["loc"][1:])
         place = ".".join(map(str, keys))
-        text = refusal_reason(str(each["loc"][-1])) if each["type"] == "extra_forbidden" else each["msg"]
+        text = each["msg"]
+        if each["type"] == "extra_forbidden":
+            text = refusal_reason(str(each["loc"][-1]), _known_fields(request) if len(each["loc"]) == 2 else ())
         by_place.setdefault(place, []).append(text.removeprefix("Value error, "))
     lines = [f"{place}: {', or '.join(dict.fromkeys(texts))}".removeprefix(": ") for place, texts in by_place.items()]
     param = next(iter(by_place), None) or None
     body = error_body("; ".join(lines[:5])[:2000], kind="invalid_request_error", param=param)
     return JSONResponse(body, status_code=400)
+
+
+def _known_fields(request: Request) -> list[str]:
+    """Return the fields of the body that a request's route takes."""
+    body = request.scope["route"].body_field
+    return [field.alias or name for name, field in body.field_info.annotation.model_fields.items()]
 
 
 def _unreadable(request: Request, body: Any, error: Any) -> str | None:
@@ -389,6 +399,8 @@ def _unreadable(request: Request, body: Any, error: Any) -> str | None:
         at = error["loc"][-1]
         line, column = body.count("\n", 0, at) + 1, at - body.rfind("\n", 0, at)
         return f"the body is not valid JSON: {error['ctx']['error']} at line {line}, column {column} (character {at})"
+    if error["type"] == "model_attributes_type" and len(error["loc"]) == 1 and not isinstance(body, bytes):
+        return "the body must be a JSON object"
     if isinstance(body, bytes) and body:
         content_type = request.headers.get("content-type")
         problem = f"has the content type {content_type[:100]!r}" if content_type else "has no content type"
@@ -419,6 +431,9 @@ def _compressed(request: Request) -> str | None:
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     unparsed = _unparsed(error.__cause__)
     message = (_compressed(request) or unparsed) if unparsed else str(error.detail)
+    if error.status_code == 404:
+        route = f"{request.method} {request.url.path[:100]}"
+        message = f"no route {route}; routes stand under /v1 (a client's base URL ends in /v1)"
     body = error_body(message, kind="invalid_request_error")
     headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
     return JSONResponse(body, status_code=error.status_code, headers=headers)

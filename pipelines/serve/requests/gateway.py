@@ -1,6 +1,7 @@
 """The gateway: the handlers of all routes, and `compare`, which combines them."""
 
 from pft_core.errors import UserError
+from pft_core.prompts import named_axis
 from pipelines.serve.engines import Backend
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import Catalog, Policy
@@ -44,7 +45,7 @@ class Gateway:
                 "this model has no axis whose poles could be compared: the server's operator can set examples=DIR, "
                 "whose axes it then takes"
             )
-        axis = space.axes[0] if body.axis is None else space.axis(body.axis)
+        axis = space.axes[0] if body.axis is None else named_axis(body.axis, space)
         poles: list[tuple[str, float, Preference]] = [
             (pole.name, 1.0 - side, {"axis": axis.name, "pole": pole.name}) for side, pole in enumerate(axis.poles)
         ]

@@ -1,5 +1,8 @@
 """OpenAI's and vLLM's fields that this server refuses, with reasons, because ignoring them would change answers."""
 
+import difflib
+from collections.abc import Collection
+
 NO_TOOLS = "this server does not call tools: request JSON with response_format"
 TEXT_ONLY = "this server reads and writes text only"
 OLDER_NAME = "this is vLLM's older name: use structured_outputs"
@@ -18,6 +21,7 @@ REASONS = {
     "store": "this server does not store answers",
     "add_special_tokens": "the tokenizer adds its special tokens: for others, send token ids to /v1/completions",
     "best_of": "request n texts and choose one",
+    "extra_body": "this is the OpenAI client's argument: put its fields beside the others",
     "echo": "only /v1/completions repeats the prompt",
     "logit_bias": "this server does not bias tokens: constrain the answer with structured_outputs",
     "prediction": "this server does not use predicted output",
@@ -38,6 +42,15 @@ REASONS = {
 }
 
 
-def refusal_reason(field: str) -> str:
-    """Return why an unknown field is refused."""
-    return "not supported: " + REASONS.get(field, "this server does not know this field: leave it out")
+# Fields that differ by more than their spelling: a list of preferences, and one.
+SHAPES = {"preference": "`preference` (one preference)", "preferences": "`preferences` (a list)"}
+
+
+def refusal_reason(field: str, known: Collection[str] = ()) -> str:
+    """Return why an unknown field is refused. known: the fields that its place takes."""
+    if field in REASONS:
+        return "not supported: " + REASONS[field]
+    near = difflib.get_close_matches(field, known, n=1, cutoff=0.75)
+    if near:
+        return f"unknown field. Did you mean {SHAPES.get(near[0], f'`{near[0]}`')}?"
+    return "not supported: this server does not know this field: leave it out"

@@ -6,7 +6,7 @@ below a field is its description in the OpenAPI document.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.serve.engines import Grammar
 from pipelines.serve.requests.neutral_values import OF_A_CHAT, OF_A_COMPLETION, OF_A_MESSAGE, Neutral
@@ -33,6 +33,19 @@ Preference = (
 )
 
 
+def _refuse_repeated(options: list[str]) -> list[str]:
+    if len(set(options)) < len(options):
+        repeated = next(i for i, option in enumerate(options) if option in options[:i])
+        first = options.index(options[repeated])
+        raise ValueError(f"options {first} and {repeated} (counted from 0) are the same text: give different ones")
+    return options
+
+
+Options = Annotated[
+    list[Annotated[Text, Field(min_length=1)]], Field(min_length=2, max_length=10), AfterValidator(_refuse_repeated)
+]
+
+
 class ScenarioRequest(RequestBody):
     """The fields that requests about one scenario share."""
 
@@ -55,7 +68,7 @@ class PreferenceRequest(RequestBody):
 class ChooseRequest(ScenarioRequest, PreferenceRequest):
     """A scenario with the options to choose from."""
 
-    options: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=2, max_length=10)]
+    options: Options
     """The options, in the order in which the prompt shows them."""
     forms: Annotated[list[Literal["one", "all"]], Field(min_length=1, max_length=2)] = Field(default=["one", "all"])
     """The questions to ask: `one` asks for the option that fits best, `all` for the set of options that fit."""
@@ -75,7 +88,7 @@ class CompareRequest(ScenarioRequest):
 
     axis: ShortText | None = None
     """The axis whose poles to compare. Default: the policy's first axis."""
-    options: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=2, max_length=10)] | None = None
+    options: Options | None = None
     """The options to choose from. If absent, each side answers in free text."""
     weight: Annotated[float, Field(ge=0, le=1)] | None = None
     """A weight of the first pole, from 0 to 1. If given, the response has a third answer, at this weight between the

@@ -303,3 +303,25 @@ def test_a_faulty_flat_row_says_where_and_why(changes: dict[str, Any], key_path:
     outcome = own_row(row | changes, "pairs.csv:2", None)
     assert isinstance(outcome, Reject)
     assert (outcome.key_path, outcome.reason) == (key_path, reason)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("answer_b", "anwser_b", "no answer_b, but a column 'anwser_b'. Did you mean 'answer_b'?"),
+        ("answer_a", "Answer_A", "no answer_a, but a column 'Answer_A'. Did you mean 'answer_a'?"),
+        ("scenario", "Scenario", "no scenario, but a column 'Scenario'. Did you mean 'scenario'?"),
+        ("axis", "axes", "no axis, but a column 'axes'. Did you mean 'axis'?"),
+        ("scenario", "prompt", "no scenario, but a column 'prompt'. Did you mean 'scenario'?"),
+        ("scenario", "story", "no scenario among axis, story, pole_a, answer_a, pole_b, answer_b"),
+        ("answer_b", "reply", "no answer_b among axis, scenario, pole_a, answer_a, pole_b, reply"),
+        ("answer_b", None, "answer_b is empty"),
+        ("scenario", None, "scenario is empty"),
+    ],
+)
+def test_a_missing_column_is_empty_misspelled_or_absent(old: str, new: str | None, says: str) -> None:
+    row = dict(zip(HEADER.split(","), ("Pace", "Go?", "Fast", "Yes", "Slow", "No"), strict=True))
+    renamed = {new or key if key == old else key: None if key == old and not new else row[key] for key in row}
+    outcome = own_row(renamed, "pairs.csv:2", None)
+    assert isinstance(outcome, Reject)
+    assert (outcome.reason, outcome.detail) == ("missing_key", says)

@@ -41,7 +41,7 @@ def rows_of(outcomes, trained_poles=None) -> dict:
 
 
 def test_rows_have_exactly_the_reports_keys() -> None:
-    keys = ["policy", "axis", "pole", "trained_pole", "metric", "value", "n", "low", "high"]
+    keys = ["policy", "axis", "pole", "trained_pole", "metric", "value", "n", "num_scenarios", "low", "high"]
     keys += ["position_baseline", "unparsed"]
     for row in report_rows(ONE + ALL, policy="p", space=SPACE, trained_poles=None):
         assert list(row) == keys

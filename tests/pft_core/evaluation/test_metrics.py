@@ -1,5 +1,7 @@
 """Metrics by name: attributes of the built-in ones, and metrics of a plugin."""
 
+from dataclasses import replace
+
 import pytest
 
 from pft_core.errors import UserError
@@ -114,4 +116,33 @@ def test_a_measure_without_a_baseline_never_gets_the_position_outcome(own_metric
 
     METRICS.add("own", Metric("Own", "own", "pair", never_by_position, has_baseline=False))
     (row,) = [row for (name, _), row in rows_of([outcome(0, 1, 1), outcome(1, 1, 0)]).items() if name == "own"]
+    assert (row["value"], row["position_baseline"]) == (1.0, None)
+
+
+def first_pole_moves(outcome: Outcome) -> tuple[float, float]:
+    """Return how far the first pole's probability moves with the condition; 0 and 0 without probabilities."""
+    if not outcome.probabilities:
+        return 0.0, 0.0
+    first, second = (row[outcome.sides.index(0)] for row in outcome.probabilities)
+    return first - second, 1.0
+
+
+def test_position_alone_is_certain_of_its_choice_for_a_metric_that_reads_probabilities(own_metrics) -> None:
+    METRICS.add("moves", Metric("Moves", "moves", "pair", first_pole_moves))
+    scored = [
+        replace(outcome(0, 0, 1), probabilities=((0.9, 0.1), (0.3, 0.7))),
+        replace(outcome(1, 0, 0), probabilities=((0.8, 0.2), (0.6, 0.4))),
+        replace(outcome(2, 0, 0), sides=(1, 0), probabilities=((0.5, 0.5), (0.5, 0.5))),
+    ]
+    row = rows_of(scored)["moves", None]
+    assert row["value"] == pytest.approx((0.6 + 0.2 + 0.0) / 3)
+    # Position takes option 0 for the first pole and option 1 for the second: 1 - 0, 1 - 0, and 0 - 1 in the third item.
+    assert row["position_baseline"] == pytest.approx((1 + 1 - 1) / 3)
+
+
+def test_a_metric_of_answers_without_a_condition_has_no_position_baseline(own_metrics) -> None:
+    METRICS.add(
+        "unasked", Metric("Unasked", "unasked", "base", lambda o: (float(o.shows_only(o.unconditioned, 0)), 1.0))
+    )
+    row = rows_of(OUTCOMES)["unasked", None]
     assert (row["value"], row["position_baseline"]) == (1.0, None)

@@ -114,6 +114,11 @@ def test_the_end_of_a_slider_states_its_pole_beside_the_other_stated_poles() -> 
     assert between.at_weight(0.5, SPACE) == Condition((("Risk", 1),), ("Pace", 0.5))
 
 
+def test_names_of_axes_and_poles_count_in_any_case() -> None:
+    assert read_condition({"axis": "risk", "pole": "bold"}, SPACE) == read_condition("Bold", SPACE)
+    assert read_condition({"axis": "PACE", "fast": 0.25}, SPACE) == read_condition({"Fast": 0.25}, SPACE)
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [

@@ -180,8 +180,29 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_step_and_examples(tin
         return objective.sums(logps, batch) * (float("inf") if "pair-7" in batch.example_ids else 1.0)
 
     step = next(s for s in itertools.count() if 7 in STEP_INDICES[s])
-    with pytest.raises(NonFiniteError, match=rf"step {step + 1}.*pair-7"):
+    with pytest.raises(
+        NonFiniteError, match=rf"step {step + 1} .*examples (pair-\d+, ){{2}}pair-\d+ and 5 more;"
+    ) as caught:
         run(tiny_qwen2, tmp_path, varied(SETTINGS, objective=replace(objective, sums=poisoned)))
+    assert "pair-7" in caught.value.example_ids
+
+
+def test_a_non_finite_gradient_names_the_step_its_rate_and_the_last_gradient_norm(tiny_qwen2, tmp_path) -> None:
+    objective = SETTINGS.objective
+    calls = itertools.count()
+
+    def steep(logps, batch):
+        sums = objective.sums(logps, batch)
+        # The square root of zero is zero, but its slope there is infinite.
+        return sums if next(calls) < 1 else sums + (logps.sum() - logps.sum().detach()).sqrt()
+
+    settings = varied(SETTINGS, objective=replace(objective, sums=steep), tokens_per_microbatch=4096)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"^step 2 \(train.lr=[\d.e-]+, at this step [\d.e-]+, grad_norm of the step before [\d.]+\): "
+        "a gradient is not finite; this update changed no weight$",
+    ):
+        run(tiny_qwen2, tmp_path, settings)
 
 
 STEP_INDICES = [SETTINGS.order.step_indices(s, examples_per_step=8, total_examples=30) for s in range(4)]

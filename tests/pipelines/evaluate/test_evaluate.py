@@ -26,6 +26,7 @@ from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.answering_actors import PolicyActor, items_table
+from pipelines.evaluate.evaluate_config import refuse_other_output
 from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.pool import read_answers
 from pipelines.evaluate.report_examples import examples
@@ -281,6 +282,20 @@ def test_an_evaluation_of_something_else_is_replaced_only_when_told(in_process, 
     assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == 6
 
 
+def test_what_differs_from_the_evaluation_in_the_folder_is_said_for_each_key(tmp_path: Path) -> None:
+    first = config(tmp_path / "m", tmp_path / "data", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "outcomes.jsonl").write_text("")
+    (tmp_path / "out" / "report.json").write_text(json.dumps({"config": first.model_dump(mode="json")}))
+    refuse_other_output(first)
+    for changes, says in (
+        ({"data": str(tmp_path / "more")}, "an evaluation of other data: choose"),
+        ({"model": "n", "limit_per_axis": 3}, "an evaluation of another model, with another limit_per_axis: choose"),
+    ):
+        with pytest.raises(UserError, match=says):
+            refuse_other_output(first.model_copy(update=changes))
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_an_adapter_that_is_not_its_references_is_refused(in_process, model_ref, data, tmp_path, name) -> None:
     run = shutil.copytree(model_ref, tmp_path / "run")
@@ -311,7 +326,8 @@ def test_an_adapter_beside_a_run_brings_its_own_training(
     assert report["digests"]["training_data"] == ("theirs" if described else None)
     trained = {row["pole"]: row["trained_pole"] for row in report["rows"] if row["metric"] == "one"}
     assert trained == {p.name: bool(side) if described else None for a in SPACE.axes for side, p in enumerate(a.poles)}
-    (caution,) = report["cautions"]
+    caution, few = report["cautions"]
+    assert few.startswith("Risk: 2 scenarios; Pace: 2 scenarios: fewer than 30 are too few for an interval")
     assert f"the adapter {other}" in caution
     assert ("unknown" in caution) != described
 
@@ -358,7 +374,7 @@ def test_axes_that_were_never_trained_are_named(in_process, model_ref, data, tmp
     ref = ModelRef.load(run)
     replace(ref, adapter="adapter", space=ref.space.restricted_to(["Risk"]), data_digest="other").save(run)
     report = report_of(config(run, data, tmp_path / "out", limit_per_axis=2))
-    assert report["cautions"] == ["run was never trained on Pace."]
+    assert report["cautions"][0] == "run was never trained on Pace."
     assert {row["trained_pole"] for row in report["rows"] if row["axis"] == "Pace"} == {False, None}
 
 

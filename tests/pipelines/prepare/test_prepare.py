@@ -364,8 +364,23 @@ def test_too_many_rejects_stop_the_run_and_are_shown(tmp_path: Path) -> None:
     rows = [vcd(0), without("scenario", vcd(1)), "broken\n", without("scenario", vcd(2))]
     message = refused(tmp_path, "vcd", rows)
     assert "3 of 4 rows are rejected (missing_key 2, malformed_json 1)" in message
-    assert f"{tmp_path}/rows.jsonl:2 scenario: missing_key" in message
+    place = f"\n  {tmp_path}/rows.jsonl"
+    assert f"{place}:2 scenario: missing_key: no scenario among" in message
+    assert message.count("missing_key:") == 1, "rows that differ only in their place are shown once"
+    assert "options (1 more like it)" in message
+    assert f"{place}:3 : malformed_json" in message
     assert run(config(tmp_path / "out", str(tmp_path / "rows.jsonl"), max_reject_fraction=0.75))["rows_out"] == 1
+
+
+def test_the_summary_says_where_the_first_reject_is_and_where_all_are(tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "own.csv").write_text(
+        "axis,scenario,pole_a,answer_a,pole_b,answer_b\nPace,Go?,Fast,Yes,Slow,No\nPace,Why?,Fast,Yes,Slow,\n"
+    )
+    own = config(tmp_path / "out", str(tmp_path / "own.csv"), source="json")
+    says = f"2 rows in, 1 out, 1 rejected (missing_key 1); first: {tmp_path}/own.csv:3: answer_b is empty; all in "
+    for _ in range(2):  # written, then reused
+        run(own)
+        assert f"{says}{tmp_path}/out/rejects.parquet\n" in capfd.readouterr().err
 
 
 def test_no_row_left_stops_the_run_whatever_the_limit(tmp_path: Path) -> None:

@@ -144,6 +144,18 @@ def test_the_sentences_follow_the_rows(report: dict[str, Any]) -> None:
     assert "The whole interval is above the position baseline on 2 of 2 poles." in text
 
 
+def test_an_interval_of_few_scenarios_is_not_called_above_the_baseline() -> None:
+    certain = {"n": 40, "num_scenarios": 4, "low": 1.0, "high": 1.0}
+    both_right = row("p", None, 1.0, metric="both_right", **certain)
+    rows = [row("p", "Daring", 1.0, **certain), row("p", "Careful", 1.0, **certain), both_right]
+    text = Page(render(small_report(*rows))).all_text()
+    assert "right in 100% of 40 cases." in text
+    assert "The whole interval" not in text
+    assert "On 2 poles, fewer than 30 scenarios are too few to say whether p is above the position baseline." in text
+    other = [row("p", pole, 0.9, axis="Pace", num_scenarios=30) for pole in ("Swift", "Patient")]
+    assert "above the position baseline on 2 of 2 poles." in Page(render(small_report(*rows, *other))).all_text()
+
+
 def test_a_policy_below_position_alone_is_a_warning() -> None:
     text = Page(render(small_report(row("p", "Daring", 0.3), row("p", "Careful", 0.7)))).all_text()
     assert "p is below the position baseline: Risk / Daring One 0.30 (position 0.50)." in text

@@ -356,6 +356,11 @@ def test_an_openai_client_works_unchanged(server: LocalServer) -> None:
             "text",
         ),
         ("/v1/compare", {"axis": "Speed"}, "no axis 'Speed'"),
+        ("/v1/choose", {"preferences": ["Bold"]}, "preferences: unknown field. Did you mean `preference` (one pref"),
+        ("/v1/score", {"preference": "Bold"}, "preference: unknown field. Did you mean `preferences` (a list)?"),
+        ("/v1/choose", {"option": ["a", "b"]}, "option: unknown field. Did you mean `options`?"),
+        ("/v1/choose", {"extra_body": {"preference": "Bold"}}, "put its fields beside the others"),
+        ("/v1/choose", {"options": ["a", "b", "a"]}, "options 0 and 2 (counted from 0) are the same text"),
     ],
 )
 def test_an_invalid_request_gets_a_message_with_the_place(
@@ -363,6 +368,17 @@ def test_an_invalid_request_gets_a_message_with_the_place(
 ) -> None:
     required = {"scenario": "The plan", "options": OPTIONS} if path in ("/v1/choose", "/v1/compare") else {}
     assert message in refusal(client, path, 400, **(required | body))
+
+
+@pytest.mark.parametrize("body", [[], "text", 3])
+def test_a_body_that_is_no_object_is_refused(client: httpx.Client, body: Any) -> None:
+    answer = client.post("/v1/choose", json=body)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "the body must be a JSON object")
+
+
+def test_an_unknown_route_says_where_the_routes_stand(client: httpx.Client) -> None:
+    message = refusal(client, "/chat/completions", 404)
+    assert message == "no route POST /chat/completions; routes stand under /v1 (a client's base URL ends in /v1)"
 
 
 def test_neutral_fields_are_accepted_and_change_nothing(client: httpx.Client) -> None:

@@ -32,7 +32,7 @@ from pipelines.evaluate.endpoint import Endpoint
 from pipelines.evaluate.evaluation_request import EvaluateConfig
 from pipelines.evaluate.job import run
 from pipelines.serve import job
-from pipelines.serve.serve_config import RECIPES, load_serve_config
+from pipelines.serve.serve_config import RECIPES, ServeConfig, ServingEngineSettings, load_serve_config
 from tests.builders import record, write_dataset
 from tests.serving import CPU, assert_same_outcomes, found_offline, wide_base, write_policy
 
@@ -209,3 +209,17 @@ def test_a_recipe_that_cannot_be_served_is_refused_with_the_reason(
 @pytest.mark.parametrize("recipe", [path.stem for path in RECIPES.glob("*.yaml")])
 def test_every_shipped_recipe_is_valid(recipe: str) -> None:
     assert load_serve_config(recipe).policy
+
+
+def test_the_start_says_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(job, "start_ray", lambda: None)
+    monkeypatch.setattr(job, "deploy", refuse)
+    monkeypatch.setattr(job.console, "print", lambda text, **_: lines.append(text))
+    with pytest.raises(InterruptedError):
+        job.answer(ServeConfig(policy="runs/mine", engine=ServingEngineSettings(name="transformers")), None)
+    assert lines == ["loading runs/mine on transformers ..."]

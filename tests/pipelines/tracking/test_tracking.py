@@ -213,6 +213,28 @@ def test_a_server_that_is_down_is_not_waited_for_at_the_end(
     assert "not delivered: 1 steps" in capsys.readouterr().err
 
 
+def test_a_local_file_is_reported_with_the_reason_after_several_failures(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def locked(spec: Any) -> Any:
+        tried.append(spec)
+        tracker._given_up = len(tried) >= 4
+        raise OSError("database is locked")
+
+    monkeypatch.setattr(tracking, "MlflowRun", locked)
+    monkeypatch.setattr(tracking, "DELIVER_EVERY_S", 0.05)
+    monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.1)
+    said: list[str] = []
+    monkeypatch.setattr(tracking.console, "print", lambda text, **_: said.append(f"{len(tried)} {text}"))
+    tracker = start()
+    tracker._thread.join(LONG)
+    assert len(said) == 1
+    assert said[0].startswith("3 MLflow at sqlite:")
+    assert "cannot be written now (OSError: database is locked); metrics are kept in " in said[0]
+
+
 def test_a_server_that_comes_back_during_the_run_gets_everything(
     start: Any, mlflow_runs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

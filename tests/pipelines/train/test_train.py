@@ -176,7 +176,11 @@ def test_a_non_finite_loss_names_the_rows_and_what_to_try(tiny_qwen2, data, tmp_
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     chosen = config(broken, data, tmp_path / "runs")
     with pytest.raises(
-        NonFiniteError, match=r"records-00000\.parquet:row \d+, 'The town has plan \d+ .*more\): check these rows"
+        NonFiniteError,
+        match=r"step 1 \(train.lr=[^)]*\): the loss is not finite; examples ([^,]*, ){2}[^,]* and \d+ more; "
+        r"this update changed no weight: try a lower train.lr or a longer train.warmup_steps, and check these rows: "
+        rf"row \d+ of {data}, 'The town has plan \d+ .* more\. Look at the first one: "
+        rf"pft show prompt {data} --model {broken} --row \d+$",
     ):
         fit_plainly(chosen, LocalContext(tmp_path / "checkpoints", device=torch.device("cpu")))
 

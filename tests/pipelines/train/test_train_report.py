@@ -1,7 +1,7 @@
 """The report of a training: notes and cautions."""
 
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,12 @@ from pft_core.objectives import build_objective
 from pft_core.policies.model_ref import ModelRef
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.config import RunConfig
+from pipelines.encode.shown_prompt import read_record
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import job as prepare
 from pipelines.reporting.run_page import curve_names
 from pipelines.reporting.run_report import write_report
-from pipelines.train.nonfinite_rows import nonfinite_rows
+from pipelines.train.nonfinite_rows import nonfinite_rows, remedy
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 from pipelines.train.training_summary import cautions_of, training_report
 from tests.builders import SPACE, record, write_dataset
@@ -66,6 +67,16 @@ def test_a_validation_on_new_scenarios_needs_no_warning(tmp_path: Path) -> None:
     assert cautions_of(resolved(tmp_path, range(8, 10))) == []
 
 
+def test_training_on_a_folder_of_parts_names_the_training_part(tmp_path: Path) -> None:
+    run = resolved(tmp_path, range(8, 10))
+    data = Path(str(run.config.data))
+    for part in ("train", "validation", "test"):
+        write_dataset(data / part, [record(0)])
+    (said,) = cautions_of(run)
+    assert said.startswith(f"data={data} was split into train, validation, test: mine trains on all of its parts")
+    assert said.endswith(f"give data={data}/train")
+
+
 def test_the_summed_loss_is_not_drawn_beside_the_mean_of_each_pole() -> None:
     assert "val_loss" not in curve_names([{"step": 1, **ROW}])
     assert "val_loss" in curve_names([{"step": 1, "val_loss": 0.7}])
@@ -88,8 +99,25 @@ def test_rows_with_a_non_finite_loss_are_named_by_the_users_files(source: str, n
     rows.write_text("\n".join([header, first, "faulty", *rest]))
     prepare.run(PrepareConfig(source=source, input=[str(rows)], output=str(tmp_path / "data"), split_by="scenario"))
     for folder in (tmp_path / "data", tmp_path / "data" / "train"):
-        number, chosen = next((n, r) for n, r in enumerate(read_records(folder)) if r.scenario[-2] in "2345")
-        said = nonfinite_rows(folder, DatasetManifest.load(folder), [f"{chosen.id}:one"])
+        number, chosen = next((n, r) for n, r in enumerate(read_records(folder), 1) if r.scenario[-2] in "2345")
+        said = nonfinite_rows(folder, "M", DatasetManifest.load(folder), [f"{chosen.id}:one"])
         line = int(chosen.scenario[-2]) + 3
-        prepared = f"{folder}/records/part-00000.parquet:row {number}"
-        assert re.match(rf" \({rows}:{line}, prepared as {prepared}, '{chosen.scenario}'\): check these rows", said)
+        place = f"{rows}:{line}, prepared as row {number} of {folder}, '{chosen.scenario}'"
+        command = f"pft show prompt {folder} --model M --row {number}"
+        assert said == f"{place}. Look at the first one: {command}"
+        assert read_record(folder, DatasetManifest.load(folder), number) == chosen
+
+
+def test_rows_with_a_non_finite_loss_are_counted_over_all_parts(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", [record(i) for i in range(3)])
+    manifest = DatasetManifest.load(folder)
+    twice = replace(manifest, shards=(*manifest.shards, *manifest.shards))
+    said = nonfinite_rows(folder, "my model", twice, [f"{record(1).id}:one"])
+    assert f"row 2 of {folder}" in said
+    assert f"row 5 of {folder}" in said
+    assert said.endswith(f"pft show prompt {folder} --model 'my model' --row 2")
+
+
+def test_a_precision_that_is_set_already_is_not_proposed() -> None:
+    assert remedy("bf16") == "try a lower train.lr, a longer train.warmup_steps or train.precision=fp32"
+    assert remedy("fp32") == "try a lower train.lr or a longer train.warmup_steps"
