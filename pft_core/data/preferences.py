@@ -77,7 +77,7 @@ class PreferenceSpace:
 
 
 def load_space(name: str) -> PreferenceSpace:
-    """Read a shipped space (`vcd`, `bqd`, `toyworld`). Raises UserError for an unknown name."""
+    """Read a shipped space, such as `vcd` or `persona`. Raises UserError for an unknown name."""
     folder = resources.files("pft_core.data") / "spaces"
     path = folder / f"{name}.yaml"
     if not path.is_file():

@@ -122,8 +122,8 @@ def config_digest(config: PrepareConfig, files: list[InputFile]) -> str:
 
 def request_digest(config: PrepareConfig, files: list[InputFile]) -> str:
     """Return the digest of the request: options and the content of the inputs, regardless of path and code version."""
-    by_folder = SOURCES[config.source].axis_is_folder and config.axis is None
-    content = [(path.parent.name if by_folder else "", file_sha256(path)) for path, _ in files]
+    entry = SOURCES[config.source]
+    content = [((config.axis is None and entry.axis_of(path)) or "", file_sha256(path)) for path, _ in files]
     return digest([config.model_dump(exclude=NOT_IN_DIGEST | {"input"}), content])
 
 
@@ -241,12 +241,14 @@ def task_inputs(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask 
     if not entry.reads_files:
         return [GenerateTask(config.source, config.split, config.seed, config.num_per_axis)]
     parts = [part for path, name in files for part in file_parts(path, name)]
-    if entry.is_joined(first_object(parts)):
-        # The two rows of a pair may be anywhere in the input.
-        return [ReadTask(config.source, tuple(parts), config.axis, joined=True)]
-    axis_of_folder = entry.axis_is_folder and config.axis is None
-    axes = [Path(part.path).parent.name if axis_of_folder else config.axis for part in parts]
-    return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
+    axes = [config.axis or entry.axis_of(Path(part.path)) for part in parts]
+    if not entry.is_joined(first_object(parts)):
+        return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
+    # The two rows of a pair may be anywhere in the input, or in the files of one axis.
+    by_axis: dict[str | None, list[FilePart]] = {}
+    for part, axis in zip(parts, axes, strict=True):
+        by_axis.setdefault(axis, []).append(part)
+    return [ReadTask(config.source, tuple(of_axis), axis, joined=True) for axis, of_axis in by_axis.items()]
 
 
 def first_object(parts: list[FilePart]) -> dict[str, Any]:

@@ -21,12 +21,12 @@ SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 class PrepareConfig(PluggedSettings):
     """Raw input, its format, and the output folder of the records."""
 
-    source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
+    source: str  # vcd, bqd, persona, trl, json, toyworld, or one that a plugin adds
     output: Place  # the folder of the data set
     input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
     axis: str | None = Field(
         default=None, min_length=1
-    )  # for rows that do not name one; bqd's default is the file's folder
+    )  # for rows that do not name one; default: bqd's folder, persona's file
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
     split: str = Field(default="train", pattern=SPLIT)  # for toyworld, or a Hugging Face data set
     seed: int = Field(default=0, ge=0, lt=2**63)  # for toyworld
@@ -55,6 +55,16 @@ class PrepareConfig(PluggedSettings):
             raise UserError(f"{name}={getattr(self, name)} has no effect: source={self.source} {why}: leave it out")
         if not reads_files and self.split not in get_args(Split):
             raise UserError(f"split={self.split!r}: source={self.source} has {', '.join(get_args(Split))}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_axis_is_known(self) -> Self:
+        from_hub = [name for name in self.input if is_hub_name(name)]
+        if SOURCES[self.source].axis_is_file and self.axis is None and from_hub:
+            raise UserError(
+                f"axis is not set: source={self.source} takes it from the name of a file, and {from_hub[0]} is a "
+                "Hugging Face data set: add axis=NAME (--axis NAME)"
+            )
         return self
 
     @model_validator(mode="after")
