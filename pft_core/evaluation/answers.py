@@ -19,7 +19,7 @@ from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.metrics import Choice, Outcome, WeightedChoice
 from pft_core.files import digest
-from pft_core.prompts import Prompt, PromptStyle, condition_text, render_answer, render_prompt
+from pft_core.prompts import Prompt, PromptStyle, condition_text, in_turns, render_answer, render_prompt
 
 if TYPE_CHECKING:
     from pft_core.scoring import BranchScorer
@@ -154,14 +154,12 @@ def encode_options(
 ) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt, and one branch per candidate (`Branch.side` is its index)."""
     rejects = {
-        i: reject
-        for i, q in enumerate(questions)
-        if (reject := unscorable(q) or _control_token_reject(q, tokenizer, settings))
+        i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unaskable(q, tokenizer, settings))
     }
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
-        prompt = _prompt(question, settings)
+        prompt = _prompt(question, tokenizer, settings)
         answers = [render_answer(question.record, c, form=question.form, style=settings.style) for c in chosen]
         texts += [prompt.text + answer for answer in answers]
         prompt_lengths += [len(prompt.text)] * len(chosen)
@@ -193,12 +191,14 @@ def unscorable(question: Question) -> Reject | None:
     return None
 
 
-def _control_token_reject(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
-    """Return a reject if a text of the question contains a control token, or None."""
-    record, style = question.record, settings.style
+def _unaskable(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
+    """Return a reject if a text of the question contains a control token or the template refuses its turns, or None."""
+    record, style, question_id = question.record, settings.style, f"{question.record.id}:{question.form}"
     stated = [(record.axis, question.side), *question.others]
     lines = [condition_text(settings.space, axis, side, condition=style.condition) for axis, side in stated]
-    return reject_control_tokens(f"{record.id}:{question.form}", record, tokenizer, beside=[*lines, question.history])
+    reject = reject_control_tokens(question_id, record, tokenizer, beside=[*lines, question.history])
+    framed = reject or in_turns(question_id, record, style, tokenizer)
+    return framed if isinstance(framed, Reject) else None
 
 
 def score_branches(
@@ -232,7 +232,7 @@ def by_generation(
     """Generate greedily and parse strictly; a reply without a parsable choice becomes None."""
     prompts = _prompt_ids(questions, tokenizer=tokenizer, settings=settings)
     outcomes: list[Answer] = [
-        _ungeneratable(q, ids, settings) or _control_token_reject(q, tokenizer, settings)
+        _ungeneratable(q, ids, settings) or _unaskable(q, tokenizer, settings)
         for q, ids in zip(questions, prompts, strict=True)
     ]
     accepted = [i for i, outcome in enumerate(outcomes) if outcome is None]
@@ -271,7 +271,7 @@ def _without_padding(members: Sequence[int], num_tokens: Sequence[int]) -> list[
 
 
 def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, settings: AnswerSettings) -> list[NDArray[np.int32]]:
-    prompts = [_prompt(question, settings) for question in questions]
+    prompts = [_prompt(question, tokenizer, settings) for question in questions]
     texts = [prompt.text for prompt in prompts]
     rows = tokenize(texts, [len(text) for text in texts], [prompt.scenario_span for prompt in prompts], tokenizer)
     return [row.ids[:-1] for row in rows]  # without the EOS that ends an answer
@@ -323,11 +323,13 @@ def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
     return None if index is None else frozenset({index})
 
 
-def _prompt(question: Question, settings: AnswerSettings) -> Prompt:
-    record, form, side = question.record, question.form, question.side
-    style, space = settings.style, settings.space
+def _prompt(question: Question, tokenizer: Any, settings: AnswerSettings) -> Prompt:
+    """Render a question; one whose turns the template refuses, which is not asked, as a single message."""
+    form, side, space = question.form, question.side, settings.space
+    framed = in_turns("", question.record, settings.style, tokenizer)
+    record, style = (question.record, settings.style) if isinstance(framed, Reject) else framed
     prompt = render_prompt(record, side=side, form=form, style=style, space=space, others=question.others)
-    opening, added = len(settings.style.frame.opening), len(question.history)
+    opening, added = len(style.frame.opening), len(question.history)
     start, end = prompt.scenario_span
     return Prompt(prompt.text[:opening] + question.history + prompt.text[opening:], (start + added, end + added))
 

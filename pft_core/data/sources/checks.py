@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space
-from pft_core.data.records import LETTERS, Option, PairedExample, Presentation, Reject, paired_example
+from pft_core.data.records import LETTERS, Option, PairedExample, Presentation, Reject, Turn, paired_example
 from pft_core.errors import UserError
 
 MAX_DEPTH = 8
@@ -159,7 +159,12 @@ def shipped_axes() -> dict[str, Axis]:
 
 
 def accept(
-    axis: Axis, scenario: str, options: Sequence[Option], path: str, presentation: Presentation = "choice"
+    axis: Axis,
+    scenario: str,
+    options: Sequence[Option],
+    path: str,
+    presentation: Presentation = "choice",
+    turns: tuple[Turn, ...] = (),
 ) -> AcceptedRow:
     """Build the record of a row. Raises RowFault for over ten options, equal options, or a pole without an option."""
     if len(options) > len(LETTERS):
@@ -169,7 +174,7 @@ def accept(
     for side in SIDES:
         if all(option.side != side for option in options):
             raise RowFault(path, "pole_without_option", f"no option shows {axis.poles[side].name!r}")
-    return AcceptedRow(paired_example(axis.name, scenario, options, presentation), axis)
+    return AcceptedRow(paired_example(axis.name, scenario, options, presentation, turns), axis)
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
