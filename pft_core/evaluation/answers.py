@@ -6,7 +6,7 @@ mean per label token for texts of unequal length. By generation, a greedy reply 
 
 from __future__ import annotations  # only types name the scorer, so a driver imports this without torch
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -65,18 +65,44 @@ def ask(
     base_answer: Answerer | None,
     *,
     unconditioned: bool = True,
+    one_pole_axes: Collection[str] = (),
 ) -> list[Outcome | Reject]:
     """Ask every item under its conditions. If a question is rejected, its item is rejected for the same reason.
 
     base_answer: answers for the policy's base without a condition; None if the policy is its own base.
-    unconditioned: whether to ask items without a condition too, which only `leak` needs.
+    unconditioned: whether to ask items without a condition too, which only `leak` needs. one_pole_axes: axes whose
+    items are asked once, without a condition, as their scenarios show the pole.
     """
     sides = {form: [side for side in CONDITIONS[form] if unconditioned or side is not None] for form in CONDITIONS}
-    questions = [Question(record, form, side) for record, form in items for side in sides[form]]
-    answers = dict(zip(questions, answer(questions), strict=True))
+    alone = [Question(record, form, None) for record, form in items if record.axis in one_pole_axes]
+    pairs = [(record, form) for record, form in items if record.axis not in one_pole_axes]
+    questions = [Question(record, form, side) for record, form in pairs for side in sides[form]]
+    answers = dict(zip([*questions, *alone], answer([*questions, *alone]), strict=True))
     free = [question for question in questions if question.side is None]
     base_answers = dict(zip(free, base_answer(free), strict=True)) if base_answer and free else answers
-    return [_outcome(record, form, answers, base_answers) for record, form in items]
+    return [
+        _outcome_of_one_pole(answers, Question(record, form, None))
+        if record.axis in one_pole_axes
+        else _outcome(record, form, answers, base_answers)
+        for record, form in items
+    ]
+
+
+def _outcome_of_one_pole(answers: dict[Question, Answer], question: Question) -> Outcome | Reject:
+    record, answer = question.record, answers[question]
+    if isinstance(answer, Reject):
+        return answer
+    return Outcome(
+        record.id,
+        digest(record.scenario),
+        record.axis,
+        question.form,
+        tuple(option.side for option in record.options),
+        (answer,),
+        scenario_text=record.scenario,
+        options=tuple(option.text for option in record.options),
+        probabilities=(answer.probabilities,) if isinstance(answer, WeightedChoice) else (),
+    )
 
 
 def _outcome(

@@ -207,7 +207,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         shards=shards,
         rows_in=len(rows),
         rows_out=len(kept),
-        pairs_out=len(kept) * len(forms),
+        pairs_out=num_pairs(len(kept), forms, space),
         rejected=len(rejects),
         rejected_by_reason=by_reason,
         length_quantiles=lengths,
@@ -220,6 +220,11 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
     console.print(summary(manifest))
     return manifest
+
+
+def num_pairs(num_records: int, forms: Sequence[str], space: PreferenceSpace) -> int:
+    """Return the number of training pairs, which is 0 if an axis has one pole."""
+    return 0 if space.one_pole_axes else num_records * len(forms)
 
 
 def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
@@ -347,7 +352,7 @@ def write_parts(
             shards=shards,
             rows_in=len(kept),
             rows_out=len(kept),
-            pairs_out=len(kept) * len(manifest.forms),
+            pairs_out=num_pairs(len(kept), manifest.forms, space),
             rejected=0,
             rejected_by_reason={},
             length_quantiles=lengths,
@@ -381,6 +386,7 @@ def add_encoded_layer(config: PrepareConfig, data: Path, manifest: DatasetManife
     """
     if config.model is None:
         return manifest
+    manifest.refuse_one_pole(config.output)
     if config.split_by:
         for name in PARTS:
             of_part = config.model_copy(update={"split_by": None})

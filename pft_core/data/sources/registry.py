@@ -73,6 +73,15 @@ SOURCES.add("bqd", SourceEntry(f"{_HERE}.released.bqd:bqd_row", axis_is_folder=T
 SOURCES.add("persona", SourceEntry(f"{_HERE}.released.persona:persona_row", axis_is_file=True))
 SOURCES.add("moralchoice", SourceEntry(f"{_HERE}.released.moralchoice:moralchoice_row"))
 SOURCES.add(
+    "prefeval",
+    SourceEntry(
+        f"{_HERE}.released.prefeval:prefeval_row",
+        axis_is_file=True,
+        needs_joining=f"{_HERE}.released.prefeval:is_half",
+        join=f"{_HERE}.released.prefeval:join_halves",
+    ),
+)
+SOURCES.add(
     "trl",
     SourceEntry(
         f"{_HERE}.trl:preference_row",

@@ -26,9 +26,10 @@ class Outcome:
     """A policy's choices for one item, which is a record under one form of question.
 
     scenario: the bootstrap cluster of the item. sides: the side of each option, in the order shown. chosen: the choices
-    under the first and the second pole. unconditioned, base_unconditioned: the choices of the policy and of its base
-    without a condition (form `one`). scenario_text, options: the texts, for a reader; older files lack them.
-    probabilities: those of each option under the first and the second pole; empty if they were not scored.
+    under the first and the second pole, or the only choice if the axis has one pole. unconditioned, base_unconditioned:
+    the choices of the policy and of its base without a condition (form `one`). scenario_text, options: the texts, for a
+    reader; older files lack them. probabilities: those of each option for each choice in `chosen`; empty if they were
+    not scored.
     """
 
     item_id: str
@@ -36,7 +37,7 @@ class Outcome:
     axis: str
     form: Form
     sides: tuple[int, ...]
-    chosen: tuple[Choice, Choice]
+    chosen: tuple[Choice, ...]
     unconditioned: Choice = None
     base_unconditioned: Choice = None
     scenario_text: str = ""
@@ -74,4 +75,5 @@ def _choice(indices: list[int] | None) -> Choice:
 
 def always_by_position(outcome: Outcome) -> Outcome:
     """Return the outcome of a policy that reads nothing: first option for the first pole, second for the second."""
-    return replace(outcome, chosen=(frozenset({0}), frozenset({1})))
+    by_position: tuple[Choice, ...] = (frozenset({0}), frozenset({1}))
+    return replace(outcome, chosen=by_position[: len(outcome.chosen)])

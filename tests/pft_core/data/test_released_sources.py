@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from pft_core.data.preferences import load_space
+from pft_core.data.preferences import Axis, Pole, load_space
 from pft_core.data.records import PairedExample, Reject
 from pft_core.data.sources.checks import AcceptedRow, Outcome
 from pft_core.data.sources.readers import file_parts, files_in, read_rows
 from pft_core.data.sources.registry import SOURCES, SourceEntry, parse_rows
 from pft_core.data.sources.released.moralchoice import moralchoice_row
 from pft_core.data.sources.released.persona import persona_row, trait_axis
+from pft_core.data.sources.released.prefeval import is_half, join_halves, prefeval_row
 from pft_core.errors import UserError
 
 HERE = "file.json:7"
@@ -168,6 +169,88 @@ def test_the_clear_rows_of_the_released_file_are_accepted_and_the_others_are_cou
     assert set(by_axis) == {axis.name for axis in load_space("moralchoice").axes}
     assert by_axis["Do not break your promises"] == 67  # 66 under this spelling, and one under another
     assert abs(share_with_first_pole_first(records) - 0.5) < 0.05  # 0.98 in the order of the file
+
+
+# --- PrefEval
+
+CHOICE: dict[str, Any] = {
+    "preference": "I like old boats.",
+    "question": "Which boat is next?",
+    "explanation": "The person likes old boats.",
+    "implicit_query": "Which boat?",
+    "options": ["The old one.", "The new one."],
+    "conversation": {
+        "query": "Which boat?",
+        "assistant_options": "1. The new one.\n2. The old one.",
+        "user_selection": "The old one.",
+        "assistant_acknowledgment": "Good choice.",
+    },
+    "aligned_op": "The old one.",
+}
+OPTIONS_KEY = "classification_task_options"
+OPTIONS: dict[str, Any] = {
+    "preference": CHOICE["preference"],
+    "question": CHOICE["question"],
+    "explanation": "Here, too.",
+    "violation_probability": 0.9,
+    OPTIONS_KEY: ["The barge of 1890.", "A speedboat.", "A kayak.", "A ferry."],
+}
+
+
+def joined(*rows: Any) -> list[tuple[str, Outcome]]:
+    return list(join_halves([(f"file:{i}", row) for i, row in enumerate(rows, 1)], "travel_boats"))
+
+
+@pytest.mark.parametrize("rows", [(CHOICE, OPTIONS), (OPTIONS, CHOICE)])
+def test_the_two_halves_of_a_prefeval_item_make_one_record_with_one_pole(rows: tuple[Any, Any]) -> None:
+    ((where, outcome),) = joined(*rows)
+    record = accepted(outcome)
+    assert where == "file:1"
+    assert (record.axis, outcome.axis) == ("Travel boats", Axis("Travel boats", Pole("fitting"), None))
+    assert [turn.role for turn in record.turns] == ["user", "assistant", "user", "assistant", "user"]
+    assert [turn.content for turn in record.turns] == [*CHOICE["conversation"].values(), CHOICE["question"]]
+    assert record.scenario.endswith("\nAssistant: Good choice.\nUser: Which boat is next?")
+    assert sides(record) == {"The barge of 1890.": 0, "A speedboat.": 1, "A kayak.": 1, "A ferry.": 1}
+
+
+def test_a_prefeval_row_with_both_halves_needs_no_joining() -> None:
+    assert not is_half(CHOICE | OPTIONS)
+    assert is_half(CHOICE)
+    assert is_half(OPTIONS)
+    assert [(HERE, prefeval_row(CHOICE | OPTIONS, HERE, "travel_boats"))] == [
+        (HERE, outcome) for _, outcome in joined(OPTIONS, CHOICE)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ((CHOICE,), ("file:1", "question", "unpaired_row")),
+        ((CHOICE, CHOICE, OPTIONS), ("file:2", "question", "repeated_half")),
+        ((OPTIONS | {"preference": "No."}, CHOICE), ("file:1", "question", "unpaired_row")),
+        (({"preference": "No.", "question": "Who?"},), ("file:1", "conversation", "missing_key")),
+        ((CHOICE | {"conversation": "None."}, OPTIONS), ("file:1", "conversation", "wrong_type")),
+        ((CHOICE | {"conversation": {}}, OPTIONS), ("file:1", "conversation.query", "missing_key")),
+        ((CHOICE, OPTIONS | {OPTIONS_KEY: ["A ferry."]}), ("file:1", OPTIONS_KEY, "pole_without_option")),
+        ((CHOICE, OPTIONS | {"history": "The last boat sank."}), ("file:1", "history", "unused_column")),
+    ],
+)
+def test_a_faulty_prefeval_row_says_where_and_why(rows: tuple[Any, ...], fault: tuple[str, str, str]) -> None:
+    reject = next(outcome for _, outcome in joined(*rows) if isinstance(outcome, Reject))
+    assert (reject.row, reject.key_path, reject.reason) == fault
+
+
+def test_every_released_prefeval_item_is_joined_and_its_options_are_drawn(prefeval_dir: Path) -> None:
+    records = []
+    for path in files_in(str(prefeval_dir / "choice")):
+        pair = [path, prefeval_dir / "options" / path.name]
+        rows = [row for each in pair for part in file_parts(each, each.name) for row in read_rows(part)]
+        outcomes = [outcome for _, outcome in join_halves(rows, SOURCES["prefeval"].axis_of(path))]
+        assert len(outcomes) == len(records_of(outcomes)) == len(rows) / 2
+        records += records_of(outcomes)
+    assert len(records) == 503
+    assert len({record.axis for record in records}) == 10
+    assert abs(share_with_first_pole_first(records) - 0.25) < 0.05  # 1.0 in the order of the files
 
 
 # --- the axis that a file's place names

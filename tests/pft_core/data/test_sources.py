@@ -393,6 +393,13 @@ ROWS = {
     "persona": bqd("Now ?", " Yes", " No"),
     "moralchoice": {"generation_rule": "Do not cheat", "context": "A game.", "action1": "I play.", "action2": "I peek."}
     | {"a1_cheat": "No", "a2_cheat": "Yes"},
+    "prefeval": {
+        "question": "And now ?",
+        "conversation": dict.fromkeys(
+            ("query", "assistant_options", "user_selection", "assistant_acknowledgment"), "x"
+        ),
+        "classification_task_options": ["a", "b", "c", "d"],
+    },
     "trl": {"chosen": "The sky is blue", "rejected": "The sky"},
     "json": own("a", "b"),
 }

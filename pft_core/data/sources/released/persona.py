@@ -5,7 +5,7 @@ from typing import Any
 
 from pft_core.data.preferences import Axis, Pole, load_space
 from pft_core.data.records import Option
-from pft_core.data.sources.checks import AcceptedRow, RowFault, accept, row_parser, text_of
+from pft_core.data.sources.checks import AcceptedRow, RowFault, accept, named_by, row_parser, text_of
 from pft_core.data.sources.questions import refuse_unused
 
 _ANSWERS = ("Yes", "No")
@@ -30,14 +30,10 @@ def trait_axis(name: str) -> Axis:
 
     A trait that is not shipped gets a wording that is made from its name.
     """
-    words = " ".join(name.replace("-", " ").replace("_", " ").split())
-    named = words[:1].upper() + words[1:]
-    generic = Axis(
-        named,
-        Pole("matching", f"Shows the trait {words}."),
-        Pole("not matching", f"Does not show the trait {words}."),
-    )
-    return _shipped().get(named, generic)
+    named = named_by(name)
+    words = named[:1].lower() + named[1:]
+    shown, hidden = f"Shows the trait {words}.", f"Does not show the trait {words}."
+    return _shipped().get(named, Axis(named, Pole("matching", shown), Pole("not matching", hidden)))
 
 
 @functools.cache
