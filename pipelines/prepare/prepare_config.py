@@ -21,12 +21,12 @@ SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 class PrepareConfig(PluggedSettings):
     """Raw input, its format, and the output folder of the records."""
 
-    source: str  # vcd, bqd, persona, trl, json, toyworld, or one that a plugin adds
+    source: str  # vcd, bqd, persona, moralchoice, prefeval, trl, json, toyworld, or a plugin's own
     output: Place  # the folder of the data set
     input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
     axis: str | None = Field(
         default=None, min_length=1
-    )  # for rows that do not name one; default: bqd's folder, persona's file
+    )  # for rows that do not name one; default: bqd's folder, persona's or prefeval's file
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
     split: str = Field(default="train", pattern=SPLIT)  # for toyworld, or a Hugging Face data set
     seed: int = Field(default=0, ge=0, lt=2**63)  # for toyworld
