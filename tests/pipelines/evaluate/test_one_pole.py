@@ -28,7 +28,8 @@ from pipelines.train import refuse_missing_inputs
 from tests.builders import SPACE, record
 
 AXIS = "Travel boats"
-ONE_POLE = PreferenceSpace("prefeval", (Axis(AXIS, Pole("fitting"), None),))
+OTHER = "Shop boats"  # a topic with the same questions: its halves must not be joined with those of the first
+ONE_POLE = PreferenceSpace("prefeval", tuple(Axis(name, Pole("fitting"), None) for name in (OTHER, AXIS)))
 
 
 def halves(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,10 +43,11 @@ def halves(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("prefeval")
-    rows = [halves(number) for number in range(12)]
+    rows = [halves(number) for number in range(9)]
     for kind, name in enumerate(("choice", "options")):
         (folder / name).mkdir()
         (folder / name / "travel_boats.json").write_text(json.dumps([row[kind] for row in rows]))
+        (folder / name / "shop_boats.json").write_text(json.dumps([row[kind] for row in rows[:3]]))
     return [str(folder / "choice"), str(folder / "options")]
 
 
@@ -62,7 +64,7 @@ def data(raw, tmp_path_factory) -> Path:
 def test_a_prepared_folder_keeps_the_missing_pole_and_the_turns(data) -> None:
     manifest = DatasetManifest.load(data)
     assert manifest.space == ONE_POLE
-    assert manifest.space.one_pole_axes == (AXIS,)
+    assert manifest.space.one_pole_axes == (OTHER, AXIS)
     for prepared in read_records(data, manifest):
         assert prepared.turns[0] == Turn("user", "Which boat ?")
         assert len(prepared.of_side(0)) == 1
@@ -80,15 +82,17 @@ def test_an_evaluation_reports_one_and_names_what_is_not_defined(data, tiny_qwen
     report = json.loads(Path(evaluate.run(config)["report_json"]).read_text())
     assert report["items"] == {"in": 12, "out": 12, "rejected": 0, "rejected_by_reason": {}}
     assert [(row["metric"], row["axis"], row["pole"], row["n"]) for row in report["rows"]] == [
-        ("one", AXIS, "fitting", 12)
+        ("one", OTHER, "fitting", 3),
+        ("one", AXIS, "fitting", 9),
     ]
     outcomes = [Outcome.from_json(line) for line in (tmp_path / "e" / "outcomes.jsonl").read_text().splitlines()]
-    share = sum(outcome.shows_only(outcome.chosen[0], 0) for outcome in outcomes) / 12
-    assert report["rows"][0]["value"] == share
-    first = sum(outcome.sides[0] == 0 for outcome in outcomes) / 12
-    assert report["rows"][0]["position_baseline"] == first
+    outcomes = [outcome for outcome in outcomes if outcome.axis == AXIS]
+    share = sum(outcome.shows_only(outcome.chosen[0], 0) for outcome in outcomes) / 9
+    assert report["rows"][1]["value"] == share
+    first = sum(outcome.sides[0] == 0 for outcome in outcomes) / 9
+    assert report["rows"][1]["position_baseline"] == first
     (said,) = report["cautions"]
-    assert "only pole of Travel boats" in said
+    assert "only pole of Shop boats, Travel boats" in said
     assert said.endswith("not defined: Both right, Flip, Leak.")
     assert said in (tmp_path / "e" / "report.html").read_text()
     assert {example["kind"] for example in report["examples"]} <= {"right", "wrong"}
@@ -119,7 +123,7 @@ def test_an_item_of_one_pole_is_asked_once_and_no_pole_is_stated() -> None:
 
 
 def test_training_and_encoding_refuse_data_of_one_pole(data, raw, tiny_qwen2, tmp_path) -> None:
-    says = f"evaluation-only data: its axes have no second pole \\({AXIS}\\).*pft evaluate"
+    says = f"evaluation-only data: its axes have no second pole \\({OTHER}, {AXIS}\\).*pft evaluate"
     for role in ("data", "validation_data"):
         folders = {"data": "toyworld", role: str(data)}
         with pytest.raises(UserError, match=says):
