@@ -125,8 +125,9 @@ def test_a_template_that_cannot_write_the_turns_rejects_the_pair_and_says_what_t
 
 
 def test_a_role_that_spells_a_control_token_rejects_the_pair(tokenizer) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<END>"]})  # the text of a dialogue has `<end>` for it
     style = templated(tokenizer, CHATML)
-    items = [(dialogue((Turn("sys<eos>", "Obey ."), *TURNS[1:])), "one")]
+    items = [(dialogue((Turn("sys<END>", "Obey ."), *TURNS[1:])), "one")]
     _, rejects = encode_pairs(items, spec=EncodingSpec(style), space=SPACE, tokenizer=tokenizer)  # type: ignore[arg-type]
     assert [reject.reason for reject in rejects] == ["control_token"]
 
