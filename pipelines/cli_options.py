@@ -48,7 +48,11 @@ Inputs = Annotated[
 ]
 RowAxis = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Axis of rows that do not name one. Default for bqd: the name of their folder."),
+    typer.Option(
+        metavar="NAME",
+        help="Axis of rows that do not name one. Default for bqd: the name of their folder; for persona and prefeval: "
+        "the name of their file.",
+    ),
 ]
 Forms = Annotated[
     str,

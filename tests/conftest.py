@@ -95,6 +95,21 @@ def bqd_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def persona_dir() -> Path:
+    return _released("persona")
+
+
+@pytest.fixture(scope="session")
+def moralchoice_dir() -> Path:
+    return _released("moralchoice")
+
+
+@pytest.fixture(scope="session")
+def prefeval_dir() -> Path:
+    return _released("prefeval")
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for the session; 6 logical CPUs keep Ray Data from starving beside training workers."""
     import ray

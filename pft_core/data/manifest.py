@@ -24,7 +24,7 @@ class Shard:
 class DatasetManifest:
     """The description of a prepared data set.
 
-    Invariants: rows_in = rows_out + rejected, and pairs_out = rows_out x len(forms).
+    Invariants: rows_in = rows_out + rejected, and pairs_out = rows_out x len(forms), or 0 for an axis with one pole.
     """
 
     source: str
@@ -40,6 +40,14 @@ class DatasetManifest:
     config_digest: str
     data_digest: str
     request_digest: str = ""  # of the input and options, independent of the code; older manifests lack it
+
+    def refuse_one_pole(self, folder: Path | str) -> None:
+        """Raise UserError if an axis has one pole, so that its records are for evaluation only. folder: of the data."""
+        if axes := self.space.one_pole_axes:
+            raise UserError(
+                f"{folder}: evaluation-only data: its axes have no second pole ({', '.join(axes)}), and training needs "
+                "both: give it to `pft evaluate`, and train on data with two poles"
+            )
 
     def save(self, folder: Path) -> Path:
         """Write manifest.json and return its path. Call this last: a folder without the file is not a data set."""

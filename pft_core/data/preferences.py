@@ -26,21 +26,25 @@ class Pole:
 
 @dataclass(frozen=True)
 class Axis:
-    """A value conflict between two poles."""
+    """A value conflict between two poles.
+
+    An axis without a second pole is for evaluation only: an option either shows the first pole (side 0) or does not
+    (side 1). No prompt states its pole, which the scenario shows in another way, such as by an earlier choice.
+    """
 
     name: str
     first: Pole
-    second: Pole
+    second: Pole | None
 
     @property
-    def poles(self) -> tuple[Pole, Pole]:
-        """Both poles, in the order of their sides."""
-        return (self.first, self.second)
+    def poles(self) -> tuple[Pole, ...]:
+        """Both poles, in the order of their sides, or the only one."""
+        return (self.first,) if self.second is None else (self.first, self.second)
 
     def side(self, pole: str) -> int:
         """Return the side (0 or 1) of a pole's name, or of the words `first` and `second`. Raises UserError."""
-        names = (self.first.name, self.second.name)
-        for candidates in (names, ("first", "second")):
+        names = tuple(pole.name for pole in self.poles)
+        for candidates in (names, ("first", "second")[: len(names)]):
             if pole in candidates:
                 return candidates.index(pole)
         raise UserError(f"axis {self.name!r} has no pole {pole!r}.{did_you_mean(pole, names)}")
@@ -60,6 +64,11 @@ class PreferenceSpace:
                 return axis
         raise UserError(f"space {self.name!r} has no axis {name!r}.{did_you_mean(name, [a.name for a in self.axes])}")
 
+    @property
+    def one_pole_axes(self) -> tuple[str, ...]:
+        """The names of the axes without a second pole."""
+        return tuple(axis.name for axis in self.axes if axis.second is None)
+
     def restricted_to(self, names: Iterable[str]) -> "PreferenceSpace":
         """Return the space with only the named axes, in this space's order."""
         wanted = set(names)
@@ -72,12 +81,12 @@ class PreferenceSpace:
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "PreferenceSpace":
         """Build a space from the content that `to_dict` returns."""
-        axes = (Axis(a["name"], Pole(**a["first"]), Pole(**a["second"])) for a in raw["axes"])
+        axes = (Axis(a["name"], Pole(**a["first"]), a["second"] and Pole(**a["second"])) for a in raw["axes"])
         return PreferenceSpace(raw["name"], tuple(axes))
 
 
 def load_space(name: str) -> PreferenceSpace:
-    """Read a shipped space (`vcd`, `bqd`, `toyworld`). Raises UserError for an unknown name."""
+    """Read a shipped space, such as `vcd` or `persona`. Raises UserError for an unknown name."""
     folder = resources.files("pft_core.data") / "spaces"
     path = folder / f"{name}.yaml"
     if not path.is_file():

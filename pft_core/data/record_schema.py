@@ -10,5 +10,6 @@ RECORD_SCHEMA = pa.schema(
         ("scenario", pa.string()),
         ("options", pa.list_(pa.struct([("text", pa.string()), ("side", pa.int8())]))),
         ("presentation", pa.string()),
+        ("turns", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
     ]
 )

@@ -19,11 +19,20 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One message of a dialogue."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class PairedExample:
     """A scenario with answers of both poles of one axis, in the order in which the prompt shows them.
 
     presentation: `choice` if the prompt lists the options and the answer chooses one (or all) of a pole; `response`
-    if the options are free answers, one per side, which the prompt does not show.
+    if the options are free answers, one per side, which the prompt does not show. turns: the messages of a scenario
+    that is a dialogue, which a chat template renders; `scenario` is all of them as one text. Empty for any other.
     Invariant: both sides occur among the options.
     """
 
@@ -32,6 +41,7 @@ class PairedExample:
     scenario: str
     options: tuple[Option, ...]
     presentation: Presentation = "choice"
+    turns: tuple[Turn, ...] = ()
 
     def of_side(self, side: int) -> tuple[int, ...]:
         """Return the indices of the options that show that side."""
@@ -52,13 +62,15 @@ class PairedExample:
             "scenario": self.scenario,
             "options": options,
             "presentation": self.presentation,
+            "turns": [{"role": turn.role, "content": turn.content} for turn in self.turns],
         }
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> "PairedExample":
-        """Build a record from a row of `RECORD_SCHEMA`."""
+        """Build a record from a row of `RECORD_SCHEMA`; rows of older versions have no turns."""
         options = tuple(Option(o["text"], int(o["side"])) for o in row["options"])
-        return PairedExample(row["id"], row["axis"], row["scenario"], options, row["presentation"])
+        turns = tuple(Turn(turn["role"], turn["content"]) for turn in row.get("turns") or ())
+        return PairedExample(row["id"], row["axis"], row["scenario"], options, row["presentation"], turns)
 
 
 @dataclass(frozen=True)
@@ -90,11 +102,15 @@ def counterbalanced(options: Sequence[Option], item_id: str) -> tuple[Option, ..
 
 
 def paired_example(
-    axis: str, scenario: str, options: Sequence[Option], presentation: Presentation = "choice"
+    axis: str,
+    scenario: str,
+    options: Sequence[Option],
+    presentation: Presentation = "choice",
+    turns: tuple[Turn, ...] = (),
 ) -> PairedExample:
     """Build a record with its content id and a counterbalanced option order."""
     item_id = content_id(axis, scenario, options)
-    return PairedExample(item_id, axis, scenario, counterbalanced(options, item_id), presentation)
+    return PairedExample(item_id, axis, scenario, counterbalanced(options, item_id), presentation, turns)
 
 
 LETTERS = "ABCDEFGHIJ"  # that name the options of a question

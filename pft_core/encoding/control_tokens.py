@@ -19,7 +19,8 @@ def reject_control_tokens(
     beside: texts of the prompts besides the record's own, such as lines that state preferences, or a history.
     """
     options = [option.text for option in record.options]
-    for key, texts in (("scenario", [record.scenario]), ("options", options), ("preference", beside)):
+    scenario = [record.scenario, *(turn.role for turn in record.turns)]
+    for key, texts in (("scenario", scenario), ("options", options), ("preference", beside)):
         token = control_token_in(texts, tokenizer)
         if token is not None:
             return Reject(example_id, key, REASON, f"the tokenizer reads {token!r} as a control token: rewrite it")

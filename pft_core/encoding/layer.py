@@ -22,6 +22,7 @@ from pft_core.encoding.examples import Branch, BranchedExample, LabelCounts
 from pft_core.encoding.views import VIEWS, EncodingSpec, View, encode_pairs
 from pft_core.errors import UserError
 from pft_core.files import digest, file_sha256, read_json, whole_file, write_json
+from pft_core.prompts import REFUSED as REFUSED_TURNS
 
 LAYER_NAME = "layer.json"
 _FORMAT = 4
@@ -46,7 +47,8 @@ class LayerPart:
     """One Arrow file of a layer.
 
     path: relative to the layer's folder. rejected: the number of rejected pairs. with_control_tokens: how many of these
-    contain a control token; the others are too long.
+    contain a control token; with_refused_turns: how many are dialogues that the chat template refuses; the others are
+    too long.
     """
 
     path: str
@@ -54,6 +56,7 @@ class LayerPart:
     rows: int
     rejected: int
     with_control_tokens: int = 0
+    with_refused_turns: int = 0
 
 
 def layer_key(*, data_digest: str, tokenizer_digest: str, spec: EncodingSpec, space: PreferenceSpace) -> str:
@@ -87,7 +90,8 @@ def encode_part(
             writer.write_batch(pa.RecordBatch.from_pylist([_to_row(e) for e in examples], schema=_SCHEMA))
             rows += len(examples)
             reasons.update(reject.reason for reject in rejects)
-    return LayerPart(part.name, file_sha256(part), rows, reasons.total(), reasons[CONTROL_TOKEN])
+    counts = reasons.total(), reasons[CONTROL_TOKEN], reasons[REFUSED_TURNS]
+    return LayerPart(part.name, file_sha256(part), rows, *counts)
 
 
 def finish_layer(folder: Path, parts: Sequence[LayerPart], *, key: str, view: View = "pft") -> Path:
@@ -118,8 +122,13 @@ def pair_rejects(folder: Path) -> dict[str, int]:
     """Return the number of pairs that a layer has left out, by reason."""
     parts = layer_parts(folder)
     with_control_tokens = sum(part.with_control_tokens for part in parts)
-    overlong = sum(part.rejected for part in parts) - with_control_tokens
-    return {"longer than encoding.max_length": overlong, "with control tokens": with_control_tokens}
+    with_refused_turns = sum(part.with_refused_turns for part in parts)
+    overlong = sum(part.rejected for part in parts) - with_control_tokens - with_refused_turns
+    return {
+        "longer than encoding.max_length": overlong,
+        "with control tokens": with_control_tokens,
+        "with turns that the chat template refuses": with_refused_turns,
+    }
 
 
 def _to_row(example: BranchedExample) -> dict[str, Any]:
@@ -152,7 +161,8 @@ class EncodedLayer:
             left_out = ", ".join(f"{count} {reason}" for reason, count in pair_rejects(folder).items() if count)
             raise UserError(
                 f"{folder}: no pair is left ({left_out or 'the data has none'}): raise encoding.max_length or set "
-                "encoding.overlong=cut_prompt for long pairs; remove control tokens from the texts"
+                "encoding.overlong=cut_prompt for long pairs; remove control tokens from the texts; use "
+                "prompt.template=plain for turns that the chat template refuses"
             )
         self.rejected: int = manifest["rejected"]
         self._side_B = np.array([side for side, _ in VIEWS[manifest["view"]]])

@@ -5,6 +5,7 @@ from typing import Any
 
 from pft_core.encoding.layer import tokenizer_digest
 from pft_core.errors import UserError
+from pft_core.files import digest
 from pft_core.prompts import Frame, PromptSettings, PromptStyle, chat_frame
 
 
@@ -12,7 +13,8 @@ from pft_core.prompts import Frame, PromptSettings, PromptStyle, chat_frame
 class TokenizerFacts:
     """Facts about a tokenizer.
 
-    digest: of its complete definition. style: a recipe's prompt style in this tokenizer's frame.
+    digest: of its complete definition, with its chat template if the recipe uses it. style: a recipe's prompt style in
+    this tokenizer's frame.
     """
 
     digest: str
@@ -21,7 +23,9 @@ class TokenizerFacts:
 
 def tokenizer_facts(tokenizer: Any, prompt: PromptSettings) -> TokenizerFacts:
     """Return the facts. Raises UserError if the recipe uses a chat template that is missing or unusable."""
-    return TokenizerFacts(tokenizer_digest(tokenizer), prompt.style(frame_for(tokenizer, prompt)))
+    own, style = tokenizer_digest(tokenizer), prompt.style(frame_for(tokenizer, prompt))
+    # The frame shows what a template writes around one message; the template decides what it writes around several.
+    return TokenizerFacts(digest([own, tokenizer.chat_template]) if prompt.template == "chat" else own, style)
 
 
 def frame_for(tokenizer: Any, prompt: PromptSettings) -> Frame:

@@ -10,7 +10,7 @@ from pft_core.encoding.examples import BranchedExample, branched_example, withou
 from pft_core.encoding.overlong import fit_length
 from pft_core.encoding.settings import EncodingSettings
 from pft_core.encoding.tokens import TokenizedAnswer, tokenize
-from pft_core.prompts import PromptStyle, condition_text, render_answer, render_prompt, target_options
+from pft_core.prompts import PromptStyle, condition_text, in_turns, render_answer, render_prompt, target_options
 
 View = Literal["pft", "preference"]  # what the branches of a pair are: its right answers, or its right and wrong ones
 
@@ -37,28 +37,25 @@ def encode_pairs(
     """Encode items in the spec's view: each becomes a prefix, and a branch for each prompt and answer of the view.
 
     An item with a branch longer than `max_length` is rejected, or loses tokens from the start of the scenario (never of
-    the answer, and the same tokens in every branch). An item whose texts contain a control token is rejected. Example
-    ids are `record id:form`.
+    the answer, and the same tokens in every branch). An item whose texts contain a control token, or whose turns the
+    chat template refuses, is rejected. Example ids are `record id:form`.
     """
-    faults = [
-        reject_control_tokens(f"{record.id}:{form}", record, tokenizer, beside=_stated(record.axis, spec.style, space))
-        for record, form in items
-    ]
+    checked = [_checked(record, form, spec.style, space, tokenizer) for record, form in items]
     examples: list[BranchedExample] = []
-    rejects = [reject for reject in faults if reject]
-    items = [item for item, reject in zip(items, faults, strict=True) if reject is None]
+    rejects = [outcome for outcome in checked if isinstance(outcome, Reject)]
+    accepted = [outcome for outcome in checked if not isinstance(outcome, Reject)]
     texts, prompt_lengths, spans = [], [], []
-    for record, form in items:
+    for record, form, style in accepted:
         for prompt_side, answer_side in VIEWS[spec.view]:
-            prompt = render_prompt(record, side=prompt_side, form=form, style=spec.style, space=space)
+            prompt = render_prompt(record, side=prompt_side, form=form, style=style, space=space)
             target = target_options(record, side=answer_side, form=form)
-            answer = render_answer(record, target, form=form, style=spec.style)
+            answer = render_answer(record, target, form=form, style=style)
             texts.append(prompt.text + answer)
             prompt_lengths.append(len(prompt.text))
             spans.append(prompt.scenario_span)
     rows = tokenize(texts, prompt_lengths, spans, tokenizer) if texts else []
     count = len(VIEWS[spec.view])
-    for i, (record, form) in enumerate(items):
+    for i, (record, form, _) in enumerate(accepted):
         axis = space.axes.index(space.axis(record.axis))
         outcome = _tree(f"{record.id}:{form}", rows[count * i : count * (i + 1)], spec, axis)
         if isinstance(outcome, BranchedExample):
@@ -66,6 +63,16 @@ def encode_pairs(
         else:
             rejects.append(outcome)
     return examples, rejects
+
+
+def _checked(
+    record: PairedExample, form: Form, style: PromptStyle, space: PreferenceSpace, tokenizer: Any
+) -> tuple[PairedExample, Form, PromptStyle] | Reject:
+    """Return an item and its style, in the frame of the record's turns if it has any, or a reject."""
+    example_id = f"{record.id}:{form}"
+    reject = reject_control_tokens(example_id, record, tokenizer, beside=_stated(record.axis, style, space))
+    outcome = reject or in_turns(example_id, record, style, tokenizer)
+    return outcome if isinstance(outcome, Reject) else (outcome[0], form, outcome[1])
 
 
 def _stated(axis: str, style: PromptStyle, space: PreferenceSpace) -> list[str]:

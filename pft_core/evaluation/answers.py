@@ -6,7 +6,7 @@ mean per label token for texts of unequal length. By generation, a greedy reply 
 
 from __future__ import annotations  # only types name the scorer, so a driver imports this without torch
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from pft_core.encoding import BranchedExample, TokenizedAnswer, branched_example
 from pft_core.evaluation.choices import parse_choice, parse_choices, parse_option, parse_options
 from pft_core.evaluation.metrics import Choice, Outcome, WeightedChoice
 from pft_core.files import digest
-from pft_core.prompts import Prompt, PromptStyle, condition_text, render_answer, render_prompt
+from pft_core.prompts import Prompt, PromptStyle, condition_text, in_turns, render_answer, render_prompt
 
 if TYPE_CHECKING:
     from pft_core.scoring import BranchScorer
@@ -65,18 +65,44 @@ def ask(
     base_answer: Answerer | None,
     *,
     unconditioned: bool = True,
+    one_pole_axes: Collection[str] = (),
 ) -> list[Outcome | Reject]:
     """Ask every item under its conditions. If a question is rejected, its item is rejected for the same reason.
 
     base_answer: answers for the policy's base without a condition; None if the policy is its own base.
-    unconditioned: whether to ask items without a condition too, which only `leak` needs.
+    unconditioned: whether to ask items without a condition too, which only `leak` needs. one_pole_axes: axes whose
+    items are asked once, without a condition, as their scenarios show the pole.
     """
     sides = {form: [side for side in CONDITIONS[form] if unconditioned or side is not None] for form in CONDITIONS}
-    questions = [Question(record, form, side) for record, form in items for side in sides[form]]
-    answers = dict(zip(questions, answer(questions), strict=True))
+    alone = [Question(record, form, None) for record, form in items if record.axis in one_pole_axes]
+    pairs = [(record, form) for record, form in items if record.axis not in one_pole_axes]
+    questions = [Question(record, form, side) for record, form in pairs for side in sides[form]]
+    answers = dict(zip([*questions, *alone], answer([*questions, *alone]), strict=True))
     free = [question for question in questions if question.side is None]
     base_answers = dict(zip(free, base_answer(free), strict=True)) if base_answer and free else answers
-    return [_outcome(record, form, answers, base_answers) for record, form in items]
+    return [
+        _outcome_of_one_pole(answers, Question(record, form, None))
+        if record.axis in one_pole_axes
+        else _outcome(record, form, answers, base_answers)
+        for record, form in items
+    ]
+
+
+def _outcome_of_one_pole(answers: dict[Question, Answer], question: Question) -> Outcome | Reject:
+    record, answer = question.record, answers[question]
+    if isinstance(answer, Reject):
+        return answer
+    return Outcome(
+        record.id,
+        digest(record.scenario),
+        record.axis,
+        question.form,
+        tuple(option.side for option in record.options),
+        (answer,),
+        scenario_text=record.scenario,
+        options=tuple(option.text for option in record.options),
+        probabilities=(answer.probabilities,) if isinstance(answer, WeightedChoice) else (),
+    )
 
 
 def _outcome(
@@ -154,14 +180,12 @@ def encode_options(
 ) -> list[BranchedExample | Reject]:
     """Encode the `options` view: per question a prompt, and one branch per candidate (`Branch.side` is its index)."""
     rejects = {
-        i: reject
-        for i, q in enumerate(questions)
-        if (reject := unscorable(q) or _control_token_reject(q, tokenizer, settings))
+        i: reject for i, q in enumerate(questions) if (reject := unscorable(q) or _unaskable(q, tokenizer, settings))
     }
     texts, prompt_lengths, spans, counts = [], [], [], []
     for i, question in enumerate(questions):
         chosen = [] if i in rejects else candidates(question)
-        prompt = _prompt(question, settings)
+        prompt = _prompt(question, tokenizer, settings)
         answers = [render_answer(question.record, c, form=question.form, style=settings.style) for c in chosen]
         texts += [prompt.text + answer for answer in answers]
         prompt_lengths += [len(prompt.text)] * len(chosen)
@@ -193,12 +217,14 @@ def unscorable(question: Question) -> Reject | None:
     return None
 
 
-def _control_token_reject(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
-    """Return a reject if a text of the question contains a control token, or None."""
-    record, style = question.record, settings.style
+def _unaskable(question: Question, tokenizer: Any, settings: AnswerSettings) -> Reject | None:
+    """Return a reject if a text of the question contains a control token or the template refuses its turns, or None."""
+    record, style, question_id = question.record, settings.style, f"{question.record.id}:{question.form}"
     stated = [(record.axis, question.side), *question.others]
     lines = [condition_text(settings.space, axis, side, condition=style.condition) for axis, side in stated]
-    return reject_control_tokens(f"{record.id}:{question.form}", record, tokenizer, beside=[*lines, question.history])
+    reject = reject_control_tokens(question_id, record, tokenizer, beside=[*lines, question.history])
+    framed = reject or in_turns(question_id, record, style, tokenizer)
+    return framed if isinstance(framed, Reject) else None
 
 
 def score_branches(
@@ -232,7 +258,7 @@ def by_generation(
     """Generate greedily and parse strictly; a reply without a parsable choice becomes None."""
     prompts = _prompt_ids(questions, tokenizer=tokenizer, settings=settings)
     outcomes: list[Answer] = [
-        _ungeneratable(q, ids, settings) or _control_token_reject(q, tokenizer, settings)
+        _ungeneratable(q, ids, settings) or _unaskable(q, tokenizer, settings)
         for q, ids in zip(questions, prompts, strict=True)
     ]
     accepted = [i for i, outcome in enumerate(outcomes) if outcome is None]
@@ -271,7 +297,7 @@ def _without_padding(members: Sequence[int], num_tokens: Sequence[int]) -> list[
 
 
 def _prompt_ids(questions: Sequence[Question], *, tokenizer: Any, settings: AnswerSettings) -> list[NDArray[np.int32]]:
-    prompts = [_prompt(question, settings) for question in questions]
+    prompts = [_prompt(question, tokenizer, settings) for question in questions]
     texts = [prompt.text for prompt in prompts]
     rows = tokenize(texts, [len(text) for text in texts], [prompt.scenario_span for prompt in prompts], tokenizer)
     return [row.ids[:-1] for row in rows]  # without the EOS that ends an answer
@@ -323,11 +349,13 @@ def read_reply(reply: str, question: Question, style: PromptStyle) -> Choice:
     return None if index is None else frozenset({index})
 
 
-def _prompt(question: Question, settings: AnswerSettings) -> Prompt:
-    record, form, side = question.record, question.form, question.side
-    style, space = settings.style, settings.space
+def _prompt(question: Question, tokenizer: Any, settings: AnswerSettings) -> Prompt:
+    """Render a question; one whose turns the template refuses, which is not asked, as a single message."""
+    form, side, space = question.form, question.side, settings.space
+    framed = in_turns("", question.record, settings.style, tokenizer)
+    record, style = (question.record, settings.style) if isinstance(framed, Reject) else framed
     prompt = render_prompt(record, side=side, form=form, style=style, space=space, others=question.others)
-    opening, added = len(settings.style.frame.opening), len(question.history)
+    opening, added = len(style.frame.opening), len(question.history)
     start, end = prompt.scenario_span
     return Prompt(prompt.text[:opening] + question.history + prompt.text[opening:], (start + added, end + added))
 

@@ -27,5 +27,6 @@ if TYPE_CHECKING:
         template_digest,
     )
     from pft_core.prompts.settings import PromptSettings
+    from pft_core.prompts.turns import REFUSED, in_turns
 else:
     __getattr__ = lazy_exports(__name__)

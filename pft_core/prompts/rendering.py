@@ -117,8 +117,9 @@ def _common_prefix(first: str, second: str) -> str:
 def condition_text(
     space: PreferenceSpace, axis: str, side: int | None, *, condition: ConditionStyle = "description"
 ) -> str:
-    """Return the line that states a preference; an empty string if there is none (side None)."""
-    if side is None:
+    """Return the line that states a preference; an empty string if there is none (side None) or the axis has one
+    pole."""
+    if side is None or space.axis(axis).second is None:
         return ""
     pole = space.axis(axis).poles[side]
     if condition == "control_token":

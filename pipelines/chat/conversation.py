@@ -48,7 +48,7 @@ class Conversation:
                 console.print(f"error: {printable(str(error))}", style="red", highlight=False, soft_wrap=True)
 
     def _introduce(self) -> None:
-        axes = "; ".join(f"{axis.name} ({axis.first.name} or {axis.second.name})" for axis in self.policy.space.axes)
+        axes = "; ".join(f"{axis.name} ({_poles(axis)})" for axis in self.policy.space.axes)
         base = self.policy.weights or self.policy.base
         for text in (f"A policy on {base}. Axes: {axes}. Now: {self.axis.name}.", HELP):
             console.print(text, highlight=False, soft_wrap=True)
@@ -78,10 +78,14 @@ class Conversation:
         if name not in axes:
             raise UserError(f"/axis {name}: no such axis.{did_you_mean(name, axes)}")
         self.axis = axes[name]
-        console.print(f"axis {name}: {self.axis.first.name} or {self.axis.second.name}", highlight=False)
+        console.print(f"axis {name}: {_poles(self.axis)}", highlight=False)
 
     def _toggle_base(self) -> None:
         if self.policy.weights is not None:
             raise UserError("/base: this policy was fully fine-tuned, so its base is not loaded beside it")
         self.shows_base = not self.shows_base
         console.print(f"the base model is {'shown' if self.shows_base else 'hidden'}", highlight=False)
+
+
+def _poles(axis: Axis) -> str:
+    return " or ".join(pole.name for pole in axis.poles)

@@ -77,9 +77,10 @@ def held_out(data: Path, storage: Path, *, share: float = HELD_OUT_SHARE, salt: 
     """Split prepared records into training records and a held-out share, by a hash of their scenarios.
 
     salt: two successive splits need two different salts, or the second finds nothing. Raises UserError if a part is
-    empty.
+    empty, or the records are for evaluation only.
     """
     manifest = DatasetManifest.load(data)
+    manifest.refuse_one_pole(data)
     train, validation = (storage / f"{part}-{manifest.data_digest}" for part in ("kept", "held-out"))
     if (train / MANIFEST_NAME).is_file() and (validation / MANIFEST_NAME).is_file():
         return train, validation

@@ -168,13 +168,22 @@ def refuse_if_mostly_rejected(
     """Say how many pairs were left out and why. Raises UserError if too few are left."""
     kept, rejected = sum(p.rows for p in parts), sum(p.rejected for p in parts)
     with_control_tokens = sum(p.with_control_tokens for p in parts)
-    overlong, pairs = rejected - with_control_tokens, kept + rejected
+    with_refused_turns = sum(p.with_refused_turns for p in parts)
+    overlong, pairs = rejected - with_control_tokens - with_refused_turns, kept + rejected
     if overlong:
         say(f"{overlong} of {pairs} pairs are longer than {limit.name} and were left out")
     if with_control_tokens:
         say(f"{with_control_tokens} of {pairs} pairs contain control tokens (such as the EOS) and were left out")
+    if with_refused_turns:
+        say(f"{with_refused_turns} of {pairs} pairs have turns that the chat template refuses and were left out")
     if kept and rejected <= max_reject_fraction * pairs:
         return
+    if with_refused_turns > max(overlong, with_control_tokens):
+        raise UserError(
+            f"prompt.template=chat: the model's chat template refuses the turns (such as a system message) of "
+            f"{with_refused_turns} of {pairs} pairs: use prompt.template=plain, or write each dialogue as one user "
+            "message; `pft show prompt` says what the template refuses"
+        )
     if with_control_tokens > overlong:
         raise UserError(
             f"{with_control_tokens} of {pairs} pairs contain control tokens of the model in their texts: use "

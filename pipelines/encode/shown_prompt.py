@@ -9,7 +9,7 @@ import numpy as np
 from rich.text import Text
 
 from pft_core.data import DatasetManifest, Form, PairedExample, PreferenceSpace, read_records, worded_as
-from pft_core.encoding import Branch, BranchedExample, EncodingSpec, encode_pairs
+from pft_core.encoding import Branch, BranchedExample, EncodingSpec, encode_pairs, select_sides
 from pft_core.errors import UserError
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pft_core.prompts import PromptSettings, PromptStyle
@@ -32,15 +32,17 @@ class ShownSide:
 def show_prompt(data: str, model: str, *, row: int) -> dict[str, Any]:
     """Print a record, counted from 1, in the prompt style of a trained run or a base model.
 
-    Result: id, axis and both sides. Raises UserError if the row does not exist or is rejected.
+    Result: id, axis and both sides, or the only one. Raises UserError if the row does not exist or is rejected.
     """
     manifest = DatasetManifest.load(Path(data))
     record = read_record(Path(data), manifest, row)
     style, space, tokenizer = prompt_style_of(model, manifest)
+    sides = range(len(space.axis(record.axis).poles))
     shown: list[ShownSide] = []
     for form in manifest.forms:
         example = encode_record(record, form, style, space, tokenizer, where=f"{data}: row {row}")
-        shown += [print_side(record, form, example, branch, space, tokenizer) for branch in example.branches]
+        branches = select_sides(example, sides).branches
+        shown += [print_side(record, form, example, branch, space, tokenizer) for branch in branches]
     return {"id": record.id, "axis": record.axis, "sides": [asdict(side) for side in shown]}
 
 

@@ -53,7 +53,9 @@ class PolicyActor:
         items: list[Item] = [(PairedExample.from_row(row), row["form"]) for row in rows]
         try:
             with memory_errors(self._jobs[job]):
-                answers = [answer_row(outcome) for outcome in ask(items, *self.policy_and_base(job))]
+                one_pole_axes = self._jobs[job].settings.space.one_pole_axes
+                outcomes = ask(items, *self.policy_and_base(job), one_pole_axes=one_pole_axes)
+                answers = [answer_row(outcome) for outcome in outcomes]
         except UserError as error:
             answers = [{"fault": str(error)}]
         return answers_table(answers, first, job)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pft_core.data import DatasetManifest, read_trained_scenarios, scenarios_of
-from pft_core.evaluation import MIN_CLUSTERS, EvaluationRow
+from pft_core.data import DatasetManifest, PreferenceSpace, read_trained_scenarios, scenarios_of
+from pft_core.evaluation import METRICS, MIN_CLUSTERS, EvaluationRow, metrics_where
 from pft_core.policies import MODEL_REF_NAME, ModelRef
 from pipelines.evaluate.evaluate_config import EvaluateConfig, weights_reference
 
@@ -25,10 +25,24 @@ def cautions(
     data, None for data other than prepared records. rows: those of metrics of prepared records.
     """
     sentences = [other_adapter(config, policy)] if config.adapter is not None else []
+    if manifest is not None:
+        sentences.append(one_pole(manifest.space, policy=policy))
     if manifest is not None and trained is not None:
         sentences.append(trained_on(trained, Path(config.data), manifest, policy=policy))
         sentences.append(never_trained(trained, (axis.name for axis in manifest.space.axes), policy=policy))
     return [sentence for sentence in [*sentences, few_scenarios(rows)] if sentence]
+
+
+def one_pole(space: PreferenceSpace, *, policy: str) -> str:
+    """Name the axes without a second pole, and the metrics that are not defined on them."""
+    if not space.one_pole_axes:
+        return ""
+    names = metrics_where(counts_outcomes=True, in_evaluation=True, has_poles=False)
+    labels = ", ".join(METRICS[name].label for name in names)
+    return (
+        f"{policy} was asked about the only pole of {', '.join(space.one_pole_axes)}, which no prompt states. Without "
+        f"a second pole, these metrics are not defined: {labels}."
+    )
 
 
 def other_adapter(config: EvaluateConfig, policy: str) -> str:

@@ -21,7 +21,7 @@ from pft_core.data import PreferenceSpace, Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import Answer, Answerer, Question, WeightedChoice, best, read_reply, unscorable
 from pft_core.policies import ModelRef
-from pft_core.prompts import PromptStyle, render_prompt
+from pft_core.prompts import Frame, PromptStyle, render_prompt
 
 KEY_VARIABLE = "PFT_API_KEY"
 IN_FLIGHT = 16
@@ -126,11 +126,13 @@ class ServedPolicy:
                 f"scoring={scoring}: {entry['id']} answers as it was trained, by {ref.style.answer}: "
                 f"set scoring={ref.style.answer}, or generate"
             )
+        how: dict[str, Any]
         if scoring == "generate":
-            how: dict[str, Any] = {"endpoint": endpoint, "ref": ref, "max_new_tokens": max_new_tokens}
+            how = {"endpoint": endpoint, "ref": ref, "max_new_tokens": max_new_tokens}
             answer, base_answer = (partial(by_writing, model=name, **how) for name in (entry["id"], BASE))
         else:
-            answer, base_answer = (partial(by_choosing, model=name, endpoint=endpoint) for name in (entry["id"], BASE))
+            how = {"endpoint": endpoint, "style": ref.style}
+            answer, base_answer = (partial(by_choosing, model=name, **how) for name in (entry["id"], BASE))
         has_base = BASE in names
         return ServedPolicy(ref, answer, base_answer if has_base and entry["id"] != BASE else None, has_base)
 
@@ -167,11 +169,11 @@ def _reference(entry: dict[str, Any], endpoint: Endpoint) -> ModelRef:
         ) from None
 
 
-def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str) -> list[Answer]:
+def by_choosing(questions: Sequence[Question], *, endpoint: Endpoint, model: str, style: PromptStyle) -> list[Answer]:
     """Choose by likelihood, as `by_likelihood` does offline."""
 
     def ask(question: Question) -> Answer:
-        if (reject := unscorable(question)) is not None:
+        if (reject := unscorable(question) or _unservable(question, style)) is not None:
             return reject
         record = question.record
         texts = [option.text for option in record.options]
@@ -199,6 +201,8 @@ def by_writing(
 
     def ask(question: Question) -> Answer:
         style, space = ref.style, ref.space
+        if (reject := _unservable(question, style)) is not None:
+            return reject
         if question.record.presentation == "response":
             return _reject(
                 question, "no_listed_options", "generation needs listed options: use scoring=letter or option"
@@ -222,6 +226,15 @@ def ask_concurrently(ask: Callable[[Question], Answer], questions: Sequence[Ques
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return list(pool.map(ask_or_reject, questions))
+
+
+def _unservable(question: Question, style: PromptStyle) -> Reject | None:
+    """Return a reject for a dialogue that the policy's chat template renders, as the server takes one message."""
+    if not question.record.turns or style.frame == Frame():
+        return None
+    return _reject(
+        question, "turns_not_served", "the server takes one message: evaluate this policy without --endpoint"
+    )
 
 
 def _preference(question: Question) -> dict[str, str] | None:

@@ -160,7 +160,8 @@ class RecordsEvaluation:
         """Ask the server; return outcomes, rejects and seconds."""
         assert self.served is not None, "only a served policy is asked in this process"
         started = time.perf_counter()
-        outcomes, rejects = ask_here(self.items, self.served.answer, self.served.base_answer)
+        answerers = self.served.answer, self.served.base_answer
+        outcomes, rejects = ask_here(self.items, *answerers, one_pole_axes=self.ref.space.one_pole_axes)
         return outcomes, rejects, time.perf_counter() - started
 
     def result(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> EvaluationResult:

@@ -1,6 +1,6 @@
 """Ask a policy in this process, without Ray Data, as warm one-process actors do."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pft_core.data import DatasetManifest, PreferenceSpace, Reject
@@ -29,8 +29,13 @@ def answering_job_of(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *
 
 
 def ask_here(
-    items: Sequence[Item], answer: Answerer, base_answer: Answerer | None, *, unconditioned: bool = True
+    items: Sequence[Item],
+    answer: Answerer,
+    base_answer: Answerer | None,
+    *,
+    unconditioned: bool = True,
+    one_pole_axes: Collection[str] = (),
 ) -> tuple[list[Outcome], list[Reject]]:
-    """Ask every item; return outcomes and rejects."""
-    results = ask(items, answer, base_answer, unconditioned=unconditioned)
+    """Ask every item, as `ask` does; return outcomes and rejects."""
+    results = ask(items, answer, base_answer, unconditioned=unconditioned, one_pole_axes=one_pole_axes)
     return [o for o in results if isinstance(o, Outcome)], [r for r in results if isinstance(r, Reject)]

@@ -57,11 +57,11 @@ def names_of(axis: Axis) -> list[str]:
 
 def with_descriptions_of(axis: Axis, other: Axis) -> Axis:
     """Return the axis with missing pole descriptions taken from the other axis."""
-    first, second = (
+    described = [
         replace(pole, description=pole.description or more.description)
         for pole, more in zip(axis.poles, other.poles, strict=True)
-    )
-    return Axis(axis.name, first, second)
+    ]
+    return Axis(axis.name, described[0], described[1] if axis.second else None)
 
 
 def axis_from(wording: str) -> Axis:

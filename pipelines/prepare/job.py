@@ -122,8 +122,8 @@ def config_digest(config: PrepareConfig, files: list[InputFile]) -> str:
 
 def request_digest(config: PrepareConfig, files: list[InputFile]) -> str:
     """Return the digest of the request: options and the content of the inputs, regardless of path and code version."""
-    by_folder = SOURCES[config.source].axis_is_folder and config.axis is None
-    content = [(path.parent.name if by_folder else "", file_sha256(path)) for path, _ in files]
+    entry = SOURCES[config.source]
+    content = [((config.axis is None and entry.axis_of(path)) or "", file_sha256(path)) for path, _ in files]
     return digest([config.model_dump(exclude=NOT_IN_DIGEST | {"input"}), content])
 
 
@@ -207,7 +207,7 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         shards=shards,
         rows_in=len(rows),
         rows_out=len(kept),
-        pairs_out=len(kept) * len(forms),
+        pairs_out=num_pairs(len(kept), forms, space),
         rejected=len(rejects),
         rejected_by_reason=by_reason,
         length_quantiles=lengths,
@@ -220,6 +220,11 @@ def write_data(config: PrepareConfig, files: list[InputFile], data: Path, *, wor
         write_parts(data, manifest, config.parts or (0.8, 0.1, 0.1), num_workers=num_workers)
     console.print(summary(manifest) + first_reject(data, config), highlight=False, soft_wrap=True)
     return manifest
+
+
+def num_pairs(num_records: int, forms: Sequence[str], space: PreferenceSpace) -> int:
+    """Return the number of training pairs, which is 0 if an axis has one pole."""
+    return 0 if space.one_pole_axes else num_records * len(forms)
 
 
 def write_rejects(rejects: pd.DataFrame, data: Path) -> None:
@@ -252,12 +257,14 @@ def task_inputs(config: PrepareConfig, files: list[InputFile]) -> list[ReadTask 
         arguments = {name: getattr(config, name) for name in ("split", *entry.takes)}
         return [GenerateTask(config.source, arguments)]
     parts = [part for path, name in files for part in file_parts(path, name)]
-    if entry.is_joined(first_object(parts)):
-        # The two rows of a pair may be anywhere in the input.
-        return [ReadTask(config.source, tuple(parts), config.axis, joined=True)]
-    axis_of_folder = entry.axis_is_folder and config.axis is None
-    axes = [Path(part.path).parent.name if axis_of_folder else config.axis for part in parts]
-    return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
+    axes = [config.axis or entry.axis_of(Path(part.path)) for part in parts]
+    if not entry.is_joined(first_object(parts)):
+        return [ReadTask(config.source, (part,), axis, joined=False) for part, axis in zip(parts, axes, strict=True)]
+    # The two rows of a pair may be anywhere in the input, or in the files of one axis.
+    by_axis: dict[str | None, list[FilePart]] = {}
+    for part, axis in zip(parts, axes, strict=True):
+        by_axis.setdefault(axis, []).append(part)
+    return [ReadTask(config.source, tuple(of_axis), axis, joined=True) for axis, of_axis in by_axis.items()]
 
 
 def first_object(parts: list[FilePart]) -> dict[str, Any]:
@@ -367,7 +374,7 @@ def write_parts(
             shards=shards,
             rows_in=len(kept),
             rows_out=len(kept),
-            pairs_out=len(kept) * len(manifest.forms),
+            pairs_out=num_pairs(len(kept), manifest.forms, space),
             rejected=0,
             rejected_by_reason={},
             length_quantiles=lengths,
@@ -401,6 +408,7 @@ def add_encoded_layer(config: PrepareConfig, data: Path, manifest: DatasetManife
     """
     if config.model is None:
         return manifest
+    manifest.refuse_one_pole(config.output)
     if config.split_by:
         for name in PARTS:
             of_part = config.model_copy(update={"split_by": None})

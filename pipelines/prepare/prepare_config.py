@@ -23,10 +23,11 @@ SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 class PrepareConfig(PluggedSettings):
     """Raw input, its format, and the output folder of the records."""
 
-    source: str  # format of the rows: vcd, bqd, trl, json, toyworld, dilemmas, or one from a plugin
+    source: str  # format of the rows: a registered source, such as json, trl, vcd, dilemmas
     output: Place  # the folder of the data set
     input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
-    # Axis of rows that do not name one; null: for bqd, the name of the file's folder.
+    # Axis of rows that do not name one; null: for bqd, the name of the file's folder; for persona and
+    # prefeval, that of the file.
     axis: str | None = Field(default=None, min_length=1)
     # Questions to prepare: choose one option (as in the paper), all that fit, or both.
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
@@ -66,6 +67,16 @@ class PrepareConfig(PluggedSettings):
             raise UserError(f"{name}={value} has no effect: source={self.source} {idle[name]}: leave it out")
         if not entry.reads_files and self.split not in entry.splits:
             raise UserError(f"split={self.split!r}: source={self.source} has {', '.join(entry.splits)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_axis_is_known(self) -> Self:
+        from_hub = [name for name in self.input if is_hub_name(name)]
+        if SOURCES[self.source].axis_is_file and self.axis is None and from_hub:
+            raise UserError(
+                f"axis is not set: source={self.source} takes it from the name of a file, and {from_hub[0]} is a "
+                "Hugging Face data set: add axis=NAME (--axis NAME)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -27,6 +27,8 @@ def refuse_missing_inputs(config: RunConfig, *, is_searched: bool = False) -> di
         raise UserError("train.validate_every is set, but validation_data is not: add validation_data=DIR")
     folders = [data for data in (config.data, config.validation_data) if data not in (None, *EMBEDDED_DATA)]
     manifests = {str(folder.resolve()): manifest for folder, manifest in opened(*folders)}
+    for folder, manifest in manifests.items():
+        manifest.refuse_one_pole(folder)
     refuse_unwritable(Path(config.storage))
     if config.model != TOYWORLD:
         refuse_unusable_model(config.model, wants_chat=config.prompt.template == "chat")

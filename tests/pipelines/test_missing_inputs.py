@@ -179,6 +179,12 @@ def test_an_option_that_does_not_apply_is_refused(source: str, given: dict[str, 
 
 
 def test_options_that_apply_are_accepted() -> None:
+    for source in ("persona", "prefeval"):  # a hub data set has no file name that could name the axis
+        with pytest.raises(
+            UserError, match=f"axis is not set: source={source} .* owner/name is a Hugging Face data set"
+        ):
+            build(PrepareConfig, {"source": source, "output": "o", "input": ["owner/name"]})
+        assert build(PrepareConfig, {"source": source, "output": "o", "input": ["owner/name"], "axis": "Risk"})
     hub = build(PrepareConfig, {"source": "trl", "output": "o", "input": ["owner/name:cfg"], "split": "train_prefs"})
     assert hub.split == "train_prefs"
     assert build(PrepareConfig, {"source": "toyworld", "output": "~/o", "seed": 3, "split": "test"}).seed == 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space
-from pft_core.data.records import LETTERS, Option, PairedExample, Presentation, Reject, paired_example
+from pft_core.data.records import LETTERS, Option, PairedExample, Presentation, Reject, Turn, paired_example
 from pft_core.errors import UserError, closest
 
 MAX_DEPTH = 8
@@ -135,6 +135,12 @@ def axis_name(row: Mapping[str, Any], *keys: str, default: str | None, columns: 
     return text_of(row, *keys, columns=columns)
 
 
+def named_by(file: str) -> str:
+    """Return the name of an axis in words, from the name of a file: `risk-averse` becomes `Risk averse`."""
+    words = " ".join(file.replace("-", " ").replace("_", " ").split())
+    return words[:1].upper() + words[1:]
+
+
 def known_axis(space: PreferenceSpace, name: str, path: str) -> Axis:
     """Return the axis of that name in a space. Raises RowFault if there is none."""
     try:
@@ -159,7 +165,7 @@ def axis_between(name: str, poles: Sequence[str], stated: Sequence[str] | None, 
     was shuffled.
     """
     shipped = shipped_axes().get(name)
-    if stated is None and shipped and set(poles) <= {shipped.first.name, shipped.second.name, "first", "second"}:
+    if stated is None and shipped and set(poles) <= {*(pole.name for pole in shipped.poles), "first", "second"}:
         return shipped
     first_and_second = sorted(set(poles)) if stated is None else list(stated)
     if len(first_and_second) == 1:
@@ -177,7 +183,12 @@ def shipped_axes() -> dict[str, Axis]:
 
 
 def accept(
-    axis: Axis, scenario: str, options: Sequence[Option], path: str, presentation: Presentation = "choice"
+    axis: Axis,
+    scenario: str,
+    options: Sequence[Option],
+    path: str,
+    presentation: Presentation = "choice",
+    turns: tuple[Turn, ...] = (),
 ) -> AcceptedRow:
     """Build the record of a row. Raises RowFault for over ten options, equal options, or a pole without an option."""
     if len(options) > len(LETTERS):
@@ -186,8 +197,9 @@ def accept(
         raise RowFault(path, "duplicate_option", "two options have the same text")
     for side in SIDES:
         if all(option.side != side for option in options):
-            raise RowFault(path, "pole_without_option", f"no option shows {axis.poles[side].name!r}")
-    return AcceptedRow(paired_example(axis.name, scenario, options, presentation), axis)
+            shown = f"shows {axis.poles[side].name!r}" if side < len(axis.poles) else "shows anything else"
+            raise RowFault(path, "pole_without_option", f"no option {shown}")
+    return AcceptedRow(paired_example(axis.name, scenario, options, presentation, turns), axis)
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

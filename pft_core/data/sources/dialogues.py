@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from pft_core.data.records import Turn
 from pft_core.data.sources.checks import RowFault, has_content, instance, text, text_of
 
 Message = dict[str, Any]
@@ -102,12 +103,23 @@ def dialogue_text(value: Any, path: str) -> str:
             raise RowFault(path, "spelt_messages", "messages written out as text: store them as a list of objects")
         return text(value, path)
     messages = [_message(message, f"{path}[{i}]") for i, message in enumerate(instance(value, list, path))]
-    contents = [text_of(message, "content", inside=f"{path}[{i}].") for i, message in enumerate(messages)]
     if len(messages) == 1:
-        return contents[0]
-    roles = [text_of(message, "role", inside=f"{path}[{i}].") for i, message in enumerate(messages)]
-    turns = [f"{role.capitalize()}: {content}" for role, content in zip(roles, contents, strict=True)]
-    return text("\n".join(turns), path)
+        return text_of(messages[0], "content", inside=f"{path}[0].")
+    return text(turns_as_text(turns_of(value, path)), path)
+
+
+def turns_of(value: Any, path: str) -> tuple[Turn, ...]:
+    """Return several messages as turns; none for a text or a single message, which is the user's."""
+    if isinstance(value, str) or len(instance(value, list, path)) < 2:
+        return ()
+    contents = [text_of(message, "content", inside=f"{path}[{i}].") for i, message in enumerate(value)]
+    roles = [text_of(message, "role", inside=f"{path}[{i}].") for i, message in enumerate(value)]
+    return tuple(Turn(role, content) for role, content in zip(roles, contents, strict=True))
+
+
+def turns_as_text(turns: Sequence[Turn]) -> str:
+    """Return turns as one text, each with the name of its role."""
+    return "\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
 
 
 def answer_text(value: Any, path: str) -> str:

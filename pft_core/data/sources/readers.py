@@ -155,7 +155,7 @@ def file_parts(path: Path, name: str) -> Iterator[FilePart]:
 
     Raises UserError for a damaged file, Parquet with extension types, and JSON that is one object with the rows in it.
     """
-    whole, suffix = str(path.resolve()), suffix_of(path)
+    whole, suffix = str(path.absolute()), suffix_of(path)  # a link keeps its name, which may be the axis
     with damage_named(name):
         if suffix == ".parquet":
             yield from _parquet_parts(whole, name)

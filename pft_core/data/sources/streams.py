@@ -29,6 +29,11 @@ def compression_of(path: str) -> str | None:
     return next(recognized, COMPRESSIONS.get(Path(path).suffix.lower()) if head else None)
 
 
+def name_without_suffix(path: Path) -> str:
+    """Return a data file's name without the suffix of its format and of its compression."""
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
+
+
 def open_bytes(path: str) -> BinaryIO:
     """Open a file for reading its decompressed bytes."""
     compression = compression_of(path)

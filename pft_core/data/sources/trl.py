@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pft_core.data.records import Option, Reject
+from pft_core.data.records import Option, Reject, Turn
 from pft_core.data.sources.checks import (
     AcceptedRow,
     Outcome,
@@ -32,6 +32,7 @@ from pft_core.data.sources.dialogues import (
     num_common,
     prompt_length,
     roles_of,
+    turns_of,
 )
 from pft_core.data.sources.questions import is_contained, is_transcript_of, question_of, refuse_unused, with_system
 
@@ -60,7 +61,7 @@ def preference_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     refuse_unused(row, prompt, [chosen, rejected], used=(key, "axis", *_PREFERENCE_POLES))
     _refuse_repeated(prompt, scenario, answers, key)
     options = [Option(answer, side) for side, answer in enumerate(answers)]
-    return accept(preference, scenario, options, "rejected", "response")
+    return accept(preference, scenario, options, "rejected", "response", turns_of(prompt, key))
 
 
 def _split(question: Any, chosen: Any, rejected: Any, key: str) -> tuple[Any, Any, Any]:
@@ -128,6 +129,7 @@ class _CompletionRow:
     pole: str
     prompt: str
     completion: str
+    turns: tuple[Turn, ...]  # of the prompt
 
 
 @row_parser
@@ -140,7 +142,7 @@ def _completion_row(row: dict[str, Any], axis: str | None) -> _CompletionRow:
     refuse_unused(row, question, row["completion"], used=(key, "axis", "completion", "pair_id", "pole"))
     name = axis_name(row, "axis", default=axis or DEFAULT_AXIS)
     pair_id = f"{name}: {prompt}" if row.get("pair_id") is None else str(row["pair_id"])
-    return _CompletionRow(pair_id, name, text_of(row, "pole"), prompt, completion)
+    return _CompletionRow(pair_id, name, text_of(row, "pole"), prompt, completion, turns_of(question, key))
 
 
 def join_prompt_completions(rows: Iterable[tuple[str, Any]], axis: str | None) -> Iterator[tuple[str, Outcome]]:
@@ -172,4 +174,4 @@ def _joined(halves: dict[str, Any], axis: str | None) -> AcceptedRow:
     _refuse_repeated(pair[0].prompt, pair[0].prompt, [half.completion for half in pair], "prompt")
     value_axis = axis_between(pair[0].axis, [half.pole for half in pair], None, "pole")
     options = [Option(half.completion, side_of(value_axis, half.pole, "pole")) for half in pair]
-    return accept(value_axis, pair[0].prompt, options, "completion", "response")
+    return accept(value_axis, pair[0].prompt, options, "completion", "response", pair[0].turns)

@@ -22,13 +22,13 @@ from pft_core.evaluation.significance import interval_over_seeds
 
 def outcome_counts(name: str, outcome: Outcome, side: int | None) -> Counts | None:
     """Return one outcome's counts of a metric for one side, or over both if side is None. Returns None if the outcome's
-    form is not the metric's."""
-    metric = METRICS[name]
-    if outcome.form != metric.form:
+    form is not the metric's, or if its axis lacks a pole that the metric needs."""
+    metric, sides = METRICS[name], SIDES[: len(outcome.chosen)]
+    if outcome.form != metric.form or (side is not None and side not in sides):
         return None
     if not metric.has_poles:
-        return counts_of(name, outcome)
-    counts = [counts_of(name, outcome, s) for s in ((side,) if side is not None else SIDES)]
+        return counts_of(name, outcome) if sides == SIDES else None
+    counts = [counts_of(name, outcome, s) for s in ((side,) if side is not None else sides)]
     return sum(n for n, _ in counts), sum(d for _, d in counts)
 
 

@@ -56,15 +56,17 @@ def report_rows(
         for form in dict.fromkeys(METRICS[name].form for name in METRICS):
             if group := groups.get((axis.name, form)):
                 with said_of(f"policy {policy}"):
-                    rows += [_row(policy, axis, sides, name, group, side) for name, side in _metrics_and_sides(form)]
+                    metrics = _metrics_and_sides(form, len(axis.poles))
+                    rows += [_row(policy, axis, sides, name, group, side) for name, side in metrics]
     return rows
 
 
-def _metrics_and_sides(form: Form) -> list[tuple[str, int | None]]:
+def _metrics_and_sides(form: Form, num_poles: int) -> list[tuple[str, int | None]]:
     """Return the metrics of a form: first those of each side, then those over both sides (None)."""
     names = metrics_where(form=form, counts_outcomes=True, in_evaluation=True)
-    of_poles: list[tuple[str, int | None]] = [(n, side) for side in SIDES for n in names if METRICS[n].has_poles]
-    return of_poles + [(name, None) for name in names if not METRICS[name].has_poles]
+    sides = SIDES[:num_poles]
+    of_poles: list[tuple[str, int | None]] = [(n, side) for side in sides for n in names if METRICS[n].has_poles]
+    return of_poles + [(name, None) for name in names if not METRICS[name].has_poles and num_poles > 1]
 
 
 def _row(

@@ -26,9 +26,10 @@ class Outcome:
     """A policy's choices for one item, which is a record under one form of question.
 
     scenario: the bootstrap cluster of the item. sides: the side of each option, in the order shown. chosen: the choices
-    under the first and the second pole. unconditioned, base_unconditioned: the choices of the policy and of its base
-    without a condition (form `one`). scenario_text, options: the texts, for a reader; older files lack them.
-    probabilities: those of each option under the first and the second pole; empty if they were not scored.
+    under the first and the second pole, or the only choice if the axis has one pole. unconditioned, base_unconditioned:
+    the choices of the policy and of its base without a condition (form `one`). scenario_text, options: the texts, for a
+    reader; older files lack them. probabilities: those of each option for each choice in `chosen`; empty if they were
+    not scored.
     """
 
     item_id: str
@@ -36,7 +37,7 @@ class Outcome:
     axis: str
     form: Form
     sides: tuple[int, ...]
-    chosen: tuple[Choice, Choice]
+    chosen: tuple[Choice, ...]
     unconditioned: Choice = None
     base_unconditioned: Choice = None
     scenario_text: str = ""
@@ -77,6 +78,6 @@ def always_by_position(outcome: Outcome) -> Outcome:
 
     It is certain of these choices, for metrics that read probabilities.
     """
-    places = range(len(outcome.sides))
-    certain = tuple(tuple(float(place == chosen) for place in places) for chosen in (0, 1))
-    return replace(outcome, chosen=(frozenset({0}), frozenset({1})), probabilities=certain)
+    places, poles = range(len(outcome.sides)), range(len(outcome.chosen))
+    certain = tuple(tuple(float(place == pole) for place in places) for pole in poles)
+    return replace(outcome, chosen=tuple(frozenset({pole}) for pole in poles), probabilities=certain)

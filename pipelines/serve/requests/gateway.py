@@ -50,7 +50,7 @@ class Gateway:
             (pole.name, 1.0 - side, {"axis": axis.name, "pole": pole.name}) for side, pole in enumerate(axis.poles)
         ]
         if body.weight is not None:
-            weights = {axis.first.name: body.weight, axis.second.name: 1 - body.weight}
+            weights = {axis.first.name: body.weight, axis.poles[1].name: 1 - body.weight}
             poles.append(("between", body.weight, {"axis": axis.name, **weights}))
         first, second, *between = await gather_or_cancel(*(self._side(body, *pole) for pole in poles))
         assert first is not None

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from pft_core.data.preferences import Axis, Pole, load_space
 from pft_core.data.records import Option, PairedExample, Reject
 from pft_core.data.sources import json_text, readers
-from pft_core.data.sources.bqd import bqd_row, split_question
 from pft_core.data.sources.checks import AcceptedRow
 from pft_core.data.sources.readers import file_parts, files_in, is_hub_name, load_hub, read_rows
 from pft_core.data.sources.registry import SOURCES, parse_rows
+from pft_core.data.sources.released.bqd import bqd_row, split_question
+from pft_core.data.sources.released.vcd import vcd_row
 from pft_core.data.sources.trl import is_prompt_completion, join_prompt_completions, preference_row
 from pft_core.data.sources.user_pairs import own_row
-from pft_core.data.sources.vcd import vcd_row
 from pft_core.errors import UserError
 from pft_core.registry import load_code
 
@@ -387,13 +387,29 @@ any_json = st.recursive(
     max_leaves=8,
 )
 
+ROWS = {
+    "vcd": vcd(),
+    "bqd": bqd(QUESTION),
+    "persona": bqd("Now ?", " Yes", " No"),
+    "moralchoice": {"generation_rule": "Do not cheat", "context": "A game.", "action1": "I play.", "action2": "I peek."}
+    | {"a1_cheat": "No", "a2_cheat": "Yes"},
+    "prefeval": {
+        "question": "And now ?",
+        "conversation": dict.fromkeys(
+            ("query", "assistant_options", "user_selection", "assistant_acknowledgment"), "x"
+        ),
+        "classification_task_options": ["a", "b", "c", "d"],
+    },
+    "trl": {"chosen": "The sky is blue", "rejected": "The sky"},
+    "json": own("a", "b"),
+}
+
 
 @pytest.mark.parametrize("source", sorted(name for name in SOURCES if SOURCES[name].reads_files))
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
 def test_no_row_crashes_a_parser(source: str, data: st.DataObject) -> None:
-    preference = {"chosen": "The sky is blue", "rejected": "The sky"}
-    row = {"vcd": vcd(), "bqd": bqd(QUESTION), "trl": preference, "json": own("a", "b")}[source]
+    row = ROWS[source]
     changed = data.draw(st.sampled_from(sorted(row)))
     outcome = load_code(SOURCES[source].row)(row | {changed: data.draw(any_json)}, HERE, "axis")
     assert isinstance(outcome, AcceptedRow | Reject)

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from pft_core.data.record_schema import RECORD_SCHEMA
+from pft_core.data.records import Turn
 from pft_core.encoding.layer import (
     EncodedLayer,
     encode_part,
@@ -19,9 +20,11 @@ from pft_core.encoding.layer import (
     tokenizer_digest,
 )
 from pft_core.encoding.settings import EncodingSettings
+from pft_core.encoding.tokenizer_summary import tokenizer_facts
 from pft_core.encoding.views import EncodingSpec, encode_pairs
 from pft_core.errors import UserError
 from pft_core.prompts.rendering import PromptStyle
+from pft_core.prompts.settings import PromptSettings
 from tests.builders import SPACE, record
 
 SPEC = EncodingSpec(PromptStyle(), EncodingSettings(max_length=512))
@@ -99,4 +102,39 @@ def test_a_layer_counts_pairs_with_control_tokens_and_overlong_pairs_separately(
     part = encode_part(
         tmp_path / "r.parquet", tmp_path / "part", forms=("one",), spec=SPEC, space=SPACE, tokenizer=tokenizer
     )
-    assert (part.rows, part.rejected, part.with_control_tokens) == (1, 2, 1)
+    assert (part.rows, part.rejected, part.with_control_tokens, part.with_refused_turns) == (1, 2, 1, 0)
+
+
+def test_a_layer_counts_pairs_whose_turns_the_chat_template_refuses(tiny_qwen2, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    )
+    dialogue = replace(record(0), turns=(Turn("system", "Sell ."), Turn("user", "What now ?")))
+    pq.write_table(pa.Table.from_pylist([dialogue.to_row()], schema=RECORD_SCHEMA), tmp_path / "r.parquet")
+    counts = {}
+    for template in ("chat", "plain"):
+        facts = tokenizer_facts(tokenizer, PromptSettings(template=template))
+        spec = EncodingSpec(facts.style, SPEC.encoding)
+        how = {"forms": ("one",), "spec": spec, "space": SPACE, "tokenizer": tokenizer}
+        counts[template] = encode_part(tmp_path / "r.parquet", tmp_path / template, **how)
+    assert (counts["chat"].rows, counts["chat"].rejected, counts["chat"].with_refused_turns) == (0, 1, 1)
+    assert (counts["plain"].rows, counts["plain"].rejected) == (1, 0)
+    finish_layer(tmp_path, [counts["chat"]], key="k")
+    with pytest.raises(UserError, match=r"no pair is left \(1 with turns that the chat template refuses\)"):
+        EncodedLayer(tmp_path)
+
+
+def test_the_facts_of_a_tokenizer_change_with_the_part_of_a_template_that_one_message_does_not_show(tiny_qwen2) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
+    facts = {}
+    for mark in ("a", "b"):
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ '" + mark + "' if m.role == 'assistant' else '>' }}{{ m.content }}{% endfor %}<"
+        )
+        facts[mark] = [tokenizer_facts(tokenizer, PromptSettings(template=t)) for t in ("chat", "plain")]  # type: ignore[arg-type]
+    (chat, plain), (other_chat, other_plain) = facts.values()
+    assert chat.style == other_chat.style
+    assert chat.digest != other_chat.digest
+    assert plain == other_plain

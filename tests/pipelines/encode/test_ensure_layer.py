@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pft_core.data.manifest import DatasetManifest
+from pft_core.data.records import Turn
 from pft_core.encoding import EncodingSettings, EncodingSpec
 from pft_core.errors import UserError
 from pft_core.policies import ModelRef, within_positions
@@ -24,10 +26,17 @@ from tests.builders import SPACE, record, write_dataset
 LEFT_OUT = "3 of 8 pairs are longer than encoding.max_length=180 and were left out"
 
 
-def said_of(data: Path, model: Path, *, max_length: int, max_reject_fraction: float) -> list[str]:
+def said_of(
+    data: Path,
+    model: Path,
+    *,
+    max_length: int,
+    max_reject_fraction: float,
+    prompt: PromptSettings = PromptSettings(),  # noqa: B008 (it is frozen)
+) -> list[str]:
     """Return the messages while the data is encoded for the model."""
     tokenizer = ModelTokenizer(str(model))
-    facts = tokenizer.facts(PromptSettings())
+    facts = tokenizer.facts(prompt)
     notes: list[str] = []
     ensure_layer(
         data,
@@ -55,6 +64,25 @@ def test_a_reused_layer_counts_its_rejected_pairs(tiny_qwen2: Path, data: Path) 
     assert again[1:] == [LEFT_OUT]
     with pytest.raises(UserError, match="max_length=180 leaves 5 of 8 pairs"):
         said(max_reject_fraction=0.3)
+
+
+def test_a_template_that_refuses_the_turns_of_most_pairs_is_an_error_that_says_what_to_do(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_qwen2, tmp_path / "model"))
+    refusing = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}[{{ m.content }}]"
+    )
+    (model / "chat_template.jinja").write_text(refusing + "{% endfor %}")
+    turns = (Turn("system", "Sell ."), Turn("user", "What now ?"))
+    records = [record(0), *(replace(record(i), turns=turns) for i in range(1, 4))]
+    folder = write_dataset(tmp_path / "data", records)
+    said = partial(said_of, folder, model, max_length=512, prompt=PromptSettings(template="chat"))
+    assert said(max_reject_fraction=0.8)[1:] == [
+        "3 of 4 pairs have turns that the chat template refuses and were left out"
+    ]
+    with pytest.raises(UserError, match=r"\(such as a system message\) of 3 of 4 pairs: use prompt.template=plain"):
+        said(max_reject_fraction=0.5)
 
 
 @pytest.mark.parametrize("told", [{"n_positions": 180}, {"max_position_embeddings": 180}])

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from pft_core.data.records import Option, paired_example
+from pft_core.data.records import Option, Reject, Turn, paired_example
 from pft_core.errors import UserError
+from pft_core.evaluation import Question
 from pft_core.files import read_json
 from pft_core.policies.model_ref import ModelRef
-from pipelines.evaluate.endpoint import Endpoint
+from pft_core.prompts.rendering import Frame, PromptStyle
+from pipelines.evaluate.endpoint import Endpoint, by_choosing
 from pipelines.evaluate.evaluation_request import EvaluateConfig
 from pipelines.evaluate.job import run
 from tests.builders import record, write_dataset
@@ -174,3 +176,13 @@ def test_a_server_that_starts_again_is_waited_for() -> None:
 
     threading.Timer(0.3, come_back).start()
     assert endpoint.get("/x") == {"ok": 2}
+
+
+def test_a_dialogue_for_a_chat_template_is_rejected_as_the_server_takes_one_message() -> None:
+    turns = (Turn("system", "Sell ."), Turn("user", "What now ?"))
+    dialogue = paired_example("Risk", "System: Sell .\nUser: What now ?", record().options, turns=turns)
+    chat = PromptStyle(frame=Frame("<user>", "<assistant>", ""))
+    unused: Any = None  # no request may be sent
+    (reject,) = by_choosing([Question(dialogue, "one", 0)], endpoint=unused, model="m", style=chat)
+    assert isinstance(reject, Reject)
+    assert reject.reason == "turns_not_served"
