@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space, worded_as
     from pft_core.data.prepared import read_records, read_shard
     from pft_core.data.record_schema import RECORD_SCHEMA
-    from pft_core.data.records import LETTERS, Form, Option, PairedExample, Reject
+    from pft_core.data.records import LETTERS, Form, Option, PairedExample, Presentation, Reject
     from pft_core.data.row_locations import pass_places_on, read_places, write_places
     from pft_core.data.scenarios import (
         count_shared_scenarios,
