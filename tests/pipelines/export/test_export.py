@@ -177,7 +177,9 @@ def test_a_folder_in_use_is_refused_with_exit_code_2_and_left_alone(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert f"--to {tmp_path}: the folder is not empty" in capfd.readouterr().err
+    assert (
+        capfd.readouterr().err == f"error: --to {tmp_path}: the folder is not empty: choose another one, or empty it\n"
+    )
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mine.txt", "mine")]
 
 
