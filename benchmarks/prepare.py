@@ -153,7 +153,7 @@ def write_data(records: list[PairedExample], space: PreferenceSpace, folder: Pat
         shards.append(Shard(str(path.relative_to(folder)), file_sha256(path), table.num_rows))
     counts = {"rows_in": rows, "rows_out": rows, "pairs_out": rows, "rejected": 0, "rejected_by_reason": {}}
     digests = {"length_quantiles": {}, "config_digest": str(rows), "data_digest": str(rows)}
-    DatasetManifest("benchmark", ("one",), space, tuple(shards), **counts, **digests).save(folder)  # type: ignore[arg-type]
+    DatasetManifest("benchmark", ("one",), space, tuple(shards), **counts, **digests).save(folder)  # type: ignore[arg-type]  # of mixed types
     return folder
 
 

@@ -114,7 +114,7 @@ def bodies(count: int, *, seed: int, models: Sequence[str] = ("base",)) -> list[
     return [{"model": rng.choice(models), "prompt": ids, **how} for ids in prompts(count, seed=seed)]
 
 
-class Raw:
+class EngineAlone:
     """The engine in this process, called as the server calls it, but without HTTP, Ray and adapters."""
 
     def __init__(self, config: ServeConfig, model: str):
@@ -129,7 +129,9 @@ class Raw:
         return Sample(200 if steps else 0, time.perf_counter() - started, content=num_tokens)
 
 
-async def measure(config: ServeConfig, raw: Raw, *, requests: int, rounds: int, overload_s: float) -> dict[str, Any]:
+async def measure(
+    config: ServeConfig, raw: EngineAlone, *, requests: int, rounds: int, overload_s: float
+) -> dict[str, Any]:
     url = f"http://{config.host}:{config.port}"
     served = partial(elsewhere, url, "/v1/completions")
     raws, serveds = [], []
@@ -230,7 +232,7 @@ def main() -> None:
         job.start_ray()
         job.deploy(config, build_app(config.model_dump()))
         try:
-            raw = Raw(config, str(Path(scratch) / "base"))
+            raw = EngineAlone(config, str(Path(scratch) / "base"))
             how = {"requests": arguments.requests, "rounds": arguments.rounds, "overload_s": arguments.overload_s}
             result = asyncio.run(measure(config, raw, **how))
         finally:

@@ -39,7 +39,10 @@ def run_once(storage: Path, *, name: str) -> dict[str, float]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     marks: dict[str, float] = {}
-    clock = lambda: time.perf_counter() - started  # noqa: E731
+
+    def clock() -> float:
+        return time.perf_counter() - started
+
     reader = threading.Thread(target=read_marks, args=(process.stderr, marks, clock))
     reader.start()
     watch_steps(process, storage, name, marks, clock)

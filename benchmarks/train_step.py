@@ -94,7 +94,7 @@ def loss_and_gradient(model: nn.Module, loss: Loss) -> tuple[Tensor, Tensor]:
 
 
 def reference_logps(model: nn.Module, batch: BranchedBatch) -> Tensor:
-    with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+    with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]  # of PEFT
         return BranchScorer(model, backend="separate")(batch).detach()
 
 

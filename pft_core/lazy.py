@@ -49,7 +49,7 @@ def absent(*packages: str) -> Iterator[None]:
     Libraries import optional packages for features that are not used here, and each of them costs startup time.
     """
     hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module, by Python's rule
     try:
         yield
     finally:

@@ -54,16 +54,22 @@ from pipelines.cli_options import (
     Forms,
     Fresh,
     Inputs,
+    LimitPerAxis,
     ListSuites,
+    MaxLength,
+    MaxNewTokens,
     MaxRejectFraction,
     Merge,
     Mode,
     ModelArgument,
     NumActors,
+    NumPerAxis,
     NumTasks,
     Overrides,
     Parts,
     Plugins,
+    PolicyName,
+    Precision,
     Recipe,
     Replacing,
     Reports,
@@ -78,8 +84,10 @@ from pipelines.cli_options import (
     Storage,
     Suite,
     SuiteOverrides,
+    ThreadsPerWorker,
     TokensPerBatch,
     ToyworldSeed,
+    UseGpu,
 )
 from pipelines.config import load_config, refuse_idle_search, resolved_config
 from pipelines.console import console, one_table, reserve_stdout
@@ -184,6 +192,7 @@ def prepare(
     forms: Forms = "one",
     split: Split = None,
     seed: ToyworldSeed = None,
+    num_per_axis: NumPerAxis = None,
     split_by: SplitBy = None,
     parts: Parts = None,
     num_workers: NumTasks = None,
@@ -196,22 +205,10 @@ def prepare(
 
     Example: `pft prepare --source json --input pairs.jsonl --output data/train`
     """
+    options = dict(locals())  # each is named as the key that it sets
     from pipelines.prepare import PrepareConfig, refuse_missing_inputs
 
-    options = {
-        "axis": axis,
-        "split": split,
-        "seed": seed,
-        "split_by": split_by,
-        "parts": parts and split_numbers(parts),
-        "num_workers": num_workers,
-        "model": model,
-        "max_reject_fraction": max_reject_fraction,
-        "plugins": plugin_places(plugin),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    raw = {"source": source, "input": input or [], "output": output, "forms": split_list(forms), **given}
-    config = build(PrepareConfig, raw)
+    config = build(PrepareConfig, keys_set(options, forms=split_list(forms), parts=parts and split_numbers(parts)))
     refuse_missing_inputs(config)
     from pipelines.prepare import job as prepare
 
@@ -246,8 +243,15 @@ def evaluate(
     adapter: Adapter = None,
     scoring: Scoring = None,
     forms: AskedForms = None,
-    num_workers: NumActors = None,
+    limit_per_axis: LimitPerAxis = None,
+    max_length: MaxLength = None,
+    max_new_tokens: MaxNewTokens = None,
     tokens_per_batch: TokensPerBatch = None,
+    num_workers: NumActors = None,
+    threads_per_worker: ThreadsPerWorker = None,
+    use_gpu: UseGpu = None,
+    precision: Precision = None,
+    policy: PolicyName = None,
     task: EvaluationTask = "choices",
     plugin: Plugins = None,
     fresh: Replacing = False,
@@ -256,21 +260,10 @@ def evaluate(
 
     Example: `pft evaluate --model runs/RUN --data data/test --output runs/report`
     """
+    options = dict(locals())  # each is named as the key that it sets
     from pipelines.evaluate import EvaluateConfig, refuse_missing_inputs
 
-    options = {
-        "model": model,
-        "endpoint": endpoint,
-        "adapter": adapter,
-        "scoring": scoring,
-        "forms": forms and split_list(forms),
-        "num_workers": num_workers,
-        "tokens_per_batch": tokens_per_batch,
-        "task": task,
-        "plugins": plugin_places(plugin),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    config = build(EvaluateConfig, {"data": data, "output": output, **given})
+    config = build(EvaluateConfig, keys_set(options, forms=forms and split_list(forms)))
     refuse_missing_inputs(config, fresh=fresh)
     from pipelines.evaluate import job as evaluate
 
@@ -340,7 +333,7 @@ def compare(
     refuse_missing_inputs(chosen, size or "tiny", storage)
     from pipelines.compare import job
 
-    return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]
+    return job.run(chosen, size=size or "tiny", storage=storage)  # type: ignore[arg-type]  # the suite has it
 
 
 def compare_outcomes(outcomes: list[Path], storage: Path, plugin: list[str] | None) -> dict[str, Any]:
@@ -370,7 +363,7 @@ def tune(recipe: Recipe, overrides: Overrides = None, mode: Mode = "grid", fresh
     refuse_missing_inputs(config, is_searched=True)
     from pipelines.tune import job
 
-    return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]
+    return job.run(config, mode=mode, fresh=fresh)  # type: ignore[arg-type]  # one of MODES
 
 
 @app.command()
@@ -501,7 +494,7 @@ def show_one_prompt(
 
 def job_verbs() -> "dict[str, JobVerb]":
     """Describe the verbs that run as jobs: all of this command line except those that act on the local machine."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # an app with several verbs is a group
     return {name: _job_verb(name, command) for name, command in commands.items() if name not in ("submit", "key")}
 
 
@@ -529,8 +522,15 @@ def _parsed(name: str, command: Any, words: list[str]) -> "list[GivenParameter]"
         values, _, order = command.make_parser(command.context_class(command)).parse_args(list(words))
     except UsageError as error:
         raise UserError(f"submit: {name}: {error.format_message()}") from None
-    given = {p.name: (p.opts[0] if p.param_type_name == "option" else "", values.get(p.name)) for p in order}
+    given = {p.name: (_option_word(p, values.get(p.name)), values.get(p.name)) for p in order}
     return [GivenParameter(key, option, _as_words(value)) for key, (option, value) in given.items()]
+
+
+def _option_word(parameter: Any, value: Any) -> str:
+    """Return the word of an option, or its negation such as --no-use-gpu; "" for an argument."""
+    if parameter.param_type_name != "option":
+        return ""
+    return str(parameter.secondary_opts[0] if value is False and parameter.secondary_opts else parameter.opts[0])
 
 
 def _as_words(value: Any) -> tuple[str, ...]:
@@ -545,6 +545,15 @@ def print_table(result: dict[str, Any]) -> None:
     rows = read_json(Path(result["report_json"]), what="a report")["rows"]
     if any(row["metric"] == "one" for row in rows):
         console.print(one_table(rows))
+
+
+def keys_set(options: dict[str, Any], **converted: Any) -> dict[str, Any]:
+    """Return the keys that the options of a verb set, without those that are left out.
+
+    converted: values of keys whose options are text.
+    """
+    raw = {**options, **converted, "plugins": plugin_places(options["plugin"])}
+    return {name: value for name, value in raw.items() if value is not None and name not in ("plugin", "fresh")}
 
 
 def plugin_places(plugins: list[str] | None) -> list[str] | None:

@@ -27,7 +27,8 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         metavar="FILE_OR_MODULE",
-        help="Python file or module that registers your sources, objectives, metrics or tasks. Repeat it for several.",
+        help="Python file or module that registers your objectives, sources, metrics, tasks, yardsticks or training "
+        "engines. Repeat it for several.",
     ),
 ]
 Source = Annotated[
@@ -63,6 +64,9 @@ Split = Annotated[
         "Default: train.",
     ),
 ]
+NumPerAxis = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of records that toyworld generates for each axis. Default: 400.")
+]
 ToyworldSeed = Annotated[int | None, typer.Option(help="Seed for the rows that toyworld generates. Default: 0.")]
 SplitBy = Annotated[
     str | None,
@@ -84,7 +88,7 @@ EncodingModel = Annotated[
     str | None,
     typer.Option(
         metavar="DIR_OR_NAME",
-        help="Base model (a folder or a Hugging Face name) to tokenize for. Default: training tokenizes.",
+        help="Encode the records for this base model now. By default, the first training encodes them.",
     ),
 ]
 MaxRejectFraction = Annotated[
@@ -122,7 +126,7 @@ Scoring = Annotated[
     typer.Option(
         metavar="letter|option|generate",
         help="How a choice is made: by the most likely letter, by the most likely option text, or by reading a "
-        "generated reply. Default: letter or option, as in training.",
+        "generated reply. Default: the answer style of the policy's training (letter or option).",
     ),
 ]
 AskedForms = Annotated[
@@ -134,6 +138,36 @@ NumActors = Annotated[
 ]
 TokensPerBatch = Annotated[
     int | None, typer.Option(help="Largest number of tokens per batch. Lower it if memory runs out. Default: 8192.")
+]
+PolicyName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the policy in the report. Default: the name of its folder.")
+]
+LimitPerAxis = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Ask only the first N records of each axis. Default: ask every record."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(metavar="TOKENS", help="Reject items whose prompt and answer have more tokens. Default: 2048."),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS", help="Largest number of tokens of a generated reply, with --scoring generate. Default: 256."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="bf16|fp32", help="Number format of the model's weights. Default: bf16 on GPUs, fp32 on CPUs."
+    ),
+]
+UseGpu = Annotated[
+    bool | None,
+    typer.Option("--use-gpu/--no-use-gpu", help="Run the model on GPUs, or on CPUs. Default: GPUs, if there are any."),
+]
+ThreadsPerWorker = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of CPU threads that each actor computes with. Default: 1.")
 ]
 EvaluationTask = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""Plugins: Python files or modules of the user that register objectives, sources, metrics or tasks.
+"""Plugins: Python files or modules of the user that register entries: objectives, metrics, training engines and more.
 
 The driver reads a plugin file once and sends its text with the work, so that workers on other machines import the same
 code.

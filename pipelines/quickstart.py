@@ -25,7 +25,7 @@ CONTEXTS = ("train", "test")  # the use of each data set, for MLflow
 
 
 @dataclass(frozen=True)
-class Policy:
+class ReportedPolicy:
     """A policy in the report, and its training objective (None: the base model)."""
 
     name: str
@@ -33,9 +33,9 @@ class Policy:
 
 
 POLICIES = (
-    Policy("base", None),
-    Policy("sft:first", "one_sided:first"),
-    Policy("pft", "pft"),
+    ReportedPolicy("base", None),
+    ReportedPolicy("sft:first", "one_sided:first"),
+    ReportedPolicy("pft", "pft"),
 )
 
 
@@ -115,7 +115,7 @@ def summed(counts: Sequence[ItemCounts]) -> ItemCounts:
     }
 
 
-def train_policy(policy: Policy, config: RunConfig, run_dir: Path) -> str:
+def train_policy(policy: ReportedPolicy, config: RunConfig, run_dir: Path) -> str:
     """Train one policy with Ray Train; return its model reference, or the base model for the untrained one."""
     if policy.objective is None:
         return str(config.model)

@@ -27,9 +27,9 @@ from pft_core.policies.pretrained import load_tokenizer
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle, template_digest
 from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, read_items, resolve_policy
-from pipelines.evaluate.in_process import ask_here
+from pipelines.evaluate.local_answers import ask_here
 from pipelines.evaluate.policy import answerers
-from pipelines.serve.engines.build import make_host
+from pipelines.serve.engines.engine_builders import make_host
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.routes import make_app
 from pipelines.serve.metrics import Metrics

@@ -8,6 +8,9 @@ from typing import TypeGuard
 
 import typer
 
+from docs.generators.architectures import architectures
+from docs.generators.markdown import cell
+from pft_core.scoring.tree_decoder import SUPPORTED_MODEL_TYPES
 from pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +51,16 @@ def test_every_reason_of_a_reject_is_explained() -> None:
 
 def is_named(function: ast.expr) -> TypeGuard[ast.Name]:
     return isinstance(function, ast.Name)
+
+
+def test_every_test_that_the_support_matrix_names_exists() -> None:
+    matrix = architectures()  # raises LookupError for a test that does not exist
+    assert all(f"`{kind}`" in matrix for kind in SUPPORTED_MODEL_TYPES)
+    assert "| tested (1) |" in matrix
+
+
+def test_a_bar_in_code_survives_in_a_table() -> None:
+    assert cell("`--size tiny|paper`, or a|b") == "<code>--size tiny&#124;paper</code>, or a\\|b"
 
 
 def test_every_verb_has_examples() -> None:

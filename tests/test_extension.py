@@ -23,7 +23,7 @@ from pipelines.prepare import job as prepare
 from pipelines.train import job as train
 from pipelines.validated_yaml import build
 
-PLUGIN = Path(__file__).with_name("own_plugin.py")
+PLUGIN = Path(__file__).with_name("sample_plugin.py")
 OWN = ("halved", "both_wrong")
 
 

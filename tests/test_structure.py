@@ -1,6 +1,7 @@
 """Rules that keep the code readable: allowed imports, doors of rooms, and a line for every file."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from pft_core.lazy import exported_names
 FILES = source_files()
 GRAPH = import_graph()
 PACKAGES = {name for name, path in FILES.items() if path.name == "__init__.py"}
-PLUGIN = ROOT / "tests" / "own_plugin.py"
+PLUGIN = ROOT / "tests" / "sample_plugin.py"
 ROOMS = sorted(name for name in PACKAGES if "." in name)
 
 HEAVY = {"torch", "transformers", "peft", "deepspeed", "accelerate", "ray", "mlflow", "vllm", "datasets", "pyarrow"}
@@ -157,6 +158,16 @@ def test_the_cluster_package_imports_no_internals() -> None:
 def test_every_file_says_in_a_line_what_it_is() -> None:
     """The documentation's list of files is made of these lines."""
     assert [path for path in file_tree.entries() if not file_tree.line_of(path)] == []
+
+
+CHECKER = re.compile(r"#\s*(?:type: ignore|(?:ruff: )?noqa)\b(?:\[[\w, -]+\]|: *[A-Z]+\d+(?:, *[A-Z]+\d+)*)?(.*)")
+
+
+@pytest.mark.parametrize("folder", ["pft_core", "pipelines", "cluster", "docs", "benchmarks"])
+def test_every_exception_from_ruff_or_mypy_stands_beside_its_reason(folder: str) -> None:
+    lines = [(path, line) for path in (ROOT / folder).rglob("*.py") for line in path.read_text("utf-8").splitlines()]
+    found = [(str(path), line, match[1]) for path, line in lines if (match := CHECKER.search(line))]
+    assert [(path, line) for path, line, reason in found if not re.search("[a-z]{2}", reason)] == []
 
 
 def test_every_source_file_is_in_the_list_of_files() -> None:

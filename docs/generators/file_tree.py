@@ -9,7 +9,7 @@ from benchmarks.house import ROOT
 from docs.generators.markdown import code, page, table
 from docs.generators.source_text import first_sentence, parsed
 
-# What holds no docstring; a folder stands for all that is in it, in one line.
+# Lines for files without a docstring, and for folders whose contents are left out.
 FILES = {
     ".ci/": "What continuous integration runs.",
     ".github/": "Hosted continuous integration, and templates for issues and pull requests.",
@@ -73,7 +73,10 @@ def files_below(top: str) -> str:
 
 @cache
 def entries() -> tuple[str, ...]:
-    """Return every path of the tree in order, folders first and with a slash; what FILES sums up is left out."""
+    """Return the paths of files and folders in order, folders first and with a slash.
+
+    The contents of a folder in FILES are left out.
+    """
     paths: set[str] = set()
     for path in tracked():
         above = [f"{parent}/" for parent in reversed(Path(path).parents) if parent != Path(".")]
@@ -84,13 +87,13 @@ def entries() -> tuple[str, ...]:
 
 
 def order(path: str) -> tuple[tuple[bool, str], ...]:
-    """Return what sorts folders before files, at every depth."""
+    """Return a sort key that puts folders before files, at every depth."""
     *folders, last = path.rstrip("/").split("/")
     return (*((False, folder) for folder in folders), (not path.endswith("/"), last))
 
 
 def line_of(path: str) -> str:
-    """Return what a path is, empty if nothing says it."""
+    """Return the line about a path, from FILES or from its docstring; "" if there is none."""
     if path in FILES:
         return FILES[path]
     module = ROOT / path / "__init__.py" if path.endswith("/") else ROOT / path
@@ -107,7 +110,7 @@ def first_line(docstring: str) -> str:
 
 
 def tracked() -> list[str]:
-    """Return the files that Git knows, or would."""
+    """Return the tracked and untracked files that Git does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return [path for path in found if (ROOT / path).exists()]

@@ -1,4 +1,4 @@
-"""The events of MkDocs: generated pages join the written ones, markers become what they name, faults fail the build."""
+"""MkDocs hooks: add the generated pages, replace markers, and fail the build if a public name has no description."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def on_config(config: Any) -> Any:
 
 
 def filled(entry: Any) -> Any:
-    """Return an entry of the navigation with its generated sections."""
+    """Return an entry of the navigation with its generated pages in place of names such as <verbs>."""
     if isinstance(entry, dict):
         return {title: filled(value) for title, value in entry.items()}
     if isinstance(entry, list):
@@ -51,7 +51,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Replace the markers of a page by what they name."""
+    """Replace the markers of a page by the parts and drawings that they name."""
 
     def replaced(match: re.Match[str]) -> str:
         kind, name = match.groups()

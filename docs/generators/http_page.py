@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
+
+from fastapi.routing import APIRoute
 
 from docs.generators.markdown import code, page, paragraphs, table
 from docs.generators.model_fields import field_descriptions, purpose, subclasses
@@ -10,6 +12,7 @@ from docs.generators.schema_types import json_text, type_text
 from pipelines.serve.http.admission import Admission
 from pipelines.serve.http.routes import FAILURES, make_app
 from pipelines.serve.metrics import Metrics
+from pipelines.serve.requests import Gateway
 from pipelines.serve.requests.request_body import Body
 from pipelines.serve.serve_config import ServeConfig
 from pipelines.validated_yaml import build
@@ -23,14 +26,26 @@ TEXT_ANSWERS = {
 
 
 @cache
-def document() -> dict[str, Any]:
-    """Return the OpenAPI document of a server. Nothing is loaded: a document needs no policy."""
-    config = build(ServeConfig, {"policy": "toyworld"})
-    asgi: Any = make_app(config, None, Metrics(), Admission(config.scaling))  # type: ignore[arg-type]
+def application() -> Any:
+    """Return the application of a server. Nothing is loaded: its document needs no policy."""
+    config, no_gateway = build(ServeConfig, {"policy": "toyworld"}), cast(Gateway, None)
+    asgi: Any = make_app(config, no_gateway, Metrics(), Admission(config.scaling))
     while not hasattr(asgi, "openapi"):
         asgi = asgi._app
-    found: dict[str, Any] = asgi.openapi()
+    return asgi
+
+
+def document() -> dict[str, Any]:
+    """Return the OpenAPI document of a server."""
+    found: dict[str, Any] = application().openapi()
     return found
+
+
+def unlisted_rows() -> Iterator[tuple[str, str]]:
+    """Yield the routes that the document leaves out, with what the source says of each."""
+    for route in application().routes:
+        if isinstance(route, APIRoute) and not route.include_in_schema and "GET" in (route.methods or ()):
+            yield code(f"GET {route.path}"), paragraphs(route.description)
 
 
 def pages() -> dict[str, str]:
@@ -42,10 +57,10 @@ def http_page() -> str:
     return page(
         "# HTTP API",
         "A server answers at `http://127.0.0.1:8000` unless its recipe says otherwise. `/openapi.json` holds the same "
-        "as this page, for programs. A field that is not listed is refused by name; `null` counts as no value. If the "
+        "as this page, for programs. A field that is not listed is refused by name; `null` counts as absent. If the "
         "server has keys, send one as `Authorization: Bearer KEY`.",
         "## Routes",
-        table(("Route", "What it does"), map(route_row, operations)),
+        table(("Route", "What it does"), [*unlisted_rows(), *map(route_row, operations)]),
         *(part for path, method in operations for part in operation(path, method)),
         "## Objects",
         *objects(),
@@ -109,7 +124,7 @@ def field_table(name: str) -> str:
 
 
 def field_type(name: str, schema: Mapping[str, Any]) -> str:
-    """Return a field's type. In a request, null is no value, and stands for nothing."""
+    """Return a field's type. In a request, null counts as absent."""
     kinds = schema.get("anyOf", [])
     if name.endswith("Request") and {"type": "null"} in kinds:
         return type_text({"anyOf": [each for each in kinds if each != {"type": "null"}]}, link)
@@ -117,7 +132,7 @@ def field_type(name: str, schema: Mapping[str, Any]) -> str:
 
 
 def usual(name: str) -> str:
-    """Return the meaning of a field that the source does not describe: on OpenAI's routes, it is theirs."""
+    """Return the meaning of a field without a description; fields of OpenAI's routes keep OpenAI's meaning."""
     return "As in OpenAI's API." if name in ("ChatRequest", "CompletionRequest") else ""
 
 

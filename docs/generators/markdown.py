@@ -1,8 +1,11 @@
 """Pieces of Markdown that generated pages are made of."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 NOTHING = "-"  # in a cell
+CODE_WITH_BARS = re.compile(r"`([^`]*\|[^`]*)`")
+ACTIVE = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|*_[]"})  # what Markdown or HTML would read as its own
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -12,11 +15,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|") or NOTHING
+    """Return a text as a cell. Markdown would end the cell at a bar, and shows a backslash before one in code."""
+    text = CODE_WITH_BARS.sub(lambda match: f"<code>{match[1].translate(ACTIVE)}</code>", " ".join(text.split()))
+    return text.replace("|", "\\|") or NOTHING
 
 
 def code(text: object) -> str:
-    """Return a value as code; no value as nothing."""
+    """Return a value as code, or "" for None and an empty text."""
     return "" if text is None or text == "" else f"`{text}`"
 
 

@@ -12,13 +12,17 @@ from docs.generators.source_text import descriptions, parsed
 
 
 def field_descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """Return a description of each field: pydantic's own, else the string or comment beside it in the source."""
+    """Return a description of each field, by the key that a user writes.
+
+    It is pydantic's own, else the string or comment beside the field in the source.
+    """
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
             found |= descriptions(source_of(base), class_body(base))
     own = {name: field.description for name, field in model.model_fields.items() if field.description}
-    return {name: found.get(name, "") for name in model.model_fields} | own
+    said = {name: found.get(name, "") for name in model.model_fields} | own
+    return {field.alias or name: said[name] for name, field in model.model_fields.items()}
 
 
 def class_body(model: type) -> list[ast.stmt]:

@@ -95,7 +95,7 @@ def refusals() -> str:
 
 
 def others(number: int) -> str:
-    return f", and {number} more values of these" if number else ""
+    return f" and {number} more" if number else ""
 
 
 def assigned(setting: Setting) -> str:

@@ -59,6 +59,8 @@ def size_text(schema: Mapping[str, Any], what: str) -> str:
     least, most = (schema.get(key) for key in SIZES[what])
     if most is None:
         return f", at least {least}" if least else ""
+    if least == most:
+        return f", exactly {least}"
     return f", {least} to {most} {what}" if least else f", at most {most} {what}"
 
 
@@ -77,4 +79,6 @@ def json_text(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{', '.join(json_text(each) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {json_text(each)}' for key, each in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value)

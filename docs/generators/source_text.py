@@ -8,6 +8,12 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from pft_core.data import SOURCES
+from pft_core.evaluation import TASKS
+from pft_core.objectives import OBJECTIVES
+from pft_core.training.engines.registry import ENGINES
+from pipelines.serve.engine_registry import SERVING_ENGINES
+
 LONE, TRAILING = "lone", "trailing"  # a comment on a line of its own, or behind code
 
 
@@ -61,9 +67,17 @@ def lone_comments(found: dict[int, tuple[str, str]], line: int) -> Iterator[str]
 
 
 def sentence(text: str) -> str:
-    """Return a comment without a linter's directives, with a capital letter unless it begins with a name."""
+    """Return a comment as a sentence, without a linter's directives. A name at its beginning stays as it is."""
     text = re.sub(r"\s*(# )?(type: ignore|noqa|ruff:).*", "", text).strip()
-    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;.]", text) else text
+    first = re.match(r"[a-z]+(?=[ ,;]|\.?$)", text)
+    if first and first[0] not in registered_names():
+        text = text[:1].upper() + text[1:]
+    return f"{text}." if text and text[-1] not in ".:?!" else text
+
+
+@cache
+def registered_names() -> frozenset[str]:
+    return frozenset(name for registry in (OBJECTIVES, SOURCES, ENGINES, SERVING_ENGINES, TASKS) for name in registry)
 
 
 @cache

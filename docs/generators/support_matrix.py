@@ -1,9 +1,10 @@
-"""The support matrix: every registered entry with its caption, and the combinations that validation refuses."""
+"""The support matrix: architectures by features, registered entries, and combinations that validation refuses."""
 
 import ast
 from typing import Any, get_args
 
 from benchmarks.house import source_files
+from docs.generators.architectures import architectures
 from docs.generators.markdown import code, page, table
 from docs.generators.public_names import imported
 from docs.generators.refusals import refusals
@@ -33,7 +34,8 @@ def pages() -> dict[str, str]:
 def matrix_page() -> str:
     return page(
         "# Support matrix",
-        "This page is made from the registries and by validating configs. What is not here does not exist.",
+        "This page is made from the registries, from the names of the tests that cover each architecture, and by "
+        "validating configs.",
         "## Architectures",
         architectures(),
         "## Training",
@@ -60,19 +62,6 @@ def matrix_page() -> str:
     )
 
 
-def architectures() -> str:
-    """Return how the branches of a pair run, by model type."""
-    from pft_core.scoring.tree_decoder import SUPPORTED_MODEL_TYPES
-
-    proven = ", ".join(code(name) for name in SUPPORTED_MODEL_TYPES)
-    rows = [
-        (proven, "once for all branches (`split`, or `flex` on CUDA)", "proven: a test per model type"),
-        ("any other causal language model", "once for each branch (`separate`), with a warning", "checked at start"),
-        ("logits that are scaled or capped after the head", "refused", "scoring would miss the change"),
-    ]
-    return table(("`model_type`", "The shared prefix of a pair runs", "Maturity"), rows)
-
-
 def objectives() -> str:
     rows = []
     for name in OBJECTIVES:
@@ -96,7 +85,7 @@ def sources() -> str:
         kind = "generated" if not entry.reads_files else "rows, or halves that are joined" if entry.join else "rows"
         axis = "the folder's name, or `--axis`" if entry.axis_is_folder else "the row's, or `--axis`"
         rows.append((code(name), caption(entry.row or entry.generate), kind, axis if entry.reads_files else "its own"))
-    return table(("Source", "What a row is", "Input", "Axis"), rows)
+    return table(("Source", "Records", "Input", "Axis"), rows)
 
 
 def metrics() -> str:

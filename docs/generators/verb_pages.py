@@ -1,5 +1,6 @@
 """A page per verb: usage, arguments and options from the command line itself, then the examples written for it."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipelines.cli import app
 
 FOLDER = "verbs"
 WRITTEN = ROOT / "docs" / FOLDER
+DEFAULT = re.compile(r"Default(?: (for [^:]+))?: (.+)\.$")  # the last sentence of an option's help
 
 
 def pages() -> dict[str, str]:
@@ -24,7 +26,7 @@ def page_path(name: str) -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Yield every verb's name and click command; verbs of a group as "show config"."""
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]  # a group
         inner = getattr(command, "commands", None)
         yield from [(name, command)] if inner is None else ((f"{name} {each}", inner[each]) for each in inner)
 
@@ -47,7 +49,7 @@ def verb_page(name: str, command: Any) -> str:
 def parameters(kind: str, context: Any) -> str:
     """Return the table of arguments or options; empty if there are none."""
     shown = given(context.command, kind.lower())
-    rows = [(shown_name(each, context), default(each), each.help or "") for each in shown]
+    rows = [(shown_name(each, context), default(each), meaning(each)) for each in shown]
     return table((kind, "Default", "Meaning"), rows) if rows else ""
 
 
@@ -69,10 +71,20 @@ def argument_name(parameter: Any) -> str:
 
 
 def default(parameter: Any) -> str:
-    """Return what holds if a parameter is left out."""
+    """Return what holds if a parameter is left out: its default, or what its help says."""
     if parameter.required:
         return "required"
-    return "" if getattr(parameter, "is_flag", False) or parameter.default is None else code(parameter.default)
+    if (said := DEFAULT.search(parameter.help or "")) is not None:
+        where, value = said.groups()
+        return f"{where}: {value}" if where else value if " " in value else code(value)
+    if getattr(parameter, "is_flag", False):
+        return "off"
+    return "" if parameter.default is None else code(parameter.default)
+
+
+def meaning(parameter: Any) -> str:
+    """Return a parameter's help without the default, which has a column of its own."""
+    return DEFAULT.sub("", parameter.help or "").strip()
 
 
 def verb_table() -> str:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pft_core.data.preferences import PreferenceSpace
+from pft_core.data.records import Form
 from pft_core.errors import UserError
 from pft_core.files import read_json, write_json
 
@@ -27,7 +28,7 @@ class DatasetManifest:
     """
 
     source: str
-    forms: tuple[str, ...]
+    forms: tuple[Form, ...]
     space: PreferenceSpace
     shards: tuple[Shard, ...]
     rows_in: int

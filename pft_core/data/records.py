@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Presentation = Literal["choice", "response"]
+Presentation = Literal["choice", "response"]  # of a record: options that its prompt lists, or free answers
 Form = Literal["one", "all"]  # of a question: choose one option, or all that fit
 
 

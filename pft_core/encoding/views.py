@@ -61,7 +61,10 @@ def encode_pairs(
     for i, (record, form) in enumerate(items):
         axis = space.axes.index(space.axis(record.axis))
         outcome = _tree(f"{record.id}:{form}", rows[count * i : count * (i + 1)], spec, axis)
-        (examples if isinstance(outcome, BranchedExample) else rejects).append(outcome)  # type: ignore[arg-type]
+        if isinstance(outcome, BranchedExample):
+            examples.append(outcome)
+        else:
+            rejects.append(outcome)
     return examples, rejects
 
 

@@ -95,9 +95,9 @@ def _outcome(
         record.axis,
         form,
         sides,
-        (first, second),  # type: ignore[arg-type]
-        free,  # type: ignore[arg-type]
-        base,  # type: ignore[arg-type]
+        (first, second),  # type: ignore[arg-type]  # the loop has returned any reject, here and below
+        free,  # type: ignore[arg-type]  # as above
+        base,  # type: ignore[arg-type]  # as above
         record.scenario,
         options,
         tuple(each.probabilities for each in (first, second) if isinstance(each, WeightedChoice)),

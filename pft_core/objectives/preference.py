@@ -131,7 +131,7 @@ def with_nll(objective: Objective, *, weight: float) -> Objective:
 
 
 def dpo(settings: ObjectiveSettings, axes: Sequence[str], *, sides: Sequence[int] = SIDES) -> Objective:
-    """DPO on the answer pairs of both sides, or of these, each under its own condition."""
+    """DPO on both sides' answer pairs, each under its own condition."""
     loss = partial(dpo_loss, beta=settings.preference_beta)
     return preference_objective(loss, alpha=settings.alpha, beta=settings.beta, sides=sides)
 

@@ -11,14 +11,15 @@ from pft_core.settings import Settings
 class ObjectiveSettings(Settings):
     """An objective's name and its knobs; setting a knob that the objective does not use is an error."""
 
-    objective: str = "pft"  # a registered objective, such as pft, one_sided, dpo; see Methods
+    objective: str = "pft"  # a registered objective, such as pft, one_sided:first or dpo; see Methods
     alpha: float = Field(default=1.0, ge=0)  # weight of the first side
     beta: float = Field(default=1.0, ge=0)  # weight of the second side
-    # Asynchronous: the paper's scheme, one update for each side in turn.
+    # One update for both sides (synchronous), or the paper's scheme, one for each side in turn (asynchronous).
     update: Literal["synchronous", "asynchronous"] = "synchronous"
-    preference_beta: PositiveFloat = 0.1  # dpo, ipo, simpo: the DPO paper's value; SimPO's authors use 2.0 to 2.5
-    simpo_gamma: float = Field(default=1.0, ge=0)  # SimPO's target margin; its authors use half of beta
-    nll_weight: float = Field(default=1.0, ge=0)  # of dpo_nll
+    # Beta of the preference objectives; 0.1 is the DPO paper's value, and SimPO's authors use 2.0 to 2.5.
+    preference_beta: PositiveFloat = 0.1
+    simpo_gamma: float = Field(default=1.0, ge=0)  # target margin of simpo; its authors use half of beta
+    nll_weight: float = Field(default=1.0, ge=0)  # weight of the likelihood term of dpo_nll
 
     @property
     def entry(self) -> ObjectiveEntry:

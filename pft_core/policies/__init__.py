@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pft_core.policies.gguf import SMOLLM2, is_model_place
     from pft_core.policies.identity import base_digest, model_identity
     from pft_core.policies.merging import merge_adapter, write_merged
     from pft_core.policies.model import (

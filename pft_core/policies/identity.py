@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pft_core.files import digest, file_sha256
-from pft_core.policies.pretrained import TOKENIZER_FILES, local_folder
+from pft_core.policies.pretrained import TOKENIZER_FILES, local_folder, place_of_model
 
 WEIGHTS = ("*.safetensors", "*.bin")
 # The config, the tokenizer, and a chat template in a separate file.
@@ -38,19 +38,21 @@ def model_identity(name_or_path: str) -> str:
 
 
 def marks_of(folder: Path) -> dict[str, str]:
-    """Return the digests and the stamp that identify a model folder, for `is_as_marked`.
+    """Return the digests and the stamp that identify a model folder or GGUF file, for `is_as_marked`.
 
     Raises UserError if the folder names its own code.
     """
+    folder = Path(place_of_model(str(folder)))
     return _digests_of(folder) | {STAMP: _stamp_of(folder)}
 
 
 def is_as_marked(folder: Path, marks: Mapping[str, str]) -> bool:
-    """Return whether a model folder still has the content for which `marks_of` returned these marks.
+    """Return whether a model folder or GGUF file still has the content for which `marks_of` returned these marks.
 
     As weights are large, the stamp of file sizes and times is compared first; if it matches, no file is read. Older
     marks have no stamp and fewer digests.
     """
+    folder = Path(place_of_model(str(folder)))
     if marks.get(STAMP) == _stamp_of(folder):
         return True
     return all(marks.get(kind, current) == current for kind, current in _digests_of(folder).items())

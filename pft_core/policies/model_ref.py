@@ -22,10 +22,11 @@ ADAPTER_FILES = {"adapter_sha256": "adapter_model.safetensors", "adapter_config_
 class ModelRef:
     """A trained policy: its base, its adapter (LoRA) or own weights (full fine-tuning), prompt style and space.
 
-    base: a folder, a hub name, or `toyworld`, which ships with the code. adapter: a folder, or None. weights: the
-    folder of a fully fine-tuned model, or None. Folders are absolute, or relative to the reference's own folder.
-    trained_sides: the sides on which every axis of `space` was trained. adapter_config_sha256: sha256 of the file that
-    sets the scale and place of the adapter's weights; None in older references.
+    base: a folder, a GGUF file, a hub name, or the name of a model in a package (`toyworld`, `smollm2-135m`). adapter:
+    a folder, or None. weights: the folder of a fully fine-tuned model, or None. Folders are absolute, or relative to
+    the reference's own folder. trained_sides: the sides on which every axis of `space` was trained.
+    adapter_config_sha256: sha256 of the file that sets the scale and place of the adapter's weights; None in older
+    references. base_conversion: the file that a base was converted from (see `conversion_of`); None for other bases.
     """
 
     base: str
@@ -40,10 +41,11 @@ class ModelRef:
     adapter_sha256: str | None
     base_digest: str | None = None  # of a base without a name; set when the reference is read
     adapter_config_sha256: str | None = None
+    base_conversion: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> Path:
         """Write the reference to a folder and return its file."""
-        raw = {key: value for key, value in asdict(self).items() if key != "base_digest"}
+        raw = {key: value for key, value in asdict(self).items() if key not in ("base_digest", "base_conversion")}
         marks = {WEIGHTS_MARKS: marks_of(folder / self.weights)} if self.weights else {}
         write_json(folder / MODEL_REF_NAME, raw | base_fields(self.base, folder) | marks)
         return folder / MODEL_REF_NAME

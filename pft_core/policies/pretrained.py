@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
+from pft_core.policies.gguf import converted_folder, gguf_file
 from pft_core.policies.shipped_base import SHIPPED_BASE, TOYWORLD
 from pft_core.prompts import cut_at_message, render_source
 
@@ -222,8 +223,12 @@ def load_config(name_or_path: str) -> Any:
 
 
 def place_of_model(name_or_path: str) -> str:
-    """Return the argument for a loader: the folder of the shipped base for its name, anything else unchanged."""
-    return str(SHIPPED_BASE) if name_or_path == TOYWORLD else name_or_path
+    """Return the argument for a loader: a folder for the name of the shipped base and for a GGUF file, which is
+    converted; anything else unchanged. Raises UserError if the file is missing or cannot be converted."""
+    if name_or_path == TOYWORLD:
+        return str(SHIPPED_BASE)
+    file = gguf_file(name_or_path)
+    return str(converted_folder(file)) if file else name_or_path
 
 
 def public_name(name_or_path: str) -> str:

@@ -10,14 +10,12 @@ Precision = Literal["bf16", "fp32"]  # of a model's weights
 
 
 class LoraSettings(Settings):
-    """Settings of a low-rank adapter; the defaults are the paper's.
+    """Settings of a low-rank adapter; the defaults are the paper's."""
 
-    target_modules: names of linear layers, or "all-linear".
-    """
-
-    r: int = Field(default=8, ge=1, le=65_536)  # the limit exceeds the width of any layer
+    r: int = Field(default=8, ge=1, le=65_536)  # rank of the adapter
     alpha: PositiveInt = 32  # the adapter's output is scaled by alpha / r
-    dropout: float = Field(default=0.05, ge=0, lt=1)  # of the adapter's input, in training
+    dropout: float = Field(default=0.05, ge=0, lt=1)  # dropout of the adapter's input, in training
+    # Linear layers that get an adapter, by name, or all-linear.
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj"]
     )

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import product, takewhile
 from typing import Any, Literal
 
-from pft_core.data import LETTERS, Form, Option, PairedExample, PreferenceSpace
+from pft_core.data import LETTERS, Form, Option, PairedExample, PreferenceSpace, Presentation
 from pft_core.errors import UserError
 from pft_core.prompts.chat_template import MOMENT, cut_at_message, render_chat
 
@@ -207,10 +207,12 @@ def template_digest(style: PromptStyle, space: PreferenceSpace) -> str:
 def _samples(style: PromptStyle, space: PreferenceSpace) -> list[str]:
     """Render a record of each presentation in every way, so that any change of the renderer changes the digest."""
     texts = []
-    for axis, presentation, form in product(space.axes[:1], ("choice", "response"), ("one", "all")):
+    presentations: tuple[Presentation, ...] = ("choice", "response")
+    forms: tuple[Form, ...] = ("one", "all")
+    for axis, presentation, form in product(space.axes[:1], presentations, forms):
         options = (Option("Yes.", 0), Option("No.", 1))
-        record = PairedExample("sample", axis.name, "What now?", options, presentation)  # type: ignore[arg-type]
+        record = PairedExample("sample", axis.name, "What now?", options, presentation)
         for side in (None, 0, 1):
-            texts.append(render_prompt(record, side=side, form=form, style=style, space=space).text)  # type: ignore[arg-type]
-        texts.append(render_answer(record, (0, 1), form=form, style=style))  # type: ignore[arg-type]
+            texts.append(render_prompt(record, side=side, form=form, style=style, space=space).text)
+        texts.append(render_answer(record, (0, 1), form=form, style=style))
     return texts

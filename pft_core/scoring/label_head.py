@@ -25,8 +25,8 @@ def label_logps(head: nn.Module, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
     chunked_head = _TrainedHead if head.weight.requires_grad else _FrozenHead
 
     def forward_in_chunks(hidden: Tensor) -> Tensor:
-        logps: Tensor = chunked_head.apply(hidden, head.weight, head.bias, token_N)  # type: ignore[no-untyped-call]
-        return logps
+        apply: Callable[..., Tensor] = chunked_head.apply  # torch gives it no types
+        return apply(hidden, head.weight, head.bias, token_N)
 
     # Under ZeRO-3 the weight is whole only inside the module's own call, and all ranks must make the same calls.
     with _replaced_forward(head, forward_in_chunks):

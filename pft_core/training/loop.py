@@ -269,8 +269,8 @@ def step_metrics(
 
 def gap(terms: Mapping[str, float]) -> dict[str, float]:
     """Return the loss of the first side minus the loss of the second, or {} if one of them is missing."""
-    sides = [terms.get(f"loss_{name}") for name in SIDE_NAMES]
-    return {} if None in sides else {"gap": sides[0] - sides[1]}  # type: ignore[operator]
+    first, second = (terms.get(f"loss_{name}") for name in SIDE_NAMES)
+    return {} if first is None or second is None else {"gap": first - second}
 
 
 def peak_memory_mb(device: torch.device) -> float:

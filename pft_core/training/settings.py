@@ -11,21 +11,24 @@ from pft_core.training.engines import OptimizerSettings
 class TrainSettings(ObjectiveSettings, OptimizerSettings):
     """The objective and the optimization. lr, epochs, pairs_per_step and warmup_steps default to the paper's values."""
 
-    diagnostics_every: int = Field(default=0, ge=0)  # steps between gradient cosines; > 0 also reports displacement
+    # Steps between gradient cosines; 0: never. Above 0, displacement is reported too.
+    diagnostics_every: int = Field(default=0, ge=0)
     # Divide the loss by the label tokens of the whole step, or of each micro-batch as the paper's trainer.
     normalization: Literal["step", "micro_batch"] = "step"
-    pairs_per_step: int = Field(default=16, ge=1, le=1_000_000)  # bounded, because a whole step is planned at once
-    pairs_per_microbatch: PositiveInt | None = None  # only with normalization=micro_batch
-    tokens_per_microbatch: PositiveInt = 8192  # of one forward and backward pass, prompt included
+    # Pairs of one update, on all workers together. A whole step is planned at once, so that their number is bounded.
+    pairs_per_step: int = Field(default=16, ge=1, le=1_000_000)
+    pairs_per_microbatch: PositiveInt | None = None  # pairs of a micro-batch, only with normalization=micro_batch
+    tokens_per_microbatch: PositiveInt = 8192  # most tokens of one forward and backward pass, with the prompts
     epochs: PositiveFloat = 3  # passes over the training pairs, unless max_steps is set
-    max_steps: PositiveInt | None = None  # optimizer steps; null: as epochs says
+    max_steps: PositiveInt | None = None  # number of updates; null: as epochs says
     lr: PositiveFloat = 5e-5  # learning rate after the warm-up
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0 after the warm-up
     warmup_steps: int = Field(default=100, ge=0)  # steps in which the learning rate rises from 0
-    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: only if activations would not fit into memory
+    # Compute activations again in the backward pass to save memory; auto: only if they would not fit.
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     attention_backend: Literal["auto", "separate", "split", "flex"] = "auto"  # how the sides of a pair share its prefix
-    validate_every: int = Field(default=0, ge=0)  # steps; 0: only with a checkpoint
-    checkpoint_every: int = Field(default=50, ge=0)  # steps; 0: only at the end
+    validate_every: int = Field(default=0, ge=0)  # steps between validations; 0: only with a checkpoint
+    checkpoint_every: int = Field(default=50, ge=0)  # steps between checkpoints; 0: only at the end
 
     @model_validator(mode="after")
     def _microbatches_fit_the_normalization(self) -> Self:

@@ -33,25 +33,25 @@ class Variant(Settings):
 
     value: str | int | float  # what the variant is called in the report
     set: dict[str, Any] = Field(default_factory=dict)  # changes to the run config, such as train.max_steps: 50
-    train_size: PositiveInt | None = None  # training records; None: all
-    axes: list[str] | None = Field(default=None, min_length=1)  # axes of training and test; None: all
+    train_size: PositiveInt | None = None  # number of training records; null: all
+    axes: list[str] | None = Field(default=None, min_length=1)  # axes of training and test; null: all
 
 
 class SuiteSize(Settings):
     """The scale of a suite: data, base model, seeds, and the run config that every method starts from."""
 
-    data: Place  # toyworld, a prepared folder, or vcd or bqd (read from PFT_DATA; toyworld if it is unset)
-    base: Place  # toyworld, text (a tiny model trained on the training texts), a folder, or a hub name
-    seeds: list[NonNegativeInt] = Field(min_length=1)  # one cell for each
+    data: Place  # a prepared folder, toyworld, or vcd or bqd (read from PFT_DATA; toyworld if it is unset)
+    base: Place  # a folder, a hub name, toyworld, or text (a tiny model trained on the training texts)
+    seeds: list[NonNegativeInt] = Field(min_length=1)  # seeds of every method, with one cell for each
     notes: list[str] = Field(default_factory=list)  # sentences for readers of the tables
-    run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config
+    run: dict[str, Any] = Field(default_factory=dict)  # sections of the run config, for every method
     of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes by method, such as train.lr: 1e-4
     # The questions that are asked: choose one, or all that fit.
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
-    test_per_axis: PositiveInt | None = None  # None: every test item
+    test_per_axis: PositiveInt | None = None  # most test items of an axis; null: all
     resources: dict[str, PositiveFloat] = Field(
         default_factory=lambda: {"CPU": 1.0}
-    )  # of one cell; with a GPU, the cell trains and evaluates on it
+    )  # resources of one cell; with a GPU, it trains and evaluates there
     capability: str | None = None  # a two-choice file below PFT_DATA, asked before and after training if it exists
     lm_eval: list[Place] = Field(
         default_factory=list
@@ -93,8 +93,8 @@ class SuiteSize(Settings):
 class Suite(PluggedSettings):
     """A comparison of methods."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")  # of the suite's folder and figures
-    title: str  # of the report
+    name: str = Field(pattern=r"^[a-z0-9_]+$")  # name of the suite's folder and figures
+    title: str  # title of the report
     methods: list[str] = Field(min_length=1)  # registered methods, in the order of the tables
     reference: str = "pft"  # the method that the others are tested against
     notes: list[str] = Field(default_factory=list)  # sentences for readers of the tables, at every size

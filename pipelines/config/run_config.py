@@ -37,7 +37,7 @@ class ScalingSettings(Settings):
     """Number and resources of the training workers, named as in ray.train.ScalingConfig."""
 
     num_workers: PositiveInt = 1  # training processes; a step's pairs are shared among them
-    use_gpu: bool = False  # true: one GPU for each worker
+    use_gpu: bool = False  # whether each worker trains on a GPU of its own
     # What Ray reserves for each worker, such as CPU: 8; null: one CPU, or one GPU.
     resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=MOST_RESOURCES)]] | None = None
     threads_per_worker: Threads = 1  # CPU threads of torch in each worker
@@ -67,12 +67,12 @@ class RunConfig(PluggedSettings):
     name: str = Field(default="train", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: Place | None = None  # a folder written by `pft prepare`
     validation_data: Place | None = None  # a folder written by `pft prepare`; null: no validation
-    model: Place | None = None  # a local folder, or a Hugging Face name
+    model: Place | None = None  # a folder, a .gguf file, a Hugging Face name, smollm2-135m, or toyworld
     storage: Place = "runs"  # a folder that all nodes share; it holds the runs
-    seed: int = Field(default=0, ge=0, lt=2**63)  # of the order of pairs, the adapter's first weights and dropout
+    seed: int = Field(default=0, ge=0, lt=2**63)  # seed of the order of pairs, the adapter's first weights and dropout
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
-    lora: LoraSettings | None = LoraSettings()  # None: full fine-tuning
+    lora: LoraSettings | None = LoraSettings()  # an adapter; null: full fine-tuning
     train: TrainSettings = TrainSettings()
     engine: EngineSettings = EngineSettings()
     scaling: ScalingSettings = ScalingSettings()

@@ -37,17 +37,19 @@ SEARCHED_KEYS = re.compile(r"(train|lora)\.[a-z_]+|seed")
 class SearchSettings(Settings):
     """What `pft tune` tries. The defaults of alphas and betas span the paper's Figure 5."""
 
-    alphas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # for grid, soup and asha
-    betas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # for grid, soup and asha
-    t: Range = Range(low=-math.log(8), high=math.log(8))  # for optuna: log(alpha / beta)
-    space: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(default_factory=dict)  # train.lr: [..]
-    num_trials: PositiveInt = 16  # for optuna
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"  # for optuna; all three support two objectives
+    alphas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # weights to try, by grid, soup and asha
+    betas: list[Weight] = Field(default=[0, 0.25, 0.5, 1, 2], min_length=1)  # weights to try, by grid, soup and asha
+    t: Range = Range(low=-math.log(8), high=math.log(8))  # range of log(alpha / beta), for optuna
+    # Other keys to search, such as train.lr: [1e-4, 1e-3].
+    space: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(default_factory=dict)
+    num_trials: PositiveInt = 16  # number of trials, for optuna
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"  # sampler of optuna; all three take two objectives
     form: Literal["one", "all"] = "one"  # question whose accuracy is measured
-    metric: Literal["worse_pole", "both_right", "pole_first", "pole_second"] = "worse_pole"  # of the pick
-    verify: int = Field(default=2, ge=0)  # for soup: how many soups are compared with a real training
-    trials: Literal["ray_train", "warm"] = "ray_train"  # warm: one process per trial, reused; torch engine only
-    limit_per_axis: PositiveInt | None = None  # validation items per axis in each trial; None: all
+    metric: Literal["worse_pole", "both_right", "pole_first", "pole_second"] = "worse_pole"  # what the pick maximizes
+    verify: int = Field(default=2, ge=0)  # number of soups that are compared with a real training, for soup
+    # What runs a trial: Ray Train, or processes that are used again (warm), with the torch engine only.
+    trials: Literal["ray_train", "warm"] = "ray_train"
+    limit_per_axis: PositiveInt | None = None  # validation items per axis in each trial; null: all
 
     @model_validator(mode="after")
     def _something_is_searched(self) -> Self:
@@ -87,8 +89,9 @@ def _refuse_unsearched(key: str, values: list[Any] | Range) -> None:
         raise ValueError(f"space: {key}: set search.alphas and search.betas instead")
     if not SEARCHED_KEYS.fullmatch(key):
         raise ValueError(f"space: {key} cannot be searched: give a key of train or lora, such as train.lr, or seed")
-    for i, value in enumerate([] if isinstance(values, Range) else values):
-        if value in values[:i]:  # type: ignore[index]
+    listed = [] if isinstance(values, Range) else values
+    for i, value in enumerate(listed):
+        if value in listed[:i]:
             raise ValueError(f"space: {key}: {value!r} is repeated")
         if key == "train.objective" and value not in searchable():
             raise ValueError(

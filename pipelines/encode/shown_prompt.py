@@ -39,7 +39,7 @@ def show_prompt(data: str, model: str, *, row: int) -> dict[str, Any]:
     style, space, tokenizer = prompt_style_of(model, manifest)
     shown: list[ShownSide] = []
     for form in manifest.forms:
-        example = encode_record(record, form, style, space, tokenizer, where=f"{data}: row {row}")  # type: ignore[arg-type]
+        example = encode_record(record, form, style, space, tokenizer, where=f"{data}: row {row}")
         shown += [print_side(record, form, example, branch, space, tokenizer) for branch in example.branches]
     return {"id": record.id, "axis": record.axis, "sides": [asdict(side) for side in shown]}
 

@@ -21,28 +21,32 @@ from pipelines.tracking import SPOOL_NAME, START_NAME, TrackingSettings
 REJECTS_NAME = "rejects.jsonl"
 OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME, SPOOL_NAME, START_NAME}
 
+# Keys of loading and running a model, which have no effect on a server.
+SET_BY_SERVER = {"max_length", "tokens_per_batch", "num_workers", "threads_per_worker", "use_gpu", "precision"}
+
 
 class EvaluateConfig(PluggedSettings):
     """The policy to evaluate, the data, and how to ask."""
 
     model: Place | None = None  # model reference (file or folder), model folder, or hub name; or a name on the server
     endpoint: str | None = None  # URL of a `pft serve` to ask instead of loading a model here
-    adapter: Place | None = None  # None: the adapter of the reference
+    adapter: Place | None = None  # LoRA adapter of the model; null: the trained run's own
     task: str = "choices"  # a registered task
     data: Place  # a folder written by `pft prepare`; for other tasks, the data they read
     output: Place  # the folder of the report
-    policy: str | None = None  # name in the report; None: the name of the model's folder
-    scoring: Literal["letter", "option", "generate"] | None = None  # None: likelihood, in the answer style of training
+    policy: str | None = None  # name in the report; null: the name of the model's folder
+    # How a choice is made; null: by likelihood, in the answer style of training.
+    scoring: Literal["letter", "option", "generate"] | None = None
     prompt: PromptSettings = PromptSettings()  # for a model without a reference; a reference has its own
-    forms: list[Form] | None = None  # None: the forms of the data set
-    limit_per_axis: PositiveInt | None = None  # None: every item
+    forms: list[Form] | None = None  # questions to ask; null: those of the data set
+    limit_per_axis: PositiveInt | None = None  # records of each axis to ask; null: all
     max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
-    max_new_tokens: PositiveInt = 256  # of a generated answer
-    tokens_per_batch: PositiveInt = 8192  # of one forward pass
+    max_new_tokens: PositiveInt = 256  # most tokens of a generated reply
+    tokens_per_batch: PositiveInt = 8192  # most tokens of one forward pass
     num_workers: PositiveInt = 1  # processes that evaluate; each loads the policy
     threads_per_worker: Threads = 1  # CPU threads of torch in each worker
-    use_gpu: bool | None = None  # None: true if the cluster has GPUs
-    precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+    use_gpu: bool | None = None  # whether the model runs on GPUs; null: if the cluster has them
+    precision: Literal["bf16", "fp32"] | None = None  # number format of the weights; null: bf16 on GPUs, fp32 on CPUs
     tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
@@ -63,8 +67,13 @@ class EvaluateConfig(PluggedSettings):
             raise ValueError(
                 "adapter and endpoint: a server has its own adapters: give --model NAME, a name that the server lists"
             )
-        if self.endpoint is not None and "num_workers" in self.model_fields_set:
-            raise ValueError("num_workers and endpoint: a server has its own replicas: leave num_workers out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_server_has_its_own_limits(self) -> Self:
+        own = sorted(SET_BY_SERVER & self.model_fields_set)
+        if self.endpoint is not None and own:
+            raise ValueError(f"{own[0]} and endpoint: the recipe of the server sets this: leave {', '.join(own)} out")
         return self
 
 

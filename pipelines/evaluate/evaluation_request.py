@@ -11,15 +11,16 @@ from pft_core.policies import (
     TOYWORLD,
     ModelRef,
     adapter_digests,
+    is_model_place,
     model_identity,
     refuse_other_adapter,
     within_positions,
 )
 from pft_core.prompts import template_digest
 from pipelines.encode import ModelTokenizer
+from pipelines.evaluate.answering_actors import Item
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.evaluate_config import EvaluateConfig, trained_reference, weights_reference
-from pipelines.evaluate.worker import Item
 from pipelines.jobs import has_gpus
 
 
@@ -44,7 +45,7 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
     else:
         model = str(config.model)
         style = ModelTokenizer(model).facts(config.prompt).style
-        base = str(Path(model).resolve()) if model != TOYWORLD and Path(model).is_dir() else model
+        base = str(Path(model).resolve()) if model != TOYWORLD and is_model_place(Path(model)) else model
         space = manifest.space if manifest else PreferenceSpace("none", ())
         ref = ModelRef(base, None, None, style, space, (), "", "", "", None, base_digest=model_identity(base))
     if config.scoring is not None and config.scoring != "generate":
@@ -81,8 +82,7 @@ def read_items(
 ) -> list[Item]:
     """Read records in order, at most `limit_per_axis` per axis, and repeat them for each form of question."""
     records = list(read_records(folder, manifest, per_axis=limit_per_axis))
-    wanted_forms: Sequence[Form] = forms or manifest.forms  # type: ignore[assignment]
-    return [(record, form) for form in wanted_forms for record in records]
+    return [(record, form) for form in forms or manifest.forms for record in records]
 
 
 def refuse_too_few_scenarios(items: Sequence[Item], *, advice: str) -> None:

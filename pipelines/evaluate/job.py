@@ -27,6 +27,7 @@ from pft_core.evaluation import (
 from pft_core.files import digest, write_lines
 from pft_core.policies import ModelRef
 from pipelines.console import console
+from pipelines.evaluate.answering_actors import Item
 from pipelines.evaluate.cautions import cautions
 from pipelines.evaluate.endpoint import ServedPolicy
 from pipelines.evaluate.evaluate_config import REJECTS_NAME, refuse_other_output, weights_reference
@@ -40,11 +41,10 @@ from pipelines.evaluate.evaluation_request import (
     resolve_policy,
     trained_poles,
 )
-from pipelines.evaluate.in_process import ask_here
+from pipelines.evaluate.local_answers import ask_here
 from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
 from pipelines.evaluate.report_examples import examples
 from pipelines.evaluate.tracking import track
-from pipelines.evaluate.worker import Item
 from pipelines.jobs import code_digest, ensure_ray
 from pipelines.reporting import REPORT_NAMES, Example, RunReport, write_report
 
@@ -232,8 +232,14 @@ def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: in
     console.print(f"{num_items} items asked, {num_answered} answered, {len(rejects)} rejected")
     if not num_answered:
         raise UserError(
-            f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: check max_length and forms"
+            f"{config.data}: every item was rejected {rejected_by_reason(rejects)}: {other_options(config)}"
         )
+
+
+def other_options(config: EvaluateConfig) -> str:
+    """Return the options that let more items through."""
+    longer = "raise --max-length" if config.endpoint is None else "raise engine.max_length of the server"
+    return f"{longer}, or choose other --forms" if TASKS[config.task].asks_records else longer
 
 
 def served_policy(config: EvaluateConfig) -> ServedPolicy:

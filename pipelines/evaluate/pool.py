@@ -15,8 +15,8 @@ from pft_core.data import Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import Outcome, Reply, TaskItem
 from pipelines.console import console
+from pipelines.evaluate.answering_actors import Item, PolicyActor, TaskActor, items_table, task_table
 from pipelines.evaluate.answering_job import AnsweringJob
-from pipelines.evaluate.worker import Item, PolicyActor, TaskActor, items_table, task_table
 from pipelines.jobs import explain_deaths, map_batches, refuse_missing_resources
 
 ITEMS_PER_GROUP = 64

@@ -32,7 +32,8 @@ def _remedy(setting: str, name: str, amount: float, have: Mapping[str, float]) -
     if amount <= have.get(name, 0):
         return f"lower {setting} to {int(have[name] // amount)}"
     if name == "GPU":
-        return f"set {setting.removesuffix('num_workers')}use_gpu=false"
+        section = setting.removesuffix("num_workers")
+        return f"set {section}use_gpu=false" if section else "add --no-use-gpu"
     if name not in have:
         return f"request a resource that it has ({', '.join(sorted(n for n in have if ':' not in n))})"
     return f"request at most {have[name]:g} {name} for each worker"

@@ -42,10 +42,10 @@ from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
 from pipelines.jobs import code_digest, ensure_ray, locked, num_parallel, refuse_missing_resources, unwrap_user_error
 from pipelines.plugins import read_plugins
-from pipelines.prepare.outcomes import read_outcomes, refuse_all_of_free_answers, reject_repeated, settle_axes
+from pipelines.prepare.cross_row_checks import read_outcomes, refuse_all_of_free_answers, reject_repeated, settle_axes
 from pipelines.prepare.parts import PARTS, parts_of
 from pipelines.prepare.prepare_config import InputFile, PrepareConfig, local_files, refuse_missing_inputs
-from pipelines.prepare.worker import (
+from pipelines.prepare.prepare_tasks import (
     REJECT_SCHEMA,
     GenerateTask,
     ReadTask,

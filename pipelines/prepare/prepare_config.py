@@ -21,21 +21,22 @@ SPLIT = r"^\w+(\.\w+)*$"  # allowed names of splits on the Hugging Face Hub
 class PrepareConfig(PluggedSettings):
     """Raw input, its format, and the output folder of the records."""
 
-    source: str  # vcd, bqd, trl, json, toyworld, or one that a plugin adds
+    source: str  # format of the rows: vcd, bqd, trl, json, toyworld, or one from a plugin
     output: Place  # the folder of the data set
     input: list[Place] = Field(default_factory=list)  # files, folders, or Hugging Face data sets as owner/name[:config]
-    axis: str | None = Field(
-        default=None, min_length=1
-    )  # for rows that do not name one; bqd's default is the file's folder
-    forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)  # the paper trains on single choice
-    split: str = Field(default="train", pattern=SPLIT)  # for toyworld, or a Hugging Face data set
-    seed: int = Field(default=0, ge=0, lt=2**63)  # for toyworld
-    num_per_axis: PositiveInt = 400  # for toyworld
+    # Axis of rows that do not name one; null: for bqd, the name of the file's folder.
+    axis: str | None = Field(default=None, min_length=1)
+    # Questions to prepare: choose one option (as in the paper), all that fit, or both.
+    forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
+    split: str = Field(default="train", pattern=SPLIT)  # split of toyworld, or of a Hugging Face data set
+    seed: int = Field(default=0, ge=0, lt=2**63)  # seed of toyworld
+    num_per_axis: PositiveInt = 400  # records that toyworld generates for each axis
     max_reject_fraction: float = Field(default=0.5, ge=0, le=1)  # stop if more than this share of the rows is rejected
     split_by: Literal["scenario"] | None = None  # also write train, validation and test, which share no scenario
-    parts: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)  # None: 0.8, 0.1, 0.1
-    num_workers: PositiveInt | None = None  # parallel tasks; None: one per CPU of the cluster
-    model: Place | None = None  # also encode for this model, according to prompt and encoding
+    # Shares of train, validation and test; null: 0.8, 0.1, 0.1.
+    parts: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)
+    num_workers: PositiveInt | None = None  # number of parallel tasks; null: one per CPU of the cluster
+    model: Place | None = None  # base model to encode for; null: training encodes
     prompt: PromptSettings = PromptSettings()
     encoding: EncodingSettings = EncodingSettings()
 

@@ -11,7 +11,7 @@ NUM_COLORS = 5  # for policies: a gray and four others
 
 
 @dataclass(frozen=True)
-class PolicyCard:
+class SummaryCard:
     """A policy in brief: its rows of the headline metric, its both-right rows, and its color index on the page."""
 
     policy: str
@@ -51,14 +51,14 @@ def headline_metric(rows: Sequence[EvaluationRow]) -> str:
     return next((metric for metric in leading if metric in present), leading[0])
 
 
-def policy_cards(rows: Sequence[EvaluationRow], headline: str) -> list[PolicyCard]:
+def policy_cards(rows: Sequence[EvaluationRow], headline: str) -> list[SummaryCard]:
     """Make one card per policy, in the order of the rows."""
     rows_by_policy: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         rows_by_policy.setdefault(row["policy"], []).append(row)
     colors = policy_colors(rows_by_policy)
     return [
-        PolicyCard(
+        SummaryCard(
             policy,
             colors[policy],
             [row for row in policy_rows if row["metric"] == headline and row["pole"] is not None],
@@ -76,12 +76,12 @@ def policy_colors(rows_by_policy: Mapping[str, Sequence[EvaluationRow]]) -> dict
     return colors | {policy: 1 + i % (NUM_COLORS - 1) for i, policy in enumerate(reversed(colored))}
 
 
-def summary(cards: Sequence[PolicyCard], headline: str) -> list[str]:
+def summary(cards: Sequence[SummaryCard], headline: str) -> list[str]:
     """Say how each policy scores on the poles it was trained on, and on the others."""
     return [" ".join(_sentences(card, METRICS[headline].label)) for card in cards]
 
 
-def _sentences(card: PolicyCard, name: str) -> list[str]:
+def _sentences(card: SummaryCard, name: str) -> list[str]:
     if card.trained:
         scores = f"{span(card.trained)} on the {count(card.trained)} it was trained on"
         scores += f" and {span(card.untrained)} on the other {count(card.untrained)}" if card.untrained else ""

@@ -14,8 +14,8 @@ AUTO = "auto"  # the first installed engine that supports what the recipe asks f
 class ServingEngineEntry:
     """A serving engine's description, which is read without loading the engine's code.
 
-    build: a function of (ServeConfig, model, template_digest=, lora=) that returns the Engine, or its import path as
-    "package.module:name". package: the package that has to be installed. install: the error message if it is not.
+    build: a function of (ServeConfig, model, template_digest=, lora=) that returns a ServingEngine, or its import path
+    as "package.module:name". package: the package that has to be installed. install: the error message if it is not.
     steers: whether the engine can add a vector to the outputs of layers. why_not: the reason to report if it cannot.
     """
 
@@ -38,7 +38,7 @@ SERVING_ENGINES: Registry[ServingEngineEntry] = Registry("serving engine", Servi
 SERVING_ENGINES.add(
     "vllm",
     ServingEngineEntry(
-        "pipelines.serve.engines.build:vllm_engine",
+        "pipelines.serve.engines.engine_builders:vllm_engine",
         package="vllm",
         install="vLLM is not installed: `make setup-vllm`",
         why_not="vLLM cannot add a vector to its layers' outputs",
@@ -47,7 +47,7 @@ SERVING_ENGINES.add(
 SERVING_ENGINES.add(
     "transformers",
     ServingEngineEntry(
-        "pipelines.serve.engines.build:transformers_engine",
+        "pipelines.serve.engines.engine_builders:transformers_engine",
         package="transformers",
         install="transformers is not installed: `pip install transformers`",
         steers=True,

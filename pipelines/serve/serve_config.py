@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from pft_core.policies import SMOLLM2
 from pft_core.settings import Place as GivenPlace
 from pft_core.settings import Settings, Threads
 from pipelines.config import TOYWORLD, recipe_path, refuse_unplaceable, source_of
@@ -29,10 +30,10 @@ def absolute(place: str) -> str:
 
 
 def policy_place(place: str) -> str:
-    """Return a place as `absolute` does, but keep a base model's name: `toyworld`, or OWNER/NAME on the Hub."""
+    """Return a place as `absolute` does, but keep a base model's name: `toyworld`, `smollm2-135m` or OWNER/NAME."""
     first = Path(place).expanduser().parts[:1]
     is_here = Path(place).expanduser().exists() or any(Path(part).is_dir() for part in first)
-    is_name = place == TOYWORLD or (HUB_NAME.fullmatch(place) is not None and not is_here)
+    is_name = place in (TOYWORLD, SMOLLM2) or (HUB_NAME.fullmatch(place) is not None and not is_here)
     return place if is_name else absolute(place)
 
 
@@ -45,18 +46,19 @@ MAX_AT_ONCE = 100_000  # Ray Serve and vLLM reserve memory for each
 class ServingEngineSettings(Settings):
     """The engine that runs the model, and its limits."""
 
-    name: str = AUTO  # auto: vLLM if it is installed; transformers if it is not, or if steering is set
-    precision: Literal["bf16", "fp32"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+    name: str = AUTO  # vllm, transformers, or auto: vLLM if it is installed and steering is not set
+    precision: Literal["bf16", "fp32"] | None = None  # number format of the weights; null: bf16 on GPUs, fp32 on CPUs
     # Tokens of prompt and answer, or the model's own limit if that is lower. For a longrope model on transformers that
     # limit is the original context length.
     max_length: PositiveInt = 2048
     max_batch: int = Field(default=64, ge=1, le=MAX_AT_ONCE)  # sequences that are generated at once
     tokens_per_batch: PositiveInt = 8192  # padded tokens that are scored at once
-    # If more adapters are in use, they take turns: the least recently used one is unloaded first.
+    # Adapters in memory. If more are in use, they take turns: the least recently used one is unloaded first.
     max_loaded_adapters: int = Field(default=8, ge=1, le=MAX_AT_ONCE)
-    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64  # an interpolated adapter's rank is the sum of its ends'
-    gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vLLM: share of a GPU's memory
-    cpu_cache_gib: PositiveInt = 1  # vLLM on a CPU: memory for its key-value cache
+    # Highest rank of an adapter. The rank of an interpolated adapter is the sum of its ends' ranks.
+    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64
+    gpu_memory: float = Field(default=0.9, gt=0, le=1)  # share of a GPU's memory that vLLM takes
+    cpu_cache_gib: PositiveInt = 1  # memory of vLLM's key-value cache on a CPU
     threads: Threads = 1  # CPU threads of one replica
 
     @field_validator("name")
@@ -70,13 +72,13 @@ class ServingEngineSettings(Settings):
 class ReplicaSettings(Settings):
     """Replicas of the engine, and how many requests each accepts before clients are rejected."""
 
-    min_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)  # kept even without requests
-    max_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)  # under load
-    max_ongoing_requests: int = Field(default=64, ge=1, le=MAX_AT_ONCE)  # per replica
-    max_queued_requests: int = Field(default=64, ge=0, le=MAX_AT_ONCE)  # waiting for a replica; further ones get 429
-    num_cpus: PositiveFloat = 1  # of one replica
-    num_gpus: float = Field(default=0, ge=0)  # of one replica; a fraction shares a GPU
-    drain_s: PositiveFloat = 30  # how long a stopping replica may take to finish its requests
+    min_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)  # replicas that are kept without requests
+    max_replicas: int = Field(default=1, ge=1, le=MAX_AT_ONCE)  # most replicas under load
+    max_ongoing_requests: int = Field(default=64, ge=1, le=MAX_AT_ONCE)  # requests that a replica answers at once
+    max_queued_requests: int = Field(default=64, ge=0, le=MAX_AT_ONCE)  # requests that wait; further ones get 429
+    num_cpus: PositiveFloat = 1  # CPUs of one replica
+    num_gpus: float = Field(default=0, ge=0)  # GPUs of one replica; a fraction shares a GPU
+    drain_s: PositiveFloat = 30  # seconds in which a stopping replica may finish its requests
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:
@@ -89,14 +91,14 @@ class ReplicaSettings(Settings):
 class LimitsSettings(Settings):
     """Limits on one request and on each API key."""
 
-    timeout_s: PositiveFloat = 120  # for receiving the body, and again for the answer
-    body_bytes: PositiveInt = 1_000_000  # of a request's body
-    max_tokens: PositiveInt = 1024  # the most that a request may ask for
-    default_max_tokens: PositiveInt = 256  # if a request sets no max_tokens
-    completions: PositiveInt = 8  # texts of one request: `n` times the prompts
-    branches: PositiveInt = 128  # answers that one request may score
-    requests_per_minute: PositiveInt | None = None  # for each key without a limit of its own; None: no limit
-    requests_in_flight_per_key: PositiveInt | None = None  # None: only the server's own limit
+    timeout_s: PositiveFloat = 120  # seconds for receiving the body, and again for the answer
+    body_bytes: PositiveInt = 1_000_000  # largest body of a request
+    max_tokens: PositiveInt = 1024  # most tokens that a request may generate
+    default_max_tokens: PositiveInt = 256  # tokens to generate if a request sets no max_tokens
+    completions: PositiveInt = 8  # most texts of one request: `n` times the prompts
+    branches: PositiveInt = 128  # most answers that one request may score
+    requests_per_minute: PositiveInt | None = None  # limit of a key that has none of its own; null: no limit
+    requests_in_flight_per_key: PositiveInt | None = None  # most at once; null: only the server's own limit
 
 
 class SteeringConfig(Settings):
@@ -104,7 +106,7 @@ class SteeringConfig(Settings):
 
     vectors: Place  # the file of vectors
     layer: NonNegativeInt  # the layer whose output is shifted, from 0
-    multiplier: float  # of the vector
+    multiplier: float  # multiplier of the vector
 
 
 class EndsConfig(Settings):
@@ -126,16 +128,17 @@ class AdapterStoreConfig(Settings):
     """Sources of adapters that the recipe does not name, and each node's folder of copies."""
 
     root: Place | None = None  # a folder or s3:// address whose subfolders are served by name, on demand
-    cache: Place | None = None  # a folder on each node; None: ~/.cache/pft/adapters
-    max_cached: PositiveInt = 64  # adapter copies on a node's disk
-    registry: str | None = None  # MLflow URI for models:/ places; None: MLFLOW_TRACKING_URI, else runs/mlflow.db
-    alias_ttl_s: PositiveFloat = 5  # how long a resolved alias is cached
+    cache: Place | None = None  # folder of copies on each node; null: ~/.cache/pft/adapters
+    max_cached: PositiveInt = 64  # most copies of adapters on a node's disk
+    registry: str | None = None  # MLflow URI for models:/ places; null: MLFLOW_TRACKING_URI, else runs/mlflow.db
+    alias_ttl_s: PositiveFloat = 5  # seconds for which a resolved alias is cached
 
 
 class ServeConfig(Settings):
     """A server. A place is a folder from `pft train`, s3://bucket/folder, or models:/NAME@ALIAS."""
 
-    # The default policy: a place, or an unchanged base model as a folder, OWNER/NAME on the Hub, or `toyworld`.
+    # The default policy: a place, or an unchanged base model as a folder or GGUF file, OWNER/NAME on the Hub,
+    # `smollm2-135m` or `toyworld`.
     policy: Annotated[GivenPlace, AfterValidator(policy_place)]
     name: Name = "policy"  # the default policy's name in requests
     adapters: dict[Name, Place] = Field(default_factory=dict)  # further policies on the same base: name -> place
@@ -146,9 +149,9 @@ class ServeConfig(Settings):
     scaling: ReplicaSettings = ReplicaSettings()
     limits: LimitsSettings = LimitsSettings()
     host: str = "127.0.0.1"  # the address that the server listens on
-    port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port
+    port: int = Field(default=8000, ge=0, le=65535)  # port that the server listens on; 0: any free one
     keys: Place | None = None  # API key file from `pft key`; required unless host is this machine only
-    access_log: Place | None = None  # file that gets one JSON line per request; None: stderr
+    access_log: Place | None = None  # file that gets one JSON line per request; null: stderr
     examples: Place | None = None  # folder from `pft prepare` with scenarios for the page to offer
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from pft_core.settings import Settings
 
 
 class TrackingSettings(Settings):
-    """Where MLflow stores the run. uri: default MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
+    """Where MLflow stores the run."""
 
     uri: str | None = None  # the MLflow store; null: MLFLOW_TRACKING_URI, else an SQLite file in storage
     experiment: str = "pft"  # the MLflow experiment that gets the run

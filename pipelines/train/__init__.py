@@ -7,8 +7,8 @@ from pft_core.lazy import lazy_exports
 if TYPE_CHECKING:
     from pipelines.train.encoding import encode_if_large, encode_layers
     from pipelines.train.fitting import build_and_fit
-    from pipelines.train.in_process import train_here
     from pipelines.train.inputs import refuse_missing_inputs
+    from pipelines.train.local_training import train_here
     from pipelines.train.publish import policy_kind
     from pipelines.train.resolved_run import RunLayers, resolve
     from pipelines.train.training_summary import cautions_of, print_cautions

@@ -42,7 +42,7 @@ from pft_core.training import (
 )
 from pipelines.config import RunConfig
 from pipelines.console import console
-from pipelines.train.blamed_rows import blamed_rows
+from pipelines.train.nonfinite_rows import nonfinite_rows
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 MAPPED_SHARE = 1 / 16  # of the free memory; below it, returning pages to the system costs more time than it helps
@@ -113,7 +113,7 @@ def fit_scorer(
     try:
         return fit(settings, store=store, **arguments)
     except NonFiniteError as error:
-        rows = blamed_rows(Path(str(config.data)), run.manifest, error.example_ids)
+        rows = nonfinite_rows(Path(str(config.data)), run.manifest, error.example_ids)
         raise NonFiniteError(f"{error}{rows}", error.example_ids) from None
 
 

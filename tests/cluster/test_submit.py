@@ -236,6 +236,12 @@ def test_an_option_with_an_equals_sign_is_the_option_with_its_value(tmp_path: Pa
     assert sent_as(["compare", "budget", "--storage=s"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/s"]
 
 
+def test_a_negated_option_stays_negated() -> None:
+    words = ["evaluate", "--data", "d", "--output", "o", "--model", "m"]
+    for flag in ("--use-gpu", "--no-use-gpu"):
+        assert sent_as([*words, flag, "--limit-per-axis", "5"])[-3:] == [flag, "--limit-per-axis", "5"]
+
+
 def test_words_after_two_dashes_stay_arguments() -> None:
     assert sent_as(["train", "--", "quickstart", "-x=1"])[1:] == [
         "--",
@@ -309,11 +315,11 @@ def test_inputs_of_a_recipe_are_looked_up_in_the_current_folder_and_not_in_the_u
 
 
 def test_a_lost_cluster_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone(FakeClient):
+    class LostClusterClient(FakeClient):
         def get_job_status(self, submission_id: str) -> Any:
             raise ConnectionError("Failed to connect to Ray\nat http://head")
 
-    client: Any = Gone()
+    client: Any = LostClusterClient()
     monkeypatch.setattr(submit, "CLUSTER_SILENT_S", 0.1)
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.05)
     with pytest.raises(UserError, match=r"pft-job: the cluster no longer answers \(Failed to connect to Ray\): start"):
@@ -321,7 +327,7 @@ def test_a_lost_cluster_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_following_survives_a_short_silence_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Late(FakeClient):
+    class RecoveringClient(FakeClient):
         calls = 0
 
         def get_job_status(self, submission_id: str) -> Any:
@@ -333,7 +339,7 @@ def test_following_survives_a_short_silence_of_the_cluster(monkeypatch: pytest.M
         def get_job_logs(self, submission_id: str) -> str:
             return "done"
 
-    client: Any = Late()
+    client: Any = RecoveringClient()
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.05)
     assert submit.follow(client, "pft-job") == JobStatus.SUCCEEDED
 
@@ -418,7 +424,7 @@ def test_a_silent_bare_address_is_reported_at_once(address: str, monkeypatch: py
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_cluster_that_requires_a_token_says_how_to_set_it(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Locked(BaseHTTPRequestHandler):
+    class TokenRequiredHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(status, "token needed")
 
@@ -426,7 +432,7 @@ def test_a_cluster_that_requires_a_token_says_how_to_set_it(status: int, monkeyp
             pass
 
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-    with HTTPServer(("127.0.0.1", 0), Locked) as server:
+    with HTTPServer(("127.0.0.1", 0), TokenRequiredHandler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UserError, match="RAY_AUTH_TOKEN"):
             submit.run(COMMAND, address=f"http://127.0.0.1:{server.server_port}", verbs=VERBS)

@@ -15,8 +15,11 @@ import pytest
 import typer
 from rich.console import Console
 
+from pipelines import cli
 from pipelines.cli import app, spread_inputs
 from pipelines.console import console, one_table
+from pipelines.evaluate import EvaluateConfig
+from pipelines.prepare import PrepareConfig
 
 CLI = [sys.executable, "-m", "pipelines.cli"]
 
@@ -118,6 +121,18 @@ def test_help_to_a_full_disk_is_one_line_and_exit_2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (
+            ["evaluate", "--data", "d", "--output", "o", "--model", "m", "--precision", "fp16"],
+            "error: precision='fp16': expected 'bf16' or 'fp32'",
+        ),
+        (
+            ["evaluate", "--data", "d", "--output", "o", "--endpoint", "http://h", "--max-length", "9", "--no-use-gpu"],
+            "max_length and endpoint: the recipe of the server sets this: leave max_length, use_gpu out",
+        ),
+        (
+            ["prepare", "--source", "json", "--input", "d", "--output", "o", "--num-per-axis", "9"],
+            "error: num_per_axis=9 has no effect: source=json reads files: leave it out",
+        ),
         (["show", "config", "quickstart", "train.lrr=1"], "error: train.lrr: unknown key. Did you mean 'train.lr'?"),
         (["train", "quikstart"], "error: recipe 'quikstart' does not exist. Did you mean 'quickstart'?"),
         (["train", "quickstart", "scaling.num_workers=two"], "error: scaling.num_workers='two': expected an integer"),
@@ -128,6 +143,39 @@ def test_config_errors_are_reported_before_heavy_imports(arguments: list[str], p
     assert (done.returncode, done.stdout) == (2, "")
     assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+IN_PYTHON_ONLY = {"prompt", "encoding", "tracking"}
+
+
+@pytest.mark.parametrize(("name", "config"), [("prepare", PrepareConfig), ("evaluate", EvaluateConfig)])
+def test_every_key_of_a_verb_with_options_has_an_option(name: str, config: Any) -> None:
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]  # typer types it as any command
+    options = {parameter.name for parameter in command.params} - {"fresh", "plugin"}
+    assert options == set(config.model_fields) - IN_PYTHON_ONLY - {"plugins"}
+
+
+def test_options_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "limit-per-axis=3 max-length=99 max-new-tokens=5 tokens-per-batch=512 num-workers=2 threads-per-worker=4"
+    given += " precision=bf16 policy=mine scoring=generate"
+    words = [f"--{option}" for option in given.split()]
+    expected = {key.replace("-", "_"): value for key, value in (option.split("=") for option in given.split())}
+    words += ["--data", "d", "--output", "o", "--model", "m", "--no-use-gpu"]
+    config = config_of("evaluate", words, monkeypatch)
+    assert expected | {"use_gpu": "False"} == {key: str(getattr(config, key)) for key in (*expected, "use_gpu")}
+    words = ["--source", "toyworld", "--output", "o", "--num-per-axis", "7"]
+    assert config_of("prepare", words, monkeypatch).num_per_axis == 7
+
+
+def config_of(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the config that a verb makes of its options; its job is not run."""
+    configs: list[Any] = []
+    monkeypatch.setattr(f"pipelines.{name}.refuse_missing_inputs", lambda config, **_: configs.append(config))
+    monkeypatch.setattr(f"pipelines.{name}.job.run", lambda config, **_: {})
+    monkeypatch.setattr(cli, "print_table", lambda result: None)
+    monkeypatch.setattr(cli, "reserve_stdout", lambda: (None, lambda result: None))
+    app(args=[name, *words], standalone_mode=False)
+    return configs[0]
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["train"], ["prepare", "--sorce", "vcd"], ["submit"]])

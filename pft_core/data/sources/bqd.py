@@ -25,7 +25,10 @@ _ANSWER = re.compile(r"\s*\(?([A-Z])\)?\s*")
 
 @row_parser
 def bqd_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read `{"question", "answer_matching_behavior", "answer_not_matching_behavior"}`; axis: the behavior's name."""
+    """The record of a row `{"question", "answer_matching_behavior", "answer_not_matching_behavior"}`.
+
+    axis: the name of the behavior.
+    """
     assert axis is not None, "the caller names the behavior"
     question = text_of(row, "question")
     answers = [value_of(row, f"answer_{kind}_behavior") for kind in ("matching", "not_matching")]

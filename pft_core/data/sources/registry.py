@@ -63,7 +63,7 @@ SOURCES.add(
         join=f"{_HERE}.trl:join_prompt_completions",
     ),
 )
-SOURCES.add("json", SourceEntry(f"{_HERE}.own_pairs:own_row"))
+SOURCES.add("json", SourceEntry(f"{_HERE}.user_pairs:own_row"))
 SOURCES.add("toyworld", SourceEntry(generate="pft_core.data.sources.toyworld:generated_rows"))
 
 

@@ -35,7 +35,7 @@ def generate(
 
 
 def generated_rows(*, split: Split, seed: int, num_per_axis: int) -> Iterator[tuple[str, AcceptedRow]]:
-    """Yield each record of `toyworld` as the row of a source: its place, and the record with its axis."""
+    """The generated records of toyworld, each with its place and its axis."""
     space = load_space("toyworld")
     for number, record in enumerate(generate(seed=seed, split=split, num_per_axis=num_per_axis)):
         yield f"toyworld:{number}", AcceptedRow(record, space.axis(record.axis))

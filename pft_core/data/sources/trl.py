@@ -46,7 +46,10 @@ def is_prompt_completion(row: Any) -> bool:
 
 @row_parser
 def preference_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read `{"prompt", "chosen", "rejected"}`; without `prompt`, it is the common start of chosen and rejected."""
+    """The record of a row `{"prompt", "chosen", "rejected"}`; a missing prompt is the common start of the answers.
+
+    axis: the axis of a row that names none.
+    """
     name = axis_name(row, "axis", default=axis or DEFAULT_AXIS)
     preference = shipped_axes().get(name) or axis_between(name, _PREFERENCE_POLES, None, "chosen")
     chosen, rejected = (value_of(row, key)[0] for key in _PREFERENCE_POLES)

@@ -24,7 +24,10 @@ _READ = ("scenario", "preference domain", "preference_domain", "options", "scene
 
 @row_parser
 def vcd_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read `{"scenario", "preference domain", "options": [{"text", "bias"}]}`. axis: that of a row that names none."""
+    """The record of a row `{"scenario", "preference domain", "options": [{"text", "bias"}]}`.
+
+    axis: the axis of a row that names none.
+    """
     refuse_unused(row, row.get("scenario"), used=_READ)
     name = axis_name(row, "preference domain", "preference_domain", default=axis)
     scenario = text_of(row, "scenario")

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.data import SIDES
+from pft_core.evaluation.intervals import ratio
 from pft_core.evaluation.metrics.measures import Counts
 from pft_core.evaluation.metrics.measuring import counts_of
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.evaluation.significance import interval_over_seeds
-from pft_core.evaluation.statistics import ratio
 
 
 def outcome_counts(name: str, outcome: Outcome, side: int | None) -> Counts | None:

@@ -8,11 +8,11 @@ from typing import TypedDict
 
 from pft_core.data import SIDES, Axis, Form, PreferenceSpace
 from pft_core.errors import said_of
+from pft_core.evaluation.intervals import interval, ratio
 from pft_core.evaluation.metrics.measuring import counts_of
 from pft_core.evaluation.metrics.metric import Metric
 from pft_core.evaluation.metrics.outcome import Outcome, always_by_position
 from pft_core.evaluation.metrics.registry import METRICS, metrics_where
-from pft_core.evaluation.statistics import interval, ratio
 
 
 class EvaluationRow(TypedDict):

@@ -159,7 +159,7 @@ def scores(runs: Sequence[Sequence[CapabilityAnswer]]) -> NDArray[np.float64]:
         if ids != run_ids[0]:
             raise UserError(
                 f"two runs answered different capability items ({len(run_ids[0])} and {len(ids)} items): evaluate both "
-                "with the same file, tokenizer and max_length"
+                "with the same file of questions, tokenizer and encoding.max_length"
             )
     return np.array([[a.score for a in run] for run in runs])
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pft_core.data import PreferenceSpace
 from pft_core.errors import UserError
+from pft_core.evaluation.intervals import interval, ratio
 from pft_core.evaluation.metrics import EvaluationRow, finite
-from pft_core.evaluation.statistics import interval, ratio
 from pft_core.evaluation.tasks.task import Reply, Task, TaskItem
 from pft_core.registry import call, load_code
 

@@ -12,16 +12,16 @@ from pft_core.training.engines.registry import ENGINES, EngineEntry
 class OptimizerSettings(Settings):
     """Optimizer settings of an engine, without the learning rate, which the loop sets at every step."""
 
-    weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
+    weight_decay: float = Field(default=0.01, ge=0)  # weight decay of AdamW
     max_grad_norm: PositiveFloat = 1.0  # gradients are scaled down to this norm
-    precision: Precision = "bf16"  # of the frozen weights and activations; trained weights stay in fp32
+    precision: Precision = "bf16"  # number format of frozen weights and activations; trained weights are fp32
 
 
 class EngineSettings(Settings):
     """The engine: plain torch, or DeepSpeed at a ZeRO stage. DeepSpeed's JSON config is derived from these settings."""
 
-    name: str = "torch"  # a registered engine: torch or deepspeed
-    zero_stage: Literal[0, 1, 2, 3] = 2  # deepspeed only
+    name: str = "torch"  # a registered engine, such as torch or deepspeed
+    zero_stage: Literal[0, 1, 2, 3] = 2  # ZeRO stage of deepspeed
 
     @model_validator(mode="after")
     def _zero_is_deepspeeds(self) -> Self:

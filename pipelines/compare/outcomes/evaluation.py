@@ -112,5 +112,5 @@ def refuse_unlike(a: Evaluation, b: Evaluation) -> None:
         only_a, only_b = len(difference & a.items), len(difference & b.items)
         raise UserError(
             f"--outcomes {a.folder} {b.folder}: {only_a} items are only in the first, {only_b} only in the second: "
-            "evaluate both with the same forms, limits and max_length (see their rejects.jsonl)"
+            "evaluate both with the same --forms, --limit-per-axis and --max-length (see their rejects.jsonl)"
         )

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pipelines.serve.engines.build import engine_name, make_host, with_model_limit
-    from pipelines.serve.engines.engine import (
+    from pipelines.serve.engines.engine_builders import engine_name, make_host, with_model_limit
+    from pipelines.serve.engines.engine_host import Backend, UnavailableError
+    from pipelines.serve.engines.serving_engine import (
         EngineFault,
         GenerationRequest,
         Grammar,
@@ -16,6 +17,5 @@ if TYPE_CHECKING:
         Step,
         Token,
     )
-    from pipelines.serve.engines.engine_host import Backend, UnavailableError
 else:
     __getattr__ = lazy_exports(__name__)

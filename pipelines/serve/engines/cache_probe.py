@@ -6,7 +6,7 @@ import torch
 
 from pft_core.errors import UserError
 from pipelines.serve.engines.decoding import BASE, DecodingBatch, DecodingRow
-from pipelines.serve.engines.engine import Sampling
+from pipelines.serve.engines.serving_engine import Sampling
 
 LENGTHS = 4, 7  # tokens of the two probe texts; they differ, so that one is padded
 TOLERANCE = 0.25  # as a share of the logits' standard deviation: bfloat16 stays below 0.1, a lost state is near 1

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from pft_core.errors import UserError
-from pipelines.serve.engines.engine import RequestFault, Sampling, Step, Token
 from pipelines.serve.engines.grammars import Matcher
 from pipelines.serve.engines.sampling import pick, tokens_with_logprobs
+from pipelines.serve.engines.serving_engine import RequestFault, Sampling, Step, Token
 
 log = logging.getLogger(__name__)
 

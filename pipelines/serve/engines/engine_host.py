@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.encoding import BranchedExample
-from pipelines.serve.engines.engine import Engine, GenerationRequest, Steering, Step
+from pipelines.serve.engines.serving_engine import GenerationRequest, ServingEngine, Steering, Step
 from pipelines.serve.policies import AdapterCache, AdapterSource, LoadedAdapter
 
 
@@ -38,7 +38,7 @@ class Backend(Protocol):
 class EngineHost:
     """Fetches, checks and locks each request's adapter while the engine answers."""
 
-    def __init__(self, engine: Engine, cache: AdapterCache):
+    def __init__(self, engine: ServingEngine, cache: AdapterCache):
         self.engine, self._cache = engine, cache
 
     async def generate(self, request: GenerationRequest, source: AdapterSource | None) -> AsyncIterator[Step]:

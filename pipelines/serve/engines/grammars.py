@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pft_core.errors import UserError
-from pipelines.serve.engines.engine import Grammar
+from pipelines.serve.engines.serving_engine import Grammar
 
 # No whitespace between the parts of a JSON value: a small model may write nothing but whitespace until its last token.
 JSON_DEFAULTS = {"whitespace_flexible": False}

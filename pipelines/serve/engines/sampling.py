@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.serve.engines.engine import Sampling, Token
+from pipelines.serve.engines.serving_engine import Sampling, Token
 
 # N positions, V vocabulary.
 

@@ -33,9 +33,9 @@ from pft_core.policies import (
 from pft_core.scoring import BranchScorer
 from pipelines.serve.engines.cache_probe import refuse_other_caches
 from pipelines.serve.engines.decoding import BASE, DecodingBatch, DecodingRow, recoverable
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Steering, Step
 from pipelines.serve.engines.grammars import Grammars
-from pipelines.serve.engines.scoring import Scoring, ScoringPart, next_parts
+from pipelines.serve.engines.scoring_jobs import Scoring, ScoringPart, next_parts
+from pipelines.serve.engines.serving_engine import EngineFault, GenerationRequest, Steering, Step
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class _Generation:
 
 
 class TransformersEngine:
-    """See `engine.Engine`. One thread does all work on the model, in order of arrival."""
+    """See `serving_engine.ServingEngine`. One thread does all work on the model, in order of arrival."""
 
     name = "transformers"
 

@@ -27,7 +27,7 @@ def install() -> None:
         module.bgmv_shrink = shrink
         module.bgmv_expand = expand
         module.bgmv_expand_slice = expand_slice
-    punica_cpu.PunicaWrapperCPU = GroupedWrapper  # type: ignore[misc]
+    punica_cpu.PunicaWrapperCPU = GroupedWrapper  # type: ignore[misc]  # mypy wants classes to stay what they are
     _reset_slots_on_load(model_manager.LoRAModelManager)
 
 

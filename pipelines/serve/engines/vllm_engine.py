@@ -46,7 +46,8 @@ from pft_core.encoding import Branch, BranchedExample
 from pft_core.errors import UserError
 from pft_core.policies import place_of_model
 from pipelines.serve.engines import vllm_cpu_blocks, vllm_cpu_lora
-from pipelines.serve.engines.engine import (
+from pipelines.serve.engines.grammars import JSON_DEFAULTS
+from pipelines.serve.engines.serving_engine import (
     EngineFault,
     GenerationRequest,
     Grammar,
@@ -56,7 +57,6 @@ from pipelines.serve.engines.engine import (
     Step,
     Token,
 )
-from pipelines.serve.engines.grammars import JSON_DEFAULTS
 from pipelines.serve.policies import LoadedAdapter, refuse_other_kinds
 from pipelines.serve.task_groups import gather_or_cancel
 
@@ -108,7 +108,7 @@ def _end_with_parent() -> None:
 
 
 class VllmEngine:
-    """See `engine.Engine`. Use it from one event loop only."""
+    """See `serving_engine.ServingEngine`. Use it from one event loop only."""
 
     name = "vllm"
 
@@ -375,7 +375,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _merged(parts: Sequence[dict[TokenPath, float]]) -> dict[TokenPath, float]:
@@ -414,7 +414,8 @@ def _context_logprobs(output: RequestOutput, start: int, context: Sequence[int])
         return {}
     first = max(_num_cached(output) + 1, start)
     paths = {place: tuple(context[: place - start + 1]) for place in range(first, start + len(context))}
-    return {path: logprobs[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]
+    # Only the first token has no entries, and its place is 0, before any of these.
+    return {path: logprobs[place][path[-1]].logprob for place, path in paths.items()}  # type: ignore[index]  # see above
 
 
 def _token(token: int, entries: Any, num_top: int) -> Token:

@@ -75,6 +75,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         408: "The request's body did not arrive in time.",
         413: "The request's body is too large.",
         429: "There are too many requests: try again after the seconds in the `Retry-After` header.",
+        431: "The request's head is larger than 64 KiB.",
         500: "The server failed to answer this request; its log says why.",
         503: "No engine replica is ready: try again after the seconds in the `Retry-After` header.",
         504: "The answer took too long.",
@@ -134,7 +135,7 @@ def make_app(
     _add_routes(app)
     _add_failures(app)
     keys = KeyRing(Path(config.keys)) if config.keys else None
-    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
+    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]  # every route here has a path
     guarded = Guard(app, config.limits, keys, metrics, admission)
     log = AccessLog(Path(config.access_log) if config.access_log else None)
     return RequestObserver(guarded, metrics, paths, log, sends_request_id=sends_request_id)
@@ -173,6 +174,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 async def _page() -> HTMLResponse:
+    """Return the page for a browser: a scenario, the answers under both poles, and a slider between them."""
     text, headers = page()
     return HTMLResponse(text, headers=headers)
 
@@ -304,7 +306,7 @@ async def _prepend(first: TextChunk, chunks: AsyncIterator[TextChunk]) -> AsyncI
 async def _until_deadline(stream: AsyncIterator[str], timeout_s: float) -> AsyncIterator[str]:
     """Forward a stream; report an error as an event, because the status is already sent, and end with [DONE]."""
     try:
-        async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]
+        async with asyncio.timeout(timeout_s), aclosing(stream):  # type: ignore[type-var]  # a generator
             async for text in stream:
                 yield text
         return

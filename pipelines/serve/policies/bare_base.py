@@ -1,4 +1,5 @@
-"""A bare base model served as a policy: a folder, a name on the Hub, or `toyworld`, without a model reference."""
+"""A bare base model served as a policy: a folder, a GGUF file, a name on the Hub, `smollm2-135m` or
+`toyworld`, without a model reference."""
 
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def is_bare(place: str) -> bool:
         return False
     folder = Path(place)
     is_model = (folder / "config.json").is_file() and not (folder / MODEL_REF_NAME).is_file()
-    return place == TOYWORLD or not folder.is_absolute() or is_model
+    return place == TOYWORLD or not folder.is_absolute() or is_model or folder.suffix == ".gguf"
 
 
 def bare_reference(place: str, *, examples: str | None) -> ModelRef:

@@ -168,7 +168,7 @@ class CompletionHandler:
 
         async def run(index: int) -> None:
             try:
-                async with aclosing(self._run(continuation, index, stream)) as chunks:  # type: ignore[type-var]
+                async with aclosing(self._run(continuation, index, stream)) as chunks:  # type: ignore[type-var]  # a generator
                     async for chunk in chunks:
                         queue.put_nowait(chunk)
                 queue.put_nowait(None)

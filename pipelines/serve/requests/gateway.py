@@ -4,7 +4,7 @@ from pft_core.errors import UserError
 from pipelines.serve.engines import Backend
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.policies import Catalog, Policy
-from pipelines.serve.requests.choices import ChoiceHandler
+from pipelines.serve.requests.choice_handler import ChoiceHandler
 from pipelines.serve.requests.completions import CompletionHandler
 from pipelines.serve.requests.policy_resolver import PolicyResolver
 from pipelines.serve.requests.schemas import (

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipelines.reporting import annotate, blank_figure, chart_style, fit_ends, hint, short
-from pipelines.tune.drawings.measured import (
+from pipelines.tune.drawings.trial_marks import (
     BANDED,
     COLORS,
     base_of,

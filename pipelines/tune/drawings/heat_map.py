@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.reporting import DPI, annotate, blank_figure, chart_style, hint, printable, width_of
-from pipelines.tune.drawings.measured import COLORS
+from pipelines.tune.drawings.trial_marks import COLORS
 from pipelines.tune.search_formats import brief, percent
 
 if TYPE_CHECKING:

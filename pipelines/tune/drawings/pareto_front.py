@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.reporting import blank_figure, chart_style, fit, hint, labels_apart, short, width_of
-from pipelines.tune.drawings.measured import (
+from pipelines.tune.drawings.trial_marks import (
     BANDED,
     COLORS,
     dot_style,

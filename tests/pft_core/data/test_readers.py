@@ -14,8 +14,8 @@ import pytest
 from pft_core.data.records import Reject
 from pft_core.data.sources import csv_tables, json_text
 from pft_core.data.sources.checks import AcceptedRow
-from pft_core.data.sources.own_pairs import own_row
 from pft_core.data.sources.readers import file_parts, files_in, is_hub_name, read_rows
+from pft_core.data.sources.user_pairs import own_row
 from pft_core.errors import UserError
 
 PACK = {".gz": gzip.compress, ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}

@@ -19,10 +19,10 @@ from pft_core.data.records import Option, PairedExample, Reject
 from pft_core.data.sources import json_text, readers
 from pft_core.data.sources.bqd import bqd_row, split_question
 from pft_core.data.sources.checks import AcceptedRow
-from pft_core.data.sources.own_pairs import own_row
 from pft_core.data.sources.readers import file_parts, files_in, is_hub_name, load_hub, read_rows
 from pft_core.data.sources.registry import SOURCES, parse_rows
 from pft_core.data.sources.trl import is_prompt_completion, join_prompt_completions, preference_row
+from pft_core.data.sources.user_pairs import own_row
 from pft_core.data.sources.vcd import vcd_row
 from pft_core.errors import UserError
 from pft_core.registry import load_code

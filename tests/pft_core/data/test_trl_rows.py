@@ -15,8 +15,8 @@ from pft_core.data.records import PairedExample, Reject
 from pft_core.data.sources.bqd import bqd_row
 from pft_core.data.sources.checks import AcceptedRow
 from pft_core.data.sources.dialogues import dialogue_text
-from pft_core.data.sources.own_pairs import own_row
 from pft_core.data.sources.trl import join_prompt_completions, preference_row
+from pft_core.data.sources.user_pairs import own_row
 from pft_core.data.sources.vcd import vcd_row
 
 HERE = "file.jsonl:7"

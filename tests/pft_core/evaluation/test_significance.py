@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pft_core.errors import UserError
+from pft_core.evaluation.intervals import interval
 from pft_core.evaluation.significance import holm, interval_over_seeds, mcnemar, paired_t, sign_flip
-from pft_core.evaluation.statistics import interval
 
 # --- two runs on the same items
 

@@ -13,7 +13,7 @@ from pipelines.compare import cell_pool
 pytestmark = pytest.mark.ray
 
 
-class Mortal:
+class DyingWorker:
     """A worker that is killed as many times as the cell says."""
 
     def run(self, cell: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ class Mortal:
 def test_a_cell_whose_worker_dies_is_run_again(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell_pool, "CellActor", Mortal)
+    monkeypatch.setattr(cell_pool, "CellActor", DyingWorker)
     monkeypatch.setattr(cell_pool, "MAX_FAILURES", 1)
     monkeypatch.setattr(cell_pool, "stored_result", lambda cell: None)
     cells: Any = [

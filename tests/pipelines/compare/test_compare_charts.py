@@ -13,7 +13,7 @@ from pipelines.compare.report.charts import (
 )
 from pipelines.compare.report.claims import Comparison
 from pipelines.compare.report.comparison_report import render
-from tests.pipelines import drawn
+from tests.pipelines import figure_views
 from tests.pipelines.compare.test_compare_tables import MEANS, comparison, steps, variants_report
 
 
@@ -27,17 +27,17 @@ def test_bars_are_of_each_axis_and_yardsticks_come_last_and_stand_back() -> None
     assert list(charts) == ["Risk", "Time"]
     (axes,) = charts["Risk"].axes
     labels = ["prompt_only", "sft:first", "sft:mixed", "pft", "position only", "bag-of-words probe"]
-    assert [label for _, label in drawn.ticks(axes.yaxis)] == labels * 2
+    assert [label for _, label in figure_views.ticks(axes.yaxis)] == labels * 2
     inks = [label.get_color() for label in axes.get_yticklabels()]
     assert inks[:6] == [COLORS["text"]] * 4 + [COLORS["soft"]] * 2
     assert axes.get_yticklabels()[3].get_weight() == 700  # the reference
     found = {row["mean"] for row in comparison()["rows"] if row["axis"] == "Risk" and row["metric"] == "one"}
     assert {patch.get_width() for patch in axes.patches} <= found
-    assert all(drawn.cut_off(figure) == [] for figure in charts.values())
+    assert all(figure_views.cut_off(figure) == [] for figure in charts.values())
 
 
 def test_a_value_that_position_alone_explains_is_marked() -> None:
-    words = drawn.words(bar_charts(Comparison(comparison()), "all", None)["Risk"])
+    words = figure_views.words(bar_charts(Comparison(comparison()), "all", None)["Risk"])
     assert any(word.endswith("\u2021") for word in words)
 
 
@@ -46,18 +46,18 @@ def test_means_are_drawn_against_what_varies_with_their_intervals() -> None:
     figure = line_chart(view, "one")
     assert figure is not None
     (axes,) = figure.axes
-    (line,) = drawn.points(axes, COLORS["l0"])
+    (line,) = figure_views.points(axes, COLORS["l0"])
     expected = [MEANS["pft"] - 0.03 * (3 - i) for i in range(3)]
     assert line == [(float(x), pytest.approx(y)) for x, y in zip((100, 400, 1600), expected, strict=True)]
     assert axes.get_xscale() == "log"  # 1600 is 16 times 100
-    assert drawn.ticks(axes.xaxis) == [(100.0, "100"), (400.0, "400"), (1600.0, "1600")]
+    assert figure_views.ticks(axes.xaxis) == [(100.0, "100"), (400.0, "400"), (1600.0, "1600")]
     assert len(axes.patches) == 4  # a band for each method, none for the two yardsticks
     low, high = axes.get_ylim()
     ends = [y for patch in axes.patches for y in patch.get_xy()[:, 1]]
     assert low <= min(ends) <= max(ends) <= high
-    assert {"pft", "position only", "bag-of-words probe"} <= set(drawn.words(figure))
-    assert drawn.cut_off(figure) == []
-    assert drawn.overlapping(figure) == []
+    assert {"pft", "position only", "bag-of-words probe"} <= set(figure_views.words(figure))
+    assert figure_views.cut_off(figure) == []
+    assert figure_views.overlapping(figure) == []
 
 
 def test_a_narrow_range_is_not_logarithmic_and_the_page_says_which_it_is() -> None:
@@ -79,8 +79,8 @@ def test_any_name_of_a_method_is_shown_as_it_is_and_whole(name: str) -> None:
     bars = bar_charts(Comparison(renamed(comparison(), "sft:first", name)), "one", None)["Risk"]
     for figure in (line, bars):
         assert figure is not None
-        assert drawn.cut_off(figure) == []
-        assert any(word.startswith(name[:6]) for word in drawn.words(figure))
+        assert figure_views.cut_off(figure) == []
+        assert any(word.startswith(name[:6]) for word in figure_views.words(figure))
 
 
 def test_many_methods_have_room_for_their_names() -> None:
@@ -93,8 +93,8 @@ def test_many_methods_have_room_for_their_names() -> None:
         ]
     figure = line_chart(Comparison(report), "one")
     assert figure is not None
-    assert drawn.cut_off(figure) == []
-    assert drawn.overlapping(figure) == []
+    assert figure_views.cut_off(figure) == []
+    assert figure_views.overlapping(figure) == []
 
 
 def test_each_method_has_a_line_of_its_own_and_yardsticks_are_dashed_grey() -> None:
@@ -114,9 +114,9 @@ def test_a_total_is_drawn_only_where_no_side_is() -> None:
     assert [curve.name for curve in learning_curves([[{"step": 1, "loss": 2.0}]])] == ["loss"]
     assert learning_curves([[{"step": 1, "loss": float("nan")}]]) == []
     figure = learning_chart(curves)
-    assert len(drawn.points(figure.axes[0], COLORS["l5"])) == 3
-    assert drawn.words(figure).count("first pole") == 1
-    assert drawn.cut_off(figure) == []
+    assert len(figure_views.points(figure.axes[0], COLORS["l5"])) == 3
+    assert figure_views.words(figure).count("first pole") == 1
+    assert figure_views.cut_off(figure) == []
 
 
 def test_the_same_comparison_is_the_same_page() -> None:

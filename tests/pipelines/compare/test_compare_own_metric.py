@@ -102,10 +102,10 @@ def test_it_reaches_every_file_and_says_what_it_means() -> None:
 
 
 def test_a_metric_of_runs_reads_their_results() -> None:
-    class Of:
+    class PftMethod:
         name = "pft"
 
-    pairs: Any = [(Of, {"seconds": 3.0}), (Of, {"error": "x"}), (Of, {})]
+    pairs: Any = [(PftMethod, {"seconds": 3.0}), (PftMethod, {"error": "x"}), (PftMethod, {})]
     assert run_values("wait", method_outcomes("pft", 2), pairs) == [3.0]
     assert cells(by_metric(Comparison(report(["one", "wait"])), None), "wait") == {"pft": "4", "dpo": "4"}
 
@@ -116,10 +116,10 @@ def test_a_measure_that_fails_or_gives_no_finite_number_is_said_with_its_method(
     with pytest.raises(UserError, match=r"^method dpo: metric 'raises', item 'i0': .*ZeroDivisionError"):
         rows_of(method_outcomes("dpo", 2), SPACE, ["one", "raises"])
 
-    class Of:
+    class PftMethod:
         name = "pft"
 
-    pairs: Any = [(Of, {"run_id": "r7"})]
+    pairs: Any = [(PftMethod, {"run_id": "r7"})]
     with pytest.raises(UserError, match=r"^method pft: metric 'nan', run r7: the measure returned nan: .* or None"):
         run_values("nan", method_outcomes("pft", 2), pairs)
 

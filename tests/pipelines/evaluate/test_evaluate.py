@@ -25,10 +25,10 @@ from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import job as evaluate
+from pipelines.evaluate.answering_actors import PolicyActor, items_table
 from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
 from pipelines.evaluate.pool import read_answers
 from pipelines.evaluate.report_examples import examples
-from pipelines.evaluate.worker import PolicyActor, items_table
 from tests.builders import SPACE, record, write_dataset
 
 NUM_RECORDS = 70  # more than one group of items

@@ -81,7 +81,7 @@ def test_a_server_that_is_not_there_is_the_askers_mistake(data: Path, tmp_path: 
 def test_a_busy_server_is_asked_again_with_the_same_request_id() -> None:
     seen: list[str | None] = []
 
-    class Busy(BaseHTTPRequestHandler):
+    class BusyServerHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.append(self.headers["X-Request-Id"])
             self.send_response((429, 503, 200)[len(seen) - 1])
@@ -92,7 +92,7 @@ def test_a_busy_server_is_asked_again_with_the_same_request_id() -> None:
         def log_message(self, *_: Any) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Busy)
+    server = HTTPServer(("127.0.0.1", 0), BusyServerHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     assert Endpoint(f"http://127.0.0.1:{server.server_port}/v1").get("/x") == {"ok": 1}
@@ -106,7 +106,7 @@ def test_a_busy_server_is_asked_again_with_the_same_request_id() -> None:
 def answering(status: int, body: bytes) -> Iterator[str]:
     """Run a server that gives the same answer to every request."""
 
-    class Same(BaseHTTPRequestHandler):
+    class FixedAnswerHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
@@ -115,7 +115,7 @@ def answering(status: int, body: bytes) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Same)
+    server = HTTPServer(("127.0.0.1", 0), FixedAnswerHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -161,7 +161,7 @@ def test_a_server_that_starts_again_is_waited_for() -> None:
     port = int(url.rpartition(":")[2])
 
     def come_back() -> None:
-        class Again(BaseHTTPRequestHandler):
+        class RestartedServerHandler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(200)
                 self.end_headers()
@@ -170,7 +170,7 @@ def test_a_server_that_starts_again_is_waited_for() -> None:
             def log_message(self, *_: Any) -> None:
                 return
 
-        HTTPServer(("127.0.0.1", port), Again).handle_request()
+        HTTPServer(("127.0.0.1", port), RestartedServerHandler).handle_request()
 
     threading.Timer(0.3, come_back).start()
     assert endpoint.get("/x") == {"ok": 2}

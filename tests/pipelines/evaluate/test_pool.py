@@ -8,9 +8,16 @@ import torch
 from pft_core.data import Reject
 from pft_core.evaluation import TaskItem
 from pipelines.evaluate import policy
+from pipelines.evaluate.answering_actors import (
+    PolicyActor,
+    TaskActor,
+    answers_table,
+    items_table,
+    reply_row,
+    task_table,
+)
 from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, resolve_policy
 from pipelines.evaluate.pool import in_groups, in_order, read_replies
-from pipelines.evaluate.worker import PolicyActor, TaskActor, answers_table, items_table, reply_row, task_table
 from tests.builders import record
 
 ITEMS = [TaskItem(f"item-{number}", f"question {number}", ("boat", "river")) for number in range(150)]

@@ -41,7 +41,7 @@ def test_the_remedy_is_one_that_helps(cluster: Any) -> None:
     del cluster["GPU"]
     with pytest.raises(UserError, match=r"needs 1 GPU, but the cluster has 0: set scaling\.use_gpu=false, or join"):
         refuse_missing_resources("scaling.num_workers", 1, {"CPU": 1, "GPU": 1})
-    with pytest.raises(UserError, match=r"has 0: set use_gpu=false, or join"):
+    with pytest.raises(UserError, match=r"has 0: add --no-use-gpu, or join"):
         refuse_missing_resources("num_workers", 1, {"GPU": 1})
 
 

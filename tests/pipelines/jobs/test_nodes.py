@@ -20,9 +20,9 @@ from pipelines.jobs import ensure_ray, nodes, on_this_node
 nodes.LOOK_EVERY_S, nodes.HEAD_SILENT_S = 0.2, 2.0
 ensure_ray()
 while len(ray.nodes()) < 2: time.sleep(0.1)
-class Where:
+class NodeProbe:
     def node(self): return ray.get_runtime_context().get_node_id()
-own = [ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Where).remote() for _ in range(2)]
+own = [ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(NodeProbe).remote() for _ in range(2)]
 assert {ray.get(w.node.remote()) for w in own} == {ray.get_runtime_context().get_node_id()}
 print("pinned", flush=True)
 time.sleep(600)

@@ -19,11 +19,11 @@ from pft_core.training.memory_fallback import MemoryFallback, MemoryUse
 from pipelines.config import RunConfig
 from pipelines.encode import job as encode
 from pipelines.evaluate import pool
+from pipelines.evaluate.answering_actors import task_table
 from pipelines.evaluate.evaluate_config import EvaluateConfig
 from pipelines.evaluate.evaluation_request import make_job, resolve_policy
-from pipelines.evaluate.worker import task_table
 from pipelines.jobs.worker_deaths import MAX_RESTARTS
-from pipelines.prepare import worker
+from pipelines.prepare import prepare_tasks
 from pipelines.train import job
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,7 +64,7 @@ def test_an_evaluate_actor_that_always_dies_ends_the_job(ray_cluster, tiny_qwen2
 @pytest.mark.ray
 def test_a_prepare_task_that_always_dies_ends_the_job(ray_cluster, tmp_path, capfd) -> None:
     with killed("a worker that was validating") as raised:
-        worker.run_on_ray(dying(tmp_path / "calls"), [0], num_workers=1, doing="validating")
+        prepare_tasks.run_on_ray(dying(tmp_path / "calls"), [0], num_workers=1, doing="validating")
     assert "memory: give it more memory" in str(raised.value)
     assert (tmp_path / "calls").stat().st_size == MAX_RESTARTS + 1
     assert "Traceback" not in capfd.readouterr().err

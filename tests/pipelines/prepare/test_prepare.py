@@ -23,7 +23,7 @@ from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pipelines.prepare import job as prepare
 from pipelines.prepare.job import PrepareConfig, config_digest, run
-from pipelines.prepare.worker import _call
+from pipelines.prepare.prepare_tasks import _call
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -10,7 +10,7 @@ from pipelines.reporting.bars import Bar, BarGroup, bar_chart, rows_by_pole
 from pipelines.reporting.curves import Curve, averaged_points, loss_chart, points_of, spark_line
 from pipelines.reporting.drawing import INK, labels_apart, short, short_apart, ticks
 from pipelines.reporting.svg import inline_svg, svg_file
-from tests.pipelines import drawn
+from tests.pipelines import figure_views
 from tests.pipelines.reporting.test_report import row
 
 HARD = ["$x_1$ & $y$", "_hidden", "<b>&amp;", "W" * 60, "\u653f" * 30, "two\nlines\x00", "\\frac{1}{2}", "100 %"]
@@ -36,16 +36,16 @@ def test_bars_are_as_long_as_their_values_and_in_order() -> None:
     assert tops == sorted(tops)
     assert axes.yaxis_inverted()
     assert axes.get_xlim() == (0.0, 1.0)
-    assert [label for _, label in drawn.ticks(axes.yaxis)] == ["p", "q", "p"]
-    assert {"Daring", "n = 3", "Careful", "n = 4", "0.25", "1.00", "0.00"} <= set(drawn.words(figure))
-    lines = drawn.points(axes, INK["text"])
+    assert [label for _, label in figure_views.ticks(axes.yaxis)] == ["p", "q", "p"]
+    assert {"Daring", "n = 3", "Careful", "n = 4", "0.25", "1.00", "0.00"} <= set(figure_views.words(figure))
+    lines = figure_views.points(axes, INK["text"])
     assert {x for x, _ in lines[0]} == {0.2, 0.31}
     assert [{x for x, _ in line} for line in lines if len(line) == 2] == [{0.4}]  # the position baseline, in one group
 
 
 def test_a_scale_in_percent_is_marked_so() -> None:
     (axes,) = bar_chart(groups("a"), unit=100.0).axes
-    assert drawn.ticks(axes.xaxis) == [(0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (1.0, "100")]
+    assert figure_views.ticks(axes.xaxis) == [(0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (1.0, "100")]
 
 
 def test_rows_are_sorted_by_axis_and_pole_and_other_metrics_are_left_out() -> None:
@@ -57,18 +57,18 @@ def test_rows_are_sorted_by_axis_and_pole_and_other_metrics_are_left_out() -> No
 @pytest.mark.parametrize("label", HARD)
 def test_any_label_of_a_bar_is_shown_as_it_is_and_whole(label: str) -> None:
     figure = bar_chart(groups(label, "pft"))
-    assert drawn.cut_off(figure) == []
-    assert not drawn.overlapping(figure)
-    assert drawn.words(figure).count(short(label)) >= 2
-    assert not any(text.get_parse_math() for text in drawn.visible_texts(figure))
+    assert figure_views.cut_off(figure) == []
+    assert not figure_views.overlapping(figure)
+    assert figure_views.words(figure).count(short(label)) >= 2
+    assert not any(text.get_parse_math() for text in figure_views.visible_texts(figure))
 
 
 @pytest.mark.parametrize("label", HARD)
 def test_any_name_of_a_line_is_shown_as_it_is_and_whole(label: str) -> None:
     lines = [Curve(short(name), BLUE, [(1.0, 2.0), (400.0, 1.0)]) for name in (label, "other")]
     figure = loss_chart(lines)
-    assert drawn.cut_off(figure) == []
-    assert {short(label), "other"} <= set(drawn.words(figure))
+    assert figure_views.cut_off(figure) == []
+    assert {short(label), "other"} <= set(figure_views.words(figure))
 
 
 def test_a_label_is_cut_and_a_letter_of_double_width_counts_twice() -> None:
@@ -97,10 +97,10 @@ def test_losses_are_drawn_from_zero_and_named_once() -> None:
     lower = [(step, loss - 0.5) for step, loss in points]
     figure = loss_chart([Curve("first pole", BLUE, points), Curve("first pole", BLUE, lower)])
     (axes,) = figure.axes
-    assert drawn.points(axes, BLUE) == [points, lower]
+    assert figure_views.points(axes, BLUE) == [points, lower]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0.0, 10.0), (0.0, 4.0))
-    assert drawn.words(figure).count("first pole") == 1
-    assert drawn.ticks(axes.yaxis) == [(float(y), f"{y}") for y in range(5)]
+    assert figure_views.words(figure).count("first pole") == 1
+    assert figure_views.ticks(axes.yaxis) == [(float(y), f"{y}") for y in range(5)]
 
 
 @pytest.mark.parametrize("value", [0.0, -2.0, 1e-9, 1e9])
@@ -108,7 +108,7 @@ def test_a_loss_of_any_size_and_one_point_are_drawn(value: float) -> None:
     figure = loss_chart([Curve("loss", BLUE, [(1.0, value)])])
     low, high = figure.axes[0].get_ylim()
     assert low <= value <= high
-    assert drawn.cut_off(figure) == []
+    assert figure_views.cut_off(figure) == []
     spark = spark_line([(1.0, value)], BLUE)
     low, high = spark.axes[0].get_ylim()
     assert low <= value <= high
@@ -132,8 +132,8 @@ def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
     assert labels_apart([100.0, 101.0], low=0, high=200, distance=15) == [100.0, 115.0]
     assert labels_apart([199.0, 198.0, 50.0], low=0, high=200, distance=15) == [200.0, 185.0, 50.0]
     figure = loss_chart([Curve(f"line {i}", BLUE, [(1.0, 1.0), (9.0, 0.5)]) for i in range(6)])
-    assert drawn.overlapping(figure) == []
-    assert drawn.cut_off(figure) == []
+    assert figure_views.overlapping(figure) == []
+    assert figure_views.cut_off(figure) == []
 
 
 def test_a_drawing_for_a_page_refers_to_nothing_and_takes_the_page_s_colors() -> None:

@@ -19,7 +19,7 @@ from benchmarks.load import Body, Client, Load, Sample, closed_loop, open_loop
 from pft_core.errors import UserError
 from pipelines.serve import job
 from pipelines.serve.deployments import build
-from pipelines.serve.engines.build import with_model_limit
+from pipelines.serve.engines.engine_builders import with_model_limit
 from pipelines.serve.serve_config import APPLICATION, ServeConfig, ServingEngineSettings
 from tests.serving import serve_config, write_policy
 

@@ -41,7 +41,7 @@ RECORDS = [record(i, axis=axis) for i, axis in enumerate(["Risk", "Pace"] * 3)]
 
 
 @dataclass
-class Running:
+class ServerProcess:
     """A server process with its URL, a key, the policy that it serves, and its log."""
 
     process: subprocess.Popen[str]
@@ -52,7 +52,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Iterator[Running]:
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("cli")
     policy = write_policy(root / "policy", wide_base(root / "base", tiny_qwen2), seed=3)
     key = pft("key", "alice", "--file", str(root / "keys.json"))["key"]
@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Iterat
         command = [sys.executable, "-m", "pipelines.cli", "serve", str(root / "serve.yaml")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=own_ray())
         try:
-            yield Running(process, url_in(log, process), key, policy, log)
+            yield ServerProcess(process, url_in(log, process), key, policy, log)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -95,7 +95,7 @@ def url_in(log: Path, process: subprocess.Popen[str]) -> str:
 @pytest.mark.own_ray
 @pytest.mark.vllm
 def test_a_server_with_keys_gives_the_same_scores_as_the_evaluation_and_stops_cleanly(
-    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert httpx.get(f"{served.url}/v1/models").status_code == 401
     assert {ip.removeprefix("::ffff:") for ip in listeners(served.process.pid)} == {"127.0.0.1"}
@@ -153,7 +153,7 @@ def test_a_server_with_keys_gives_the_same_scores_as_the_evaluation_and_stops_cl
         httpx.get(f"{served.url}/healthz")
 
 
-def bearer(served: Running) -> dict[str, str]:
+def bearer(served: ServerProcess) -> dict[str, str]:
     return {"Authorization": f"Bearer {served.key}"}
 
 
@@ -163,7 +163,7 @@ def listeners(pid: int) -> list[str]:
     return [c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == "LISTEN"]
 
 
-def wait_until_it_answers_one(served: Running) -> None:
+def wait_until_it_answers_one(served: ServerProcess) -> None:
     """Wait for a request in flight beside the one that reads the metrics."""
     end = time.monotonic() + 30
     while "pft_requests_in_flight 2.0" not in httpx.get(f"{served.url}/metrics", headers=bearer(served)).text:
@@ -171,7 +171,7 @@ def wait_until_it_answers_one(served: Running) -> None:
         time.sleep(0.05)
 
 
-def wait_until_it_stops(served: Running) -> None:
+def wait_until_it_stops(served: ServerProcess) -> None:
     end = time.monotonic() + 30
     while httpx.get(f"{served.url}/readyz").status_code != 503:
         assert time.monotonic() < end

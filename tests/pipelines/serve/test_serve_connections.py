@@ -21,7 +21,7 @@ ANSWER_S = 0.5
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-class Hasty(TimedProtocol):
+class ShortTimeoutProtocol(TimedProtocol):
     idle_s, headers_s, unread_s = 0.4, 0.2, 0.4
 
 
@@ -47,7 +47,9 @@ def guarded() -> Iterator[int]:
 
 
 def serving(app: Any) -> Iterator[int]:
-    config = uvicorn.Config(app, port=0, http=Hasty, lifespan="off", log_level="critical", timeout_keep_alive=1)
+    config = uvicorn.Config(
+        app, port=0, http=ShortTimeoutProtocol, lifespan="off", log_level="critical", timeout_keep_alive=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -21,7 +21,8 @@ from pft_core.evaluation.steering import SteeringVectors, steered
 from pft_core.policies.model import load_base, load_policy
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.serve.engines.engine import (
+from pipelines.serve.engines.sampling import nucleus
+from pipelines.serve.engines.serving_engine import (
     EngineFault,
     GenerationRequest,
     Grammar,
@@ -30,7 +31,6 @@ from pipelines.serve.engines.engine import (
     Steering,
     Step,
 )
-from pipelines.serve.engines.sampling import nucleus
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
 from tests.builders import random_trees, tree

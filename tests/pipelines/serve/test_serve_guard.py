@@ -66,7 +66,7 @@ def ask(
     return answer
 
 
-class Inside:
+class RecordingApp:
     """The application behind the guard: records the requests that reach it, and returns their bodies in parts."""
 
     def __init__(self) -> None:
@@ -84,9 +84,11 @@ class Inside:
 
 
 @dataclass
-class Fence:
+class GuardedApp:
+    """A guarded application, the application behind it, its metrics, and a key."""
+
     app: Any
-    inside: Inside
+    inside: RecordingApp
     metrics: Metrics
     secret: str
 
@@ -102,10 +104,10 @@ def fence(
     pace: int | None = None,
     scaling: ReplicaSettings | None = None,
     **limits: Any,
-) -> Fence:
+) -> GuardedApp:
     file = tmp_path / "keys.json"
     secret = add_key(file, "ann", requests_per_minute=pace) if keyed else ""
-    inside, metrics = Inside(), Metrics()
+    inside, metrics = RecordingApp(), Metrics()
     guarded = Guard(
         inside,
         LimitsSettings(**limits),
@@ -114,11 +116,11 @@ def fence(
         Admission(scaling or ReplicaSettings()),
     )
     observed = RequestObserver(guarded, metrics, ROUTES, AccessLog(tmp_path / "access.jsonl"), sends_request_id=True)
-    return Fence(observed, inside, metrics, secret)
+    return GuardedApp(observed, inside, metrics, secret)
 
 
 @pytest.fixture
-def keyed(tmp_path: Path) -> Fence:
+def keyed(tmp_path: Path) -> GuardedApp:
     return fence(tmp_path)
 
 
@@ -128,7 +130,7 @@ def keyed(tmp_path: Path) -> Fence:
 @pytest.mark.parametrize(
     "path", ["/", "/v1/choose", "/metrics", "/openapi.json", "/nowhere", "/healthz/", "//healthz", ""]
 )
-def test_every_path_needs_a_key(keyed: Fence, path: str) -> None:
+def test_every_path_needs_a_key(keyed: GuardedApp, path: str) -> None:
     answer = ask(keyed.app, path)
     assert answer.status == 401
     assert answer.error["code"] == "invalid_api_key"
@@ -138,22 +140,22 @@ def test_every_path_needs_a_key(keyed: Fence, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_probes_need_no_key(keyed: Fence, path: str) -> None:
+def test_probes_need_no_key(keyed: GuardedApp, path: str) -> None:
     assert ask(keyed.app, path).status == 200
 
 
-def test_a_browser_sends_the_key_as_a_password(keyed: Fence) -> None:
+def test_a_browser_sends_the_key_as_a_password(keyed: GuardedApp) -> None:
     for user in ("", "anyone"):
         password = base64.b64encode(f"{user}:{keyed.secret}".encode())
         assert ask(keyed.app, "/", [(b"authorization", b"Basic " + password)]).status == 200
 
 
-def test_the_first_of_two_headers_counts(keyed: Fence) -> None:
+def test_the_first_of_two_headers_counts(keyed: GuardedApp) -> None:
     assert ask(keyed.app, headers=[(b"authorization", b"Bearer wrong"), *keyed.key]).status == 401
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Fence:
+def many(tmp_path_factory: pytest.TempPathFactory) -> GuardedApp:
     """A fence that all generated examples share."""
     return fence(tmp_path_factory.mktemp("keyed"))
 
@@ -162,11 +164,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Fence:
 @example(scheme=b"Basic ", value="\xfc".encode("latin-1"))
 @example(scheme=b"Bearer ", value=b"\xff\xfe")
 @example(scheme=b"Basic ", value=base64.b64encode(b"\xff:\xff"))
-def test_a_malformed_header_is_a_wrong_key(many: Fence, scheme: bytes, value: bytes) -> None:
+def test_a_malformed_header_is_a_wrong_key(many: GuardedApp, scheme: bytes, value: bytes) -> None:
     assert ask(many.app, headers=[(b"authorization", scheme + value)]).status == 401
 
 
-def test_a_websocket_is_closed(keyed: Fence) -> None:
+def test_a_websocket_is_closed(keyed: GuardedApp) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -275,7 +277,7 @@ def test_a_missing_key_is_refused_before_the_body_is_read(tmp_path: Path) -> Non
     assert ask(small.app, headers=[(b"content-length", b"1000000")]).status == 401
 
 
-def test_a_client_that_leaves_is_not_answered(keyed: Fence) -> None:
+def test_a_client_that_leaves_is_not_answered(keyed: GuardedApp) -> None:
     async def left() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
@@ -314,7 +316,7 @@ def test_the_recipes_rate_limit_applies_to_keys_without_one_and_not_to_probes(tm
 # --- places
 
 
-async def send_at_once(some: Fence, path: str, count: int, *, method: str = "POST") -> list[int]:
+async def send_at_once(some: GuardedApp, path: str, count: int, *, method: str = "POST") -> list[int]:
     """Send requests that are all in flight at the same time; return their statuses."""
     statuses, inside = [], asyncio.Event()
 
@@ -342,7 +344,7 @@ def test_a_key_cannot_exceed_its_limit_of_requests_in_flight(tmp_path: Path) -> 
     other = add_key(tmp_path / "keys.json", "bob")
 
     async def both() -> list[int]:
-        fences = (some, Fence(some.app, some.inside, some.metrics, other))
+        fences = (some, GuardedApp(some.app, some.inside, some.metrics, other))
         requests = (send_at_once(each, "/", 2) for each in fences)
         return [status for statuses in await asyncio.gather(*requests) for status in statuses]
 
@@ -360,7 +362,7 @@ def test_routes_that_read_weights_take_a_place(tmp_path: Path, path: str, status
 class StalledRequests:
     """Requests whose bodies do not arrive."""
 
-    def __init__(self, some: Fence, key: Headers):
+    def __init__(self, some: GuardedApp, key: Headers):
         self._app, self._key, self._ends = some.app, key, asyncio.Event()
         self.statuses: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -384,7 +386,9 @@ class StalledRequests:
 
 def test_bodies_being_received_are_limited_per_key_and_in_total(tmp_path: Path) -> None:
     some = fence(tmp_path, scaling=ReplicaSettings(max_ongoing_requests=2, max_queued_requests=0))
-    others = [Fence(some.app, some.inside, some.metrics, add_key(tmp_path / "keys.json", name)) for name in ("b", "c")]
+    others = [
+        GuardedApp(some.app, some.inside, some.metrics, add_key(tmp_path / "keys.json", name)) for name in ("b", "c")
+    ]
     some.app._app._keys._checked_at -= 10  # so that the ring reads its file again
 
     async def send() -> list[list[int]]:
@@ -414,28 +418,28 @@ def test_admitted_requests_leave_the_ingress_room_for_probes(replicas: int) -> N
 
 
 @pytest.mark.parametrize("client_id", ["abc", "A-1_2.3:4", "x" * 128])
-def test_a_well_formed_request_id_is_returned(keyed: Fence, client_id: str) -> None:
+def test_a_well_formed_request_id_is_returned(keyed: GuardedApp, client_id: str) -> None:
     answer = ask(keyed.app, headers=[*keyed.key, (b"x-request-id", client_id.encode())])
     assert answer.headers["x-request-id"] == client_id
 
 
 @pytest.mark.parametrize("client_id", ["", "x" * 129, "a b", "a\r\nset-cookie: b=1", "a\n", "\xfc", "<script>", "\0"])
-def test_a_malformed_request_id_is_replaced(keyed: Fence, client_id: str) -> None:
+def test_a_malformed_request_id_is_replaced(keyed: GuardedApp, client_id: str) -> None:
     headers = [*keyed.key, (b"x-request-id", client_id.encode("latin-1"))]
     ids = [ask(keyed.app, headers=headers).headers["x-request-id"] for _ in range(2)]
     assert all(len(id) == 32 and id.isalnum() for id in ids)
     assert ids[0] != ids[1]
 
 
-def test_a_refusal_has_a_request_id(keyed: Fence) -> None:
+def test_a_refusal_has_a_request_id(keyed: GuardedApp) -> None:
     assert ask(keyed.app, headers=[(b"x-request-id", b"mine")]).headers["x-request-id"] == "mine"
 
 
-def metrics_text(some: Fence) -> str:
+def metrics_text(some: GuardedApp) -> str:
     return generate_latest(some.metrics.registry).decode()
 
 
-def test_requests_are_counted_by_route_and_status_and_clients_cannot_create_series(keyed: Fence) -> None:
+def test_requests_are_counted_by_route_and_status_and_clients_cannot_create_series(keyed: GuardedApp) -> None:
     ask(keyed.app, "/v1/choose", keyed.key)
     before = metrics_text(keyed).count("\n")
     ask(keyed.app, "/v1/choose", keyed.key)
@@ -518,7 +522,9 @@ def test_a_client_that_leaves_is_counted_and_logged_with_status_499(tmp_path: Pa
     assert [line["status"] for line in logged(file, 1)] == [499]
 
 
-def test_a_client_that_leaves_within_its_body_on_ray_is_logged_with_status_499(keyed: Fence, tmp_path: Path) -> None:
+def test_a_client_that_leaves_within_its_body_on_ray_is_logged_with_status_499(
+    keyed: GuardedApp, tmp_path: Path
+) -> None:
     messages = [{"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive() -> Any:
@@ -550,7 +556,7 @@ def logged(file: Path, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_each_request_is_logged_as_a_line_of_json_without_its_content(keyed: Fence, tmp_path: Path) -> None:
+def test_each_request_is_logged_as_a_line_of_json_without_its_content(keyed: GuardedApp, tmp_path: Path) -> None:
     async def answers_with_a_policy(scope: Any, receive: Any, send: Any) -> None:
         note(policy="policy@0123456789ab")
         await keyed.inside(scope, receive, send)
@@ -570,7 +576,7 @@ def test_each_request_is_logged_as_a_line_of_json_without_its_content(keyed: Fen
     assert "private" not in (tmp_path / "access.jsonl").read_text()
 
 
-def test_an_access_log_that_is_moved_away_is_reopened(keyed: Fence, tmp_path: Path) -> None:
+def test_an_access_log_that_is_moved_away_is_reopened(keyed: GuardedApp, tmp_path: Path) -> None:
     ask(keyed.app, "/healthz")
     logged(tmp_path / "access.jsonl", 1)
     (tmp_path / "access.jsonl").rename(tmp_path / "access.1")
@@ -585,7 +591,7 @@ def test_an_access_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None
         AccessLog(tmp_path)
 
 
-def test_a_stream_passes_through_part_by_part(keyed: Fence) -> None:
+def test_a_stream_passes_through_part_by_part(keyed: GuardedApp) -> None:
     answer = ask(keyed.app, headers=keyed.key, body=[b"ab", b"cd"])
     assert answer.parts == [b"a", b"bcd"]
     assert answer.headers["x-inside"] == "1"

@@ -40,7 +40,7 @@ TIMEOUT_S = 30.0  # a request takes milliseconds, so one that takes longer hangs
 
 
 @dataclass
-class Served:
+class RunningServer:
     """A running server with keys, a client, and the usual answer."""
 
     url: str
@@ -57,7 +57,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("hostile")
     policy = write_policy(folder / "policy", tiny_qwen2, seed=1)
     write_policy(folder / "root" / "early", tiny_qwen2, seed=2)
@@ -74,7 +74,7 @@ def served(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ) as client:  # fmt: skip
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=headers)
         usual = client.post("/v1/choose", json=CHOOSE).json()["options"]
-        yield Served(server.url, client, headers, schema, usual)
+        yield RunningServer(server.url, client, headers, schema, usual)
 
 
 def examples(count: int, *, derandomize: bool = True) -> Any:
@@ -90,7 +90,7 @@ def operations(schema: Any) -> dict[str, Any]:
     return {f"{operation.method.upper()} {operation.path}": operation for operation in results}
 
 
-def send(operation: Any, served: Served, count: int, *, derandomize: bool = True) -> None:
+def send(operation: Any, served: RunningServer, count: int, *, derandomize: bool = True) -> None:
     """Send requests that fit the schema and requests that do not, with and without a key."""
     strategy = st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
 
@@ -109,26 +109,26 @@ def send(operation: Any, served: Served, count: int, *, derandomize: bool = True
     run()
 
 
-def test_the_schema_names_every_route(served: Served) -> None:
+def test_the_schema_names_every_route(served: RunningServer) -> None:
     assert sorted(operations(served.schema)) == sorted(OPERATIONS)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_generated_request_causes_a_server_error_or_passes_without_a_key(served: Served, name: str) -> None:
+def test_no_generated_request_causes_a_server_error_or_passes_without_a_key(served: RunningServer, name: str) -> None:
     send(operations(served.schema)[name], served, 20)
     assert served.answers_as_usual()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_none_of_many_generated_requests_causes_a_server_error(served: Served, name: str) -> None:
+def test_none_of_many_generated_requests_causes_a_server_error(served: RunningServer, name: str) -> None:
     send(operations(served.schema)[name], served, 500, derandomize=False)
     assert served.answers_as_usual()
 
 
 @pytest.mark.parametrize("path", ["/", "/openapi.json", "/docs", "/nowhere", "/v1/choose", "/metrics", "/%68ealthz/x"])
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE", "HEAD", "PROPFIND"])
-def test_no_method_and_no_path_passes_without_a_key(served: Served, method: str, path: str) -> None:
+def test_no_method_and_no_path_passes_without_a_key(served: RunningServer, method: str, path: str) -> None:
     assert httpx.request(method, served.url + path, timeout=TIMEOUT_S).status_code == 401
     assert served.client.request(method, path).status_code < 500
 
@@ -266,7 +266,7 @@ def assert_refused_or_known(response: httpx.Response, name: str) -> None:
         assert body["error"]["message"], name
 
 
-def test_hostile_names_over_http_are_unknown_or_those_of_policies(served: Served) -> None:
+def test_hostile_names_over_http_are_unknown_or_those_of_policies(served: RunningServer) -> None:
     names = hostile_names(seed=2)
     for _ in range(200):
         name = next(names)
@@ -338,7 +338,7 @@ def assert_refused_or_answered(response: httpx.Response, body: bytes) -> None:
         assert response.json()["error"]["message"], body[:500]
 
 
-def send_bodies(served: Served, route: str, count: int, *, derandomize: bool = True) -> None:
+def send_bodies(served: RunningServer, route: str, count: int, *, derandomize: bool = True) -> None:
     @examples(count, derandomize=derandomize)
     @given(body=bodies(ROUTES[route]))
     def run(body: bytes) -> None:
@@ -349,12 +349,12 @@ def send_bodies(served: Served, route: str, count: int, *, derandomize: bool = T
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_the_usual_body_is_answered(served: Served, route: str) -> None:
+def test_the_usual_body_is_answered(served: RunningServer, route: str) -> None:
     assert served.client.post(route, json=ROUTES[route]).status_code == 200
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_malformed_bodies_are_refused(served: Served, route: str) -> None:
+def test_malformed_bodies_are_refused(served: RunningServer, route: str) -> None:
     for body in RAW:
         assert_refused_or_answered(served.post(route, body), body)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=\xff", ""):
@@ -364,13 +364,13 @@ def test_malformed_bodies_are_refused(served: Served, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_no_body_causes_a_server_error(served: Served, route: str) -> None:
+def test_no_body_causes_a_server_error(served: RunningServer, route: str) -> None:
     send_bodies(served, route, 150)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
-def test_none_of_very_many_bodies_causes_a_server_error(served: Served, route: str) -> None:
+def test_none_of_very_many_bodies_causes_a_server_error(served: RunningServer, route: str) -> None:
     send_bodies(served, route, 2_000, derandomize=False)
 
 
@@ -389,7 +389,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize(("route", "body"), PROMPTS)
-def test_odd_prompts_do_not_stop_the_engine(served: Served, route: str, body: dict[str, Any]) -> None:
+def test_odd_prompts_do_not_stop_the_engine(served: RunningServer, route: str, body: dict[str, Any]) -> None:
     assert_refused_or_answered(served.client.post(route, json=body), json.dumps(body).encode())
     assert served.answers_as_usual()
 
@@ -397,7 +397,7 @@ def test_odd_prompts_do_not_stop_the_engine(served: Served, route: str, body: di
 # --- the wire
 
 
-def test_the_size_of_a_body_in_chunks_is_limited(served: Served) -> None:
+def test_the_size_of_a_body_in_chunks_is_limited(served: RunningServer) -> None:
     def chunks(count: int) -> Iterator[bytes]:
         yield from [b" " * 100_000] * count
 
@@ -406,14 +406,14 @@ def test_the_size_of_a_body_in_chunks_is_limited(served: Served) -> None:
         assert answer.status_code == status
 
 
-def test_a_request_id_cannot_inject_a_header(served: Served) -> None:
+def test_a_request_id_cannot_inject_a_header(served: RunningServer) -> None:
     assert served.client.get("/healthz", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
     for odd in (b"a b", b"\xff", b"x" * 200):
         request_id = served.client.get("/healthz", headers={"x-request-id": odd}).headers["x-request-id"]
         assert len(request_id) == 32
 
 
-def test_a_stream_passes_the_guard_part_by_part(served: Served) -> None:
+def test_a_stream_passes_the_guard_part_by_part(served: RunningServer) -> None:
     body = {**ROUTES["/v1/completions"], "stream": True, "max_tokens": 8}
     with served.client.stream("POST", "/v1/completions", json=body) as response:
         parts = list(response.iter_raw())
@@ -422,6 +422,6 @@ def test_a_stream_passes_the_guard_part_by_part(served: Served) -> None:
 
 
 @pytest.mark.parametrize("header", [b"Basic \xfc", b"Bearer \xff", b"Basic", b"\xff", b"Basic YTp\xe9"])
-def test_a_malformed_key_is_a_wrong_key(served: Served, header: bytes) -> None:
+def test_a_malformed_key_is_a_wrong_key(served: RunningServer, header: bytes) -> None:
     answer = httpx.get(f"{served.url}/v1/models", headers={"Authorization": header}, timeout=TIMEOUT_S)
     assert answer.status_code == 401

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pft_core.policies.pretrained import load_tokenizer
 from pipelines.serve.policies.catalog import Catalog
-from pipelines.serve.requests import choices, completions, policy_resolver, structured_outputs
+from pipelines.serve.requests import choice_handler, completions, policy_resolver, structured_outputs
 from pipelines.serve.requests.policy_resolver import PolicyResolver
 from pipelines.serve.requests.schemas import ChatRequest, ChooseRequest, CompletionRequest
 from tests.serving import LocalServer, serve_config, write_policy
@@ -205,7 +205,7 @@ def test_too_many_items_or_characters_are_refused_before_tokenization(
         raise AssertionError("tokenized")
 
     tokenizers = {policy_resolver: ["tokenize_prompts"], completions: ["tokenize_prompts", "tokenize"]}
-    tokenizers[choices] = ["tokenize", "encode_options"]
+    tokenizers[choice_handler] = ["tokenize", "encode_options"]
     for module, name in [(module, name) for module, names in tokenizers.items() for name in names]:
         monkeypatch.setattr(module, name, never)
     refused(client, *LARGE[case])

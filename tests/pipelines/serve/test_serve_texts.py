@@ -8,7 +8,7 @@ import pytest
 
 from pft_core.encoding.tokens import tokenize
 from pft_core.errors import UserError
-from pipelines.serve.engines.engine import Token
+from pipelines.serve.engines.serving_engine import Token
 from pipelines.serve.requests.in_context import in_context
 from pipelines.serve.requests.text_stream import TextStream, TextToken
 from pipelines.serve.requests.token_bytes import TokenBytes

@@ -27,7 +27,15 @@ from pft_core.evaluation.answers import score_branches
 from pft_core.policies.model import add_lora, load_base, save_adapter, with_adapter
 from pft_core.policies.settings import LoraSettings
 from pft_core.scoring.scorer import BranchScorer
-from pipelines.serve.engines.engine import Engine, GenerationRequest, Grammar, Sampling, Steering, Step, Token
+from pipelines.serve.engines.serving_engine import (
+    GenerationRequest,
+    Grammar,
+    Sampling,
+    ServingEngine,
+    Steering,
+    Step,
+    Token,
+)
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings, next_tokens
 from pipelines.serve.policies.adapters import LoadedAdapter
@@ -50,7 +58,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Served:
+class VllmFixture:
     """The engine under test with its own event loop, its model, and adapters."""
 
     engine: VllmEngine
@@ -88,24 +96,24 @@ def settings(model: Path) -> VllmSettings:
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmFixture]:
     root = tmp_path_factory.mktemp("adapters")
     adapters = [write_adapter(model, root / f"a{seed}", seed) for seed in range(3)]
     loop = asyncio.new_event_loop()
     engine = VllmEngine(settings(model))
-    yield Served(engine, loop, model, adapters)
+    yield VllmFixture(engine, loop, model, adapters)
     loop.run_until_complete(engine.close())
     loop.close()
 
 
 @pytest.fixture(scope="module")
-def sibling(served: Served) -> Iterator[TransformersEngine]:
+def sibling(served: VllmFixture) -> Iterator[TransformersEngine]:
     engine = TransformersEngine(TransformersSettings(str(served.model), "fp32", "cpu", 8, 4096, 3))
     yield engine
     served.run(engine.close())
 
 
-def expected(served: Served, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None) -> Scores:
+def expected(served: VllmFixture, examples: Sequence[BranchedExample], adapter: LoadedAdapter | None) -> Scores:
     """Return the scores of the code that trains and evaluates."""
     policy: Any = load_base(str(served.model), precision="fp32", gradient_checkpointing=False, device=CPU)
     if adapter is not None:
@@ -142,7 +150,11 @@ def logprobs(steps: Sequence[Step]) -> list[float]:
 
 
 def write(
-    served: Served, engine: Engine, prompt: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None
+    served: VllmFixture,
+    engine: ServingEngine,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    adapter: LoadedAdapter | None = None,
 ) -> list[Step]:
     return served.run(collect(engine.generate(GenerationRequest(prompt, sampling), adapter)))
 
@@ -153,13 +165,13 @@ def answers(prefix: Sequence[int], choices: Sequence[Sequence[int]]) -> Branched
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_scores_equal_those_of_the_branch_scorer(served: Served, adapted: bool) -> None:
+def test_scores_equal_those_of_the_branch_scorer(served: VllmFixture, adapted: bool) -> None:
     adapter = served.adapters[0] if adapted else None
     examples = [*random_trees(4), answers(PROMPT, CHOICES)]
     assert_close(served.run(served.engine.score(examples, adapter)), expected(served, examples, adapter))
 
 
-def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: Served) -> None:
+def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: VllmFixture) -> None:
     unlabeled = tree("unlabeled", [[5, 6, 7], [5, 6, 8]], [[], [9]])
     without_prefix = tree("without prefix", [[5, 6], [7, 8]], [[9, 10], [11]])
     nothing = tree("nothing", [[5, 6, 7], [5, 6, 8]], [[], []])
@@ -170,7 +182,7 @@ def test_a_branch_without_labels_scores_zero_and_a_prefix_may_be_empty(served: S
     assert_close(scores[:2], expected(served, [unlabeled, without_prefix], None))
 
 
-def test_cached_labels_get_the_same_scores_again(served: Served) -> None:
+def test_cached_labels_get_the_same_scores_again(served: VllmFixture) -> None:
     """Blocks end before, inside and after the answers' shared prefix, and inside the rest of the answers."""
     examples = [answers(PROMPT[5 : 5 + length], LONG_CHOICES) for length in range(55, 66)]
     wanted = expected(served, examples, None)
@@ -179,7 +191,7 @@ def test_cached_labels_get_the_same_scores_again(served: Served) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU each label is requested by itself")
-def test_on_a_cpu_answers_are_read_whole_to_save_reading_the_end_of_the_prompt_again(served: Served) -> None:
+def test_on_a_cpu_answers_are_read_whole_to_save_reading_the_end_of_the_prompt_again(served: VllmFixture) -> None:
     """Blocks have 16 or 32 tokens, so each request reads 10 or 26 of the prompt's 90 tokens again."""
     example = answers(PROMPT[:90], LONG_CHOICES)  # no label ends at the end of a block
     requests = served.engine._request_numbers
@@ -189,7 +201,7 @@ def test_on_a_cpu_answers_are_read_whole_to_save_reading_the_end_of_the_prompt_a
     assert num_requests <= 1 + len(LONG_CHOICES) < len({c[:i] for c in LONG_CHOICES for i in range(len(c) + 1)})
 
 
-def test_adapters_and_the_base_do_not_mix_in_one_batch(served: Served) -> None:
+def test_adapters_and_the_base_do_not_mix_in_one_batch(served: VllmFixture) -> None:
     examples = random_trees(3, seed=1)
     policies = [served.adapters[0], served.adapters[1], None]
 
@@ -202,7 +214,7 @@ def test_adapters_and_the_base_do_not_mix_in_one_batch(served: Served) -> None:
     assert min(max_difference(scores[0], scores[1]), max_difference(scores[0], scores[2])) > 100 * TOLERANCE
 
 
-def test_more_adapters_than_slots_take_turns(served: Served) -> None:
+def test_more_adapters_than_slots_take_turns(served: VllmFixture) -> None:
     examples = random_trees(2, seed=2)
     wanted = [expected(served, examples, adapter) for adapter in served.adapters]
 
@@ -215,7 +227,7 @@ def test_more_adapters_than_slots_take_turns(served: Served) -> None:
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_greedy_text_equals_that_of_the_transformers_engine(
-    served: Served, sibling: TransformersEngine, adapted: bool
+    served: VllmFixture, sibling: TransformersEngine, adapted: bool
 ) -> None:
     adapter = served.adapters[1] if adapted else None
     steps, wanted = (write(served, engine, PROMPT, GREEDY, adapter) for engine in (served.engine, sibling))
@@ -227,7 +239,7 @@ def test_greedy_text_equals_that_of_the_transformers_engine(
         assert [logp for _, logp in token.top] == pytest.approx([logp for _, logp in want.top], abs=TOLERANCE)
 
 
-def test_text_ends_with_eos_which_is_not_returned(served: Served) -> None:
+def test_text_ends_with_eos_which_is_not_returned(served: VllmFixture) -> None:
     """At temperature 2 the 600 tokens are almost equally likely, so about 4 of 8 texts of 300 tokens meet EOS."""
 
     async def texts() -> list[list[Step]]:
@@ -258,7 +270,7 @@ SAMPLING_SETTINGS = {
 
 @pytest.mark.parametrize("name", SAMPLING_SETTINGS)
 def test_sampling_settings_mean_the_same_on_both_engines(
-    served: Served, sibling: TransformersEngine, name: str
+    served: VllmFixture, sibling: TransformersEngine, name: str
 ) -> None:
     sampling = replace(Sampling(max_tokens=40, temperature=0, logprobs=2), **SAMPLING_SETTINGS[name])
     for prompt in (PROMPT[:20], PROMPT[30:34]):
@@ -278,11 +290,11 @@ FILTERS = {
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_the_tokens_that_can_be_sampled_are_the_same_on_both_engines(
-    served: Served, sibling: TransformersEngine, name: str
+    served: VllmFixture, sibling: TransformersEngine, name: str
 ) -> None:
     """Only a few of the 600 tokens remain, so that 40 samples contain each of them."""
 
-    async def sampled(engine: Engine) -> set[int]:
+    async def sampled(engine: ServingEngine) -> set[int]:
         each = [replace(Sampling(1, seed=seed, temperature=2.0), **FILTERS[name]) for seed in range(40)]  # type: ignore[arg-type]
         requests = (collect(engine.generate(GenerationRequest(PROMPT[:20], one), None)) for one in each)
         return {ids(steps)[0] for steps in await asyncio.gather(*requests)}
@@ -294,7 +306,7 @@ def test_the_tokens_that_can_be_sampled_are_the_same_on_both_engines(
 
 @pytest.mark.parametrize("max_tokens", [0, 3])
 def test_a_prompt_has_the_same_log_probabilities_on_both_engines(
-    served: Served, sibling: TransformersEngine, max_tokens: int
+    served: VllmFixture, sibling: TransformersEngine, max_tokens: int
 ) -> None:
     sampling = Sampling(max_tokens, temperature=0, logprobs=2, prompt_logprobs=2)
     prompt = PROMPT * 4  # more than either reads at once
@@ -315,7 +327,7 @@ GRAMMARS = {
 
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_an_answer_under_a_grammar_is_the_same_on_both_engines(
-    served: Served, sibling: TransformersEngine, name: str
+    served: VllmFixture, sibling: TransformersEngine, name: str
 ) -> None:
     sampling = Sampling(max_tokens=60, temperature=0, logprobs=3, grammar=GRAMMARS[name])
     ours, theirs = (write(served, engine, PROMPT[:20], sampling) for engine in (served.engine, sibling))
@@ -325,14 +337,14 @@ def test_an_answer_under_a_grammar_is_the_same_on_both_engines(
 
 
 @pytest.mark.parametrize("grammar", [Grammar("json", '{"type": "nothing"}'), Grammar("regex", "((")])
-def test_an_invalid_grammar_is_refused_and_the_engine_continues(served: Served, grammar: Grammar) -> None:
+def test_an_invalid_grammar_is_refused_and_the_engine_continues(served: VllmFixture, grammar: Grammar) -> None:
     with pytest.raises(UserError):
         write(served, served.engine, PROMPT[:20], Sampling(4, grammar=grammar))
     assert write(served, served.engine, PROMPT[:20], GREEDY)
 
 
 def test_a_grammar_that_grows_too_large_is_a_user_error_on_both_engines(
-    served: Served, sibling: TransformersEngine
+    served: VllmFixture, sibling: TransformersEngine
 ) -> None:
     names = {f"a{i}": {"type": "integer"} for i in range(1500)}
     grammar = Grammar("json", json.dumps({"type": "object", "properties": names, "additionalProperties": False}))
@@ -342,12 +354,12 @@ def test_a_grammar_that_grows_too_large_is_a_user_error_on_both_engines(
         assert write(served, engine, PROMPT[:20], GREEDY)
 
 
-def test_the_same_seed_gives_the_same_text(served: Served) -> None:
+def test_the_same_seed_gives_the_same_text(served: VllmFixture) -> None:
     texts = [ids(write(served, served.engine, PROMPT, Sampling(20, seed=seed))) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_scoring_does_not_change_the_log_probabilities_of_texts_in_the_same_batch(served: Served) -> None:
+def test_scoring_does_not_change_the_log_probabilities_of_texts_in_the_same_batch(served: VllmFixture) -> None:
     alone = write(served, served.engine, PROMPT, GREEDY)
 
     async def during_scoring() -> list[Step]:
@@ -361,7 +373,7 @@ def test_scoring_does_not_change_the_log_probabilities_of_texts_in_the_same_batc
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
-def test_only_choices_are_generated_whatever_the_temperature(served: Served, logprobs: int | None) -> None:
+def test_only_choices_are_generated_whatever_the_temperature(served: VllmFixture, logprobs: int | None) -> None:
     async def sample() -> list[list[Step]]:
         hot = [Sampling(10, temperature=2, seed=seed, logprobs=logprobs, choices=CHOICES) for seed in range(24)]
         return await asyncio.gather(
@@ -374,7 +386,7 @@ def test_only_choices_are_generated_whatever_the_temperature(served: Served, log
 
 
 def test_a_choice_has_the_log_probabilities_of_the_unconstrained_model(
-    served: Served, sibling: TransformersEngine
+    served: VllmFixture, sibling: TransformersEngine
 ) -> None:
     sampling = Sampling(10, temperature=0, logprobs=2, choices=CHOICES)
     steps, wanted = (write(served, engine, PROMPT, sampling) for engine in (served.engine, sibling))
@@ -385,7 +397,7 @@ def test_a_choice_has_the_log_probabilities_of_the_unconstrained_model(
         assert token.logprob < -1  # under the mask it would be nearly certain
 
 
-def test_a_truncated_choice_ends_with_length(served: Served) -> None:
+def test_a_truncated_choice_ends_with_length(served: VllmFixture) -> None:
     steps = write(served, served.engine, PROMPT, Sampling(1, choices=CHOICES[:1]))
     assert (ids(steps), steps[-1].finish_reason) == ([40], "length")
 
@@ -396,7 +408,7 @@ def test_the_next_tokens_are_those_of_matching_choices_and_eos_after_a_complete_
     assert next_tokens(CHOICES, [60, 61, 62], EOS) == [EOS]
 
 
-def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) -> None:
+def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: VllmFixture) -> None:
     """Blocks have 16 or 32 tokens, and the last token is always read, so 96 of 100 tokens are cached."""
     prompt = [int(token) for token in np.random.default_rng(8).integers(3, 600, 100)]
     runs = [write(served, served.engine, prompt, Sampling(3), adapter) for adapter in (None, None, served.adapters[0])]
@@ -406,7 +418,7 @@ def test_a_repeated_prompt_is_read_from_the_cache_of_its_policy(served: Served) 
     assert [step.cached_tokens for step in steps] == [96] + [0] * (len(steps) - 1)
 
 
-def assert_alive(served: Served) -> None:
+def assert_alive(served: VllmFixture) -> None:
     examples = random_trees(1)
     assert_close(
         served.run(served.engine.score(examples, served.adapters[0])), expected(served, examples, served.adapters[0])
@@ -414,7 +426,7 @@ def assert_alive(served: Served) -> None:
     served.run(served.engine.check())
 
 
-def test_an_adapter_of_too_high_a_rank_is_refused_and_the_engine_continues(served: Served, tmp_path: Path) -> None:
+def test_an_adapter_of_too_high_a_rank_is_refused_and_the_engine_continues(served: VllmFixture, tmp_path: Path) -> None:
     adapter = write_adapter(served.model, tmp_path / "wide", 9, rank=16)
     with pytest.raises(UserError, match=r"rank 16, engine\.max_adapter_rank is 8"):
         served.run(served.engine.score(random_trees(1), adapter))
@@ -449,7 +461,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_adapter_is_refused_and_the_engine_continues(served: Served, tmp_path: Path, fault: str) -> None:
+def test_a_broken_adapter_is_refused_and_the_engine_continues(served: VllmFixture, tmp_path: Path, fault: str) -> None:
     folder = shutil.copytree(served.adapters[0].folder, tmp_path / "broken")
     BROKEN[fault](folder)
     adapter = LoadedAdapter(f"broken-{list(BROKEN).index(fault)}@000000000000", folder)
@@ -459,7 +471,7 @@ def test_a_broken_adapter_is_refused_and_the_engine_continues(served: Served, tm
     assert_alive(served)
 
 
-def test_steering_is_refused_with_a_reason(served: Served) -> None:
+def test_steering_is_refused_with_a_reason(served: VllmFixture) -> None:
     steering = Steering("Risk", 1.0)
     with pytest.raises(UserError, match="need the transformers engine"):
         served.run(served.engine.score(random_trees(1), None, steering))
@@ -467,7 +479,7 @@ def test_steering_is_refused_with_a_reason(served: Served) -> None:
         served.run(collect(served.engine.generate(GenerationRequest(PROMPT, GREEDY, steering), None)))
 
 
-def test_prompts_beyond_max_length_are_refused(served: Served) -> None:
+def test_prompts_beyond_max_length_are_refused(served: VllmFixture) -> None:
     long = PROMPT * 6
     with pytest.raises(UserError, match=r"601 tokens exceed engine\.max_length=512"):
         served.run(collect(served.engine.generate(GenerationRequest(long, GREEDY), None)))
@@ -475,14 +487,14 @@ def test_prompts_beyond_max_length_are_refused(served: Served) -> None:
         served.run(served.engine.score([answers(long, [[5], [6]])], None))
 
 
-def test_a_text_and_a_score_may_reach_max_length(served: Served) -> None:
+def test_a_text_and_a_score_may_reach_max_length(served: VllmFixture) -> None:
     prompt = (PROMPT * 6)[:510]
     assert len(ids(write(served, served.engine, prompt, Sampling(20, temperature=0)))) == 2
     examples = [answers(prompt, [[5], [6]])]
     assert_close(served.run(served.engine.score(examples, None)), expected(served, examples, None))
 
 
-def test_a_dropped_request_is_removed_from_the_engine(served: Served) -> None:
+def test_a_dropped_request_is_removed_from_the_engine(served: VllmFixture) -> None:
     async def drop() -> int:
         steps = served.engine.generate(GenerationRequest(PROMPT, Sampling(max_tokens=400)), None)
         await anext(steps)
@@ -494,7 +506,7 @@ def test_a_dropped_request_is_removed_from_the_engine(served: Served) -> None:
 
 PROCESS = """
 import asyncio, json, multiprocessing, os, signal, sys
-from pipelines.serve.engines.engine import EngineFault, GenerationRequest, Sampling
+from pipelines.serve.engines.serving_engine import EngineFault, GenerationRequest, Sampling
 from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
 
 async def after_its_death(engine, pid):

@@ -15,7 +15,7 @@ from pipelines.config import RunConfig
 from pipelines.jobs.user_errors import unwrap_user_error
 from pipelines.train import fitting, job
 from pipelines.train.encoding import encode_layers
-from pipelines.train.in_process import train_here
+from pipelines.train.local_training import train_here
 from pipelines.train.resolved_run import resolve
 from tests.builders import record, write_dataset
 

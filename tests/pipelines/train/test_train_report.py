@@ -17,7 +17,7 @@ from pipelines.prepare import PrepareConfig
 from pipelines.prepare import job as prepare
 from pipelines.reporting.run_page import curve_names
 from pipelines.reporting.run_report import write_report
-from pipelines.train.blamed_rows import blamed_rows
+from pipelines.train.nonfinite_rows import nonfinite_rows
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 from pipelines.train.training_summary import cautions_of, training_report
 from tests.builders import SPACE, record, write_dataset
@@ -89,7 +89,7 @@ def test_rows_with_a_non_finite_loss_are_named_by_the_users_files(source: str, n
     prepare.run(PrepareConfig(source=source, input=[str(rows)], output=str(tmp_path / "data"), split_by="scenario"))
     for folder in (tmp_path / "data", tmp_path / "data" / "train"):
         number, chosen = next((n, r) for n, r in enumerate(read_records(folder)) if r.scenario[-2] in "2345")
-        said = blamed_rows(folder, DatasetManifest.load(folder), [f"{chosen.id}:one"])
+        said = nonfinite_rows(folder, DatasetManifest.load(folder), [f"{chosen.id}:one"])
         line = int(chosen.scenario[-2]) + 3
         prepared = f"{folder}/records/part-00000.parquet:row {number}"
         assert re.match(rf" \({rows}:{line}, prepared as {prepared}, '{chosen.scenario}'\): check these rows", said)

@@ -9,10 +9,10 @@ from matplotlib.patches import Rectangle
 
 from pipelines.tune.drawings.accuracy import accuracy_chart, ratio_scale, ratio_ticks
 from pipelines.tune.drawings.heat_map import HeatPanel, Tile, heat_map_chart
-from pipelines.tune.drawings.measured import COLORS, is_same_ratio
 from pipelines.tune.drawings.pareto_front import pareto_chart
+from pipelines.tune.drawings.trial_marks import COLORS, is_same_ratio
 from pipelines.tune.search_points import ratio_name
-from tests.pipelines import drawn
+from tests.pipelines import figure_views
 from tests.pipelines.tune.test_tune_report import trial, unsure, values
 
 NAMES = {"pole_first": "Daring", "pole_second": "Careful", "both_right": "both right"}
@@ -23,14 +23,14 @@ LOG2 = math.log(2)
 def accuracy(trials: list[dict[str, Any]], **parts: Any) -> Axes:
     figure = accuracy_chart(trials, NAMES, **parts)
     assert figure is not None
-    assert drawn.cut_off(figure) == drawn.overlapping(figure) == []
+    assert figure_views.cut_off(figure) == figure_views.overlapping(figure) == []
     return figure.axes[0]
 
 
 def pareto(trials: list[dict[str, Any]], front: list[int], **marked: int | None) -> Axes:
     figure = pareto_chart(trials, front, NAMES, marked=marked)
     assert figure is not None
-    assert drawn.cut_off(figure) == drawn.overlapping(figure) == []
+    assert figure_views.cut_off(figure) == figure_views.overlapping(figure) == []
     return figure.axes[0]
 
 
@@ -94,10 +94,10 @@ def test_accuracy_is_drawn_against_t_with_a_band_and_one_side_alone_linked_to_it
     bands = [patch.get_xy()[:4].tolist() for patch in axes.patches]
     assert bands == [[[-LOG2, 0.0], [LOG2, 0.0], [LOG2, 1.0], [-LOG2, 1.0]]] * 2  # both right has none
     assert [y for _, y, _ in dots(axes, COLORS["both"])] == [0.0] * 3
-    assert (axes.get_ylim(), [x for (x, _), *_ in drawn.points(axes, COLORS["text"])]) == ((0.0, 1.0), [LOG2])
+    assert (axes.get_ylim(), [x for (x, _), *_ in figure_views.points(axes, COLORS["text"])]) == ((0.0, 1.0), [LOG2])
     ratios = [(pytest.approx(t, abs=1e-9), name) for t, name in ((-LOG2, "1:2"), (0.0, "1:1"), (LOG2, "2:1"))]
-    assert drawn.ticks(axes.xaxis) == [*ratios, (apart, "0 : 1")]
-    assert {"Daring", "Careful", "both right", "trained", "base", "pick"} <= set(drawn.words(axes.figure))
+    assert figure_views.ticks(axes.xaxis) == [*ratios, (apart, "0 : 1")]
+    assert {"Daring", "Careful", "both right", "trained", "base", "pick"} <= set(figure_views.words(axes.figure))
 
 
 def curves(axes: Axes) -> list[Any]:
@@ -110,7 +110,7 @@ def test_trials_that_share_a_ratio_are_dots_without_a_line() -> None:
     axes = accuracy(trials)
     assert (curves(axes), list(axes.patches)) == ([], [])
     assert len(dots(axes, COLORS["first"])) == 3
-    assert len(drawn.points(axes, COLORS["first"])) == 3  # each has its interval
+    assert len(figure_views.points(axes, COLORS["first"])) == 3  # each has its interval
     assert not curves(accuracy([trials[0], {**trials[2], "changes": {"train.lr": 0.1}}]))
     beside = accuracy(trials, aside={1})
     assert len(curves(beside)) == 3
@@ -119,7 +119,7 @@ def test_trials_that_share_a_ratio_are_dots_without_a_line() -> None:
     ]
     places = [line.get_transform().transform(line.get_xydata())[0][0] for line in first]
     assert places[1] - places[0] == pytest.approx(7.0)
-    assert len([line for line in drawn.points(beside, COLORS["first"]) if line[0][0] == line[1][0]]) == 1
+    assert len([line for line in figure_views.points(beside, COLORS["first"]) if line[0][0] == line[1][0]]) == 1
 
 
 def test_a_soup_is_hollow_and_the_legend_names_what_is_drawn() -> None:
@@ -137,21 +137,21 @@ def test_the_pareto_plot_has_equal_scales_and_a_step_line_around_what_the_front_
     assert dots(axes, COLORS["heat"]) == [(0.25, 0.75, True), (0.5, 0.5, True)]
     # From the left edge to the first point, then down and across to the next, then down to the bottom.
     steps = [(0.0, 0.75), (0.25, 0.75), (0.25, 0.5), (0.5, 0.5), (0.5, 0.0)]
-    assert steps in drawn.points(axes, COLORS["heat"])
-    whiskers = [line for line in drawn.points(axes, COLORS["heat"]) if len(line) == 2]
+    assert steps in figure_views.points(axes, COLORS["heat"])
+    whiskers = [line for line in figure_views.points(axes, COLORS["heat"]) if len(line) == 2]
     assert whiskers[:2] == [[(0.0, 0.75), (1.0, 0.75)], [(0.25, 0.0), (0.25, 1.0)]]
-    assert {"Daring (%)", "Careful (%)", "trained", "front"} <= set(drawn.words(axes.figure))
+    assert {"Daring (%)", "Careful (%)", "trained", "front"} <= set(figure_views.words(axes.figure))
 
 
 def test_pick_and_knee_are_ringed_and_named_by_ratio() -> None:
     trials = [trial(1, 2, unsure(0.25, 0.75)), trial(4, 1, unsure(0.26, 0.74)), trial(1, 1)]
     both = pareto(trials, [0], pick=0, knee=0)
-    assert "pick and knee 1:2" in drawn.words(both.figure)
+    assert "pick and knee 1:2" in figure_views.words(both.figure)
     two = pareto(trials, [0], pick=0, knee=1)
-    assert {"pick 1:2", "knee 4:1"} <= set(drawn.words(two.figure))
+    assert {"pick 1:2", "knee 4:1"} <= set(figure_views.words(two.figure))
     rings = [line.get_xydata()[0].tolist() for line in two.lines if line.get_markersize() == 16]
     assert rings == [[0.25, 0.75], [0.26, 0.74]]
-    assert not [word for word in drawn.words(pareto(trials, [], pick=None, knee=2).figure) if "knee" in word]
+    assert not [word for word in figure_views.words(pareto(trials, [], pick=None, knee=2).figure) if "knee" in word]
 
 
 def test_there_is_nothing_to_draw_where_no_trial_was_measured() -> None:
@@ -166,9 +166,9 @@ def test_any_name_of_a_pole_is_shown_as_it_is_and_whole(name: str) -> None:
     names = NAMES | {"pole_first": name, "pole_second": name}
     for figure in (accuracy_chart(trials, names), pareto_chart(trials, [0], names, marked={"pick": 0})):
         assert figure is not None
-        assert drawn.cut_off(figure) == []
-        assert sum(word.startswith(name[:6]) for word in drawn.words(figure)) == 2
-        assert not any(text.get_parse_math() for text in drawn.visible_texts(figure))
+        assert figure_views.cut_off(figure) == []
+        assert sum(word.startswith(name[:6]) for word in figure_views.words(figure)) == 2
+        assert not any(text.get_parse_math() for text in figure_views.visible_texts(figure))
 
 
 def tile(alpha: float, beta: float, value: float | None, **changes: Any) -> Tile:
@@ -180,8 +180,8 @@ def test_the_heat_map_has_alpha_down_and_beta_across_and_frames_what_was_trained
     tiles = [tile(2, 1, 0.1), tile(1, 2, 0.2, kind="trained"), tile(1, 1, 1.0), tile(2, 2, None, is_picked=True)]
     figure = heat_map_chart([HeatPanel("One (%)", tiles), HeatPanel("All (%)", tiles), HeatPanel("Flip (%)", tiles)])
     axes = figure.axes[0]
-    assert drawn.ticks(axes.xaxis) == [(0.5, "1"), (1.5, "2")]
-    assert drawn.ticks(axes.yaxis) == [(0.5, "1"), (1.5, "2")]
+    assert figure_views.ticks(axes.xaxis) == [(0.5, "1"), (1.5, "2")]
+    assert figure_views.ticks(axes.yaxis) == [(0.5, "1"), (1.5, "2")]
     assert axes.yaxis_inverted()
     placed = {text.get_text(): text.get_position() for text in axes.texts}
     assert [(math.floor(x), math.floor(y)) for x, y in map(placed.get, ("10.0", "20.0", "100.0", "\u2013"))] == [
@@ -206,6 +206,6 @@ def test_the_heat_map_has_alpha_down_and_beta_across_and_frames_what_was_trained
 def test_any_name_of_a_panel_and_any_mark_is_shown_whole(name: str) -> None:
     tiles = [tile(0.000123, beta, 0.5, mark="= 0.000123:0.000456") for beta in (0.000456, 1.5)]
     figure = heat_map_chart([HeatPanel(name, tiles), HeatPanel("One", tiles)])
-    assert drawn.cut_off(figure) == []
-    assert drawn.overlapping(figure) == []
-    assert any(word.startswith(name[:6]) for word in drawn.words(figure))
+    assert figure_views.cut_off(figure) == []
+    assert figure_views.overlapping(figure) == []
+    assert any(word.startswith(name[:6]) for word in figure_views.words(figure))

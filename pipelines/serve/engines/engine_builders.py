@@ -1,4 +1,4 @@
-"""Building the engine that a recipe asks for, with its node's adapter cache."""
+"""Build the engine that a serving recipe names, with its host and its adapter cache."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from pft_core.errors import UserError
 from pft_core.policies import Precision, load_config
 from pft_core.registry import load_code
 from pipelines.serve.engine_registry import AUTO, SERVING_ENGINES
-from pipelines.serve.engines.engine import Engine
 from pipelines.serve.engines.engine_host import EngineHost
+from pipelines.serve.engines.serving_engine import ServingEngine
 from pipelines.serve.policies import AdapterCache
 from pipelines.serve.serve_config import ServeConfig
 
@@ -24,7 +24,7 @@ def make_host(config: ServeConfig, model: str, template_digest: str, *, lora: bo
     whether any policy of the server has an adapter.
     """
     build = load_code(SERVING_ENGINES[engine_name(config)].build)
-    engine: Engine = build(config, model, template_digest=template_digest, lora=lora)
+    engine: ServingEngine = build(config, model, template_digest=template_digest, lora=lora)
     return EngineHost(engine, make_cache(config))
 
 
@@ -75,7 +75,7 @@ def engine_name(config: ServeConfig) -> str:
     return name
 
 
-def vllm_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> Engine:
+def vllm_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> ServingEngine:
     """Build the vLLM engine: continuous batching, shared prefixes, many adapters."""
     from pipelines.serve.engines.vllm_engine import VllmEngine, VllmSettings
 
@@ -96,7 +96,7 @@ def vllm_engine(config: ServeConfig, model: str, *, template_digest: str, lora: 
     )
 
 
-def transformers_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> Engine:
+def transformers_engine(config: ServeConfig, model: str, *, template_digest: str, lora: bool) -> ServingEngine:
     """Build the transformers engine: continuous batching and steering."""
     from pft_core.evaluation import SteeringVectors
     from pft_core.policies import base_digest

@@ -36,7 +36,10 @@ from pft_core.data.sources.questions import refuse_unused
 
 @row_parser
 def own_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
-    """Read a row of our own format. axis: the axis of a row that names none."""
+    """The record of a row in PFT's own format: a scenario, and answers that name their poles.
+
+    axis: the axis of a row that names none.
+    """
     name = axis_name(row, "axis", default=axis)
     scenario = text_of(row, "scenario")
     answers, path = _answers(row)

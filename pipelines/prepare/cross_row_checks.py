@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pft_core.data import Axis, PreferenceSpace, shipped_axes
 from pft_core.errors import UserError
-from pipelines.prepare.worker import REJECT_SCHEMA
+from pipelines.prepare.prepare_tasks import REJECT_SCHEMA
 
 
 def read_outcomes(files: list[str]) -> tuple[pd.DataFrame, list[int]]:

@@ -104,7 +104,7 @@ class RequestFault(RuntimeError):
     """The engine could not answer one request but continues with all others. A retry would fail in the same way."""
 
 
-class Engine(Protocol):
+class ServingEngine(Protocol):
     """One model with its adapters. Requests run concurrently, and a dropped request leaves nothing behind."""
 
     name: str

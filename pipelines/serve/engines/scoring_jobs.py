@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pft_core.encoding import Branch, BranchedExample
-from pipelines.serve.engines.engine import Steering
+from pipelines.serve.engines.serving_engine import Steering
 from pipelines.serve.policies import LoadedAdapter
 
 Scores = list[NDArray[np.float32]]

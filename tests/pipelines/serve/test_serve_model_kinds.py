@@ -19,8 +19,8 @@ from pft_core.evaluation.answers import generate
 from pft_core.policies.model import load_base
 from pft_core.policies.pretrained import load_tokenizer
 from pft_core.prompts.rendering import Frame, PromptStyle, chat_frame
-from pipelines.serve.engines.build import with_model_limit
-from pipelines.serve.engines.engine import GenerationRequest, RequestFault, Sampling
+from pipelines.serve.engines.engine_builders import with_model_limit
+from pipelines.serve.engines.serving_engine import GenerationRequest, RequestFault, Sampling
 from pipelines.serve.engines.transformers_engine import TransformersEngine, TransformersSettings
 from pipelines.serve.policies.adapters import LoadedAdapter
 from pipelines.serve.policies.catalog import Catalog

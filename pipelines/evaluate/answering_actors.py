@@ -1,4 +1,4 @@
-"""The evaluation worker: it loads a policy once, then asks it groups of items."""
+"""Actors of an evaluation: each loads a policy once, then asks it groups of items."""
 
 import json
 from collections.abc import Iterator, Sequence

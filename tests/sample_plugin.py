@@ -1,4 +1,4 @@
-"""A user's plugin, for `plugins:` and `--plugin`: an objective, a source, a metric and a task."""
+"""A sample plugin for `plugins:` and `--plugin`: an objective, a source, a metric and a task."""
 
 import json
 from collections.abc import Sequence

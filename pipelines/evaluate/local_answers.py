@@ -9,8 +9,8 @@ from pft_core.policies import ModelRef, within_positions
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
+from pipelines.evaluate.answering_actors import Item
 from pipelines.evaluate.answering_job import AnsweringJob
-from pipelines.evaluate.worker import Item
 
 
 def base_reference(config: RunConfig, data: str) -> ModelRef:

@@ -1,4 +1,4 @@
-"""Name the rows behind a non-finite loss, and what to try."""
+"""Name the rows behind a loss that is not finite, and what to try."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ SHOWN = 3
 REMEDY = "check these rows, or try a lower train.lr, a longer train.warmup_steps or train.precision=fp32"
 
 
-def blamed_rows(data: Path, manifest: DatasetManifest, example_ids: Sequence[str]) -> str:
+def nonfinite_rows(data: Path, manifest: DatasetManifest, example_ids: Sequence[str]) -> str:
     """Return the raw and prepared rows of these examples (`record id:form`), each with the start of its text."""
     ids = {name.rpartition(":")[0] for name in example_ids}
     places = list(itertools.islice(_places(data, manifest, ids, read_places(data, ids)), SHOWN))

@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pft_core.evaluation.statistics import interval, ratio
+from pft_core.evaluation.intervals import interval, ratio
 
 
 def test_a_ratio_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
@@ -44,7 +44,7 @@ def test_the_interval_covers_the_normal_one_for_a_large_sample() -> None:
 def test_the_same_seed_gives_the_same_interval_for_every_chunk_size(monkeypatch) -> None:
     values, ones = [0.0, 1.0, 1.0, 0.0, 1.0], [1.0] * 5
     whole = interval(values, ones, range(5), seed=3)
-    monkeypatch.setattr("pft_core.evaluation.statistics._DRAWS_AT_ONCE", 64)
+    monkeypatch.setattr("pft_core.evaluation.intervals._DRAWS_AT_ONCE", 64)
     assert interval(values, ones, range(5), seed=3) == whole
 
 

@@ -1,4 +1,4 @@
-"""Choices and scores: log-probabilities of answers, compared in the same way as in evaluation."""
+"""The handler of choices and scores: log-probabilities of answers, compared in the same way as in evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
