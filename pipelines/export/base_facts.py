@@ -7,25 +7,27 @@ from pathlib import Path
 import yaml
 
 from pft_core.errors import UserError
-from pft_core.policies import TOYWORLD, ModelRef, base_digest, cached_folder, local_folder, public_name
+from pft_core.policies import SMOLLM2, TOYWORLD, ModelRef, base_digest, cached_folder, local_folder, public_name
 
 TOYWORLD_LICENSE = "apache-2.0"  # of this package, with which the model ships
 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """A base model. name: on the Hub, or of its folder. license, parameters: None if unknown."""
+    """A base model. name: on the Hub, in this package, or of its folder. license, parameters: None if unknown.
+    converted_from: the GGUF file and its kinds of weights, None for other bases."""
 
     name: str
     is_on_hub: bool
     digest: str | None
     license: str | None
     parameters: int | None
+    converted_from: str | None = None
 
     @property
-    def is_toyworld(self) -> bool:
-        """Whether it is the tiny model that ships with the package."""
-        return self.name == TOYWORLD
+    def is_in_package(self) -> bool:
+        """Whether its name alone loads it where this package is installed."""
+        return self.name in (TOYWORLD, SMOLLM2)
 
 
 def base_facts(ref: ModelRef) -> BaseFacts:
@@ -36,8 +38,10 @@ def base_facts(ref: ModelRef) -> BaseFacts:
     except UserError:
         return BaseFacts(Path(ref.base).name, False, ref.base_digest, None, None)
     name, files = public_name(ref.base), folder or cached_folder(ref.base)
-    license_name = TOYWORLD_LICENSE if name == TOYWORLD else _license_in(files)
-    return BaseFacts(name, folder is None, known_digest, license_name, parameters_in(files))
+    conversion = ref.base_conversion or {}
+    license_name = TOYWORLD_LICENSE if name == TOYWORLD else conversion.get("license") or _license_in(files)
+    converted_from = f"{conversion['file']} ({', '.join(conversion['weights'])})" if conversion else None
+    return BaseFacts(name, folder is None, known_digest, license_name, parameters_in(files), converted_from)
 
 
 def _license_in(folder: Path | None) -> str | None:

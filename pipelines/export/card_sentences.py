@@ -40,10 +40,10 @@ def first_sentences(facts: CardFacts) -> list[str]:
 
 def bring_the_base(base: BaseFacts) -> str:
     """Say where the base of an adapter has to be, as it is not on the Hub under its name."""
-    if base.is_toyworld:
+    if base.is_in_package:
         source = (
-            'it ships with the Python package `pft`. Copy it there: `python -c "import shutil; from pft_core.policies '
-            f'import SHIPPED_BASE; shutil.copytree(SHIPPED_BASE, "{base.name}")"`'
+            'the Python package `pft` loads it by this name. Copy it there: `python -c "import shutil; from '
+            f"pft_core.policies import place_of_model as place; shutil.copytree(place('{base.name}'), '{base.name}')\"`"
         )
     else:
         source = f"copy it from where the policy was trained (digest `{base.digest}`)"
@@ -89,9 +89,16 @@ def place_sentence(facts: CardFacts, name: str) -> str:
 
 def base_lines(facts: CardFacts) -> list[tuple[str, str]]:
     base = facts.base
-    where = "Hugging Face Hub" if base.is_on_hub else "a local folder"
+    where = (
+        "Hugging Face Hub"
+        if base.is_on_hub
+        else "a model of the package pft"
+        if base.is_in_package
+        else "a local folder"
+    )
     size = "unknown" if facts.parameters is None else f"{facts.parameters:,}"
-    return [("name", f"{base.name} ({where})"), ("digest", base.digest or "unknown"), ("parameters", size)]
+    lines = [("name", f"{base.name} ({where})"), ("digest", base.digest or "unknown"), ("parameters", size)]
+    return [*lines, ("converted to float32 from", base.converted_from)] if base.converted_from else lines
 
 
 def training_lines(facts: CardFacts) -> list[tuple[str, str]]:

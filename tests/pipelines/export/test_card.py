@@ -16,7 +16,7 @@ from pft_core.evaluation.answers import generate
 from pft_core.files import digest, write_json, write_text
 from pft_core.policies.model import load_policy
 from pft_core.policies.model_ref import ModelRef
-from pft_core.policies.pretrained import load_tokenizer
+from pft_core.policies.pretrained import load_tokenizer, public_name
 from pft_core.policies.shipped_base import SHIPPED_BASE
 from pft_core.prompts.rendering import render_prompt
 from pipelines.export import job
@@ -215,3 +215,10 @@ def test_the_license_is_that_of_the_bases_own_card(lora_run: Path, tiny_qwen2: P
     write_text(base / "README.md", "---\nlicense: mit\n---\n# A model\n")
     assert base_facts(replace(ModelRef.load(lora_run), base=str(base))).license == "mit"
     assert base_facts(ModelRef.load(lora_run)).license is None
+
+
+def test_a_base_from_a_gguf_file_has_the_license_and_the_weights_of_the_file(lora_run: Path) -> None:
+    conversion = {"file": "m.gguf", "license": "apache-2.0", "weights": {"F32": 1, "Q4_1": 9}}
+    facts = base_facts(replace(ModelRef.load(lora_run), base_conversion=conversion))
+    assert (facts.license, facts.converted_from) == ("apache-2.0", "m.gguf (F32, Q4_1)")
+    assert public_name("/home/me/m.gguf") == "m"
