@@ -50,6 +50,8 @@ from pipelines.cli_options import (
     EvaluationOutput,
     Evaluations,
     EvaluationTask,
+    ExportedRun,
+    ExportFolder,
     Forms,
     Fresh,
     Inputs,
@@ -58,6 +60,7 @@ from pipelines.cli_options import (
     MaxLength,
     MaxNewTokens,
     MaxRejectFraction,
+    Merge,
     Mode,
     ModelArgument,
     NumActors,
@@ -71,6 +74,7 @@ from pipelines.cli_options import (
     Real,
     Recipe,
     Replacing,
+    Reports,
     RowAxis,
     RunArgument,
     RunArguments,
@@ -445,6 +449,24 @@ def chat(run: RunArgument, storage: Storage = Path("runs")) -> dict[str, Any]:
 
 @app.command()
 @verb
+def export(run: ExportedRun, to: ExportFolder, merge: Merge = False, report: Reports = None) -> dict[str, Any]:
+    """Write a trained policy into a folder that transformers, peft and vLLM load, with a model card.
+
+    The folder holds the LoRA adapter, or with --merge one model; a fully fine-tuned run is one model already.
+
+    Example: `pft export runs/RUN --to my-policy --merge`
+    """
+    from pipelines.export import ExportConfig, refuse_missing_inputs
+
+    config = ExportConfig(run.expanduser(), to.expanduser(), merge, tuple(report or []))
+    refuse_missing_inputs(config)
+    from pipelines.export import job
+
+    return job.run(config)
+
+
+@app.command()
+@verb
 def key(
     name: Annotated[str, typer.Argument(help="Name of the client that gets the key.")],
     file: Annotated[
@@ -602,7 +624,7 @@ def _job_verb(name: str, command: Any) -> "JobVerb":
 def _role(parameter: Any) -> Any:
     """Return the role of a parameter's values for the job; None if they need no treatment."""
     by_name = {"recipe": "recipe", "suite": "recipe", "overrides": "override", "plugin": "plugin"}
-    by_name |= {"output": "output", "storage": "output"}
+    by_name |= {"output": "output", "storage": "output", "to": "output", "run": "path"}
     return by_name.get(parameter.name, "path" if re.search("DIR|FILE|PATH", parameter.metavar or "") else None)
 
 

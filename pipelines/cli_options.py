@@ -224,6 +224,29 @@ AccessLog = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="File for the access log, one line of JSON per request. Default: stderr."),
 ]
+ExportedRun = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a finished `pft train`, or its model_ref.json.")
+]
+ExportFolder = Annotated[
+    Path, typer.Option("--to", metavar="DIR", help="Folder to write. It must be empty, or not exist yet.")
+]
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge",
+        help="Merge the adapter into its base model, in float32 (4 bytes per parameter). The folder then needs no base "
+        "model beside it.",
+    ),
+]
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        help="Folder written by `pft evaluate` for this run, for the table of the model card. Repeat it for several. "
+        "Default: the reports that lie beside the run.",
+    ),
+]
 Command = Annotated[
     list[str],
     typer.Argument(metavar="-- VERB [ARGUMENT]...", help="Verb to run with its arguments, such as -- train RECIPE."),

@@ -35,6 +35,7 @@ JOBS = {
     "train": {"encode", "prepare"},
     "evaluate": {"encode"},
     "serve": set(),
+    "export": set(),
     "tune": {"encode", "prepare", "train", "evaluate"},
     "compare": {"encode", "prepare", "train", "evaluate"},
     "quickstart": {"encode", "prepare", "train", "evaluate"},

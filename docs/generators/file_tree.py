@@ -33,6 +33,7 @@ FILES = {
     "pft_core/toyworld/base_model/": "The shipped tiny base model.",
     "pipelines/compare/sizes.yaml": "What a suite leaves out of its sizes.",
     "pipelines/compare/suites/": "The shipped suites.",
+    "pipelines/export/card.md.j2": "The layout of a model card.",
     "pipelines/recipes/": "The shipped recipes, each number with its reason.",
     "pipelines/reporting/templates/": "The HTML of reports.",
     "pipelines/serve/http/page.html": "The page at `/`, in one file.",

@@ -20,11 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from pft_core.errors import UserError
-from pft_core.files import whole_folder
 from pft_core.policies.pretrained import (
     first_line,
     load_errors,
-    load_tokenizer,
     local_folder,
     place_of_model,
     public_name,
@@ -215,22 +213,6 @@ def load_policy(
         model.eval()
         return model
     return with_adapter(model, Path(adapter)).to(device).eval()
-
-
-def merge_adapter(base: str, adapter: Path, folder: Path) -> Path:
-    """Merge an adapter into its base and write the model with its tokenizer; return the folder.
-
-    A training that starts from this model has the trained policy as its reference. Raises UserError if the adapter does
-    not fit.
-    """
-    if folder.is_dir():
-        return folder
-    device = torch.device("cpu")
-    model: Any = load_policy(base, str(adapter), None, precision="fp32", device=device)
-    with whole_folder(folder) as unfinished:
-        model.merge_and_unload().save_pretrained(unfinished)
-        load_tokenizer(base).save_pretrained(unfinished)
-    return folder
 
 
 def with_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str = "default") -> PeftModel:

@@ -239,10 +239,14 @@ def place_of_model(name_or_path: str) -> str:
 
 
 def public_name(name_or_path: str) -> str:
-    """Return the name of a base for an adapter's config: only the last part of a folder's path, which is private."""
-    if Path(name_or_path) == SHIPPED_BASE:
+    """Return the name of a base for an adapter's config: only the last part of a path, which is private; of a GGUF
+    file, without the suffix."""
+    path = Path(name_or_path)
+    if path == SHIPPED_BASE:
         return TOYWORLD
-    return Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.name if path.is_dir() or path.is_absolute() else name_or_path
 
 
 def local_folder(name_or_path: str) -> Path | None:

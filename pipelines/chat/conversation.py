@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from pft_core.data import Axis
 from pft_core.errors import UserError, did_you_mean
 from pipelines.chat.answers import exchange_of, table_of
 from pipelines.chat.lines import HELP, Asked, Command, read_line

@@ -13,7 +13,7 @@ import pytest
 from pft_core.data import SOURCES
 from pft_core.errors import UserError
 from pft_core.files import refuse_unwritable
-from pft_core.policies import refuse_unusable_model
+from pft_core.policies import MODEL_REF_NAME, refuse_unusable_model
 from pipelines.config import load_config
 from pipelines.evaluate import EvaluateConfig
 from pipelines.evaluate import refuse_missing_inputs as refuse_missing_of_evaluation
@@ -64,6 +64,11 @@ MISSING = [
     ("serve quickstart policy=nosuch/model", "model='nosuch/model': no such folder here, nor in the cache"),
     ("serve quickstart policy=MODEL adapters={} store.root=/nosuch", "store.root=/nosuch: no such folder"),
     ("serve quickstart policy=MODEL adapters={} examples=/nosuch", "/nosuch/manifest.json: no such file"),
+    ("export nosuch --to out", "nosuch: no such run"),
+    ("export MODEL --to out", "not a finished run, because it has no model_ref.json"),
+    ("export LOST --to out", "model='nosuch/base': no such folder here"),
+    ("export LOST --to DATA", "the folder is not empty: choose another one, or empty it"),
+    ("export LOST --to /proc/nosuch", "/proc/nosuch: cannot be written"),
     ("compare table2_vcd --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
     ("compare --outcomes DATA --outcomes DATA --storage /proc/nosuch", "/proc/nosuch: cannot be written"),
     ("quickstart data=DATA", "`pft quickstart` evaluates on the embedded data only"),
@@ -76,11 +81,23 @@ MISSING = [
 
 
 @pytest.fixture(scope="module")
-def answers(data: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose base is neither here nor on the Hub."""
+    folder = tmp_path_factory.mktemp("lost")
+    stored = Path(__file__).parents[1] / "stored" / MODEL_REF_NAME
+    ref = json.loads(stored.read_text(encoding="utf-8"))
+    (folder / MODEL_REF_NAME).write_text(json.dumps(ref | {"base": "nosuch/base"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(
+    data: Path, lost: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, str, str]]:
     """Return exit code, message and heavy modules of every command, run in one process, since imports only add up."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "rows.jsonl").write_text("{}\n")
-    places = {"DATA": str(data), "MODEL": str(tiny_qwen2), "ROWS": "rows.jsonl"}
+    places = {"DATA": str(data), "MODEL": str(tiny_qwen2), "ROWS": "rows.jsonl", "LOST": str(lost)}
     commands = [[re.sub("|".join(places), lambda m: places[m[0]], word) for word in c.split()] for c, _ in MISSING]
     code = f"""
 import contextlib, io, json, re, sys

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines.evaluate.answering_actors import PolicyActor, items_table
 
 from pft_core.data.manifest import DatasetManifest
 from pft_core.data.preferences import Axis, Pole, PreferenceSpace
@@ -21,6 +20,7 @@ from pipelines.compare.suite_data import held_out
 from pipelines.config import RunConfig
 from pipelines.encode import show_prompt
 from pipelines.evaluate import job as evaluate
+from pipelines.evaluate.answering_actors import PolicyActor, items_table
 from pipelines.evaluate.evaluate_config import EvaluateConfig
 from pipelines.evaluate.pool import read_answers
 from pipelines.prepare.job import PrepareConfig, run

@@ -1,0 +1,83 @@
+"""The evaluations of a policy: reports whose digests name its weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pft_core.errors import UserError
+from pft_core.evaluation import EvaluationRow
+from pft_core.files import digest, read_json
+from pft_core.policies import ModelRef
+from pipelines.reporting import REPORT_NAMES, Example
+
+RowPlace = tuple[str | None, str | None, str]  # axis, pole and metric
+
+
+@dataclass(frozen=True)
+class OwnReport:
+    """The part of a report about one policy. data: digest of the data. base: rows of the base model, if it has them."""
+
+    place: Path
+    data: str
+    scoring: str | None
+    rows: list[EvaluationRow]
+    base: Mapping[RowPlace, EvaluationRow]
+    cautions: list[str]
+    examples: list[Example]
+
+
+def own_reports(run_dir: Path, ref: ModelRef, given: Sequence[Path]) -> list[OwnReport]:
+    """Return the given reports, or those found beside the run if none is given; those with rows of the base come first.
+
+    Raises UserError if a given one is missing or about another policy.
+    """
+    reports = [_given_report(place, ref) for place in given]
+    reports += [report for place in _places_beside(run_dir) if (report := _report_of(place, ref)) and not given]
+    return sorted(reports, key=lambda report: not report.base)
+
+
+def _places_beside(run_dir: Path) -> Iterator[Path]:
+    """Yield the reports that the quickstart, and the command that a training suggests, write beside a run."""
+    places = [run_dir.parent, *sorted(run_dir.parent.glob("evaluation/*")), Path(f"{run_dir}-evaluation")]
+    yield from (file for place in places if (file := place / REPORT_NAMES[0]).is_file())
+
+
+def _given_report(place: Path, ref: ModelRef) -> OwnReport:
+    report = _report_of(place / REPORT_NAMES[0] if place.is_dir() else place, ref)
+    if report is None:
+        raise UserError(
+            f"--report {place}: not an evaluation of this policy, because its digests name other weights: give the "
+            "--output folder of a `pft evaluate` of this run"
+        )
+    return report
+
+
+def _report_of(file: Path, ref: ModelRef) -> OwnReport | None:
+    """Return the part of a report about a policy; None if the report has no rows of it."""
+    content = read_json(file, what="the report of an evaluation")
+    rows, digests = content.get("rows", []), content.get("digests", {})
+    policies = digests.get("policies") or {row.get("policy"): digests for row in rows}
+    name = next((name for name, each in policies.items() if _are_digests_of(each, ref)), None)
+    own = [row for row in rows if row.get("policy") == name]
+    if name is None or not own:
+        return None
+    untrained = {other for other, each in policies.items() if not each.get("training_data")}
+    return OwnReport(
+        file,
+        str(policies[name].get("data")),
+        content.get("config", {}).get("scoring"),
+        own,
+        {(row["axis"], row["pole"], row["metric"]): row for row in rows if row["policy"] in untrained},
+        [caution for caution in content.get("cautions", []) if caution.startswith(f"{name} ")],
+        content.get("examples", []),
+    )
+
+
+def _are_digests_of(digests: Mapping[str, Any], ref: ModelRef) -> bool:
+    """Return whether a report's digests name a policy: its adapter's files, or the config and data of its training."""
+    if ref.adapter is not None:
+        is_config = digests.get("adapter_config_sha256") in (None, ref.adapter_config_sha256)
+        return ref.adapter_sha256 is not None and digests.get("adapter_sha256") == ref.adapter_sha256 and is_config
+    trained = (digest(ref.config_digest), ref.data_digest)
+    return digests.get("adapter_sha256") is None and (digests.get("model"), digests.get("training_data")) == trained
