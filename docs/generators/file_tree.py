@@ -29,6 +29,7 @@ FILES = {
     "docs/": "These pages: Markdown, drawings, and the code that generates the rest.",
     "examples/": "Own data, objective, metric and base model; serving clients; a notebook.",
     "mkdocs.yml": "The settings of this site.",
+    "pft_core/data/dilemmas/": "The items of `dilemmas`, a file for each split.",
     "pft_core/data/spaces/": "Spaces of the shipped data sets: axes, poles, descriptions.",
     "pft_core/toyworld/base_model/": "The shipped tiny base model.",
     "pipelines/compare/sizes.yaml": "What a suite leaves out of its sizes.",
