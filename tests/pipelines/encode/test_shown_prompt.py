@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pft_core.errors import UserError
-from pft_core.policies.model import load_tokenizer
+from pft_core.policies.pretrained import load_tokenizer
 from pipelines.encode import show_prompt
 from tests.builders import record, write_dataset
 
