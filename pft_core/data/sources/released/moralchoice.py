@@ -47,7 +47,7 @@ def moralchoice_row(row: dict[str, Any], axis: str | None) -> AcceptedRow:
     breaks = [_label(row, f"a{number}_{_COLUMNS[rule.name]}") for number in (1, 2)]
     if sorted(breaks) != ["No", "Yes"]:
         found = " and ".join(repr(label) for label in breaks)
-        detail = f"{rule.name}: the actions are labelled {found}; one must keep the rule and one must break it"
+        detail = f"{rule.name}: the actions are labeled {found}; one must keep the rule and one must break it"
         raise RowFault(f"a1_{_COLUMNS[rule.name]}", "unclear_labels", detail)
     options = [Option(action, int(label == "Yes")) for action, label in zip(actions, breaks, strict=True)]
     return accept(rule, context, options, "action2")
