@@ -17,11 +17,13 @@ def has_gpus() -> bool:
 def fair_threads(num_workers: int) -> int:
     """Return the CPU threads for each of the workers: the cores of the smallest node over the workers on a node.
 
-    A Ray that was started here has logical CPUs, and as many cores as this machine.
+    Without Ray, or with one that was started here and counts logical CPUs, these are the cores of this machine.
     """
-    cpus = [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0)) > 0]
-    cores = min(cpus) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
-    return max(1, int(cores // math.ceil(num_workers / len(cpus))))
+    joined = ray.is_initialized() and os.environ.get("RAY_ADDRESS")
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]] if joined else []
+    cpus = [number for number in nodes if number > 0]
+    cores = min(cpus, default=os.cpu_count() or 1)
+    return max(1, int(cores // math.ceil(num_workers / max(1, len(cpus)))))
 
 
 def refuse_missing_resources(setting: str, number: int, each: Mapping[str, float]) -> None:

@@ -60,7 +60,7 @@ def test_auto_threads_are_the_cores_of_a_node_over_its_workers(
 ) -> None:
     # A Ray of this machine's own counts 6 logical CPUs for its 2 cores.
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": n}} for n in nodes])
-    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     from pipelines.jobs import capacity
 
     monkeypatch.setattr(capacity, "os", SimpleNamespace(environ={"RAY_ADDRESS": address}, cpu_count=lambda: 2))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pft_core.data import MANIFEST_NAME, DatasetManifest
 from pft_core.training import examples_for, refuse_pairs_over_budget
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, with_precision
 from pipelines.console import console
 from pipelines.embedded_data import with_embedded
 from pipelines.tables import facts, print_table, size
@@ -59,7 +59,7 @@ def make_folder(path: Path) -> Path:
 
 def data_in_place(config: RunConfig, scratch: Path) -> RunConfig:
     """Return the config with embedded data: the folder in storage if it is the same, else one in the scratch folder."""
-    placed = with_embedded(config.model_copy(update={"storage": str(scratch)}))
+    placed = with_precision(with_embedded(config.model_copy(update={"storage": str(scratch)})))
     own = {
         name: str(Path(config.storage).resolve() / Path(folder).relative_to(scratch.resolve()))
         for name in ("data", "validation_data")

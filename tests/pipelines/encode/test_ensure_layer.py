@@ -16,6 +16,7 @@ from pft_core.errors import UserError
 from pft_core.policies import ModelRef, within_positions
 from pft_core.prompts import PromptStyle
 from pft_core.prompts.settings import PromptSettings
+from pft_core.training import TrainSettings
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
 from pipelines.encode.job import ensure_layer
@@ -105,5 +106,6 @@ def test_requests_stay_within_a_models_learned_positions(tmp_path: Path) -> None
         ref = ModelRef(str(tmp_path), None, None, PromptStyle(), SPACE, (), "", "", "", None)
         config = EvaluateConfig(model=str(tmp_path), data="d", output="o", max_length=wanted)
         assert answer_settings_of(config, ref).max_length == most
-        run = RunConfig(name="r", model=str(tmp_path), encoding=EncodingSettings(max_length=wanted))
+        settings = {"encoding": EncodingSettings(max_length=wanted), "train": TrainSettings(precision="fp32")}
+        run = RunConfig(name="r", model=str(tmp_path), **settings)
         assert answering_job_of(run, ref, SPACE, use_gpu=False).settings.max_length == most
