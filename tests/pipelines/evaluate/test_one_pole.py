@@ -91,7 +91,8 @@ def test_an_evaluation_reports_one_and_names_what_is_not_defined(data, tiny_qwen
     assert report["rows"][1]["value"] == share
     first = sum(outcome.sides[0] == 0 for outcome in outcomes) / 9
     assert report["rows"][1]["position_baseline"] == first
-    (said,) = report["cautions"]
+    said, few = report["cautions"]
+    assert "fewer than 30" in few
     assert "only pole of Shop boats, Travel boats" in said
     assert said.endswith("not defined: Both right, Flip, Leak.")
     assert said in (tmp_path / "e" / "report.html").read_text()
