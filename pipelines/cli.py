@@ -332,8 +332,8 @@ def quickstart(overrides: Overrides = None, real: Real = False, fresh: Fresh = F
     shipped = load_config(demo.recipe).data
     if config.data != shipped:
         raise UserError(
-            f"data={config.data}: `pft quickstart` evaluates on {shipped} only: for other data, use `pft train "
-            f"{demo.recipe} data=...` and `pft evaluate`"
+            f"data={config.data}: `pft quickstart` evaluates on the embedded data only ({shipped}): for other data, "
+            f"use `pft train {demo.recipe} data=...` and `pft evaluate`"
         )
     from pipelines.train import refuse_missing_inputs
 

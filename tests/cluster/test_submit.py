@@ -155,7 +155,7 @@ def test_a_recipe_or_plugin_excluded_by_an_ignore_file_is_refused(in_checkout: P
 
 
 def test_every_verb_except_local_ones_runs_as_a_job() -> None:
-    assert {"prepare", "train", "evaluate", "quickstart", "compare", "tune", "serve", "show"} == set(VERBS)
+    assert {"prepare", "train", "evaluate", "quickstart", "compare", "tune", "serve", "show", "export"} == set(VERBS)
     assert sent_as(["tune", "quickstart", "--mode", "soup"])[:3] == ["tune", "quickstart", f"storage={Path.cwd()}/runs"]
     assert sent_as(["compare", "budget"]) == ["compare", "budget", "--storage", f"{Path.cwd()}/runs"]
 

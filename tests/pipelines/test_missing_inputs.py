@@ -180,7 +180,7 @@ def test_an_unwritable_folder_is_reported_and_nothing_is_left(tmp_path: Path) ->
             "split=test has no effect: source=vcd reads files, and none is a Hugging Face data set",
         ),
         ("json", {"num_per_axis": 4}, "num_per_axis=4 has no effect"),
-        ("toyworld", {"axis": "Pace"}, "axis=Pace has no effect: source=toyworld generates rows"),
+        ("toyworld", {"axis": "Pace"}, "axis=Pace has no effect: source=toyworld has rows that name"),
         ("toyworld", {"split": "train_prefs"}, "split='train_prefs': source=toyworld has train, validation, test"),
         ("json", {"split": "a b"}, "split='a b': expected"),
         ("json", {"axis": ""}, "axis='': expected"),
