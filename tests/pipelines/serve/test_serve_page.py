@@ -297,9 +297,9 @@ def test_two_to_ten_options_can_be_added_and_removed_by_keyboard(visit: Visit):
     expect(options).to_have_count(2)
     assert visit.page.evaluate("document.activeElement.value") == OPTIONS[2]
     expect(visit.page.get_by_label("Remove option A")).to_be_disabled()
-    for _ in range(8):
+    for number in range(8):
         visit.page.get_by_role("button", name="Add an option").press("Enter")
-        visit.page.keyboard.type("Wait.")
+        visit.page.keyboard.type(f"Wait {number}.")
     expect(options).to_have_count(10)
     expect(visit.page.get_by_role("button", name="Add an option")).to_be_disabled()
     ask(visit)
