@@ -221,5 +221,5 @@ def test_the_start_says_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "deploy", refuse)
     monkeypatch.setattr(job.console, "print", lambda text, **_: lines.append(text))
     with pytest.raises(InterruptedError):
-        job.answer(ServeConfig(policy="runs/mine", engine=ServingEngineSettings(name="transformers")), None)
-    assert lines == [f"loading {Path('runs/mine').absolute()} on transformers ..."]
+        job.answer(ServeConfig(policy="/runs/mine", engine=ServingEngineSettings(name="transformers")), None)
+    assert lines == ["loading /runs/mine on transformers ..."]
