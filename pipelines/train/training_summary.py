@@ -55,6 +55,7 @@ def left_out(run: ResolvedRun, layers: RunLayers) -> list[str]:
 
 
 def next_command(run_dir: Path) -> str:
+    """Return the sentence that names the command which evaluates a trained policy on test data of the user's."""
     place = shlex.quote(str(run_dir))
     output = shlex.quote(f"{run_dir}-evaluation")
     return f"Next: pft evaluate --model {place} --data TEST_DATA --output {output}"
