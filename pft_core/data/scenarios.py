@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pft_core.data.manifest import DatasetManifest
 from pft_core.files import digest, whole_file
 
-SCENARIOS_NAME = "trained_scenarios.npy"
+SCENARIOS_NAME = "trained_scenarios.npy"  # in a run: digests of the scenarios it was trained on
 
 
 def scenarios_and_axes(data: Path, manifest: DatasetManifest) -> tuple[NDArray[np.uint64], NDArray[np.str_]]:

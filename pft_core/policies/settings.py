@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from pft_core.settings import Settings
 
 Precision = Literal["bf16", "fp32"]  # of a model's weights
-PrecisionOrAuto = Precision | Literal["auto"]
+PrecisionOrAuto = Precision | Literal["auto"]  # auto: by what the device has instructions for
 
 
 def settled(precision: PrecisionOrAuto) -> Precision:

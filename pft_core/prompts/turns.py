@@ -13,7 +13,7 @@ from pft_core.data import PairedExample, Reject, Turn
 from pft_core.prompts.chat_template import MESSAGE, render_chat
 from pft_core.prompts.rendering import Frame, PromptStyle
 
-REFUSED = "refused_turns"
+REFUSED = "refused_turns"  # the reason of a reject
 _REMEDY = "use prompt.template=plain, or write the dialogue as one user message"
 
 
