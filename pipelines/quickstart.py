@@ -31,6 +31,7 @@ def run(config: RunConfig, *, demo: Demo = TINY, fresh: bool = False) -> dict[st
     name = str(config.data)
     with timed("prepare_and_base", timings):
         config = with_precision(with_embedded(config))
+        say_duration(demo, config)
         tests = {split: embedded_data(name, config, split) for split in demo.tests}
     with timed("start_ray", timings):
         ensure_ray()
@@ -48,6 +49,16 @@ def run(config: RunConfig, *, demo: Demo = TINY, fresh: bool = False) -> dict[st
 
     run_dir = Path(config.storage) / demo.name
     return run_job(config, execute, fresh=fresh, kind="quickstart", run_dir=run_dir)
+
+
+def say_duration(demo: Demo, config: RunConfig) -> None:
+    """Print how long the demonstration takes. The figures are of CPUs; a GPU is faster."""
+    minutes = demo.minutes[settled(config.train.precision)]
+    console.print(
+        f"{demo.name}: about {minutes} minutes on two quiet CPU cores in {settled(config.train.precision)}, less if "
+        "parts of it are finished",
+        soft_wrap=True,
+    )
 
 
 def nested(config: RunConfig, key: str) -> RunConfig:
