@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         common_prefix_length,
         select_sides,
     )
+    from pft_core.encoding.joining import group_questions, joined
     from pft_core.encoding.layer import (
         EncodedLayer,
         LayerPart,

@@ -6,6 +6,7 @@ bins without communication (under ZeRO, gathers are collectives).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from pft_core.errors import UserError
 
 @dataclass(frozen=True)
 class BranchedBatch:
-    """E examples with R branches in total, as flat tensors; P prefix tokens and T branch tokens in total.
+    """E examples with M stems and R branches in total, as flat tensors; P prefix, Q stem and T branch tokens in total.
 
-    prefix_ids [P], prefix_lengths [E], example_axis [E]; branch_ids [T], label_mask [T], branch_lengths [R].
-    branch_example [R]: index of the example that a branch continues. branch_side [R]: side of the branch's prompt.
+    prefix_ids [P], prefix_lengths [E], example_axis [E]; stem_ids [Q], stem_lengths [M]; branch_ids [T],
+    label_mask [T], branch_lengths [R]. stem_example [M], branch_example [R]: index of the example that a stem or branch
+    belongs to. branch_stem [R]: index of the stem that a branch continues, -1 for none (in training, M is 0).
+    branch_side [R]: side of the branch's prompt.
     reference_R: log-probability of the branch's labels under a reference policy (0 without one).
     """
 
@@ -28,10 +31,14 @@ class BranchedBatch:
     prefix_ids: Tensor
     prefix_lengths: Tensor
     example_axis: Tensor
+    stem_ids: Tensor
+    stem_lengths: Tensor
+    stem_example: Tensor
     branch_ids: Tensor
     label_mask: Tensor
     branch_lengths: Tensor
     branch_example: Tensor
+    branch_stem: Tensor
     branch_side: Tensor
     reference_R: Tensor
 
@@ -39,6 +46,16 @@ class BranchedBatch:
     def num_branches(self) -> int:
         """Number of branches R."""
         return len(self.branch_lengths)
+
+    @property
+    def stem_lengths_R(self) -> Tensor:
+        """Tokens of the stem that each branch continues [R], 0 if none."""
+        return torch.cat([self.stem_lengths, self.stem_lengths.new_zeros(1)])[self.branch_stem]  # -1: the added 0
+
+    @property
+    def context_lengths_R(self) -> Tensor:
+        """Tokens before each branch [R]: its prefix and stem."""
+        return self.prefix_lengths[self.branch_example] + self.stem_lengths_R
 
     @property
     def num_labels_R(self) -> Tensor:
@@ -56,22 +73,28 @@ class BranchedBatch:
 def collate(examples: Sequence[BranchedExample]) -> BranchedBatch:
     """Lay examples out as flat tensors without padding; a back-end pads as it needs."""
     branches = [(i, b) for i, e in enumerate(examples) for b in e.branches]
+    stems = [(i, stem) for i, e in enumerate(examples) for stem in e.stems]
+    first_stems = list(accumulate((len(e.stems) for e in examples), initial=0))
     return BranchedBatch(
         example_ids=tuple(e.id for e in examples),
         prefix_ids=_flat([e.prefix_ids for e in examples], torch.long),
         prefix_lengths=torch.tensor([len(e.prefix_ids) for e in examples]),
         example_axis=torch.tensor([e.axis for e in examples]),
+        stem_ids=_flat([stem for _, stem in stems], torch.long),
+        stem_lengths=torch.tensor([len(stem) for _, stem in stems], dtype=torch.long),
+        stem_example=torch.tensor([i for i, _ in stems], dtype=torch.long),
         branch_ids=_flat([b.input_ids for _, b in branches], torch.long),
         label_mask=_flat([b.label_mask for _, b in branches], torch.bool),
         branch_lengths=torch.tensor([len(b.input_ids) for _, b in branches]),
         branch_example=torch.tensor([i for i, _ in branches]),
+        branch_stem=torch.tensor([-1 if b.stem < 0 else first_stems[i] + b.stem for i, b in branches]),
         branch_side=torch.tensor([b.side for _, b in branches]),
         reference_R=torch.tensor([b.reference_logp for _, b in branches]),
     )
 
 
 def _flat(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays)).to(dtype)
+    return torch.from_numpy(np.concatenate(arrays)).to(dtype) if arrays else torch.zeros(0, dtype=dtype)
 
 
 def empty_example() -> BranchedExample:

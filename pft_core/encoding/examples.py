@@ -18,13 +18,15 @@ class Branch:
     """One continuation of the prefix.
 
     input_ids [T]; label_mask [T]: True for tokens that carry loss; side: the side of its prompt; reference_logp: the
-    log-probability of its labels under a reference policy, or 0 without one.
+    log-probability of its labels under a reference policy, or 0 without one; stem: the index of the stem that it
+    continues, or -1 if it continues the prefix.
     """
 
     input_ids: NDArray[np.int32]
     label_mask: NDArray[np.bool_]
     side: int
     reference_logp: float = 0.0
+    stem: int = -1
 
     @property
     def num_labels(self) -> int:
@@ -36,24 +38,27 @@ class Branch:
 class BranchedExample:
     """A small tree: the token ids of the shared prefix [S], and the branches that follow it.
 
-    axis: the index of the example's axis in the space.
-    Invariant: with an empty prefix, no branch starts with a label, as nothing would predict it.
+    axis: the index of the example's axis in the space. stems: token ids between the prefix and some of the branches,
+    for trees of three levels (see joining.py).
+    Invariant: with an empty prefix, no branch starts with a label, as nothing would predict it. No stem is empty.
     """
 
     id: str
     prefix_ids: NDArray[np.int32]
     branches: tuple[Branch, ...]
     axis: int = 0
+    stems: tuple[NDArray[np.int32], ...] = ()
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of the tree: the prefix once, each branch once."""
-        return len(self.prefix_ids) + sum(len(b.input_ids) for b in self.branches)
+        """Number of tokens of the tree: the prefix once, each stem and branch once."""
+        return len(self.prefix_ids) + sum(map(len, self.stems)) + sum(len(b.input_ids) for b in self.branches)
 
     @property
     def num_tokens_separate(self) -> int:
-        """Number of tokens if each branch has its own copy of the prefix."""
-        return sum(len(self.prefix_ids) + len(b.input_ids) for b in self.branches)
+        """Number of tokens if each branch has its own copy of what comes before it."""
+        stems = sum(len(self.stems[b.stem]) for b in self.branches if b.stem >= 0)
+        return stems + sum(len(self.prefix_ids) + len(b.input_ids) for b in self.branches)
 
 
 @dataclass(frozen=True)

@@ -233,18 +233,24 @@ def score_branches(
     """Return the log-probabilities of each example's branches, in the order of the examples."""
     import torch
 
-    from pft_core.encoding import collate, plan_bins
+    from pft_core.encoding import collate, group_questions, joined, plan_bins
 
-    num_tokens = [e.num_tokens if scorer.shares_prefix else _padded_tokens(e) for e in examples]
+    groups = group_questions(examples, max_tokens=tokens_per_batch) if scorer.shares_prefix else [[e] for e in examples]
+    trees = [joined(group) for group in groups]
+    num_tokens = [tree.num_tokens if scorer.shares_prefix else _padded_tokens(tree) for tree in trees]
     device = next(scorer.parameters()).device
     scores: dict[int, NDArray[np.float32]] = {}
     for members in plan_bins(num_tokens, tokens_per_microbatch=max([tokens_per_batch, *num_tokens])):
-        batch = collate([examples[i] for i in members]).to(device)
+        batch = collate([trees[i] for i in members]).to(device)
         with torch.no_grad():
             logps = scorer(batch).cpu().numpy()
-        ends = np.cumsum([len(examples[i].branches) for i in members])
-        scores.update(zip(members, np.split(logps, ends[:-1]), strict=True))
-    return [scores[i] for i in range(len(examples))]
+        scores.update(zip(members, _by_example(logps, [trees[i] for i in members]), strict=True))
+    return [logps for i, group in enumerate(groups) for logps in _by_example(scores[i], group)]
+
+
+def _by_example(logps: NDArray[np.float32], examples: Sequence[BranchedExample]) -> list[NDArray[np.float32]]:
+    """Cut the log-probabilities of all branches into those of each example."""
+    return np.split(logps, np.cumsum([len(example.branches) for example in examples])[:-1])
 
 
 def _padded_tokens(example: BranchedExample) -> int:

@@ -191,9 +191,9 @@ def _current_batches(scorer: BranchScorer) -> Iterator[_CurrentBatch]:
 
 def _labels_of_rows(batch: BranchedBatch) -> Tensor:
     """Return which places of the rows hold labels [R, L], with the padding of the `separate` backend."""
-    prefix_R = batch.prefix_lengths[batch.branch_example].tolist()
+    context_R = batch.context_lengths_R.tolist()
     masks = batch.label_mask.split(batch.branch_lengths.tolist())
-    rows = [torch.cat([mask.new_zeros(prefix), mask]) for prefix, mask in zip(prefix_R, masks, strict=True)]
+    rows = [torch.cat([mask.new_zeros(context), mask]) for context, mask in zip(context_R, masks, strict=True)]
     return pad_sequence(rows, batch_first=True)
 
 

@@ -1,8 +1,9 @@
 """Attention over trees: two backends, both equal to running each branch alone.
 
-`split` runs two dense attentions on any device: a causal one over the prefixes, and one in which each branch attends
-to its prefix and to itself. `flex` is one block-sparse kernel; torch has its backward on CUDA only. Linear layers see
-every token once and no padding: tokens run flat (see tree_layout.py), and only attention pads.
+`split` runs a dense attention for each level, on any device: a causal one over the prefixes, and one in which each
+branch attends to its prefix and to itself. In trees of three levels, stems stand between them and have one too. `flex`
+is one block-sparse kernel; torch has its backward on CUDA only. Linear layers see every token once and no padding:
+tokens run flat (see tree_layout.py), and only attention pads.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pft_core.scoring.tree_layout import TreeLayout
+from pft_core.scoring.tree_layout import Level, TreeLayout
 
 SharedAttention = Literal["split", "flex"]
 TREES = "trees"  # the keyword argument that carries the trees through a decoder to its attention layers
@@ -38,33 +39,29 @@ def attention_trees(layout: TreeLayout, attention: SharedAttention) -> Attention
 
 
 def split_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, **options: Any) -> Tensor:
-    """Attend with two dense attentions. query [1, H, N, D], key and value [1, G, N, D] -> [1, N, H, D].
+    """Attend with a dense attention for each level. query [1, H, N, D], key and value [1, G, N, D] -> [1, N, H, D].
 
-    Prefixes are padded on the right, so causality hides the padding. Branches need a mask.
+    Prefixes are padded on the right, so causality hides the padding. Stems and branches need a mask.
     """
-    prefixes, branches, outputs = layout.prefixes, layout.branches, []
-    if prefixes.longest:
-        padded = (prefixes.pad(x[0]) for x in (query, key, value))
-        outputs.append(prefixes.flatten(_sdpa(*padded, is_causal=True, **options)))
-    keys, values = branch_keys(key[0], layout), branch_keys(value[0], layout)
-    out = _sdpa(branches.pad(query[0]), keys, values, attn_mask=layout.branch_mask, **options)
-    outputs.append(branches.flatten(out))
+    outputs = []
+    for level in layout.levels:
+        keys, values = (keys_seen(x[0], level) for x in (key, value))
+        visible = {"is_causal": True} if level.mask is None else {"attn_mask": level.mask}
+        outputs.append(level.rows.flatten(_sdpa(level.rows.pad(query[0]), keys, values, **visible, **options)))
     return torch.cat(outputs)[None]
 
 
 def label_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, **options: Any) -> Tensor:
     """Attend only for the tokens that predict labels. query [H, K, D], key and value [G, N, D] -> [K, H, D]."""
-    keys, values = branch_keys(key, layout), branch_keys(value, layout)
+    keys, values = (keys_seen(x, layout.levels[-1]) for x in (key, value))
     out = _sdpa(layout.label_rows.pad(query), keys, values, attn_mask=layout.label_mask, **options)
     return layout.label_rows.flatten(out)
 
 
-def branch_keys(key_GND: Tensor, layout: TreeLayout) -> Tensor:
-    """Return the keys each branch may attend to [R, G, S + U, D]: those of its prefix, then its own."""
-    own = layout.branches.pad(key_GND)
-    if not layout.prefixes.longest:
-        return own
-    return torch.cat([layout.prefixes.pad(key_GND).index_select(0, layout.branch_example_R), own], dim=2)
+def keys_seen(key_GND: Tensor, level: Level) -> Tensor:
+    """Return the keys that each row may attend to [B, G, A + U, D]: those of the rows it continues, then its own."""
+    own = level.rows.pad(key_GND)
+    return torch.cat([*(above.keys(key_GND) for above in level.above), own], dim=2) if level.above else own
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
@@ -89,11 +86,12 @@ def _flex(device_type: str) -> Callable[..., Tensor]:
 
 
 def _block_mask(layout: TreeLayout) -> BlockMask:
-    position, example, branch = layout.position_N, layout.example_N, layout.branch_N
+    position, example, stem, branch = layout.position_N, layout.example_N, layout.stem_N, layout.branch_N
 
     def sees(_: Tensor, __: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same_path = (branch[k] == -1) | (branch[k] == branch[q])
-        return (example[k] == example[q]) & same_path & (position[k] <= position[q])
+        same_stem = (stem[k] == -1) | (stem[k] == stem[q])
+        same_branch = (branch[k] == -1) | (branch[k] == branch[q])
+        return (example[k] == example[q]) & same_stem & same_branch & (position[k] <= position[q])
 
     return create_block_mask(sees, None, None, len(position), len(position), device=str(position.device))
 

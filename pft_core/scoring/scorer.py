@@ -69,9 +69,9 @@ class BranchScorer(nn.Module):
         """Return how many tokens of a batch have to run, each prefix as often as the backend runs it, and how many do
         run, padding included."""
         if self.shares_prefix:
-            num_tokens = len(batch.prefix_ids) + len(batch.branch_ids)
+            num_tokens = len(batch.prefix_ids) + len(batch.stem_ids) + len(batch.branch_ids)
             return num_tokens, num_tokens
-        lengths_R = batch.prefix_lengths[batch.branch_example] + batch.branch_lengths
+        lengths_R = batch.context_lengths_R + batch.branch_lengths
         return int(lengths_R.sum()), len(lengths_R) * int(lengths_R.max())
 
     def _causal_lm(self) -> Any:
@@ -103,7 +103,7 @@ def resolve_backend(backend: Backend, causal_lm: Any) -> Literal["separate"] | S
 
 
 def shared_logps(causal_lm: Any, batch: BranchedBatch, attention: SharedAttention) -> Tensor:
-    """Score all branches in one pass over flat tokens, with each prefix once. Returns [R]."""
+    """Score all branches in one pass over flat tokens, with each prefix and stem once. Returns [R]."""
     layout = tree_layout(batch)
     hidden_KD = run_decoder(causal_lm.get_decoder(), attention_trees(layout, attention))
     logps_K = label_logps(causal_lm.get_output_embeddings(), hidden_KD, layout.label_ids_K)
@@ -136,12 +136,14 @@ def separate_logps(causal_lm: Any, batch: BranchedBatch) -> Tensor:
 
 def _prefixed_rows(batch: BranchedBatch) -> list[tuple[Tensor, Tensor]]:
     prefixes = batch.prefix_ids.split(batch.prefix_lengths.tolist())
+    stems = (*batch.stem_ids.split(batch.stem_lengths.tolist()), batch.stem_ids[:0])  # -1, no stem: the empty one
     branches = batch.branch_ids.split(batch.branch_lengths.tolist())
     masks = batch.label_mask.split(batch.branch_lengths.tolist())
     rows = []
-    for example, ids, mask in zip(batch.branch_example.tolist(), branches, masks, strict=True):
-        prefix = prefixes[example]
-        rows.append((torch.cat([prefix, ids]), torch.cat([torch.zeros_like(prefix, dtype=torch.bool), mask])))
+    places = zip(batch.branch_example.tolist(), batch.branch_stem.tolist(), strict=True)
+    for (example, stem), ids, mask in zip(places, branches, masks, strict=True):
+        context = torch.cat([prefixes[example], stems[stem]])
+        rows.append((torch.cat([context, ids]), torch.cat([torch.zeros_like(context, dtype=torch.bool), mask])))
     return rows
 
 

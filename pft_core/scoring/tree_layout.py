@@ -1,9 +1,10 @@
-"""The flat layout of a batch of trees: each prefix once, then all branches.
+"""The flat layout of a batch of trees: each prefix once, then each stem, then all branches.
 
-N tokens: the prefixes of E examples, one after another, then R branches. A token sees the earlier tokens of its own
-prefix and its own branch, at the positions they would have if the branch ran alone.
+N tokens: the prefixes of E examples, one after another, then M stems, then R branches. A token sees the earlier tokens
+of its own prefix, stem and branch, at the positions they would have if the branch ran alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,24 +56,52 @@ def ragged_rows(lengths_B: Tensor, *, start: int) -> RaggedRows:
 
 
 @dataclass(frozen=True)
-class TreeLayout:
-    """Flat tokens, and the rows that attention pads. S and U are the lengths of the longest prefix and branch, K the
-    number of labels in the batch, and L the most labels in one branch.
+class Above:
+    """Rows above others: which of them each of B rows continues [B], and how many of its tokens count [B]."""
 
-    position_N, example_N, branch_N: of each token; the branch is -1 in a prefix. branch_mask [R, 1, U, S + U]: the keys
-    of its prefix and branch that a branch token sees. predictor_K: the token that predicts each label; label_rows
-    arranges these by branch, and label_mask [R, 1, L, S + U] holds the keys that each sees. label_branch_K: the branch
-    of each label.
+    rows: RaggedRows
+    index_B: Tensor
+    length_B: Tensor
+
+    def keys(self, key_GND: Tensor) -> Tensor:
+        """Return the keys of the row that each of the B rows continues [B, G, S, D], padded."""
+        return self.rows.pad(key_GND).index_select(0, self.index_B)
+
+    def counts(self) -> Tensor:
+        """Return which of these keys are tokens [B, S], not padding."""
+        return torch.arange(self.rows.longest, device=self.length_B.device) < self.length_B[:, None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The prefixes, the stems or the branches: rows that attend to what they continue and to themselves.
+
+    mask [B, 1, U, A + U]: the keys that each token sees, of the rows above (padded, A in all) and of its own row; None
+    if nothing is above, as attention is then just causal.
+    """
+
+    rows: RaggedRows
+    above: tuple[Above, ...]
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class TreeLayout:
+    """Flat tokens, and the levels of rows that attention pads. K is the number of labels in the batch, L the most
+    labels in one branch, U the length of the longest branch, and A that of the longest context, padded.
+
+    position_N, example_N, stem_N, branch_N: of each token; stem and branch are -1 if it is in none. levels: those that
+    hold tokens, from the prefixes to the branches, which are always there. predictor_K: the token that predicts each
+    label; label_rows arranges these by branch, and label_mask [R, 1, L, A + U] holds the keys that each sees.
+    label_branch_K: the branch of each label.
     """
 
     ids_N: Tensor
     position_N: Tensor
     example_N: Tensor
+    stem_N: Tensor
     branch_N: Tensor
-    prefixes: RaggedRows
-    branches: RaggedRows
-    branch_example_R: Tensor
-    branch_mask: Tensor
+    levels: tuple[Level, ...]
     predictor_K: Tensor
     label_ids_K: Tensor
     label_branch_K: Tensor
@@ -82,31 +111,53 @@ class TreeLayout:
 
 def tree_layout(batch: BranchedBatch) -> TreeLayout:
     """Lay out a batch; all layers of a model share the layout."""
-    prefix_E, branch_R, example_R = batch.prefix_lengths, batch.branch_lengths, batch.branch_example
-    prefix_R = prefix_E[example_R]
-    examples_E, branches_R = (torch.arange(len(x), device=prefix_E.device) for x in (prefix_E, branch_R))
-    within_T, branch_T = _counts(branch_R), branches_R.repeat_interleave(branch_R)
-    label_K = batch.label_mask.nonzero().squeeze(1)
-    label_rows = ragged_rows(batch.num_labels_R, start=0)
-    longest = int(prefix_E.max()), int(branch_R.max())
+    prefix_E, stem_M, branch_R = batch.prefix_lengths, batch.stem_lengths, batch.branch_lengths
+    example_P, stem_Q, branch_T = _rows(prefix_E), _rows(stem_M), _rows(branch_R)
+    within_T, label_K = _counts(branch_R), batch.label_mask.nonzero().squeeze(1)
+    stem_positions_Q = _counts(stem_M) + prefix_E[batch.stem_example][stem_Q]
+    no_P, no_Q = torch.full_like(example_P, -1), torch.full_like(stem_Q, -1)
+    levels, label_rows = _levels(batch), ragged_rows(batch.num_labels_R, start=0)
     return TreeLayout(
-        ids_N=torch.cat([batch.prefix_ids, batch.branch_ids]),
-        position_N=torch.cat([_counts(prefix_E), within_T + prefix_R[branch_T]]),
-        example_N=torch.cat([examples_E.repeat_interleave(prefix_E), example_R[branch_T]]),
-        branch_N=torch.cat([torch.full_like(batch.prefix_ids, -1), branch_T]),
-        prefixes=ragged_rows(prefix_E, start=0),
-        branches=ragged_rows(branch_R, start=len(batch.prefix_ids)),
-        branch_example_R=example_R,
-        branch_mask=_sees(
-            prefix_R, torch.arange(longest[1], device=prefix_E.device).expand(len(branch_R), -1), longest
-        ),
+        ids_N=torch.cat([batch.prefix_ids, batch.stem_ids, batch.branch_ids]),
+        position_N=torch.cat([_counts(prefix_E), stem_positions_Q, within_T + batch.context_lengths_R[branch_T]]),
+        example_N=torch.cat([example_P, batch.stem_example[stem_Q], batch.branch_example[branch_T]]),
+        stem_N=torch.cat([no_P, stem_Q, batch.branch_stem[branch_T]]),
+        branch_N=torch.cat([no_P, no_Q, branch_T]),
+        levels=levels,
         predictor_K=_predictors(batch)[label_K],
         label_ids_K=batch.branch_ids[label_K],
         label_branch_K=branch_T[label_K],
         label_rows=label_rows,
-        # A predictor at -1 is the prefix's last token and sees no branch key; padding sees one, as no row may be empty.
-        label_mask=_sees(prefix_R, _padded(within_T[label_K] - 1, label_rows), longest),
+        # A predictor at -1, the last token before a branch, sees no key of it; padding sees one: no row may be empty.
+        label_mask=_sees(levels[-1].above, _padded(within_T[label_K] - 1, label_rows), levels[-1].rows.longest),
     )
+
+
+def _levels(batch: BranchedBatch) -> tuple[Level, ...]:
+    """Return the levels that hold tokens. A branch without a stem gets some stem and counts none of its tokens."""
+    prefixes = ragged_rows(batch.prefix_lengths, start=0)
+    prefix_M, prefix_R = (batch.prefix_lengths[example] for example in (batch.stem_example, batch.branch_example))
+    above = [Above(prefixes, batch.branch_example, prefix_R)]
+    levels = [Level(prefixes, (), None)]
+    if len(batch.stem_lengths):
+        stems = ragged_rows(batch.stem_lengths, start=len(batch.prefix_ids))
+        levels.append(_level(stems, [Above(prefixes, batch.stem_example, prefix_M)]))
+        above.append(Above(stems, batch.branch_stem.clamp(min=0), batch.stem_lengths_R))
+    branches = ragged_rows(batch.branch_lengths, start=len(batch.prefix_ids) + len(batch.stem_ids))
+    levels.append(_level(branches, above))
+    return tuple(level for level in levels if level.rows.longest)
+
+
+def _level(rows: RaggedRows, above: Sequence[Above]) -> Level:
+    """Return a level below others; those without tokens are left out."""
+    held = tuple(each for each in above if each.rows.longest)
+    last_BU = torch.arange(rows.longest, device=above[0].index_B.device).expand(rows.num_rows, -1)
+    return Level(rows, held, _sees(held, last_BU, rows.longest))
+
+
+def _rows(lengths: Tensor) -> Tensor:
+    """Return the row of each token, flat."""
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
 
 
 def _counts(lengths: Tensor) -> Tensor:
@@ -116,10 +167,15 @@ def _counts(lengths: Tensor) -> Tensor:
 
 
 def _predictors(batch: BranchedBatch) -> Tensor:
-    """Return the flat token that predicts each branch token [T]: the one before it, or the last one of its prefix."""
-    predictors_T = torch.arange(len(batch.branch_ids), device=batch.branch_ids.device) + len(batch.prefix_ids) - 1
+    """Return the flat token that predicts each branch token [T]: the one before it, or the last one of its context."""
+    num_before = len(batch.prefix_ids) + len(batch.stem_ids)
+    predictors_T = torch.arange(len(batch.branch_ids), device=batch.branch_ids.device) + num_before - 1
     starts_R = batch.branch_lengths.cumsum(0) - batch.branch_lengths
-    predictors_T[starts_R] = batch.prefix_lengths.cumsum(0)[batch.branch_example] - 1
+    ends_R = batch.prefix_lengths.cumsum(0)[batch.branch_example]
+    if len(batch.stem_lengths):
+        stem_ends_R = (len(batch.prefix_ids) + batch.stem_lengths.cumsum(0))[batch.branch_stem]
+        ends_R = torch.where(batch.branch_stem < 0, ends_R, stem_ends_R)
+    predictors_T[starts_R] = ends_R - 1
     return predictors_T
 
 
@@ -131,8 +187,8 @@ def _padded(value_K: Tensor, rows: RaggedRows) -> Tensor:
     return flat.view(rows.num_rows, rows.longest)
 
 
-def _sees(prefix_R: Tensor, last_RL: Tensor, longest: tuple[int, int]) -> Tensor:
-    """Return the mask [R, 1, L, S + U]: the whole prefix of a branch, and its own tokens up to and including `last`."""
-    columns_S, columns_U = (torch.arange(n, device=prefix_R.device) for n in longest)
-    own_prefix_RLS = (columns_S < prefix_R[:, None])[:, None].expand(-1, last_RL.shape[1], -1)
-    return torch.cat([own_prefix_RLS, columns_U <= last_RL[:, :, None]], dim=2)[:, None]
+def _sees(above: Sequence[Above], last_BL: Tensor, longest: int) -> Tensor:
+    """Return the mask [B, 1, L, A + U]: all that a row continues, and its own tokens up to and including `last`."""
+    columns_U = torch.arange(longest, device=last_BL.device)
+    contexts = [each.counts()[:, None].expand(-1, last_BL.shape[1], -1) for each in above]
+    return torch.cat([*contexts, columns_U <= last_BL[:, :, None]], dim=2)[:, None]

@@ -29,6 +29,7 @@ from pft_core.scoring.scorer import BranchScorer
 from tests.builders import SPACE, record
 
 LETTER, OPTION = PromptStyle(answer="letter"), PromptStyle(answer="option")
+LETTER_AFTER, OPTION_AFTER = (PromptStyle("after", style.answer) for style in (LETTER, OPTION))
 UNEQUAL = [Option("go far away", 0), Option("stay", 1)]
 FREE = paired_example("Risk", "A town .", UNEQUAL, "response")
 RECORDS = [
@@ -77,13 +78,13 @@ def test_a_candidates_labels_are_its_answer_and_its_prefix_is_the_prompt(tokeniz
             assert branch.input_ids.tolist() == [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize("style", [LETTER, OPTION])
+@pytest.mark.parametrize("style", [LETTER, OPTION, LETTER_AFTER, OPTION_AFTER])
 def test_likelihood_chooses_the_answer_that_a_plain_forward_prefers(tokenizer, model, style) -> None:
     answer = partial(by_likelihood, scorer=BranchScorer(model), tokenizer=tokenizer)
     for question, chosen in zip(QUESTIONS, answer(QUESTIONS, settings=settings(style)), strict=True):
         prompt, answers = texts_of(question, style)
         # Letters: the sum over the answer. Options: the mean per label token.
-        scores = [plain_score(model, tokenizer, prompt, text, mean=style is OPTION) for text in answers]
+        scores = [plain_score(model, tokenizer, prompt, text, mean=style.answer == "option") for text in answers]
         assert chosen == frozenset(candidates(question)[scores.index(max(scores))])
 
 
@@ -105,14 +106,30 @@ def test_free_responses_are_scored_per_token_in_every_style(tokenizer, model) ->
         assert choice == {scores.index(max(scores))}
 
 
+@pytest.mark.parametrize("style", [LETTER, OPTION_AFTER])
 @pytest.mark.parametrize("tokens_per_batch", [1, 700, 100_000])
-def test_scores_do_not_depend_on_batching(tokenizer, model, tokens_per_batch) -> None:
-    examples = encode_options(QUESTIONS, tokenizer=tokenizer, settings=settings())
+def test_scores_do_not_depend_on_batching(tokenizer, model, style, tokens_per_batch) -> None:
+    examples = encode_options(QUESTIONS, tokenizer=tokenizer, settings=settings(style))
     scorer = BranchScorer(model)
     alone = [score_branches([example], scorer=scorer, tokens_per_batch=4096)[0] for example in examples]
     batched = score_branches(examples, scorer=scorer, tokens_per_batch=tokens_per_batch)
     for one, many in zip(alone, batched, strict=True):
         assert many.tolist() == pytest.approx(one.tolist(), abs=1e-4)  # float32: padding changes the order of sums
+
+
+@pytest.mark.parametrize(("style", "copies"), [(OPTION, 3), (OPTION_AFTER, 1)])
+def test_a_scenario_before_the_conditions_runs_once_for_all_of_them(tokenizer, model, style, copies) -> None:
+    scenario = "The town has plan 1 . What now ? " * 10
+    records = [paired_example("Risk", f"{scenario}{name} .", UNEQUAL) for name in ("One", "Two")]
+    questions = [Question(r, "one", side) for r in records for side in (0, 1, None)]
+    examples = encode_options(questions, tokenizer=tokenizer, settings=settings(style))
+    scorer, batches = BranchScorer(model), []
+    scorer.register_forward_pre_hook(lambda _, arguments: batches.append(arguments[0]))
+    budget = sum(example.num_tokens for example in examples) // 2
+    score_branches(examples, scorer=scorer, tokens_per_batch=budget)
+    ran = torch.cat([ids for b in batches for ids in (b.prefix_ids, b.stem_ids, b.branch_ids)])
+    assert ran.tolist().count(tokenizer(" plan")["input_ids"][-1]) == 10 * copies * len(records)
+    assert len(batches) == copies  # half the tokens of lone questions hold both joined records, or two lone questions
 
 
 def fixed(answers: dict):

@@ -13,6 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from pft_core.encoding.batching import BranchedBatch, collate, empty_example
 from pft_core.encoding.examples import BranchedExample
+from pft_core.encoding.joining import joined
 from pft_core.errors import UserError
 from pft_core.policies.model import add_lora
 from pft_core.policies.settings import LoraSettings
@@ -64,6 +65,24 @@ def bushes() -> list[BranchedExample]:
     return trees
 
 
+def three_levels(count: int) -> list[BranchedExample]:
+    """Return trees of one to three stems, each with one to three branches; prompts and answers have unequal lengths."""
+    rng = np.random.default_rng(2)
+    trees = []
+    for i in range(count):
+        scenario, questions = ids(rng, 2 + 5 * i), []
+        for size in range(1, 2 + i % 3):
+            prompt = scenario + ids(rng, 2 * size)
+            questions.append(tree("", [prompt] * size, [ids(rng, 1 + b) for b in range(size)], range(size)))
+        trees.append(joined(questions))
+    return trees
+
+
+def alike(*conditions: list[int]) -> BranchedExample:
+    """Return a tree of one stem for each condition, with two options of equal lengths."""
+    return joined([tree("", [[*condition, 6]] * 2, [[3, 4], [7, 8]]) for condition in conditions])
+
+
 CASES: dict[str, Callable[[], list[BranchedExample]]] = {
     "pairs of unequal lengths": lambda: random_trees(5),
     "pairs of equal lengths": lambda: [tree(str(i), [[5, i, 9], [5, i, 8]], [[3, 4], [6, 7]]) for i in range(3)],
@@ -76,6 +95,10 @@ CASES: dict[str, Callable[[], list[BranchedExample]]] = {
         tree("b", [[5, 6, 8]] * 2, [[9], [10]]),
     ],
     "a prefix of one token": lambda: [tree("one", [[5], [5]], [[9, 10, 11], [9]])],
+    "three levels": lambda: three_levels(4),
+    "three levels of equal lengths": lambda: [alike([5, 6, 9], [5, 6, 10])] * 2,
+    "three levels without a shared start": lambda: [alike([9], [10], [11])],
+    "two and three levels": lambda: [*random_trees(2), *three_levels(4), *bushes()],
     "no labels": lambda: [empty_example()],
 }
 
@@ -108,7 +131,8 @@ def test_loss_and_gradient_equal_separate_in_float64(kind: str, case: str, exact
 @pytest.mark.parametrize("kind", MODELS)
 def test_loss_and_gradient_equal_separate_in_float32(kind: str, backend: str) -> None:
     model = small_model(kind, dtype=torch.float32)
-    assert_equal_to_separate(model, collate([*random_trees(6), *bushes()]).to(DEVICE), backend, limit=1e-5)
+    trees = [*random_trees(6), *bushes(), *three_levels(4)]
+    assert_equal_to_separate(model, collate(trees).to(DEVICE), backend, limit=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -128,7 +152,7 @@ def test_adapters_get_the_same_gradient(checkpointing: bool, exact_norms) -> Non
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_scores_equal_separate(kind: str) -> None:
     model = small_model(kind, dtype=torch.float32)
-    batch = collate([*random_trees(4), *bushes()]).to(DEVICE)
+    batch = collate([*random_trees(4), *bushes(), *three_levels(4)]).to(DEVICE)
     with torch.no_grad():
         want = BranchScorer(model, backend="separate")(batch)
         assert torch.allclose(BranchScorer(model, backend="flex")(batch), want, rtol=1e-5, atol=0)

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2
 
 from pft_core.encoding.batching import collate, empty_example
 from pft_core.encoding.examples import BranchedExample
+from pft_core.encoding.joining import joined
 from pft_core.errors import UserError
 from pft_core.scoring.scorer import BranchScorer, refuse_scaled_logits
 from tests.builders import random_trees, tree
@@ -36,6 +37,25 @@ def test_scores_equal_one_branch_at_a_time(model) -> None:
         want = torch.tensor([v for e in examples for v in reference_logps(model, e)])
     # The weights are float64 but RMSNorm computes in float32, and rounds by up to 1e-5.
     assert torch.allclose(scored.double(), want.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["split", "separate"])
+def test_a_tree_of_three_levels_scores_as_one_branch_at_a_time(model, backend) -> None:
+    questions = [tree("q", [[*range(9, 30), c, c + 1]] * 3, [[7], [8, 9], [c]], range(3)) for c in (40, 50)]
+    pair = random_trees(1)[0]
+    with torch.no_grad():
+        scored = BranchScorer(model, backend=backend)(collate([pair, joined(questions)]))
+        want = torch.tensor([v for example in (pair, *questions) for v in reference_logps(model, example)])
+    assert torch.allclose(scored.double(), want.double(), atol=1e-5)
+
+
+def test_options_of_other_conditions_cannot_be_seen(model) -> None:
+    def scores(other: list[int], answer: list[int]) -> torch.Tensor:
+        first, second = tree("q", [[5, 6, 7, 8]] * 2, [[9, 10], [11]]), tree("q", [[5, 6, *other]] * 2, [answer, [11]])
+        return BranchScorer(model)(collate([joined([first, second])]))[:2]
+
+    with torch.no_grad():
+        assert torch.equal(scores([30, 31], [32]), scores([40, 41], [42]))
 
 
 def test_branches_cannot_see_each_other(model) -> None:
