@@ -20,7 +20,7 @@ ours computes it on pairs. TRL sees two full rows for each pair, padded to the l
 Evaluation: each item under both sides and without a condition; the policy has an adapter. Groups of 8 items in random
 order; ours and plain transformers take turns until the latter's time is used up, then ours goes on alone.
 
-- evaluate_items_per_s: items per second of the evaluation of `pft evaluate`, without Ray and without the base's answers.
+- evaluate_items_per_s: items per second of what a worker of `pft evaluate` runs, without the base's answers.
 - evaluate_vs_naive: seconds of plain transformers, divided by ours; the median over groups. It runs one row for each
   candidate, sorted by length, in padded batches of the same token budget, and computes all logits.
 - evaluate_208_s: seconds for the 208 items of VCD's test file; evaluation.source_of_208 says if all were measured.
@@ -30,6 +30,8 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+
+import ray
 
 from benchmarks import harness
 from benchmarks.real.measuring import TEST_ITEMS, measure
@@ -78,6 +80,7 @@ def main() -> None:
         folder = Path(name)
         try:
             config, test = config_of(folder), prepared(folder, "test")
+            ray.shutdown()  # only the preparation needs it
         except UserError as error:
             parser.error(str(error))
         result = measure(

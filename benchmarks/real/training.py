@@ -106,7 +106,9 @@ def measure_training(config: RunConfig, *, limit_s: float) -> dict[str, Any]:
 
 def training_figures(config: RunConfig, planned: Facts, steps: dict[str, list[Facts]]) -> dict[str, Any]:
     """Return the figures of the trainings; the first step of each is for warm-up."""
-    times = {name: [facts["seconds"] for facts in own[1:]] for name, own in steps.items()}
+    times, cpu_times = (
+        {name: [facts[key] for facts in own[1:]] for name, own in steps.items()} for key in ("seconds", "cpu_seconds")
+    )
     ours, losses = steps["ours"], {name: own[0]["loss"] for name, own in steps.items()}
     return {
         "train_tokens_per_s": round(statistics.median(facts["tokens_per_s"] for facts in ours[1:]), 1),
@@ -120,6 +122,10 @@ def training_figures(config: RunConfig, planned: Facts, steps: dict[str, list[Fa
             "most_tokens_at_once": planned["most_tokens_at_once"],
             "seconds_per_step": {name: round(statistics.median(own), 3) for name, own in times.items()},
             "seconds": {name: [round(s, 3) for s in own] for name, own in times.items()},
+            # Less noisy beside other work, but waiting threads count.
+            "cpu_time_ratios": {
+                name: round(harness.ratio(cpu_times, name, "ours"), 3) for name in times if name != "ours"
+            },
             # The first step's, from the same weights.
             "loss": {name: round(loss, 5) for name, loss in losses.items()},
             "loss_deviation": max(abs(loss / losses["ours"] - 1) for loss in losses.values()),

@@ -25,32 +25,33 @@ class Trainee:
         self._process = context.Process(target=run_in_turns, args=(theirs, train, *arguments), daemon=True)
         self._process.start()
         theirs.close()
-        self.facts = self._receive()
+        self.facts, self._cpu_s = self._receive()
 
     def step(self) -> Facts:
-        """Let the training run one step; return what it reports and the step's wall-clock seconds."""
-        started = time.perf_counter()
+        """Let the training run one step; return what it reports, and the step's wall-clock and CPU seconds."""
+        started, cpu_before = time.perf_counter(), self._cpu_s
         self._pipe.send("step")
-        return self._receive() | {"seconds": time.perf_counter() - started}
+        facts, self._cpu_s = self._receive()
+        return facts | {"seconds": time.perf_counter() - started, "cpu_seconds": self._cpu_s - cpu_before}
 
     def stop(self) -> None:
         """End the training and its process."""
         self._process.terminate()
         self._process.join()
 
-    def _receive(self) -> Facts:
+    def _receive(self) -> tuple[Facts, float]:
         try:
-            facts: Facts = self._pipe.recv()
+            facts, cpu_s = self._pipe.recv()
         except EOFError:
             raise RuntimeError(f"{self.name}: the training ended without a report; its error is above") from None
-        return facts
+        return facts, cpu_s
 
 
 def run_in_turns(pipe: Connection, train: Callable[..., None], *arguments: Any) -> None:
     """Entry point of a trainee's process."""
 
     def pause(facts: Facts) -> None:
-        pipe.send(facts)
+        pipe.send((facts, time.process_time()))
         pipe.recv()
 
     train(pause, *arguments)
