@@ -42,7 +42,7 @@ def test_scoring_row_by_row_gives_the_probabilities_of_our_scoring(model: torch.
     naive = answer_row_by_row(questions, model=model, tokenizer=tokenizer, settings=settings)
     ours = by_likelihood(questions, scorer=BranchScorer(model), tokenizer=tokenizer, settings=settings)
     for one, other in zip(naive, ours, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)  # type: ignore[union-attr]
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
 def test_a_batch_holds_as_many_padded_rows_as_the_budget_allows() -> None:
@@ -63,7 +63,7 @@ class Worker:
 
 def test_the_ratio_of_two_trainings_is_the_median_over_rounds_without_the_warm_up() -> None:
     workers = {"ours": Worker([9.0, 1, 1, 2]), "trl": Worker([9.0, 2, 3, 8]), "trl_head_on_labels": Worker([9.0] * 4)}
-    steps = take_turns(workers, rounds=3, limit_s=60)  # type: ignore[arg-type]
+    steps = take_turns(workers, rounds=3, limit_s=60)
     figures = training_figures(RunConfig(name="x"), {"counted_mb": 5.2, "most_tokens_at_once": 10}, steps)
     assert figures["vs_trl"] == 3
     assert (figures["train_peak_mb"], figures["counted_mb"]) == (7, 5)
@@ -71,7 +71,7 @@ def test_the_ratio_of_two_trainings_is_the_median_over_rounds_without_the_warm_u
 
 
 def test_trainings_stop_after_two_rounds_if_their_time_is_used_up() -> None:
-    steps = take_turns({"ours": Worker([1.0] * 9)}, rounds=8, limit_s=0)  # type: ignore[dict-item]
+    steps = take_turns({"ours": Worker([1.0] * 9)}, rounds=8, limit_s=0)
     assert len(steps["ours"]) == 3
 
 
@@ -80,7 +80,7 @@ def test_our_evaluation_goes_on_alone_when_the_time_of_the_naive_one_is_used_up(
         return [frozenset({0})] * len(questions)
 
     groups = [[(record(2 * i + j), "one") for j in range(2)] for i in range(4)]
-    times, outcomes = alternate(groups, {"ours": first, "naive": first}, limit_s=60, naive_s=0)  # type: ignore[dict-item]
+    times, outcomes = alternate(groups, {"ours": first, "naive": first}, limit_s=60, naive_s=0)
     assert {name: len(own) for name, own in times.items()} == {"ours": 4, "naive": LEAST_GROUPS}
     assert evaluation_figures(times, outcomes, num_items=8)["evaluation"]["source_of_208"] == "measured"
     assert "from 8 items" in evaluation_figures(times, outcomes, num_items=208)["evaluation"]["source_of_208"]

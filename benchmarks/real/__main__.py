@@ -31,8 +31,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import ray
-
 from benchmarks import harness
 from benchmarks.real.measuring import TEST_ITEMS, measure
 from pft_core.errors import UserError
@@ -52,7 +50,7 @@ def prepared(folder: Path, split: str) -> str:
     if not file.is_file():
         raise UserError("the released VCD files are needed: set PFT_DATA to the folder that holds vcd/")
     output = folder / split
-    prepare(PrepareConfig(source="vcd", input=[str(file)], output=str(output), num_workers=1), output)
+    prepare(PrepareConfig(source="vcd", input=[str(file)], output=str(output)), output)
     return str(output)
 
 
@@ -80,12 +78,10 @@ def main() -> None:
         folder = Path(name)
         try:
             config, test = config_of(folder), prepared(folder, "test")
-            ray.shutdown()  # only the preparation needs it
+            limits = {"train_s": TRAIN_S, "evaluate_s": EVALUATE_S, "naive_s": NAIVE_S}
+            result = measure(config, test, folder, num_items=TEST_ITEMS, **limits)
         except UserError as error:
             parser.error(str(error))
-        result = measure(
-            config, test, folder, num_items=TEST_ITEMS, train_s=TRAIN_S, evaluate_s=EVALUATE_S, naive_s=NAIVE_S
-        )
     harness.finish(result, as_json=arguments.json)
 
 
