@@ -25,7 +25,14 @@ COMMON: dict[str, Any] = {"report_to": "none", "max_length": None, "bf16": False
 
 def sft_loss(model: nn.Module, examples: Sequence[BranchedExample], *, use_cpu: bool) -> Callable[[], Tensor]:
     """Return a function that collates all sides into one batch and returns SFTTrainer's loss, the mean over labels."""
-    rows = [
+    rows = sft_rows(examples)
+    trainer = sft_trainer(model, rows, use_cpu=use_cpu)
+    return lambda: trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+
+
+def sft_rows(examples: Sequence[BranchedExample]) -> list[dict[str, Any]]:
+    """Return a full row for every side: its prompt and its answer, which alone has labels."""
+    return [
         {
             "input_ids": [*e.prefix_ids.tolist(), *b.input_ids.tolist()],
             "labels": [-100] * (len(e.prefix_ids) + len(b.input_ids) - b.num_labels)
@@ -34,12 +41,15 @@ def sft_loss(model: nn.Module, examples: Sequence[BranchedExample], *, use_cpu: 
         for e in examples
         for b in e.branches
     ]
+
+
+def sft_trainer(model: nn.Module, rows: list[dict[str, Any]], **settings: Any) -> SFTTrainer:
+    """Return SFTTrainer for encoded rows. settings: of SFTConfig, beside those that all trainers here share."""
     config = SFTConfig(
-        tempfile.mkdtemp(), dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=use_cpu,
-        remove_unused_columns=False, **COMMON,
+        tempfile.mkdtemp(), dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+        **COMMON | settings,
     )  # fmt: skip
-    trainer = SFTTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer())
-    return lambda: trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+    return SFTTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer())
 
 
 def dpo_loss(
