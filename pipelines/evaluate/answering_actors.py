@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -23,18 +23,30 @@ from pft_core.lazy import absent
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.jobs import UNUSED
 
+ITEMS_PER_GROUP = 64
+
+T = TypeVar("T")
 Item = tuple[PairedExample, Form]
 
 # A row is for one item of a job and holds an outcome, a reject, or the message of a user error. `place` numbers the
-# items of all jobs: groups come back in any order, so the driver sorts by it and checks that no item is lost.
+# items of a job: groups come back in any order, so the driver sorts by it and checks that no item is lost.
 NUMBERS = [("place", pa.int64()), ("job", pa.int64())]
 ANSWERS_SCHEMA = pa.schema([*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
 
 
 def items_table(items: Sequence[Item], first: int = 0, job: int = 0) -> pa.Table:
-    """Make the table that a worker reads. first: the number of the first item. job: the index of the actor's job."""
+    """Make the table that a worker reads.
+
+    first: the number of the first item among those of its job. job: the index of the actor's job.
+    """
     rows = [{**record.to_row(), "form": form, "place": first + i, "job": job} for i, (record, form) in enumerate(items)]
     return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), *NUMBERS]))
+
+
+def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+    """Split items into groups, each with the number of its first item."""
+    for first in range(0, len(items), ITEMS_PER_GROUP):
+        yield first, items[first : first + ITEMS_PER_GROUP]
 
 
 class PolicyActor:
@@ -73,8 +85,11 @@ class PolicyActor:
 
 def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
     """Make the table of a task's items; the driver scores the replies. first: the number of the first item."""
-    rows = [{"place": first + i, "prompt": item.prompt, "answers": list(item.answers)} for i, item in enumerate(items)]
-    schema = pa.schema([("place", pa.int64()), ("prompt", pa.string()), ("answers", pa.list_(pa.string()))])
+    rows = [
+        {"place": first + i, "job": 0, "prompt": item.prompt, "answers": list(item.answers)}
+        for i, item in enumerate(items)
+    ]
+    schema = pa.schema([*NUMBERS, ("prompt", pa.string()), ("answers", pa.list_(pa.string()))])
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -119,7 +119,7 @@ def test_too_many_workers_are_refused_before_waiting(ray_cluster, tiny_qwen2, da
 def in_process(monkeypatch) -> None:
     """Ask in this process, in one group, instead of on Ray."""
 
-    def ask_here(requests, *, num_workers):
+    def ask_here(requests, *, num_workers, kept):
         return [read_answers(PolicyActor(job)(items_table(items)).to_pylist()) for items, job in requests]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
