@@ -1,7 +1,7 @@
 """Actors of an evaluation: each loads a policy once, then asks it groups of items."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -13,6 +13,7 @@ from pft_core.data import RECORD_SCHEMA, Form, PairedExample, Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import (
     Answerer,
+    KeptAnswers,
     Outcome,
     Reply,
     TaskItem,
@@ -29,9 +30,12 @@ T = TypeVar("T")
 Item = tuple[PairedExample, Form]
 
 # A row is for one item of a job and holds an outcome, a reject, or the message of a user error. `place` numbers the
-# items of a job: groups come back in any order, so the driver sorts by it and checks that no item is lost.
+# items of a job: groups come back in any order, so the driver sorts by it and checks that no item is lost. `reused`:
+# whether the base model's answers to the group were kept from an earlier evaluation.
 NUMBERS = [("place", pa.int64()), ("job", pa.int64())]
-ANSWERS_SCHEMA = pa.schema([*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
+ANSWERS_SCHEMA = pa.schema(
+    [*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault")), ("reused", pa.bool_())]
+)
 
 
 def items_table(items: Sequence[Item], first: int = 0, job: int = 0) -> pa.Table:
@@ -66,10 +70,13 @@ class PolicyActor:
         try:
             with memory_errors(self._jobs[job]):
                 one_pole_axes = self._jobs[job].settings.space.one_pole_axes
-                outcomes = ask(items, *self.policy_and_base(job), one_pole_axes=one_pole_axes)
-                answers = [answer_row(outcome) for outcome in outcomes]
+                answer, base_answer = self.policy_and_base(job)
+                before = calls_reused(base_answer or answer)
+                outcomes = ask(items, answer, base_answer, one_pole_axes=one_pole_axes)
+                reused = calls_reused(base_answer or answer) > before
+                answers = [{**answer_row(outcome), "reused": reused} for outcome in outcomes]
         except UserError as error:
-            answers = [{"fault": str(error)}]
+            return answers_table([{"fault": str(error)}], first, job)
         return answers_table(answers, first, job)
 
     def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
@@ -143,7 +150,11 @@ def reply_row(reply: Reply | Reject) -> dict[str, str]:
     return {"reject": json.dumps(asdict(reply))} if isinstance(reply, Reject) else {"outcome": json.dumps(reply)}
 
 
-def answers_table(rows: Sequence[dict[str, str]], first: int, job: int = 0) -> pa.Table:
+def calls_reused(answer: Answerer) -> int:
+    return answer.calls_reused if isinstance(answer, KeptAnswers) else 0
+
+
+def answers_table(rows: Sequence[Mapping[str, Any]], first: int, job: int = 0) -> pa.Table:
     """Number the answers to consecutive items, starting at `first`."""
     numbered_rows = [{"place": first + i, "job": job, **row} for i, row in enumerate(rows)]
     return pa.Table.from_pylist(numbered_rows, schema=ANSWERS_SCHEMA)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pft_core.data import DatasetManifest, Form, PreferenceSpace, drawn, read_records, worded_as
 from pft_core.errors import UserError
-from pft_core.evaluation import AnswerSettings
+from pft_core.evaluation import BASE_ANSWERS_NAME, TASKS, AnswerSettings
 from pft_core.policies import (
     TOYWORLD,
     ModelRef,
@@ -136,4 +136,5 @@ def make_job(config: EvaluateConfig, ref: ModelRef) -> AnsweringJob:
         precision_of(config),
         runs_on_gpus(config),
         fair_threads(config.num_workers) if config.threads_per_worker == "auto" else config.threads_per_worker,
+        Path(config.data).resolve() / BASE_ANSWERS_NAME if TASKS[config.task].asks_records else None,
     )

@@ -74,6 +74,7 @@ def on_ray(
             number = numbers_of(table)[0]
             kept[number[0]].keep(remaining[number], table)
         tables.append(table)
+    say_what_was_reused(tables)
     return in_order([row for table in tables for row in table.to_pylist()], groups)
 
 
@@ -91,6 +92,15 @@ def say_what_is_asked(remaining: Iterable[pa.Table], finished: Iterable[pa.Table
     num_asked, num_finished = (sum(table.num_rows for table in tables) for tables in (remaining, finished))
     earlier = f"; {num_finished} more were answered before this evaluation was interrupted" if num_finished else ""
     console.print(f"evaluating {num_asked} items with {num_workers} workers{earlier}", soft_wrap=True)
+
+
+def say_what_was_reused(tables: Sequence[pa.Table]) -> None:
+    """Print for how many items the base model's answers were kept from an earlier evaluation."""
+    if num_reused := sum(reused is True for table in tables for reused in table["reused"].to_pylist()):
+        console.print(
+            f"{num_reused} items: the base model's answers were reused from an earlier evaluation of this data",
+            soft_wrap=True,
+        )
 
 
 def answered(
