@@ -192,7 +192,7 @@ class RecordsEvaluation:
     @property
     def kept(self) -> KeptGroups:
         """Where its finished groups are kept."""
-        return KeptGroups.of(self.config, self.digests)
+        return KeptGroups.of(self.config, self.ref, self.digests)
 
     def ask_here(self) -> tuple[list[Outcome], list[Reject], float]:
         """Ask the server; return outcomes, rejects and seconds."""
@@ -250,7 +250,7 @@ def evaluate_task(config: EvaluateConfig, task: Task, *, fresh: bool) -> dict[st
     ensure_ray()
     config = settled(config, fresh=fresh)
     started = time.perf_counter()
-    kept = [KeptGroups.of(config, digests)]
+    kept = [KeptGroups.of(config, ref, digests)]
     replies, rejects = ask_task_on_ray(items, make_job(config, ref), num_workers=config.num_workers, kept=kept)
     rejects = [item for item in read if isinstance(item, Reject)] + rejects
     refuse_all_rejected(config, len(read), len(replies), rejects)

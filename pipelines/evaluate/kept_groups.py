@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pft_core.files import digest, read_checked_lines, remove_folder, write_checked_lines
+from pft_core.policies import ModelRef, base_digest
 from pipelines.evaluate.answering_actors import answers_table
 from pipelines.evaluate.evaluate_config import GROUPS_NAME, EvaluateConfig, request_of
 
@@ -26,9 +27,10 @@ class KeptGroups:
     request: str
 
     @staticmethod
-    def of(config: EvaluateConfig, digests: Mapping[str, str | None]) -> "KeptGroups":
-        """Return the groups of a request. digests: those of model, data, template and code."""
-        return KeptGroups(Path(config.output) / GROUPS_NAME, digest([request_of(config), digests]))
+    def of(config: EvaluateConfig, ref: ModelRef, digests: Mapping[str, str | None]) -> "KeptGroups":
+        """Return the groups of a request. digests: those of the report: of model, data, template and code."""
+        weights = base_digest(ref.weights) if ref.weights else None  # two trainings of one config may end differently
+        return KeptGroups(Path(config.output) / GROUPS_NAME, digest([request_of(config), digests, weights]))
 
     def read(self, group: pa.Table) -> pa.Table | None:
         """Return the answers to a group of items; None if it is not finished, or if its file is damaged."""

@@ -99,10 +99,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int | None, ...]]:
 
 
 def evaluated(model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
-    config = EvaluateConfig(
-        model=str(model), data=str(data), output=str(output), use_gpu=False, policy="p", max_length=170, **options
-    )
-    evaluate.run(config)
+    how: dict[str, Any] = {"policy": "p", "max_length": 170, "use_gpu": False, "threads_per_worker": 1, **options}
+    evaluate.run(EvaluateConfig(model=str(model), data=str(data), output=str(output), **how))
     rows = read_json(output / "report.json", what="a report")["rows"]
     return {"rows": rows, **{name: (output / name).read_bytes() for name in ("outcomes.jsonl", "rejects.jsonl")}}
 

@@ -59,7 +59,8 @@ LIMIT = 170
 
 
 def config(model: Path, data: Path, output: Path, **options: Any) -> EvaluateConfig:
-    return EvaluateConfig(model=str(model), data=str(data), output=str(output), use_gpu=False, policy="p", **options)
+    base = {"model": str(model), "data": str(data), "output": str(output), "policy": "p"}
+    return EvaluateConfig(**base, use_gpu=False, threads_per_worker=1, **options)
 
 
 def stopped(actors: Actors, asked: EvaluateConfig, *, after: int) -> None:
