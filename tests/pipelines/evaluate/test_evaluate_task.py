@@ -115,7 +115,7 @@ def test_general_questions_are_answered_as_in_a_comparison(in_process, tiny_qwen
 @pytest.mark.ray
 def test_workers_answer_a_task_as_one_process_does(ray_cluster, tiny_qwen2, tmp_path, monkeypatch) -> None:
     path = write(tmp_path / "items.json", [row(n) for n in range(12)])
-    monkeypatch.setattr(pool, "ITEMS_PER_GROUP", 5)
+    monkeypatch.setattr(answering_actors, "ITEMS_PER_GROUP", 5)
     (report_row,) = run(tiny_qwen2, path, tmp_path / "out", task="capability", num_workers=2)["rows"]
     assert report_row["value"] == pytest.approx(sum(a.score for a in ask_capability(policy_of(tiny_qwen2), path)) / 12)
 
