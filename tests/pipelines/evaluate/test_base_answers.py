@@ -1,5 +1,6 @@
 """The base model is asked the same questions of a data set once, and kept answers are those of asking again."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from pft_core.data import Reject
 from pft_core.evaluation import KeptAnswers, Question, WeightedChoice
 from pft_core.evaluation.answers import Answer
-from pft_core.files import read_json
+from pft_core.files import read_checked_lines, read_json
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate import policy, pool
 from pipelines.evaluate.evaluation_request import EvaluateConfig
@@ -58,6 +59,14 @@ def test_other_questions_are_asked(folder: Path) -> None:
     for questions in (QUESTIONS, QUESTIONS[:2], [replace(QUESTIONS[0], side=0), *QUESTIONS[1:]]):
         assert same(KeptAnswers(model.load, folder)(questions), ANSWERS[: len(questions)])
     assert model.calls == 3
+
+
+def test_many_evaluations_at_once_end_with_one_whole_file(folder: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: KeptAnswers(Model().load, folder)(QUESTIONS), range(40)))
+    assert all(same(each, ANSWERS) for each in answers)
+    (file,) = folder.iterdir()
+    assert len(read_checked_lines(file) or []) == len(ANSWERS)
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: text.replace("0.25", "0.75"), lambda text: ""])
