@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,3 +270,17 @@ def _sync(path: Path) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file, one line per text, whole or not at all."""
     write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_checked_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines with their digest, for `read_checked_lines`."""
+    write_lines(path, [digest(lines), *lines])
+
+
+def read_checked_lines(path: Path) -> list[str] | None:
+    """Return the lines that `write_checked_lines` wrote; None if the file is missing, unreadable or damaged."""
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    return lines if first == digest(lines) else None

@@ -148,7 +148,11 @@ PolicyName = Annotated[
 ]
 LimitPerAxis = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Ask only the first N records of each axis. Default: ask every record."),
+    typer.Option(metavar="N", help="Ask only N records of each axis, drawn with --seed. Default: ask every record."),
+]
+DrawSeed = Annotated[
+    int | None,
+    typer.Option(help="Seed with which --limit-per-axis draws records. Default: 0."),
 ]
 MaxLength = Annotated[
     int | None,

@@ -76,6 +76,7 @@ ROOTS: Mapping[str, tuple[type[BaseModel], dict[str, Any], Mapping[str, tuple[An
             "adapter": ("DIR",),
             "forms": (["one"],),
             "limit_per_axis": (10,),
+            "seed": (1,),
         },
     ),
 }

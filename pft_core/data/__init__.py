@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from pft_core.data.draw import drawn
     from pft_core.data.manifest import MANIFEST_NAME, DatasetManifest, Shard, opened
     from pft_core.data.preferences import SIDES, Axis, Pole, PreferenceSpace, load_space, worded_as
     from pft_core.data.prepared import read_records, read_shard

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         layer_key,
         layer_parts,
         pair_rejects,
+        tokenizer_digest,
     )
     from pft_core.encoding.settings import EncodingSettings
     from pft_core.encoding.tokenizer_summary import TokenizerFacts, tokenizer_facts

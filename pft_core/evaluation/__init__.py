@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pft_core.evaluation.data_check import check
     from pft_core.evaluation.history import by_history
     from pft_core.evaluation.intervals import MIN_CLUSTERS
+    from pft_core.evaluation.kept_answers import BASE_ANSWERS_NAME, KeptAnswers
     from pft_core.evaluation.metrics import (
         METRICS,
         CountTable,

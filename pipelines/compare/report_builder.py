@@ -29,6 +29,7 @@ from pipelines.compare.statistics import (
 )
 from pipelines.compare.suite import Size, Suite, SuiteSize
 from pipelines.compare.suite_data import released_file
+from pipelines.evaluate import read_items
 from pipelines.jobs import code_digest
 from pipelines.tracking import commit, read_metrics
 
@@ -127,10 +128,10 @@ def describe(suite: Suite, plan: VariantPlan) -> VariantValue | None:
 def yardstick(name: str, size: SuiteSize, plan: VariantPlan) -> list[Outcome]:
     """Return the outcomes of a yardstick."""
     entry = YARDSTICKS[name]
-    test = list(read_records(plan.data.test, per_axis=size.test_per_axis))
+    manifest = DatasetManifest.load(plan.data.test)
+    test = [r for r, _ in read_items(plan.data.test, manifest, forms=["one"], limit_per_axis=size.test_per_axis)]
     train = list(read_records(plan.data.train)) if entry.reads_training else []
-    space = DatasetManifest.load(plan.data.test).space
-    return [outcome for form in size.forms for outcome in entry.outcomes(train, test, form, space=space)]
+    return [outcome for form in size.forms for outcome in entry.outcomes(train, test, form, space=manifest.space)]
 
 
 def captions(suite: Suite, size: Size, pairs: Sequence[tuple[Cell, Result]]) -> list[str]:

@@ -48,7 +48,7 @@ class SuiteSize(Settings):
     of_method: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes by method, such as train.lr: 1e-4
     # The questions that are asked: choose one, or all that fit.
     forms: list[Literal["one", "all"]] = Field(default=["one"], min_length=1)
-    test_per_axis: PositiveInt | None = None  # most test items of an axis; null: all
+    test_per_axis: PositiveInt | None = None  # test items of an axis, drawn with seed 0; null: all
     resources: dict[str, PositiveFloat] = Field(
         default_factory=lambda: {"CPU": 1.0}
     )  # resources of one cell; with a GPU, it trains and evaluates there

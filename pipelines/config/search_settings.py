@@ -49,7 +49,7 @@ class SearchSettings(Settings):
     verify: int = Field(default=2, ge=0)  # number of soups that are compared with a real training, for soup
     # What runs a trial: Ray Train, or processes that are used again (warm), with the torch engine only.
     trials: Literal["ray_train", "warm"] = "ray_train"
-    limit_per_axis: PositiveInt | None = None  # validation items per axis in each trial; null: all
+    limit_per_axis: PositiveInt | None = None  # validation items per axis in each trial, drawn with seed 0; null: all
 
     @model_validator(mode="after")
     def _something_is_searched(self) -> Self:

@@ -1,11 +1,11 @@
 """Actors of an evaluation: each loads a policy once, then asks it groups of items."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ from pft_core.data import RECORD_SCHEMA, Form, PairedExample, Reject
 from pft_core.errors import UserError
 from pft_core.evaluation import (
     Answerer,
+    KeptAnswers,
     Outcome,
     Reply,
     TaskItem,
@@ -23,18 +24,33 @@ from pft_core.lazy import absent
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.jobs import UNUSED
 
+ITEMS_PER_GROUP = 64
+
+T = TypeVar("T")
 Item = tuple[PairedExample, Form]
 
 # A row is for one item of a job and holds an outcome, a reject, or the message of a user error. `place` numbers the
-# items of all jobs: groups come back in any order, so the driver sorts by it and checks that no item is lost.
+# items of a job: groups come back in any order, so the driver sorts by it and checks that no item is lost. `reused`:
+# whether the base model's answers to the group were kept from an earlier evaluation.
 NUMBERS = [("place", pa.int64()), ("job", pa.int64())]
-ANSWERS_SCHEMA = pa.schema([*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault"))])
+ANSWERS_SCHEMA = pa.schema(
+    [*NUMBERS, *((name, pa.string()) for name in ("outcome", "reject", "fault")), ("reused", pa.bool_())]
+)
 
 
 def items_table(items: Sequence[Item], first: int = 0, job: int = 0) -> pa.Table:
-    """Make the table that a worker reads. first: the number of the first item. job: the index of the actor's job."""
+    """Make the table that a worker reads.
+
+    first: the number of the first item among those of its job. job: the index of the actor's job.
+    """
     rows = [{**record.to_row(), "form": form, "place": first + i, "job": job} for i, (record, form) in enumerate(items)]
     return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), *NUMBERS]))
+
+
+def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+    """Split items into groups, each with the number of its first item."""
+    for first in range(0, len(items), ITEMS_PER_GROUP):
+        yield first, items[first : first + ITEMS_PER_GROUP]
 
 
 class PolicyActor:
@@ -54,10 +70,13 @@ class PolicyActor:
         try:
             with memory_errors(self._jobs[job]):
                 one_pole_axes = self._jobs[job].settings.space.one_pole_axes
-                outcomes = ask(items, *self.policy_and_base(job), one_pole_axes=one_pole_axes)
-                answers = [answer_row(outcome) for outcome in outcomes]
+                answer, base_answer = self.policy_and_base(job)
+                before = calls_reused(base_answer or answer)
+                outcomes = ask(items, answer, base_answer, one_pole_axes=one_pole_axes)
+                reused = calls_reused(base_answer or answer) > before
+                answers = [{**answer_row(outcome), "reused": reused} for outcome in outcomes]
         except UserError as error:
-            answers = [{"fault": str(error)}]
+            return answers_table([{"fault": str(error)}], first, job)
         return answers_table(answers, first, job)
 
     def policy_and_base(self, job: int = 0) -> tuple[Answerer, Answerer | None]:
@@ -73,8 +92,11 @@ class PolicyActor:
 
 def task_table(items: Sequence[TaskItem], first: int) -> pa.Table:
     """Make the table of a task's items; the driver scores the replies. first: the number of the first item."""
-    rows = [{"place": first + i, "prompt": item.prompt, "answers": list(item.answers)} for i, item in enumerate(items)]
-    schema = pa.schema([("place", pa.int64()), ("prompt", pa.string()), ("answers", pa.list_(pa.string()))])
+    rows = [
+        {"place": first + i, "job": 0, "prompt": item.prompt, "answers": list(item.answers)}
+        for i, item in enumerate(items)
+    ]
+    schema = pa.schema([*NUMBERS, ("prompt", pa.string()), ("answers", pa.list_(pa.string()))])
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -128,7 +150,11 @@ def reply_row(reply: Reply | Reject) -> dict[str, str]:
     return {"reject": json.dumps(asdict(reply))} if isinstance(reply, Reject) else {"outcome": json.dumps(reply)}
 
 
-def answers_table(rows: Sequence[dict[str, str]], first: int, job: int = 0) -> pa.Table:
+def calls_reused(answer: Answerer) -> int:
+    return answer.calls_reused if isinstance(answer, KeptAnswers) else 0
+
+
+def answers_table(rows: Sequence[Mapping[str, Any]], first: int, job: int = 0) -> pa.Table:
     """Number the answers to consecutive items, starting at `first`."""
     numbered_rows = [{"place": first + i, "job": job, **row} for i, row in enumerate(rows)]
     return pa.Table.from_pylist(numbered_rows, schema=ANSWERS_SCHEMA)

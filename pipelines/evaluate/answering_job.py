@@ -1,6 +1,7 @@
 """The job of an evaluation actor: the policy, the settings for asking it, and the hardware."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pft_core.evaluation import AnswerSettings
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnsweringJob:
-    """A policy to ask, with the settings and the hardware to use."""
+    """A policy to ask, with the settings and the hardware to use.
+
+    base_answers: the folder where the answers of the policy's base are kept; None keeps none.
+    """
 
     ref: ModelRef
     settings: AnswerSettings
@@ -20,6 +24,7 @@ class AnsweringJob:
     precision: Literal["bf16", "fp32"]
     use_gpu: bool
     num_threads: int
+    base_answers: Path | None = None
 
     @property
     def device(self) -> "torch.device":

@@ -19,6 +19,7 @@ from pipelines.reporting import REPORT_NAMES
 from pipelines.tracking import SPOOL_NAME, START_NAME, TrackingSettings
 
 REJECTS_NAME = "rejects.jsonl"
+GROUPS_NAME = "finished_groups"  # the folder of an evaluation that has no report yet
 OTHER_REQUEST = {  # how a request of another evaluation differs, by key; for other keys "with another KEY"
     "model": "of another model",
     "endpoint": "of another server",
@@ -31,7 +32,7 @@ OTHER_REQUEST = {  # how a request of another evaluation differs, by key; for ot
     "scoring": "with other scoring",
     "precision": "in another precision",
 }
-OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME, SPOOL_NAME, START_NAME}
+OWN_NAMES = {*REPORT_NAMES, OUTCOMES_NAME, REJECTS_NAME, GROUPS_NAME, SPOOL_NAME, START_NAME}
 
 # Keys of loading and running a model, which have no effect on a server.
 SET_BY_SERVER = {"max_length", "tokens_per_batch", "num_workers", "threads_per_worker", "use_gpu", "precision"}
@@ -51,7 +52,8 @@ class EvaluateConfig(PluggedSettings):
     scoring: Literal["letter", "option", "generate"] | None = None
     prompt: PromptSettings = PromptSettings()  # for a model without a reference; a reference has its own
     forms: list[Form] | None = None  # questions to ask; null: those of the data set
-    limit_per_axis: PositiveInt | None = None  # records of each axis to ask; null: all
+    limit_per_axis: PositiveInt | None = None  # records of each axis to ask, drawn with `seed`; null: all
+    seed: int = 0  # of the draw of limit_per_axis
     max_length: PositiveInt = 2048  # tokens of prompt and answer; longer items are rejected
     max_new_tokens: PositiveInt = 256  # most tokens of a generated reply
     tokens_per_batch: PositiveInt = 8192  # most tokens of one forward pass
@@ -69,6 +71,12 @@ class EvaluateConfig(PluggedSettings):
         ]
         if not TASKS[self.task].asks_records and set_options:
             raise ValueError(f"task={self.task} has its own questions: leave {', '.join(set_options)} out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_seed_draws(self) -> Self:
+        if self.seed and self.limit_per_axis is None:
+            raise ValueError(f"seed={self.seed} has no effect without limit_per_axis: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -116,12 +124,15 @@ def refuse_other_output(config: EvaluateConfig, *, fresh: bool = False) -> None:
     """
     output = Path(config.output)
     names = {path.name for path in contents(output)} if output.is_dir() else set()
-    if not names <= OWN_NAMES or (names and OUTCOMES_NAME not in names):
+    if not names <= OWN_NAMES or (names - {GROUPS_NAME} and OUTCOMES_NAME not in names):
         raise UserError(f"output={output}: the folder holds files that no evaluation wrote: choose another folder")
     if fresh or not (output / REPORT_NAMES[0]).is_file():
         return
     previous = read_json(output / REPORT_NAMES[0], what="the report of an evaluation").get("config", {})
-    different = [key for key, value in request_of(config).items() if key in previous and previous[key] != value]
+    request = {key: value for key, value in request_of(config).items() if key in previous}
+    if None in (config.precision, previous.get("precision")):
+        request.pop("precision", None)  # null stands for what the cluster decides later; older reports hold null
+    different = [key for key, value in request.items() if previous[key] != value]
     if different:
         how = ", ".join(OTHER_REQUEST.get(key, f"with another {key}") for key in different)
         raise UserError(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pft_core.data import DatasetManifest, Form, PreferenceSpace, read_records, worded_as
+from pft_core.data import DatasetManifest, Form, PreferenceSpace, drawn, read_records, worded_as
 from pft_core.errors import UserError
-from pft_core.evaluation import AnswerSettings
+from pft_core.evaluation import BASE_ANSWERS_NAME, TASKS, AnswerSettings
 from pft_core.policies import (
     TOYWORLD,
     ModelRef,
+    Precision,
     adapter_digests,
     is_model_place,
     model_identity,
@@ -78,10 +79,19 @@ def policy_name(config: EvaluateConfig) -> str:
 
 
 def read_items(
-    folder: Path, manifest: DatasetManifest, *, forms: Sequence[Form] | None, limit_per_axis: int | None
+    folder: Path,
+    manifest: DatasetManifest,
+    *,
+    forms: Sequence[Form] | None,
+    limit_per_axis: int | None,
+    seed: int = 0,
 ) -> list[Item]:
-    """Read records in order, at most `limit_per_axis` per axis, and repeat them for each form of question."""
-    records = list(read_records(folder, manifest, per_axis=limit_per_axis))
+    """Read records in order, and repeat them for each form of question.
+
+    limit_per_axis: the number of records to draw of each axis with the seed; None: all.
+    """
+    read = read_records(folder, manifest)
+    records = list(read) if limit_per_axis is None else drawn(read, limit_per_axis, seed=seed)
     return [(record, form) for form in forms or manifest.forms for record in records]
 
 
@@ -100,14 +110,31 @@ def answer_settings_of(config: EvaluateConfig, ref: ModelRef) -> AnswerSettings:
     return AnswerSettings(ref.style, ref.space, max_length, config.tokens_per_batch, config.max_new_tokens)
 
 
+def with_precision(config: EvaluateConfig) -> EvaluateConfig:
+    """Set the precision that null stands for on this cluster, so that report and request name it.
+
+    It stays null for a server, which sets its own.
+    """
+    if config.endpoint is not None or config.precision is not None:
+        return config
+    return config.model_copy(update={"precision": precision_of(config)})
+
+
+def precision_of(config: EvaluateConfig) -> Precision:
+    return config.precision or ("bf16" if runs_on_gpus(config) else "fp32")
+
+
+def runs_on_gpus(config: EvaluateConfig) -> bool:
+    return has_gpus() if config.use_gpu is None else config.use_gpu
+
+
 def make_job(config: EvaluateConfig, ref: ModelRef) -> AnsweringJob:
-    use_gpu = has_gpus() if config.use_gpu is None else config.use_gpu
-    precision = config.precision or ("bf16" if use_gpu else "fp32")
     return AnsweringJob(
         ref,
         answer_settings_of(config, ref),
         config.scoring == "generate",
-        precision,
-        use_gpu,
+        precision_of(config),
+        runs_on_gpus(config),
         fair_threads(config.num_workers) if config.threads_per_worker == "auto" else config.threads_per_worker,
+        Path(config.data).resolve() / BASE_ANSWERS_NAME if TASKS[config.task].asks_records else None,
     )

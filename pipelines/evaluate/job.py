@@ -40,9 +40,11 @@ from pipelines.evaluate.evaluation_request import (
     read_items,
     resolve_policy,
     trained_poles,
+    with_precision,
 )
-from pipelines.evaluate.local_answers import ask_here
-from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray
+from pipelines.evaluate.kept_groups import KeptGroups, forget_groups
+from pipelines.evaluate.local_answers import ask_in_groups
+from pipelines.evaluate.pool import ask_all_on_ray, ask_task_on_ray, read_answers
 from pipelines.evaluate.report_examples import examples
 from pipelines.evaluate.tracking import track
 from pipelines.jobs import code_digest, ensure_ray
@@ -71,18 +73,32 @@ def run(config: EvaluateConfig, *, fresh: bool = False) -> dict[str, Any]:
     """
     refuse_other_output(config, fresh=fresh)
     task = TASKS[config.task]
-    return run_all([config])[0] if task.asks_records else write(config, evaluate_task(config, task))
+    return run_all([config], fresh=fresh)[0] if task.asks_records else evaluate_task(config, task, fresh=fresh)
 
 
-def run_all(configs: Sequence[EvaluateConfig]) -> list[dict[str, Any]]:
+def run_all(configs: Sequence[EvaluateConfig], *, fresh: bool = True) -> list[dict[str, Any]]:
     """Evaluate several policies on prepared records with one pool of actors; otherwise like `run` for each."""
     evaluations = [RecordsEvaluation.of(config) for config in configs]
+    if not all(evaluation.served for evaluation in evaluations):
+        ensure_ray()
+    evaluations = [replace(each, config=settled(each.config, fresh=fresh)) for each in evaluations]
     from_server = [evaluation.ask_here() for evaluation in evaluations if evaluation.served]
     from_ray = ask_on_pool([evaluation for evaluation in evaluations if not evaluation.served])
     answers = [(from_server if evaluation.served else from_ray).pop(0) for evaluation in evaluations]
     for evaluation, (outcomes, rejects, _) in zip(evaluations, answers, strict=True):
         keep(evaluation.config, [outcome.to_json() for outcome in outcomes], rejects)
     return [write(e.config, e.result(*answer)) for e, answer in zip(evaluations, answers, strict=True)]
+
+
+def settled(config: EvaluateConfig, *, fresh: bool) -> EvaluateConfig:
+    """Set the precision, which is known once Ray runs.
+
+    Raises UserError, unless fresh, if the output holds an evaluation in another one.
+    """
+    config = with_precision(config)
+    if not fresh:
+        refuse_other_output(config)
+    return config
 
 
 def keep(config: EvaluateConfig, lines: Sequence[str], rejects: Sequence[Reject]) -> None:
@@ -122,14 +138,26 @@ def write(config: EvaluateConfig, result: EvaluationResult) -> dict[str, Any]:
         "timings": {"ask": result.ask_s, "statistics": result.statistics_s},
         "config": config.model_dump(exclude={"tracking"}),
         "digests": result.digests,
+        "notes": asked_how(config),
         "cautions": result.cautions,
         "examples": result.examples,
     }
     for caution in result.cautions:
         console.print(caution, style="yellow", highlight=False, soft_wrap=True)
     report_json, _ = write_report(report, Path(config.output))
+    forget_groups(config)
     track(config, report)
     return {"report_json": str(report_json)}
+
+
+def asked_how(config: EvaluateConfig) -> list[str]:
+    """Return sentences on the draw of the items and the precision, if the policy was loaded here."""
+    sentences = []
+    if config.limit_per_axis is not None:
+        sentences.append(f"{config.limit_per_axis} records of each axis were drawn with seed {config.seed}.")
+    if config.precision is not None:
+        sentences.append(f"The model ran in {config.precision}.")
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -153,16 +181,27 @@ class RecordsEvaluation:
         served = None if config.endpoint is None else served_policy(config)
         trained = served.ref if served else weights_reference(config)
         ref = in_words_of(served.ref, manifest) if served else resolve_policy(config, manifest)
-        items = read_items(Path(config.data), manifest, forms=config.forms, limit_per_axis=config.limit_per_axis)
+        drawing: dict[str, Any] = {"limit_per_axis": config.limit_per_axis, "seed": config.seed}
+        items = read_items(Path(config.data), manifest, forms=config.forms, **drawing)
         return RecordsEvaluation(config, manifest, served, trained, ref, items)
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        return digests_of(self.ref, self.manifest.data_digest)
+
+    @property
+    def kept(self) -> KeptGroups:
+        """Where its finished groups are kept."""
+        return KeptGroups.of(self.config, self.ref, self.digests)
 
     def ask_here(self) -> tuple[list[Outcome], list[Reject], float]:
         """Ask the server; return outcomes, rejects and seconds."""
         assert self.served is not None, "only a served policy is asked in this process"
         started = time.perf_counter()
         answerers = self.served.answer, self.served.base_answer
-        outcomes, rejects = ask_here(self.items, *answerers, one_pole_axes=self.ref.space.one_pole_axes)
-        return outcomes, rejects, time.perf_counter() - started
+        axes = self.ref.space.one_pole_axes
+        table = ask_in_groups(self.items, *answerers, one_pole_axes=axes, kept=self.kept)
+        return *read_answers(table.to_pylist()), time.perf_counter() - started
 
     def result(self, outcomes: list[Outcome], rejects: list[Reject], ask_s: float) -> EvaluationResult:
         """Compute the rows of the metrics. Raises UserError if every item was rejected."""
@@ -173,14 +212,13 @@ class RecordsEvaluation:
             rows = report_rows(outcomes, policy=policy_name(config), space=self.ref.space, trained_poles=trained)
         if self.served and not self.served.has_base:  # metrics that compare with the base need it
             rows = [row for row in rows if not METRICS[row["metric"]].needs_base]
-        digests = digests_of(self.ref, self.manifest.data_digest)
         seconds = time.perf_counter() - started
         return EvaluationResult(
             rows,
             len(self.items),
             len(outcomes),
             rejects,
-            digests,
+            self.digests,
             ask_s,
             seconds,
             cautions(config, self.trained, self.manifest, policy=policy_name(config), rows=rows),
@@ -192,24 +230,28 @@ def ask_on_pool(evaluations: Sequence[RecordsEvaluation]) -> list[tuple[list[Out
     """Ask the policies that are loaded on the cluster; divide the total seconds evenly among them."""
     if not evaluations:
         return []
-    ensure_ray()
     started = time.perf_counter()
     requests = [(evaluation.items, make_job(evaluation.config, evaluation.ref)) for evaluation in evaluations]
-    answers = ask_all_on_ray(requests, num_workers=max(evaluation.config.num_workers for evaluation in evaluations))
+    num_workers = max(evaluation.config.num_workers for evaluation in evaluations)
+    answers = ask_all_on_ray(requests, num_workers=num_workers, kept=[evaluation.kept for evaluation in evaluations])
     seconds = (time.perf_counter() - started) / len(evaluations)
     return [(outcomes, rejects, seconds) for outcomes, rejects in answers]
 
 
-def evaluate_task(config: EvaluateConfig, task: Task) -> EvaluationResult:
-    """Evaluate a policy on a task; the rows have the task's name as their metric."""
+def evaluate_task(config: EvaluateConfig, task: Task, *, fresh: bool) -> dict[str, Any]:
+    """Evaluate a policy on a task, like `run`; the rows have the task's name as their metric."""
     data = Path(config.data)
     manifest = DatasetManifest.load(data) if (data / MANIFEST_NAME).is_file() else None
     ref = resolve_policy(config, manifest)
     read = task.read(data, answer_settings_of(config, ref))
     items = [item for item in read if isinstance(item, TaskItem)]
+    data_digest = manifest.data_digest if manifest else digest([[i.id, i.prompt, i.answers] for i in items])
+    digests = digests_of(ref, data_digest)
     ensure_ray()
+    config = settled(config, fresh=fresh)
     started = time.perf_counter()
-    replies, rejects = ask_task_on_ray(items, make_job(config, ref), num_workers=config.num_workers)
+    kept = [KeptGroups.of(config, ref, digests)]
+    replies, rejects = ask_task_on_ray(items, make_job(config, ref), num_workers=config.num_workers, kept=kept)
     rejects = [item for item in read if isinstance(item, Reject)] + rejects
     refuse_all_rejected(config, len(read), len(replies), rejects)
     asked_at = time.perf_counter()
@@ -220,12 +262,10 @@ def evaluate_task(config: EvaluateConfig, task: Task) -> EvaluationResult:
         scores = [scored(task, item, reply) for item, reply in answered]
         keep(config, [score.to_json() for score in scores], rejects)
         rows = task_rows(config.task, scores, policy=policy, space=ref.space, trained_poles=trained)
-    digests = digests_of(
-        ref, manifest.data_digest if manifest else digest([[i.id, i.prompt, i.answers] for i in items])
-    )
     seconds = time.perf_counter() - asked_at
     sentences = cautions(config, weights_reference(config), manifest, policy=policy)
-    return EvaluationResult(rows, len(read), len(scores), rejects, digests, asked_at - started, seconds, sentences)
+    result = EvaluationResult(rows, len(read), len(scores), rejects, digests, asked_at - started, seconds, sentences)
+    return write(config, result)
 
 
 def refuse_all_rejected(config: EvaluateConfig, num_items: int, num_answered: int, rejects: Sequence[Reject]) -> None:

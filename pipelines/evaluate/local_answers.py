@@ -3,14 +3,17 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from pft_core.data import DatasetManifest, PreferenceSpace, Reject
 from pft_core.evaluation import Answerer, AnswerSettings, Outcome, ask
 from pft_core.policies import ModelRef, settled, within_positions
 from pft_core.prompts import template_digest
 from pipelines.config import RunConfig
 from pipelines.encode import ModelTokenizer
-from pipelines.evaluate.answering_actors import Item
+from pipelines.evaluate.answering_actors import Item, answer_row, answers_table, in_groups, items_table
 from pipelines.evaluate.answering_job import AnsweringJob
+from pipelines.evaluate.kept_groups import KeptGroups
 
 
 def base_reference(config: RunConfig, data: str) -> ModelRef:
@@ -26,6 +29,26 @@ def answering_job_of(config: RunConfig, ref: ModelRef, space: PreferenceSpace, *
     settings = AnswerSettings(ref.style, space, max_length, config.train.tokens_per_microbatch, max_new_tokens=1)
     precision = settled(config.train.precision)
     return AnsweringJob(ref, settings, generate=False, precision=precision, use_gpu=use_gpu, num_threads=1)
+
+
+def ask_in_groups(
+    items: Sequence[Item],
+    answer: Answerer,
+    base_answer: Answerer | None,
+    *,
+    one_pole_axes: Collection[str],
+    kept: KeptGroups,
+) -> pa.Table:
+    """Ask the groups that are not finished, and keep them; return the answers to all items as a table."""
+    tables = []
+    for first, chunk in in_groups(items):
+        group = items_table(chunk, first)
+        if (table := kept.read(group)) is None:
+            outcomes = ask(chunk, answer, base_answer, one_pole_axes=one_pole_axes)
+            table = answers_table([answer_row(outcome) for outcome in outcomes], first)
+            kept.keep(group, table)
+        tables.append(table)
+    return pa.concat_tables(tables)
 
 
 def ask_here(

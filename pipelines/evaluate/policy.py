@@ -1,15 +1,20 @@
 """Load a policy with its tokenizer, as answerers of questions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import transformers
 
-from pft_core.evaluation import Answer, Answerer, Question, by_generation, by_likelihood
-from pft_core.policies import load_policy, load_tokenizer, refuse_foreign_tokenizer
+from pft_core.encoding import tokenizer_digest
+from pft_core.evaluation import Answer, Answerer, KeptAnswers, Question, by_generation, by_likelihood
+from pft_core.files import digest
+from pft_core.policies import base_digest, load_policy, load_tokenizer, refuse_foreign_tokenizer
+from pft_core.prompts import template_digest
 from pft_core.scoring import BranchScorer
 from pipelines.evaluate.answering_job import AnsweringJob
+from pipelines.jobs import code_digest
 
 
 def load_asked(job: AnsweringJob) -> tuple[Any, Any]:
@@ -28,12 +33,32 @@ def answerers(job: AnsweringJob) -> tuple[Answerer, Answerer | None]:
     ref = job.ref
     load = partial(load_policy, ref.base, precision=job.precision, device=job.device)
     tokenizer = load_tokenizer(ref.weights or ref.base)
+
+    def loaded_base() -> Answerer:
+        base = load(adapter=None, weights=None)
+        refuse_foreign_tokenizer(base, tokenizer)
+        return _answerer(job, base, tokenizer)
+
+    if ref.adapter is None and ref.weights is None:
+        return keeping_answers(job, tokenizer, loaded_base), None
     policy = load(adapter=ref.adapter, weights=ref.weights)
     refuse_foreign_tokenizer(policy, tokenizer)
     answer = _answerer(job, policy, tokenizer)
-    if ref.weights is not None:
-        return answer, _answerer(job, load(adapter=None, weights=None), tokenizer)
-    return answer, None if ref.adapter is None else partial(without_adapter, policy, answer)
+    base = loaded_base if ref.weights is not None else lambda: partial(without_adapter, policy, answer)
+    return answer, keeping_answers(job, tokenizer, base)
+
+
+def keeping_answers(job: AnsweringJob, tokenizer: Any, load: Callable[[], Answerer]) -> Answerer:
+    """Return the answerer of a job's base, which keeps its answers if the job has a folder for them."""
+    if job.base_answers is None:
+        return load()
+    settings, template = job.settings, template_digest(job.settings.style, job.settings.space)
+    words = [template, settings.style.to_dict(), tokenizer_digest(tokenizer), tokenizer.chat_template]
+    limits = [settings.max_length, settings.tokens_per_batch, settings.max_new_tokens]
+    versions = [code_digest(), torch.__version__, transformers.__version__]
+    # The number of threads is left out: it changes sums less than the places to which probabilities are rounded.
+    decided = [base_digest(job.ref.base), words, limits, job.generate, job.precision, job.use_gpu, versions]
+    return KeptAnswers(load, job.base_answers / digest(decided))
 
 
 def _answerer(job: AnsweringJob, model: Any, tokenizer: Any) -> Answerer:

@@ -36,6 +36,7 @@ from pft_core.data import (
 )
 from pft_core.encoding import EncodedLayer, EncodingSpec
 from pft_core.errors import UserError
+from pft_core.evaluation import BASE_ANSWERS_NAME
 from pft_core.files import contents, digest, file_sha256, restore_folder, whole_folder
 from pipelines.console import console
 from pipelines.encode import ModelTokenizer
@@ -58,7 +59,7 @@ from pipelines.prepare.prepare_tasks import (
 
 REJECTS_NAME = "rejects.parquet"
 RECORDS_NAME = "records"
-OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded", *PARTS}
+OWN_NAMES = {MANIFEST_NAME, REJECTS_NAME, RECORDS_NAME, "encoded", BASE_ANSWERS_NAME, *PARTS}
 RECORDS_PER_SHARD = 4096
 TASK = {"CPU": 1}
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

@@ -159,7 +159,7 @@ def test_every_key_of_a_verb_with_options_has_an_option(name: str, config: Any) 
 
 def test_options_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     given = "limit-per-axis=3 max-length=99 max-new-tokens=5 tokens-per-batch=512 num-workers=2 threads-per-worker=4"
-    given += " precision=bf16 policy=mine scoring=generate"
+    given += " precision=bf16 policy=mine scoring=generate seed=6"
     words = [f"--{option}" for option in given.split()]
     expected = {key.replace("-", "_"): value for key, value in (option.split("=") for option in given.split())}
     words += ["--data", "d", "--output", "o", "--model", "m", "--no-use-gpu"]

@@ -24,6 +24,7 @@ from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.settings import LoraSettings
 from pft_core.prompts.rendering import PromptStyle
+from pipelines.evaluate import evaluation_request
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.answering_actors import PolicyActor, items_table
 from pipelines.evaluate.evaluate_config import refuse_other_output
@@ -119,7 +120,7 @@ def test_too_many_workers_are_refused_before_waiting(ray_cluster, tiny_qwen2, da
 def in_process(monkeypatch) -> None:
     """Ask in this process, in one group, instead of on Ray."""
 
-    def ask_here(requests, *, num_workers):
+    def ask_here(requests, *, num_workers, kept):
         return [read_answers(PolicyActor(job)(items_table(items)).to_pylist()) for items, job in requests]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
@@ -278,6 +279,10 @@ def test_an_evaluation_of_something_else_is_replaced_only_when_told(in_process, 
     assert again["rows"] == first["rows"]
     with pytest.raises(UserError, match="the folder holds an evaluation with another limit_per_axis"):
         evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=3))
+    with pytest.raises(UserError, match="the folder holds an evaluation with another seed"):
+        evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=2, seed=1))
+    with pytest.raises(UserError, match="the folder holds an evaluation in another precision"):
+        evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=2, precision="bf16"))
     evaluate.run(config(tiny_qwen2, data, tmp_path, limit_per_axis=3), fresh=True)
     assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == 6
 
@@ -294,6 +299,37 @@ def test_what_differs_from_the_evaluation_in_the_folder_is_said_for_each_key(tmp
     ):
         with pytest.raises(UserError, match=says):
             refuse_other_output(first.model_copy(update=changes))
+
+
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_a_report_names_the_precision_that_ran_and_the_draw(
+    in_process, monkeypatch, tiny_qwen2, data, tmp_path, precision
+) -> None:
+    monkeypatch.setattr(evaluation_request, "has_gpus", lambda: False)
+    asked = config(tiny_qwen2, data, tmp_path, limit_per_axis=2, seed=5, precision=precision)
+    report = report_of(asked.model_copy(update={"use_gpu": None}))
+    assert (report["config"]["precision"], report["config"]["seed"]) == ("fp32", 5)
+    page = (tmp_path / "report.html").read_text()
+    assert "The model ran in fp32." in page
+    assert "2 records of each axis were drawn with seed 5." in page
+    evaluate.run(asked)  # null and the precision that it stands for are one request
+
+
+def test_on_gpus_the_precision_that_null_stands_for_is_bf16(monkeypatch, tiny_qwen2, data, tmp_path) -> None:
+    monkeypatch.setattr(evaluation_request, "has_gpus", lambda: True)
+    asked = config(tiny_qwen2, data, tmp_path).model_copy(update={"use_gpu": None})
+    assert evaluation_request.with_precision(asked).precision == "bf16"
+    report = {"config": asked.model_copy(update={"precision": "fp32"}).model_dump(mode="json")}
+    (tmp_path / "outcomes.jsonl").write_text("")
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    refuse_other_output(asked)  # not known before Ray runs
+    with pytest.raises(UserError, match="in another precision"):
+        evaluate.settled(asked, fresh=False)
+
+
+def test_a_seed_without_a_draw_is_refused(tiny_qwen2, data, tmp_path) -> None:
+    with pytest.raises(ValueError, match="seed=1 has no effect without limit_per_axis: leave it out"):
+        config(tiny_qwen2, data, tmp_path, seed=1)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])

@@ -10,8 +10,8 @@ from pft_core.errors import UserError
 from pft_core.evaluation.tasks.registry import TASKS
 from pft_core.evaluation.tasks.task import Task, TaskItem
 from pft_core.files import read_json
+from pipelines.evaluate import answering_actors, pool
 from pipelines.evaluate import job as evaluate
-from pipelines.evaluate import pool
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.capability_answers import ask_capability
 from pipelines.evaluate.evaluation_request import EvaluateConfig
@@ -44,13 +44,13 @@ def own_task(monkeypatch) -> None:
 def in_process(monkeypatch) -> None:
     """Ask in this process, group by group and the last group first, instead of on Ray."""
 
-    def here(actor, groups, jobs: list[AnsweringJob], *, num_workers: int) -> list[dict]:
+    def here(actor, groups, jobs: list[AnsweringJob], *, num_workers: int, kept) -> list[dict]:
         worker = actor(*jobs)
         return [line for group in reversed(groups) for line in worker(group).to_pylist()]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)
     monkeypatch.setattr(pool, "on_ray", here)
-    monkeypatch.setattr(pool, "ITEMS_PER_GROUP", 4)
+    monkeypatch.setattr(answering_actors, "ITEMS_PER_GROUP", 4)
 
 
 def run(model: Path, data: Path, output: Path, **options) -> dict:
@@ -115,7 +115,7 @@ def test_general_questions_are_answered_as_in_a_comparison(in_process, tiny_qwen
 @pytest.mark.ray
 def test_workers_answer_a_task_as_one_process_does(ray_cluster, tiny_qwen2, tmp_path, monkeypatch) -> None:
     path = write(tmp_path / "items.json", [row(n) for n in range(12)])
-    monkeypatch.setattr(pool, "ITEMS_PER_GROUP", 5)
+    monkeypatch.setattr(answering_actors, "ITEMS_PER_GROUP", 5)
     (report_row,) = run(tiny_qwen2, path, tmp_path / "out", task="capability", num_workers=2)["rows"]
     assert report_row["value"] == pytest.approx(sum(a.score for a in ask_capability(policy_of(tiny_qwen2), path)) / 12)
 

@@ -72,7 +72,7 @@ def test_a_prepared_folder_keeps_the_missing_pole_and_the_turns(data) -> None:
 
 
 def test_an_evaluation_reports_one_and_names_what_is_not_defined(data, tiny_qwen2, tmp_path, monkeypatch) -> None:
-    def ask_in_this_process(requests, *, num_workers):
+    def ask_in_this_process(requests, *, num_workers, kept):
         return [read_answers(PolicyActor(job)(items_table(items)).to_pylist()) for items, job in requests]
 
     monkeypatch.setattr(evaluate, "ensure_ray", lambda: None)

@@ -24,11 +24,13 @@ ITEMS = [TaskItem(f"item-{number}", f"question {number}", ("boat", "river")) for
 REPLIES = [Reject(str(n), "prompt", "too_long", "") if n % 7 == 0 else (float(n), 0.0) for n in range(len(ITEMS))]
 
 
+GROUPS = [task_table(chunk, first) for first, chunk in in_groups(ITEMS)]
+
+
 def answered_backwards() -> list[dict]:
-    groups = [task_table(chunk, first) for first, chunk in in_groups(ITEMS)]
-    assert len(groups) == 3
-    firsts = [group["place"][0].as_py() for group in reversed(groups)]
-    sizes = [group.num_rows for group in reversed(groups)]
+    assert len(GROUPS) == 3
+    firsts = [group["place"][0].as_py() for group in reversed(GROUPS)]
+    sizes = [group.num_rows for group in reversed(GROUPS)]
     tables = [
         answers_table([reply_row(reply) for reply in REPLIES[first : first + size]], first)
         for first, size in zip(firsts, sizes, strict=True)
@@ -37,7 +39,7 @@ def answered_backwards() -> list[dict]:
 
 
 def test_replies_and_rejects_keep_the_order_of_the_items() -> None:
-    replies, rejects = read_replies(ITEMS, in_order(answered_backwards(), len(ITEMS)))
+    replies, rejects = read_replies(ITEMS, in_order(answered_backwards(), GROUPS))
     assert list(replies) == [n for n in range(len(ITEMS)) if n % 7]
     assert all(replies[n] == (float(n), 0.0) for n in replies)
     assert [reject.row for reject in rejects] == [f"item-{n}" for n in range(0, len(ITEMS), 7)]
@@ -46,7 +48,7 @@ def test_replies_and_rejects_keep_the_order_of_the_items() -> None:
 @pytest.mark.parametrize("faulty", [lambda rows: rows[1:], lambda rows: [*rows, rows[0]]])
 def test_a_lost_or_a_second_answer_is_never_overlooked(faulty) -> None:
     with pytest.raises(AssertionError, match="each item is answered once"):
-        in_order(faulty(answered_backwards()), len(ITEMS))
+        in_order(faulty(answered_backwards()), GROUPS)
 
 
 @pytest.mark.parametrize(

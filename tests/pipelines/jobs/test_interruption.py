@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -114,6 +115,34 @@ def test_a_killed_search_continues_and_repeats_no_finished_trial(tmp_path, how, 
     assert len(after) == 6  # 0:1, 1:2, 1:1, 2:1, 1:0, and the base
     assert {name: after[name]["started"] for name in before} == {name: job["started"] for name, job in before.items()}
     assert {trial["status"] for trial in json.loads(Path(result["report_json"]).read_text())["trials"]} == {"finished"}
+
+
+def evaluate(data: Path, output: Path) -> subprocess.Popen:
+    words = ["--model", "toyworld", "--data", str(data), "--output", str(output), "--policy", "p"]
+    command = [sys.executable, "-m", "pipelines.cli", "evaluate", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_evaluation_goes_on_from_its_finished_groups(tmp_path) -> None:
+    data = write_dataset(tmp_path / "data", [record(n) for n in range(600)])
+    process = evaluate(data, tmp_path / "cut")
+    while len(list((tmp_path / "cut").glob("finished_groups/*.jsonl"))) < 2:
+        assert process.poll() is None, "the evaluation ended before it could be killed"
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    shutil.rmtree(data / "base_answers")  # else the answers of this base would all be reused
+    process = evaluate(data, tmp_path / "cut")
+    said = process.communicate()[1]
+    assert process.returncode == 0
+    assert re.search(r"evaluating \d+ items with 1 workers; \d+ more were answered", " ".join(said.split()))
+    shutil.rmtree(data / "base_answers")
+    finish(evaluate(data, tmp_path / "whole"))
+    for name in ("outcomes.jsonl", "rejects.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    cut, whole = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("cut", "whole"))
+    assert (cut["rows"], cut["items"]) == (whole["rows"], whole["items"])
+    assert not (tmp_path / "cut" / "finished_groups").exists()
 
 
 VERBS = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_a_killed_actor_of_evaluate_changes_no_answer(
 ) -> None:
     data = write_dataset(tmp_path / "data", [record(number) for number in range(200)])
     whole = evaluated(tiny_qwen2, data, tmp_path / "whole")
+    shutil.rmtree(data / "base_answers")  # else they would be reused
     calls = tmp_path / "calls"
     monkeypatch.setattr(pool, "PolicyActor", mortal(pool.PolicyActor, calls))
     assert evaluated(tiny_qwen2, data, tmp_path / "killed")["outcomes.jsonl"] == whole["outcomes.jsonl"]
