@@ -18,6 +18,7 @@ from pipelines.console import console
 from pipelines.evaluate.answering_actors import Item, PolicyActor, TaskActor, items_table, task_table
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.jobs import explain_deaths, map_batches, refuse_missing_resources
+from pipelines.progress import streamed
 
 ITEMS_PER_GROUP = 64
 
@@ -77,7 +78,7 @@ def on_ray(
             num_cpus=resources["CPU"],
             num_gpus=resources["GPU"],
         )
-        return in_order(tables.take_all(), num_items)
+        return in_order(list(streamed(tables, "evaluate", num_items)), num_items)
 
 
 def in_order(rows: Sequence[dict[str, Any]], num_items: int) -> list[dict[str, Any]]:
