@@ -36,11 +36,11 @@ class Bar:
         place, heading = self.path[-1], heading_of(self.path)
         rest = "  ".join(part for part in (*counted(place), *figures(self.path)) if part)
         room = options.max_width - len(heading) - len(rest) - 4
-        bar = [ProgressBar(place.total, place.done, width=min(room, WIDEST_BAR))] if room > 1 else []
+        if room < 1:
+            yield Text(f"{heading}  {rest}", no_wrap=True, overflow="ellipsis")
+            return
         line = Table.grid(padding=(0, 2, 0, 0))
-        for _ in range(2 + len(bar)):
-            line.add_column(no_wrap=True, overflow="ellipsis")
-        line.add_row(Text(heading), *bar, Text(rest))
+        line.add_row(heading, ProgressBar(place.total, place.done, width=min(room, WIDEST_BAR)), rest)
         yield line
 
 
