@@ -60,7 +60,7 @@ def heading_of(path: Path) -> str:
 def counted(place: Place) -> tuple[str, str, str]:
     """Return steps, per cent and time left."""
     percent = 100 * place.done // max(1, place.total)
-    left = "" if place.left_s is None else f"{clock(place.left_s)} left"
+    left = "" if place.left_s is None or place.done >= place.total else f"{clock(place.left_s)} left"
     return f"{place.done}/{place.total}", f"{percent}%", left
 
 

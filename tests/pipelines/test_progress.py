@@ -69,11 +69,11 @@ def live_bar(own: Board) -> str:
 def test_a_terminal_shows_one_bar_with_steps_time_left_losses_speed_and_memory(show, clock) -> None:
     file = show(Terminal())
     with stage("train", 300) as advance:
-        for step in (1, 2):
+        for step in (149, 150):
             clock.s += 0.5
             advance(step, FACTS)
         bar = live_bar(stages.BOARD)
-    assert re.search(r"train +━.* 2/300 +0% +2:29 left +loss 0\.400 / 0\.600 +3,821 tokens/s +812 \+ [\d,]+ MB", bar)
+    assert re.search(r"train +━.* 150/300 +50% +1:15 left +loss 0\.400 / 0\.600 +3,821 tokens/s +812 \+ [\d,]+ MB", bar)
     assert file.getvalue().count("\x1b[?25l") == file.getvalue().count("\x1b[?25h") == 1  # the cursor is shown again
     assert stages.BOARD._console._live_line is None
 
@@ -142,17 +142,12 @@ def test_a_message_is_printed_whole_above_the_bar_and_copied(show) -> None:
         own.print("activation checkpointing off: [needs] 3.1 GB", style="yellow")
         advance(2, FACTS)
     assert "activation checkpointing off: [needs] 3.1 GB\n" in drawn(file)
-    assert [text for text in copies if text.startswith("activation")] == [
-        "activation checkpointing off: [needs] 3.1 GB"
-    ]
-    assert [text[:6] for text in copies if text.startswith("step")] == ["step 1"]
-    assert all(text.strip() for text in copies)
+    assert [text.split("  ")[0] for text in copies] == ["step 1", "activation checkpointing off: [needs] 3.1 GB"]
 
 
 def test_a_stage_that_fails_takes_its_bar_away(show) -> None:
     show(Terminal())
-    with pytest.raises(KeyboardInterrupt), stage("train", 5) as advance:
-        advance(1)
+    with pytest.raises(KeyboardInterrupt), stage("train", 5):
         raise KeyboardInterrupt
     assert stages.BOARD._console._live_line is None
     assert stages.BOARD._path == ()
