@@ -200,7 +200,7 @@ def test_the_driver_shows_the_stages_of_a_worker_inside_its_own(show, clock) -> 
         advance(1)
         clock.s += 11
         with Worker("trained 1:1", driver).stage("train", 8) as inner:
-            inner(5)
+            inner(5, is_edge=True)
         assert [place.name for place in driver._path] == ["tune"]
     assert "tune 1/4 · train 5/8" in file.getvalue()
 
@@ -225,7 +225,7 @@ def test_fast_steps_of_a_worker_are_reported_twice_a_second(show, clock) -> None
     worker, seen = Worker("rank 0", driver), []
     worker._post = lambda path, *edges: seen.append(path[-1].done if path else None)  # type: ignore[method-assign]
     with worker.stage("train", 1000) as advance:
-        for step in range(1, 101):
+        for step in range(1, 121):
             advance(step)
             clock.s += 0.01
     assert len(seen) == 4  # opened, after half a second, after one, closed
