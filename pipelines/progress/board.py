@@ -45,7 +45,8 @@ class Board:
     def receive(self, report: Report) -> None:
         """Print the message of a worker, or show its stages inside those of this process."""
         if report.path is None:
-            return self._console.print(report.message, highlight=False, soft_wrap=True)
+            origin = f"{report.source}: " if report.source else ""
+            return self._console.print(f"{origin}{report.message}", highlight=False, soft_wrap=True)
         with self._lock:
             self._workers.pop(report.source, None)
             if report.path:

@@ -32,7 +32,10 @@ Path = tuple[Place, ...]  # the open stages, outermost first
 
 @dataclass(frozen=True)
 class Report:
-    """Report of a worker process: a message, or its open stages. is_edge: after the first or last step of a stage."""
+    """Report of a worker process: a message, or its open stages.
+
+    source: the worker's name among those that run at once, "" for the only one. is_edge: after the first or last step.
+    """
 
     source: str
     message: str = ""

@@ -33,7 +33,7 @@ class Relay:
 def relayed(relay: Any, source: str) -> Iterator[None]:
     """Let the driver show the messages and stages of the block, which runs in a worker process.
 
-    source: the name of this worker among those that run at once.
+    source: the name of this worker among those that run at once, "" for the only one.
     """
     import ray
 

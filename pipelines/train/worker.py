@@ -81,7 +81,7 @@ def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
         return {"lost": "mailbox"}
     if ray.train.get_context().get_world_rank() > 0:
         return encode_and_train(run, inputs["layers"], mailbox)
-    with relayed(mailbox, "rank 0"):
+    with relayed(mailbox, ""):
         return encode_and_train(run, inputs["layers"], mailbox)
 
 

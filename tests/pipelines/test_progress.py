@@ -233,9 +233,11 @@ def test_fast_steps_of_a_worker_are_reported_twice_a_second(show, clock) -> None
 
 def test_messages_of_a_worker_reach_the_drivers_terminal_through_the_relay(show) -> None:
     file, passed = show(io.StringIO()), relay.Relay()
-    asyncio.run(passed.post(Report("rank 0", "checkpoint of step 20 saved, val_loss 0.41")))
+    asyncio.run(passed.post(Report("", "checkpoint of step 20 saved, val_loss 0.41")))
+    asyncio.run(passed.post(Report("pft seed 1", "activation checkpointing off")))
     relay.receive(asyncio.run(passed.reports()))
-    assert file.getvalue() == "checkpoint of step 20 saved, val_loss 0.41\n"
+    said = ["checkpoint of step 20 saved, val_loss 0.41", "pft seed 1: activation checkpointing off"]
+    assert file.getvalue().splitlines() == said
     assert asyncio.run(passed.reports()) == []
 
 
