@@ -87,6 +87,8 @@ class Board:
         elif not self._path:
             self._console.hide_line()
         else:
+            if not before:  # a short stage without steps prints nothing
+                self._due = time.monotonic() + LINE_EVERY_S
             if self._console.has_live_line:
                 self._console.show_line(lambda: Bar(self._path) if self._path else "")
             if has_moved:

@@ -109,6 +109,14 @@ def test_a_pipe_gets_at_most_one_line_in_ten_seconds_and_the_first_and_last_step
     assert "  train 41/61  67%  0:10 left" in file.getvalue()
 
 
+def test_a_short_stage_of_one_step_prints_nothing(show, clock) -> None:
+    file = show(io.StringIO())
+    with stage("encode", 1) as advance:
+        clock.s += 5
+        advance(1)
+    assert file.getvalue() == ""
+
+
 def test_an_inner_stage_has_the_places_of_the_outer_ones_in_front(show, clock) -> None:
     file = show(io.StringIO())
     with stage("compare", 12) as advance:
