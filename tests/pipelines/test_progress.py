@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.console import MessageConsole
-from pipelines.progress import board, relay, stage, stages, streamed
+from pipelines.progress import board, place, relay, stage, stages, streamed
 from pipelines.progress.board import Board
 from pipelines.progress.place import Place, Rate, Report
 
@@ -45,7 +45,8 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., io.StringIO]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Time that passes only when a test says so."""
     now = SimpleNamespace(s=1000.0)
-    monkeypatch.setattr(board.time, "monotonic", lambda: now.s)
+    for module in (board, place):  # not `time` itself, which threads use
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.s))
     return now
 
 
@@ -224,8 +225,8 @@ def test_two_workers_at_once_do_not_take_turns_on_the_line(show, clock) -> None:
         clock.s += 60  # the first worker is lost, and reports no longer
         other(2, is_edge=True)
         assert [place.name for place in driver._path] == ["encode"]
-    driver.forget_workers()
-    assert driver._path == ()
+        driver.forget_workers()
+        assert driver._path == ()
 
 
 def test_fast_steps_of_a_worker_are_reported_twice_a_second(show, clock) -> None:
