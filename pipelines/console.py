@@ -3,10 +3,13 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -15,8 +18,65 @@ from pft_core.errors import UserError
 if TYPE_CHECKING:
     from pft_core.evaluation import EvaluationRow
 
-# Messages contain paths and texts of users, in which brackets and colons are not markup.
-console = Console(stderr=True, markup=False, emoji=False)
+COPY_WIDTH = 120  # of a table in a copy, which has no width of its own
+
+
+class MessageConsole(Console):
+    """A console that copies its messages, for example to a log file, and may show one live line below them."""
+
+    def __init__(self, **options: Any):
+        # Messages contain paths and texts of users, in which brackets and colons are not markup.
+        super().__init__(markup=False, emoji=False, **options)
+        self._copies: list[Callable[[str], None]] = []
+        self._live_line: Live | None = None
+
+    @property
+    def has_live_line(self) -> bool:
+        """Whether a line can be drawn again and again: not on a dumb terminal, in CI, or without a terminal."""
+        is_bare = self.is_dumb_terminal or os.environ.get("CI", "").lower() not in ("", "0", "false")
+        return self.is_terminal and not is_bare and self.file.isatty()  # with FORCE_COLOR, rich takes a pipe for one
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        self.copy(*objects)
+
+    def copy(self, *objects: Any) -> None:
+        """Pass a message to the copies only."""
+        if self._copies and (text := _as_text(objects)):
+            for write in self._copies:
+                write(text)
+
+    @contextmanager
+    def copied_to(self, write: Callable[[str], None]) -> Iterator[None]:
+        """Also pass every message of the block to `write`, as plain text."""
+        self._copies.append(write)
+        try:
+            yield
+        finally:
+            self._copies.remove(write)
+
+    def show_line(self, draw: Callable[[], RenderableType]) -> None:
+        """Show a live line until `hide_line`; messages are printed above it."""
+        if self._live_line is None:
+            self._live_line = Live(console=self, get_renderable=draw, transient=True)
+            self._live_line.start(refresh=True)
+
+    def hide_line(self) -> None:
+        """Remove the live line, if there is one, and show the cursor again."""
+        if self._live_line is not None:
+            self._live_line.stop()
+            self._live_line = None
+
+
+def _as_text(objects: tuple[Any, ...]) -> str:
+    if all(isinstance(each, str) for each in objects):
+        return " ".join(objects)
+    file = StringIO()
+    Console(file=file, width=COPY_WIDTH, markup=False, emoji=False, color_system=None).print(*objects, end="")
+    return file.getvalue().strip("\n")
+
+
+console = MessageConsole(stderr=True)
 
 
 def reserve_stdout() -> tuple[int, Callable[[dict[str, Any]], None]]:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from pipelines.console import console
+
 UNWIND_S = 3.0  # for the main thread to leave the verb
 CLOSE_S = 3.0  # for closing one tracked run, a part of CLEANUP_S
 CLEANUP_S = 5.0  # for the cleanup after that, before the process ends anyway
@@ -133,6 +135,8 @@ def _end_late() -> None:
 
 def _exit() -> NoReturn:
     number = _verb.received or signal.SIGINT
+    with suppress(Exception):
+        console.hide_line()  # which also shows the cursor again
     print(
         f"interrupted by {signal.Signals(number).name}: {_verb.message or 'run the same command to start again'}",
         file=sys.stderr,

@@ -18,6 +18,7 @@ from pipelines.embedded_data import embedded_data, with_embedded
 from pipelines.evaluate import EvaluateConfig, headline_metrics
 from pipelines.evaluate import job as evaluate
 from pipelines.jobs import CONFIG_NAME, ensure_ray, run_job
+from pipelines.progress import stage
 from pipelines.reporting import ItemCounts, RunReport, write_report
 from pipelines.tracking import read_metrics, tracked, tracking_uri
 from pipelines.train import job as train
@@ -70,17 +71,20 @@ def train_and_evaluate(
     demo: Demo, config: RunConfig, tests: Mapping[str, str], run_dir: Path, timings: dict[str, float]
 ) -> RunReport:
     """Train and evaluate every policy; return one report of all. tests: the prepared folder of each test split."""
-    models = []
-    for policy in demo.policies:
-        console.rule(policy.name)
-        with timed(f"train {policy.name}", timings):
-            models.append(train_policy(policy, config, run_dir))
-    console.rule("evaluation")
-    with timed("evaluate", timings):
-        reports = {
-            split: evaluate_policies(demo.policies, models, config, data, run_dir / evaluation_of(split))
-            for split, data in tests.items()
-        }
+    models: list[str] = []
+    reports: dict[str, list[RunReport]] = {}
+    with stage("quickstart", len(demo.policies) + len(tests), has_inner_edges=True) as advance:
+        for policy in demo.policies:
+            console.rule(policy.name)
+            with timed(f"train {policy.name}", timings):
+                models.append(train_policy(policy, config, run_dir))
+            advance(len(models))
+        console.rule("evaluation")
+        with timed("evaluate", timings):
+            for split, data in tests.items():
+                folder = run_dir / evaluation_of(split)
+                reports[split] = evaluate_policies(demo.policies, models, config, data, folder)
+                advance(len(models) + len(reports))
     timings["total"] = sum(timings.values())
     every = [report for of_split in reports.values() for report in of_split]
     return {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         plan_phase,
         refuse_pairs_over_budget,
     )
+    from pft_core.training.progress import Advance, Stage, unwatched
     from pft_core.training.reference import ReferencedStore, reference_file, reference_logps
     from pft_core.training.settings import TrainSettings
 else:

@@ -9,17 +9,26 @@ import torch.distributed as dist
 
 from pft_core.files import replace_folder
 from pft_core.training import checkpoint
+from pft_core.training.progress import Stage, unwatched
 
 
 class LocalContext:
     """Stores checkpoints as `checkpoint-<step>` in a folder that all ranks share, and passes metrics to a callable."""
 
     def __init__(
-        self, folder: Path, *, device: torch.device, log: Callable[[int, dict[str, float]], None] = lambda *_: None
+        self,
+        folder: Path,
+        *,
+        device: torch.device,
+        log: Callable[[int, dict[str, float]], None] = lambda *_: None,
+        say: Callable[[str], None] = lambda _: None,
+        stage: Stage = unwatched,
     ):
         self.folder = folder
         self.device = device
         self.log = log
+        self.say = say
+        self.stage = stage
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
 

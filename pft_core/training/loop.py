@@ -30,6 +30,7 @@ from pft_core.training.planning import (
     refuse_pairs_over_budget,
     step_updates,
 )
+from pft_core.training.progress import Stage
 
 SHOWN = 3  # examples that an error names
 
@@ -40,6 +41,10 @@ class TrainContext(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    stage: Stage
+
+    def say(self, text: str) -> None:
+        """Pass a message to the user. Only rank 0 calls it."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Report the metrics of a step. Only rank 0 calls it; it must not block."""
@@ -105,31 +110,37 @@ def fit(
     resumed_from = resume(engine, context)
     started, grad_norm = time.perf_counter(), None
     read = partial(step_updates, settings=settings, store=store, rank=context.rank, num_ranks=context.world_size)
-    for step, updates in read_ahead(read, range(resumed_from or 0, settings.num_steps)):
-        conflict = diagnose(step, updates, settings=settings, engine=engine)
-        seed_dropout(settings.seed, step, context.rank)
-        try:
-            outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{place_of(step, settings, grad_norm)}: {error}", error.example_ids) from None
-        grad_norm = outcome.grad_norm
-        metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started) | conflict
-        due = is_due(step, settings)
-        if due and validation is not None:
-            metrics |= validate(settings, store=validation, engine=engine, context=context)
-        # Logged before the checkpoint: a run that resumes from it does not repeat this step or log its metrics again.
-        if context.rank == 0:
-            context.log(step + 1, metrics)
-        if due:
-            save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
-        started = time.perf_counter()
+    with context.stage("train", settings.num_steps) as advance:
+        for step, updates in read_ahead(read, range(resumed_from or 0, settings.num_steps)):
+            conflict = diagnose(step, updates, settings=settings, engine=engine)
+            seed_dropout(settings.seed, step, context.rank)
+            try:
+                outcome = train_step(step, updates, settings=settings, engine=engine, context=context)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{place_of(step, settings, grad_norm)}: {error}", error.example_ids) from None
+            grad_norm = outcome.grad_norm
+            metrics = step_metrics(step, outcome, settings, context, seconds=time.perf_counter() - started) | conflict
+            if is_due(step, settings) and validation is not None:
+                metrics |= validate(settings, store=validation, engine=engine, context=context)
+            # Logged before the checkpoint: a run that resumes from it does not repeat this step or log its metrics.
+            if context.rank == 0:
+                context.log(step + 1, metrics)
+            advance(step + 1, metrics)
+            if is_due(step, settings):
+                save(step, settings, engine=engine, context=context, save_policy=save_policy, metrics=metrics)
+            started = time.perf_counter()
     return FitResult(settings.num_steps, settings.total_pairs, resumed_from)
 
 
 def resume(engine: Engine, context: TrainContext) -> int | None:
     """Load the newest complete checkpoint into the engine; return its number of steps, or None without a checkpoint."""
     folder = context.latest_checkpoint()
-    return None if folder is None else int(checkpoint.restore(folder, engine=engine)["steps_done"])
+    if folder is None:
+        return None
+    steps_done = int(checkpoint.restore(folder, engine=engine)["steps_done"])
+    if context.rank == 0:
+        context.say(f"continuing from the checkpoint of step {steps_done}")
+    return steps_done
 
 
 def save(
@@ -154,6 +165,9 @@ def save(
         write_policy=lambda policy: save_policy(policy, state, step + 1),
     )
     context.commit(folder, metrics)
+    if context.rank == 0:
+        validated = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val_"))
+        context.say(f"checkpoint of step {step + 1} saved{f', {validated}' if validated else ''}")
 
 
 def is_due(step: int, settings: LoopSettings) -> bool:
@@ -242,9 +256,12 @@ def validate(settings: LoopSettings, *, store: ExampleStore, engine: Engine, con
     sums_K = torch.zeros(len(objective.terms), device=context.device, dtype=torch.float64)
     phase = plan_phase(indices, objective.reported_sides, settings=settings, store=store, num_ranks=context.world_size)
     engine.scorer.eval()
-    for bin_indices in phase.bins[context.rank]:
-        batch = read_batch(store, bin_indices, phase.sides).to(context.device)
-        sums_K += objective.sums(engine(batch), batch).double()
+    bins = phase.bins[context.rank]
+    with context.stage("validate", len(bins)) as advance:
+        for number, bin_indices in enumerate(bins, start=1):
+            batch = read_batch(store, bin_indices, phase.sides).to(context.device)
+            sums_K += objective.sums(engine(batch), batch).double()
+            advance(number)
     engine.scorer.train()
     sums_K = all_reduce_sum(sums_K)
     means = {f"val_{name}": value for name, value in term_means(objective, sums_K, totals, phase.sides).items()}

@@ -23,6 +23,7 @@ from pft_core.policies import Precision, base_digest
 from pft_core.scoring import BranchScorer
 from pft_core.training.loop import gather
 from pft_core.training.planning import ExampleStore, read_batch
+from pft_core.training.progress import Stage, unwatched
 from pft_core.training.ranks import num_ranks, this_rank
 
 
@@ -40,6 +41,7 @@ def reference_logps(
     tokens_per_batch: int,
     precision: Precision,
     device: torch.device,
+    stage: Stage = unwatched,
 ) -> NDArray[np.float32]:
     """Return the log-probability of each branch of each example before training [E, B], with any adapter off.
 
@@ -54,7 +56,7 @@ def reference_logps(
     mine = range(this_rank(), len(store), num_ranks())
     logps_EB = np.zeros(shape, dtype=np.float32)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        share = _score(store, list(mine), scorer, tokens_per_batch=tokens_per_batch, device=device)
+        share = _score(store, list(mine), scorer, tokens_per_batch=tokens_per_batch, device=device, stage=stage)
     for indices, rows in gather([share]):
         logps_EB[indices] = rows
     if this_rank() == 0:
@@ -73,7 +75,13 @@ def _cached_logps(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | N
 
 
 def _score(
-    store: ExampleStore, indices: list[int], scorer: BranchScorer, *, tokens_per_batch: int, device: torch.device
+    store: ExampleStore,
+    indices: list[int],
+    scorer: BranchScorer,
+    *,
+    tokens_per_batch: int,
+    device: torch.device,
+    stage: Stage,
 ) -> tuple[list[int], NDArray[np.float32]]:
     """Score these examples in bins of similar lengths, without dropout or adapter. Return the indices in the order
     scored, and their log-probabilities."""
@@ -83,12 +91,13 @@ def _score(
     rows = [np.zeros((0, num_branches), dtype=np.float32)]
     was_training = scorer.training
     scorer.eval()
-    with torch.no_grad(), _without_adapter(scorer.model):
+    with torch.no_grad(), _without_adapter(scorer.model), stage("references", len(indices)) as advance:
         for members in plan_bins(lengths, tokens_per_microbatch=max([tokens_per_batch, *lengths])):
             chosen = [indices[m] for m in members]
             batch = read_batch(store, chosen, SIDES).to(device)
             rows.append(scorer(batch).float().cpu().numpy().reshape(-1, num_branches))
             order += chosen
+            advance(len(order))
     scorer.train(was_training)
     return order, np.concatenate(rows)
 

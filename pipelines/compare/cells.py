@@ -33,6 +33,7 @@ from pipelines.evaluate import (
     read_items,
 )
 from pipelines.jobs import config_identity, finished_result, run_job, unwrap_user_error
+from pipelines.progress import relayed, stage
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train import RunLayers, resolve, train_here
 
@@ -70,6 +71,12 @@ class Cell:
         return torch.device("cuda" if self.use_gpu else "cpu")
 
     @property
+    def title(self) -> str:
+        """The name of the cell, with its variant and seed."""
+        variant = "" if self.variant is None else f" {self.variant.value}"
+        return f"{self.name}{variant}{'' if self.seed == NO_SEED else f' seed {self.seed}'}"
+
+    @property
     def kind(self) -> str:
         """Return what decides a cell's result besides its last run config and training data."""
         earlier = [config_identity(stage) for stage in self.stages[:-1]]
@@ -87,13 +94,15 @@ class Cell:
 class CellActor:
     """A Ray actor with one thread that runs cells; an error in a cell becomes its result."""
 
-    def __init__(self) -> None:
+    def __init__(self, relay: Any) -> None:
         torch.set_num_threads(1)
+        self._relay = relay
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the result of run_cell, or `error` with a message for the user."""
         try:
-            return run_cell(cell)
+            with relayed(self._relay, cell.title):
+                return run_cell(cell)
         except Exception as error:  # a failed seed must not stop the others
             mistake = unwrap_user_error(error)
             return {"error": str(mistake) if mistake else f"{type(error).__name__}: {error}"}
@@ -176,7 +185,8 @@ def ask_policy(cell: Cell, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome],
         first = replace(ref, base=str(cell.stages[0].model), adapter=None, weights=None)
         base_answer, _ = answerers(evaluation_job(cell, first, manifest.space))
     items = read_items(Path(cell.test), manifest, forms=cell.forms, limit_per_axis=cell.test_per_axis)
-    return ask_here(items, answer, base_answer)
+    with stage("evaluate", len(items)):
+        return ask_here(items, answer, base_answer)
 
 
 def write_capability(cell: Cell, ref: ModelRef, run_dir: Path) -> str | None:

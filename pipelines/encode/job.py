@@ -21,6 +21,7 @@ from pft_core.policies import within_positions
 from pipelines.console import console
 from pipelines.encode.model_tokenizer import ModelTokenizer
 from pipelines.jobs import explain_deaths, map_batches
+from pipelines.progress import stage, streamed
 
 # Up to this many pairs are encoded in the caller's process: a Ray Data actor needs longer to import transformers.
 PAIRS_ENCODED_HERE = 10_000
@@ -113,8 +114,12 @@ def _encode(
 
 
 def _encode_here(tasks: list[dict[str, Any]], encoder: dict[str, Any]) -> list[LayerPart]:
-    shards = _ShardEncoder(**encoder)
-    return [shards.encode(Path(task["records"]), Path(task["part"])) for task in tasks]
+    shards, parts = _ShardEncoder(**encoder), []
+    with stage("encode", len(tasks)) as advance:
+        for task in tasks:
+            parts.append(shards.encode(Path(task["records"]), Path(task["part"])))
+            advance(len(parts))
+    return parts
 
 
 def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, concurrency: int) -> list[LayerPart]:
@@ -130,7 +135,7 @@ def _encode_on_ray(tasks: list[dict[str, Any]], encoder: dict[str, Any], *, conc
         runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
     )
     with explain_deaths("a worker that was encoding", num_workers=concurrency):
-        rows = sorted(encoded.take_all(), key=lambda row: row["number"])
+        rows = sorted(streamed(encoded, "encode", len(tasks)), key=lambda row: row["number"])
     return [LayerPart(**{field.name: row[field.name] for field in fields(LayerPart)}) for row in rows]
 
 

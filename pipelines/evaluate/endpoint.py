@@ -22,6 +22,7 @@ from pft_core.errors import UserError
 from pft_core.evaluation import Answer, Answerer, Question, WeightedChoice, best, read_reply, unscorable
 from pft_core.policies import ModelRef
 from pft_core.prompts import Frame, PromptStyle, render_prompt
+from pipelines.progress import stage
 
 KEY_VARIABLE = "PFT_API_KEY"
 IN_FLIGHT = 16
@@ -224,8 +225,12 @@ def ask_concurrently(ask: Callable[[Question], Answer], questions: Sequence[Ques
         except RejectedError as error:
             return _reject(question, error.reason, str(error))
 
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        return list(pool.map(ask_or_reject, questions))
+    answers: list[Answer] = []
+    with stage("evaluate", len(questions)) as advance, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for answer in pool.map(ask_or_reject, questions):
+            answers.append(answer)
+            advance(len(answers))
+    return answers
 
 
 def _unservable(question: Question, style: PromptStyle) -> Reject | None:

@@ -20,6 +20,7 @@ from pipelines.evaluate.answering_actors import Item, PolicyActor, TaskActor, in
 from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.evaluate.kept_groups import KeptGroups
 from pipelines.jobs import explain_deaths, map_batches, refuse_missing_resources
+from pipelines.progress import counted
 
 Answers = tuple[list[Outcome], list[Reject]]
 
@@ -123,8 +124,7 @@ def answered(
             num_cpus=resources["CPU"],
             num_gpus=resources["GPU"],
         )
-        # Without prefetching, a finished group does not wait for the next one.
-        yield from tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        yield from counted(tables, "evaluate", sum(group.num_rows for group in groups))
 
 
 def in_order(rows: Sequence[dict[str, Any]], groups: Sequence[pa.Table]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CHECKPOINTS,
         CONFIG_NAME,
         JOB_NAME,
+        LOG_NAME,
         config_identity,
         data_digests,
         expected_run,

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipelines.validated_yaml import dump_yaml
 
 CONFIG_NAME = "config.yaml"  # the resolved config, in the folder of every run
 METRICS_NAME = "metrics.jsonl"
+LOG_NAME = "run.log"  # the messages of a run, in its folder
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints, in the run's folder
 PLUGINS = "plugins"  # folder of the user's own code, in the run's folder
 
@@ -108,8 +111,14 @@ def _execute(config: RunConfig, run: Callable[[Path, str], Result], run_dir: Pat
         write_json(run_dir / JOB_NAME, job | {"status": "interrupted"})
         return f"run the same command to continue in {run_dir}"
 
-    with on_interruption(interrupted):
+    with on_interruption(interrupted), console.copied_to(partial(write_log, run_dir)):
         return _run_to_end(run, run_dir, job)
+
+
+def write_log(run_dir: Path, text: str) -> None:
+    """Add a message to the run's log, with the time; a message that cannot be written does not end the run."""
+    with suppress(OSError), (run_dir / LOG_NAME).open("a", encoding="utf-8", errors="replace") as log:
+        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
 
 
 def keep_plugins(places: Sequence[str], run_dir: Path) -> list[str]:

@@ -14,15 +14,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.progress import track
 
 from pft_core.data import RECORD_SCHEMA, SOURCES, FilePart, Outcome, Reject, parse_rows, read_rows
 from pft_core.errors import UserError
 from pft_core.files import file_sha256
 from pft_core.registry import load_code
-from pipelines.console import console
 from pipelines.jobs import explain_deaths, map_batches, unwrap_user_error
 from pipelines.plugins import Plugin, load_plugins
+from pipelines.progress import streamed
 
 # Rows in a staged file, which is read whole for every shard that takes a row from it.
 STAGED_ROWS = 4096
@@ -125,7 +124,7 @@ def run_tasks(
     """Call `work` on every task; return the results in the order of the tasks.
 
     A few tasks run in this process, since Ray takes longer to start; more run on `num_workers()` Ray tasks. doing:
-    label of the progress bar. Raises UserError.
+    what the progress shows. Raises UserError.
     """
     if len(tasks) <= TASKS_RUN_HERE:
         return [work(task) for task in tasks]
@@ -138,16 +137,14 @@ def run_on_ray(
     """Call `work` on every task with Ray Data, as `run_tasks` does."""
     import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     results = map_batches(
         ray.data.range(len(tasks), override_num_blocks=len(tasks)),
         partial(_call, work=work, tasks=tasks),
         batch_size=1,
         compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
     )
-    finished = track(results.iter_rows(), total=len(tasks), description=doing, console=console)
     with explain_deaths(f"a worker that was {doing}", num_workers=num_workers):
-        rows = sorted(finished, key=lambda row: row["number"])
+        rows = sorted(streamed(results, f"prepare: {doing}", len(tasks)), key=lambda row: row["number"])
     for row in rows:
         if row["fault"]:
             raise UserError(row["fault"])

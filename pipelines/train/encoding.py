@@ -4,17 +4,16 @@ from pathlib import Path
 
 from pft_core.data import DatasetManifest
 from pft_core.encoding import EncodingSpec, TokenizerFacts
-from pipelines.console import console
 from pipelines.encode import ModelTokenizer
-from pipelines.encode.job import PAIRS_ENCODED_HERE, Say, ensure_layer
+from pipelines.encode.job import PAIRS_ENCODED_HERE, ensure_layer
 from pipelines.jobs import explain_deaths
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
 
-def encode_layers(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say: Say = console.print) -> RunLayers:
+def encode_layers(run: ResolvedRun, *, facts: TokenizerFacts | None = None) -> RunLayers:
     """Encode the data for this tokenizer, prompt style and objective if it is not; call it under the run's lock.
 
-    facts: facts of the tokenizer, if known; otherwise the tokenizer is loaded here. say: prints a message for the user.
+    facts: facts of the tokenizer, if known; otherwise the tokenizer is loaded here.
     Raises UserError if too few pairs fit.
     """
     config = run.config
@@ -29,7 +28,6 @@ def encode_layers(run: ResolvedRun, *, facts: TokenizerFacts | None = None, say:
             spec=EncodingSpec(facts.style, config.encoding, run.objective.view),
             max_reject_fraction=config.max_reject_fraction,
             concurrency=config.scaling.num_workers,
-            say=say,
         )
         return str(folder)
 

@@ -42,7 +42,6 @@ from pft_core.training import (
     reference_logps,
 )
 from pipelines.config import RunConfig
-from pipelines.console import console
 from pipelines.train.nonfinite_rows import nonfinite_rows, remedy
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
 
@@ -77,7 +76,7 @@ def build_and_fit(
             scorer, settings, examples_for(objective, store), memory_fallback, context=context
         )
     if context.rank == 0:
-        console.print(f"activation checkpointing {'on' if use.memory_fallback else 'off'}: {use}")
+        context.say(f"activation checkpointing {'on' if use.memory_fallback else 'off'}: {use}")
     if use.needed > MAPPED_SHARE * use.free:
         map_large_blocks()
     report(use)
@@ -93,7 +92,7 @@ def fit_scorer(
     store: ExampleStore = EncodedLayer(Path(layers.train))
     validation: ExampleStore | None = EncodedLayer(Path(layers.validation)) if layers.validation else None
     if objective.uses_reference:
-        referenced = partial(with_references, scorer=scorer, config=config, device=context.device)
+        referenced = partial(with_references, scorer=scorer, config=config, context=context)
         store = referenced(store, Path(layers.train))
         validation = validation and referenced(validation, Path(str(layers.validation)))
     engine = build_engine(scorer, config.engine, config.train, device=context.device)
@@ -162,7 +161,7 @@ def plan_and_save_memory(
 
 
 def with_references(
-    store: ExampleStore, layer: Path, *, scorer: BranchScorer, config: RunConfig, device: torch.device
+    store: ExampleStore, layer: Path, *, scorer: BranchScorer, config: RunConfig, context: TrainContext
 ) -> ReferencedStore:
     """Add to every branch its log-probability under the initial policy, read from disk if it was computed before."""
     precision = settled(config.train.precision)
@@ -172,6 +171,7 @@ def with_references(
         file=reference_file(layer, base=str(config.model), precision=precision),
         tokens_per_batch=config.train.tokens_per_microbatch,
         precision=precision,
-        device=device,
+        device=context.device,
+        stage=context.stage,
     )
     return ReferencedStore(store, logps_EB)

@@ -33,6 +33,7 @@ from pipelines.jobs import (
     run_job,
     wait_for_the_head,
 )
+from pipelines.progress import forget_workers, receive
 from pipelines.reporting import write_report
 from pipelines.tracking import Tracker, read_metrics, tracked
 from pipelines.train.encoding import encode_if_large
@@ -215,6 +216,8 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
         except OSError as error:
             mailbox.cannot_write.remote(error)
             raise
+        finally:
+            forget_workers()
 
     with ThreadPoolExecutor(max_workers=1) as executor:
         pumped = executor.submit(pump_and_report_errors)
@@ -227,36 +230,17 @@ def pumping(mailbox: Any, tracker: Tracker) -> Iterator[None]:
 
 def pump(mailbox: Any, tracker: Tracker, done: threading.Event) -> None:
     items: list[tuple[int, dict[str, float]]] = []
-    next_print, num_notes = 0.0, 0
-    while items or not done.is_set():
-        taken = mailbox.take.remote(num_written=len(items), wait_s=PROGRESS_EVERY_S)
+    is_last = False
+    while items or not is_last:
+        is_last = done.is_set()
         try:
-            items, notes = ray.get([taken, mailbox.notes.remote()])
+            wait_s = 0.0 if is_last else PROGRESS_EVERY_S
+            items = ray.get(mailbox.take.remote(num_written=len(items), wait_s=wait_s))
+            receive(ray.get(mailbox.reports.remote()))
         except ray.exceptions.RayActorError:  # lost: no later checkpoint counts, and the workers notice
             return
-        for note in notes[num_notes:]:
-            console.print(note, highlight=False, soft_wrap=True)
-        num_notes = len(notes)
         for step, metrics in items:
             tracker.log(step, metrics)
-        if items and time.monotonic() > next_print:
-            console.print(progress_line(*items[-1]), highlight=False, soft_wrap=True)
-            next_print = time.monotonic() + PROGRESS_EVERY_S
-
-
-def progress_line(step: int, metrics: dict[str, float]) -> str:
-    shown = (
-        "loss",
-        "loss_first",
-        "loss_second",
-        "val_loss",
-        "grad_norm",
-        "lr",
-        "pairs_per_s",
-        "tokens_per_s",
-        "padding_share",
-    )
-    return f"step {step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
 
 
 def best_checkpoint(config: RunConfig, result: ray.train.Result) -> ray.train.Checkpoint | None:

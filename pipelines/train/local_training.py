@@ -8,6 +8,7 @@ import torch
 from pft_core.policies import ModelRef
 from pft_core.training import FitResult, LocalContext, MemoryFallback, MemoryUse, OutOfMemoryError, going_on
 from pipelines.console import console
+from pipelines.progress import stage
 from pipelines.train.fitting import build_and_fit
 from pipelines.train.publish import publish_policy
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
@@ -25,12 +26,17 @@ def train_here(
 
     Returns the model reference, and the number of steps of the whole run.
     """
-    context = LocalContext(folder / "checkpoints", device=device, log=log)
+    context = LocalContext(folder / "checkpoints", device=device, log=log, say=say, stage=stage)
     result = fit_within_memory(run, layers, context)
     saved = context.latest_checkpoint()
     assert saved is not None, "a run ends with a checkpoint"
     publish_policy(run, layers.style, saved, folder)
     return ModelRef.load(folder), result.steps
+
+
+def say(text: str) -> None:
+    """Print a message of the training."""
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def fit_within_memory(run: ResolvedRun, layers: RunLayers, context: LocalContext) -> FitResult:

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pft_core.training import MemoryFallback, MemoryUse, TrainSettings, going_on
+from pipelines.progress import Relay, Report
 from pipelines.train.resolved_run import RunLayers
 
 
 @dataclass(frozen=True)
 class EncodingResult:
-    """Result of encoding a run: layers, or the message of a UserError. notes: messages for the user."""
+    """Result of encoding a run: layers, or the message of a UserError."""
 
     layers: RunLayers | None = None
     error: str = ""
-    notes: tuple[str, ...] = ()
 
 
-class Mailbox:
+class Mailbox(Relay):
     """An actor that passes metrics from rank 0 to the driver, so that a step never waits for a tracker.
 
     Only a checkpoint waits until the driver has written the metrics of its steps, since a run that is killed later does
@@ -26,8 +26,9 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._items: list[tuple[int, dict[str, float]]] = []
-        self._notes: list[str] = []
+        self._notes: set[str] = set()
         self._encoded: EncodingResult | None = None
         self._memory: MemoryUse | None = None
         self._has_run_out = False
@@ -37,7 +38,6 @@ class Mailbox:
     async def put_encoded(self, encoded: EncodingResult) -> None:
         async with self._changed:
             self._encoded = encoded
-            self._notes += encoded.notes
             self._changed.notify_all()
 
     async def is_encoded(self) -> bool:
@@ -67,13 +67,10 @@ class Mailbox:
         less = self._memory.next(train) if self._has_run_out or self._memory.is_tight else None
         if less is None:
             return self._memory.memory_fallback
-        if (note := going_on(self._memory, less)) not in self._notes:
-            self._notes.append(note)
+        if (note := going_on(self._memory, less)) not in self._notes:  # every rank asks
+            self._notes.add(note)
+            await self.post(Report("", note))
         return less
-
-    async def notes(self) -> list[str]:
-        """Return all messages for the user so far."""
-        return self._notes
 
     async def put(self, step: int, metrics: dict[str, float]) -> None:
         async with self._changed:

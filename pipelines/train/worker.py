@@ -14,8 +14,10 @@ import ray.train
 
 from pft_core.errors import UserError
 from pft_core.lazy import absent
-from pft_core.training import MemoryUse
+from pft_core.training import MemoryUse, Stage, unwatched
+from pipelines.console import console
 from pipelines.jobs import UNUSED
+from pipelines.progress import relayed, stage
 from pipelines.train.encoding import encode_layers
 from pipelines.train.mailbox import EncodingResult
 from pipelines.train.resolved_run import ResolvedRun, RunLayers
@@ -36,9 +38,13 @@ class RayContext:
         self.rank = ray.train.get_context().get_world_rank()
         self.world_size = ray.train.get_context().get_world_size()
         self.device = get_device()
+        self.stage: Stage = stage if self.rank == 0 else unwatched
         self._mailbox = mailbox
         self._step = 0
         self._open = ExitStack()
+
+    def say(self, text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._mailbox.put.remote(step, metrics)
@@ -73,11 +79,19 @@ def train_worker(inputs: dict[str, Any]) -> dict[str, Any]:
     run, mailbox = inputs["run"], inputs["mailbox"]
     if is_lost(mailbox):
         return {"lost": "mailbox"}
+    if ray.train.get_context().get_world_rank() > 0:
+        return encode_and_train(run, inputs["layers"], mailbox)
+    with relayed(mailbox, ""):
+        return encode_and_train(run, inputs["layers"], mailbox)
+
+
+def encode_and_train(run: ResolvedRun, layers: RunLayers | None, mailbox: Any) -> dict[str, Any]:
+    """Encode the data if there are no layers, and train; return steps, pairs and resumed_from, or an error."""
     with absent(*UNUSED):
         from pft_core.training import NonFiniteError, OutOfMemoryError
 
     try:
-        result = fit_with_fallback(run, inputs["layers"] or layers_from(run, mailbox), mailbox)
+        result = fit_with_fallback(run, layers or layers_from(run, mailbox), mailbox)
     except OutOfMemoryError:
         raise  # on this rank alone, while the others wait for it
     except (UserError, NonFiniteError) as error:
@@ -132,8 +146,7 @@ def layers_from(run: ResolvedRun, mailbox: Any) -> RunLayers:
 
 def encode(run: ResolvedRun) -> EncodingResult:
     """Encode the run's data; return the layers, or the message of a UserError."""
-    notes: list[str] = []
     try:
-        return EncodingResult(encode_layers(run, say=notes.append), notes=tuple(notes))
+        return EncodingResult(encode_layers(run))
     except UserError as error:
-        return EncodingResult(error=str(error), notes=tuple(notes))
+        return EncodingResult(error=str(error))

@@ -10,11 +10,14 @@ from typing import Any
 import ray.tune
 from ray.tune.search import Searcher
 
+from pft_core.training import Advance
 from pipelines.config import RunConfig
 from pipelines.console import console
 from pipelines.jobs import num_parallel, unwrap_user_error
+from pipelines.progress import receiving, relayed, stage
 from pipelines.tracking import DRAIN_LIMIT_S
 from pipelines.tune import rungs
+from pipelines.tune.search_points import SearchPoint
 from pipelines.tune.search_schema import FIGURES
 from pipelines.tune.searchers import point_of
 from pipelines.tune.trial import Result, Trial, run_trial
@@ -41,6 +44,32 @@ def search(
     config: RunConfig, searcher: Searcher, *, num_trials: int, folder: Path, stops_early: bool = False
 ) -> dict[str, str]:
     """Run the searcher's points to their end; return errors by the point's JSON."""
+    with receiving() as relay, stage("tune", num_trials) as advance:
+        tuner = make_tuner(
+            config,
+            searcher,
+            Progress(num_trials, advance),
+            relay,
+            num_trials=num_trials,
+            folder=folder,
+            stops_early=stops_early,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # Tune prints its settings at any verbosity
+            results = tuner.fit()
+    return {point_of(result.config).to_json(): error_line(result.error) for result in results if result.error}
+
+
+def make_tuner(
+    config: RunConfig,
+    searcher: Searcher,
+    progress: "Progress",
+    relay: Any,
+    *,
+    num_trials: int,
+    folder: Path,
+    stops_early: bool,
+) -> ray.tune.Tuner:
+    """Return a tuner that runs `num_trials` points, whose workers report to the relay."""
     quiet_tune()
     is_warm = config.search.trials == "warm"
 
@@ -48,9 +77,11 @@ def search(
         # A stopped trial first uploads its metrics; Tune would wait 2 s for that, and then fail the next trial.
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_LIMIT_S)
         trial = Trial(config, point_of(trial_config), stops_early)
-        ray.tune.report(last_report(run_trial(trial)))
+        with relayed(relay, name_of(trial.point)):
+            result = run_trial(trial)
+        ray.tune.report(last_report(result))
 
-    tuner = ray.tune.Tuner(
+    return ray.tune.Tuner(
         ray.tune.with_resources(trainable, trial_resources(config) if is_warm else DRIVER),
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
@@ -64,12 +95,9 @@ def search(
             storage_path=str(folder),
             failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
-            callbacks=[Progress(num_trials)],
+            callbacks=[progress],
         ),
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # Tune prints its settings at any verbosity
-        results = tuner.fit()
-    return {point_of(result.config).to_json(): error_line(result.error) for result in results if result.error}
 
 
 def quiet_tune() -> None:
@@ -94,8 +122,9 @@ def error_line(error: Exception) -> str:
 class Progress(ray.tune.Callback):
     """Prints a line for every trial that has ended."""
 
-    def __init__(self, num_trials: int):
-        self._left = num_trials
+    def __init__(self, num_trials: int, advance: Advance):
+        self._num_trials = self._left = num_trials
+        self._advance = advance
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result or {}
@@ -107,6 +136,10 @@ class Progress(ray.tune.Callback):
 
     def _print(self, trial: Any, outcome: str) -> None:
         self._left -= 1
-        point = point_of(trial.config)
-        name = "base" if point.source == "base" else f"{point.source} {point.ratio}"
+        name = name_of(point_of(trial.config))
         console.print(f"{name}: {outcome} ({self._left} to go)", highlight=False, soft_wrap=True)
+        self._advance(self._num_trials - self._left)
+
+
+def name_of(point: SearchPoint) -> str:
+    return "base" if point.source == "base" else f"{point.source} {point.ratio}"

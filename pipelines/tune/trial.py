@@ -30,6 +30,7 @@ from pft_core.training import EngineSettings
 from pipelines.config import RunConfig, ScalingSettings, SearchSettings, config_with_changes
 from pipelines.evaluate import answerers, answering_job_of, ask_here, ask_on_ray, base_reference, read_items
 from pipelines.jobs import CONFIG_NAME, data_digests, run_job, run_key
+from pipelines.progress import stage
 from pipelines.tracking import Tracker, tracked
 from pipelines.train import encode_if_large, encode_layers, policy_kind, resolve, train_here
 from pipelines.train import job as train
@@ -205,7 +206,8 @@ def ask_policy(trial: Trial, ref: ModelRef, run_dir: Path) -> tuple[list[Outcome
     items = read_items(folder, manifest, forms=None, limit_per_axis=trial.search.search.limit_per_axis)
     job = answering_job_of(config, ref, manifest.space, use_gpu=config.scaling.use_gpu)
     if trial.is_warm:
-        outcomes, rejects = ask_here(items, *answerers(job), unconditioned=False)
+        with stage("evaluate", len(items)):
+            outcomes, rejects = ask_here(items, *answerers(job), unconditioned=False)
     else:
         outcomes, rejects = ask_on_ray(items, job, num_workers=config.scaling.num_workers)
     if not outcomes:

@@ -8,12 +8,12 @@ from pft_core.data import SCENARIOS_NAME
 from pft_core.policies import MODEL_REF_NAME
 from pipelines.config import JOB_NAME, RunConfig
 from pipelines.encode.job import LayerPlace
-from pipelines.jobs import CHECKPOINTS, CONFIG_NAME, expected_run, is_locked, steps_saved
+from pipelines.jobs import CHECKPOINTS, CONFIG_NAME, LOG_NAME, expected_run, is_locked, steps_saved
 from pipelines.reporting import REPORT_NAMES
 from pipelines.tracking import SPOOL_NAME, START_NAME, mask_credentials, tracking_uri
 from pipelines.train.publish import policy_kind
 
-OWN_FILES = (JOB_NAME, CONFIG_NAME, SPOOL_NAME, START_NAME, MODEL_REF_NAME, SCENARIOS_NAME, *REPORT_NAMES)
+OWN_FILES = (JOB_NAME, CONFIG_NAME, LOG_NAME, SPOOL_NAME, START_NAME, MODEL_REF_NAME, SCENARIOS_NAME, *REPORT_NAMES)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.ray
 class DyingWorker:
     """A worker that is killed as many times as the cell says."""
 
+    def __init__(self, relay: Any) -> None: ...
+
     def run(self, cell: Any) -> dict[str, Any]:
         deaths = Path(cell.folder) / cell.name
         died = int(deaths.read_text()) if deaths.exists() else 0
@@ -32,7 +34,7 @@ def test_a_cell_whose_worker_dies_is_run_again(
     monkeypatch.setattr(cell_pool, "MAX_FAILURES", 1)
     monkeypatch.setattr(cell_pool, "stored_result", lambda cell: None)
     cells: Any = [
-        SimpleNamespace(name=name, variant=None, seed=0, folder=str(tmp_path), deaths=deaths)
+        SimpleNamespace(name=name, title=name, folder=str(tmp_path), deaths=deaths)
         for name, deaths in (("once", 1), ("always", 99))
     ]
     results = cell_pool.run_cells(cells, at_once=2, resources={"CPU": 1})

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,16 @@ def test_a_finished_run_is_reused_and_reported(tmp_path: Path, capfd: pytest.Cap
     second = run_job(config(tmp_path), work, fresh=False, kind="train")
     assert first == second == {"run_dir": str(tmp_path / f"r-{key_of(config(tmp_path))[:8]}"), "calls": 1}
     assert "is already finished" in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_a_runs_log_holds_its_messages_with_the_time(tmp_path: Path) -> None:
+    def work(run_dir: Path, key: str) -> dict[str, Any]:
+        jobs.console.print("activation checkpointing off", style="yellow")
+        return {"run_dir": str(run_dir)}
+
+    run_dir = Path(run_job(config(tmp_path), work, fresh=False, kind="train")["run_dir"])
+    jobs.console.print("of no run")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\S+ activation checkpointing off\n", (run_dir / "run.log").read_text())
 
 
 def test_a_runs_config_is_a_recipe_even_if_its_plugins_were_deleted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from pft_core.training.engines.engine import NonFiniteError
 from pft_core.training.local_context import LocalContext
 from pft_core.training.loop import FitResult
 from pipelines.config import RunConfig
+from pipelines.progress import board
 from pipelines.train import job as train
 from pipelines.train import resolved_run
 from pipelines.train.encoding import encode_layers
@@ -108,8 +110,9 @@ def test_a_preference_objective_under_ray_equals_the_plain_run_and_mlflow_has_it
 
 @pytest.mark.parametrize("validates", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_empty_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_last_valid_one(
-    ray_cluster, tiny_qwen2, data, tmp_path, validates
+    ray_cluster, tiny_qwen2, data, tmp_path, monkeypatch, validates
 ) -> None:
+    monkeypatch.setattr(board, "LINE_EVERY_S", 3600.0)  # leaves the first and last step
     extra = {"validation_data": str(data), "train": {"validate_every": 2}} if validates else {}
     chosen = config(tiny_qwen2, data, tmp_path, **extra)
     first = train.run(chosen)
@@ -131,6 +134,19 @@ def test_an_empty_list_and_a_damaged_checkpoint_cost_only_the_steps_since_the_la
     assert [json.loads(line)["step"] for line in metrics] == list(range(1, 7))
     assert losses(run_dir) == [(row["loss_first"], row["loss_second"]) for row in map(json.loads, metrics)]
     assert not (run_dir / "checkpoints" / "checkpoint_unfinished").exists()
+    if validates:
+        assert_log_tells_both_starts((run_dir / "run.log").read_text())
+
+
+def assert_log_tells_both_starts(log: str) -> None:
+    """A run's log has the workers' messages in order, and the first and last step of each start."""
+    told = re.findall(
+        r" (step \d|activation checkpointing|continuing from .*|checkpoint of step \d saved, val_loss_first)", log
+    )
+    saved = [f"checkpoint of step {step} saved, val_loss_first" for step in (2, 4, 6)]
+    started = ["activation checkpointing", "step 1", *saved[:2], "step 6", saved[2]]
+    continued = ["activation checkpointing", "continuing from the checkpoint of step 4", "step 5", "step 6", saved[2]]
+    assert told == started + continued
 
 
 def steps_done(manifest: Path) -> int:
