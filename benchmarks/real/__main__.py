@@ -7,9 +7,10 @@ steps and items are measured until their share of the time is used up. Every sid
 precision: bf16 if the CPU has instructions for it (the frozen base in bf16, the adapter in fp32, a training forward
 under autocast), else fp32.
 
-Training: the settings of the recipe with 4 pairs a step, in one process for each variant; the variants take turns, step
-by step, over the same pairs in the same order. The loss is TRL's, the mean over the label tokens of both sides, and
-ours computes it on pairs. TRL sees two full rows for each pair, padded to the longest of 4, without shuffling.
+Training: the settings of the recipe with 4 pairs a step, in one process for each variant, with the threads and the
+memory allocator of a worker of `pft train`; the variants take turns, step by step, over the same pairs in the same
+order. The loss is TRL's, the mean over the label tokens of both sides, and ours computes it on pairs. TRL sees two full
+rows for each pair, padded to the longest of 4, without shuffling.
 
 - train_tokens_per_s: tokens of our pairs per second, a shared scenario counted once, without padding.
 - train_peak_mb: peak of resident memory above what the process held before the first forward of its scorer, in MiB.
@@ -37,8 +38,9 @@ from pft_core.errors import UserError
 from pipelines.config import RunConfig, load_config, with_precision
 from pipelines.embedded_data import with_embedded
 from pipelines.prepare.job import PrepareConfig, prepare
+from pipelines.train.trainer import worker_environment
 
-RECIPE = "dilemmas_smollm2-135m_lora"  # option texts, the chat template, the condition after the scenario
+RECIPE = "vcd_smollm2-135m_lora"
 ROUNDS = 12
 THREADS = 2
 TRAIN_S, EVALUATE_S, NAIVE_S = 720.0, 840.0, 300.0  # limits on training, and on the evaluation and its naive side
@@ -59,7 +61,6 @@ def config_of(folder: Path) -> RunConfig:
     changes = {
         "data": prepared(folder, "train"),
         "storage": folder / "runs",
-        "encoding.max_length": 1024,
         "train.pairs_per_step": 4,
         "train.max_steps": 1 + ROUNDS,
         "train.warmup_steps": 0,
@@ -78,6 +79,7 @@ def main() -> None:
         folder = Path(name)
         try:
             config, test = config_of(folder), prepared(folder, "test")
+            os.environ.update(worker_environment(config).get("env_vars", {}))  # of the processes that train
             limits = {"train_s": TRAIN_S, "evaluate_s": EVALUATE_S, "naive_s": NAIVE_S}
             result = measure(config, test, folder, num_items=TEST_ITEMS, **limits)
         except UserError as error:

@@ -26,7 +26,6 @@ from pipelines.jobs import (
     CONFIG_NAME,
     MAX_RESTARTS,
     ensure_ray,
-    fair_threads,
     on_this_node,
     refuse_missing_resources,
     repeated_deaths_error,
@@ -43,7 +42,7 @@ from pipelines.train.process_group import ProcessGroup
 from pipelines.train.publish import copy_policy, policy_kind, publish_policy
 from pipelines.train.ray_checkpoints import mend_snapshot
 from pipelines.train.resolved_run import ResolvedRun, RunLayers, resolve
-from pipelines.train.trainer import Trainer, was_killed, were_all_killed
+from pipelines.train.trainer import Trainer, was_killed, were_all_killed, worker_environment
 from pipelines.train.training_summary import print_cautions, training_report
 from pipelines.train.worker import train_worker
 
@@ -190,16 +189,6 @@ def checkpoint_config(config: RunConfig) -> ray.train.CheckpointConfig:
     return ray.train.CheckpointConfig(
         num_to_keep=2, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
     )
-
-
-def worker_environment(config: RunConfig) -> dict[str, Any]:
-    """Return the environment of a worker: OMP_NUM_THREADS, if it differs from Ray's own, the number of CPUs."""
-    scaling, cpus = config.scaling, config.scaling.worker_resources.get("CPU", 1)
-    if scaling.threads_per_worker != "auto":
-        threads = scaling.threads_per_worker
-    else:
-        threads = max(1, int(cpus)) if scaling.resources_per_worker else fair_threads(scaling.num_workers)
-    return {} if threads == max(1, int(cpus)) else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
 @contextmanager
