@@ -126,6 +126,10 @@ class Progress(ray.tune.Callback):
         self._num_trials = self._left = num_trials
         self._advance = advance
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the bar of this process out of the state that Tune saves."""
+        return self.__dict__ | {"_advance": None}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result or {}
         figures = ", ".join(f"{name} {last[name]:.3f}" for name in FIGURES if last.get(name) is not None)

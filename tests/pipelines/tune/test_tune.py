@@ -192,7 +192,7 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_anything_starts(ray_c
 
 @pytest.mark.ray
 def test_too_few_scenarios_for_an_interval_are_refused_before_anything_starts(ray_cluster, storage) -> None:
-    with pytest.raises(UserError, match=r"'Risk': an interval needs at least 2 scenarios.*raise search.limit_per_axis"):
+    with pytest.raises(UserError, match=r"'\w+': an interval needs at least 2 scenarios.*raise search.limit_per_axis"):
         job.run(config(storage, "search.limit_per_axis=1"))
 
 
