@@ -44,7 +44,7 @@ REAL = Demo(
     "quickstart-real",
     "dilemmas_smollm2-135m_lora",
     "PFT on SmolLM2-135M: one policy for both sides of four everyday dilemmas",
-    "A small pretrained model, one seed, 48 plain items and 48 twins. Twins are two scenarios with the same options "
+    "A small pretrained model, one seed, 80 plain items and 80 twins. Twins are two scenarios with the same options "
     "and opposite answers, so whoever goes by the options alone is right on half of them. sft:first is trained on one "
     "side, for half of the steps of pft.",
     (

@@ -28,13 +28,13 @@ def twins_in(records: list[PairedExample]) -> list[list[PairedExample]]:
 
 def test_every_axis_has_as_many_twins_as_plain_items(records: dict[str, list[PairedExample]]) -> None:
     assert {split: len(kept) for split, kept in records.items()} == {
-        "train": 224, "validation": 32, "test": 48, "twins": 48
+        "train": 672, "validation": 32, "test": 80, "twins": 80
     }  # fmt: skip
     everything = [record for kept in records.values() for record in kept]
     of_twins = [record for group in twins_in(everything) for record in group]
     axes = [axis.name for axis in load_space("dilemmas").axes]
-    assert Counter(record.axis for record in everything) == dict.fromkeys(axes, 88)
-    assert Counter(record.axis for record in of_twins) == dict.fromkeys(axes, 44)
+    assert Counter(record.axis for record in everything) == dict.fromkeys(axes, 216)
+    assert Counter(record.axis for record in of_twins) == dict.fromkeys(axes, 108)
     assert {len(record.options) for record in everything} == {2, 3, 4}
 
 
