@@ -21,6 +21,7 @@ class Relay:
         self._reports: list[Report] = []
 
     async def post(self, report: Report) -> None:
+        """Keep a report of a worker until the driver takes it."""
         self._reports.append(report)
 
     async def reports(self) -> list[Report]:
