@@ -38,7 +38,7 @@ from pft_core.errors import UserError
 from pipelines.config import RunConfig, load_config, with_precision
 from pipelines.embedded_data import with_embedded
 from pipelines.prepare.job import PrepareConfig, prepare
-from pipelines.train.trainer import worker_environment
+from pipelines.train import worker_environment
 
 RECIPE = "vcd_smollm2-135m_lora"
 ROUNDS = 12

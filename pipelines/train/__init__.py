@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipelines.train.plan import dry_run
     from pipelines.train.publish import policy_kind
     from pipelines.train.resolved_run import RunLayers, resolve
+    from pipelines.train.trainer import worker_environment
     from pipelines.train.training_summary import cautions_of, next_command, print_cautions
 else:
     __getattr__ = lazy_exports(__name__)

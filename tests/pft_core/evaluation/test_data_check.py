@@ -37,8 +37,9 @@ def test_repeated_texts_and_leaks_are_counted() -> None:
 def test_a_part_alone_learns_its_words_from_the_other_half_of_it() -> None:
     records = [record for _, row in stored_rows(split="train") for record in [row.record]]
     measured = check({"train": records}, load_space("dilemmas"))["parts"]["train"]
-    assert all(0.35 < scores["one"] < 0.65 for scores in measured["yardsticks"]["bag_of_words"].values())
-    assert {axis["records"] for axis in measured["axes"].values()} == {56}
+    # Half of the items are twins, on which words show nothing.
+    assert all(0.5 < scores["one"] < 0.75 for scores in measured["yardsticks"]["bag_of_words"].values())
+    assert {axis["records"] for axis in measured["axes"].values()} == {168}
 
 
 def test_too_few_records_to_learn_from_have_no_score() -> None:
