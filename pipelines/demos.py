@@ -17,8 +17,8 @@ class ReportedPolicy:
 class Demo:
     """A demonstration: its folder, its policies, and the test splits of its recipe's embedded data.
 
-    tests: each split with the words that tell its axes apart in the report. minutes: by precision, on two quiet CPU
-    cores. yardsticks: shown beside the policies.
+    tests: each split with the words that tell its axes apart in the report. minutes: estimated, by precision, on two
+    quiet CPU cores. yardsticks: shown beside the policies.
     """
 
     name: str

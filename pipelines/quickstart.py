@@ -53,10 +53,10 @@ def run(config: RunConfig, *, demo: Demo = TINY, fresh: bool = False) -> dict[st
 
 
 def say_duration(demo: Demo, config: RunConfig) -> None:
-    """Print how long the demonstration takes. The figures are of CPUs; a GPU is faster."""
-    minutes = demo.minutes[settled(config.train.precision)]
+    """Print an estimate of how long the demonstration takes on CPUs; a GPU is faster."""
+    precision = settled(config.train.precision)
     console.print(
-        f"{demo.name}: about {minutes} minutes on two quiet CPU cores in {settled(config.train.precision)}, less if "
+        f"{demo.name}: an estimated {demo.minutes[precision]} minutes on two quiet CPU cores in {precision}, less if "
         "parts of it are finished",
         soft_wrap=True,
     )
