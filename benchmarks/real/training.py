@@ -90,7 +90,7 @@ def pairs_in_order(settings: LoopSettings, layers: RunLayers) -> list[BranchedEx
 
 def measure_training(config: RunConfig, *, limit_s: float) -> dict[str, Any]:
     """Let the trainings take turns for the steps of the config, one of them for warm-up, within the limit."""
-    layers = encode_layers(resolved(config), say=harness.say)
+    layers = encode_layers(resolved(config))
     with ExitStack() as running:
         trainees = {
             "ours": Trainee("ours", train_ours, config, layers),
