@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pft_core.evaluation import METRICS, TASKS, EvaluationRow
-from pipelines.export.own_reports import OwnReport
+from pft_core.evaluation import METRICS, TASKS, YARDSTICKS, EvaluationRow
+from pipelines.export.own_reports import OwnReport, RowsByPlace
 
 SCORING = {
     None: "The choice is the likeliest answer.",
@@ -16,11 +16,14 @@ SCORING = {
 
 @dataclass(frozen=True)
 class EvaluationTable:
-    """The table of one data set. lines: the cells of each row. meanings: a sentence for each metric."""
+    """The table of one data set.
+
+    beside: titles of the columns that compare. lines: the cells of each row. meanings: a sentence for each metric.
+    """
 
     data: str
     scoring: str
-    has_base: bool
+    beside: list[str]
     lines: list[list[str]]
     meanings: list[str]
 
@@ -32,12 +35,14 @@ def tables_of(reports: Sequence[OwnReport]) -> list[EvaluationTable]:
 
 
 def _table(report: OwnReport) -> EvaluationTable:
-    lines = [[*_line(row), *([_base_value(row, report)] if report.base else [])] for row in report.rows]
+    lines = [[*_line(row), *(_value_at(row, rows) for rows in report.beside.values())] for row in report.rows]
     metrics = dict.fromkeys(row["metric"] for row in report.rows)
     meanings = [f"{METRICS[name].label}: {METRICS[name].meaning}." for name in metrics if name in METRICS]
     position = "Position: what always choosing the option at one place reaches."
+    known = [YARDSTICKS[name] for name in YARDSTICKS]
+    yardsticks = [f"{each.label}: {each.says}." for each in known if each.label in report.beside]
     return EvaluationTable(
-        report.data, SCORING.get(report.scoring, ""), bool(report.base), lines, [*meanings, position]
+        report.data, SCORING.get(report.scoring, ""), list(report.beside), lines, [*meanings, position, *yardsticks]
     )
 
 
@@ -49,6 +54,7 @@ def _line(row: EvaluationRow) -> list[str]:
     return [label, row["axis"] or "all", pole, str(row["n"]), value, "" if baseline is None else f"{baseline:.2f}"]
 
 
-def _base_value(row: EvaluationRow, report: OwnReport) -> str:
-    base = report.base.get((row["axis"], row["pole"], row["metric"]))
-    return f"{base['value']:.2f}" if base else ""
+def _value_at(row: EvaluationRow, rows: RowsByPlace) -> str:
+    """Return the value of the same axis, pole and metric among other rows; empty if there is none."""
+    other = rows.get((row["axis"], row["pole"], row["metric"]))
+    return f"{other['value']:.2f}" if other else ""

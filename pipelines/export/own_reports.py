@@ -6,23 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.errors import UserError
-from pft_core.evaluation import EvaluationRow
+from pft_core.evaluation import YARDSTICKS, EvaluationRow
 from pft_core.files import digest, read_json
 from pft_core.policies import ModelRef
 from pipelines.reporting import REPORT_NAMES, Example
 
-RowPlace = tuple[str | None, str | None, str]  # axis, pole and metric
+RowsByPlace = Mapping[tuple[str | None, str | None, str], EvaluationRow]  # by axis, pole and metric
+BASE_TITLE = "base model"
 
 
 @dataclass(frozen=True)
 class OwnReport:
-    """The part of a report about one policy. data: digest of the data. base: rows of the base model, if it has them."""
+    """The part of a report about one policy.
+
+    data: digest of the data. beside: what the report compares it with, the base model and yardsticks, by title.
+    """
 
     place: Path
     data: str
     scoring: str | None
     rows: list[EvaluationRow]
-    base: Mapping[RowPlace, EvaluationRow]
+    beside: Mapping[str, RowsByPlace]
     cautions: list[str]
     examples: list[Example]
 
@@ -34,7 +38,7 @@ def own_reports(run_dir: Path, ref: ModelRef, given: Sequence[Path]) -> list[Own
     """
     reports = [_given_report(place, ref) for place in given]
     reports += [report for place in _places_beside(run_dir) if (report := _report_of(place, ref)) and not given]
-    return sorted(reports, key=lambda report: not report.base)
+    return sorted(reports, key=lambda report: BASE_TITLE not in report.beside)
 
 
 def _places_beside(run_dir: Path) -> Iterator[Path]:
@@ -62,16 +66,24 @@ def _report_of(file: Path, ref: ModelRef) -> OwnReport | None:
     own = [row for row in rows if row.get("policy") == name]
     if name is None or not own:
         return None
-    untrained = {other for other, each in policies.items() if not each.get("training_data")}
+    titles = {other: BASE_TITLE for other, each in policies.items() if not each.get("training_data")}
+    titles |= {YARDSTICKS[each].label: YARDSTICKS[each].label for each in YARDSTICKS}
     return OwnReport(
         file,
         str(policies[name].get("data")),
         content.get("config", {}).get("scoring"),
         own,
-        {(row["axis"], row["pole"], row["metric"]): row for row in rows if row["policy"] in untrained},
+        _by_title([row for row in rows if row["policy"] != name and row["policy"] in titles], titles),
         [caution for caution in content.get("cautions", []) if caution.startswith(f"{name} ")],
         content.get("examples", []),
     )
+
+
+def _by_title(rows: Sequence[EvaluationRow], titles: Mapping[str, str]) -> dict[str, RowsByPlace]:
+    beside: dict[str, dict[tuple[str | None, str | None, str], EvaluationRow]] = {}
+    for row in rows:
+        beside.setdefault(titles[row["policy"]], {})[row["axis"], row["pole"], row["metric"]] = row
+    return dict(beside)
 
 
 def _are_digests_of(digests: Mapping[str, Any], ref: ModelRef) -> bool:

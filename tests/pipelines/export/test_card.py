@@ -124,15 +124,20 @@ def test_a_card_shows_the_evaluation_beside_the_run_and_no_path_of_it(lora_run: 
     assert "not on" not in card.split("## Limits")[1]
 
 
-def test_a_report_of_several_policies_sets_the_policy_beside_its_base(lora_run: Path, tmp_path: Path) -> None:
+def test_a_report_of_several_policies_sets_the_policy_beside_its_base_and_the_yardsticks(
+    lora_run: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(lora_run, tmp_path / "run")
     ref = ModelRef.load(run)
     own = report_of(ref)["digests"]
     policies = {"base": own | {"adapter_sha256": None, "training_data": None}, "pft": own}
-    report = report_of(ref, rows=[row("base", value=0.25), row("pft"), row("sft", value=0.1)])
+    others = {"base": 0.25, "sft": 0.1, "bag-of-words probe": 0.6}
+    report = report_of(ref, rows=[row("pft"), *(row(name, value=value) for name, value in others.items())])
     write_json_at(tmp_path, report | {"digests": {"policies": policies}, "cautions": ["sft is below.", "pft is new."]})
     card = exported(run, tmp_path / "out")
-    assert "| One | Risk | Bold | 40 | 0.75 (0.60 to 0.90) | 0.50 | 0.25 |" in card
+    assert "this policy (95% interval) | position | base model | bag-of-words probe |\n" in card
+    assert "| One | Risk | Bold | 40 | 0.75 (0.60 to 0.90) | 0.50 | 0.25 | 0.60 |\n" in card
+    assert "- bag-of-words probe: a linear probe on the words of single options." in card
     assert "pft is new." in card
     assert "sft" not in card
 
