@@ -25,6 +25,7 @@ from pipelines.evaluate.answering_job import AnsweringJob
 from pipelines.jobs import UNUSED
 
 ITEMS_PER_GROUP = 64
+ITEMS_PER_GROUP_ON_CPU = 16  # so that the progress of a slow model moves, and a kill loses little
 
 T = TypeVar("T")
 Item = tuple[PairedExample, Form]
@@ -47,10 +48,11 @@ def items_table(items: Sequence[Item], first: int = 0, job: int = 0) -> pa.Table
     return pa.Table.from_pylist(rows, schema=pa.schema([*RECORD_SCHEMA, ("form", pa.string()), *NUMBERS]))
 
 
-def in_groups(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
-    """Split items into groups, each with the number of its first item."""
-    for first in range(0, len(items), ITEMS_PER_GROUP):
-        yield first, items[first : first + ITEMS_PER_GROUP]
+def in_groups(items: Sequence[T], *, on_cpu: bool = False) -> Iterator[tuple[int, Sequence[T]]]:
+    """Split items into groups, each with the number of its first item. on_cpu: whether CPUs answer."""
+    size = min(ITEMS_PER_GROUP, ITEMS_PER_GROUP_ON_CPU) if on_cpu else ITEMS_PER_GROUP
+    for first in range(0, len(items), size):
+        yield first, items[first : first + size]
 
 
 class PolicyActor:

@@ -39,8 +39,8 @@ def ask_all_on_ray(
     """
     groups = [
         items_table(chunk, first, number)
-        for number, (items, _) in enumerate(requests)
-        for first, chunk in in_groups(items)
+        for number, (items, job) in enumerate(requests)
+        for first, chunk in in_groups(items, on_cpu=not job.use_gpu)
     ]
     rows = on_ray(PolicyActor, groups, [job for _, job in requests], num_workers=num_workers, kept=kept)
     return [read_answers([row for row in rows if row["job"] == number]) for number in range(len(requests))]
@@ -50,7 +50,7 @@ def ask_task_on_ray(
     items: Sequence[TaskItem], job: AnsweringJob, *, num_workers: int, kept: Sequence[KeptGroups] = ()
 ) -> tuple[dict[int, Reply], list[Reject]]:
     """Ask the items of a task in the same way; return replies by item number, and rejects."""
-    groups = [task_table(chunk, first) for first, chunk in in_groups(items)]
+    groups = [task_table(chunk, first) for first, chunk in in_groups(items, on_cpu=not job.use_gpu)]
     return read_replies(items, on_ray(TaskActor, groups, [job], num_workers=num_workers, kept=kept))
 
 
