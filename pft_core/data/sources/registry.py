@@ -95,7 +95,11 @@ SOURCES.add("json", SourceEntry(f"{_HERE}.user_pairs:own_row"))
 SOURCES.add("toyworld", SourceEntry(generate=f"{_HERE}.toyworld:generated_rows"))
 SOURCES.add(
     "dilemmas",
-    SourceEntry(generate=f"{_HERE}.dilemmas:stored_rows", splits=("train", "validation", "test", "twins"), takes=()),
+    SourceEntry(
+        generate=f"{_HERE}.dilemmas:stored_rows",
+        splits=("train", "train_twins", "validation", "test", "twins"),
+        takes=(),
+    ),
 )
 
 

@@ -28,13 +28,13 @@ def twins_in(records: list[PairedExample]) -> list[list[PairedExample]]:
 
 def test_every_axis_has_as_many_twins_as_plain_items(records: dict[str, list[PairedExample]]) -> None:
     assert {split: len(kept) for split, kept in records.items()} == {
-        "train": 672, "validation": 32, "test": 80, "twins": 80
+        "train": 1056, "train_twins": 1056, "validation": 32, "test": 80, "twins": 80
     }  # fmt: skip
     everything = [record for kept in records.values() for record in kept]
     of_twins = [record for group in twins_in(everything) for record in group]
     axes = [axis.name for axis in load_space("dilemmas").axes]
-    assert Counter(record.axis for record in everything) == dict.fromkeys(axes, 216)
-    assert Counter(record.axis for record in of_twins) == dict.fromkeys(axes, 108)
+    assert Counter(record.axis for record in everything) == dict.fromkeys(axes, 576)
+    assert Counter(record.axis for record in of_twins) == dict.fromkeys(axes, 288)
     assert {len(record.options) for record in everything} == {2, 3, 4}
 
 
@@ -46,8 +46,9 @@ def test_twins_share_a_split_and_the_order_of_options_and_swap_every_pole(
             assert first.axis == second.axis
             assert [o.text for o in first.options] == [o.text for o in second.options]
             assert all(a.side != b.side for a, b in zip(first.options, second.options, strict=True))
-    assert sum(len(group) for group in twins_in(records["twins"])) == len(records["twins"])
-    assert not twins_in(records["test"])
+    for split in SPLITS:
+        num_twins = sum(len(group) for group in twins_in(records[split]))
+        assert num_twins == {"train_twins": 1056, "validation": 16, "twins": 80}.get(split, 0)
 
 
 def test_no_scenario_and_no_option_text_is_in_two_splits(records: dict[str, list[PairedExample]]) -> None:
