@@ -83,5 +83,5 @@ docs: .venv/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # PAGES="quickstart concepts": these pages of the built site instead, narrow and wide, dark and light.
-screenshots: setup
+screenshots: setup setup-smollm2
 	$(BIN)/python -m docs.capture $(PAGES)

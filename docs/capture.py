@@ -1,4 +1,4 @@
-"""Screenshots by headless Chromium: the report and the served page of the quickstart, or pages of the built site.
+"""Screenshots by headless Chromium: the report and the served page of the real quickstart, or pages of the built site.
 
 python -m docs.capture             docs/screenshots/report.png and served_page.png
 python -m docs.capture PAGE...     each page at two widths, dark and light, in docs/screenshots/pages/
@@ -21,7 +21,8 @@ from benchmarks.house import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHOTS = ROOT / "docs" / "screenshots"
-REPORT = ROOT / "runs" / "quickstart" / "report.html"
+RUN = "quickstart-real"
+REPORT = ROOT / "runs" / RUN / "report.html"
 WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
 COLORS = 128  # flat pages look the same, and a file has a third of the size
 START_LIMIT_S = 300
@@ -62,9 +63,9 @@ def shoot_page(browser: Any, name: str) -> None:
 
 
 def shoot_quickstart(browser: Any) -> None:
-    """Take the report of the quickstart, which is run if it has not been, and the page of its server."""
+    """Take the report of the real quickstart, which is run if it has not been, and the page of its server."""
     if not REPORT.is_file():
-        subprocess.run([sys.executable, "-m", "pipelines.cli", "quickstart"], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "pipelines.cli", "quickstart", "--real"], cwd=ROOT, check=True)
     with opened(browser, REPORT.as_uri(), 1280, "light") as page:
         page.screenshot(path=kept(SHOTS / "report.png"))
     reduce_colors(SHOTS / "report.png")
@@ -89,8 +90,8 @@ def opened(browser: Any, url: str, width: int, scheme: str) -> Iterator[Any]:
 
 @contextmanager
 def served() -> Iterator[str]:
-    """Serve the policy of the quickstart on a free port until the block ends."""
-    command = [sys.executable, "-m", "pipelines.cli", "serve", "quickstart", "port=0"]
+    """Serve the policy of the real quickstart on a free port until the block ends."""
+    command = [sys.executable, "-m", "pipelines.cli", "serve", RUN, "port=0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
         try:
             yield address(server)
