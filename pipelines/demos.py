@@ -17,8 +17,8 @@ class ReportedPolicy:
 class Demo:
     """A demonstration: its folder, its policies, and the test splits of its recipe's embedded data.
 
-    tests: each split with the words that tell its axes apart in the report. minutes: estimated, by precision, on two
-    quiet CPU cores. yardsticks: shown beside the policies.
+    tests: each split with the name of its part of the report, empty for the only one. minutes: estimated, by precision,
+    on two quiet CPU cores. yardsticks: shown beside the policies.
     """
 
     name: str
@@ -44,7 +44,7 @@ REAL = Demo(
     "quickstart-real",
     "dilemmas_smollm2-135m_lora",
     "PFT on SmolLM2-135M: one policy for both sides of four everyday dilemmas",
-    "A small pretrained model, one seed, 80 plain items and 80 twins. Twins are two scenarios with the same options "
+    "A small pretrained model, one seed, 128 plain items and 128 twins. Twins are two scenarios with the same options "
     "and opposite answers, so whoever goes by the options alone is right on half of them. sft:first is trained on one "
     "side, for half of the steps of pft.",
     (
@@ -52,7 +52,7 @@ REAL = Demo(
         ReportedPolicy("sft:first", "one_sided:first", share=0.5),
         ReportedPolicy("pft", "pft"),
     ),
-    {"test": "", "twins": " (twins)"},
-    {"bf16": 22, "fp32": 42},
+    {"test": "plain", "twins": "twins"},
+    {"bf16": 25, "fp32": 35},
     yardsticks=("bag_of_words",),
 )

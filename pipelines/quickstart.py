@@ -114,11 +114,11 @@ def evaluation_of(split: str) -> str:
 def rows_of(
     demo: Demo, split: str, reports: Sequence[RunReport], config: RunConfig, data: str
 ) -> Iterator[EvaluationRow]:
-    """Yield the rows of a test split, of policies and yardsticks, with the split's words beside the axis."""
-    beside = demo.tests[split]
+    """Yield the rows of a test split, of policies and yardsticks, with the name of its part also beside the axis."""
+    part = demo.tests[split]
     of_yardsticks = [row for name in demo.yardsticks for row in yardstick_rows(name, config, Path(data))]
     for row in [*(row for report in reports for row in report["rows"]), *of_yardsticks]:
-        yield {**row, "axis": f"{row['axis'] or 'all axes'}{beside}"} if beside else row
+        yield {**row, "axis": f"{row['axis'] or 'all axes'} ({part})", "part": part} if part else row
 
 
 def yardstick_rows(name: str, config: RunConfig, data: Path) -> list[EvaluationRow]:

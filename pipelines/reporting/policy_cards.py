@@ -1,6 +1,6 @@
 """Summary cards and sentences about each policy of a report, all computed from its rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pft_core.evaluation import METRICS, MIN_CLUSTERS, TASKS, EvaluationRow, metrics_where
@@ -12,12 +12,20 @@ NUM_COLORS = 5  # for policies: a gray and four others
 
 @dataclass(frozen=True)
 class SummaryCard:
-    """A policy in brief: its rows of the headline metric, its both-right rows, and its color index on the page."""
+    """A policy in brief, on one part of the report's data, None for all of it.
+
+    rows: of the headline metric. color: its color index on the page.
+    """
 
     policy: str
+    part: str | None
     color: int
     rows: list[EvaluationRow]
     both_right: list[EvaluationRow]
+
+    @property
+    def title(self) -> str:
+        return f"{self.policy}, {self.part}" if self.part else self.policy
 
     @property
     def worst(self) -> EvaluationRow:
@@ -56,27 +64,28 @@ def headline_metric(rows: Sequence[EvaluationRow]) -> str:
 
 
 def policy_cards(rows: Sequence[EvaluationRow], headline: str) -> list[SummaryCard]:
-    """Make one card per policy, in the order of the rows."""
-    rows_by_policy: dict[str, list[EvaluationRow]] = {}
+    """Make one card for each policy and part, in the order of the rows."""
+    colors = policy_colors(rows)
+    by_card: dict[tuple[str, str | None], list[EvaluationRow]] = {}
     for row in rows:
-        rows_by_policy.setdefault(row["policy"], []).append(row)
-    colors = policy_colors(rows_by_policy)
+        by_card.setdefault((row["policy"], row.get("part")), []).append(row)
     return [
         SummaryCard(
             policy,
+            part,
             colors[policy],
-            [row for row in policy_rows if row["metric"] == headline and row["pole"] is not None],
-            [row for row in policy_rows if row["metric"] == "both_right"],
+            [row for row in card_rows if row["metric"] == headline and row["pole"] is not None],
+            [row for row in card_rows if row["metric"] == "both_right"],
         )
-        for policy, policy_rows in rows_by_policy.items()
+        for (policy, part), card_rows in by_card.items()
     ]
 
 
-def policy_colors(rows_by_policy: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, int]:
+def policy_colors(rows: Sequence[EvaluationRow]) -> dict[str, int]:
     """Return each policy's color index: 0 (gray) if untrained beside trained ones, 1 for the last, the main subject."""
-    trained = [p for p, rows in rows_by_policy.items() if any(r["trained_pole"] is not None for r in rows)]
-    colored = trained or list(rows_by_policy)
-    colors = dict.fromkeys(rows_by_policy, 0)
+    colors = dict.fromkeys((row["policy"] for row in rows), 0)
+    trained = dict.fromkeys(row["policy"] for row in rows if row["trained_pole"] is not None)
+    colored = list(trained or colors)
     return colors | {policy: 1 + i % (NUM_COLORS - 1) for i, policy in enumerate(reversed(colored))}
 
 
@@ -91,7 +100,7 @@ def _sentences(card: SummaryCard, name: str) -> list[str]:
         scores += f" and {span(card.untrained)} on the other {count(card.untrained)}" if card.untrained else ""
     else:
         scores = f"{span(card.rows)} on {count(card.rows)}"
-    sentences = [f"{card.policy}: {name} is {scores}."]
+    sentences = [f"{card.title}: {name} is {scores}."]
     if card.both_right:
         cases = cases_of(card.both_right) if card.of_few else "cases"
         sentences.append(

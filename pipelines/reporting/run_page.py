@@ -62,7 +62,7 @@ def page_of(report: RunReport) -> dict[str, Any]:
     cards = [card for card in policies if card.rows]
     color = {card.policy: card.color for card in policies}
     return {
-        "title": report.get("title") or "Evaluation of " + ", ".join(card.policy for card in policies),
+        "title": report.get("title") or "Evaluation of " + ", ".join(color),
         "sentences": [*summary(cards, headline), *task_sentences(rows)],
         "warnings": [*report.get("cautions", []), *warnings(rows, report.get("items"))],
         "notes": report.get("notes", []),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pft_core.evaluation import YARDSTICKS
 from pft_core.files import read_json
 from pipelines.reporting import REPORT_NAMES
 from pipelines.runs.damage import naming
@@ -64,13 +65,16 @@ def mean_loss(figures: Mapping[str, Any]) -> float | None:
 
 
 def figures_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a report: a number if it has one policy, else a number for each policy or method."""
+    """Return the metrics of a report without its yardsticks: a number if it has one policy, else one for each policy or
+    method."""
     return {name: value for name in OF_ITEMS if (value := _by_policy(report["rows"], name)) is not None}
 
 
 def _by_policy(rows: Sequence[Mapping[str, Any]], metric: str) -> float | dict[str, float] | None:
     chosen = [row for row in rows if row["metric"] == metric]
-    policies = dict.fromkeys(str(row.get("policy", row.get("method"))) for row in chosen)
+    yardsticks = {*YARDSTICKS, *(YARDSTICKS[name].label for name in YARDSTICKS)}
+    named = dict.fromkeys(str(row.get("policy", row.get("method"))) for row in chosen)
+    policies = [policy for policy in named if policy not in yardsticks]
     means = {
         policy: _mean([row for row in chosen if policy in (row.get("policy"), row.get("method"))])
         for policy in policies

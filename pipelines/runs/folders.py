@@ -9,6 +9,7 @@ from pft_core.errors import UserError, did_you_mean
 from pft_core.evaluation import OUTCOMES_NAME
 from pipelines.config import JOB_NAME
 from pipelines.reporting import REPORT_NAMES
+from pipelines.tracking import ARTIFACTS_NAME
 
 MARKS = {JOB_NAME, REPORT_NAMES[0], OUTCOMES_NAME}  # a folder with one of these files holds a run
 
@@ -50,6 +51,8 @@ def measured(path: Path) -> Folder:
                 continue
             inner = measured(Path(entry.path))
             folder.sizes[entry.name] = inner.size
+            if entry.name == ARTIFACTS_NAME:  # MLflow's copies of reports are no runs
+                continue
             folder.runs += [inner] if inner.holds_a_run else []
             folder.runs += inner.runs
     except OSError as error:

@@ -1,6 +1,7 @@
 """`runs`: list the runs below a storage folder, show one, compare several. Nothing is loaded and nothing is written."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ def list_runs(storage: Path) -> dict[str, Any]:
 
 
 def runs_below(storage: Path) -> list[Run]:
-    """Return the runs, newest first; a trained policy has the figures of its last evaluation."""
+    """Return the runs, newest first; a trained policy has the figures of its last evaluation.
+
+    It has none if it was evaluated on several data sets, because one figure would hide the others.
+    """
     runs = [read_run(folder, storage) for folder in run_folders(storage)]
     runs.sort(key=lambda run: (run.started or "", run.changed), reverse=True)
-    evaluated = {policy: run for run in reversed(runs) if (policy := policy_of(run))}
-    return [with_evaluation(run, evaluated.get(Path(run.path).resolve())) for run in runs]
+    evaluations = evaluations_by_policy(runs)
+    return [with_evaluation(run, evaluations) for run in runs]
 
 
 def policy_of(run: Run) -> Path | None:
@@ -43,8 +47,19 @@ def policy_of(run: Run) -> Path | None:
     return model.parent if model.is_file() else model
 
 
-def with_evaluation(run: Run, evaluation: Run | None) -> Run:
-    return replace(run, figures=evaluation.figures | run.figures) if evaluation else run
+def evaluations_by_policy(runs: Sequence[Run]) -> dict[Path, list[Run]]:
+    evaluations: defaultdict[Path, list[Run]] = defaultdict(list)
+    for run in runs:
+        if policy := policy_of(run):
+            evaluations[policy].append(run)
+    return evaluations
+
+
+def with_evaluation(run: Run, evaluations: Mapping[Path, list[Run]]) -> Run:
+    """Return a run with the figures of the first of its evaluations, unless their data differ."""
+    own = evaluations.get(Path(run.path).resolve(), [])
+    is_clear = len({evaluation.config.get("data") for evaluation in own}) == 1
+    return replace(run, figures=own[0].figures | run.figures) if is_clear else run
 
 
 def show_run(name: str, storage: Path) -> dict[str, Any]:
@@ -112,9 +127,8 @@ def compare_runs(names: Sequence[str], storage: Path) -> dict[str, Any]:
     """Print what differs between runs. Result: runs, and config and figures by key with a value for each run."""
     if len(names) < 2:
         raise UserError(f"{names[0]}: give at least two runs to compare")
-    known = {Path(run.path).resolve(): run for run in runs_below(storage)} if storage.is_dir() else {}
-    runs = [find_run(name, storage) for name in names]
-    runs = [with_evaluation(run, known.get(Path(run.path).resolve())) for run in runs]
+    evaluations = evaluations_by_policy(runs_below(storage) if storage.is_dir() else [])
+    runs = [with_evaluation(find_run(name, storage), evaluations) for name in names]
     config = differing_keys([run.config for run in runs])
     rows = [flat({"status": run.status, "seconds": run.seconds, "bytes": run.bytes, **run.figures}) for run in runs]
     figures = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}

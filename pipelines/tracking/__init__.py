@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
     from pipelines.tracking.model_registry import register
     from pipelines.tracking.origin import commit
-    from pipelines.tracking.settings import TrackedConfig, TrackingSettings
+    from pipelines.tracking.settings import ARTIFACTS_NAME, TrackedConfig, TrackingSettings
     from pipelines.tracking.tracker import (
         DRAIN_LIMIT_S,
         SPOOL_NAME,

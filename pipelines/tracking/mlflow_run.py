@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from pft_core.data import DatasetManifest
+from pipelines.tracking.settings import ARTIFACTS_NAME
 
 StepMetrics = dict[str, Any]  # "step" and the metrics of that step
 POINTS_PER_BATCH = 1000  # MLflow's own limit, like the next two
@@ -230,7 +231,7 @@ def sqlite_path(uri: str) -> Path | None:
 def artifact_location(uri: str) -> str | None:
     """Return the artifact folder beside the file of an SQLite store; None for a server, which decides itself."""
     path = sqlite_path(uri)
-    return None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
+    return None if path is None else (path.resolve().parent / ARTIFACTS_NAME).as_uri()
 
 
 def mlflow_name(name: str) -> str:

@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 from pft_core.settings import Settings
 
+ARTIFACTS_NAME = "mlartifacts"  # MLflow's own name for the folder beside a store
+
 
 class TrackingSettings(Settings):
     """Where MLflow stores the run."""

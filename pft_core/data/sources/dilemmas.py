@@ -4,8 +4,8 @@ The files hold the options in the order in which they are shown, so that each po
 
 Half of the items are twins: two scenarios with the same option texts, whose poles the scenarios swap. Twins show their
 options in the same order, so that a policy that goes by the position or by the words of the options alone is right on
-exactly half of them. Both twins lie in the same split. The splits `train` and `test` have plain items, `train_twins` and
-`twins` have twins, and `validation` has both.
+exactly half of them. Both twins lie in the same split. The splits `train` and `test` have plain items, `train_twins`
+and `twins` have twins, and `validation` has both.
 """
 
 import json

@@ -23,7 +23,7 @@ class EvaluationRow(TypedDict):
 
     axis, pole: None if the row covers all of them. trained_pole: whether the policy was trained on the pole; None over
     both poles, or if the training is unknown. position_baseline: the value that position alone reaches, None if that is
-    meaningless. unparsed: the share of unparsed answers.
+    meaningless. unparsed: the share of unparsed answers. part: in a report of several data sets, the name of the row's.
     """
 
     policy: str
@@ -38,6 +38,7 @@ class EvaluationRow(TypedDict):
     high: float
     position_baseline: float | None
     unparsed: float
+    part: NotRequired[str]
 
 
 def report_rows(

@@ -28,7 +28,7 @@ def twins_in(records: list[PairedExample]) -> list[list[PairedExample]]:
 
 def test_every_axis_has_as_many_twins_as_plain_items(records: dict[str, list[PairedExample]]) -> None:
     assert {split: len(kept) for split, kept in records.items()} == {
-        "train": 1056, "train_twins": 1056, "validation": 32, "test": 80, "twins": 80
+        "train": 1008, "train_twins": 1008, "validation": 32, "test": 128, "twins": 128
     }  # fmt: skip
     everything = [record for kept in records.values() for record in kept]
     of_twins = [record for group in twins_in(everything) for record in group]
@@ -48,7 +48,7 @@ def test_twins_share_a_split_and_the_order_of_options_and_swap_every_pole(
             assert all(a.side != b.side for a, b in zip(first.options, second.options, strict=True))
     for split in SPLITS:
         num_twins = sum(len(group) for group in twins_in(records[split]))
-        assert num_twins == {"train_twins": 1056, "validation": 16, "twins": 80}.get(split, 0)
+        assert num_twins == {"train_twins": 1008, "validation": 16, "twins": 128}.get(split, 0)
 
 
 def test_no_scenario_and_no_option_text_is_in_two_splits(records: dict[str, list[PairedExample]]) -> None:

@@ -211,9 +211,18 @@ def test_a_name_with_a_dollar_is_a_name(report: dict[str, Any]) -> None:
 
 
 def test_what_was_not_trained_is_grey_beside_what_was() -> None:
-    trained, untrained = [row("p", "Daring", 1.0, trained_pole=True)], [row("p", "Daring", 1.0)]
-    assert policy_colors({"base": untrained, "sft": trained, "pft": trained}) == {"base": 0, "sft": 2, "pft": 1}
-    assert policy_colors({"only": untrained}) == {"only": 1}
+    trained = [row(name, "Daring", 1.0, trained_pole=True) for name in ("sft", "pft")]
+    assert policy_colors([row("base", "Daring", 1.0), *trained]) == {"base": 0, "sft": 2, "pft": 1}
+    assert policy_colors([row("only", "Daring", 1.0)]) == {"only": 1}
+
+
+def test_a_policy_has_a_card_and_a_sentence_for_each_part_of_the_data() -> None:
+    rows = [row("pft", "Daring", value) | {"part": part} for part, value in (("plain", 0.9), ("twins", 0.4))]
+    page = render(small_report() | {"rows": rows})
+    for part, value in (("plain", "0.90"), ("twins", "0.40")):
+        assert f"pft, {part}: One is {value} on 1 pole." in page
+        assert f'<div class="name">pft, {part}</div>\n<div class="big number">{value}</div>' in page
+    assert page.count('<span class="swatch"></span>pft</li>') == 1
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.34, "0.3 s"), (42.2, "42 s"), (9.97, "10 s"), (185.0, "3 min 05 s")])

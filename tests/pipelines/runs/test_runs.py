@@ -17,6 +17,7 @@ from pipelines.config import RunConfig, load_config
 from pipelines.evaluate.evaluate_config import EvaluateConfig
 from pipelines.jobs import is_locked, locked, run_job
 from pipelines.runs import job as runs
+from pipelines.runs.figures import figures_of_report
 from pipelines.runs.run import job_status
 
 
@@ -43,13 +44,13 @@ def trained(storage: Path, name: str, *overrides: str, error: RuntimeError | Non
     return run_dir
 
 
-def evaluated(storage: Path, name: str, model: Path, *, both_right: float) -> Path:
+def evaluated(storage: Path, name: str, model: Path, *, both_right: float, data: str = "data/test") -> Path:
     """Make an evaluation of two axes, of 10 and 30 items."""
     rows = [
         {"policy": "p", "axis": axis, "pole": None, "metric": "both_right", "value": value, "n": n}
         for axis, value, n in (("Risk", 0.0, 10), ("Pace", both_right * 4 / 3, 30))
     ]
-    asked = EvaluateConfig(model=str(model), data="data/test", output=str(storage / name), precision="fp32")
+    asked = EvaluateConfig(model=str(model), data=data, output=str(storage / name), precision="fp32")
     report = {"rows": rows, "timings": {"ask": 5.0, "statistics": 1.0}, "digests": {}}
     (storage / name).mkdir()
     write_json(storage / name / "report.json", report | {"config": asked.model_dump(exclude={"tracking"})})
@@ -153,6 +154,31 @@ def test_a_trained_policy_shows_the_figures_of_its_evaluation(tmp_path: Path) ->
     shown = runs.show_run("mine", tmp_path)
     assert [row["name"] for row in shown["evaluations"]] == ["mine-evaluation"]
     assert runs.show_run("mine-evaluation", tmp_path)["config"]["precision"] == "fp32"
+
+
+def test_a_policy_evaluated_on_two_data_sets_shows_no_figure_of_one_of_them(tmp_path: Path) -> None:
+    run_dir = trained(tmp_path, "mine")
+    for name, data in (("plain", "data/test"), ("twins", "data/twins")):
+        evaluated(tmp_path, name, run_dir / "model_ref.json", both_right=0.6, data=data)
+    rows = rows_of(tmp_path)
+    assert "both_right" not in rows["mine"]["figures"]
+    assert "both_right" in rows["twins"]["figures"]
+
+
+def test_the_figures_of_a_report_are_those_of_policies_and_not_of_yardsticks() -> None:
+    rows = [
+        {"policy": name, "axis": "Risk", "pole": None, "metric": "both_right", "value": value, "n": 10}
+        for name, value in (("base", 0.0), ("pft", 0.75), ("bag-of-words probe", 1.0))
+    ]
+    assert figures_of_report({"rows": rows}) == {"both_right": {"base": 0.0, "pft": 0.75}}
+
+
+def test_mlflows_copy_of_a_report_is_no_run(tmp_path: Path) -> None:
+    run_dir = trained(tmp_path, "mine")
+    report = evaluated(tmp_path, "report", run_dir / "model_ref.json", both_right=0.6)
+    (tmp_path / "mlartifacts").mkdir()
+    report.rename(tmp_path / "mlartifacts" / "copy")
+    assert list(rows_of(tmp_path)) == ["mine"]
 
 
 def test_a_run_is_shown_with_changed_keys_files_policy_and_commands(tmp_path: Path) -> None:
