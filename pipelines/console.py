@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -124,7 +124,8 @@ def one_table(rows: Iterable["EvaluationRow"]) -> Table:
     policies = list(dict.fromkeys(policy for *_, policy in cells))
     table = Table(title="One: the chosen option shows the target pole", caption="bold: trained on this pole")
     for heading in ("axis", "pole", "n", *policies, "position"):
-        table.add_column(heading, justify="left" if heading in ("axis", "pole") else "right")
+        justify: Literal["left", "right"] = "left" if heading in ("axis", "pole") else "right"
+        table.add_column(heading, justify=justify, overflow="fold")  # a narrow terminal cuts off no digit
     for axis, pole in dict.fromkeys((axis, pole) for axis, pole, _ in cells):
         present = {policy: cells[axis, pole, policy] for policy in policies if (axis, pole, policy) in cells}
         any_row = next(iter(present.values()))
