@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pft_core.data import Split
-from pft_core.policies import TOYWORLD
+from pft_core.policies import TOYWORLD, model_place
 from pipelines.config import EMBEDDED_DATA, RunConfig
 from pipelines.prepare import job as prepare
 
@@ -15,11 +15,12 @@ def with_embedded(config: RunConfig) -> RunConfig:
     """Replace the name of an embedded data set by its prepared folder below the storage folder; make local paths
     absolute.
 
-    The model name `toyworld` stays a name, since its folder differs between machines and between job uploads.
+    The model names `toyworld` and `smollm2-135m` stay names, since their folders differ between machines and between
+    job uploads.
     """
     return config.model_copy(
         update={
-            "model": config.model if config.model == TOYWORLD else absolute(config.model),
+            "model": config.model and str(model_place(config.model) or config.model),
             "data": placed(config.data, config, "train"),
             "validation_data": placed(config.validation_data, config, "validation"),
         }
@@ -32,7 +33,7 @@ def placed(data: str | None, config: RunConfig, split: Split) -> str | None:
 
 
 def absolute(path: str | None) -> str | None:
-    """Return an existing local path as absolute, since workers run in other folders; keep a hub name."""
+    """Return an existing local path as absolute, since workers run in other folders; keep a name."""
     return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 

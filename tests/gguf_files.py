@@ -13,13 +13,13 @@ CHAT = (
 )
 
 
-def write_gguf(file: Path, *, seed: int = 0) -> Path:
-    """Write the file and return its path."""
+def write_gguf(file: Path, *, seed: int = 0, layers_named: int = LAYERS) -> Path:
+    """Write the file and return its path. layers_named: in its header; those beyond LAYERS have no weights."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     tokens = [*SPECIALS, *bytes_to_unicode().values(), "Ġt", "he", "Ġthe"]
     writer = GGUFWriter(file, "llama")
-    _describe(writer, tokens)
+    _describe(writer, tokens, layers_named)
     _add_weights(writer, len(tokens), np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -28,12 +28,12 @@ def write_gguf(file: Path, *, seed: int = 0) -> Path:
     return file
 
 
-def _describe(writer: GGUFWriter, tokens: list[str]) -> None:
+def _describe(writer: GGUFWriter, tokens: list[str], num_layers: int) -> None:
     writer.add_name("tiny")
     writer.add_license("apache-2.0")
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(num_layers)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)

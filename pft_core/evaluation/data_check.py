@@ -85,8 +85,8 @@ def leaks(parts: Mapping[str, Records]) -> list[dict[str, Any]]:
 
 
 def yardsticks(parts: Mapping[str, Records], name: str, space: PreferenceSpace) -> dict[str, Any]:
-    """Return the scores of each yardstick on a part, by axis; None for one that cannot learn from so few records."""
-    axes = by_axis(parts[name])
+    """Return the scores of each yardstick on a part, by axis with two poles; None for too few records to learn from."""
+    axes = {axis: records for axis, records in by_axis(parts[name]).items() if axis not in space.one_pole_axes}
     return {
         yardstick: {axis: scores(yardstick, parts, records, axis, space) for axis, records in axes.items()}
         for yardstick in YARDSTICKS

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pft_core.policies.gguf import SMOLLM2, is_model_place
+    from pft_core.policies.gguf import SMOLLM2, is_gguf_name, model_place
     from pft_core.policies.identity import base_digest, model_identity
     from pft_core.policies.merging import merge_adapter, write_merged
     from pft_core.policies.model import (
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
         save_full,
         with_adapter,
     )
-    from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef, adapter_digests, refuse_other_adapter
+    from pft_core.policies.model_ref import (
+        MODEL_REF_NAME,
+        ModelRef,
+        adapter_digests,
+        reference_at,
+        refuse_other_adapter,
+    )
     from pft_core.policies.positions import positions_of, within_positions
     from pft_core.policies.pretrained import (
         cached_folder,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pft_core.files import digest
-from pft_core.policies.gguf import conversion_of, converted_folder, gguf_file, is_model_place
+from pft_core.policies.gguf import conversion_of, converted_folder, gguf_file, is_model_place, model_place
 from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.policies.shipped_base import SHIPPED_BASE, TOYWORLD
 
@@ -20,8 +20,8 @@ BASE_MARKS = "base_marks"
 
 def base_fields(base: str, folder: Path) -> dict[str, Any]:
     """Return the fields of a reference in `folder` about its base: `base` and, for a folder without a name, marks."""
-    place, folder = Path(base).expanduser().resolve(), folder.resolve()
-    if base == TOYWORLD or not is_model_place(place):
+    place, folder = model_place(base), folder.resolve()
+    if place is None:
         return {"base": base} | conversion_fields(base)
     if place == SHIPPED_BASE.resolve():
         return {"base": TOYWORLD}

@@ -15,6 +15,7 @@ from typing import Any
 
 from pft_core.errors import UserError
 from pft_core.files import file_sha256, read_json
+from pft_core.policies.shipped_base import TOYWORLD
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +34,37 @@ def gguf_file(name_or_path: str) -> Path | None:
     if name_or_path == SMOLLM2:
         return _smollm2_file()
     path = Path(name_or_path).expanduser()
-    if path.suffix != ".gguf" or path.is_dir():
+    if not is_gguf_name(path) or path.is_dir():
         return None
     if not path.is_file():
         raise UserError(f"model={name_or_path!r}: no such file: put the model there, or correct the path")
     return path
 
 
+def is_gguf_name(path: Path) -> bool:
+    """Return whether a path ends as those of GGUF files do, in small or capital letters."""
+    return path.suffix.lower() == ".gguf"
+
+
 def is_model_place(place: Path) -> bool:
     """Return whether a path is a model's folder or GGUF file."""
-    return place.is_dir() or (place.suffix == ".gguf" and place.is_file())
+    return place.is_dir() or (is_gguf_name(place) and place.is_file())
+
+
+def model_place(name_or_path: str) -> Path | None:
+    """Return the absolute path of a model's folder or GGUF file; None for a name, such as `smollm2-135m`.
+
+    A link to a file keeps its own name, since the cache of the Hugging Face Hub has the file under its digest.
+    """
+    place = Path(name_or_path).expanduser()
+    if name_or_path in (TOYWORLD, SMOLLM2) or not is_model_place(place):
+        return None
+    return place.resolve() if place.is_dir() else place.parent.resolve() / place.name
 
 
 def _smollm2_file() -> Path:
     package = find_spec(SMOLLM2_PACKAGE)  # does not import it: it needs another engine
-    files = sorted(Path(str(package.origin)).parent.glob("*.gguf")) if package else []
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
     if not files:
         raise UserError(
             f"model={SMOLLM2}: its weights are not installed: run `make setup-smollm2` "

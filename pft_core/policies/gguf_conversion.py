@@ -8,6 +8,7 @@ built from the same config without the mark.
 import copy
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def convert(file: Path, folder: Path, sha256: str) -> None:
     with load_errors(str(file)):
         record = _record(file, sha256)
         source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        read: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        read: Any
+        read, loading = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        _refuse_missing(file, loading["missing_keys"])  # mismatched ones are an error of transformers
         tokenizer = AutoTokenizer.from_pretrained(**source)
         config = copy.deepcopy(read.config)
         del config.quantization_config
@@ -35,6 +38,15 @@ def convert(file: Path, folder: Path, sha256: str) -> None:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         write_json(unfinished / CONVERSION_NAME, record)
+
+
+def _refuse_missing(file: Path, weights: Collection[str]) -> None:
+    """Raise UserError if the file lacks weights, since transformers puts random ones in their place."""
+    if weights:
+        raise UserError(
+            f"model={str(file)!r}: the file lacks {len(weights)} weights of the model, such as {min(weights)}: give "
+            "the whole model; join the parts of a split file with `llama-gguf-split --merge`"
+        )
 
 
 def _record(file: Path, sha256: str) -> dict[str, Any]:

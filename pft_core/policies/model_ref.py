@@ -9,6 +9,7 @@ from pft_core.data import PreferenceSpace
 from pft_core.errors import UserError
 from pft_core.files import file_sha256, read_json, write_json
 from pft_core.policies.base_location import BASE_MARKS, base_fields, locate_base
+from pft_core.policies.gguf import is_gguf_name
 from pft_core.policies.identity import is_as_marked, marks_of
 from pft_core.prompts import PromptStyle
 
@@ -75,6 +76,14 @@ class ModelRef:
             raise UserError(
                 f"{path}: not a model reference ({error}); train again, or pass --model and --adapter"
             ) from None
+
+
+def reference_at(place: str) -> ModelRef | None:
+    """Return the reference that a file or folder is or holds; None for a plain model. Raises UserError if it is
+    damaged."""
+    path = Path(place)
+    is_reference = path.is_file() and not is_gguf_name(path)
+    return ModelRef.load(path.resolve()) if is_reference or (path / MODEL_REF_NAME).is_file() else None
 
 
 def adapter_digests(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pft_core.errors import UserError
 from pft_core.files import read_json
-from pft_core.policies.gguf import converted_folder, gguf_file
+from pft_core.policies.gguf import converted_folder, gguf_file, is_gguf_name
 from pft_core.policies.shipped_base import SHIPPED_BASE, TOYWORLD
 from pft_core.prompts import cut_at_message, render_source
 
@@ -244,7 +244,7 @@ def public_name(name_or_path: str) -> str:
     path = Path(name_or_path)
     if path == SHIPPED_BASE:
         return TOYWORLD
-    if path.suffix == ".gguf":
+    if is_gguf_name(path):
         return path.stem
     return path.name if path.is_dir() or path.is_absolute() else name_or_path
 

@@ -10,7 +10,7 @@ from pft_core.data import DatasetManifest, PreferenceSpace, read_records
 from pft_core.evaluation import YARDSTICKS
 from pft_core.evaluation import read_items as read_questions
 from pft_core.files import digest
-from pft_core.policies import TOYWORLD, base_digest
+from pft_core.policies import base_digest, model_place
 from pft_core.prompts import PromptSettings, PromptStyle
 from pft_core.toyworld import make_text_base
 from pipelines.compare.cells import NO_SEED, Cell
@@ -20,7 +20,6 @@ from pipelines.compare.suite import Suite, SuiteSize, Variant
 from pipelines.compare.suite_data import SuiteData, released_file, subset
 from pipelines.config import RunConfig, with_precision
 from pipelines.console import console
-from pipelines.embedded_data import absolute
 from pipelines.evaluate import read_items, refuse_too_few_scenarios
 from pipelines.jobs import code_digest
 from pipelines.tracking import commit
@@ -141,7 +140,7 @@ class SuiteLayers:
 def base_model(size: SuiteSize, data: SuiteData, storage: Path) -> str:
     """Return the model that every method starts from; base `text` is made from the training texts if missing."""
     if size.base != "text":
-        return size.base if size.base == TOYWORLD else str(absolute(size.base))
+        return str(model_place(size.base) or size.base)
     prompt = PromptSettings(**size.run.get("prompt", {}))
     style = PromptStyle(prompt.condition_position, prompt.answer)
     key = digest([DatasetManifest.load(data.train).data_digest, asdict(style), code_digest()])

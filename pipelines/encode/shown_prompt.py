@@ -11,7 +11,7 @@ from rich.text import Text
 from pft_core.data import DatasetManifest, Form, PairedExample, PreferenceSpace, read_records, worded_as
 from pft_core.encoding import Branch, BranchedExample, EncodingSpec, encode_pairs, select_sides
 from pft_core.errors import UserError
-from pft_core.policies import MODEL_REF_NAME, ModelRef
+from pft_core.policies import reference_at
 from pft_core.prompts import PromptSettings, PromptStyle
 from pipelines.console import console, printable
 from pipelines.encode.model_tokenizer import ModelTokenizer
@@ -56,9 +56,7 @@ def read_record(data: Path, manifest: DatasetManifest, row: int) -> PairedExampl
 
 def prompt_style_of(model: str, manifest: DatasetManifest) -> tuple[PromptStyle, PreferenceSpace, Any]:
     """Return prompt style, space and tokenizer of a run or a base model. Raises UserError."""
-    path = Path(model).resolve()
-    if path.is_file() or (path / MODEL_REF_NAME).is_file():
-        ref = ModelRef.load(path)
+    if ref := reference_at(model):
         return ref.style, worded_as(ref.space, manifest.space), ModelTokenizer(ref.weights or ref.base).loaded
     tokenizer = ModelTokenizer(model)
     return tokenizer.facts(PromptSettings()).style, manifest.space, tokenizer.loaded

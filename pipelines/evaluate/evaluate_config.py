@@ -10,7 +10,7 @@ from pft_core.data import DatasetManifest, Form
 from pft_core.errors import UserError
 from pft_core.evaluation import OUTCOMES_NAME, TASKS
 from pft_core.files import contents, read_json, refuse_unwritable
-from pft_core.policies import MODEL_REF_NAME, ModelRef, refuse_unusable_model
+from pft_core.policies import MODEL_REF_NAME, ModelRef, reference_at, refuse_unusable_model
 from pft_core.prompts import PromptSettings
 from pft_core.settings import Place, ThreadsOrAuto
 from pipelines.jobs import refuse_unusable_environment
@@ -41,7 +41,7 @@ SET_BY_SERVER = {"max_length", "tokens_per_batch", "num_workers", "threads_per_w
 class EvaluateConfig(PluggedSettings):
     """The policy to evaluate, the data, and how to ask."""
 
-    model: Place | None = None  # model reference (file or folder), model folder, or hub name; or a name on the server
+    model: Place | None = None  # model reference (file or folder), model folder, GGUF file, or name (hub or server)
     endpoint: str | None = None  # URL of a `pft serve` to ask instead of loading a model here
     adapter: Place | None = None  # LoRA adapter of the model; null: the trained run's own
     task: str = "choices"  # a registered task
@@ -99,8 +99,7 @@ class EvaluateConfig(PluggedSettings):
 
 def trained_reference(config: EvaluateConfig) -> ModelRef | None:
     """Return the reference that `model` names, None for a plain model."""
-    path = Path(str(config.model)).resolve()
-    return ModelRef.load(path) if path.is_file() or (path / MODEL_REF_NAME).is_file() else None
+    return reference_at(str(config.model))
 
 
 def weights_reference(config: EvaluateConfig) -> ModelRef | None:

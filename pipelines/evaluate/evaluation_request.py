@@ -8,12 +8,12 @@ from pft_core.data import DatasetManifest, Form, PreferenceSpace, drawn, read_re
 from pft_core.errors import UserError
 from pft_core.evaluation import BASE_ANSWERS_NAME, TASKS, AnswerSettings
 from pft_core.policies import (
-    TOYWORLD,
     ModelRef,
     Precision,
     adapter_digests,
-    is_model_place,
+    is_gguf_name,
     model_identity,
+    model_place,
     refuse_other_adapter,
     within_positions,
 )
@@ -46,7 +46,7 @@ def resolve_policy(config: EvaluateConfig, manifest: DatasetManifest | None) -> 
     else:
         model = str(config.model)
         style = ModelTokenizer(model).facts(config.prompt).style
-        base = str(Path(model).resolve()) if model != TOYWORLD and is_model_place(Path(model)) else model
+        base = str(model_place(model) or model)
         space = manifest.space if manifest else PreferenceSpace("none", ())
         ref = ModelRef(base, None, None, style, space, (), "", "", "", None, base_digest=model_identity(base))
     if config.scoring is not None and config.scoring != "generate":
@@ -73,7 +73,10 @@ def with_adapter(ref: ModelRef, config: EvaluateConfig) -> ModelRef:
 def policy_name(config: EvaluateConfig) -> str:
     if config.endpoint is not None:
         return config.policy or config.model or "served"
-    path = Path(config.adapter or str(config.model)).resolve()
+    given = Path(config.adapter or str(config.model))
+    if is_gguf_name(given):
+        return config.policy or given.name
+    path = given.resolve()
     in_run = path.is_file() or (config.adapter is not None and weights_reference(config) is not None)
     return config.policy or (path.parent.name if in_run else path.name)
 

@@ -1,8 +1,9 @@
 """Facts about a base model for the card: its name, digest, license and size, read from a few small files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,14 +16,20 @@ TOYWORLD_LICENSE = "apache-2.0"  # of this package, with which the model ships
 @dataclass(frozen=True)
 class BaseFacts:
     """A base model. name: on the Hub, in this package, or of its folder. license, parameters: None if unknown.
-    converted_from: the GGUF file and its kinds of weights, None for other bases."""
+    conversion: what a base from a GGUF file was made of (see `conversion_of`), empty for other bases."""
 
     name: str
     is_on_hub: bool
     digest: str | None
     license: str | None
     parameters: int | None
-    converted_from: str | None = None
+    conversion: Mapping[str, Any]
+
+    @property
+    def converted_from(self) -> str | None:
+        """The GGUF file and its kinds of weights, None for other bases."""
+        made_of = self.conversion
+        return f"{made_of['file']} ({', '.join(made_of['weights'])})" if made_of else None
 
     @property
     def is_in_package(self) -> bool:
@@ -32,16 +39,15 @@ class BaseFacts:
 
 def base_facts(ref: ModelRef) -> BaseFacts:
     """Return what is known about the base of a policy; the base of a fully fine-tuned run may be gone."""
+    conversion, name = ref.base_conversion or {}, public_name(ref.base)
     try:
         folder = local_folder(ref.base)
         known_digest = ref.base_digest or base_digest(ref.base)
     except UserError:
-        return BaseFacts(Path(ref.base).name, False, ref.base_digest, None, None)
-    name, files = public_name(ref.base), folder or cached_folder(ref.base)
-    conversion = ref.base_conversion or {}
+        return BaseFacts(name, False, ref.base_digest, conversion.get("license"), None, conversion)
+    files = folder or cached_folder(ref.base)
     license_name = TOYWORLD_LICENSE if name == TOYWORLD else conversion.get("license") or _license_in(files)
-    converted_from = f"{conversion['file']} ({', '.join(conversion['weights'])})" if conversion else None
-    return BaseFacts(name, folder is None, known_digest, license_name, parameters_in(files), converted_from)
+    return BaseFacts(name, folder is None, known_digest, license_name, parameters_in(files), conversion)
 
 
 def _license_in(folder: Path | None) -> str | None:

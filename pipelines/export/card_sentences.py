@@ -41,15 +41,26 @@ def first_sentences(facts: CardFacts) -> list[str]:
 def bring_the_base(base: BaseFacts) -> str:
     """Say where the base of an adapter has to be, as it is not on the Hub under its name."""
     if base.is_in_package:
+        source = f"the Python package `pft` loads it by this name. Copy it there: {copying(base.name, base.name)}"
+    elif base.conversion:
+        file = base.conversion["file"]
         source = (
-            'the Python package `pft` loads it by this name. Copy it there: `python -c "import shutil; from '
-            f"pft_core.policies import place_of_model as place; shutil.copytree(place('{base.name}'), '{base.name}')\"`"
+            f"the Python package `pft` makes it from the file `{file}` of the training (sha256 "
+            f"`{base.conversion['sha256']}`). Put the file there, too, and run {copying(file, base.name)}"
         )
     else:
         source = f"copy it from where the policy was trained (digest `{base.digest}`)"
     return (
         "The base is not on the Hugging Face Hub under this name. The folder of the base, "
         f"`{base.name}`, has to lie beside this one: {source}. An export with `--merge` needs no base."
+    )
+
+
+def copying(model: str, folder: str) -> str:
+    """Return the command that copies a model's folder, of a GGUF file the converted one."""
+    return (
+        '`python -c "import shutil; from pft_core.policies import place_of_model as place; '
+        f"shutil.copytree(place('{model}'), '{folder}')\"`"
     )
 
 

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from pft_core.data import DatasetManifest, PreferenceSpace
-from pft_core.policies import MODEL_REF_NAME, TOYWORLD, ModelRef, load_tokenizer, refuse_unusable_model
+from pft_core.policies import MODEL_REF_NAME, TOYWORLD, ModelRef, is_gguf_name, load_tokenizer, refuse_unusable_model
 from pft_core.prompts import Frame, PromptStyle, chat_frame, template_digest
 
 NO_SPACE = PreferenceSpace("none", ())
@@ -16,7 +16,7 @@ def is_bare(place: str) -> bool:
         return False
     folder = Path(place)
     is_model = (folder / "config.json").is_file() and not (folder / MODEL_REF_NAME).is_file()
-    return place == TOYWORLD or not folder.is_absolute() or is_model or folder.suffix == ".gguf"
+    return place == TOYWORLD or not folder.is_absolute() or is_model or is_gguf_name(folder)
 
 
 def bare_reference(place: str, *, examples: str | None) -> ModelRef:

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from pft_core.policies.base_location import BASE_MARKS
 from pft_core.policies.gguf_conversion import convert
 from pft_core.policies.model import load_base
 from pft_core.policies.model_ref import MODEL_REF_NAME, ModelRef
-from pft_core.policies.pretrained import load_tokenizer, place_of_model, refuse_unusable_model
+from pft_core.policies.pretrained import load_tokenizer, place_of_model, public_name, refuse_unusable_model
 from pft_core.prompts import PromptStyle
+from pipelines.config import RunConfig
+from pipelines.embedded_data import with_embedded
 from tests.gguf_files import write_gguf
 
 
@@ -87,6 +90,52 @@ def test_a_damaged_file_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"^model='.*model.gguf': cannot be loaded as a causal language model [^\n]+$"):
         place_of_model(str(file))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_without_all_weights_is_refused(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model-00001-of-00002.gguf", layers_named=2)
+    # A layer has seven matrices and two norms.
+    with pytest.raises(UserError, match=r"lacks 9 weights of the model, such as model\.layers\.1\..* whole model"):
+        convert(file, tmp_path / "folder", "sha256")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_file_is_known_by_its_ending_in_capital_letters_too(tmp_path: Path) -> None:
+    (file := tmp_path / "M.GGUF").touch()
+    assert gguf.gguf_file(str(file)) == gguf.model_place(str(file)) == file
+    assert public_name(str(file)) == "M"
+
+
+def test_a_link_in_the_cache_of_the_hub_keeps_its_name(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = shutil.copy(file, tmp_path / "0123abcd")
+    (tmp_path / file.name).symlink_to(blob)
+    monkeypatch.chdir(tmp_path)
+    assert gguf.model_place(file.name) == tmp_path / file.name
+    ref = ModelRef(file.name, None, None, PromptStyle(), load_space("toyworld"), (0, 1), "t", "d", "c", None)
+    (run := tmp_path / "run").mkdir()
+    ref.save(run)
+    assert ModelRef.load(run).base == str(tmp_path / file.name)
+
+
+def test_the_name_of_a_packaged_model_never_means_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (gguf.SMOLLM2, "toyworld", "other"):
+        (tmp_path / name).mkdir()
+    assert gguf.model_place(gguf.SMOLLM2) is gguf.model_place("toyworld") is None
+    assert gguf.model_place(f"./{gguf.SMOLLM2}") == tmp_path / gguf.SMOLLM2
+    config = RunConfig(name="x", model=gguf.SMOLLM2, storage=str(tmp_path))
+    assert with_embedded(config).model == gguf.SMOLLM2
+    assert with_embedded(config.model_copy(update={"model": "other"})).model == str(tmp_path / "other")
+
+
+def test_a_folder_with_the_name_of_the_package_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gguf, "find_spec", lambda name: ModuleSpec(name, None, is_package=True))
+    with pytest.raises(UserError, match="run `make setup-smollm2`"):
+        gguf.gguf_file(gguf.SMOLLM2)
 
 
 def test_a_missing_file_and_a_missing_package_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pft_core.evaluation.metrics.metric_rows import report_rows
 from pft_core.evaluation.metrics.outcome import Outcome
 from pft_core.evaluation.metrics.registry import METRICS
 from pft_core.files import file_sha256, read_json
+from pft_core.policies import gguf
 from pft_core.policies.model import add_lora, load_base, save_adapter
 from pft_core.policies.model_ref import ModelRef, adapter_digests
 from pft_core.policies.settings import LoraSettings
@@ -27,11 +28,19 @@ from pft_core.prompts.rendering import PromptStyle
 from pipelines.evaluate import evaluation_request
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.answering_actors import PolicyActor, items_table
-from pipelines.evaluate.evaluate_config import refuse_other_output
-from pipelines.evaluate.evaluation_request import EvaluateConfig, make_job, read_items, resolve_policy, trained_poles
+from pipelines.evaluate.evaluate_config import refuse_missing_inputs, refuse_other_output
+from pipelines.evaluate.evaluation_request import (
+    EvaluateConfig,
+    make_job,
+    policy_name,
+    read_items,
+    resolve_policy,
+    trained_poles,
+)
 from pipelines.evaluate.pool import read_answers
 from pipelines.evaluate.report_examples import examples
 from tests.builders import SPACE, record, write_dataset
+from tests.gguf_files import write_gguf
 
 NUM_RECORDS = 70  # more than one group of items
 
@@ -241,6 +250,16 @@ def test_a_reference_is_asked_in_its_own_style_unless_told_otherwise(model_ref, 
     assert (plain.style.answer, plain.adapter, plain.adapter_sha256) == ("letter", None, None)
     with_adapter = resolve_policy(config(tiny_qwen2, data, tmp_path, adapter=own.adapter), manifest)
     assert with_adapter.adapter_sha256 == own.adapter_sha256
+
+
+def test_a_gguf_file_is_a_model_and_no_reference(data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
+    blob = write_gguf(tmp_path / "0123abcd")
+    (tmp_path / "m.gguf").symlink_to(blob)  # as in the cache of the Hugging Face Hub
+    settings = config(tmp_path / "m.gguf", data, tmp_path / "report")
+    refuse_missing_inputs(settings)
+    assert policy_name(settings) == "m.gguf"
+    assert resolve_policy(settings, DatasetManifest.load(data)).base == str(tmp_path / "m.gguf")
 
 
 def test_a_missing_adapter_is_named(tiny_qwen2, data, tmp_path) -> None:

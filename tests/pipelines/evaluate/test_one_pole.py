@@ -16,6 +16,7 @@ from pft_core.evaluation.answers import ask
 from pft_core.evaluation.metrics.counts import outcome_counts
 from pft_core.evaluation.metrics.outcome import Outcome, WeightedChoice
 from pft_core.prompts.rendering import condition_text
+from pipelines import data_check
 from pipelines.compare.suite_data import held_out
 from pipelines.config import RunConfig
 from pipelines.encode import show_prompt
@@ -121,6 +122,12 @@ def test_an_item_of_one_pole_is_asked_once_and_no_pole_is_stated() -> None:
     assert [outcome_counts(name, one, None) for name in ("both_right", "flip", "leak")] == [None] * 3
     assert outcome_counts("one", one, 1) is None
     assert condition_text(ONE_POLE, AXIS, 0) == ""
+
+
+def test_data_of_one_pole_is_checked_without_yardsticks(data) -> None:
+    (part,) = data_check.run(data)["parts"].values()
+    assert set(part["axes"]) == {AXIS, OTHER}
+    assert not any(part["yardsticks"].values())
 
 
 def test_training_and_encoding_refuse_data_of_one_pole(data, raw, tiny_qwen2, tmp_path) -> None:

@@ -21,6 +21,7 @@ from pft_core.policies.shipped_base import SHIPPED_BASE
 from pft_core.prompts.rendering import render_prompt
 from pipelines.export import job
 from pipelines.export.base_facts import base_facts
+from pipelines.export.card_sentences import bring_the_base
 from pipelines.export.export_config import ExportConfig
 from pipelines.export.prompts import OPTIONS, SCENARIO, tokenized_as
 from tests.builders import record, write_dataset
@@ -223,7 +224,11 @@ def test_the_license_is_that_of_the_bases_own_card(lora_run: Path, tiny_qwen2: P
 
 
 def test_a_base_from_a_gguf_file_has_the_license_and_the_weights_of_the_file(lora_run: Path) -> None:
-    conversion = {"file": "m.gguf", "license": "apache-2.0", "weights": {"F32": 1, "Q4_1": 9}}
+    conversion = {"file": "m.gguf", "license": "apache-2.0", "weights": {"F32": 1, "Q4_1": 9}, "sha256": "9f86"}
     facts = base_facts(replace(ModelRef.load(lora_run), base_conversion=conversion))
     assert (facts.license, facts.converted_from) == ("apache-2.0", "m.gguf (F32, Q4_1)")
     assert public_name("/home/me/m.gguf") == "m"
+    gone = base_facts(replace(ModelRef.load(lora_run), base="/home/me/m.gguf", base_conversion=conversion))
+    assert (gone.name, gone.license, gone.converted_from) == ("m", "apache-2.0", "m.gguf (F32, Q4_1)")
+    assert "from the file `m.gguf` of the training (sha256 `9f86`)" in bring_the_base(gone)
+    assert "shutil.copytree(place('m.gguf'), 'm')" in bring_the_base(gone)
