@@ -44,9 +44,7 @@ def parts_of(folder: Path) -> dict[str, Path]:
 
 
 def table_of(measured: dict[str, Any]) -> Table:
-    table = Table(
-        title="One without a policy (chance 0.5)", caption="both poles averaged; -: too few records, or one pole only"
-    )
+    table = Table(title="One without a policy (chance 0.5)", caption="both poles averaged; -: too few records or poles")
     for heading in ("part", "axis", "records", "first option", *(YARDSTICKS[name].label for name in YARDSTICKS)):
         table.add_column(heading, justify="left" if heading in ("part", "axis") else "right")
     for name, part in measured["parts"].items():

@@ -1,4 +1,4 @@
-"""Yardsticks: references that choose without a policy and without the scenario, such as by position."""
+"""Yardsticks: references that choose without a policy, such as by position."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The condition-words yardstick: choose the option that shares the most words with the stated preference."""
+"""The condition-words yardstick: choose by the words that the stated preference shares with the item."""
 
 import re
 from collections.abc import Sequence
@@ -15,17 +15,22 @@ _ENDINGS = ("ing", "ed", "es", "s", "ly")
 def condition_words(test: Sequence[PairedExample], space: PreferenceSpace, *, form: Form = "one") -> list[Outcome]:
     """Choose for each pole the option that shares the most word stems with the pole's name and description.
 
-    Form `all` chooses the same single option. Options with equally many are ordered by their text. Raises UserError if
-    the space lacks an axis of the records.
+    Form `all` chooses the same single option. Options with equally many are ordered by their text. Of Yes and No it
+    chooses Yes if the scenario shares more stems with this pole than with the other. The axes need two poles. Raises
+    UserError if the space lacks an axis of the records.
     """
     return [outcome_of(record, form, (_choice(record, space, 0), _choice(record, space, 1))) for record in test]
 
 
 def _choice(record: PairedExample, space: PreferenceSpace, side: int) -> Choice:
-    pole = space.axis(record.axis).poles[side]
-    stated = stems(f"{pole.name} {pole.description}")
-    options = range(len(record.options))
-    best = max(options, key=lambda i: (len(stems(record.options[i].text) & stated), record.options[i].text))
+    poles = space.axis(record.axis).poles
+    stated, opposite = (stems(f"{pole.name} {pole.description}") for pole in (poles[side], poles[1 - side]))
+    texts = [option.text for option in record.options]
+    if {text.lower() for text in texts} == {"yes", "no"}:
+        words = stems(record.scenario)
+        answer = "yes" if len(words & stated) > len(words & opposite) else "no"
+        return frozenset(i for i, text in enumerate(texts) if text.lower() == answer)
+    best = max(range(len(texts)), key=lambda i: (len(stems(texts[i]) & stated), texts[i]))
     return frozenset({best})
 
 
@@ -36,4 +41,4 @@ def stems(text: str) -> set[str]:
 
 def _stem(word: str) -> str:
     ending = next((ending for ending in _ENDINGS if word.endswith(ending) and len(word) - len(ending) >= 3), "")
-    return word.removesuffix(ending)
+    return word.removesuffix(ending).rstrip("e")  # "dare" as "dares" and "daring"

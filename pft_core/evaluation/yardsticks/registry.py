@@ -63,7 +63,7 @@ YARDSTICKS.add(
     "condition_words",
     Yardstick(
         "condition's words",
-        "the option that shares the most words with the stated preference",
+        "a match of words between the item and the stated preference",
         "pft_core.evaluation.yardsticks.condition:condition_words",
         reads_space=True,
         if_unbeaten="none is shown to do more than match the words of the condition",
