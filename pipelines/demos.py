@@ -54,5 +54,5 @@ REAL = Demo(
     ),
     {"test": "plain", "twins": "twins"},
     {"bf16": 25, "fp32": 35},
-    yardsticks=("bag_of_words",),
+    yardsticks=("bag_of_words", "condition_words"),
 )

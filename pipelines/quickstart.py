@@ -11,7 +11,8 @@ from pft_core.data import DatasetManifest, opened, read_records
 from pft_core.evaluation import METRICS, YARDSTICKS, EvaluationRow, report_rows
 from pft_core.files import read_json
 from pft_core.policies import settled
-from pipelines.config import RunConfig, with_precision
+from pft_core.training import TrainSettings
+from pipelines.config import RunConfig, load_config, with_precision
 from pipelines.console import console
 from pipelines.demos import TINY, Demo, ReportedPolicy
 from pipelines.embedded_data import embedded_data, with_embedded
@@ -30,9 +31,9 @@ def run(config: RunConfig, *, demo: Demo = TINY, fresh: bool = False) -> dict[st
     """Run all steps in `<storage>/<demo's name>`. Result: run_dir, report_json, report_html."""
     timings: dict[str, float] = {}
     name = str(config.data)
+    say_duration(demo, config)
     with timed("prepare_and_base", timings):
         config = with_precision(with_embedded(config))
-        say_duration(demo, config)
         tests = {split: embedded_data(name, config, split) for split in demo.tests}
     with timed("start_ray", timings):
         ensure_ray()
@@ -53,8 +54,11 @@ def run(config: RunConfig, *, demo: Demo = TINY, fresh: bool = False) -> dict[st
 
 
 def say_duration(demo: Demo, config: RunConfig) -> None:
-    """Print an estimate of how long the demonstration takes on CPUs; a GPU is faster."""
-    precision = settled(config.train.precision)
+    """Print an estimate of how long the demonstration takes; nothing if a setting differs, as it may change that."""
+    places = {"storage", "tracking"}
+    if config.model_dump(exclude=places) != load_config(demo.recipe).model_dump(exclude=places):
+        return
+    precision = settled(with_precision(config).train.precision)
     console.print(
         f"{demo.name}: an estimated {demo.minutes[precision]} minutes on two quiet CPU cores in {precision}, less if "
         "parts of it are finished",
@@ -87,6 +91,7 @@ def train_and_evaluate(
                 advance(len(models) + len(reports))
     timings["total"] = sum(timings.values())
     every = [report for of_split in reports.values() for report in of_split]
+    parts = {part: reports[split][0]["digests"]["data"] for split, part in demo.tests.items() if part}
     return {
         "title": demo.title,
         "rows": [row for split in tests for row in rows_of(demo, split, reports[split], config, tests[split])],
@@ -96,6 +101,7 @@ def train_and_evaluate(
         "digests": {
             "test_data": DatasetManifest.load(Path(tests["test"])).data_digest,
             "policies": {p.name: r["digests"] for p, r in zip(demo.policies, reports["test"], strict=True)},
+            **({"parts": parts} if parts else {}),
         },
         "training": {
             policy.name: read_metrics(Path(model).parent)
@@ -118,7 +124,7 @@ def rows_of(
     part = demo.tests[split]
     of_yardsticks = [row for name in demo.yardsticks for row in yardstick_rows(name, config, Path(data))]
     for row in [*(row for report in reports for row in report["rows"]), *of_yardsticks]:
-        yield {**row, "axis": f"{row['axis'] or 'all axes'} ({part})", "part": part} if part else row
+        yield {**row, "axis": f"{row['axis']} ({part})", "part": part} if part else row
 
 
 def yardstick_rows(name: str, config: RunConfig, data: Path) -> list[EvaluationRow]:
@@ -147,12 +153,17 @@ def train_policy(policy: ReportedPolicy, config: RunConfig, run_dir: Path) -> st
     """Train one policy with Ray Train; return its model reference, or the base model for the untrained one."""
     if policy.objective is None:
         return str(config.model)
-    chosen = config.train.with_objective(policy.objective)
-    if chosen.max_steps is not None:
-        chosen = chosen.model_copy(update={"max_steps": round(policy.share * chosen.max_steps)})
+    chosen = shortened(config.train.with_objective(policy.objective), policy.share)
     folder = run_dir / policy.name.replace(":", "-")
     result = train.run(config.model_copy(update={"name": folder.name, "train": chosen}), run_dir=folder)
     return str(result["model_ref"])
+
+
+def shortened(settings: TrainSettings, share: float) -> TrainSettings:
+    """Return the settings of a training with a share of the steps, at least one, or of the epochs."""
+    if settings.max_steps is None:
+        return settings.model_copy(update={"epochs": share * settings.epochs})
+    return settings.model_copy(update={"max_steps": max(1, round(share * settings.max_steps))})
 
 
 def evaluate_policies(

@@ -17,7 +17,7 @@ BASE_TITLE = "base model"
 
 @dataclass(frozen=True)
 class OwnReport:
-    """The part of a report about one policy.
+    """The part of a report about one policy and one data set.
 
     data: digest of the data. beside: what the report compares it with, the base model and yardsticks, by title.
     """
@@ -36,43 +36,53 @@ def own_reports(run_dir: Path, ref: ModelRef, given: Sequence[Path]) -> list[Own
 
     Raises UserError if a given one is missing or about another policy.
     """
-    reports = [_given_report(place, ref) for place in given]
-    reports += [report for place in _places_beside(run_dir) if (report := _report_of(place, ref)) and not given]
+    reports = [report for place in given for report in _given_reports(place, ref)]
+    reports += [report for place in _places_beside(run_dir) for report in _reports_of(place, ref) if not given]
     return sorted(reports, key=lambda report: BASE_TITLE not in report.beside)
 
 
 def _places_beside(run_dir: Path) -> Iterator[Path]:
     """Yield the reports that the quickstart, and the command that a training suggests, write beside a run."""
-    places = [run_dir.parent, *sorted(run_dir.parent.glob("evaluation/*")), Path(f"{run_dir}-evaluation")]
+    places = [run_dir.parent, *sorted(run_dir.parent.glob("evaluation*/*")), Path(f"{run_dir}-evaluation")]
     yield from (file for place in places if (file := place / REPORT_NAMES[0]).is_file())
 
 
-def _given_report(place: Path, ref: ModelRef) -> OwnReport:
-    report = _report_of(place / REPORT_NAMES[0] if place.is_dir() else place, ref)
-    if report is None:
+def _given_reports(place: Path, ref: ModelRef) -> list[OwnReport]:
+    reports = _reports_of(place / REPORT_NAMES[0] if place.is_dir() else place, ref)
+    if not reports:
         raise UserError(
             f"--report {place}: not an evaluation of this policy, because its digests name other weights: give the "
             "--output folder of a `pft evaluate` of this run"
         )
-    return report
+    return reports
 
 
-def _report_of(file: Path, ref: ModelRef) -> OwnReport | None:
-    """Return the part of a report about a policy; None if the report has no rows of it."""
+def _reports_of(file: Path, ref: ModelRef) -> list[OwnReport]:
+    """Return what a report says about a policy on each of its data sets; nothing if the report has no rows of it."""
     content = read_json(file, what="the report of an evaluation")
     rows, digests = content.get("rows", []), content.get("digests", {})
     policies = digests.get("policies") or {row.get("policy"): digests for row in rows}
     name = next((name for name, each in policies.items() if _are_digests_of(each, ref)), None)
     own = [row for row in rows if row.get("policy") == name]
     if name is None or not own:
-        return None
+        return []
+    # Where a report names the data of no part, that of the policy is the first part's.
+    parts = digests.get("parts") or {own[0].get("part"): policies[name].get("data")}
     titles = {other: BASE_TITLE for other, each in policies.items() if not each.get("training_data")}
     titles |= {YARDSTICKS[each].label: YARDSTICKS[each].label for each in YARDSTICKS}
+    return [_on_part(content, name, part, place=file, data=str(data), titles=titles) for part, data in parts.items()]
+
+
+def _on_part(
+    content: Mapping[str, Any], name: str, part: str | None, *, place: Path, data: str, titles: Mapping[str, str]
+) -> OwnReport:
+    """Return what a report says about a policy on one of its data sets. titles: of base and yardsticks."""
+    rows = [row for row in content["rows"] if row.get("part") == part]
     return OwnReport(
-        file,
-        str(policies[name].get("data")),
+        place,
+        data,
         content.get("config", {}).get("scoring"),
-        own,
+        [row for row in rows if row.get("policy") == name],
         _by_title([row for row in rows if row["policy"] != name and row["policy"] in titles], titles),
         [caution for caution in content.get("cautions", []) if caution.startswith(f"{name} ")],
         content.get("examples", []),

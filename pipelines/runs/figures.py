@@ -66,8 +66,10 @@ def mean_loss(figures: Mapping[str, Any]) -> float | None:
 
 def figures_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics of a report without its yardsticks: a number if it has one policy, else one for each policy or
-    method."""
-    return {name: value for name in OF_ITEMS if (value := _by_policy(report["rows"], name)) is not None}
+    method. Of a report of several data sets, those of the first: their mean would be a figure of none."""
+    parts = [row.get("part") for row in report["rows"]]
+    rows = [row for row in report["rows"] if row.get("part") == parts[0]]
+    return {name: value for name in OF_ITEMS if (value := _by_policy(rows, name)) is not None}
 
 
 def _by_policy(rows: Sequence[Mapping[str, Any]], metric: str) -> float | dict[str, float] | None:

@@ -143,6 +143,45 @@ def test_a_report_of_several_policies_sets_the_policy_beside_its_base_and_the_ya
     assert "sft" not in card
 
 
+def test_each_data_set_of_a_report_has_a_table_of_its_own(lora_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lora_run, tmp_path / "run")
+    ref = ModelRef.load(run)
+    own = report_of(ref)["digests"]
+    policies = {"base": own | {"adapter_sha256": None, "training_data": None}, "pft": own}
+    values = {("plain", "pft"): 0.75, ("plain", "base"): 0.25, ("twins", "pft"): 0.5, ("twins", "base"): 0.1}
+    rows = [
+        row(policy, value=value, axis=f"Risk ({part})", part=part, position_baseline=None)
+        for (part, policy), value in values.items()
+    ]
+    digests = {"policies": policies, "parts": {"plain": "1234abcd", "twins": "5678dcba"}}
+    write_json_at(tmp_path, report_of(ref, rows=rows, digests=digests))
+    plain, twins = exported(run, tmp_path / "out").split("## Evaluation")[1].split("Data `")[1:]
+    assert plain.startswith("1234abcd`")
+    assert twins.startswith("5678dcba`")
+    assert [line for line in plain.splitlines() if "Risk" in line] == [
+        "| One | Risk (plain) | Bold | 40 | 0.75 (0.60 to 0.90) |  | 0.25 |"
+    ]
+    assert [line for line in twins.splitlines() if "Risk" in line] == [
+        "| One | Risk (twins) | Bold | 40 | 0.50 (0.60 to 0.90) |  | 0.10 |"
+    ]
+
+
+def test_the_evaluations_of_every_test_split_beside_a_run_are_found(lora_run: Path, tmp_path: Path) -> None:
+    """A report that names the data of no part, as older ones, lends its digest to the rows of its first part only."""
+    run = shutil.copytree(lora_run, tmp_path / "run")
+    ref = ModelRef.load(run)
+    own = report_of(ref)["digests"]
+    rows = [row("run", axis=f"Risk ({part})", part=part) for part in ("plain", "twins")]
+    write_json_at(tmp_path, report_of(ref, rows=rows, digests={"policies": {"run": own}}))
+    for folder, data in (("evaluation", "1234abcd"), ("evaluation-twins", "5678dcba")):
+        (tmp_path / folder).mkdir()
+        write_json_at(tmp_path / folder / "run", report_of(ref, digests=own | {"data": data}))
+    card = exported(run, tmp_path / "out")
+    assert re.findall(r"Data `(\w+)`", card) == ["1234abcd", "5678dcba"]
+    assert "Risk (plain)" in card
+    assert "Risk (twins)" not in card
+
+
 def test_a_report_of_another_policy_is_refused_if_given_and_else_left_out(lora_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(lora_run, tmp_path / "run")
     other = replace(ModelRef.load(run), adapter_sha256="f" * 64)

@@ -173,6 +173,14 @@ def test_the_figures_of_a_report_are_those_of_policies_and_not_of_yardsticks() -
     assert figures_of_report({"rows": rows}) == {"both_right": {"base": 0.0, "pft": 0.75}}
 
 
+def test_the_figures_of_a_report_of_two_data_sets_are_those_of_the_first() -> None:
+    rows = [
+        {"policy": "pft", "axis": axis, "part": part, "pole": None, "metric": "both_right", "value": value, "n": 10}
+        for axis, part, value in (("Risk (plain)", "plain", 0.75), ("Risk (twins)", "twins", 0.25))
+    ]
+    assert figures_of_report({"rows": rows}) == {"both_right": 0.75}
+
+
 def test_mlflows_copy_of_a_report_is_no_run(tmp_path: Path) -> None:
     run_dir = trained(tmp_path, "mine")
     report = evaluated(tmp_path, "report", run_dir / "model_ref.json", both_right=0.6)
