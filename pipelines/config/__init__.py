@@ -6,7 +6,7 @@ from pft_core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.config.derived import resolved_config
-    from pipelines.config.precision import with_precision
+    from pipelines.config.precision import warn_if_bf16_is_slow, with_precision
     from pipelines.config.recipes import (
         apply_changes,
         config_with_changes,

@@ -30,10 +30,17 @@ def _say(precision: str, *, is_given: bool) -> None:
     if not is_given:
         known = "has" if cpu_has_bf16() else "has no"
         console.print(f"train.precision: {precision}, because this CPU {known} instructions for bf16", soft_wrap=True)
-    elif precision == "bf16" and not cpu_has_bf16():
+    elif precision == "bf16":
+        warn_if_bf16_is_slow("train.precision")
+
+
+@cache
+def warn_if_bf16_is_slow(key: str) -> None:
+    """Say, once in a process, if this machine's CPU has no instructions for bf16, which `key` asks for."""
+    if not cpu_has_bf16():
         console.print(
-            "train.precision=bf16, but this CPU has no instructions for it: a step takes about 40 times as long as "
-            "with fp32; leave train.precision out, or set fp32",
+            f"{key}=bf16, but this CPU has no instructions for it: it takes tens of times as long as fp32; "
+            f"leave {key} out, or set fp32",
             style="yellow",
             soft_wrap=True,
         )

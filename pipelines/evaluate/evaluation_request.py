@@ -18,6 +18,7 @@ from pft_core.policies import (
     within_positions,
 )
 from pft_core.prompts import template_digest
+from pipelines.config import warn_if_bf16_is_slow
 from pipelines.encode import ModelTokenizer
 from pipelines.evaluate.answering_actors import Item
 from pipelines.evaluate.answering_job import AnsweringJob
@@ -116,10 +117,12 @@ def answer_settings_of(config: EvaluateConfig, ref: ModelRef) -> AnswerSettings:
 def with_precision(config: EvaluateConfig) -> EvaluateConfig:
     """Set the precision that null stands for on this cluster, so that report and request name it.
 
-    It stays null for a server, which sets its own.
+    It stays null for a server, which sets its own. Say so if a given bf16 is slow on CPUs.
     """
-    if config.endpoint is not None or config.precision is not None:
+    if config.endpoint is not None:
         return config
+    if config.precision == "bf16" and not runs_on_gpus(config):
+        warn_if_bf16_is_slow("precision")
     return config.model_copy(update={"precision": precision_of(config)})
 
 

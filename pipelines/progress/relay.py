@@ -83,12 +83,17 @@ def receiving() -> Iterator[Any]:
 def _receive_until(relay: Any, done: threading.Event) -> None:
     import ray
 
+    call: Any = None
     is_last = False
     while not is_last:
-        is_last = done.wait(RECEIVE_EVERY_S)
+        is_last = done.wait(RECEIVE_EVERY_S) and call is None
         try:
             if not ray.is_initialized():  # an interruption has ended it, and a call would start another
                 return
-            receive(ray.get(relay.reports.remote(), timeout=LIMIT_S))
+            call = call or relay.reports.remote()
+            receive(ray.get(call, timeout=LIMIT_S))
+            call = None
+        except ray.exceptions.GetTimeoutError:  # the machine is busy: get the same call later, as it took the reports
+            is_last = done.is_set()
         except Exception:  # whatever happens to Ray, the work itself meets and explains it
             return

@@ -1,23 +1,26 @@
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
 
 from pipelines.config import load_config, precision
 from pipelines.config.precision import cpu_has_bf16, with_precision
+from pipelines.evaluate import evaluation_request
+from pipelines.evaluate.evaluate_config import EvaluateConfig
 from pipelines.jobs import fair_threads
 
 
 @pytest.fixture(autouse=True)
 def unread(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Forget what this machine's CPU has, before and after."""
-    cpu_has_bf16.cache_clear()
-    precision._say.cache_clear()
+    cached = (cpu_has_bf16, precision._say, precision.warn_if_bf16_is_slow)
+    for each in cached:
+        each.cache_clear()
     yield
-    cpu_has_bf16.cache_clear()
-    precision._say.cache_clear()
+    for each in cached:
+        each.cache_clear()
 
 
 def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
@@ -48,7 +51,32 @@ def test_a_gpu_takes_bf16_and_a_given_precision_stays(
     forced = load_config("quickstart", ["train.precision=bf16"])
     assert with_precision(forced).train.precision == "bf16"
     said = capsys.readouterr().err
-    assert "no instructions for it: a step takes about 40 times as long" in said
+    assert "train.precision=bf16, but this CPU has no instructions for it" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "use_gpu", "asked", "is_slow"),
+    [
+        ("avx2", False, "bf16", True),
+        ("avx2", False, None, False),
+        ("avx2", True, "bf16", False),
+        ("avx512_bf16", False, "bf16", False),
+    ],
+)
+def test_an_evaluation_in_bf16_says_if_the_cpu_has_no_instructions_for_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    use_gpu: bool,
+    asked: Literal["bf16"] | None,
+    is_slow: bool,
+) -> None:
+    cpu(tmp_path, monkeypatch, flags)
+    evaluation_request.with_precision(EvaluateConfig(model="m", data="d", output="o", use_gpu=use_gpu, precision=asked))
+    said = capsys.readouterr().err
+    assert said.startswith("precision=bf16, but this CPU has no instructions for it") == is_slow
+    assert bool(said) == is_slow
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import asyncio
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from rich.console import Console
 
 from pipelines.console import MessageConsole
@@ -248,6 +250,46 @@ def test_messages_of_a_worker_reach_the_drivers_terminal_through_the_relay(show)
     said = ["checkpoint of step 20 saved, val_loss 0.41", "pft seed 1: activation checkpointing off"]
     assert file.getvalue().splitlines() == said
     assert asyncio.run(passed.reports()) == []
+
+
+LATE = ray.exceptions.GetTimeoutError("the machine is busy")
+
+
+def receive_until(monkeypatch: pytest.MonkeyPatch, done: threading.Event, answers: list[Any]) -> list[str]:
+    """Receive `answers`, the last of which comes after the work is done; return the calls that were got."""
+    calls = iter("ABC")
+    got: list[str] = []
+
+    def get(call: str, timeout: float) -> list[Report]:
+        got.append(call)
+        answer = answers.pop(0)
+        if len(answers) < 2:
+            done.set()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(relay, "RECEIVE_EVERY_S", 0.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get", get)
+    passed: Any = SimpleNamespace(reports=SimpleNamespace(remote=lambda: next(calls)))
+    relay._receive_until(passed, done)
+    return got
+
+
+def test_a_late_answer_of_the_relay_is_waited_for_and_the_next_ones_too(show, monkeypatch) -> None:
+    file = show(io.StringIO())
+    reports = [Report("", "step 20 saved")], [Report("", "step 40 saved")]
+    assert receive_until(monkeypatch, threading.Event(), [LATE, *reports]) == ["A", "A", "B"]
+    assert file.getvalue().splitlines() == ["step 20 saved", "step 40 saved"]
+
+
+def test_the_relay_is_not_waited_for_twice_when_the_work_is_done(monkeypatch) -> None:
+    assert receive_until(monkeypatch, threading.Event(), [LATE, LATE, []]) == ["A", "A"]
+
+
+def test_nothing_is_received_from_a_lost_relay(monkeypatch) -> None:
+    assert receive_until(monkeypatch, threading.Event(), [ray.exceptions.RayError("lost"), [], []]) == ["A"]
 
 
 def test_rows_of_a_data_set_are_counted_as_they_come(show) -> None:
