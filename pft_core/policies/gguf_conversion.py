@@ -26,8 +26,8 @@ def convert(file: Path, folder: Path, sha256: str) -> None:
     with load_errors(str(file)):
         record = _record(file, sha256)
         source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        read: Any
-        read, loading = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        auto: Any = AutoModelForCausalLM  # its annotations know no loading info
+        read, loading = auto.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
         _refuse_missing(file, loading["missing_keys"])  # mismatched ones are an error of transformers
         tokenizer = AutoTokenizer.from_pretrained(**source)
         config = copy.deepcopy(read.config)
